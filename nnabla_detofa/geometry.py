@@ -1,0 +1,111 @@
+"""The shapes of the elastic ResNet50 and of the detector on it: which channels and strides a choice means.
+
+Pure arithmetic, shared by the search space, the cost model and the networks, so that the three cannot disagree.
+"""
+
+from dataclasses import dataclass, field
+
+
+def make_divisible(value: float, divisor: int) -> int:
+    """Round `value` to the nearest multiple of `divisor` (half up), at least `divisor` and never below 90% of `value`.
+
+    The rule OFA took over from MobileNet; it decides every channel count of the supernet.
+    """
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The elastic ResNet50: what can be chosen, and the channels and strides that a choice means.
+
+    The defaults are OFA-ResNet50 (Table 1 and the published supernet). `width_scale` shrinks every base width, the
+    stem's too, and the channel divisor with it (8 at scale 1, never below 1): with a fixed divisor of 8 the width choices
+    of a small network would collapse into one (paper is silent: small experiments are ours).
+
+    Attributes:
+        depths: the choices of D, layers added to a stage's base depth.
+        widths: the choices of W, multipliers of a stage's output channels.
+        ratios: the choices of E, middle channels of a bottleneck as a share of its output channels.
+        base_depths: layers of each stage at D = 0.
+        stage_channels: output channels of each stage at W = 1 and `width_scale` 1.
+        strides: stride of the first layer of each stage.
+        stem_channels: output channels of the stem at W = 1 and `width_scale` 1.
+    """
+
+    depths: tuple[int, ...] = (0, 1, 2)
+    widths: tuple[float, ...] = (0.65, 0.8, 1.0)
+    ratios: tuple[float, ...] = (0.2, 0.25, 0.35)
+    base_depths: tuple[int, ...] = (2, 2, 4, 2)
+    stage_channels: tuple[int, ...] = (256, 512, 1024, 2048)
+    strides: tuple[int, ...] = (1, 2, 2, 2)
+    stem_channels: int = 64
+    width_scale: float = 1.0
+
+    @property
+    def stages(self) -> int:
+        return len(self.base_depths)
+
+    @property
+    def stem_depths(self) -> tuple[int, int]:
+        """The stem's two depths: the smallest and the largest D; only at the largest is its residual conv there."""
+        return (min(self.depths), max(self.depths))
+
+    @property
+    def layers_per_stage(self) -> tuple[int, ...]:
+        """Layers of each stage at its greatest depth: 4, 4, 6, 4 for OFA-ResNet50."""
+        return tuple(base + max(self.depths) for base in self.base_depths)
+
+    @property
+    def layers(self) -> int:
+        return sum(self.layers_per_stage)
+
+    @property
+    def divisor(self) -> int:
+        return max(1, round(8 * min(1.0, self.width_scale)))
+
+    @property
+    def total_stride(self) -> int:
+        """Input pixels per feature-map cell: the stem's convolution and max-pool halve twice, then the stages."""
+        total = 4
+        for stride in self.strides:
+            total *= stride
+        return total
+
+    def stem_out(self, width: float) -> int:
+        """Channels after the stem for stem width `width`."""
+        return make_divisible(self.stem_channels * self.width_scale * width, self.divisor)
+
+    def stem_mid(self, width: float) -> int:
+        """Channels of the stem's first (and residual) convolution for stem width `width`."""
+        return make_divisible(self.stem_out(width) // 2, self.divisor)
+
+    def stage_out(self, stage: int, width: float) -> int:
+        """Channels after stage `stage` (0-based) for width multiplier `width`."""
+        return make_divisible(self.stage_channels[stage] * self.width_scale * width, self.divisor)
+
+    def middle(self, out_channels: int, ratio: float) -> int:
+        """Middle channels of a bottleneck with `out_channels` outputs and expand ratio `ratio`."""
+        return make_divisible(round(out_channels * ratio), self.divisor)
+
+
+@dataclass(frozen=True)
+class HeadGeometry:
+    """CenterNet on the backbone: the up-convolutions and the three heads (section 4.1; CenterNet's own defaults).
+
+    Attributes:
+        num_classes: channels of the class heat map.
+        deconv_channels: filters of each 4x4 stride-2 transposed convolution; their number sets the output stride.
+        head_channels: filters of the 3x3 convolution in each head.
+    """
+
+    num_classes: int = 20
+    deconv_channels: tuple[int, ...] = field(default=(256, 256, 256))
+    head_channels: int = 64
+
+    def output_stride(self, backbone: Geometry) -> int:
+        """Input pixels per heat-map cell: 4 for the paper's detector."""
+        return backbone.total_stride // 2 ** len(self.deconv_channels)
+
+
+OFA_RESNET50 = Geometry()

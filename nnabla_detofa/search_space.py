@@ -1,0 +1,340 @@
+"""The search space A, its paths, and the spaces cut out of it: CompOFA*, progressive shrinking's stages, pruned spaces.
+
+A space says which operations (D, W, E) each stage may use; a path is one choice of each. The expand ratio of a layer that
+is not active does not change the network, so neither `Path` nor `PathBatch` has a place for it: both are canonical.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .geometry import OFA_RESNET50, Geometry
+
+
+@dataclass(frozen=True)
+class Path:
+    """One path a of the supernet. Equal paths are equal networks.
+
+    Attributes:
+        stem_depth: smallest or largest D; the stem's residual convolution is there only at the largest.
+        stem_widths: W of the stem's first convolutions and of its output.
+        stage_depths: D of each stage.
+        stage_widths: W of each stage.
+        expand_ratios: for each stage, E of each ACTIVE layer: base depth + D values.
+    """
+
+    stem_depth: int
+    stem_widths: tuple[float, float]
+    stage_depths: tuple[int, ...]
+    stage_widths: tuple[float, ...]
+    expand_ratios: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def from_ofa(cls, arch: Mapping[str, Sequence], geometry: Geometry = OFA_RESNET50) -> Path:
+        """Read OFA's notation: d = D of stem and stages, e = E of every layer, w = indices of the widths.
+
+        Raises:
+            ValueError: a list has the wrong length or holds a value that is not a choice of `geometry`.
+        """
+        stages, per_stage = geometry.stages, geometry.layers_per_stage
+        lengths = {"d": stages + 1, "e": geometry.layers, "w": stages + 2}
+        for key, length in lengths.items():
+            if key not in arch:
+                raise ValueError(f"a path in OFA's notation has the keys d, e and w; {key} is missing")
+            values = arch[key]
+            if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, np.ndarray)) or len(values) != length:
+                raise ValueError(f"{key} of a path must be a list of {length} values, got {values!r}")
+        allowed = {"d": geometry.depths, "e": geometry.ratios, "w": tuple(range(len(geometry.widths)))}
+        for key, choices in allowed.items():
+            for value in arch[key]:
+                if isinstance(value, bool) or value not in choices:
+                    raise ValueError(f"{key} of a path holds {value!r}; allowed are {', '.join(map(str, choices))}")
+        if arch["d"][0] not in geometry.stem_depths:
+            raise ValueError(f"the stem's depth is {arch['d'][0]!r}; allowed are {geometry.stem_depths}")
+        first = np.cumsum((0, *per_stage[:-1]))
+        widths = [geometry.widths[int(index)] for index in arch["w"]]
+        depths = [int(depth) for depth in arch["d"]]
+        ratios = [float(ratio) for ratio in arch["e"]]
+        return cls(
+            stem_depth=depths[0],
+            stem_widths=(widths[0], widths[1]),
+            stage_depths=tuple(depths[1:]),
+            stage_widths=tuple(widths[2:]),
+            expand_ratios=tuple(
+                tuple(ratios[start : start + base + depth])
+                for start, base, depth in zip(first, geometry.base_depths, depths[1:])
+            ),
+        )
+
+    def to_ofa(self, geometry: Geometry = OFA_RESNET50) -> dict[str, list]:
+        """OFA's notation of this path; layers that are not active get the largest expand ratio."""
+        ratios: list[float] = []
+        for stage, most in zip(self.expand_ratios, geometry.layers_per_stage):
+            ratios += [*stage, *[max(geometry.ratios)] * (most - len(stage))]
+        widths = (*self.stem_widths, *self.stage_widths)
+        return {
+            "d": [self.stem_depth, *self.stage_depths],
+            "e": ratios,
+            "w": [geometry.widths.index(width) for width in widths],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class PathBatch(Sequence):
+    """Many paths as three arrays, for everything that works on thousands of paths at once.
+
+    Attributes:
+        depths: (n, 1 + stages) int8, D of the stem and of each stage.
+        widths: (n, 2 + stages) int8, indices into `geometry.widths`: the stem's two, then each stage's.
+        ratios: (n, layers) int8, indices into `geometry.ratios`; -1 where the layer is not active.
+        geometry: what the indices mean.
+    """
+
+    depths: np.ndarray
+    widths: np.ndarray
+    ratios: np.ndarray
+    geometry: Geometry = OFA_RESNET50
+
+    @classmethod
+    def from_paths(cls, paths: Iterable[Path], geometry: Geometry = OFA_RESNET50) -> PathBatch:
+        """The batch of these paths, in their order. A batch is returned as it is."""
+        if isinstance(paths, PathBatch):
+            return paths
+        archs = [path.to_ofa(geometry) for path in paths]
+        ratio_index = {ratio: index for index, ratio in enumerate(geometry.ratios)}
+        depths = np.array([arch["d"] for arch in archs], np.int8).reshape(len(archs), geometry.stages + 1)
+        widths = np.array([arch["w"] for arch in archs], np.int8).reshape(len(archs), geometry.stages + 2)
+        ratios = np.array([[ratio_index[e] for e in arch["e"]] for arch in archs], np.int8)
+        return cls.canonical(depths, widths, ratios.reshape(len(archs), geometry.layers), geometry)
+
+    @classmethod
+    def canonical(cls, depths: np.ndarray, widths: np.ndarray, ratios: np.ndarray, geometry: Geometry) -> PathBatch:
+        """The batch of these arrays, with the ratios of layers that are not active replaced by -1."""
+        active = layer_positions(geometry) < layer_counts(depths, geometry)
+        return cls(
+            depths.astype(np.int8),
+            widths.astype(np.int8),
+            np.where(active, ratios, -1).astype(np.int8),
+            geometry,
+        )
+
+    @classmethod
+    def concatenate(cls, batches: Sequence[PathBatch]) -> PathBatch:
+        return cls(
+            np.concatenate([batch.depths for batch in batches]),
+            np.concatenate([batch.widths for batch in batches]),
+            np.concatenate([batch.ratios for batch in batches]),
+            batches[0].geometry,
+        )
+
+    def __len__(self) -> int:
+        return len(self.depths)
+
+    def __getitem__(self, index):
+        """A `Path` for an integer; a smaller `PathBatch` for a slice, a mask or an array of indices."""
+        if not isinstance(index, (int, np.integer)):
+            return PathBatch(self.depths[index], self.widths[index], self.ratios[index], self.geometry)
+        geometry = self.geometry
+        depths = [int(depth) for depth in self.depths[index]]
+        widths = [geometry.widths[i] for i in self.widths[index]]
+        stages = np.split(self.ratios[index], np.cumsum(geometry.layers_per_stage)[:-1])
+        return Path(
+            stem_depth=depths[0],
+            stem_widths=(widths[0], widths[1]),
+            stage_depths=tuple(depths[1:]),
+            stage_widths=tuple(widths[2:]),
+            expand_ratios=tuple(tuple(geometry.ratios[i] for i in stage if i >= 0) for stage in stages),
+        )
+
+    def __iter__(self) -> Iterator[Path]:
+        return (self[index] for index in range(len(self)))
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """(n,) one opaque, sortable key for each path; equal keys are equal paths."""
+        rows = np.ascontiguousarray(np.concatenate([self.depths, self.widths, self.ratios], axis=1))
+        return rows.view(np.dtype((np.void, rows.shape[1]))).ravel()
+
+
+def layer_stages(geometry: Geometry) -> np.ndarray:
+    """(layers,) the stage of each layer."""
+    return np.repeat(np.arange(geometry.stages), geometry.layers_per_stage)
+
+
+def layer_positions(geometry: Geometry) -> np.ndarray:
+    """(layers,) the place of each layer inside its stage, from 0."""
+    return np.concatenate([np.arange(most) for most in geometry.layers_per_stage])
+
+
+def layer_counts(depths: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """(n, layers) for each layer the number of active layers in its stage, from depths (n, 1 + stages)."""
+    counts = depths[:, 1:] + np.asarray(geometry.base_depths)
+    return counts[:, layer_stages(geometry)]
+
+
+@dataclass(frozen=True, order=True)
+class Operation:
+    """One operation candidate: stage `stage` (0-based) at depth D, width W, with E in its layers (section 3.2)."""
+
+    stage: int
+    depth: int
+    width: float
+    ratio: float
+
+    def __str__(self) -> str:
+        return f"stage {self.stage + 1} (D{self.depth}, W{self.width:g}, E{self.ratio:g})"
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Which operations each stage may use, and which stems there are.
+
+    A path of the space has, in each stage, a pair (D, W) that has an allowed E, and in each active layer an E allowed
+    with that pair. Uniform sampling means independently uniform choices: (D, W) among the stage's pairs, then E in each
+    layer among those allowed with the pair. In A that is the independent uniform choice of D, W and every E.
+
+    Attributes:
+        name: what tables and logs call it.
+        operations: the allowed operations of all stages.
+        stem_depths: the allowed depths of the stem.
+        stem_widths: the allowed widths of the stem's first convolutions and of its output.
+        geometry: the supernet the space belongs to.
+    """
+
+    name: str
+    operations: frozenset[Operation]
+    stem_depths: tuple[int, ...] = OFA_RESNET50.stem_depths
+    stem_widths: tuple[tuple[float, ...], tuple[float, ...]] = (OFA_RESNET50.widths, OFA_RESNET50.widths)
+    geometry: Geometry = OFA_RESNET50
+
+    def __post_init__(self):
+        for stage, pairs in enumerate(self.pairs):
+            if not pairs:
+                raise ValueError(f"the space {self.name} has no operation left in stage {stage + 1}; each needs one")
+
+    @cached_property
+    def pairs(self) -> tuple[dict[tuple[int, float], tuple[float, ...]], ...]:
+        """For each stage: (D, W) -> the ratios E allowed with it, everything in ascending order."""
+        found: list[dict] = [{} for _ in range(self.geometry.stages)]
+        for operation in sorted(self.operations):
+            found[operation.stage].setdefault((operation.depth, operation.width), []).append(operation.ratio)
+        return tuple({pair: tuple(ratios) for pair, ratios in stage.items()} for stage in found)
+
+    @cached_property
+    def largest(self) -> Path:
+        """The largest path: in each stage the greatest D, then W, then E. In A it is the fullnet a_max."""
+        pairs = [max(stage) for stage in self.pairs]
+        return Path(
+            stem_depth=max(self.stem_depths),
+            stem_widths=(max(self.stem_widths[0]), max(self.stem_widths[1])),
+            stage_depths=tuple(depth for depth, _ in pairs),
+            stage_widths=tuple(width for _, width in pairs),
+            expand_ratios=tuple(
+                (max(stage[pair]),) * (base + pair[0])
+                for stage, pair, base in zip(self.pairs, pairs, self.geometry.base_depths)
+            ),
+        )
+
+    def sample(self, rng: np.random.Generator) -> Path:
+        """One path, drawn uniformly (see the class)."""
+        return self.sample_many(rng, 1)[0]
+
+    def sample_many(self, rng: np.random.Generator, n: int) -> PathBatch:
+        """`n` paths, drawn independently and uniformly (see the class)."""
+        geometry = self.geometry
+        width_index = {width: index for index, width in enumerate(geometry.widths)}
+        ratio_index = {ratio: index for index, ratio in enumerate(geometry.ratios)}
+        depths = np.empty((n, geometry.stages + 1), np.int8)
+        widths = np.empty((n, geometry.stages + 2), np.int8)
+        ratios = np.empty((n, geometry.layers), np.int8)
+        depths[:, 0] = rng.choice(np.array(self.stem_depths, np.int8), n)
+        for place, allowed in enumerate(self.stem_widths):
+            widths[:, place] = rng.choice(np.array([width_index[w] for w in allowed], np.int8), n)
+        layer = 0
+        for stage, pairs in enumerate(self.pairs):
+            chosen = rng.integers(len(pairs), size=n)
+            depths[:, stage + 1] = np.array([depth for depth, _ in pairs], np.int8)[chosen]
+            widths[:, stage + 2] = np.array([width_index[w] for _, w in pairs], np.int8)[chosen]
+            allowed = list(pairs.values())
+            table = np.zeros((len(pairs), len(geometry.ratios)), np.int8)
+            for row, values in enumerate(allowed):
+                table[row, : len(values)] = [ratio_index[e] for e in values]
+            counts = np.array([len(values) for values in allowed])[chosen]
+            for _ in range(geometry.layers_per_stage[stage]):
+                ratios[:, layer] = table[chosen, (rng.random(n) * counts).astype(np.intp)]
+                layer += 1
+        return PathBatch.canonical(depths, widths, ratios, geometry)
+
+    def size(self) -> int:
+        """The exact number of canonical paths."""
+        total = len(self.stem_depths) * len(self.stem_widths[0]) * len(self.stem_widths[1])
+        for pairs, base in zip(self.pairs, self.geometry.base_depths):
+            total *= sum(len(ratios) ** (base + depth) for (depth, _), ratios in pairs.items())
+        return total
+
+    def __contains__(self, path: Path) -> bool:
+        if path.stem_depth not in self.stem_depths or any(w not in a for w, a in zip(path.stem_widths, self.stem_widths)):
+            return False
+        for pairs, depth, width, ratios in zip(self.pairs, path.stage_depths, path.stage_widths, path.expand_ratios):
+            if not set(ratios) <= set(pairs.get((depth, width), ())):
+                return False
+        return True
+
+
+def product_space(
+    name: str,
+    depths: Sequence[int],
+    widths: Sequence[float],
+    ratios: Sequence[float],
+    geometry: Geometry = OFA_RESNET50,
+    elastic_stem: bool = True,
+) -> SearchSpace:
+    """The space in which every stage may combine any of these D, W and E.
+
+    Args:
+        elastic_stem: let the stem choose its depth among the smallest and largest D and its widths among `widths`, as
+            the code of OFA and NNablaNAS does (Table 1 does not mention the stem); otherwise it is the largest.
+    """
+    operations = frozenset(
+        Operation(stage, d, w, e) for stage in range(geometry.stages) for d in depths for w in widths for e in ratios
+    )
+    stem_depths = tuple(d for d in geometry.stem_depths if d in depths) if elastic_stem else ()
+    stem_widths = tuple(widths) if elastic_stem else (max(geometry.widths),)
+    return SearchSpace(name, operations, stem_depths or (max(geometry.depths),), (stem_widths, stem_widths), geometry)
+
+
+def ofa_resnet50(geometry: Geometry = OFA_RESNET50, elastic_stem: bool = True) -> SearchSpace:
+    """The paper's search space A (Table 1): every D, W and E of the geometry, and the stem's choices."""
+    return product_space("A", geometry.depths, geometry.widths, geometry.ratios, geometry, elastic_stem)
+
+
+def compofa(geometry: Geometry = OFA_RESNET50, elastic_stem: bool = True) -> SearchSpace:
+    """CompOFA* (Table 1): D and W coupled in each stage, (0, 0.65), (1, 0.8), (2, 1.0); E free in each layer."""
+    operations = frozenset(
+        Operation(stage, d, w, e)
+        for stage in range(geometry.stages)
+        for d, w in zip(geometry.depths, geometry.widths)
+        for e in geometry.ratios
+    )
+    free = ofa_resnet50(geometry, elastic_stem)
+    return SearchSpace("CompOFA*", operations, free.stem_depths, free.stem_widths, geometry)
+
+
+def shrinking_stages(geometry: Geometry = OFA_RESNET50, elastic_stem: bool = True) -> tuple[SearchSpace, ...]:
+    """The five spaces of OFA's progressive shrinking, small to large (Table A1)."""
+    widths, ratios = sorted(geometry.widths), sorted(geometry.ratios)
+    chosen = [
+        (widths[-1:], ratios[-1:]),
+        (widths[-2:], ratios[-1:]),
+        (widths, ratios[-1:]),
+        (widths, ratios[-2:]),
+        (widths, ratios),
+    ]
+    return tuple(
+        product_space(f"PS stage {number}", geometry.depths, w, e, geometry, elastic_stem)
+        for number, (w, e) in enumerate(chosen, 1)
+    )
