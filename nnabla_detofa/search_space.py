@@ -7,11 +7,13 @@ is not active does not change the network, so neither `Path` nor `PathBatch` has
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
+from .errors import UserError
 from .geometry import OFA_RESNET50, Geometry
 
 
@@ -38,23 +40,23 @@ class Path:
         """Read OFA's notation: d = D of stem and stages, e = E of every layer, w = indices of the widths.
 
         Raises:
-            ValueError: a list has the wrong length or holds a value that is not a choice of `geometry`.
+            UserError: a list has the wrong length or holds a value that is not a choice of `geometry`.
         """
         stages, per_stage = geometry.stages, geometry.layers_per_stage
         lengths = {"d": stages + 1, "e": geometry.layers, "w": stages + 2}
         for key, length in lengths.items():
             if key not in arch:
-                raise ValueError(f"a path in OFA's notation has the keys d, e and w; {key} is missing")
+                raise UserError(f"a path in OFA's notation has the keys d, e and w; {key} is missing")
             values = arch[key]
             if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, np.ndarray)) or len(values) != length:
-                raise ValueError(f"{key} of a path must be a list of {length} values, got {values!r}")
+                raise UserError(f"{key} of a path must be a list of {length} values, got {values!r}")
         allowed = {"d": geometry.depths, "e": geometry.ratios, "w": tuple(range(len(geometry.widths)))}
         for key, choices in allowed.items():
             for value in arch[key]:
                 if isinstance(value, bool) or value not in choices:
-                    raise ValueError(f"{key} of a path holds {value!r}; allowed are {', '.join(map(str, choices))}")
+                    raise UserError(f"{key} of a path holds {value!r}; allowed are {', '.join(map(str, choices))}")
         if arch["d"][0] not in geometry.stem_depths:
-            raise ValueError(f"the stem's depth is {arch['d'][0]!r}; allowed are {geometry.stem_depths}")
+            raise UserError(f"the stem's depth is {arch['d'][0]!r}; allowed are {geometry.stem_depths}")
         first = np.cumsum((0, *per_stage[:-1]))
         widths = [geometry.widths[int(index)] for index in arch["w"]]
         depths = [int(depth) for depth in arch["d"]]
@@ -189,6 +191,25 @@ class Operation:
         return f"stage {self.stage + 1} (D{self.depth}, W{self.width:g}, E{self.ratio:g})"
 
 
+class _Tables(NamedTuple):
+    """A space as arrays, for vectorised draws. A row of the last three is one (stage, D, W), numbered in that order.
+
+    Attributes:
+        pair_depths, pair_widths: (stages, most pairs) D, and index of W, of each stage's pairs.
+        pair_counts: (stages,) how many pairs each stage has.
+        allowed: (rows, ratios + 1) bool; the last column, which index -1 finds, is False.
+        ratio_choices: (rows, ratios) the allowed ratio indices first.
+        ratio_counts: (rows,) how many are allowed.
+    """
+
+    pair_depths: np.ndarray
+    pair_widths: np.ndarray
+    pair_counts: np.ndarray
+    allowed: np.ndarray
+    ratio_choices: np.ndarray
+    ratio_counts: np.ndarray
+
+
 @dataclass(frozen=True)
 class SearchSpace:
     """Which operations each stage may use, and which stems there are.
@@ -212,9 +233,18 @@ class SearchSpace:
     geometry: Geometry = OFA_RESNET50
 
     def __post_init__(self):
+        geometry = self.geometry
+        for op in sorted(self.operations):
+            allowed = (range(geometry.stages), geometry.depths, geometry.widths, geometry.ratios)
+            if any(value not in choices for value, choices in zip(astuple(op), allowed)):
+                raise UserError(f"the space {self.name} holds {op}, which is not a choice of its geometry")
+        stems = (self.stem_depths, *self.stem_widths)
+        choices = (geometry.stem_depths, geometry.widths, geometry.widths)
+        if len(stems) != 3 or any(not chosen or set(chosen) - set(every) for chosen, every in zip(stems, choices)):
+            raise UserError(f"the stem of the space {self.name} has the choices {stems}; allowed are some of {choices}")
         for stage, pairs in enumerate(self.pairs):
             if not pairs:
-                raise ValueError(f"the space {self.name} has no operation left in stage {stage + 1}; each needs one")
+                raise UserError(f"the space {self.name} has no operation left in stage {stage + 1}; each needs one")
 
     @cached_property
     def pairs(self) -> tuple[dict[tuple[int, float], tuple[float, ...]], ...]:
@@ -245,29 +275,72 @@ class SearchSpace:
 
     def sample_many(self, rng: np.random.Generator, n: int) -> PathBatch:
         """`n` paths, drawn independently and uniformly (see the class)."""
-        geometry = self.geometry
-        width_index = {width: index for index, width in enumerate(geometry.widths)}
-        ratio_index = {ratio: index for index, ratio in enumerate(geometry.ratios)}
+        geometry, tables = self.geometry, self._tables
         depths = np.empty((n, geometry.stages + 1), np.int8)
         widths = np.empty((n, geometry.stages + 2), np.int8)
-        ratios = np.empty((n, geometry.layers), np.int8)
         depths[:, 0] = rng.choice(np.array(self.stem_depths, np.int8), n)
         for place, allowed in enumerate(self.stem_widths):
-            widths[:, place] = rng.choice(np.array([width_index[w] for w in allowed], np.int8), n)
-        layer = 0
+            widths[:, place] = rng.choice(np.array([geometry.widths.index(w) for w in allowed], np.int8), n)
+        chosen = rng.integers(tables.pair_counts, size=(n, geometry.stages))
+        stages = np.arange(geometry.stages)
+        depths[:, 1:] = tables.pair_depths[stages, chosen]
+        widths[:, 2:] = tables.pair_widths[stages, chosen]
+        return PathBatch.canonical(depths, widths, self.draw_ratios(depths, widths, rng), geometry)
+
+    def draw_ratios(self, depths: np.ndarray, widths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """(n, layers) ratio indices, each uniform among those allowed with its stage's (D, W); inactive layers too.
+
+        Args:
+            depths, widths: as in `PathBatch`; every stage's (D, W) must be a pair of the space.
+        """
+        codes = self._pair_codes(depths, widths)
+        drawn = rng.random(codes.shape) * self._tables.ratio_counts[codes]
+        return self._tables.ratio_choices[codes, drawn.astype(np.intp)]
+
+    def allows_ratios(self, depths: np.ndarray, widths: np.ndarray, ratios: np.ndarray) -> np.ndarray:
+        """(n, layers) bool: whether each ratio index is allowed with its stage's (D, W); -1 never is."""
+        return self._tables.allowed[self._pair_codes(depths, widths), ratios]
+
+    def contains_many(self, batch: PathBatch) -> np.ndarray:
+        """(n,) bool: whether each path of the batch is in the space."""
+        inside = np.isin(batch.depths[:, 0], self.stem_depths)
+        for place, allowed in enumerate(self.stem_widths):
+            inside &= np.isin(batch.widths[:, place], [self.geometry.widths.index(w) for w in allowed])
+        allowed = self.allows_ratios(batch.depths, batch.widths, batch.ratios)
+        return inside & (allowed | (batch.ratios < 0)).all(axis=1)
+
+    def _pair_codes(self, depths: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        """(n, layers) the row of `_tables` that holds each layer's stage and (D, W)."""
+        geometry = self.geometry
+        stages = np.arange(geometry.stages)
+        codes = (stages * (max(geometry.depths) + 1) + depths[:, 1:]) * len(geometry.widths) + widths[:, 2:]
+        return np.repeat(codes, geometry.layers_per_stage, axis=1)
+
+    @cached_property
+    def _tables(self) -> _Tables:
+        geometry = self.geometry
+        most = max(len(pairs) for pairs in self.pairs)
+        pair_depths = np.zeros((geometry.stages, most), np.int8)
+        pair_widths = np.zeros((geometry.stages, most), np.int8)
+        shape = (geometry.stages, max(geometry.depths) + 1, len(geometry.widths))
+        allowed = np.zeros((*shape, len(geometry.ratios) + 1), bool)
+        choices = np.zeros((*shape, len(geometry.ratios)), np.int8)
         for stage, pairs in enumerate(self.pairs):
-            chosen = rng.integers(len(pairs), size=n)
-            depths[:, stage + 1] = np.array([depth for depth, _ in pairs], np.int8)[chosen]
-            widths[:, stage + 2] = np.array([width_index[w] for _, w in pairs], np.int8)[chosen]
-            allowed = list(pairs.values())
-            table = np.zeros((len(pairs), len(geometry.ratios)), np.int8)
-            for row, values in enumerate(allowed):
-                table[row, : len(values)] = [ratio_index[e] for e in values]
-            counts = np.array([len(values) for values in allowed])[chosen]
-            for _ in range(geometry.layers_per_stage[stage]):
-                ratios[:, layer] = table[chosen, (rng.random(n) * counts).astype(np.intp)]
-                layer += 1
-        return PathBatch.canonical(depths, widths, ratios, geometry)
+            for row, ((depth, width), ratios) in enumerate(pairs.items()):
+                place = geometry.widths.index(width)
+                indices = [geometry.ratios.index(ratio) for ratio in ratios]
+                pair_depths[stage, row], pair_widths[stage, row] = depth, place
+                allowed[stage, depth, place, indices] = True
+                choices[stage, depth, place, : len(indices)] = indices
+        allowed = allowed.reshape(-1, allowed.shape[-1])
+        return _Tables(
+            pair_depths=pair_depths,
+            pair_widths=pair_widths,
+            pair_counts=np.array([len(pairs) for pairs in self.pairs]),
+            allowed=allowed,
+            ratio_choices=choices.reshape(-1, choices.shape[-1]),
+            ratio_counts=allowed.sum(axis=1),
+        )
 
     def size(self) -> int:
         """The exact number of canonical paths."""
@@ -283,6 +356,113 @@ class SearchSpace:
             if not set(ratios) <= set(pairs.get((depth, width), ())):
                 return False
         return True
+
+    def without(self, operations: Iterable[Operation]) -> PrunedSpace:
+        """This space with these operations removed (section 3.2). Pruning a pruned space adds to what is removed.
+
+        Raises:
+            UserError: an operation is not in the space, or a stage would have none left.
+        """
+        removed = frozenset(operations)
+        if unknown := removed - self.operations:
+            raise UserError(f"{min(unknown)} is not an operation of the space {self.name}")
+        return PrunedSpace(self, removed)
+
+    def to_json(self) -> dict:
+        """The space as plain JSON values, for `from_json`."""
+        return {
+            "name": self.name,
+            "operations": _by_stage(self.operations, self.geometry.stages),
+            "stem_depths": list(self.stem_depths),
+            "stem_widths": [list(widths) for widths in self.stem_widths],
+            "geometry": {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self.geometry).items()},
+        }
+
+    @staticmethod
+    def from_json(data: Mapping) -> SearchSpace:
+        """The space that `to_json` wrote; a `PrunedSpace` where it wrote one.
+
+        Raises:
+            UserError: an entry is missing or malformed, or the space breaks a rule of its class.
+        """
+        try:
+            if "parent" in data:
+                return SearchSpace.from_json(data["parent"]).without(_from_stages(data["removed"]))
+            geometry = {key: tuple(v) if isinstance(v, list) else v for key, v in data["geometry"].items()}
+            return SearchSpace(
+                str(data["name"]),
+                _from_stages(data["operations"]),
+                tuple(data["stem_depths"]),
+                tuple(tuple(widths) for widths in data["stem_widths"]),
+                Geometry(**geometry),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"a search space in JSON lacks or misspells an entry: {error!r}") from error
+
+
+class PrunedSpace(SearchSpace):
+    """A space with operations removed, as Figure 3 shows it. Made by `SearchSpace.without`.
+
+    Attributes:
+        parent: the space before any pruning.
+        removed: the operations of `parent` that are not in this space.
+    """
+
+    parent: SearchSpace
+    removed: frozenset[Operation]
+
+    def __init__(self, space: SearchSpace, removed: frozenset[Operation]):
+        parent = space.parent if isinstance(space, PrunedSpace) else space
+        # A frozen dataclass lets attributes be set only this way.
+        object.__setattr__(self, "parent", parent)
+        object.__setattr__(self, "removed", parent.operations - space.operations | removed)
+        super().__init__(
+            f"{parent.name} pruned", space.operations - removed, space.stem_depths, space.stem_widths, space.geometry
+        )
+
+    def to_json(self) -> dict:
+        return {"parent": self.parent.to_json(), "removed": _by_stage(self.removed, self.geometry.stages)}
+
+    def __str__(self) -> str:
+        """The kept operations in the notation of Figure 3; * stands for all that the parent has there."""
+        lines = [f"{self.name}: {len(self.operations)} of {len(self.parent.operations)} operations"]
+        for stage, (kept, full) in enumerate(zip(self.pairs, self.parent.pairs), 1):
+            groups = ["(*, *, *)"] if kept == full else _figure3(kept, full)
+            lines.append(f"  stage {stage}: {', '.join(groups)}")
+        return "\n".join(lines)
+
+
+def _figure3(kept: Mapping, full: Mapping) -> list[str]:
+    """The pairs of one stage -> groups such as "(D1, {W0.65, W0.8}, *)": per D, the W with equal sets of E together."""
+
+    def one_of(letter: str, values: Sequence[float]) -> str:
+        names = ", ".join(f"{letter}{value}" for value in values)
+        return names if len(values) == 1 else f"{{{names}}}"
+
+    groups = []
+    for depth in sorted({depth for depth, _ in kept}):
+        all_widths = [w for d, w in full if d == depth]
+        by_ratios: dict[str, list[float]] = {}
+        for d, w in kept:
+            if d == depth:
+                ratios = "*" if kept[d, w] == full[d, w] else one_of("E", kept[d, w])
+                by_ratios.setdefault(ratios, []).append(w)
+        for ratios, widths in by_ratios.items():
+            groups.append(f"(D{depth}, {'*' if widths == all_widths else one_of('W', widths)}, {ratios})")
+    return groups
+
+
+def _by_stage(operations: Iterable[Operation], stages: int) -> list[list[list]]:
+    """For each stage its operations as [D, W, E], in ascending order."""
+    found: list[list[list]] = [[] for _ in range(stages)]
+    for operation in sorted(operations):
+        found[operation.stage].append([operation.depth, operation.width, operation.ratio])
+    return found
+
+
+def _from_stages(stages: Sequence[Sequence[Sequence]]) -> frozenset[Operation]:
+    """The inverse of `_by_stage`."""
+    return frozenset(Operation(stage, *values) for stage, operations in enumerate(stages) for values in operations)
 
 
 def product_space(
@@ -302,7 +482,7 @@ def product_space(
     operations = frozenset(
         Operation(stage, d, w, e) for stage in range(geometry.stages) for d in depths for w in widths for e in ratios
     )
-    stem_depths = tuple(d for d in geometry.stem_depths if d in depths) if elastic_stem else ()
+    stem_depths = tuple(sorted(set(geometry.stem_depths) & set(depths))) if elastic_stem else ()
     stem_widths = tuple(widths) if elastic_stem else (max(geometry.widths),)
     return SearchSpace(name, operations, stem_depths or (max(geometry.depths),), (stem_widths, stem_widths), geometry)
 

@@ -1,0 +1,218 @@
+"""CenterNet on the elastic backbone: up-convolutions, three heads, the loss on logits, and decoding.
+
+Only the backbone is elastic. Output stride 4: the backbone's stride is 32 with the stem's max-pool, and each of
+three transposed convolutions doubles the map. (The paper says that "a max-pooling layer and classification head are replaced":
+we read it as the pooling in front of the classifier, since without the stem's max-pool the heat map would have stride 2.)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import nnabla as nn
+import nnabla.functions as F
+import numpy as np
+
+from .compat import Mo, Model
+from .geometry import OFA_RESNET50, Geometry, HeadGeometry
+from .search_space import Path
+from .supernet import STORED, ConvBN, ElasticResNet50, Named, he_normal
+
+HEAT_MAP_BIAS = -2.19  # sigmoid(-2.19) is about 0.1: the loss starts calm (CenterNet)
+
+
+class Outputs(NamedTuple):
+    """What the detector returns for a batch, at output stride 4: (B, channels, H/4, W/4) each."""
+
+    heat_map: nn.Variable  # logits, one channel a class
+    offset: nn.Variable  # x, y of the centre inside its cell, in cells
+    size: nn.Variable  # width, height, in cells
+
+
+class TargetVariables(NamedTuple):
+    """The loss' targets for a batch of B images with at most M objects each (see `data.targets`)."""
+
+    heat_map: nn.Variable  # (B, K, h, w), 1 at centres, Gaussian around them
+    size: nn.Variable  # (B, M, 2)
+    offset: nn.Variable  # (B, M, 2)
+    index: nn.Variable  # (B, M) cell of each centre, y * w + x
+    mask: nn.Variable  # (B, M) 1 where there is an object
+
+    @classmethod
+    def empty(cls, batch: int, classes: int, map_size: tuple[int, int], objects: int) -> TargetVariables:
+        shapes = ((batch, classes, *map_size), (batch, objects, 2), (batch, objects, 2), (batch, objects), (batch, objects))
+        return cls(*(nn.Variable(shape) for shape in shapes))
+
+
+class DeconvBN(ConvBN):
+    """4x4 stride-2 transposed convolution, batch normalisation and ReLU; any number of leading inputs."""
+
+    def __init__(self, name, inputs, outputs, rng):
+        super().__init__(name, inputs, outputs, 4, rng)
+        # An output pixel sees 2x2 of the 4x4 kernel. NNabla's transposed weight is (inputs, outputs, kh, kw).
+        weight = he_normal(rng, (inputs, outputs, 4, 4), inputs * 4)
+        self.parameters["conv/conv/_W"] = Mo.Parameter(weight.shape, initializer=weight)
+
+    def __call__(self, x, statistics):
+        weight = self.parameters["conv/conv/_W"]
+        inputs, outputs = weight.shape[:2]
+        if x.shape[1] < inputs:
+            weight = F.reshape(weight, (inputs, outputs * 16))
+            weight = F.reshape(F.slice(weight, (0, 0), (x.shape[1], outputs * 16)), (x.shape[1], outputs, 4, 4))
+        y = F.deconvolution(x, weight, pad=(1, 1), stride=(2, 2))
+        return F.relu(statistics(self, y, self.parameters["bn/bn/_gamma"], self.parameters["bn/bn/_beta"]), inplace=True)
+
+
+class Head(Mo.Module):
+    """3x3 convolution, ReLU, 1x1 convolution, both with bias."""
+
+    def __init__(self, inputs, hidden, outputs, rng, std=0.001, bias=0.0):
+        super().__init__(name="")
+        values = {
+            "conv1/_W": he_normal(rng, (hidden, inputs, 3, 3), inputs * 9),
+            "conv1/_b": np.zeros(hidden, np.float32),
+            "conv2/_W": rng.normal(0.0, std, (outputs, hidden, 1, 1)).astype(np.float32),
+            "conv2/_b": np.full(outputs, bias, np.float32),
+        }
+        for key, value in values.items():
+            self.parameters[key] = Mo.Parameter(value.shape, initializer=value)
+
+    def __call__(self, x):
+        w1, b1, w2, b2 = self.parameters.values()
+        return F.convolution(F.relu(F.convolution(x, w1, b1, pad=(1, 1)), inplace=True), w2, b2)
+
+
+class Detector(Model):
+    """The supernet f^trg: elastic backbone, up-convolutions and CenterNet's heads (section 4.1).
+
+    Args:
+        head: filters and number of classes.
+        heat_map_std: standard deviation of the heat map's last weights. CenterNet's is 0.001; nets of a few
+            channels learn only with about 0.1.
+        geometry, zero_init_residual, rng, path: see `ElasticResNet50`.
+    """
+
+    def __init__(
+        self,
+        head: HeadGeometry,
+        geometry: Geometry = OFA_RESNET50,
+        zero_init_residual: bool = True,
+        heat_map_std: float = 0.001,
+        rng: np.random.Generator | None = None,
+        path: Path | None = None,
+    ):
+        super().__init__(name="")
+        rng = rng or np.random.default_rng(0)
+        self._head, self._output_stride = head, head.output_stride(geometry)
+        self.backbone = ElasticResNet50(geometry, zero_init_residual, rng, path)
+        channels = geometry.stage_out(geometry.stages - 1, path.stage_widths[-1] if path else max(geometry.widths))
+        deconvs = {}
+        for index, filters in enumerate(head.deconv_channels):
+            deconvs[index] = DeconvBN(f"deconv/{index}", channels, filters, rng)
+            channels = filters
+        self.deconv = Named(deconvs)
+        self.heat_map = Head(channels, head.head_channels, head.num_classes, rng, heat_map_std, HEAT_MAP_BIAS)
+        self.offset = Head(channels, head.head_channels, 2, rng)
+        self.size = Head(channels, head.head_channels, 2, rng)
+
+    def __call__(self, x: nn.Variable, path: Path, statistics=STORED) -> Outputs:
+        """Images (B, 3, H, W) -> heat map logits, offset and size at output stride 4."""
+        y = self.trunk(x, path, statistics)
+        return Outputs(self.heat_map(y), self.offset(y), self.size(y))
+
+    def trunk(self, x: nn.Variable, path: Path, statistics=STORED) -> nn.Variable:
+        """The network up to its last batch normalisation: backbone and up-convolutions."""
+        y = self.backbone(x, path, statistics)
+        for layer in self.deconv.modules.values():
+            y = layer(y, statistics)
+        return y
+
+    def placeholders(self, batch: int, image_size: tuple[int, int], max_objects: int = 128) -> tuple[nn.Variable, ...]:
+        """Input variables of the training loop: images (B, 3, H, W), then those of `TargetVariables`."""
+        stride = self._output_stride
+        cells = (image_size[0] // stride, image_size[1] // stride)
+        targets = TargetVariables.empty(batch, self._head.num_classes, cells, max_objects)
+        return nn.Variable((batch, 3, *image_size)), *targets
+
+    def losses(self, outputs: Outputs, targets) -> Losses:
+        """CenterNet's loss and its parts; the first is minimised."""
+        return detection_loss(outputs, TargetVariables(*targets))
+
+
+# --- Loss -------------------------------------------------------------------------------------------------------------
+
+
+class Losses(NamedTuple):
+    """The parts of CenterNet's loss, each a scalar."""
+
+    total: nn.Variable
+    heat_map: nn.Variable
+    offset: nn.Variable
+    size: nn.Variable
+
+
+def detection_loss(outputs: Outputs, targets: TargetVariables, offset_weight=1.0, size_weight=0.1) -> Losses:
+    """CenterNet's loss: penalty-reduced focal + 1.0 offset L1 + 0.1 size L1 (Objects as Points, section 3)."""
+    heat_map = focal_loss(outputs.heat_map, targets.heat_map)
+    offset = masked_l1(outputs.offset, targets.offset, targets.index, targets.mask)
+    size = masked_l1(outputs.size, targets.size, targets.index, targets.mask)
+    return Losses(heat_map + offset_weight * offset + size_weight * size, heat_map, offset, size)
+
+
+def focal_loss(logits: nn.Variable, target: nn.Variable) -> nn.Variable:
+    """Penalty-reduced focal loss of logits (B, K, h, w) against a heat map in [0, 1]; divided by the number of centres.
+
+    With p = sigmoid(x): (1 - p)^2 log p at centres, (1 - target)^4 p^2 log(1 - p) elsewhere. Both logarithms are taken
+    as softplus of the logit, so that no clamp is needed: CenterNet clamps p to [1e-4, 1 - 1e-4] and has no gradient
+    beyond. Inside that range the two are equal. Without a centre the sum is not divided, as in CenterNet.
+    """
+    p = F.sigmoid(logits)
+    centre = F.greater_equal_scalar(target, 1.0)
+    positive = centre * (1.0 - p) ** 2 * F.softplus(-1.0 * logits)
+    negative = (1.0 - target) ** 4 * p**2 * F.softplus(logits)  # zero at centres, where target is 1
+    return F.sum(positive + negative) / F.maximum_scalar(F.sum(centre), 1.0)
+
+
+def masked_l1(output: nn.Variable, target: nn.Variable, index: nn.Variable, mask: nn.Variable) -> nn.Variable:
+    """Mean absolute error of output (B, C, h, w), read at the objects' cells, against target (B, M, C)."""
+    batch, channels, height, width = output.shape
+    objects = index.shape[1]
+    rows = F.reshape(F.transpose(output, (0, 2, 3, 1)), (batch * height * width, channels))
+    start = nn.Variable.from_numpy_array(np.arange(batch, dtype=np.float32)[:, None] * (height * width))
+    found = F.embed(F.reshape(index + start, (batch * objects,)), rows)
+    weight = F.reshape(mask, (batch * objects, 1))
+    error = F.abs(found - F.reshape(target, (batch * objects, channels))) * weight
+    return F.sum(error) / (channels * F.sum(mask) + 1e-4)
+
+
+# --- Decoding ---------------------------------------------------------------------------------------------------------
+
+
+def decode(heat_map: np.ndarray, offset: np.ndarray, size: np.ndarray, top: int = 100):
+    """The `top` peaks of each image as boxes, best first; every class competes with every other.
+
+    A peak is a cell that equals the maximum of its 3x3 neighbourhood in its class.
+
+    Args:
+        heat_map: (B, K, h, w) probabilities. offset, size: (B, 2, h, w), in cells.
+
+    Returns:
+        boxes (B, top, 4) as x1 y1 x2 y2 in cells of the output map, scores (B, top), classes (B, top) int.
+    """
+    batch, classes, height, width = heat_map.shape
+    padded = np.pad(heat_map, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+    windows = [padded[:, :, dy : dy + height, dx : dx + width] for dy in range(3) for dx in range(3)]
+    peaks = np.where(heat_map == np.maximum.reduce(windows), heat_map, 0.0).reshape(batch, -1)
+    top = min(top, peaks.shape[1])
+    order = np.argsort(-peaks, axis=1, kind="stable")[:, :top]
+    scores = np.take_along_axis(peaks, order, axis=1)
+    label, cell = np.divmod(order, height * width)
+
+    def at_cells(values: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(values.reshape(batch, 2, -1), cell[:, None, :], axis=2)
+
+    y, x = np.divmod(cell, width)
+    centre = np.stack([x, y], axis=1) + at_cells(offset)
+    half = at_cells(size) / 2
+    boxes = np.concatenate([centre - half, centre + half], axis=1).transpose(0, 2, 1)
+    return boxes.astype(np.float32), scores.astype(np.float32), label

@@ -1,0 +1,118 @@
+"""A mapping, as JSON gives it -> a frozen dataclass whose annotations say what is allowed.
+
+- `int`, `float`, `bool`, `str`: a value of that type; a float may be written as an integer, and is finite.
+- `Annotated[float, "[0, 1)"]`: a number in that interval.
+- `Annotated[str, function]`: what `function` makes of the value, for values that may be spelled in another way.
+- `Literal["a", "b"]`: one of these. `X | None`: an X, or null. `tuple[X, ...]`: a list of X; `tuple[X, Y]`: two values.
+- a dataclass: a mapping of its fields. Its `__post_init__` checks them taken together: it raises a UserError that starts with
+  the name of a field, with or without the section's before it.
+"""
+
+import dataclasses
+import difflib
+import sys
+import types
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from .errors import UserError
+
+
+def read(kind: Any, value: Any, where: str, interval: str = "") -> Any:
+    """Check a value and make it what its annotation says.
+
+    Args:
+        kind: the annotation.
+        where: the value's key, dotted; what an error calls it.
+        interval: allowed numbers, like "[0, 1)"; empty for all.
+
+    Raises:
+        UserError: a key is unknown or missing, or a value is not allowed.
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        for extra in parts[1:]:
+            if callable(extra):
+                value = extra(value)
+            else:
+                interval = extra
+        return read(parts[0], value, where, interval)
+    if origin in (Union, types.UnionType):
+        (inner,) = [part for part in parts if part is not types.NoneType]
+        return None if value is None else read(inner, value, where)
+    if origin is Literal:
+        if value not in parts:
+            raise UserError(f"{where} must be {listed(parts, 'or')}, got {value!r}{_near(value, parts)}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{where} must be a list, got {kind_of(value)}")
+        if parts[-1] is Ellipsis:
+            parts = parts[:1] * len(value)
+        if len(value) != len(parts):
+            raise UserError(f"{where} must be a list of {len(parts)} values, got {len(value)}")
+        return tuple(read(part, item, f"{where}[{index}]") for index, (part, item) in enumerate(zip(parts, value)))
+    if dataclasses.is_dataclass(kind):
+        return _section(kind, value, where)
+    return _scalar(kind, value, where, interval)
+
+
+def _section(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} must be a mapping, got {kind_of(value)}")
+    fields = {entry.name: entry for entry in dataclasses.fields(kind)}
+    refuse_unknown(where, value, fields)
+    for name, entry in fields.items():
+        if name not in value and entry.default is dataclasses.MISSING:
+            raise UserError(f"{where}.{name} is missing")
+    hints = get_type_hints(kind, include_extras=True)
+    values = {name: read(hints[name], value[name], f"{where}.{name}") for name in fields if name in value}
+    try:
+        return kind(**values)
+    except UserError as error:  # from __post_init__, which knows its section's name at most
+        raise UserError(f"{where}.{str(error).removeprefix(where.rpartition('.')[2] + '.')}") from None
+
+
+def _scalar(kind: type, value: Any, where: str, interval: str) -> Any:
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise UserError(f"{where} must be {names[kind]}{f' in {interval}' if interval else ''}, got {value!r}")
+    if interval and not _inside(value, interval):
+        raise UserError(f"{where} must be in {interval}, got {value!r}")
+    if kind is float and not abs(value) <= sys.float_info.max:  # infinite, no number, or too large an integer
+        raise UserError(f"{where} must be finite, got {value!r}")
+    return kind(value)
+
+
+def _inside(value: float, interval: str) -> bool:
+    """Is `value` in an interval written like "[0, 1)"?"""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    return above and (value <= high if interval[-1] == "]" else value < high)
+
+
+def refuse_unknown(where: str, content: Mapping, known: Iterable[str]) -> None:
+    """Raise a UserError for the first key of `content` that is not among `known`, with the nearest one that is."""
+    known = list(known)
+    for key in content:
+        if key not in known:
+            hint = _near(key, known) or f"; known are {listed(known, 'and')}"
+            raise UserError(f"{where}.{key} is not a key{hint}".removeprefix("."))
+
+
+def _near(value: Any, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(value, list(known), n=1) if isinstance(value, str) else []
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def listed(names: Iterable[Any], last: str) -> str:
+    """a, b and c: `names` as a sentence has them, `last` being "and" or "or"."""
+    *head, tail = map(str, names)
+    return f"{', '.join(head)} {last} {tail}" if head else tail
+
+
+def kind_of(value: Any) -> str:
+    """What an error calls a value that should have been of another kind."""
+    kinds = {dict: "a mapping", list: "a list", str: "a string", bool: "a boolean", type(None): "nothing"}
+    return kinds.get(type(value), repr(value))

@@ -1,0 +1,538 @@
+"""What a path costs, for many paths at once, and exact uniform sampling of paths inside an interval of costs.
+
+Given the widths, a path's cost is a sum over its layers, so every figure comes from a few small tables. The same fact
+makes sampling exact: a stage's cost depends on its (D, W), the width before it, the E of its first layer and the
+MULTISET of the other E, which leaves a few hundred cases per stage. All beginnings (stem and first half of the stages)
+and all ends of paths are listed, and joined at the width between them; sorted costs and running sums then give, for each
+beginning, the probability of the ends that land inside the interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import combinations_with_replacement
+from typing import NamedTuple
+
+import numpy as np
+
+from .errors import UserError
+from .geometry import OFA_RESNET50, Geometry, HeadGeometry
+from .search_space import Path, PathBatch, SearchSpace
+
+SCOPES = ("classifier", "backbone", "detector")
+HEAD_OUTPUTS = 2 + 2
+"""Channels of CenterNet's offset and size maps; the class heat map has one per class."""
+
+
+@dataclass(frozen=True, eq=False)
+class AdditiveCost:
+    """A cost that adds up over the layers of a path: call it with paths, get a (n,) int64 array.
+
+    Tables hold integers (so that sums and comparisons are exact) and are indexed by indices into `geometry.widths` and
+    `geometry.ratios`. Other additive costs, such as measured latencies in ns, can be made from such tables.
+
+    Attributes:
+        name: what is counted, for messages.
+        unit: unit of messages, worth `scale`.
+        geometry: the supernet.
+        stem: (2, W, W) int64, [residual conv is there, width of the first convs, width of the output].
+        first: per stage (W, W, E), the stage's first layer: [width before the stage, its width, its ratio].
+        other: per stage (W, E + 1), any other layer; the last column, which index -1 finds, is 0.
+        head: (W,) all that follows the last stage, by the last stage's width.
+    """
+
+    name: str
+    unit: str
+    scale: float
+    geometry: Geometry
+    stem: np.ndarray
+    first: tuple[np.ndarray, ...]
+    other: tuple[np.ndarray, ...]
+    head: np.ndarray
+
+    def __call__(self, paths: Sequence[Path] | PathBatch) -> np.ndarray:
+        """(n,) int64 cost of each path."""
+        batch = self._batch(paths)
+        residual = (batch.depths[:, 0] == max(self.geometry.depths)).astype(np.intp)
+        stem = self.stem[residual, batch.widths[:, 0], batch.widths[:, 1]]
+        return stem + self.stages(batch).sum(axis=1) + self.head[batch.widths[:, -1]]
+
+    def stages(self, paths: Sequence[Path] | PathBatch) -> np.ndarray:
+        """(n, stages) int64 cost of each stage of each path."""
+        batch = self._batch(paths)
+        costs = np.empty((len(batch), self.geometry.stages), np.int64)
+        ratios = np.split(batch.ratios, np.cumsum(self.geometry.layers_per_stage)[:-1], axis=1)
+        for stage, (first, other, layers) in enumerate(zip(self.first, self.other, ratios)):
+            before, width = batch.widths[:, stage + 1], batch.widths[:, stage + 2]
+            costs[:, stage] = first[before, width, layers[:, 0]] + other[width[:, None], layers[:, 1:]].sum(axis=1)
+        return costs
+
+    def text(self, *costs: float) -> str:
+        """Costs in words, such as "0.52 to 4.31 GFLOPs"."""
+        return in_unit(costs, self.unit, self.scale)
+
+    def _batch(self, paths: Sequence[Path] | PathBatch) -> PathBatch:
+        batch = PathBatch.from_paths(paths, self.geometry)
+        if batch.geometry != self.geometry:
+            raise ValueError(f"{self.name} are known for {self.geometry}, the paths are of {batch.geometry}")
+        return batch
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """FLOPs and parameters of the subnets of one supernet, at one input size.
+
+    FLOPs are multiply-accumulates of convolutions, transposed convolutions and the linear layer, as OFA counts them;
+    pooling, BatchNorm, activations and biases are free. Parameters are what training changes in the subnet: weights,
+    biases, and gamma and beta of BatchNorm (its running statistics are not counted).
+
+    Attributes:
+        image_size: input pixels: the side of a square, or (height, width).
+        num_classes: classes of the classifier; of the detector too where `head` is not given.
+        scope: "classifier" is backbone, global pooling and a linear layer; "backbone" is stem and stages; "detector" is
+            CenterNet: backbone, up-convolutions and three heads.
+        backbone: the supernet.
+        head: up-convolutions and heads; by default `HeadGeometry(num_classes)`.
+    """
+
+    image_size: int | tuple[int, int] = 224
+    num_classes: int = 10
+    scope: str = "classifier"
+    backbone: Geometry = OFA_RESNET50
+    head: HeadGeometry | None = None
+
+    def __post_init__(self):
+        if self.scope not in SCOPES:
+            raise UserError(f"scope is {self.scope!r}; allowed are {', '.join(SCOPES)}")
+        sides = self.image_size if isinstance(self.image_size, (tuple, list)) else (self.image_size,) * 2
+        if len(sides) != 2 or any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1 for n in sides):
+            raise UserError(f"image_size is {self.image_size!r}; allowed are a positive integer or (height, width)")
+        if self.num_classes < 1:
+            raise UserError(f"num_classes is {self.num_classes}; allowed is 1 or more")
+        if isinstance(self.image_size, list):  # a list, as JSON has it, would leave the model without a hash
+            object.__setattr__(self, "image_size", tuple(self.image_size))
+
+    @cached_property
+    def flops(self) -> AdditiveCost:
+        """`flops(paths)`: (n,) int64 multiply-accumulates."""
+        return self._cost(0, "FLOPs", "GFLOPs", 1e9)
+
+    @cached_property
+    def params(self) -> AdditiveCost:
+        """`params(paths)`: (n,) int64 trainable parameters."""
+        return self._cost(1, "parameters", "M parameters", 1e6)
+
+    def stage_flops(self, paths: Sequence[Path] | PathBatch) -> np.ndarray:
+        """(n, stages) int64 multiply-accumulates of each stage."""
+        return self.flops.stages(paths)
+
+    def _cost(self, measure: int, name: str, unit: str, scale: float) -> AdditiveCost:
+        stem, first, other, head = self._tables
+        return AdditiveCost(
+            name,
+            unit,
+            scale,
+            self.backbone,
+            stem[..., measure],
+            tuple(table[..., measure] for table in first),
+            tuple(table[..., measure] for table in other),
+            head[..., measure],
+        )
+
+    @cached_property
+    def _tables(self) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray], np.ndarray]:
+        """Stem, first layers, other layers and head as in `AdditiveCost`, with a last axis [MACs, parameters]."""
+        net = self.backbone
+        n_widths, n_ratios = len(net.widths), len(net.ratios)
+        height, width = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
+        size = _Size(height, width).shrunk(2)
+        stem = np.zeros((2, n_widths, n_widths, 2), np.int64)
+        for w0, mid in enumerate(map(net.stem_mid, net.widths)):
+            for w1, out in enumerate(map(net.stem_out, net.widths)):
+                stem[:, w0, w1] = _conv(3, 3, mid, size.area) + _conv(3, mid, out, size.area)
+                stem[1, w0, w1] += _conv(3, mid, mid, size.area)
+        size = size.shrunk(2)  # max-pool
+        ins = [net.stem_out(w) for w in net.widths]
+        first_tables, other_tables = [], []
+        for stage, stride in enumerate(net.strides):
+            outs = [net.stage_out(stage, w) for w in net.widths]
+            after = size.shrunk(stride)
+            first = np.zeros((n_widths, n_widths, n_ratios, 2), np.int64)
+            other = np.zeros((n_widths, n_ratios + 1, 2), np.int64)
+            for w, out in enumerate(outs):
+                for e, ratio in enumerate(net.ratios):
+                    mid = net.middle(out, ratio)
+                    inner = _conv(3, mid, mid, after.area) + _conv(1, mid, out, after.area)
+                    other[w, e] = _conv(1, out, mid, after.area) + inner
+                    for w_in, before in enumerate(ins):
+                        shortcut = _conv(1, before, out, after.area)
+                        first[w_in, w, e] = _conv(1, before, mid, size.area) + inner + shortcut
+            first_tables.append(first)
+            other_tables.append(other)
+            ins, size = outs, after
+        head = np.stack([self._head(channels, size) for channels in ins])
+        return stem, first_tables, other_tables, head
+
+    def _head(self, channels: int, size: _Size) -> np.ndarray:
+        """[MACs, parameters] of what follows a feature map of these channels and this size."""
+        total = np.zeros(2, np.int64)
+        if self.scope == "classifier":
+            total += _conv(1, channels, self.num_classes, 1, per_channel=1)
+        elif self.scope == "detector":
+            head = self.head or HeadGeometry(self.num_classes)
+            for filters in head.deconv_channels:
+                # Each input pixel meets all 4 x 4 weights of every filter; 4x4, stride 2, padding 1 doubles the size.
+                total += _conv(4, channels, filters, size.area)
+                channels, size = filters, _Size(2 * size.height, 2 * size.width)
+            hidden = head.head_channels
+            total += 3 * _conv(3, channels, hidden, size.area, per_channel=1)
+            total += _conv(1, hidden, head.num_classes, size.area, per_channel=1)
+            total += 2 * _conv(1, hidden, HEAD_OUTPUTS // 2, size.area, per_channel=1)
+        return total
+
+
+class _Size(NamedTuple):
+    """Pixels of a feature map."""
+
+    height: int
+    width: int
+
+    @property
+    def area(self) -> int:
+        return self.height * self.width
+
+    def shrunk(self, stride: int) -> _Size:
+        """After a 3x3 convolution or max-pool with padding 1, or a ceil-mode average pooling, of this stride."""
+        return _Size(-(-self.height // stride), -(-self.width // stride))
+
+
+def _conv(kernel: int, ins: int, outs: int, pixels: int, per_channel: int = 2) -> np.ndarray:
+    """[MACs, parameters] of a convolution over `pixels` positions with BatchNorm (gamma, beta: 2 per output channel).
+
+    `per_channel` 1 is a bias without BatchNorm.
+    """
+    weights = kernel**2 * ins * outs
+    return np.array([weights * pixels, weights + per_channel * outs], np.int64)
+
+
+def in_unit(values: Sequence[float], unit: str, scale: float) -> str:
+    """Values in words, such as "0.52 to 4.31 GFLOPs"."""
+    return f"{' to '.join(f'{value / scale:.4g}' for value in values)} {unit}".rstrip()
+
+
+def additive(cost: CostModel | AdditiveCost) -> AdditiveCost:
+    """The cost itself; for a model, its FLOPs."""
+    return cost.flops if isinstance(cost, CostModel) else cost
+
+
+def cost_range(space: SearchSpace, cost: CostModel | AdditiveCost) -> tuple[int, int]:
+    """The exact smallest and largest cost of the space's paths."""
+    return _joint(space, additive(cost)).range
+
+
+def count_within(space: SearchSpace, cost: CostModel | AdditiveCost, low: float, high: float) -> int:
+    """The exact number of canonical paths with low <= cost < high (infinities allowed)."""
+    return _joint(space, additive(cost)).count(low, high)
+
+
+def share_within(space: SearchSpace, cost: CostModel | AdditiveCost, low: float, high: float) -> float:
+    """The probability that a uniformly sampled path has low <= cost < high (infinities allowed)."""
+    return _joint(space, additive(cost)).share(low, high)
+
+
+def sample_within(
+    space: SearchSpace, cost: CostModel | AdditiveCost, low: float, high: float, n: int, rng: np.random.Generator
+) -> PathBatch:
+    """`n` paths drawn as `space.sample_many` draws them, given low <= cost < high (infinities allowed).
+
+    Raises:
+        UserError: the space has no such path.
+    """
+    cost = additive(cost)
+    joint = _joint(space, cost)
+    if not joint.share(low, high):
+        raise UserError(
+            f"the space {space.name} has no path from {cost.text(low)} up to (not including) {cost.text(high)}; "
+            f"reachable are {cost.text(*joint.range)}"
+        )
+    return joint.sample(low, high, n, rng)
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """`n` intervals of equal width between the smallest and the largest cost of `space`, numbered from 0.
+
+    An edge belongs to the bucket above it, the largest cost to the last bucket. The first and the last bucket are open
+    outwards, so every cost has a bucket. The methods take the paths of another space, such as a pruned one, on request;
+    the edges stay (the paper bins anew after pruning; we keep the edges, since the index is an input of the filter).
+
+    Attributes:
+        space: the space whose costs set the edges: A.
+        cost: what is binned; for a model, its FLOPs.
+        n: how many buckets (the paper: five).
+    """
+
+    space: SearchSpace
+    cost: CostModel | AdditiveCost
+    n: int = 5
+
+    def __post_init__(self):
+        if self.n < 1:
+            raise UserError(f"the number of buckets is {self.n}; allowed is 1 or more")
+
+    @cached_property
+    def edges(self) -> np.ndarray:
+        """(n + 1,) float64, ascending."""
+        return np.linspace(*cost_range(self.space, self.cost), self.n + 1)
+
+    def index(self, costs: np.ndarray) -> np.ndarray:
+        """The bucket of each cost, in the shape of `costs`."""
+        return np.searchsorted(self.edges[1:-1], costs, side="right")
+
+    def interval(self, bucket: int) -> tuple[float, float]:
+        """(low, high) of a bucket: it holds low <= cost < high."""
+        if not 0 <= bucket < self.n:
+            raise ValueError(f"bucket is {bucket}; allowed are 0 to {self.n - 1}")
+        low = self.edges[bucket] if bucket else -math.inf
+        return low, self.edges[bucket + 1] if bucket < self.n - 1 else math.inf
+
+    def sample(self, bucket: int, n: int, rng: np.random.Generator, space: SearchSpace | None = None) -> PathBatch:
+        """`n` paths of the bucket, distributed as uniformly sampled paths that fell into it.
+
+        Raises:
+            UserError: the bucket is empty in the space.
+        """
+        space = space or self.space
+        if not self.share(bucket, space):
+            edges = additive(self.cost).text(*self.edges[bucket : bucket + 2])
+            raise UserError(f"bucket {bucket} ({edges}) holds no path of the space {space.name}")
+        return sample_within(space, self.cost, *self.interval(bucket), n, rng)
+
+    def share(self, bucket: int, space: SearchSpace | None = None) -> float:
+        """The probability that a uniformly sampled path falls into the bucket."""
+        return share_within(space or self.space, self.cost, *self.interval(bucket))
+
+    def count(self, bucket: int, space: SearchSpace | None = None) -> int:
+        """The exact number of canonical paths in the bucket."""
+        return count_within(space or self.space, self.cost, *self.interval(bucket))
+
+
+class _Cases(NamedTuple):
+    """What a stage can be, up to the order of its layers after the first. Rows are cases.
+
+    Attributes:
+        depths, widths: (m,) D and index of W.
+        ratios: (m, layers) ratio indices: the first layer's, then the others' in ascending order, then -1.
+        mass: (m,) probability under uniform sampling.
+        count: (m,) how many orders.
+        cost: (W, m) by the width before the stage.
+    """
+
+    depths: np.ndarray
+    widths: np.ndarray
+    ratios: np.ndarray
+    mass: np.ndarray
+    count: np.ndarray
+    cost: np.ndarray
+
+
+class _Part(NamedTuple):
+    """Beginnings or ends of paths: every combination of the cases of some parts of the network, in C order of `shape`.
+
+    Attributes:
+        shape: how many cases each part has.
+        cost, mass, count: (N,) summed cost; probability; number of paths.
+        widths: (N,) index of W at its end.
+    """
+
+    shape: tuple[int, ...]
+    cost: np.ndarray
+    mass: np.ndarray
+    count: np.ndarray
+    widths: np.ndarray
+
+    def extended(self, cases: _Cases) -> _Part:
+        """Followed by a stage."""
+        return _Part(
+            (*self.shape, len(cases.mass)),
+            (self.cost[:, None] + cases.cost[self.widths]).ravel(),
+            np.outer(self.mass, cases.mass).ravel(),
+            np.outer(self.count, cases.count).ravel(),
+            np.tile(cases.widths, len(self.cost)),
+        )
+
+
+def _stage_cases(space: SearchSpace, cost: AdditiveCost, stage: int) -> _Cases:
+    geometry = space.geometry
+    most, pairs = geometry.layers_per_stage[stage], space.pairs[stage]
+    rows = []
+    for (depth, width), allowed in pairs.items():
+        layers = geometry.base_depths[stage] + depth
+        indices = sorted(geometry.ratios.index(ratio) for ratio in allowed)
+        for first in indices:
+            for others in combinations_with_replacement(indices, layers - 1):
+                orders = math.factorial(layers - 1) // math.prod(map(math.factorial, Counter(others).values()))
+                mass = orders / (len(pairs) * len(indices) ** layers)
+                rows.append((depth, geometry.widths.index(width), (first, *others, *[-1] * (most - layers)), mass, orders))
+    depths, widths, ratios, mass, count = (np.array(column) for column in zip(*rows))
+    first, other = cost.first[stage], cost.other[stage]
+    return _Cases(
+        depths,
+        widths,
+        ratios,
+        mass,
+        count,
+        first[:, widths, ratios[:, 0]] + other[widths[:, None], ratios[:, 1:]].sum(axis=1),
+    )
+
+
+class _Join(NamedTuple):
+    """All beginnings that end with one width, and all ends that follow it, both in ascending order of cost.
+
+    Attributes:
+        begin, end: row of each beginning and end in the order of its `_Part`.
+        begin_cost, begin_mass, begin_count: of each beginning.
+        end_cost: of each end.
+        end_mass, end_count: running sums over the ends, from 0: one entry more than there are ends.
+    """
+
+    begin: np.ndarray
+    begin_cost: np.ndarray
+    begin_mass: np.ndarray
+    begin_count: np.ndarray
+    end: np.ndarray
+    end_cost: np.ndarray
+    end_mass: np.ndarray
+    end_count: np.ndarray
+
+    def ends_within(self, low: int, high: int, begins=slice(None)) -> tuple[np.ndarray, np.ndarray]:
+        """For each beginning the first end, and the end after the last, whose sum with it is in [low, high)."""
+        costs = self.begin_cost[begins]
+        return np.searchsorted(self.end_cost, low - costs), np.searchsorted(self.end_cost, high - costs)
+
+
+class _Joint:
+    """The exact distribution of a space's costs, and sampling from its slices (see the module)."""
+
+    def __init__(self, space: SearchSpace, cost: AdditiveCost):
+        geometry = space.geometry
+        if geometry != cost.geometry:
+            raise ValueError(f"{cost.name} are known for {cost.geometry}, the space {space.name} is of {geometry}")
+        if space.size() >= 2**63:
+            raise UserError(f"the space {space.name} has {space.size()} paths; exact counts allow fewer than 2^63")
+        self.geometry = geometry
+        self.cases = [_stage_cases(space, cost, stage) for stage in range(geometry.stages)]
+        first, second = ([geometry.widths.index(width) for width in allowed] for allowed in space.stem_widths)
+        self.stems = np.array([(d, w0, w1) for d in space.stem_depths for w0 in first for w1 in second])
+        depths, before, after = self.stems.T
+        n = len(self.stems)
+        begins = _Part(
+            (n,),
+            cost.stem[(depths == max(geometry.depths)).astype(np.intp), before, after],
+            np.full(n, 1 / n),
+            np.ones(n, np.int64),
+            after,
+        )
+        half = geometry.stages // 2
+        for cases in self.cases[:half]:
+            begins = begins.extended(cases)
+        self.begin_shape = begins.shape
+        self.end_shape = tuple(len(cases.mass) for cases in self.cases[half:])
+        self.joins = [self._join(begins, width, half, cost.head) for width in np.unique(begins.widths)]
+
+    def _join(self, begins: _Part, width: int, half: int, head: np.ndarray) -> _Join:
+        ends = _Part((), np.zeros(1, np.int64), np.ones(1), np.ones(1, np.int64), np.array([width]))
+        for cases in self.cases[half:]:
+            ends = ends.extended(cases)
+        end_cost = ends.cost + head[ends.widths]
+        begin = np.flatnonzero(begins.widths == width)
+        begin = begin[np.argsort(begins.cost[begin], kind="stable")]
+        end = np.argsort(end_cost, kind="stable")
+        return _Join(
+            begin=begin,
+            begin_cost=begins.cost[begin],
+            begin_mass=begins.mass[begin],
+            begin_count=begins.count[begin],
+            end=end,
+            end_cost=end_cost[end],
+            end_mass=np.concatenate([[0.0], np.cumsum(ends.mass[end])]),
+            end_count=np.concatenate([[0], np.cumsum(ends.count[end])]),
+        )
+
+    @cached_property
+    def range(self) -> tuple[int, int]:
+        least = min(join.begin_cost[0] + join.end_cost[0] for join in self.joins)
+        return int(least), int(max(join.begin_cost[-1] + join.end_cost[-1] for join in self.joins))
+
+    def count(self, low: float, high: float) -> int:
+        total = 0
+        for join in self.joins:
+            start, stop = join.ends_within(*self._bounds(low, high))
+            total += int(join.begin_count @ (join.end_count[stop] - join.end_count[start]))
+        return total
+
+    def share(self, low: float, high: float) -> float:
+        return float(_masses(self, *self._bounds(low, high))[-1])
+
+    def sample(self, low: float, high: float, n: int, rng: np.random.Generator) -> PathBatch:
+        low, high = self._bounds(low, high)
+        rows = _draw(_masses(self, low, high), n, rng)
+        sizes = [len(join.begin) for join in self.joins]
+        starts = np.cumsum([0, *sizes[:-1]])
+        which = np.searchsorted(starts, rows, side="right") - 1
+        begin, end = np.empty(n, np.intp), np.empty(n, np.intp)
+        for index, join in enumerate(self.joins):
+            here = np.flatnonzero(which == index)
+            row = rows[here] - starts[index]
+            start, stop = join.ends_within(low, high, row)
+            mass = join.end_mass
+            drawn = mass[start] + rng.random(len(here)) * (mass[stop] - mass[start])
+            place = np.clip(np.searchsorted(mass, drawn, side="right") - 1, start, stop - 1)
+            begin[here], end[here] = join.begin[row], join.end[place]
+        stem, *cases = np.unravel_index(begin, self.begin_shape)
+        return self._paths(stem, [*cases, *np.unravel_index(end, self.end_shape)], rng)
+
+    def _bounds(self, low: float, high: float) -> tuple[int, int]:
+        """The integers that stand for the half-open interval: costs are integers."""
+        least, most = self.range
+        low, high = (math.ceil(min(max(bound, least), most + 1)) for bound in (low, high))
+        return low, max(low, high)
+
+    def _paths(self, stem: np.ndarray, cases: list[np.ndarray], rng: np.random.Generator) -> PathBatch:
+        """The paths of these stems and cases, with the layers after each stage's first in a random order."""
+        depths, ratios, widths = [self.stems[stem, 0]], [], [self.stems[stem, 1], self.stems[stem, 2]]
+        for stage, chosen in zip(self.cases, cases):
+            depths.append(stage.depths[chosen])
+            widths.append(stage.widths[chosen])
+            layers = stage.ratios[chosen]
+            others = layers[:, 1:]
+            order = np.argsort(np.where(others < 0, 1.0, rng.random(others.shape)), axis=1)
+            np.put_along_axis(layers[:, 1:], order, others.copy(), axis=1)
+            ratios.append(layers)
+        return PathBatch.canonical(np.stack(depths, 1), np.stack(widths, 1), np.concatenate(ratios, axis=1), self.geometry)
+
+
+@lru_cache(maxsize=8)
+def _joint(space: SearchSpace, cost: AdditiveCost) -> _Joint:
+    return _Joint(space, cost)
+
+
+@lru_cache(maxsize=16)
+def _masses(joint: _Joint, low: int, high: int) -> np.ndarray:
+    """Running sum over all beginnings of the probability that a path has the beginning and a cost in [low, high)."""
+    masses = []
+    for join in joint.joins:
+        start, stop = join.ends_within(low, high)
+        masses.append(join.begin_mass * (join.end_mass[stop] - join.end_mass[start]))
+    return np.cumsum(np.concatenate(masses))
+
+
+def _draw(running: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """`n` rows, each with the probability that the running sums give it."""
+    rows = np.searchsorted(running, rng.random(n) * running[-1], side="right")
+    # Rounding may reach the total itself: the last row with any probability is the first to reach it.
+    return np.minimum(rows, np.searchsorted(running, running[-1]))

@@ -1,0 +1,242 @@
+"""The embedded data set: handwritten digits on darkened photographs, made from what scikit-learn carries.
+
+A small but real detection task that needs no download (paper is silent: small experiments are ours). `write_digits` makes
+a VOC tree of images with 1 to 6 digits, and single digits on the same backgrounds for pre-training:
+
+    JPEGImages/, Annotations/, ImageSets/Main/{train,val,trainval,test}.txt       ten classes, "0" to "9"
+    classification/{train,val}/{0..9}/00000.jpg
+    settings.json                                                                  what the tree was made with
+
+scikit-learn's 1797 digits come from forms that different people filled in, one form after the other: each begins with 0
+to 9 three times, which shows where. The splits take whole forms (`FORMS`) and so mostly different hands; training
+backgrounds come from the left three fifths of the two photographs, the others from the rest.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+
+from ..errors import UserError
+
+DIGIT_CLASSES = tuple("0123456789")
+
+FORMS = {"train": slice(0, 1029), "val": slice(1029, 1415), "test": slice(1415, 1797)}
+"""The digits of each split, by scikit-learn's order: eight forms, three, three."""
+
+VERSION = 1  # of the recipe: raise it with any change to the pictures
+DIGIT_SIDE = (20, 60)
+"""Smallest and largest side, in pixels, of the square that a digit is drawn in; the digit itself is about 16 to 48 high."""
+
+PHOTOGRAPHS = ("china.jpg", "flower.jpg")
+TRAIN_WIDTH = 0.6
+INK = 0.3  # coverage from which a pixel counts as ink
+JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95]
+
+
+class _Source(NamedTuple):
+    """What one split draws from: digits (n, 10, 10) float32 in [0, 1], their labels (n,), backgrounds (H, W, 3) uint8."""
+
+    digits: np.ndarray
+    labels: np.ndarray
+    backgrounds: list[np.ndarray]
+
+
+def write_digits(
+    root: str | os.PathLike,
+    *,
+    seed: int = 0,
+    train: int = 400,
+    val: int = 128,
+    test: int = 150,
+    image_size: int = 128,
+    crops_train: int = 4000,
+    crops_val: int = 1000,
+    crop_size: int = 64,
+    overwrite: bool = False,
+) -> Path:
+    """Write the data set to the folder `root`, all or nothing, and return it.
+
+    The same arguments give the same bytes (with the same OpenCV). A tree that was made with the same arguments is left
+    alone.
+
+    Args:
+        train, val, test: images with several digits, `image_size` pixels square.
+        crops_train, crops_val: images with one digit, `crop_size` pixels square.
+        overwrite: whether a tree made with other arguments is replaced; nothing else ever is.
+
+    Raises:
+        UserError: a size or number is too small, or `root` holds something else.
+    """
+    counts = {"train": train, "val": val, "test": test}
+    crops = {"train": crops_train, "val": crops_val}
+    for name, side in (("image_size", image_size), ("crop_size", crop_size)):
+        if side < DIGIT_SIDE[1]:
+            raise UserError(f"{name} must be at least {DIGIT_SIDE[1]}, the side of the largest digit, got {side}")
+    for name, count in {**counts, **{f"crops_{split}": count for split, count in crops.items()}}.items():
+        if count < 1:
+            raise UserError(f"{name} must be at least 1, got {count}")
+    settings = {
+        "data set": "digits", "version": VERSION, "seed": seed, **counts, "image_size": image_size,
+        "crops_train": crops_train, "crops_val": crops_val, "crop_size": crop_size,
+    }  # fmt: skip
+    root = Path(root)
+    if _is_made(root, settings, overwrite):
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
+        made = Path(scratch) / "made"
+        made.mkdir()
+        for number, split in enumerate(FORMS):
+            source = _source(split)
+            names = [f"{split}_{i:05d}" for i in range(counts[split])]
+            for i, name in enumerate(names):
+                _write_scene(made, name, source, image_size, np.random.default_rng((seed, number, 0, i)))
+            _write_split(made, split, names)
+            for i in range(crops.get(split, 0)):
+                _write_crop(made / "classification" / split, i, source, crop_size, np.random.default_rng((seed, number, 1, i)))
+        lists = made / "ImageSets" / "Main"
+        (lists / "trainval.txt").write_text((lists / "train.txt").read_text() + (lists / "val.txt").read_text())
+        (made / "settings.json").write_text(json.dumps(settings, indent=1) + "\n")
+        if overwrite:
+            with contextlib.suppress(FileNotFoundError):
+                root.rename(Path(scratch) / "replaced")
+        try:
+            made.rename(root)
+        except OSError as error:  # another process was quicker; it may well have made the same tree
+            if not _is_made(root, settings, overwrite=False):
+                raise UserError(f"{root} cannot be written: {error.strerror}") from error
+    return root
+
+
+def _is_made(root: Path, settings: dict, overwrite: bool) -> bool:
+    """Whether `root` already holds the tree; False if the way is clear.
+
+    Raises:
+        UserError: it holds something that must not be replaced.
+    """
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    try:
+        found = json.loads((root / "settings.json").read_text())
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or found.get("data set") != settings["data set"]:
+        raise UserError(f"{root} must be a new or empty folder, or one that this program made: it holds something else")
+    differing = [key for key in settings if found.get(key) != settings[key]]
+    if differing and not overwrite:
+        changes = ", ".join(f"{key} {found.get(key)} instead of {settings[key]}" for key in differing)
+        raise UserError(f"{root} was made with {changes}: take another folder, or overwrite it")
+    return not differing
+
+
+def _source(split: str) -> _Source:
+    from sklearn.datasets import load_digits, load_sample_image  # here: only making the data set needs scikit-learn
+
+    digits = load_digits()
+    backgrounds = []
+    for photograph in PHOTOGRAPHS:
+        image = cv2.cvtColor(load_sample_image(photograph), cv2.COLOR_RGB2BGR)
+        border = int(image.shape[1] * TRAIN_WIDTH)
+        backgrounds.append(image[:, :border] if split == "train" else image[:, border:])
+    chosen = FORMS[split]
+    # An empty cell all around lets strokes fade out at the edges of their square.
+    framed = np.pad(np.float32(digits.images[chosen] / 16), ((0, 0), (1, 1), (1, 1)))
+    return _Source(framed, digits.target[chosen], backgrounds)
+
+
+def _background(source: _Source, side: int, rng: np.random.Generator) -> np.ndarray:
+    """A square piece of a photograph, darkened: (side, side, 3) float32 in [0, 255]."""
+    image = source.backgrounds[rng.integers(len(source.backgrounds))]
+    # One to two times as wide as it will be, so that scenes and crops show the same textures.
+    piece = min(rng.integers(side, 2 * side + 1), *image.shape[:2])
+    top, left = (rng.integers(length - piece + 1) for length in image.shape[:2])
+    square = cv2.resize(image[top : top + piece, left : left + piece], (side, side), interpolation=cv2.INTER_AREA)
+    return np.float32(square[:, ::-1] if rng.random() < 0.5 else square) * np.float32(rng.uniform(0.2, 0.45))
+
+
+def _draw(canvas: np.ndarray, digit: np.ndarray, side: int, top: int, left: int, rng: np.random.Generator) -> np.ndarray:
+    """The canvas with `digit` in nearly white on it, in the square of `side` pixels at (top, left)."""
+    cover = cv2.resize(digit, (side, side), interpolation=cv2.INTER_CUBIC).clip(0, 1)[..., None]
+    drawn = canvas.copy()
+    square = drawn[top : top + side, left : left + side]
+    square += cover * (np.float32(rng.uniform(215, 255)) - square)
+    return drawn
+
+
+def _ink_box(digit: np.ndarray, side: int, top: int, left: int) -> np.ndarray:
+    """x1 y1 x2 y2 of the digit's ink, first and last column and row, 0-based."""
+    ink = cv2.resize(digit, (side, side), interpolation=cv2.INTER_CUBIC) >= INK
+    rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
+    return np.array([left + columns[0], top + rows[0], left + columns[-1], top + rows[-1]])
+
+
+def _write_scene(root: Path, name: str, source: _Source, side: int, rng: np.random.Generator) -> None:
+    """One image with 1 to 6 digits and its annotation."""
+    canvas = _background(source, side, rng)
+    boxes, labels = np.zeros((0, 4), int), []
+    for _ in range(rng.integers(1, 7)):
+        for _ in range(20):  # a digit that finds no free place in 20 tries is left out
+            chosen = rng.integers(len(source.digits))
+            extent = int(rng.integers(DIGIT_SIDE[0], DIGIT_SIDE[1] + 1))
+            top, left = rng.integers(side - extent + 1, size=2)
+            box = _ink_box(source.digits[chosen], extent, top, left)
+            if (_covered(box, boxes) <= 0.05).all():
+                canvas = _draw(canvas, source.digits[chosen], extent, top, left, rng)
+                boxes, labels = np.vstack([boxes, box]), [*labels, int(source.labels[chosen])]
+                break
+    _write_image(root / "JPEGImages" / f"{name}.jpg", canvas)
+    _write_annotation(root / "Annotations" / f"{name}.xml", name, side, boxes + 1, labels)
+
+
+def _covered(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The area shared with each other box, as a share of the smaller of the two."""
+    shared = (np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2]) + 1).clip(0).prod(1)
+    return shared / np.minimum((box[2:] - box[:2] + 1).prod(), (others[:, 2:] - others[:, :2] + 1).prod(1))
+
+
+def _write_crop(folder: Path, number: int, source: _Source, side: int, rng: np.random.Generator) -> None:
+    """One image with one digit, of every class in turn."""
+    label = number % len(DIGIT_CLASSES)
+    digit = source.digits[rng.choice(np.flatnonzero(source.labels == label))]
+    extent = int(rng.integers(DIGIT_SIDE[0], DIGIT_SIDE[1] + 1))
+    top, left = rng.integers(side - extent + 1, size=2)
+    canvas = _draw(_background(source, side, rng), digit, extent, top, left, rng)
+    _write_image(folder / DIGIT_CLASSES[label] / f"{number:05d}.jpg", canvas)
+
+
+def _write_image(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(".jpg", image.round().astype(np.uint8), JPEG)[1].tobytes())
+
+
+def _write_split(root: Path, split: str, names: list[str]) -> None:
+    file = root / "ImageSets" / "Main" / f"{split}.txt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(f"{name}\n" for name in names))
+
+
+def _write_annotation(path: Path, name: str, side: int, boxes: np.ndarray, labels: list[int]) -> None:
+    """VOC's XML; `boxes` (n, 4) are 1-based, both corners inside."""
+    tree = ElementTree.Element("annotation")
+    ElementTree.SubElement(tree, "filename").text = f"{name}.jpg"
+    _add(tree, "size", {"width": side, "height": side, "depth": 3})
+    for box, label in zip(boxes, labels):
+        entry = _add(tree, "object", {"name": DIGIT_CLASSES[label], "truncated": 0, "difficult": 0})
+        _add(entry, "bndbox", dict(zip(("xmin", "ymin", "xmax", "ymax"), box)))
+    ElementTree.indent(tree)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(ElementTree.tostring(tree) + b"\n")
+
+
+def _add(parent: ElementTree.Element, tag: str, values: dict[str, object]) -> ElementTree.Element:
+    element = ElementTree.SubElement(parent, tag)
+    for key, value in values.items():
+        ElementTree.SubElement(element, key).text = str(value)
+    return element

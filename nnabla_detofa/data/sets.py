@@ -1,0 +1,155 @@
+"""From a config's `dataloader` section to data sets, and to the arrays that networks train and are evaluated on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..config import Config, ImageFolderData, VocData
+from ..errors import UserError
+from .augment import Augmentation, eval_transform, train_transform
+from .image_folder import ImageFolder, centre_crop, random_crop
+from .loader import CachedDataset
+from .targets import make_targets
+from .voc import VOCDataset
+
+Arrays = tuple[np.ndarray, ...]
+
+
+class Subset:
+    """Some of a data set's images, under new indices."""
+
+    def __init__(self, dataset: Any, indices: np.ndarray):
+        self.dataset, self.indices, self.classes = dataset, indices, dataset.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def load(self, index: int):
+        """Image `index` of the subset."""
+        return self.dataset.load(int(self.indices[index]))
+
+
+@dataclass(frozen=True)
+class DetectionSets:
+    """A detection data set, and what an image of it becomes.
+
+    Attributes:
+        classes: names; a label is a position here.
+        train: trained on. val: paths are evaluated on it. test: found subnets are evaluated on it, nothing else.
+        image_size: (height, width) of the network's input.
+        stride: input pixels per heat-map cell.
+        max_objects: objects of an image that become targets.
+        augmentation: of training images.
+    """
+
+    classes: tuple[str, ...]
+    train: Any
+    val: Any
+    test: Any
+    image_size: tuple[int, int]
+    stride: int
+    max_objects: int
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        return self.image_size[0] // self.stride, self.image_size[1] // self.stride
+
+    def target_shapes(self) -> list[list[int]]:
+        """Shapes of one image's targets, as `targets.Targets` orders them."""
+        objects = self.max_objects
+        return [[len(self.classes), *self.map_size], [objects, 2], [objects, 2], [objects], [objects]]
+
+    def train_item(self, dataset, index: int, rng: np.random.Generator) -> Arrays:
+        """Augmented image (3, H, W) and its targets: what a `Loader` stacks."""
+        sample = dataset.load(index)
+        image, boxes, _ = train_transform(sample, self.image_size, rng, self.augmentation)
+        return self._with_targets(image, boxes, sample.labels)
+
+    def eval_item(self, dataset, index: int) -> Arrays:
+        """The whole image fitted into the input, and its targets."""
+        sample = dataset.load(index)
+        image, boxes, _ = eval_transform(sample, self.image_size)
+        return self._with_targets(image, boxes, sample.labels)
+
+    def _with_targets(self, image, boxes, labels) -> Arrays:
+        targets = make_targets(boxes / self.stride, labels, len(self.classes), self.map_size, self.max_objects)
+        return (image, *targets)
+
+
+@dataclass(frozen=True)
+class ClassificationSets:
+    """A classification data set, and what an image of it becomes."""
+
+    classes: tuple[str, ...]
+    train: Any
+    val: Any
+    image_size: tuple[int, int]
+    flip: bool = True
+    crop_area: tuple[float, float] = (0.35, 1.0)
+    centre_share: float = 0.875
+
+    def target_shapes(self) -> list[list[int]]:
+        """Shape of one image's target: its label."""
+        return [[1]]
+
+    def train_item(self, dataset, index: int, rng: np.random.Generator) -> Arrays:
+        """A random crop (3, H, W) and its label (1,)."""
+        image, label = dataset.load(index)
+        return random_crop(image, self.image_size[0], rng, self.crop_area, 0.5 * self.flip), np.array([label])
+
+    def eval_item(self, dataset, index: int) -> Arrays:
+        """The centre (3, H, W) and the label (1,)."""
+        image, label = dataset.load(index)
+        return centre_crop(image, self.image_size[0], self.centre_share), np.array([label])
+
+
+def open_sets(config: Config, stride: int | None = None) -> DetectionSets | ClassificationSets:
+    """The data sets that a config names; every file that will be needed is looked for now.
+
+    Args:
+        stride: input pixels per heat-map cell of the detector.
+
+    Raises:
+        UserError: a folder, a split or an annotation is missing or broken.
+    """
+    data = config.dataloader
+    size = (data.image_size, data.image_size)
+    if isinstance(data, ImageFolderData):
+        train = ImageFolder(f"{data.root}/{data.train}")
+        val = ImageFolder(f"{data.root}/{data.val}", train.classes)
+        return ClassificationSets(
+            train.classes, CachedDataset(train), CachedDataset(val), size, data.flip, data.crop_area, data.centre_share
+        )
+    if not isinstance(data, VocData):
+        raise UserError(f"dataloader must be voc or image_folder, got {config.dataloader_name}")
+    everything = VOCDataset(data.root, data.train, data.classes)
+    classes = everything.classes
+    train = everything if data.train_difficult else VOCDataset(data.root, data.train, classes, keep_difficult=False)
+    test = VOCDataset(data.root, data.test, classes)
+    if data.holdout:
+        if data.holdout >= len(train):
+            raise UserError(f"dataloader.voc.holdout must be less than the {len(train)} training images, got {data.holdout}")
+        order = np.random.default_rng(config.args.seed).permutation(len(train))
+        train, val = Subset(train, np.sort(order[data.holdout :])), Subset(train, np.sort(order[: data.holdout]))
+    else:
+        val = VOCDataset(data.root, data.val, classes)
+    augmentation = Augmentation(
+        scale=data.scale_range,
+        crop=data.crop,
+        flip=0.5 * data.flip,
+        jitter=Augmentation.jitter * data.colour,
+        lighting=Augmentation.lighting * data.colour,
+    )
+    return DetectionSets(classes, *map(CachedDataset, (train, val, test)), size, stride or 4, data.max_objects, augmentation)
+
+
+def eval_batches(sets, dataset, indices, batch: int) -> Iterator[Arrays]:
+    """Stacked `eval_item`s of `indices`, `batch` at a time; the last may be smaller."""
+    for start in range(0, len(indices), batch):
+        items = [sets.eval_item(dataset, int(index)) for index in indices[start : start + batch]]
+        yield tuple(np.stack(arrays) for arrays in zip(*items))

@@ -1,0 +1,93 @@
+"""CenterNet's targets: which numbers the three heads should give for the boxes of one image."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Targets(NamedTuple):
+    """Targets of one image on an output map of (h, w) cells; a loader stacks each field over the batch.
+
+    Attributes:
+        heat_map: (classes, h, w) float32 in [0, 1]; 1 at the cell of an object's centre, a Gaussian around it.
+        size: (M, 2) float32, width and height of each object in cells.
+        offset: (M, 2) float32 in [0, 1), what truncating its centre (x, y) to a cell cut off.
+        index: (M,) int64, the centre's cell: y * w + x.
+        mask: (M,) float32, 1 in the places that hold an object. These come first; the rest of every field is 0.
+    """
+
+    heat_map: np.ndarray
+    size: np.ndarray
+    offset: np.ndarray
+    index: np.ndarray
+    mask: np.ndarray
+
+
+def gaussian_radius(height: float, width: float, min_overlap: float = 0.7) -> float:
+    """How far both corners of a box may move so that it still overlaps the true one by `min_overlap` (IoU).
+
+    As CenterNet has it from CornerNet: the smallest of three roots, one per way the corners can move. The formulas leave
+    out a division by 2a, so all but the last root (box inside the true one) are too large; kept, since every published
+    CenterNet was trained with them.
+    """
+    around, area = height + width, height * width
+
+    def root(a: float, b: float, c: float) -> float:
+        return (b + math.sqrt(b * b - 4 * a * c)) / 2
+
+    return min(
+        root(1, around, area * (1 - min_overlap) / (1 + min_overlap)),
+        root(4, 2 * around, area * (1 - min_overlap)),
+        root(4 * min_overlap, -2 * min_overlap * around, area * (min_overlap - 1)),
+    )
+
+
+def make_targets(
+    boxes: np.ndarray, labels: np.ndarray, num_classes: int, map_size: tuple[int, int], max_objects: int = 128
+) -> Targets:
+    """Targets of one image.
+
+    Boxes are clipped to the map ([0, w - 1] and [0, h - 1]); those without area left are left out and take no place. Of
+    more than `max_objects` the first are kept, as in CenterNet.
+
+    Args:
+        boxes: (n, 4) x1 y1 x2 y2 in output-map cells (input pixels / output stride), clipped or not.
+        labels: (n,) integers in [0, num_classes).
+        map_size: (h, w) of the output map.
+
+    Raises:
+        ValueError: a label is out of range, or there is not one label per box.
+    """
+    boxes, labels = np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(labels, np.int64)
+    if labels.shape != (len(boxes),) or ((labels < 0) | (labels >= num_classes)).any():
+        raise ValueError(f"labels must be one integer in [0, {num_classes}) for each of {len(boxes)} boxes, got {labels}")
+    height, width = map_size
+    boxes = np.clip(boxes, 0, np.array([width - 1, height - 1] * 2, np.float32))
+    keep = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))[:max_objects]
+    boxes, labels, count = boxes[keep], labels[keep], len(keep)
+
+    heat_map = np.zeros((num_classes, height, width), np.float32)
+    size, offset = np.zeros((2, max_objects, 2), np.float32)
+    index, mask = np.zeros(max_objects, np.int64), np.zeros(max_objects, np.float32)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    cells = centres.astype(np.int64)
+    size[:count] = boxes[:, 2:] - boxes[:, :2]
+    offset[:count] = centres - cells
+    index[:count] = cells[:, 1] * width + cells[:, 0]
+    mask[:count] = 1
+    for label, (x, y), (box_width, box_height) in zip(labels, cells, size):
+        radius = max(0, int(gaussian_radius(math.ceil(box_height), math.ceil(box_width))))
+        draw_gaussian(heat_map[label], int(x), int(y), radius)
+    return Targets(heat_map, size, offset, index, mask)
+
+
+def draw_gaussian(heat_map: np.ndarray, x: int, y: int, radius: int) -> None:
+    """Raise `heat_map` (h, w), in place, to a Gaussian of peak 1 at cell (x, y), cut off at `radius` cells; sigma is a
+    sixth of its diameter."""
+    diameter = 2 * radius + 1
+    profile = np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2 * (diameter / 6) ** 2))
+    top, left = max(0, y - radius), max(0, x - radius)
+    window = heat_map[top : y + radius + 1, left : x + radius + 1]
+    rows, columns = (profile[start : start + n] for start, n in zip((top - y + radius, left - x + radius), window.shape))
+    np.maximum(window, np.outer(rows, columns), out=window, casting="same_kind")

@@ -1,0 +1,255 @@
+"""Evolutionary search for the best path within a budget (section 3.3, Eq. 3), over whole populations at once.
+
+The algorithm is OFA's: keep the best quarter of the population as parents, fill it up with mutants of random parents and
+crossovers of random pairs of parents, all within the budget, and repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .costs import AdditiveCost, CostModel, additive, cost_range, in_unit, sample_within, share_within
+from .errors import UserError
+from .search_space import Path, PathBatch, SearchSpace
+
+CHILD_ROUNDS = 4
+FIRST_ROUNDS = 6
+"""How often infeasible children, and members of the first population, are drawn at most. Each round draws four times as
+many candidates for each that is missing: up to 85 in all for a child, 1365 for a member of the first population."""
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A hard bound: cost <= budget.
+
+    Attributes:
+        name: what is bounded, for messages.
+        cost: paths -> (n,) costs. An `AdditiveCost` lets even the tightest budget be sampled directly.
+        budget: in the unit of `cost`, inclusive.
+        unit: unit of messages, worth `scale`.
+    """
+
+    name: str
+    cost: Callable[[PathBatch], np.ndarray]
+    budget: float
+    unit: str = ""
+    scale: float = 1.0
+
+    @property
+    def above(self) -> float:
+        """The smallest integer that is not allowed: what ends a half-open interval of an additive cost."""
+        return np.floor(self.budget) + 1
+
+    def text(self, *costs: float) -> str:
+        """Costs in words, such as "0.52 to 4.31 GFLOPs"."""
+        return in_unit(costs, self.unit, self.scale)
+
+
+def at_most(cost: CostModel | AdditiveCost, budget: float) -> Constraint:
+    """The constraint that an additive cost (for a model, its FLOPs) is at most `budget`."""
+    cost = additive(cost)
+    return Constraint(cost.name, cost, budget, cost.unit, cost.scale)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        path: the best path.
+        score: its score.
+        cost: its cost (of the `cost` argument).
+        history: best score so far, of the first population and after each generation: generations + 1 values.
+        scored: how many different paths were scored.
+        left_out: children given up because every redraw was infeasible.
+    """
+
+    path: Path
+    score: float
+    cost: float
+    history: tuple[float, ...]
+    scored: int
+    left_out: int
+
+
+def search(
+    space: SearchSpace,
+    score: Callable[[PathBatch], np.ndarray],
+    cost: CostModel | AdditiveCost | Callable[[PathBatch], np.ndarray],
+    budget: float,
+    rng: np.random.Generator,
+    generations: int = 500,
+    population: int = 100,
+    parent_ratio: float = 0.25,
+    mutate_prob: float = 0.1,
+    mutation_ratio: float = 0.5,
+    constraints: Sequence[Constraint] = (),
+    progress: Callable[[int, float], None] | None = None,
+) -> SearchResult:
+    """The path of `space` with the best score found among those with cost <= budget (Eq. 3).
+
+    The paper gives the number of generations (500); population, parents, mutation and the halves are OFA's. Parents are
+    distinct paths, and no path is scored twice (OFA keeps copies). A child that is still infeasible after a bounded
+    number of redraws is left out of its generation.
+
+    Args:
+        score: paths -> (n,) scores, higher is better; called with distinct paths it has not seen.
+        cost: an additive cost, or any function of paths -> (n,) costs; for a model, its FLOPs.
+        budget: the largest allowed cost, in the unit of `cost`.
+        generations: how many times children are bred.
+        population: size of the first population, and children per generation.
+        parent_ratio: parents, as a share of `population`.
+        mutate_prob: probability with which a mutant redraws each choice.
+        mutation_ratio: share of mutants among the children; the rest are crossovers.
+        constraints: further bounds that hold as well.
+        progress: called after each generation with its number, from 1, and the best score so far.
+
+    Raises:
+        UserError: an argument is out of its range, or no path that meets the constraints was found.
+    """
+    shares = {"parent_ratio": parent_ratio, "mutate_prob": mutate_prob, "mutation_ratio": mutation_ratio}
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"{name} of the search must be in [0, 1], got {value}")
+    if population < 1 or generations < 0:
+        raise UserError(
+            f"the search needs a population of at least 1 and 0 or more generations, got {population}, {generations}"
+        )
+    main = at_most(cost, budget) if isinstance(cost, (CostModel, AdditiveCost)) else Constraint("cost", cost, budget)
+    bounds = (main, *constraints)
+    n_parents = max(1, round(parent_ratio * population))
+    n_mutants = round(mutation_ratio * population)
+
+    known: dict[bytes, float] = {}
+    parents, scores = _best(first_population(space, bounds, population, rng), score, known, n_parents)
+    history, left_out = [scores[0]], 0
+
+    def mutants(n: int) -> PathBatch:
+        return mutate_many(space, parents[rng.integers(len(parents), size=n)], mutate_prob, rng)
+
+    def crossovers(n: int) -> PathBatch:
+        first, second = rng.integers(len(parents), size=(2, n))
+        return crossover_many(space, parents[first], parents[second], rng)
+
+    for generation in range(1, generations + 1):
+        children = [*_breed(mutants, n_mutants, bounds), *_breed(crossovers, population - n_mutants, bounds)]
+        left_out += population - sum(map(len, children))
+        parents, scores = _best(PathBatch.concatenate([parents, *children]), score, known, n_parents)
+        history.append(scores[0])
+        if progress:
+            progress(generation, history[-1])
+    found = parents[:1]
+    return SearchResult(found[0], history[-1], np.asarray(main.cost(found)).item(), tuple(history), len(known), left_out)
+
+
+def first_population(space: SearchSpace, constraints: Sequence[Constraint], n: int, rng: np.random.Generator) -> PathBatch:
+    """`n` paths drawn uniformly among those that meet the constraints, or fewer (at least one) where these are rare.
+
+    Paths come straight from below the additive constraint that the fewest paths meet; the other constraints, and costs
+    that are not additive, reject what does not fit.
+
+    Raises:
+        UserError: a budget is below every path, or no path was found.
+    """
+    shares = []
+    for bound in constraints:
+        if isinstance(bound.cost, AdditiveCost):
+            least, most = cost_range(space, bound.cost)
+            if bound.budget < least:
+                raise UserError(
+                    f"{bound.name} budget {bound.text(bound.budget)} is below the smallest path; "
+                    f"reachable are {bound.text(least, most)}"
+                )
+            shares.append((share_within(space, bound.cost, -np.inf, bound.above), bound))
+
+    def draw(count: int) -> PathBatch:
+        if not shares:
+            return space.sample_many(rng, count)
+        _, tightest = min(shares, key=lambda pair: pair[0])
+        return sample_within(space, tightest.cost, -np.inf, tightest.above, count, rng)
+
+    found = PathBatch.concatenate(_breed(draw, n, constraints, FIRST_ROUNDS))
+    if not len(found):
+        names = " and ".join(f"{bound.name} <= {bound.text(bound.budget)}" for bound in constraints)
+        draws = n * (4**FIRST_ROUNDS - 1) // 3
+        raise UserError(f"none of {draws} paths drawn from the space {space.name} has {names}; allow more")
+    return found
+
+
+def mutate_many(space: SearchSpace, batch: PathBatch, rate: float, rng: np.random.Generator) -> PathBatch:
+    """Each path with each of its choices redrawn with probability `rate`, uniformly within `space`.
+
+    The choices are the stem's depth, its two widths, each stage's (D, W) and each layer's E. Where a new (D, W) brings
+    in a layer, or does not allow a layer's E, that E is redrawn too.
+    """
+    fresh = space.sample_many(rng, len(batch))
+    picked = _pick(fresh, batch, rate, rng)
+    redrawn = rng.random(batch.ratios.shape) < rate
+    return _with_ratios(space, *picked, [np.where(redrawn, -1, batch.ratios)], rng)
+
+
+def crossover_many(space: SearchSpace, first: PathBatch, second: PathBatch, rng: np.random.Generator) -> PathBatch:
+    """Each choice (see `mutate_many`) from either of two paths with equal chance, kept within `space`.
+
+    An E that the child's (D, W) does not allow, or that the parent does not have, comes from the other parent; if that
+    fails too, it is redrawn.
+    """
+    picked = _pick(first, second, 0.5, rng)
+    swap = rng.random(first.ratios.shape) < 0.5
+    one, other = np.where(swap, second.ratios, first.ratios), np.where(swap, first.ratios, second.ratios)
+    return _with_ratios(space, *picked, [one, other], rng)
+
+
+def _pick(first: PathBatch, second: PathBatch, chance: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Depths and widths, each choice from `first` with probability `chance`; a stage's D and W are one choice."""
+    n, stages = len(first), first.geometry.stages
+    stem_depth, stem_widths, pairs = np.split(rng.random((n, 3 + stages)) < chance, [1, 3], axis=1)
+    depths = np.where(np.hstack([stem_depth, pairs]), first.depths, second.depths)
+    return depths, np.where(np.hstack([stem_widths, pairs]), first.widths, second.widths)
+
+
+def _with_ratios(
+    space: SearchSpace, depths: np.ndarray, widths: np.ndarray, wishes: Sequence[np.ndarray], rng: np.random.Generator
+) -> PathBatch:
+    """Paths with the first allowed of the wished ratios in each layer, or else one drawn uniformly."""
+    ratios = space.draw_ratios(depths, widths, rng)
+    for wish in reversed(wishes):
+        ratios = np.where(space.allows_ratios(depths, widths, wish), wish, ratios)
+    return PathBatch.canonical(depths, widths, ratios, space.geometry)
+
+
+def _feasible(batch: PathBatch, constraints: Sequence[Constraint]) -> np.ndarray:
+    return np.all([bound.cost(batch) <= bound.budget for bound in constraints], axis=0)
+
+
+def _breed(
+    make: Callable[[int], PathBatch], n: int, constraints: Sequence[Constraint], rounds: int = CHILD_ROUNDS
+) -> list[PathBatch]:
+    """`n` feasible paths out of those that `make` draws, fewer if `rounds` of drawing are not enough."""
+    kept = []
+    for draws in range(rounds):
+        if not n:
+            break
+        drawn = make(n * 4**draws)
+        kept.append(drawn[_feasible(drawn, constraints)][:n])
+        n -= len(kept[-1])
+    return kept
+
+
+def _best(
+    batch: PathBatch, score: Callable[[PathBatch], np.ndarray], known: dict[bytes, float], n: int
+) -> tuple[PathBatch, list[float]]:
+    """The `n` best distinct paths of the batch and their scores, best first; scores that are not known are added."""
+    keys = batch.keys.tolist()
+    rows = {key: row for row, key in reversed(list(enumerate(keys)))}
+    new = [key for key in rows if key not in known]
+    if new:
+        scores = np.asarray(score(batch[[rows[key] for key in new]]), float)
+        if scores.shape != (len(new),) or np.isnan(scores).any():
+            raise ValueError(f"the score of {len(new)} paths must be as many numbers, got shape {scores.shape} or NaN")
+        known.update(zip(new, scores.tolist()))
+    best = sorted(rows, key=lambda key: (-known[key], rows[key]))[:n]
+    return batch[[rows[key] for key in best]], [known[key] for key in best]

@@ -1,0 +1,226 @@
+"""The one training loop: every method trains through `train`, and differs by the sampler of paths it passes.
+
+A step is three functions: `build` makes the graph of this step's path, `load` fills in a batch, `step` updates the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Protocol
+
+import nnabla as nn
+import numpy as np
+
+from . import search_space, weights
+from .compat import Mo, Optimizer
+from .errors import UserError
+from .supernet import BATCH
+
+
+class PathSampler(Protocol):
+    """Where the loop gets each step's path: `pruning.KeptPaths`, `pruning.UniformPaths`, `OnePath`, ..."""
+
+    def next(self) -> search_space.Path: ...
+
+    def state(self) -> dict: ...
+
+    def restore(self, state: dict) -> None: ...
+
+
+@dataclass
+class OnePath:
+    """The sampler that always answers with the same path: fullnet training (Alg. 1 line 2)."""
+
+    path: search_space.Path
+
+    def next(self) -> search_space.Path:
+        return self.path
+
+    def state(self) -> dict:
+        return {}
+
+    def restore(self, state: dict) -> None:
+        """There is nothing to restore."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate of each step; NNablaNAS' Optimizer asks it by `get_learning_rate`.
+
+    Attributes:
+        base: the learning rate before any decay.
+        kind: "step" (times `gamma` at each milestone), "cosine" (to 0 at the last step) or "constant".
+        steps: steps of the whole schedule.
+        milestones: steps at which "step" decays.
+        warmup_steps: the rate climbs linearly from 0 to `base` over this many steps.
+    """
+
+    base: float
+    kind: str
+    steps: int
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    warmup_steps: int = 0
+
+    def get_learning_rate(self, step: int) -> float:
+        """The learning rate of step `step`, counted from 0."""
+        rate = self.base * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else self.base
+        if self.kind == "step":
+            return rate * self.gamma ** sum(step >= milestone for milestone in self.milestones)
+        if self.kind == "cosine":
+            return rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / max(1, self.steps))))
+        return rate
+
+
+# --- One step ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The graph of one step: its input variables and the scalar losses, the first of which is minimised."""
+
+    inputs: Sequence[nn.Variable]
+    losses: Sequence[nn.Variable]
+
+
+def build(net: Mo.Module, path: search_space.Path, inputs: Sequence[nn.Variable], accumulate: int = 1) -> Graph:
+    """The loss of `path` on a batch; `inputs` are the images and then what `net.loss` takes as targets."""
+    images, *targets = inputs
+    losses = net.losses(net(images, path, BATCH), targets)
+    for loss in losses:
+        loss.persistent = True
+    total = losses[0] / accumulate if accumulate > 1 else losses[0]
+    return Graph(inputs, (total, *losses))
+
+
+def load(graph: Graph, batch: Sequence[np.ndarray]) -> None:
+    """Put a batch's arrays into the graph's inputs."""
+    for variable, array in zip(graph.inputs, batch, strict=True):
+        variable.d = array
+
+
+def step(graph: Graph) -> None:
+    """Add the gradients of the loaded batch to those of the parameters."""
+    graph.losses[0].forward(clear_no_need_grad=True)
+    graph.losses[0].backward(clear_buffer=True)
+
+
+class NotFinite(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What `train` reports after each step."""
+
+    step: int
+    path: search_space.Path
+    losses: tuple[float, ...]  # as `net.losses` orders them, mean over the accumulated mini-batches
+    rate: float
+
+
+def train(
+    net: Mo.Module,
+    optimizer: Optimizer,
+    paths: PathSampler,
+    loader,
+    inputs: Sequence[nn.Variable],
+    steps: range,
+    *,
+    accumulate: int = 1,
+    comm=None,
+    event=None,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+) -> None:
+    """Train `net`: each step draws one path, and updates the weights that it uses (Alg. 1 lines 9 to 16).
+
+    Args:
+        optimizer: holds the parameters to train; its schedule decides the learning rate.
+        paths: gives the path of each step. With several processes each must be given the same sequence.
+        loader: `data.loader.Loader`; step s takes its batch s.
+        inputs: variables for one mini-batch: images, then targets.
+        steps: the global steps to do.
+        accumulate: mini-batches that a batch is cut into; their gradients make one update.
+        on_step: called after each update, for logs and checkpoints.
+
+    Raises:
+        NotFinite: the loss is NaN or infinite; the weights are those before that update.
+    """
+    with closing(loader.batches(steps.start)) as batches:
+        for number in steps:
+            path = paths.next()
+            graph = build(net, path, inputs, accumulate)
+            optimizer.zero_grad()
+            seen = []
+            batch = next(batches)
+            size = len(batch[0]) // accumulate
+            for start in range(0, size * accumulate, size):
+                load(graph, [array[start : start + size] for array in batch])
+                step(graph)
+                seen.append([float(loss.d) for loss in graph.losses[1:]])
+            losses = tuple(np.mean(seen, axis=0).tolist())
+            if not math.isfinite(losses[0]):
+                raise NotFinite(f"the loss became {losses[0]} at step {number} on the path {json.dumps(path.to_ofa())}")
+            if comm is not None and comm.n_procs > 1:
+                event.default_stream_synchronize()
+                comm.all_reduce([p.grad for p in optimizer.get_parameters().values()], division=True, inplace=False)
+            rate = optimizer.get_learning_rate()
+            optimizer.update()
+            if event is not None:
+                event.add_default_stream_event()
+            on_step(Progress(number, path, losses, rate))
+
+
+# --- Checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Checkpoint:
+    """A folder that holds the last complete state of a phase: weights, optimiser and what else is needed to go on.
+
+    It is written beside and then renamed, so that a stop at any moment leaves the state before or the state after.
+    """
+
+    folder: FilePath
+
+    def save(self, net: Mo.Module, optimizer: Optimizer, state: dict) -> None:
+        """Keep the weights, the optimiser's moments and `state` (JSON)."""
+        fresh = self.folder.with_name(self.folder.name + ".new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        weights.write(fresh / "weights.h5", net.get_parameters())
+        moments = optimizer.save_checkpoint(str(fresh), "train")
+        state = {**state, "optimizer": {key: moments[key] for key in ("current_iter", "num_update")}}
+        (fresh / "state.json").write_text(json.dumps(state))
+        old = self.folder.with_name(self.folder.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.folder.exists():
+            os.replace(self.folder, old)
+        os.replace(fresh, self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def load(self, net: Mo.Module, optimizer: Optimizer) -> dict | None:
+        """Bring weights and optimiser back and return the state; None where there is no checkpoint."""
+        place = next((p for p in (self.folder, self.folder.with_name(self.folder.name + ".old")) if p.exists()), None)
+        if place is None:
+            return None
+        try:
+            state = json.loads((place / "state.json").read_text())
+            weights.load(net, place / "weights.h5")
+            info = {**state.pop("optimizer"), "states_path": str(place / "optim_train.h5")}
+            optimizer.load_checkpoint(info)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise UserError(f"the checkpoint {place} cannot be read ({error}); remove it to start this phase over") from error
+        return state
+
+    def remove(self) -> None:
+        """The phase is over."""
+        for suffix in ("", ".old", ".new"):
+            shutil.rmtree(self.folder.with_name(self.folder.name + suffix), ignore_errors=True)

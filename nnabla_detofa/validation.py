@@ -1,0 +1,157 @@
+"""What a path is worth: batch-normalisation re-estimation, validation loss, detections and average precision."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import nnabla as nn
+import nnabla.functions as F
+import numpy as np
+
+from .centernet import Detector, decode
+from .compat import Mo
+from .search_space import Path
+from .supernet import CollectedStatistics, GivenStatistics
+
+Statistics = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def reestimate(net: Mo.Module, path: Path, batches: Sequence[np.ndarray]) -> Statistics:
+    """Mean and variance of every batch normalisation of `path`: the average over the batches' own, as OFA takes them.
+
+    Args:
+        batches: images (B, 3, H, W), the same B in each.
+    """
+    images, collected = nn.Variable(batches[0].shape), CollectedStatistics()
+    output = net.trunk(images, path, collected)
+    sums: dict[str, list[np.ndarray]] = {}
+    for batch in batches:
+        images.d = batch
+        output.forward(clear_buffer=True)
+        for name, found in collected.found.items():
+            if name not in sums:
+                sums[name] = [np.zeros(value.shape, np.float64) for value in found]
+            for total, value in zip(sums[name], found):
+                total += value.d
+    count = len(batches)
+    return {name: tuple((total / count).astype(np.float32) for total in both) for name, both in sums.items()}
+
+
+def validation_loss(net: Mo.Module, path: Path, statistics: Statistics, batches: Sequence[Sequence[np.ndarray]]) -> float:
+    """Mean loss over batches of (images, targets ...); a smaller last batch counts by its images."""
+    graphs: dict[int, tuple] = {}
+    total = images = 0.0
+    for batch in batches:
+        size = len(batch[0])
+        if size not in graphs:
+            inputs = [nn.Variable(array.shape) for array in batch]
+            outputs = net(inputs[0], path, GivenStatistics(statistics))
+            graphs[size] = inputs, net.losses(outputs, inputs[1:])[0]
+        inputs, loss = graphs[size]
+        for variable, array in zip(inputs, batch):
+            variable.d = array
+        loss.forward(clear_buffer=True)
+        total += size * float(loss.d)
+        images += size
+    return total / images
+
+
+@dataclass
+class PathEvaluator:
+    """Validation losses of many paths of one supernet: images are decoded once, a path's graphs are built once.
+
+    Attributes:
+        net: the supernet.
+        statistics_batches: images for re-estimating batch normalisation.
+        validation_batches: (images, targets ...) for the loss.
+        processes: paths are shared out over this many processes. Each is forked, so this is for the CPU.
+    """
+
+    net: Mo.Module
+    statistics_batches: Sequence[np.ndarray]
+    validation_batches: Sequence[Sequence[np.ndarray]]
+    processes: int = 1
+
+    def loss(self, path: Path) -> float:
+        """Validation loss of `path` with its own statistics."""
+        return validation_loss(self.net, path, reestimate(self.net, path, self.statistics_batches), self.validation_batches)
+
+    def losses(self, paths: Sequence[Path], on_result: Callable[[int, float], None] = lambda index, loss: None) -> np.ndarray:
+        """(n,) validation losses; `on_result` hears of each as soon as it and all before it are known."""
+        results = np.empty(len(paths))
+        for index, loss in enumerate(map_forked(self.loss, paths, self.processes)):
+            results[index] = loss
+            on_result(index, loss)
+        return results
+
+
+def map_forked(function: Callable, items: Iterable, processes: int) -> Iterable:
+    """`map(function, items)` over forked processes, in order; in this process where `processes` is 1.
+
+    A forked process has the weights and the images of this one without copying or pickling them.
+    """
+    if processes <= 1:
+        yield from map(function, items)
+        return
+    with multiprocessing.get_context("fork").Pool(processes, _adopt, (function,)) as pool:
+        yield from pool.imap(_call_adopted, items)
+
+
+def _adopt(function: Callable) -> None:
+    """Runs in a forked process: keep the function there, which could not be sent to it."""
+    _call_adopted.function = function
+
+
+def _call_adopted(item):
+    return _call_adopted.function(item)
+
+
+# --- Detections -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class BoxDetector:
+    """One path as a detector of boxes.
+
+    Attributes:
+        net, path, statistics: the supernet, the path, and the path's re-estimated statistics.
+        top: detections kept in an image.
+    """
+
+    net: Detector
+    path: Path
+    statistics: Statistics
+    top: int = 100
+
+    def __post_init__(self):
+        self._graphs: dict[tuple[int, ...], tuple] = {}
+
+    def __call__(self, images: np.ndarray, matrices: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Boxes (n, 4) x1 y1 x2 y2 in pixels of the original images, scores (n,), labels (n,), best first, for each image.
+
+        Args:
+            images: (B, 3, H, W) as `data.augment.eval_transform` makes them.
+            matrices: (B, 2, 3) that brought the originals to the input.
+        """
+        if images.shape not in self._graphs:
+            x = nn.Variable(images.shape)
+            y = self.net(x, self.path, GivenStatistics(self.statistics))
+            outputs = (F.sigmoid(y.heat_map), y.offset, y.size)
+            for output in outputs:
+                output.persistent = True
+            self._graphs[images.shape] = x, outputs
+        x, outputs = self._graphs[images.shape]
+        x.d = images
+        nn.forward_all(outputs, clear_buffer=True)
+        boxes, scores, labels = decode(*(output.d for output in outputs), top=self.top)
+        stride = images.shape[-1] // outputs[0].shape[-1]
+        return [(to_original(boxes[i] * stride, matrices[i]), scores[i], labels[i]) for i in range(len(images))]
+
+
+def to_original(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Boxes (n, 4) in input pixels -> pixels of the original image, by the inverse of the 2x3 `matrix` to the input."""
+    inverse = np.linalg.inv(np.vstack([matrix, [0.0, 0.0, 1.0]]))[:2]
+    corners = boxes.reshape(-1, 2) @ inverse[:, :2].T + inverse[:, 2]
+    return corners.reshape(-1, 4).astype(np.float32)

@@ -1,0 +1,112 @@
+"""Weights in files: read strictly, written whole or not at all.
+
+A weights file is what `nnabla.save_parameters` writes: HDF5 with one data set a parameter. Reading one runs no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+
+import h5py
+import nnabla as nn
+import numpy as np
+
+from .compat import Mo
+from .errors import UserError
+
+
+def read(file: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Parameter name -> array of a weights file.
+
+    Raises:
+        UserError: the file is missing, is not HDF5, or holds something other than finite numbers.
+    """
+    file = FilePath(file)
+    if not file.is_file():
+        raise UserError(f"the weights file {file} does not exist")
+    found: dict[str, np.ndarray] = {}
+
+    def visit(name: str, item) -> None:
+        if isinstance(item, h5py.Dataset):
+            found[name] = item[...]
+
+    try:
+        with h5py.File(file, "r") as opened:
+            opened.visititems(visit)
+    except (OSError, RuntimeError, KeyError, TypeError) as error:
+        raise UserError(f"the weights file {file} cannot be read as HDF5 ({error})") from error
+    if not found:
+        raise UserError(f"the weights file {file} holds no parameters")
+    for name, array in found.items():
+        if array.dtype.kind not in "fiu" or not np.all(np.isfinite(array)):
+            raise UserError(f"the parameter {name} in {file} is not made of finite numbers")
+    return found
+
+
+def write(file: str | os.PathLike, parameters: Mapping[str, nn.Variable], dtype=np.float32) -> None:
+    """Write parameters as `nnabla.save_parameters` would; the file appears complete or not at all.
+
+    Args:
+        dtype: float16 halves the file for weights that are shipped.
+    """
+    file = FilePath(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = file.with_name(file.name + ".new")
+    with h5py.File(fresh, "w") as opened:
+        for index, (name, variable) in enumerate(parameters.items()):
+            data = opened.create_dataset(name, data=variable.d.astype(dtype), compression="gzip")
+            data.attrs["index"], data.attrs["need_grad"] = index, variable.need_grad
+    os.replace(fresh, file)
+
+
+def fill(parameters: Mapping[str, nn.Variable], arrays: Mapping[str, np.ndarray], source: str) -> None:
+    """Set every parameter to the array of its name: all of them, or none and an error.
+
+    Arrays that no parameter asks for are left alone.
+
+    Raises:
+        UserError: a parameter has no array, or one of another shape.
+    """
+    for name, variable in parameters.items():
+        if name not in arrays:
+            missing = sum(name not in arrays for name in parameters)
+            raise UserError(f"{source} lacks the parameter {name} ({missing} of {len(parameters)} are missing)")
+        if arrays[name].shape != variable.shape:
+            raise UserError(f"{name} in {source} has the shape {arrays[name].shape}; this network's is {variable.shape}")
+    for name, variable in parameters.items():
+        variable.d = arrays[name]
+
+
+def load(net: Mo.Module, file: str | os.PathLike) -> None:
+    """Fill the whole network from a weights file; the two must hold the same names."""
+    parameters, arrays = net.get_parameters(), read(file)
+    extra = [name for name in arrays if name not in parameters]
+    if extra:
+        raise UserError(f"{file} holds {len(extra)} parameters that this network lacks, the first is {extra[0]}")
+    fill(parameters, arrays, str(file))
+
+
+def load_backbone(detector: Mo.Module, file: str | os.PathLike) -> list[str]:
+    """Fill the detector's backbone from a classification supernet, or from another detector (section 3, step 2).
+
+    Returns:
+        the names in the file that were not used: the classifier's, or the other detector's head.
+    """
+    arrays = read(file)
+    prefix = "backbone/" if any(name.startswith("backbone/") for name in arrays) else ""
+    wanted = detector.backbone.get_parameters()
+    own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    fill(wanted, own, str(file))
+    return [prefix + name for name in own if name not in wanted] + [n for n in arrays if not n.startswith(prefix)]
+
+
+def digest(parameters: Mapping[str, nn.Variable]) -> str:
+    """A short hash of names and values: which weights a result belongs to."""
+    total = hashlib.sha256()
+    for name in sorted(parameters):
+        total.update(name.encode())
+        total.update(np.ascontiguousarray(parameters[name].d).tobytes())
+    return total.hexdigest()[:16]

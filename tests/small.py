@@ -1,0 +1,48 @@
+"""A search space small enough to list, for tests that compare with a full enumeration."""
+
+from itertools import product
+
+import numpy as np
+
+from nnabla_detofa.geometry import Geometry
+from nnabla_detofa.search_space import Operation, Path, PathBatch, SearchSpace, ofa_resnet50
+
+GEOMETRY = Geometry(
+    depths=(0, 1),
+    widths=(0.5, 1.0),
+    ratios=(0.2, 0.25, 0.35),
+    base_depths=(1, 2),
+    stage_channels=(256, 512),
+    strides=(1, 2),
+)
+SPACE = ofa_resnet50(GEOMETRY)
+PRUNED = SPACE.without(
+    [
+        Operation(0, 1, 1.0, 0.35),
+        *(Operation(1, 1, 0.5, ratio) for ratio in GEOMETRY.ratios),
+        Operation(1, 1, 1.0, 0.2),
+        Operation(1, 1, 1.0, 0.35),
+    ]
+)
+
+
+def every_path(space: SearchSpace) -> PathBatch:
+    """All canonical paths of the space, in no meaningful order: OFA's notation run through, then filtered."""
+    geometry = space.geometry
+    notation = product(
+        product(geometry.depths, repeat=geometry.stages + 1),
+        product(geometry.ratios, repeat=geometry.layers),
+        product(range(len(geometry.widths)), repeat=geometry.stages + 2),
+    )
+    paths = {Path.from_ofa({"d": d, "e": e, "w": w}, geometry) for d, e, w in notation}
+    return PathBatch.from_paths([path for path in paths if path in space], geometry)
+
+
+def probabilities(space: SearchSpace, batch: PathBatch) -> np.ndarray:
+    """(n,) the probability of each path under uniform sampling, from the definition."""
+    stem = len(space.stem_depths) * len(space.stem_widths[0]) * len(space.stem_widths[1])
+    result = np.full(len(batch), 1 / stem)
+    for index, path in enumerate(batch):
+        for pairs, depth, width, ratios in zip(space.pairs, path.stage_depths, path.stage_widths, path.expand_ratios):
+            result[index] /= len(pairs) * len(pairs[depth, width]) ** len(ratios)
+    return result

@@ -1,0 +1,120 @@
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from nnabla_detofa import __version__, cli
+from nnabla_detofa.errors import UserError
+
+
+@pytest.fixture
+def runner(monkeypatch):
+    """Stands in for every runner: remembers its calls, and raises what it is told to."""
+    calls = SimpleNamespace(seen=[], error=None)
+
+    def run(config, device, output, restart=False):
+        calls.seen.append((config, device, output, restart))
+        if calls.error:
+            raise calls.error
+
+    monkeypatch.setitem(sys.modules, "a_runner", SimpleNamespace(run=run))
+    monkeypatch.setattr(cli, "RUNNERS", dict.fromkeys(cli.RUNNERS, "a_runner"))
+    return calls
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "small.json"
+    file.write_text('{"network": {"centernet_ofa_resnet50": {}}, "dataloader": {"voc": {"holdout": 10}}}')
+    return str(file)
+
+
+@pytest.mark.parametrize("command", [[], ["run"]])
+def test_a_config_runs_with_or_without_the_word(command, runner, config):
+    assert cli.main([*command, "-f", config, "-c", "cpu"]) == 0
+    ((loaded, device, output, restart),) = runner.seen
+    assert (loaded.name, device.name, str(output), restart) == ("small", "cpu", "runs/small", False)
+
+
+def test_flags_and_overrides_mix_in_any_order(runner, config, tmp_path):
+    line = ["hparams.epochs=3", "-f", config, "args.seed=5", "-c", "cpu", "--restart", "args.context=cudnn", "-d", "1"]
+    assert cli.main(["run", *line, "-o", str(tmp_path / "1")]) == 0
+    ((loaded, _, output, restart),) = runner.seen
+    assert (loaded.hparams.epochs, loaded.args.seed, loaded.args.context, loaded.args.device_id) == (3, 5, "cpu", "1")
+    assert (output, restart) == (tmp_path / "1", True)
+
+
+def test_what_the_user_can_mend_is_one_sentence(runner, config, capsys):
+    assert cli.main(["-f", config, "hparams.r_path=25"]) == 2
+    assert capsys.readouterr().err == "error: hparams.r_path must be in [0, 1), got 25\n"
+    runner.error = UserError("the weights w.h5 must be readable")
+    assert cli.main(["-f", config, "-c", "cpu"]) == 2
+    assert capsys.readouterr().err == "error: the weights w.h5 must be readable\n"
+
+
+def test_a_stopped_run_says_how_to_go_on(runner, config, capsys):
+    runner.error = KeyboardInterrupt()
+    assert cli.main(["-f", config, "-c", "cpu"]) == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on\n"
+
+
+def test_a_defect_shows_its_traceback(runner, config):
+    runner.error = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["-f", config, "-c", "cpu"])
+
+
+@pytest.mark.parametrize("line", [["run"], ["-f"], ["-f", "x", "-c", "gpu"], ["-f", "x", "--rest"], ["data", "letters"]])
+def test_wrong_usage_exits_with_2(line, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(line)
+    assert caught.value.code == 2
+    assert "usage: " in capsys.readouterr().err
+
+
+def test_an_unknown_command_is_named(capsys):
+    assert cli.main(["trian"]) == 2
+    assert capsys.readouterr().err.startswith("error: there is no command trian; known are run, data")
+
+
+def test_help_and_version(capsys):
+    assert cli.main(["--help"]) == 0
+    overview = capsys.readouterr().out
+    assert "-f configs/digits_detofa.json" in overview
+    assert all(name in overview for name in cli.COMMANDS)
+    assert cli.main([]) == 2
+    assert capsys.readouterr().err == overview
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+    for name in cli.COMMANDS:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([name, "--help"])
+        assert caught.value.code == 0
+        assert "examples:" in capsys.readouterr().out
+
+
+def test_data_digits(tmp_path, monkeypatch, capsys):
+    digits = pytest.importorskip("nnabla_detofa.data.digits")
+    made = []
+
+    def write_digits(root, *, seed):
+        made.append((root, seed))
+        return root
+
+    monkeypatch.setattr(digits, "write_digits", write_digits)
+    assert cli.main(["data", "digits", "--root", str(tmp_path), "--seed", "3"]) == 0
+    assert made == [(str(tmp_path), 3)]
+    assert capsys.readouterr().out == f"the data set digits is in {tmp_path}\n"
+
+
+def test_the_program_has_two_names_and_help_needs_no_nnabla():
+    program = (
+        "import runpy, sys; sys.argv = ['__main__.py', 'run', '--help']\n"
+        "try: runpy.run_module('nnabla_detofa', run_name='__main__')\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "assert not {'nnabla', 'numpy', 'cv2'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage: python -m nnabla_detofa run" in done.stdout

@@ -1,0 +1,286 @@
+import logging
+import subprocess
+import sys
+import types
+
+import nnabla as nn
+import numpy as np
+import pytest
+from hydra.core.hydra_config import HydraConfig
+
+from nnabla_detofa import compat
+from nnabla_detofa.compat import Device, Model, Optimizer, Runner, hydra_state
+from nnabla_detofa.errors import UserError
+
+EXTENSION = {
+    "cuda": """
+class StreamEventHandler:
+    def __init__(self, device_id):
+        self.device_id = device_id
+def get_device_count():
+    return 1
+""",
+    "cudnn": """
+import nnabla
+def context(device_id="0", type_config="float"):
+    return nnabla.Context(["cpu:float"], "CpuCachedArray", device_id)
+""",
+}
+
+
+@pytest.fixture(autouse=True)
+def as_found(monkeypatch):
+    """No launcher, no GPU chosen, and nnabla's default context as it was."""
+    for name in (*compat.LAUNCHED_RANKS, *compat.LAUNCHED_LOCAL_RANKS):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(compat, "VISIBLE_GPUS", "")
+    before = nn.get_current_context()
+    yield
+    nn.set_default_context(before)
+
+
+@pytest.fixture
+def cuda(tmp_path, monkeypatch):
+    """Installs an extension for CUDA whose modules have the given source."""
+
+    def install(**sources):
+        for name, source in (EXTENSION | sources).items():
+            folder = tmp_path / "nnabla_ext" / name
+            folder.mkdir(parents=True)
+            (folder / "__init__.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+
+    yield install
+    for name in EXTENSION:
+        sys.modules.pop(f"nnabla_ext.{name}", None)
+
+
+def test_importing_a_network_says_nothing_and_leaves_the_root_logger_alone():
+    program = (
+        "import logging, sys; import nnabla_detofa.compat; assert not logging.getLogger().handlers; "
+        "assert logging.getLogger().level == logging.WARNING; assert sys.modules['nnabla.nnabla'] is None; "
+        "logging.getLogger('nnabla').warning('heard')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and "heard" in done.stderr
+
+
+def test_repair_twice_is_repair_once():
+    before = {name: module for name, module in sys.modules.items() if name.startswith("nnabla")}
+    compat.repair()
+    assert {name: module for name, module in sys.modules.items() if name.startswith("nnabla")} == before
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_repair_leaves_a_complete_installation_alone(complete, tmp_path, monkeypatch):
+    inner = tmp_path / "nnabla_nas" / "contrib" / "classification" / "ofa" / "networks"
+    inner.mkdir(parents=True)
+    (tmp_path / "nnabla_nas" / "__init__.py").touch()
+    if complete:
+        (inner / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == "nnabla_nas"]:
+        monkeypatch.delitem(sys.modules, name)
+    compat.repair()
+    added = {name for name in sys.modules if name.startswith(compat.NETWORKS)}
+    for name in added:
+        monkeypatch.delitem(sys.modules, name)
+    assert bool(added) != complete
+
+
+def test_the_cpu_is_one_process_without_events():
+    device = Device.open("cpu")
+    assert device.name == "cpu"
+    assert nn.get_current_context().backend == ["cpu:float"]
+    assert (device.comm.rank, device.comm.n_procs, device.comm.size, device.comm.ctx) == (0, 1, 1, device.ctx)
+    device.event.default_stream_synchronize()
+    device.event.add_default_stream_event()
+    array = nn.NdArray.from_numpy_array(np.ones(3))
+    device.comm.all_reduce([array], division=True, inplace=False)
+    device.comm.barrier()
+    assert array.data.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (
+            'raise ImportError("libcuda.so.1: cannot open shared object file: No such file or directory")',
+            "libcuda.so.1: cannot open shared object file: No such file or directory",
+        ),
+        ("def get_device_count():\n    return 0", "CUDA reports no device"),
+        (None, "No module named 'nnabla_ext.cuda'"),
+    ],
+)
+def test_without_a_usable_gpu_cudnn_is_refused_and_auto_is_the_cpu(source, reason, cuda, caplog):
+    if source:
+        cuda(cuda=source)
+    with pytest.raises(UserError, match="args.context is cudnn, but nnabla finds no usable GPU") as caught:
+        Device.open("cudnn")
+    assert reason in str(caught.value) and "\n" not in str(caught.value)
+    with caplog.at_level(logging.INFO):
+        assert Device.open("auto").name == "cpu"
+    assert reason in caplog.text
+
+
+def test_a_gpu_is_taken_with_its_event_handler(cuda, monkeypatch):
+    cuda()
+    device = Device.open("auto", device_id="2")
+    assert device.name == "cudnn"
+    assert device.event.device_id == 0  # the only visible one
+    assert compat.os.environ["CUDA_VISIBLE_DEVICES"] == "2"
+    monkeypatch.setattr(compat, "VISIBLE_GPUS", "4,7")
+    Device.open("cudnn", device_id="1")
+    assert compat.os.environ["CUDA_VISIBLE_DEVICES"] == "7"
+    Device.open("cudnn", device_id="-1")
+    assert compat.os.environ["CUDA_VISIBLE_DEVICES"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(context="gpu"), "args.context must be cpu, cudnn or auto, got 'gpu'"),
+        (dict(type_config="double"), "args.type_config must be float or half, got 'double'"),
+        (dict(context="cpu", type_config="half"), "half needs a GPU"),
+        (dict(device_id="first"), "args.device_id must be the number of a GPU"),
+        (dict(device_id="1"), r"args.device_id must be below 1 \(CUDA_VISIBLE_DEVICES=3\), got '1'"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message, cuda, monkeypatch):
+    cuda()
+    monkeypatch.setattr(compat, "VISIBLE_GPUS", "3")
+    with pytest.raises(UserError, match=message):
+        Device.open(**arguments)
+
+
+def test_each_rank_needs_a_gpu(cuda, monkeypatch):
+    cuda()
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "2")
+    with pytest.raises(UserError, match="args.device_id must name a GPU for each of 2 ranks, like 0,1; got '0'"):
+        Device.open("cudnn")
+
+
+def test_ranks_that_cannot_talk_are_refused(cuda, monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(UserError, match="several ranks were launched, but on the CPU they talk through mpi4py"):
+        Device.open("cpu")
+    cuda()
+    with pytest.raises(UserError, match="several ranks were launched, but nnabla has no communicator here"):
+        Device.open("cudnn")
+
+
+class TwinWorld:
+    """mpi4py's COMM_WORLD as rank 1 of two processes that hold the same numbers."""
+
+    def __init__(self, size=2):
+        self.size = size
+
+    def Get_rank(self):
+        return 1
+
+    def Get_size(self):
+        return self.size
+
+    def Split_type(self, kind):
+        return self
+
+    def Allreduce(self, place, packed, op):
+        packed *= self.size
+
+
+def mpi(world):
+    return types.SimpleNamespace(MPI=types.SimpleNamespace(COMM_WORLD=world, COMM_TYPE_SHARED=0, IN_PLACE=None, SUM=None))
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_ranks_on_cpus_add_up_or_average(inplace, monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "mpi4py", mpi(TwinWorld()))
+    comm = Device.open("cpu").comm
+    assert (comm.rank, comm.local_rank, comm.n_procs) == (1, 1, 2)
+    values = [np.arange(6.0).reshape(2, 3), np.array(5.0)]
+    arrays = [nn.NdArray.from_numpy_array(value) for value in values]
+    comm.all_reduce(arrays, inplace=inplace)
+    for array, value in zip(arrays, values):
+        assert np.array_equal(array.data, 2 * value)
+    comm.all_reduce(arrays, division=True, inplace=inplace)
+    for array, value in zip(arrays, values):
+        assert np.array_equal(array.data, 2 * value)
+    comm.all_reduce([], inplace=inplace)
+
+
+def test_another_mpi_than_the_launchers_is_refused(monkeypatch):
+    monkeypatch.setenv("PMI_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "mpi4py", mpi(TwinWorld(size=1)))
+    with pytest.raises(UserError, match="2 ranks were launched, but they find 1"):
+        Device.open("cpu")
+
+
+class Scale(Model):
+    """y = w x, w = 1."""
+
+    def __init__(self):
+        self.w = nn.Variable.from_numpy_array(np.ones((1, 1)), need_grad=True)
+
+    def call(self, x):
+        return x * self.w
+
+    def get_parameters(self, grad_only=False):
+        return {"w": self.w}
+
+    def save_parameters(self, path, **_):
+        nn.save_parameters(path, self.get_parameters())
+
+
+class Once(Runner):
+    """A runner with nothing to do but what the base class does."""
+
+    def run(self):
+        self.monitor.info("running\n", view=False)
+        self.model.w.g = 1
+        self.optimizer["train"].update()
+        self.save_checkpoint()
+        self.monitor.close()
+
+    train_on_batch = valid_on_batch = callback_on_epoch_end = callback_on_start = callback_on_finish = run
+
+
+def test_runners_of_one_process_write_each_under_its_own_folder(tmp_path):
+    before = HydraConfig.instance().cfg
+    for name in ("first", "second", "first"):
+        with hydra_state(tmp_path / name) as folder:
+            device, model, optimizer = Device.open("cpu"), Scale(), Optimizer(name="Adam", alpha=0.1)
+            optimizer.set_parameters(model.get_parameters())
+            runner = Once(
+                model,
+                optimizer={"train": optimizer},
+                regularizer={},
+                dataloader={"train": range(8), "valid": range(4)},
+                hparams=dict(
+                    batch_size_train=4,
+                    mini_batch_train=4,
+                    batch_size_valid=4,
+                    mini_batch_valid=4,
+                    input_shapes=[[1]],
+                    target_shapes=[[1]],
+                ),
+                args=dict(comm=device.comm, event=device.event, output_path=""),
+            )
+            runner.run()
+            assert (runner.one_epoch_train, runner.accum_train) == (2, 1)
+        assert folder == (tmp_path / name).resolve()
+        assert "running\n" in (folder / "log.txt").read_text()
+        assert (folder / "checkpoint" / "optim_train.h5").is_file()
+        assert (folder / "tensorboard").is_dir()
+    assert HydraConfig.instance().cfg is before
+    assert (tmp_path / "first" / "log.1.txt").is_file()
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="args.output_path must be a folder that can be made"), hydra_state(tmp_path / "file"):
+        pass

@@ -1,0 +1,229 @@
+import json
+import math
+from pathlib import Path as File
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+from small import GEOMETRY, PRUNED, SPACE, every_path, probabilities
+
+from nnabla_detofa.costs import (
+    Buckets,
+    CostModel,
+    cost_range,
+    count_within,
+    sample_within,
+    share_within,
+)
+from nnabla_detofa.errors import UserError
+from nnabla_detofa.geometry import Geometry, HeadGeometry
+from nnabla_detofa.search_space import Operation, Path, compofa, ofa_resnet50, shrinking_stages
+
+A = ofa_resnet50()
+REFERENCE = json.loads((File(__file__).parent / "golden" / "ofa_flops.json").read_text())
+
+# One stage of one or two layers. Channels: stem 3 -> 8 (-> 8) -> 16, stage 16 -> 32 with 8 in the middle.
+TINY = Geometry(
+    depths=(0, 1), widths=(1.0,), ratios=(0.25,), base_depths=(1,), stage_channels=(32,), strides=(2,), stem_channels=16
+)
+SMALLEST = Path(0, (1.0, 1.0), (0,), (1.0,), ((0.25,),))
+LARGEST = Path(1, (1.0, 1.0), (1,), (1.0,), ((0.25, 0.25),))
+# Input 9 x 7: 5 x 4 after the stem's first convolution, 3 x 2 after the max-pool, 2 x 1 after the stage.
+STEM = 9 * 3 * 8 * 20 + 9 * 8 * 16 * 20
+RESIDUAL = 9 * 8 * 8 * 20
+FIRST = 16 * 8 * 6 + 9 * 8 * 8 * 2 + 8 * 32 * 2 + 16 * 32 * 2
+SECOND = 32 * 8 * 2 + 9 * 8 * 8 * 2 + 8 * 32 * 2
+
+
+@pytest.mark.parametrize("entry", REFERENCE, ids=lambda entry: str(entry["image_size"]))
+def test_flops_are_those_of_the_reference(entry):
+    flops = CostModel(entry["image_size"], num_classes=10).flops([Path.from_ofa(entry["arch"])])
+    assert flops[0] / 1e6 == pytest.approx(entry["mflops"], rel=1e-9)
+
+
+def test_parameters_of_the_fullnet_are_those_of_the_reference():
+    assert CostModel(num_classes=10).params([A.largest]).tolist() == [46077482]
+
+
+def test_flops_by_hand():
+    model = CostModel((9, 7), scope="backbone", backbone=TINY)
+    assert model.flops([SMALLEST, LARGEST]).tolist() == [STEM + FIRST, STEM + RESIDUAL + FIRST + SECOND]
+    assert model.stage_flops([SMALLEST, LARGEST]).tolist() == [[FIRST], [FIRST + SECOND]]
+    classifier = CostModel((9, 7), num_classes=3, backbone=TINY)
+    assert classifier.flops([SMALLEST])[0] == STEM + FIRST + 32 * 3
+
+
+def test_parameters_by_hand():
+    model = CostModel((9, 7), num_classes=3, backbone=TINY)
+    stem = (9 * 3 * 8 + 16) + (9 * 8 * 16 + 32)
+    first = (16 * 8 + 16) + (9 * 8 * 8 + 16) + (8 * 32 + 64) + (16 * 32 + 64)
+    second = (32 * 8 + 16) + (9 * 8 * 8 + 16) + (8 * 32 + 64)
+    linear = 32 * 3 + 3
+    assert model.params([SMALLEST, LARGEST]).tolist() == [
+        stem + first + linear,
+        stem + (9 * 8 * 8 + 16) + first + second + linear,
+    ]
+
+
+def test_the_detector_by_hand():
+    head = HeadGeometry(num_classes=3, deconv_channels=(8, 16), head_channels=4)
+    model = CostModel((9, 7), scope="detector", backbone=TINY, head=head)
+    # The up-convolutions see 2 x 1 and 4 x 2 pixels; the heads work on 8 x 4.
+    flops = 16 * 32 * 8 * 2 + 16 * 8 * 16 * 8 + 3 * (9 * 16 * 4 * 32) + (4 * 3 + 4 * 2 + 4 * 2) * 32
+    params = (16 * 32 * 8 + 16) + (16 * 8 * 16 + 32) + 3 * (9 * 16 * 4 + 4) + (4 * 3 + 3) + 2 * (4 * 2 + 2)
+    backbone = CostModel((9, 7), scope="backbone", backbone=TINY)
+    assert model.flops([SMALLEST])[0] - backbone.flops([SMALLEST])[0] == flops
+    assert model.params([SMALLEST])[0] - backbone.params([SMALLEST])[0] == params
+
+
+def test_the_default_head_has_the_models_classes():
+    named = CostModel(384, 20, "detector"), CostModel(384, scope="detector", head=HeadGeometry(20))
+    assert named[0].flops([A.largest]) == named[1].flops([A.largest])
+
+
+def test_many_paths_cost_what_each_costs():
+    model, batch = CostModel([96, 128], scope="detector"), A.sample_many(np.random.default_rng(0), 50)
+    assert hash(model) == hash(CostModel((96, 128), scope="detector"))
+    for cost in (model.flops, model.params):
+        assert cost(batch).dtype == np.int64
+        assert cost(batch).tolist() == cost(list(batch)).tolist() == [cost([path])[0] for path in batch]
+    assert (model.stage_flops(batch).sum(axis=1) < model.flops(batch)).all()
+    assert len(model.flops([])) == 0
+
+
+def test_paths_of_another_supernet_are_refused():
+    with pytest.raises(ValueError, match="FLOPs are known for"):
+        CostModel().flops(SPACE.sample_many(np.random.default_rng(0), 2))
+    with pytest.raises(ValueError, match="FLOPs are known for"):
+        cost_range(SPACE, CostModel())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scope": "heads"}, "scope is 'heads'; allowed are classifier, backbone, detector"),
+        ({"image_size": 0}, "image_size is 0"),
+        ({"image_size": (1, 2, 3)}, "image_size is"),
+        ({"num_classes": 0}, "num_classes is 0"),
+    ],
+)
+def test_cost_model_errors(arguments, message):
+    with pytest.raises(UserError, match=message):
+        CostModel(**arguments)
+
+
+SMALL_MODEL = CostModel(64, backbone=GEOMETRY)
+
+
+@pytest.mark.parametrize("space", [SPACE, PRUNED, compofa(GEOMETRY)], ids=lambda space: space.name)
+@pytest.mark.parametrize("cost", [SMALL_MODEL.flops, SMALL_MODEL.params], ids=lambda cost: cost.name)
+def test_counts_and_shares_are_those_of_the_enumeration(space, cost):
+    paths = every_path(space)
+    costs, chances = cost(paths), probabilities(space, paths)
+    assert cost_range(space, cost) == (costs.min(), costs.max())
+    assert count_within(space, cost, -math.inf, math.inf) == space.size()
+    # Bounds on, just above and just below costs that exist, and between them.
+    points = np.quantile(costs, [0, 0.1, 0.5, 0.51, 1], method="nearest")
+    for low in (*points, *(points + 0.5), *(points + 1)):
+        for high in (*points, *(points + 1), math.inf):
+            inside = (costs >= low) & (costs < high)
+            assert count_within(space, cost, low, high) == inside.sum()
+            assert share_within(space, cost, low, high) == pytest.approx(chances[inside].sum(), abs=1e-12)
+
+
+@pytest.mark.parametrize("space", [SPACE, PRUNED], ids=lambda space: space.name)
+@pytest.mark.parametrize("bucket", [0, 2, 4])
+def test_bucket_sampling_is_uniform_sampling_given_the_bucket(space, bucket):
+    buckets = Buckets(SPACE, SMALL_MODEL)
+    paths = every_path(space)
+    paths = paths[buckets.index(SMALL_MODEL.flops(paths)) == bucket]
+    if not len(paths):
+        assert buckets.count(bucket, space) == 0
+        return
+    chances = probabilities(space, paths)
+    assert buckets.count(bucket, space) == len(paths)
+    assert buckets.share(bucket, space) == pytest.approx(chances.sum())
+    n = 20 * len(paths)
+    drawn = buckets.sample(bucket, n, np.random.default_rng(bucket), space)
+    row = {key: index for index, key in enumerate(paths.keys.tolist())}
+    seen = np.bincount([row[key] for key in drawn.keys.tolist()], minlength=len(paths))
+    assert chisquare(seen, chances / chances.sum() * n).pvalue > 1e-3
+
+
+def test_the_middle_bucket_of_a_agrees_with_rejection():
+    model = CostModel(224, scope="backbone")
+    buckets, rng = Buckets(A, model), np.random.default_rng(0)
+    drawn = A.sample_many(rng, 100_000)
+    kept = drawn[buckets.index(model.flops(drawn)) == 2]
+    exact = buckets.sample(2, 20_000, rng)
+    assert len(kept) / len(drawn) == pytest.approx(buckets.share(2), abs=0.005)
+    assert model.flops(exact).mean() == pytest.approx(model.flops(kept).mean(), rel=0.005)
+    for ours, theirs in ((exact.depths, kept.depths), (exact.widths, kept.widths), (exact.ratios, kept.ratios)):
+        for value in range(-1, 3):
+            np.testing.assert_allclose((ours == value).mean(axis=0), (theirs == value).mean(axis=0), atol=0.02)
+
+
+SPACES = [A, compofa(), *shrinking_stages(), A.without([Operation(2, 0, 0.65, 0.2), Operation(0, 2, 0.8, 0.35)])]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: space.name)
+def test_buckets_cut_the_space_into_five(space):
+    model, rng = CostModel(384, 20, "detector"), np.random.default_rng(0)
+    buckets = Buckets(space, model)
+    assert np.diff(buckets.edges) == pytest.approx((buckets.edges[-1] - buckets.edges[0]) / 5)
+    assert sum(buckets.count(bucket) for bucket in range(5)) == space.size()
+    assert sum(buckets.share(bucket) for bucket in range(5)) == pytest.approx(1, abs=1e-9)
+    for bucket in range(5):
+        if buckets.count(bucket):
+            batch = buckets.sample(bucket, 200, rng)
+            assert (buckets.index(model.flops(batch)) == bucket).all() and space.contains_many(batch).all()
+    assert buckets.index(model.flops([space.largest])) == [4]
+
+
+def test_the_extremes_of_a_are_its_smallest_and_largest_paths():
+    model = CostModel(224)
+    smallest = Path.from_ofa({"d": [0] * 5, "e": [0.2] * 18, "w": [0] * 6})
+    assert cost_range(A, model) == tuple(model.flops([smallest, A.largest]))
+    assert cost_range(A, model.params) == tuple(model.params([smallest, A.largest]))
+
+
+def test_edges_stay_when_the_space_is_pruned():
+    model = CostModel(224)
+    buckets = Buckets(A, model)
+    pruned = A.without(op for op in A.operations if op.depth == 2)
+    assert buckets.count(4, pruned) == 0 and buckets.share(4, pruned) == 0
+    with pytest.raises(UserError, match=r"bucket 4 \(.* GFLOPs\) holds no path of the space A pruned"):
+        buckets.sample(4, 1, np.random.default_rng(0), pruned)
+    batch = buckets.sample(1, 100, np.random.default_rng(0), pruned)
+    assert pruned.contains_many(batch).all() and (buckets.index(model.flops(batch)) == 1).all()
+
+
+def test_costs_outside_the_edges_are_clipped():
+    buckets = Buckets(A, CostModel(224))
+    edges = buckets.edges
+    assert buckets.index([0, edges[0], edges[1] - 1, edges[1] + 1, edges[5], 2 * edges[5]]).tolist() == [0, 0, 0, 1, 4, 4]
+    assert buckets.interval(0)[0] == -math.inf and buckets.interval(4)[1] == math.inf
+    with pytest.raises(ValueError, match="bucket is 5; allowed are 0 to 4"):
+        buckets.share(5)
+    with pytest.raises(UserError, match="number of buckets is 0"):
+        Buckets(A, CostModel(224), 0)
+
+
+def test_sampling_depends_on_the_generator_alone():
+    buckets = Buckets(A, CostModel(224))
+    first, second = (buckets.sample(3, 50, np.random.default_rng(5)) for _ in range(2))
+    assert (first.keys == second.keys).all()
+
+
+def test_an_empty_interval_names_what_is_reachable():
+    with pytest.raises(UserError, match=r"no path from 0 GFLOPs up to .* 0.1 GFLOPs; reachable are 0.9609 to 7.49 GFLOPs"):
+        sample_within(A, CostModel(224), 0, 1e8, 1, np.random.default_rng(0))
+
+
+def test_a_space_of_one_path():
+    space = shrinking_stages()[0].without(op for op in shrinking_stages()[0].operations if op.depth < 2)
+    fixed = space.without([])
+    assert fixed.size() == 2  # the stem's depth is still free
+    buckets = Buckets(fixed, CostModel(224))
+    assert [buckets.count(bucket) for bucket in range(5)] == [1, 0, 0, 0, 1]
+    assert list(buckets.sample(4, 3, np.random.default_rng(0))) == [A.largest] * 3

@@ -1,0 +1,168 @@
+import numpy as np
+import pytest
+from small import GEOMETRY, PRUNED, SPACE, every_path
+
+from nnabla_detofa.costs import CostModel, sample_within
+from nnabla_detofa.errors import UserError
+from nnabla_detofa.evolution import Constraint, at_most, crossover_many, first_population, mutate_many, search
+from nnabla_detofa.search_space import PathBatch, compofa, ofa_resnet50
+
+A = ofa_resnet50()
+MODEL = CostModel(64, backbone=GEOMETRY)
+
+
+def additive_score(geometry, seed=0):
+    """A synthetic score: a sum of one random value per choice."""
+    rng = np.random.default_rng(seed)
+    layers, places = np.arange(geometry.layers), np.arange(geometry.stages + 2)
+    per_ratio = rng.normal(size=(geometry.layers, len(geometry.ratios) + 1))  # the last column, -1, is a skipped layer
+    per_width = rng.normal(size=(geometry.stages + 2, len(geometry.widths)))
+    return lambda batch: per_ratio[layers, batch.ratios].sum(axis=1) + per_width[places, batch.widths].sum(axis=1)
+
+
+@pytest.mark.parametrize("space", [SPACE, PRUNED], ids=lambda space: space.name)
+@pytest.mark.parametrize("quantile", [0.02, 0.5, 1])
+def test_finds_the_best_feasible_path(space, quantile):
+    score, paths = additive_score(GEOMETRY), every_path(space)
+    costs = MODEL.flops(paths)
+    budget = np.quantile(costs, quantile)
+    feasible = paths[costs <= budget]
+    found = search(space, score, MODEL, budget, np.random.default_rng(0), generations=60)
+    assert found.score == pytest.approx(score(feasible).max())
+    assert found.cost == MODEL.flops([found.path])[0] <= budget
+    assert found.path in space
+
+
+def test_the_smallest_budget_leaves_the_smallest_path():
+    smallest = MODEL.flops(every_path(SPACE)).min()
+    score = additive_score(GEOMETRY)
+    found = search(SPACE, score, MODEL, smallest, np.random.default_rng(0), generations=3, mutate_prob=1)
+    assert found.cost == smallest and found.scored == 1
+    assert 0 < found.left_out <= 3 * 50  # mutants hardly ever hit the one path; crossovers of it with itself do
+
+
+def test_scores_each_path_once_and_only_feasible_ones():
+    score, budget, seen = additive_score(A.geometry), 2.5e9, []
+    model = CostModel(224)
+
+    def watched(batch):
+        assert (model.flops(batch) <= budget).all()
+        seen.extend(batch.keys.tolist())
+        return score(batch)
+
+    found = search(A, watched, model, budget, np.random.default_rng(0), generations=40)
+    assert len(seen) == len(set(seen)) == found.scored
+    assert len(found.history) == 41 and list(found.history) == sorted(found.history)
+    assert found.history[-1] == found.score == pytest.approx(score(PathBatch.from_paths([found.path]))[0])
+    assert found.history[-1] > found.history[0]
+
+
+def test_the_same_generator_gives_the_same_search():
+    one, two, other = (
+        search(A, additive_score(A.geometry), CostModel(224), 3e9, np.random.default_rng(seed), 20, progress=None)
+        for seed in (1, 1, 2)
+    )
+    assert one == two != other
+
+
+def test_progress_hears_of_each_generation():
+    heard = []
+    found = search(
+        SPACE, additive_score(GEOMETRY), MODEL, 1e12, np.random.default_rng(0), 5, progress=lambda *news: heard.append(news)
+    )
+    assert heard == list(enumerate(found.history))[1:]
+
+
+def test_an_impossible_budget_names_what_is_reachable():
+    with pytest.raises(UserError, match="budget 0.1 GFLOPs is below the smallest path; reachable are 0.9609 to 7.49 GFLOPs"):
+        search(A, additive_score(A.geometry), CostModel(224), 1e8, np.random.default_rng(0))
+
+
+def test_further_constraints_hold_too():
+    model = CostModel(224)
+    # Three paths in a million have so few parameters, so this bound must be the one that paths are drawn from.
+    bound = at_most(model.params, 5.5e6)
+    found = search(A, additive_score(A.geometry), model, 4e9, np.random.default_rng(0), generations=30, constraints=[bound])
+    assert model.params([found.path])[0] <= 5.5e6 and found.cost <= 4e9
+
+
+def test_any_function_can_be_the_cost():
+    def layers(batch):
+        return (batch.ratios >= 0).sum(axis=1)
+
+    found = search(A, additive_score(A.geometry), layers, 11, np.random.default_rng(0), generations=20)
+    assert found.cost <= 11
+    with pytest.raises(UserError, match="none of 136500 paths drawn from the space A has cost <= 9; allow more"):
+        search(A, additive_score(A.geometry), layers, 9, np.random.default_rng(0))
+
+
+def test_the_first_population_is_uniform_below_the_budget():
+    costs = MODEL.flops(every_path(SPACE))
+    budget = float(np.quantile(costs, 0.05)) + 0.5
+    first = first_population(SPACE, [at_most(MODEL, budget)], 500, np.random.default_rng(0))
+    again = sample_within(SPACE, MODEL, -np.inf, np.floor(budget) + 1, 500, np.random.default_rng(0))
+    assert len(first) == 500 and (first.keys == again.keys).all() and (MODEL.flops(first) <= budget).all()
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"parent_ratio": 2}, {"mutate_prob": -0.1}, {"mutation_ratio": 25}, {"population": 0}, {"generations": -1}]
+)
+def test_argument_errors_name_the_argument(arguments):
+    (name,) = arguments
+    with pytest.raises(UserError, match=name.rstrip("s")):
+        search(SPACE, additive_score(GEOMETRY), MODEL, 1e12, np.random.default_rng(0), **arguments)
+
+
+def test_a_score_of_nan_is_refused():
+    with pytest.raises(ValueError, match="NaN"):
+        search(SPACE, lambda batch: np.full(len(batch), np.nan), MODEL, 1e12, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("space", [A, compofa(), A.without(op for op in A.operations if op.depth == 2 and op.ratio < 0.3)])
+def test_children_stay_inside_the_space(space):
+    rng = np.random.default_rng(0)
+    parents = space.sample_many(rng, 1000), space.sample_many(rng, 1000)
+    for child in (mutate_many(space, parents[0], 0.3, rng), crossover_many(space, *parents, rng)):
+        assert space.contains_many(child).all()
+        assert (PathBatch.canonical(child.depths, child.widths, child.ratios, child.geometry).keys == child.keys).all()
+
+
+def test_parents_from_outside_the_space_have_children_inside():
+    rng = np.random.default_rng(0)
+    parents = A.sample_many(rng, 500), A.sample_many(rng, 500)
+    pruned = A.without(op for op in A.operations if op.ratio == 0.2)
+    child = crossover_many(pruned, *parents, rng)
+    assert pruned.contains_many(child).all()
+
+
+def test_the_mutation_rate_is_the_share_of_redrawn_choices():
+    rng = np.random.default_rng(0)
+    parents = A.sample_many(rng, 20_000)
+    assert (mutate_many(A, parents, 0.0, rng).keys == parents.keys).all()
+    child = mutate_many(A, parents, 0.1, rng)
+    # A redrawn choice among three differs two times in three; the stem's depth has two choices; (D, W) has nine.
+    changed = (child.depths != parents.depths).mean(axis=0)
+    np.testing.assert_allclose(changed, [0.05, *[0.1 * 2 / 3] * 4], atol=0.006)
+    np.testing.assert_allclose((child.widths != parents.widths).mean(axis=0), 0.1 * 2 / 3, atol=0.006)
+    assert (child.ratios != parents.ratios)[:, 0].mean() == pytest.approx(0.1 * 2 / 3, abs=0.006)
+
+
+def test_crossover_takes_each_choice_from_a_parent():
+    rng = np.random.default_rng(0)
+    first, second = A.sample_many(rng, 2000), A.sample_many(rng, 2000)
+    child = crossover_many(A, first, second, rng)
+    for ours, one, two in (
+        (child.depths, first.depths, second.depths),
+        (child.widths, first.widths, second.widths),
+        (child.ratios, first.ratios, second.ratios),
+    ):
+        known = (one >= 0) & (two >= 0) & (ours >= 0)
+        assert ((ours == one) | (ours == two) | ~known).all()
+        differ = known & (one != two)
+        assert (ours == one)[differ].mean() == pytest.approx(0.5, abs=0.02)
+    same = crossover_many(A, first, first, rng)
+    assert (same.keys == first.keys).all()
+
+
+def test_constraint_text():
+    assert Constraint("latency", len, 12.5, "ms").text(12.5) == "12.5 ms"
