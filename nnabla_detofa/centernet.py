@@ -7,6 +7,7 @@ we read it as the pooling in front of the classifier, since without the stem's m
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import nnabla as nn
@@ -15,8 +16,9 @@ import numpy as np
 
 from .compat import Mo, Model
 from .geometry import OFA_RESNET50, Geometry, HeadGeometry
-from .search_space import Path
-from .supernet import STORED, ConvBN, ElasticResNet50, Named, he_normal
+from .search_space import Path, ofa_resnet50
+from .supernet import STORED, ConvBN, ElasticResNet50, Named, he_normal, take_over
+from .weights import load_backbone
 
 HEAT_MAP_BIAS = -2.19  # sigmoid(-2.19) is about 0.1: the loss starts calm (CenterNet)
 
@@ -37,11 +39,6 @@ class TargetVariables(NamedTuple):
     offset: nn.Variable  # (B, M, 2)
     index: nn.Variable  # (B, M) cell of each centre, y * w + x
     mask: nn.Variable  # (B, M) 1 where there is an object
-
-    @classmethod
-    def empty(cls, batch: int, classes: int, map_size: tuple[int, int], objects: int) -> TargetVariables:
-        shapes = ((batch, classes, *map_size), (batch, objects, 2), (batch, objects, 2), (batch, objects), (batch, objects))
-        return cls(*(nn.Variable(shape) for shape in shapes))
 
 
 class DeconvBN(ConvBN):
@@ -103,7 +100,6 @@ class Detector(Model):
     ):
         super().__init__(name="")
         rng = rng or np.random.default_rng(0)
-        self._head, self._output_stride = head, head.output_stride(geometry)
         self.backbone = ElasticResNet50(geometry, zero_init_residual, rng, path)
         channels = geometry.stage_out(geometry.stages - 1, path.stage_widths[-1] if path else max(geometry.widths))
         deconvs = {}
@@ -127,16 +123,13 @@ class Detector(Model):
             y = layer(y, statistics)
         return y
 
-    def placeholders(self, batch: int, image_size: tuple[int, int], max_objects: int = 128) -> tuple[nn.Variable, ...]:
-        """Input variables of the training loop: images (B, 3, H, W), then those of `TargetVariables`."""
-        stride = self._output_stride
-        cells = (image_size[0] // stride, image_size[1] // stride)
-        targets = TargetVariables.empty(batch, self._head.num_classes, cells, max_objects)
-        return nn.Variable((batch, 3, *image_size)), *targets
-
-    def losses(self, outputs: Outputs, targets) -> Losses:
-        """CenterNet's loss and its parts; the first is minimised."""
+    def losses(self, outputs: Outputs, targets: Sequence[nn.Variable]) -> Losses:
+        """What training minimises, and its parts; targets are those of `TargetVariables`."""
         return detection_loss(outputs, TargetVariables(*targets))
+
+    def loss(self, outputs: Outputs, targets: Sequence[nn.Variable], loss_weights=None) -> nn.Variable:
+        """What paths are compared by: the whole loss."""
+        return self.losses(outputs, targets).total
 
 
 # --- Loss -------------------------------------------------------------------------------------------------------------
@@ -216,3 +209,69 @@ def decode(heat_map: np.ndarray, offset: np.ndarray, size: np.ndarray, top: int 
     half = at_cells(size) / 2
     boxes = np.concatenate([centre - half, centre + half], axis=1).transpose(0, 2, 1)
     return boxes.astype(np.float32), scores.astype(np.float32), label
+
+
+# --- As NNablaNAS makes them ------------------------------------------------------------------------------------------
+
+
+class SearchNet(Detector):
+    """The detection supernet as NNablaNAS makes it: from a config's `network.centernet_ofa_resnet50` section.
+
+    Args:
+        num_classes, width_scale, strides, elastic_stem, zero_init_residual, deconv_channels, head_channels, heat_map_std:
+            see `config.CenternetOfaResnet50`.
+        weights: a weights file whose backbone is taken over: a pre-trained classification supernet's, or a detector's.
+        rng: draws the initial weights.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 20,
+        width_scale: float = 1.0,
+        strides: Sequence[int] = (1, 2, 2, 2),
+        elastic_stem: bool = True,
+        zero_init_residual: bool = True,
+        deconv_channels: Sequence[int] = (256, 256, 256),
+        head_channels: int = 64,
+        heat_map_std: float = 0.001,
+        weights: str | None = None,
+        rng: np.random.Generator | None = None,
+    ):
+        geometry = Geometry(width_scale=width_scale, strides=tuple(strides))
+        head = HeadGeometry(num_classes, tuple(deconv_channels), head_channels)
+        super().__init__(head, geometry, zero_init_residual, heat_map_std, rng)
+        self.space = ofa_resnet50(geometry, elastic_stem)
+        if weights:
+            load_backbone(self, weights)
+
+
+class TrainNet(Detector):
+    """One path of the detection supernet as a static network: `net(x)`.
+
+    Args:
+        genotype: a `Path`, or OFA's notation of one.
+        supernet: take the weights over from it. statistics: and these batch-normalisation statistics.
+        num_classes, width_scale, strides, deconv_channels, head_channels: see `SearchNet`.
+    """
+
+    def __init__(
+        self,
+        genotype: Path | Mapping,
+        num_classes: int = 20,
+        width_scale: float = 1.0,
+        strides: Sequence[int] = (1, 2, 2, 2),
+        deconv_channels: Sequence[int] = (256, 256, 256),
+        head_channels: int = 64,
+        supernet: Detector | None = None,
+        statistics: Mapping | None = None,
+    ):
+        geometry = Geometry(width_scale=width_scale, strides=tuple(strides))
+        path = genotype if isinstance(genotype, Path) else Path.from_ofa(genotype, geometry)
+        super().__init__(HeadGeometry(num_classes, tuple(deconv_channels), head_channels), geometry, path=path)
+        self.path = path
+        if supernet is not None:
+            take_over(self, supernet, statistics)
+
+    def __call__(self, x: nn.Variable, statistics=STORED) -> Outputs:
+        """Images (B, 3, H, W) -> heat map logits, offset and size at output stride 4."""
+        return super().__call__(x, self.path, statistics)

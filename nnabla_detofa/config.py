@@ -41,6 +41,7 @@ def text(value: Any) -> Any:
 Count = Annotated[int, "[1, inf)"]
 Natural = Annotated[int, "[0, inf)"]
 Share = Annotated[float, "[0, 1)"]
+UpToOne = Annotated[float, "(0, 1]"]
 Positive = Annotated[float, "(0, inf)"]
 NonNegative = Annotated[float, "[0, inf)"]
 
@@ -59,7 +60,7 @@ class Args:
         device_id: the GPU, or a comma-separated list, one for each rank.
         type_config: "half" only on GPUs, without loss scaling.
         output_path: folder of the run; None is runs/<name of the config>.
-        workers: processes that load data; 0 loads in the training process.
+        workers: threads that load data; 0 loads between the steps.
         evaluation_processes: processes that share the evaluation of many paths.
         print_frequency: training steps between two lines of the log.
     """
@@ -92,7 +93,7 @@ class OfaResnet50:
     """
 
     num_classes: Count | None = None
-    width_scale: Annotated[float, "(0, 1]"] = 1.0
+    width_scale: UpToOne = 1.0
     strides: tuple[Annotated[int, "[1, 2]"], ...] = (1, 2, 2, 2)
     elastic_stem: bool = True
     zero_init_residual: bool = True
@@ -148,6 +149,7 @@ class DetectionData:
         scale_range: smallest and largest size of that window, of the image's longer side, in steps of 0.1.
         colour: change brightness, contrast, saturation and lighting of training images.
         max_objects: objects of an image that become targets.
+        ap_metric: "11point" is VOC 2007's average precision, "area" that of the later years.
     """
 
     holdout: Natural = 0
@@ -207,6 +209,8 @@ class ImageFolderData:
     Attributes:
         image_size: side of the square input, in pixels.
         flip: mirror half of the training images; not where left and right matter, as in digits.
+        crop_area: smallest and largest share of a training image's area that is cut out of it.
+        centre_share: side of the central square that is evaluated, as a share of an image's shorter side.
     """
 
     root: str
@@ -214,6 +218,12 @@ class ImageFolderData:
     val: str = "val"
     image_size: Annotated[int, "[32, inf)"] = 224
     flip: bool = True
+    crop_area: tuple[UpToOne, UpToOne] = (0.35, 1.0)
+    centre_share: UpToOne = 0.875
+
+    def __post_init__(self):
+        if self.crop_area[0] > self.crop_area[1]:
+            raise UserError(f"crop_area must be the smallest and the largest share, got {list(self.crop_area)}")
 
 
 # ----------------------------------------------------------------------------------------------------------- optimizer
@@ -236,7 +246,7 @@ class Solver:
     lr: Positive = 5e-4
     schedule: Literal["step", "cosine", "constant"] = "step"
     milestones: tuple[Count, ...] = (45, 60)
-    gamma: Annotated[float, "(0, 1]"] = 0.1
+    gamma: UpToOne = 0.1
     warmup_steps: Natural = 0
     weight_decay: NonNegative = 0.0
 
@@ -315,14 +325,18 @@ class Search:
         parent_ratio: the share of the population that survives and breeds.
         mutate_prob: how likely a choice of a mutant changes.
         mutation_ratio: the share of the children that are mutants; the others are crossovers.
+        across_buckets: scores rank paths of one FLOPs bucket only (Eq. 5), and a budget admits paths of several. "loss"
+            searches each bucket by score and takes the winner with the least validation loss (paper is silent); "score"
+            is Eq. 3 to the letter, one search over all of them.
     """
 
     budgets: tuple[Annotated[float, flops, "(0, inf)"], ...] = ()
     generations: Count = 500
     population: Count = 100
-    parent_ratio: Annotated[float, "(0, 1]"] = 0.25
+    parent_ratio: UpToOne = 0.25
     mutate_prob: Annotated[float, "[0, 1]"] = 0.1
     mutation_ratio: Annotated[float, "[0, 1]"] = 0.5
+    across_buckets: Literal["loss", "score"] = "loss"
 
 
 @dataclass(frozen=True)
@@ -428,6 +442,12 @@ WITHOUT_EFFECT = {
     "args": ("output_path", "workers", "evaluation_processes", "print_frequency", "context", "device_id"),
     "hparams": ("checkpoint_every_epochs",),
 }
+
+
+def without_effect(key: str) -> bool:
+    """Whether a dotted key does not change a run's result."""
+    section, _, rest = key.partition(".")
+    return section == "about" or rest in WITHOUT_EFFECT.get(section, ())
 
 
 @dataclass(frozen=True)
@@ -582,7 +602,7 @@ def _parse(path: Path) -> dict[str, Any]:
 def _with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The content of `path` merged over that of its base, and of the base's base."""
     if path.resolve() in above:
-        raise UserError(f"the config {above[0]} is based on itself, by way of {path}")
+        raise UserError(f"the config {path} is based on itself, by way of {above[-1]}")
     content = _parse(path)
     base = content.pop("base", None)
     if base is None:

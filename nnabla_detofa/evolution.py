@@ -23,13 +23,14 @@ many candidates for each that is missing: up to 85 in all for a child, 1365 for 
 
 @dataclass(frozen=True)
 class Constraint:
-    """A hard bound: cost <= budget.
+    """A hard bound: least <= cost <= budget.
 
     Attributes:
         name: what is bounded, for messages.
         cost: paths -> (n,) costs. An `AdditiveCost` lets even the tightest budget be sampled directly.
         budget: in the unit of `cost`, inclusive.
         unit: unit of messages, worth `scale`.
+        least: the smallest allowed cost, inclusive: searches one FLOPs bucket of many.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Constraint:
     budget: float
     unit: str = ""
     scale: float = 1.0
+    least: float = -np.inf
 
     @property
     def above(self) -> float:
@@ -163,7 +165,7 @@ def first_population(space: SearchSpace, constraints: Sequence[Constraint], n: i
                     f"{bound.name} budget {bound.text(bound.budget)} is below the smallest path; "
                     f"reachable are {bound.text(least, most)}"
                 )
-            shares.append((share_within(space, bound.cost, -np.inf, bound.above), bound))
+            shares.append((share_within(space, bound.cost, bound.least, bound.above), bound))
 
     def draw(count: int) -> PathBatch:
         if not shares:
@@ -222,7 +224,8 @@ def _with_ratios(
 
 
 def _feasible(batch: PathBatch, constraints: Sequence[Constraint]) -> np.ndarray:
-    return np.all([bound.cost(batch) <= bound.budget for bound in constraints], axis=0)
+    costs = [bound.cost(batch) for bound in constraints]
+    return np.all([(bound.least <= cost) & (cost <= bound.budget) for bound, cost in zip(constraints, costs)], axis=0)
 
 
 def _breed(

@@ -6,13 +6,14 @@ or remembered inside. Parameters have the names of NNablaNAS' own `ofa_resnet50`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import nnabla as nn
 import nnabla.functions as F
 import numpy as np
 
+from . import weights as weights_file
 from .compat import Mo, Model
 from .geometry import OFA_RESNET50, Geometry
 from .search_space import Path, ofa_resnet50
@@ -295,12 +296,16 @@ class Classifier(ElasticResNet50):
 
     Args:
         num_classes: outputs of the linear layer.
+        label_smoothing: of the training loss.
         geometry, zero_init_residual, rng, path: see `ElasticResNet50`.
     """
 
-    def __init__(self, num_classes=1000, geometry=OFA_RESNET50, zero_init_residual=True, rng=None, path=None):
+    def __init__(
+        self, num_classes=1000, geometry=OFA_RESNET50, zero_init_residual=True, rng=None, path=None, label_smoothing=0.0
+    ):
         rng = rng or np.random.default_rng(0)
         super().__init__(geometry, zero_init_residual, rng, path)
+        self._label_smoothing = label_smoothing
         features = geometry.stage_out(geometry.stages - 1, path.stage_widths[-1] if path else max(geometry.widths))
         weight = rng.normal(0.0, 0.01, (features, num_classes)).astype(np.float32)
         self.classifier = Linear(weight)
@@ -309,13 +314,13 @@ class Classifier(ElasticResNet50):
         """Images (B, 3, H, W) -> logits (B, num_classes)."""
         return self.classifier(F.mean(self.trunk(x, path, statistics), axis=(2, 3)))
 
-    def placeholders(self, batch: int, image_size: tuple[int, int]) -> tuple[nn.Variable, ...]:
-        """Input variables of the training loop: images (B, 3, H, W) and labels (B, 1)."""
-        return nn.Variable((batch, 3, *image_size)), nn.Variable((batch, 1))
+    def losses(self, outputs: nn.Variable, targets: Sequence[nn.Variable]) -> tuple[nn.Variable, ...]:
+        """What training minimises: the cross entropy with label smoothing against labels (B, 1), alone in a tuple."""
+        return (classification_loss(outputs, targets[0], self._label_smoothing),)
 
-    def losses(self, outputs: nn.Variable, targets, smoothing: float = 0.0) -> tuple[nn.Variable, ...]:
-        """The scalar to minimise, alone in a tuple."""
-        return (classification_loss(outputs, targets[0], smoothing),)
+    def loss(self, outputs: nn.Variable, targets: Sequence[nn.Variable], loss_weights=None) -> nn.Variable:
+        """What paths are compared by: the plain cross entropy."""
+        return classification_loss(outputs, targets[0])
 
 
 class Linear(Mo.Module):
@@ -356,3 +361,73 @@ def copy_leading(source: Mapping[str, nn.Variable], target: Mapping[str, nn.Vari
     """
     for name, parameter in target.items():
         parameter.d = source[name].d[tuple(slice(0, size) for size in parameter.shape)]
+
+
+def take_over(target: Mo.Module, source: Mo.Module, statistics: Mapping | None = None) -> None:
+    """Fill a static network from the supernet it is a path of.
+
+    Args:
+        statistics: the path's re-estimated mean and variance of each layer; None keeps the supernet's stored ones.
+    """
+    copy_leading(source.get_parameters(), target.get_parameters())
+    for layer in (module for _, module in target.get_modules() if isinstance(module, ConvBN)):
+        if statistics is not None:
+            layer.mean.d, layer.var.d = statistics[layer.name]
+
+
+class SearchNet(Classifier):
+    """The classification supernet as NNablaNAS makes it: from a config's `network.ofa_resnet50` section.
+
+    Args:
+        num_classes, width_scale, strides, elastic_stem, zero_init_residual: see `config.OfaResnet50`.
+        weights: a weights file of the whole network.
+        label_smoothing: of the training loss.
+        rng: draws the initial weights.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        width_scale: float = 1.0,
+        strides: Sequence[int] = (1, 2, 2, 2),
+        elastic_stem: bool = True,
+        zero_init_residual: bool = True,
+        weights: str | None = None,
+        label_smoothing: float = 0.0,
+        rng: np.random.Generator | None = None,
+    ):
+        geometry = Geometry(width_scale=width_scale, strides=tuple(strides))
+        super().__init__(num_classes, geometry, zero_init_residual, rng, label_smoothing=label_smoothing)
+        self.space = ofa_resnet50(geometry, elastic_stem)
+        if weights:
+            weights_file.load(self, weights)
+
+
+class TrainNet(Classifier):
+    """One path of the classification supernet as a static network: `net(x)`.
+
+    Args:
+        genotype: a `Path`, or OFA's notation of one.
+        supernet: take the weights over from it. statistics: and these batch-normalisation statistics.
+        num_classes, width_scale, strides: see `SearchNet`.
+    """
+
+    def __init__(
+        self,
+        genotype: Path | Mapping,
+        num_classes: int = 1000,
+        width_scale: float = 1.0,
+        strides: Sequence[int] = (1, 2, 2, 2),
+        supernet: Classifier | None = None,
+        statistics: Mapping | None = None,
+    ):
+        geometry = Geometry(width_scale=width_scale, strides=tuple(strides))
+        path = genotype if isinstance(genotype, Path) else Path.from_ofa(genotype, geometry)
+        super().__init__(num_classes, geometry, path=path)
+        self.path = path
+        if supernet is not None:
+            take_over(self, supernet, statistics)
+
+    def __call__(self, x: nn.Variable, statistics=STORED) -> nn.Variable:
+        """Images (B, 3, H, W) -> logits (B, num_classes)."""
+        return super().__call__(x, self.path, statistics)

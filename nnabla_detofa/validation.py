@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 
 import nnabla as nn
 import nnabla.functions as F
@@ -12,6 +14,7 @@ import numpy as np
 
 from .centernet import Detector, decode
 from .compat import Mo
+from .data.augment import letterbox
 from .search_space import Path
 from .supernet import CollectedStatistics, GivenStatistics
 
@@ -48,7 +51,7 @@ def validation_loss(net: Mo.Module, path: Path, statistics: Statistics, batches:
         if size not in graphs:
             inputs = [nn.Variable(array.shape) for array in batch]
             outputs = net(inputs[0], path, GivenStatistics(statistics))
-            graphs[size] = inputs, net.losses(outputs, inputs[1:])[0]
+            graphs[size] = inputs, net.loss(outputs, inputs[1:])
         inputs, loss = graphs[size]
         for variable, array in zip(inputs, batch):
             variable.d = array
@@ -155,3 +158,36 @@ def to_original(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     inverse = np.linalg.inv(np.vstack([matrix, [0.0, 0.0, 1.0]]))[:2]
     corners = boxes.reshape(-1, 2) @ inverse[:, :2].T + inverse[:, 2]
     return corners.reshape(-1, 4).astype(np.float32)
+
+
+def detect_all(detector: BoxDetector, sets, batch: int, on_images: Callable[[int], None]) -> tuple[list, list]:
+    """Detections and ground truth of every test image, as `metrics.voc_ap` takes them.
+
+    Args:
+        sets: `data.sets.DetectionSets`.
+        on_images: hears how many more images are done.
+    """
+    detections, truth = [], []
+    for start in range(0, len(sets.test), batch):
+        samples = [sets.test.load(index) for index in range(start, min(start + batch, len(sets.test)))]
+        fitted = [letterbox(sample.image, sets.image_size) for sample in samples]
+        detections += detector(np.stack([image for image, _ in fitted]), np.stack([matrix for _, matrix in fitted]))
+        truth += [(sample.boxes, sample.labels, sample.difficult) for sample in samples]
+        on_images(len(samples))
+    return detections, truth
+
+
+def save_detections(file: FilePath, sets, detections: Sequence, least: float = 0.05) -> None:
+    """Write detections with a score of at least `least`: [{"image", "boxes", "scores", "labels"}, ...]."""
+    entries = []
+    for image_id, (boxes, scores, labels) in zip(sets.test.image_ids, detections):
+        kept = scores >= least
+        entries.append(
+            {
+                "image": image_id,
+                "boxes": np.round(boxes[kept].astype(float), 2).tolist(),
+                "scores": np.round(scores[kept].astype(float), 4).tolist(),
+                "labels": labels[kept].tolist(),
+            }
+        )
+    file.write_text(json.dumps(entries))

@@ -142,11 +142,11 @@ def test_a_gpu_is_taken_with_its_event_handler(cuda, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(context="gpu"), "args.context must be cpu, cudnn or auto, got 'gpu'"),
-        (dict(type_config="double"), "args.type_config must be float or half, got 'double'"),
-        (dict(context="cpu", type_config="half"), "half needs a GPU"),
-        (dict(device_id="first"), "args.device_id must be the number of a GPU"),
-        (dict(device_id="1"), r"args.device_id must be below 1 \(CUDA_VISIBLE_DEVICES=3\), got '1'"),
+        ({"context": "gpu"}, "args.context must be cpu, cudnn or auto, got 'gpu'"),
+        ({"type_config": "double"}, "args.type_config must be float or half, got 'double'"),
+        ({"context": "cpu", "type_config": "half"}, "half needs a GPU"),
+        ({"device_id": "first"}, "args.device_id must be the number of a GPU"),
+        ({"device_id": "1"}, r"args.device_id must be below 1 \(CUDA_VISIBLE_DEVICES=3\), got '1'"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message, cuda, monkeypatch):
@@ -260,15 +260,15 @@ def test_runners_of_one_process_write_each_under_its_own_folder(tmp_path):
                 optimizer={"train": optimizer},
                 regularizer={},
                 dataloader={"train": range(8), "valid": range(4)},
-                hparams=dict(
-                    batch_size_train=4,
-                    mini_batch_train=4,
-                    batch_size_valid=4,
-                    mini_batch_valid=4,
-                    input_shapes=[[1]],
-                    target_shapes=[[1]],
-                ),
-                args=dict(comm=device.comm, event=device.event, output_path=""),
+                hparams={
+                    "batch_size_train": 4,
+                    "mini_batch_train": 4,
+                    "batch_size_valid": 4,
+                    "mini_batch_valid": 4,
+                    "input_shapes": [[1]],
+                    "target_shapes": [[1]],
+                },
+                args={"comm": device.comm, "event": device.event, "output_path": ""},
             )
             runner.run()
             assert (runner.one_epoch_train, runner.accum_train) == (2, 1)

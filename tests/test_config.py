@@ -117,7 +117,8 @@ def test_overrides_are_json_or_else_strings(tmp_path):
 def test_yaml_means_the_same(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text(
-        "network: {centernet_ofa_resnet50: {}}\ndataloader: {voc: {holdout: 100}}\noptimizer: {train: {lr: 5e-4, gamma: 1e-1}}\n"
+        "network: {centernet_ofa_resnet50: {}}\ndataloader: {voc: {holdout: 100}}\n"
+        "optimizer: {train: {lr: 5e-4, gamma: 1e-1}}\n"
     )
     assert configs.load(file) == configs.load(write(tmp_path, **SMALLEST))
 

@@ -1,0 +1,51 @@
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+IS_310 := -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 10))'
+
+.PHONY: help setup test lint demo clean
+
+help: ## This list
+	@sed -n 's/^\([a-z]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-12s %s\n' "$$target" "$$text"; done
+
+setup: $(READY) ## Make .venv with Python 3.10 and the exact versions of requirements.lock
+
+test: $(READY) ## Run the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(READY) ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+demo: $(READY) ## Draw the digits data set, pre-train on it, and run Algorithm 1
+	$(BIN)/python -m nnabla_detofa data digits --root data/digits
+	$(BIN)/nnabla_nas -f configs/digits_pretrain.json
+	$(BIN)/nnabla_nas -f configs/digits_detofa.json
+
+clean: ## Remove .venv and what tools left behind; data/ and runs/ stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A python3.10 on the PATH may be a pyenv shim that fails, so every candidate is tried by running it. The lock goes in
+# first and our package after it, without dependencies: the command nnabla_nas must be ours, not nnabla-nas' own.
+$(READY): requirements.lock setup.py
+	@if ! $(BIN)/python $(IS_310) 2>/dev/null; then \
+	    found=; \
+	    for python in "$$PYTHON" python3.10 "$$HOME"/.pyenv/versions/3.10*/bin/python "$$PYENV_ROOT"/versions/3.10*/bin/python; do \
+	        if "$$python" $(IS_310) 2>/dev/null; then found=$$python; break; fi; \
+	    done; \
+	    if [ -z "$$found" ] && command -v uv >/dev/null && uv python install -q 3.10; then found=$$(uv python find 3.10); fi; \
+	    if [ -z "$$found" ]; then \
+	        echo "error: Python 3.10 is needed: name one with PYTHON=/path/to/python3.10, install it with pyenv, or install uv, which fetches it" >&2; \
+	        exit 2; \
+	    fi; \
+	    echo "making $(VENV) with $$found"; \
+	    "$$found" -m venv --clear $(VENV); \
+	fi
+	@echo "installing requirements.lock (about a minute)"
+	@grep -E '^(pip|setuptools|wheel)==' requirements.lock > $(VENV)/tools.txt
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r $(VENV)/tools.txt
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-isolation -r requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@grep -q nnabla_detofa $(BIN)/nnabla_nas || { echo "error: $(BIN)/nnabla_nas is not the command of this package" >&2; exit 2; }
+	@touch $(READY)

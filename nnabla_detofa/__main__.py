@@ -1,0 +1,7 @@
+"""`python -m nnabla_detofa`: the command line under a name that nobody else owns."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

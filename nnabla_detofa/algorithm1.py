@@ -1,0 +1,277 @@
+"""DetOFA's Algorithm 1 as an NNablaNAS runner: supernet training for the target task, with a path filter.
+
+Read `DetOFASearcher.run` beside the paper's Algorithm 1; the numbers are the paper's lines.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+
+import numpy as np
+
+from . import centernet
+from .compat import Device
+from .config import Config
+from .costs import CostModel, cost_range, count_within
+from .data.sets import open_sets
+from .errors import UserError
+from .evolution import Constraint, search
+from .metrics import voc_ap
+from .path_filter import PathScorer
+from .pruning import HashedPaths, KeptPaths, UniformPaths, operation_scores, path_thresholds, prune_operations
+from .ranking import EvaluatedPaths, kendall_tau, per_bucket
+from .runner import SupernetRunner, slug, start
+from .search_space import Path, PathBatch, SearchSpace
+from .training import OnePath, PathSampler
+from .validation import BoxDetector, detect_all, reestimate, save_detections, validation_loss
+
+
+class DetOFASearcher(SupernetRunner):
+    """Algorithm 1, then the search for the best path under each budget (section 3.3).
+
+    Its inputs are named by the config: pre-trained supernet weights (`network.centernet_ofa_resnet50.weights`), a pre-trained
+    path filter (`hparams.filter.weights`), the training data (`dataloader`), and r_op and r_path (`hparams`).
+    """
+
+    phases = (
+        "fullnet",
+        "warm-up",
+        "paths",
+        "path filter",
+        "operation pruning",
+        "path thresholds",
+        "fine-tuning",
+        "paths again",
+        "path filter again",
+        "held-out paths",
+        "search",
+        "evaluation",
+    )
+
+    loss_names = ("loss", "heat map", "offset", "size")
+
+    def run(self) -> dict:
+        """Run Algorithm 1 to the end; what it found is in summary.json, and returned."""
+        space = self.space  # 1: initialise the search space with A
+        self.train_fullnet(space)  # 2
+        self.warm_up(space)  # 3
+        paths = self.evaluate_sampled("paths", space)  # 4
+        scorer = self.train_filter("path filter", self.new_filter(), paths)  # 5
+        space = self.prune_operations(space, scorer)  # 6
+        thresholds = self.path_thresholds(space, scorer)  # 7
+        sampler = self.kept_paths(space, scorer, thresholds)  # 11 to 14: draws until g(a) reaches the threshold
+        self.fine_tune(sampler)  # 8 to 17
+
+        # Section 3.3: the filter is re-trained on the final supernet before the search.
+        paths = self.evaluate_sampled("paths again", space)
+        scorer = self.train_filter("path filter again", scorer.filter, paths)
+        self.hold_out(space, scorer, paths)
+        found = self.search(space, scorer)
+        return self.evaluate(found)
+
+    # --- Training ---------------------------------------------------------------------------------------------------
+
+    def train_fullnet(self, space: SearchSpace) -> None:
+        """Line 2: fine-tune the largest path alone, and evaluate it as the paper's "Fullnet"."""
+        epochs = self.config.hparams.fullnet_epochs
+        with self.phase("fullnet"):
+            self.train_phase("fullnet", OnePath(space.largest), range(epochs), self.new_optimizer(epochs))
+            self.results["fullnet"] = self.evaluate_path("fullnet", space.largest)
+
+    def warm_up(self, space: SearchSpace) -> None:
+        """Line 3: train uniformly drawn paths of A; the schedule is that of warm-up and fine-tuning together."""
+        hparams = self.config.hparams
+        self.optimizer["train"] = self.new_optimizer(hparams.warmup_epochs + hparams.epochs)
+        with self.phase("warm-up"):
+            sampler = UniformPaths(space, self.rng("warm-up"))
+            self.train_phase("warm-up", sampler, range(hparams.warmup_epochs), self.optimizer["train"])
+
+    def fine_tune(self, sampler: PathSampler) -> None:
+        """Lines 8 to 17: train the paths that the filter keeps."""
+        hparams = self.config.hparams
+        epochs = range(hparams.warmup_epochs, hparams.warmup_epochs + hparams.epochs)
+        with self.phase("fine-tuning"):
+            self.train_phase("fine-tuning", sampler, epochs, self.optimizer["train"])
+        self.results["refused_share"] = sampler.refused_share
+        self.log(f"refused {sampler.refused_share:.1%} of {sampler.draws} draws")
+
+    # --- Path filter ------------------------------------------------------------------------------------------------
+
+    def evaluate_sampled(self, name: str, space: SearchSpace) -> EvaluatedPaths:
+        """Line 4: sample m paths for each FLOPs bucket and take their validation losses."""
+        with self.phase(name):
+            return self.evaluate_paths(name, self.sample_paths(name, self.config.hparams.paths_per_bucket, space))
+
+    # --- Pruning ----------------------------------------------------------------------------------------------------
+
+    def prune_operations(self, space: SearchSpace, scorer: PathScorer) -> SearchSpace:
+        """Line 6: score every operation and take the weak ones out of the space."""
+        hparams, pruning = self.config.hparams, self.config.hparams.operation_pruning
+        with self.phase("operation pruning"):
+            scores = operation_scores(
+                space, scorer, self.cost.stage_flops, hparams.paths_per_operation, self.rng("operation scores")
+            )
+            pruned = prune_operations(scores, pruning, hparams.buckets, self.rng("operation pruning"), space.largest)
+            smaller = space.without(pruned.removed)
+        self.results["pruned_operations"] = len(pruned.removed)
+        self.results["total_operations"] = len(scores.operations)
+        self.remember("operations", {**scores.to_json(), **pruned.to_json(), "space": smaller.to_json()})
+        for line in (*map(str, pruned.spared), str(smaller)):
+            self.log(line)
+        self.log(
+            f"pruned {len(pruned.removed)} of {len(scores.operations)} operations; "
+            f"{smaller.size():.3g} of {space.size():.3g} paths are left"
+        )
+        return smaller
+
+    def path_thresholds(self, space: SearchSpace, scorer: PathScorer) -> np.ndarray:
+        """Line 7: for each bucket the score below which paths are pruned."""
+        hparams = self.config.hparams
+        with self.phase("path thresholds"):
+            thresholds = path_thresholds(
+                scorer, space, self.buckets, hparams.r_path, hparams.threshold_paths, self.rng("path thresholds")
+            )
+        self.results["thresholds"] = [float(t) if np.isfinite(t) else None for t in thresholds]
+        self.log("thresholds: " + ", ".join(f"{t:.4f}" for t in thresholds))
+        return thresholds
+
+    def kept_paths(self, space: SearchSpace, scorer: PathScorer, thresholds: np.ndarray) -> PathSampler:
+        """Lines 11 to 14: the sampler of the pruned space that refuses weak paths."""
+        rng, hparams = self.rng("fine-tuning"), self.config.hparams
+        if hparams.path_pruning == "none":
+            return UniformPaths(space, rng)
+        if hparams.path_pruning == "uniform":
+            return HashedPaths(space, hparams.r_path, rng, self.config.args.seed)
+        return KeptPaths(space, scorer, thresholds, rng)
+
+    # --- Search and evaluation --------------------------------------------------------------------------------------
+
+    def hold_out(self, space: SearchSpace, scorer: PathScorer, seen: EvaluatedPaths) -> None:
+        """Kendall's tau between path score and measured loss, on fresh paths that the filter did not train on."""
+        name = "held-out paths"
+        with self.phase(name):
+            fresh = self.sample_paths(name, self.config.hparams.heldout_paths_per_bucket, space)
+            fresh = fresh[[path not in seen for path in fresh]]
+            paths = self.evaluate_paths(name, fresh)
+        scores = scorer(paths.batch)
+        taus = per_bucket(kendall_tau, scores, paths.losses, paths.buckets)
+        self.results["kendall_tau"] = [taus.get(bucket) for bucket in range(self.config.hparams.buckets)]
+        self.remember("scores", {"scores": scores.tolist()})
+        self.log("Kendall's tau in each bucket: " + ", ".join(f"{tau:.2f}" for tau in taus.values()))
+
+    def search(self, space: SearchSpace, scorer: PathScorer) -> list[tuple[float, Path]]:
+        """Section 3.3: for each budget, the path with the best score that costs no more (Eq. 3)."""
+        options = self.config.hparams.search
+        budgets = options.budgets or tuple(float(edge) for edge in self.buckets.edges[1:])
+        least, most = cost_range(space, self.cost.flops)
+        for budget in budgets:
+            if budget < least:
+                raise UserError(
+                    f"hparams.search.budgets holds {budget / 1e9:.4g} GFLOPs, which is below the smallest path; "
+                    f"reachable are {least / 1e9:.4g} to {most / 1e9:.4g} GFLOPs"
+                )
+        with self.phase("search"):
+            return [(budget, self.best_path(space, scorer, budget)) for budget in budgets]
+
+    def best_path(self, space: SearchSpace, scorer: PathScorer, budget: float) -> Path:
+        """The best path of `space` with at most `budget` FLOPs; see `config.Search.across_buckets`."""
+        if self.config.hparams.search.across_buckets == "score":
+            return self.evolve(space, scorer, -np.inf, budget)
+        winners = []
+        for bucket in range(self.config.hparams.buckets):
+            low, high = self.buckets.interval(bucket)
+            most = min(budget, np.ceil(high) - 1)  # FLOPs are integers, and `high` is the next bucket's
+            if count_within(space, self.cost.flops, low, most + 1):
+                winners.append(self.evolve(space, scorer, low, most))
+        evaluated = self.evaluate_paths("winners", PathBatch.from_paths(winners, space.geometry))
+        losses = {item.path: item.loss for item in evaluated.items}
+        return min(winners, key=losses.get)
+
+    def evolve(self, space: SearchSpace, scorer: PathScorer, least: float, most: float) -> Path:
+        """The path of `space` with the best score among those with `least` to `most` FLOPs, found by evolution."""
+        options, name = self.config.hparams.search, f"search up to {most / 1e9:.4g} GFLOPs"
+        if (known := self.recall("search", {}).get(f"{least} {most}")) is not None:
+            return Path.from_ofa(known, space.geometry)
+        with self.progress(name, options.generations, unit="generation") as bar:
+
+            def on_generation(generation: int, score: float) -> None:
+                bar.update()
+                bar.set_postfix(score=f"{score:.4f}")
+                self.stop.check()
+
+            result = search(
+                space,
+                scorer,
+                self.cost.flops,
+                most,
+                self.rng(name),
+                options.generations,
+                options.population,
+                options.parent_ratio,
+                options.mutate_prob,
+                options.mutation_ratio,
+                constraints=[Constraint("FLOPs", self.cost.flops, most, "GFLOPs", 1e9, least)],
+                progress=on_generation,
+            )
+        self.remember("search", self.recall("search", {}) | {f"{least} {most}": result.path.to_ofa(space.geometry)})
+        return result.path
+
+    def evaluate(self, found: list[tuple[float, Path]]) -> dict:
+        """Evaluate the found subnets on the test split, without any fine-tuning of them, and write the summary."""
+        with self.phase("evaluation"):
+            subnets = [
+                {"budget": budget, **self.evaluate_path(f"subnet {number}", path)}
+                for number, (budget, path) in enumerate(found, 1)
+            ]
+        summary = {**self.results, "subnets": subnets, "seconds": self.seconds}
+        self.remember("summary", summary)
+        for name, row in (("fullnet", summary["fullnet"]), *((f"<= {row['budget'] / 1e9:.4g} G", row) for row in subnets)):
+            self.log(f"{name}: {row['flops'] / 1e9:.4g} GFLOPs, {row['params'] / 1e6:.4g} M parameters, AP50 {row['ap50']:.3f}")
+        return summary
+
+    def evaluate_path(self, name: str, path: Path) -> dict:
+        """FLOPs, parameters, validation loss and AP on the test split, under the present weights; kept as <name>.json."""
+        if (known := self.recall(slug(name))) is not None:
+            return known
+        statistics = reestimate(self.model, path, self.evaluator.statistics_batches)
+        detector = BoxDetector(self.model, path, statistics)
+        batch = PathBatch.from_paths([path], self.space.geometry)
+        with self.progress(f"test images of {name}", len(self.sets.test), unit="image") as bar:
+            detections, truth = detect_all(detector, self.sets, self.config.hparams.bn_batch, bar.update)
+        ap = voc_ap(detections, truth, len(self.sets.classes), metric=self.config.dataloader.ap_metric)
+        result = {
+            "flops": int(self.cost.flops(batch)[0]),
+            "params": int(self.cost.params(batch)[0]),
+            "loss": validation_loss(self.model, path, statistics, self.evaluator.validation_batches),
+            "ap50": ap.mean,
+            "ap50_per_class": {
+                name: None if np.isnan(value) else float(value) for name, value in zip(self.sets.classes, ap.per_class)
+            },
+            "path": path.to_ofa(self.space.geometry),
+        }
+        save_detections(self.folder / f"{slug(name)}_detections.json", self.sets, detections)
+        self.remember(slug(name), result)
+        return result
+
+
+def run(config: Config, device: Device, output: FilePath, restart: bool = False) -> dict:
+    """Run Algorithm 1 by `config`; what was done before in `output` is not done again."""
+    network = config.network
+    stride = network.head_geometry(1).output_stride(network.geometry)
+    sets = open_sets(config, stride)
+    head = network.head_geometry(len(sets.classes))
+    model = centernet.SearchNet(
+        head.num_classes,
+        network.width_scale,
+        network.strides,
+        network.elastic_stem,
+        network.zero_init_residual,
+        network.deconv_channels,
+        network.head_channels,
+        network.heat_map_std,
+        network.weights,
+        np.random.default_rng((config.args.seed, 1)),
+    )
+    scope = config.hparams.cost_scope
+    cost = CostModel(sets.image_size, head.num_classes, scope, network.geometry, head)
+    return start(DetOFASearcher, model, sets, cost, config, device, output, restart)

@@ -1,0 +1,152 @@
+"""The command line: `nnabla_nas -f CONFIG`, and the tools around it. The only place that exits.
+
+What the user can mend is one sentence on stderr and status 2; a run that was stopped is status 130; anything else that
+goes wrong is a defect, and shows its traceback.
+"""
+
+import argparse
+import importlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import __version__
+from .errors import UserError
+
+# Imports inside the functions: `--help` answers at once, without nnabla.
+
+RUNNERS = {
+    "detofa": "nnabla_detofa.algorithm1",
+    "pretrain": "nnabla_detofa.pretrain",
+}
+"""Where `args.runner` finds its module, which has a function run(config, device, output, restart=False)."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: what `--help` says of it, the arguments it takes, and what it does with them."""
+
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+    examples: tuple[str, ...] = ()
+
+
+def run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-f", "--file", required=True, metavar="FILE", help="the config, .json or .yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the config")
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), help="replaces args.context")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", help="replaces args.device_id: a GPU, or one per rank: 0,1")
+    parser.add_argument("-o", "--output-path", metavar="OUTPUT", help="replaces args.output_path (default: runs/<config>)")
+    parser.add_argument("--restart", action="store_true", help="start anew instead of going on where the run was stopped")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run a config: read it, choose the device, hand both to the runner."""
+    from . import config as configs
+
+    flags = {"context": args.context, "device_id": args.device_id, "output_path": args.output_path}
+    overrides = [f"args.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    config = configs.load(args.file, [*args.overrides, *overrides])
+
+    from .compat import Device
+
+    runner = importlib.import_module(RUNNERS[config.args.runner])
+    device = Device.open(config.args.context, config.args.device_id, config.args.type_config)
+    runner.run(config, device, config.output_path, restart=args.restart)
+
+
+def data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", choices=("digits",), help="handwritten digits on photographs, in VOC's layout")
+    parser.add_argument("--root", metavar="FOLDER", help="where to write it (default: data/<name>)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws another data set (default: %(default)s)")
+
+
+def data(args: argparse.Namespace) -> None:
+    """Make a data set that needs no download."""
+    from .data.digits import write_digits
+
+    root = write_digits(args.root or Path("data", args.name), seed=args.seed)
+    print(f"the data set {args.name} is in {root}")
+
+
+COMMANDS = {
+    "run": Command(
+        "train and search as a config says",
+        run_arguments,
+        run,
+        (
+            "-f configs/digits_detofa.json",
+            "-f configs/voc_detofa.json -c cudnn -d 0 dataloader.voc.root=/data/VOCdevkit hparams.r_path=0.5",
+        ),
+    ),
+    "data": Command("make a data set that needs no download", data_arguments, data, ("digits --root data/digits",)),
+}
+"""Every subcommand; the first is meant where none is named."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line.
+
+    Returns:
+        The exit status: 0, 2 for what the user can mend, 130 when stopped. Wrong usage exits with 2 here, as argparse does.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    program = "nnabla_nas" if Path(sys.argv[0]).name == "nnabla_nas" else "python -m nnabla_detofa"
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview(program), file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    if argv[0].startswith("-"):
+        argv.insert(0, next(iter(COMMANDS)))
+    name, *rest = argv
+    try:
+        if name not in COMMANDS:
+            raise UserError(f"there is no command {name}; known are {', '.join(COMMANDS)}")
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger(__package__).setLevel(logging.INFO)
+        COMMANDS[name].run(_parser(program, name).parse_intermixed_args(rest))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser(program: str, name: str) -> argparse.ArgumentParser:
+    command = COMMANDS[name]
+    parser = argparse.ArgumentParser(
+        prog=f"{program} {name}",
+        description=f"{command.help[0].upper()}{command.help[1:]}.",
+        epilog="\n".join(["examples:", *(f"  {program} {name} {example}" for example in command.examples)]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.arguments(parser)
+    return parser
+
+
+def _overview(program: str) -> str:
+    """What `--help` says without a command."""
+    default = next(iter(COMMANDS))
+    return "\n".join(
+        [
+            f"usage: {program} COMMAND ...      ({program} COMMAND --help says more)",
+            f"       {program} -f FILE ...      short for: {program} {default} -f FILE ...",
+            "",
+            "DetOFA in NNabla: once-for-all training of object detectors.",
+            "",
+            "commands:",
+            *(f"  {name:<12}{command.help}" for name, command in COMMANDS.items()),
+            "",
+            "examples:",
+            *(f"  {program} {name} {example}" for name, command in COMMANDS.items() for example in command.examples),
+        ]
+    )

@@ -1,0 +1,86 @@
+"""Before Algorithm 1: the classification supernet f^pre (Eq. 1), and the path filter on paths of it (section 3, step 1).
+
+Leaves supernet.h5 and path_filter.h5 in the run's folder, which `algorithm1` starts from.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+
+import nnabla as nn
+import numpy as np
+
+from . import supernet, weights
+from .compat import Device
+from .config import Config
+from .costs import CostModel
+from .data.sets import open_sets
+from .pruning import UniformPaths
+from .ranking import kendall_tau, per_bucket
+from .runner import SupernetRunner, start
+from .search_space import Path, PathBatch
+from .supernet import GivenStatistics
+from .training import OnePath
+from .validation import reestimate
+
+
+class PretrainSearcher(SupernetRunner):
+    """Train the classification supernet, first its largest path and then all, and a path filter on what its paths lose."""
+
+    phases = ("fullnet", "supernet", "paths", "path filter")
+
+    def run(self) -> dict:
+        """Run the phases; what came of them is in summary.json, and returned."""
+        hparams = self.config.hparams
+        with self.phase("fullnet"):
+            optimizer = self.new_optimizer(hparams.fullnet_epochs)
+            self.train_phase("fullnet", OnePath(self.space.largest), range(hparams.fullnet_epochs), optimizer)
+        with self.phase("supernet"):
+            optimizer = self.new_optimizer(hparams.epochs)
+            self.train_phase("supernet", UniformPaths(self.space, self.rng("supernet")), range(hparams.epochs), optimizer)
+            weights.write(self.folder / "supernet.h5", self.model.get_parameters())
+        few = PathBatch.concatenate(
+            [PathBatch.from_paths([self.space.largest], self.space.geometry), self.space.sample_many(self.rng("shown"), 4)]
+        )
+        self.results["accuracy"] = [self.accuracy(path) for path in few]
+        self.log("accuracy of the largest and of four random paths: " + ", ".join(f"{a:.3f}" for a in self.results["accuracy"]))
+        if hparams.paths:
+            with self.phase("paths"):
+                sampled = self.sample_paths("paths", hparams.paths // hparams.buckets, self.space)
+                paths = self.evaluate_paths("paths", sampled)
+            scorer = self.train_filter("path filter", self.new_filter(), paths)
+            scores = scorer(paths.batch)
+            self.results["kendall_tau"] = per_bucket(kendall_tau, scores, paths.losses, paths.buckets)
+        self.results["seconds"] = self.seconds
+        self.remember("summary", self.results)
+        return self.results
+
+    def accuracy(self, path: Path) -> float:
+        """Share of the validation images that `path` classifies rightly."""
+        evaluator = self.evaluator
+        given = GivenStatistics(reestimate(self.model, path, evaluator.statistics_batches))
+        right = total = 0
+        for images, labels in evaluator.validation_batches:
+            logits = self.model(nn.Variable.from_numpy_array(images), path, given)
+            logits.forward(clear_buffer=True)
+            right += int(np.sum(logits.d.argmax(axis=1) == labels[:, 0]))
+            total += len(labels)
+        return right / total
+
+
+def run(config: Config, device: Device, output: FilePath, restart: bool = False) -> dict:
+    """Pre-train by `config`; what was done before in `output` is not done again."""
+    sets = open_sets(config)
+    network = config.network
+    model = supernet.SearchNet(
+        network.num_classes or len(sets.classes),
+        network.width_scale,
+        network.strides,
+        network.elastic_stem,
+        network.zero_init_residual,
+        network.weights,
+        config.hparams.label_smoothing,
+        np.random.default_rng((config.args.seed, 1)),
+    )
+    cost = CostModel(sets.image_size, len(sets.classes), "backbone", network.geometry)
+    return start(PretrainSearcher, model, sets, cost, config, device, output, restart)

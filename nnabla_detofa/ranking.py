@@ -1,0 +1,473 @@
+"""Ranking paths: evaluated paths on disk, the FLOPs-bounded pairwise loss (Eq. 5, 6), fitting g, and measures of a ranking.
+
+Losses are validation losses: lower is better. Scores are g's: higher is better.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from .errors import UserError
+from .geometry import OFA_RESNET50, Geometry
+from .search_space import Path, PathBatch
+
+if TYPE_CHECKING:
+    import nnabla as nn
+
+    from .path_filter import PathFilter, Tokenizer
+
+# --- Evaluated paths on disk ------------------------------------------------------------------------------------------
+
+FORMAT = "evaluated paths, version 1"
+
+
+@dataclass(frozen=True)
+class EvaluatedPath:
+    """One path and what was measured: validation loss, and what the file's settings say was measured besides."""
+
+    path: Path
+    bucket: int
+    flops: int
+    loss: float
+    params: int | None = None
+    ap: float | None = None
+
+
+class EvaluatedPaths:
+    """Paths and their validation losses in a file of JSON lines, one path a line, which grows as paths are evaluated.
+
+    The first line says what the losses belong to: the hash of the supernet's weights and the settings of the evaluation.
+    Every line is on disk before `append` returns. A last line without an end is what a kill leaves behind; it is dropped.
+
+    Attributes:
+        file: the file.
+        header: its first line.
+        items: the paths, in the order of the file.
+    """
+
+    def __init__(self, file: FilePath, header: Mapping, items: list[EvaluatedPath], geometry: Geometry):
+        self.file, self.header, self.items, self.geometry = file, header, items, geometry
+        self._known = {item.path for item in items}
+
+    @classmethod
+    def open(
+        cls, file: str | os.PathLike, weights: str, settings: Mapping, geometry: Geometry = OFA_RESNET50
+    ) -> EvaluatedPaths:
+        """Go on with the file, or begin it.
+
+        Args:
+            weights: hash of the supernet's weights.
+            settings: whatever else changes a path's loss, as plain JSON values.
+
+        Raises:
+            UserError: the file belongs to other weights or settings, or is damaged before its last line.
+        """
+        file = FilePath(file)
+        wanted = json.loads(json.dumps(_header(weights, settings, geometry)))
+        _drop_torn_line(file)
+        if not file.exists() or not file.stat().st_size:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _append_line(file, wanted)
+        found = cls.read(file, geometry)
+        if found.header != wanted:
+            name, have, want = _first_difference(found.header, wanted)
+            raise UserError(f"{file} holds paths evaluated with {name} {have!r}, this run has {want!r}: remove or rename it")
+        return found
+
+    @classmethod
+    def read(cls, file: str | os.PathLike, geometry: Geometry = OFA_RESNET50) -> EvaluatedPaths:
+        """What the file holds, whatever it belongs to.
+
+        Raises:
+            UserError: the file is missing, is of another format, or is damaged before its last line.
+        """
+        file = FilePath(file)
+        try:
+            lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line's end is torn
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"the evaluated paths {file} cannot be read ({error})") from error
+        items = []
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = json.loads(line)
+                if number == 1:
+                    header = entry
+                    if header["format"] != FORMAT:
+                        raise UserError(f"its format is {header['format']!r}, not {FORMAT!r}")
+                else:
+                    items.append(EvaluatedPath(**entry | {"path": Path.from_ofa(entry["path"], geometry)}))
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(f"line {number} of {file} is not an evaluated path ({error})") from error
+        if not lines:
+            raise UserError(f"{file} holds no evaluated paths, not even a first line that says of what")
+        return cls(file, header, items, geometry)
+
+    def append(self, item: EvaluatedPath) -> None:
+        """Add one path, to the file first.
+
+        Raises:
+            ValueError: the path is there already, or its loss is not finite.
+        """
+        if item.path in self._known:
+            raise ValueError(f"{self.file} holds the path {item.path.to_ofa(self.geometry)} already")
+        if not math.isfinite(item.loss):
+            raise ValueError(f"the validation loss of a path must be finite, got {item.loss}")
+        _append_line(self.file, {name: getattr(item, name) for name in item.__dataclass_fields__} | {
+            "path": item.path.to_ofa(self.geometry)
+        })  # fmt: skip
+        self.items.append(item)
+        self._known.add(item.path)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __contains__(self, path: Path) -> bool:
+        """Has the path been evaluated?"""
+        return path in self._known
+
+    @property
+    def batch(self) -> PathBatch:
+        return PathBatch.from_paths([item.path for item in self.items], self.geometry)
+
+    @property
+    def buckets(self) -> np.ndarray:
+        """(n,) FLOPs bucket of each path."""
+        return np.array([item.bucket for item in self.items], int)
+
+    @property
+    def flops(self) -> np.ndarray:
+        """(n,) FLOPs of each path."""
+        return np.array([item.flops for item in self.items], np.int64)
+
+    @property
+    def losses(self) -> np.ndarray:
+        """(n,) validation loss of each path."""
+        return np.array([item.loss for item in self.items], float)
+
+    @property
+    def aps(self) -> np.ndarray:
+        """(n,) average precision of each path, NaN where it was not measured."""
+        return np.array([item.ap for item in self.items], float)
+
+
+def _header(weights: str, settings: Mapping, geometry: Geometry) -> dict:
+    return {"format": FORMAT, "weights": weights, "settings": dict(settings), "geometry": asdict(geometry)}
+
+
+def _append_line(file: FilePath, entry: Mapping) -> None:
+    line = json.dumps(entry, allow_nan=False) + "\n"
+    with open(file, "a", encoding="utf-8") as opened:
+        opened.write(line)
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
+def _drop_torn_line(file: FilePath) -> None:
+    if file.exists():
+        content = file.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(file, whole)
+
+
+def _first_difference(found: Mapping, wanted: Mapping, prefix: str = "") -> tuple[str, object, object]:
+    """(dotted name, found value, wanted value) of the first entry in which two unequal headers differ."""
+    for name in sorted(found.keys() | wanted.keys()):
+        have, want = found.get(name), wanted.get(name)
+        if have != want:
+            if isinstance(have, dict) and isinstance(want, dict):
+                return _first_difference(have, want, f"{prefix}{name}.")
+            return prefix + name, have, want
+    raise ValueError("the two are equal")
+
+
+# --- The pairwise loss ------------------------------------------------------------------------------------------------
+
+
+def pairs(losses: np.ndarray, buckets: np.ndarray | None = None) -> np.ndarray:
+    """(n, n) bool, the ordered pairs with t = 1 of Eq. 5: [a, a'] where a is at least as good as a', and is not a'.
+
+    Two equal losses make a pair in both orders, as the <= of Eq. 5 says; their least common loss is at equal scores.
+
+    Args:
+        losses: (n,) validation losses.
+        buckets: (n,) FLOPs buckets; then only paths of one bucket make pairs, "FLOPs-bounded". None: all paths do.
+    """
+    better = losses[:, None] <= losses[None, :]
+    np.fill_diagonal(better, False)
+    return better if buckets is None else better & (buckets[:, None] == buckets[None, :])
+
+
+def pair_loss(scores: np.ndarray, paired: np.ndarray) -> float:
+    """Mean squared hinge of g(a) - g(a') over the pairs (Eq. 6).
+
+    Pairs with t = 0 would add a constant 1 each and are left out.
+    """
+    first, second = np.nonzero(paired)
+    gaps = np.asarray(scores, float)[first] - np.asarray(scores, float)[second]
+    return float(np.mean(np.maximum(0.0, 1.0 - gaps) ** 2))
+
+
+def pair_loss_variable(scores: nn.Variable, pair_weights: nn.Variable) -> nn.Variable:
+    """`pair_loss` in NNabla.
+
+    Args:
+        scores: (n,).
+        pair_weights: (n, n), `pairs` divided by their number.
+    """
+    import nnabla.functions as F
+
+    n = scores.shape[0]
+    gaps = F.reshape(scores, (n, 1)) - F.reshape(scores, (1, n))
+    return F.sum(pair_weights * F.pow_scalar(F.relu(1.0 - gaps), 2.0))
+
+
+# --- Fitting ----------------------------------------------------------------------------------------------------------
+
+
+WARM, COS, CLIP = 1, False, 0
+def split(buckets: np.ndarray, rng: np.random.Generator, validation: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of training and validation paths: the same share of each bucket, drawn at random (section 3.1.2)."""
+    train, held = [], []
+    for bucket in np.unique(buckets):
+        members = rng.permutation(np.flatnonzero(buckets == bucket))
+        n_held = round(validation * len(members))
+        held.append(members[:n_held])
+        train.append(members[n_held:])
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(held))
+
+
+@dataclass(frozen=True, eq=False)
+class FitResult:
+    """How a fit went. Curves start with the state before the first epoch.
+
+    Attributes:
+        train, validation: indices of the paths of each part.
+        train_losses: pair loss of each epoch's minibatches; NaN at first.
+        validation_losses: pair loss of all validation pairs after each epoch.
+        best_epoch: the epoch whose weights the filter has now; 0 is what it had before.
+        validation_taus: bucket -> Kendall's tau of its validation paths (NaN for fewer than two).
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    train_losses: np.ndarray
+    validation_losses: np.ndarray
+    best_epoch: int
+    validation_taus: dict[int, float]
+
+
+def fit(
+    path_filter: PathFilter,
+    batch: PathBatch,
+    buckets: np.ndarray,
+    losses: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    epochs: int = 200,
+    lr: float = 1e-3,
+    batch_size: int = 64,
+    patience: int = 30,
+    weight_decay: float = 0.0,
+    flops_bounded: bool = True,
+    progress: Callable[[int, float, float], None] | None = None,
+) -> FitResult:
+    """Fit the filter to evaluated paths with the pairwise loss; it ends with the weights of the best validation loss.
+
+    The split and the loss are the paper's (section 3.1.2); optimiser and epochs are not given: Adam, until the validation
+    loss has not improved for `patience` epochs.
+
+    Args:
+        path_filter: is changed.
+        batch, buckets, losses: n evaluated paths, their FLOPs buckets and validation losses.
+        rng: draws the split and the minibatches.
+        batch_size: the most paths in a minibatch; each holds the same share of every bucket.
+        weight_decay: of AdamW.
+        flops_bounded: compare only paths of one FLOPs bucket.
+        progress: called after each epoch with its number, its training and its validation loss.
+
+    Raises:
+        UserError: there are too few paths for pairs in both parts.
+    """
+    import nnabla as nn
+    import nnabla.solvers as S
+
+    train, validation = split(buckets, rng)
+    bounds = buckets if flops_bounded else np.zeros(len(batch), int)
+    paired = {"training": pairs(losses[train], bounds[train]), "validation": pairs(losses[validation], bounds[validation])}
+    for part, mask in paired.items():
+        if not mask.any():
+            raise UserError(f"fitting the path filter needs two {part} paths in a FLOPs bucket; got {len(batch)} paths in all")
+
+    tokens = path_filter.tokenizer(batch)
+    n_batches = -(-len(train) // batch_size)
+    size = -(-len(train) // n_batches)
+    inputs = nn.Variable((size, tokens.shape[1])), nn.Variable((size,))
+    pair_weights = nn.Variable((size, size))
+    loss = pair_loss_variable(path_filter(*inputs), pair_weights)
+    solver = S.AdamW(lr, wd=weight_decay)
+    solver.set_parameters(path_filter.get_parameters())
+
+    updates = 0
+    def step(members: np.ndarray) -> float:
+        """One update from these training paths (positions in `train`), padded with copies that are in no pair."""
+        chosen = paired["training"][np.ix_(members, members)]
+        if not chosen.any():
+            return math.nan
+        rows = train[np.resize(members, size)]
+        inputs[0].d, inputs[1].d = tokens[rows], buckets[rows]
+        padding = (0, size - len(members))
+        pair_weights.d = np.pad(chosen / chosen.sum(), (padding, padding))
+        loss.forward(clear_no_need_grad=True)
+        solver.zero_grad()
+        loss.backward(clear_buffer=True)
+        nonlocal updates
+        solver.set_learning_rate(lr * min(1.0, (updates + 1) / WARM) * (0.5 * (1 + math.cos(math.pi * updates / (epochs * n_batches))) if COS else 1))
+        updates += 1
+        if CLIP: solver.clip_grad_by_norm(CLIP)
+        solver.update()
+        return float(loss.d)
+
+    def validation_loss() -> float:
+        return pair_loss(path_filter.score(batch[validation], buckets[validation]), paired["validation"])
+
+    train_losses, validation_losses = [math.nan], [validation_loss()]
+    best, best_weights = 0, path_filter.get_weights()
+    for epoch in range(1, epochs + 1):
+        shuffled = rng.permutation(len(train))
+        by_bucket = shuffled[np.argsort(buckets[train][shuffled], kind="stable")]
+        steps = [step(by_bucket[number::n_batches]) for number in range(n_batches)]
+        train_losses.append(float(np.mean([value for value in steps if not math.isnan(value)] or math.nan)))
+        validation_losses.append(validation_loss())
+        if progress:
+            progress(epoch, train_losses[-1], validation_losses[-1])
+        if validation_losses[-1] < validation_losses[best]:
+            best, best_weights = epoch, path_filter.get_weights()
+        elif epoch - best >= patience:
+            break
+    path_filter.set_weights(best_weights)
+    scores = path_filter.score(batch[validation], buckets[validation])
+    taus = per_bucket(kendall_tau, scores, losses[validation], buckets[validation])
+    return FitResult(train, validation, np.array(train_losses), np.array(validation_losses), best, taus)
+
+
+# --- Measures of a ranking --------------------------------------------------------------------------------------------
+
+
+def kendall_tau(scores: np.ndarray, losses: np.ndarray) -> float:
+    """Kendall's tau between score and negated loss: 1 where the order is right; NaN for fewer than two paths."""
+    return float(stats.kendalltau(scores, -np.asarray(losses)).statistic) if len(scores) > 1 else math.nan
+
+
+def spearman(scores: np.ndarray, losses: np.ndarray) -> float:
+    """Spearman's correlation between score and negated loss; NaN for fewer than two paths."""
+    return float(stats.spearmanr(scores, -np.asarray(losses)).statistic) if len(scores) > 1 else math.nan
+
+
+def per_bucket(
+    measure: Callable[[np.ndarray, np.ndarray], float], scores: np.ndarray, losses: np.ndarray, buckets: np.ndarray
+) -> dict[int, float]:
+    """Bucket -> `measure(scores, losses)` of its paths."""
+    return {int(b): measure(scores[buckets == b], losses[buckets == b]) for b in np.unique(buckets)}
+
+
+class Weakest(NamedTuple):
+    """How well the weakest paths were found; positive means among the weakest.
+
+    Attributes:
+        accuracy: (TP + TN) / N.
+        precision: TP / (TP + FP); NaN where nothing was predicted.
+        recall: TP / (TP + FN).
+        share: TP / N. The columns "recall" of Tables 3 and A3 can only be this: with precision 0.79 and accuracy 0.89 at
+            25% positives, TP is about 0.21 of ALL paths.
+    """
+
+    accuracy: float
+    precision: float
+    recall: float
+    share: float
+
+
+def weakest(
+    scores: np.ndarray,
+    losses: np.ndarray,
+    ratio: float,
+    buckets: np.ndarray | None = None,
+    thresholds: np.ndarray | None = None,
+) -> Weakest:
+    """How well scores find the weakest `ratio` of the paths (Tables 3 and A3).
+
+    Positive are the worst paths by loss, predicted the worst by score, the same number of both, so that precision and
+    recall agree; or those with a score below `thresholds`, as training drops them.
+
+    Args:
+        scores, losses: (n,).
+        ratio: share of positives, in (0, 1).
+        buckets: (n,) FLOPs buckets; then the weakest are taken inside each. None: among all.
+        thresholds: least kept score of each bucket, or of all paths together: one value.
+    """
+    groups = np.zeros(len(scores), int) if buckets is None else np.asarray(buckets)
+    actual = _worst(-np.asarray(losses), ratio, groups)
+    predicted = _worst(scores, ratio, groups) if thresholds is None else scores < np.asarray(thresholds)[groups]
+    hits = int(np.sum(actual & predicted))
+    return Weakest(
+        accuracy=float(np.mean(actual == predicted)),
+        precision=hits / predicted.sum() if predicted.any() else math.nan,
+        recall=hits / actual.sum() if actual.any() else math.nan,
+        share=hits / len(scores),
+    )
+
+
+def _worst(goodness: np.ndarray, ratio: float, groups: np.ndarray) -> np.ndarray:
+    """(n,) bool: the `ratio` of each group with the least goodness; of equal ones the first."""
+    chosen = np.zeros(len(goodness), bool)
+    for group in np.unique(groups):
+        members = np.flatnonzero(groups == group)
+        order = np.argsort(goodness[members], kind="stable")
+        chosen[members[order[: int(ratio * len(members) + 0.5)]]] = True
+    return chosen
+
+
+def bootstrap(
+    measure: Callable[[np.ndarray], float], n: int, rng: np.random.Generator, repeats: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of `measure(indices)` over resamples of `n` paths with replacement."""
+    values = [measure(rng.integers(n, size=n)) for _ in range(repeats)]
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def baseline_scores(
+    tokenizer: Tokenizer,
+    train: PathBatch,
+    train_losses: np.ndarray,
+    batch: PathBatch,
+    flops: np.ndarray,
+    rng: np.random.Generator,
+) -> dict[str, np.ndarray]:
+    """Scores that the filter has to beat: name -> (n,) scores of `batch`.
+
+    "FLOPs" takes the larger path for the better; "ridge" regresses the training losses on one-hot tokens; "random" knows
+    nothing.
+
+    Args:
+        train, train_losses: the evaluated paths that the filter was fitted to.
+        batch, flops: the paths to score and their FLOPs.
+    """
+    from sklearn.linear_model import Ridge
+
+    def one_hot(paths: PathBatch) -> np.ndarray:
+        tokens = tokenizer(paths)
+        return (tokens[:, :, None] == np.arange(len(tokenizer.vocabulary))).reshape(len(tokens), -1).astype(float)
+
+    ridge = Ridge(alpha=1.0).fit(one_hot(train), -np.asarray(train_losses))
+    return {"FLOPs": np.asarray(flops, float), "ridge": ridge.predict(one_hot(batch)), "random": rng.random(len(batch))}

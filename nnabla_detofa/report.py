@@ -1,0 +1,171 @@
+"""Tables and figures of a finished run, from its result files alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from . import config as configs
+from .data.sets import open_sets
+from .errors import UserError
+from .ranking import EvaluatedPaths
+
+matplotlib.use("Agg")  # files, not windows
+import matplotlib.pyplot as plt  # noqa: E402
+
+COLUMNS = ("detector", "budget [GFLOPs]", "GFLOPs", "M parameters", "validation loss", "AP50")
+SHOWN_SCORE = 0.3  # detections drawn have at least this score
+SHOWN_IMAGES = 6
+
+
+def read_result(run: FilePath, name: str) -> Any:
+    """One of the JSON files of a run's folder.
+
+    Raises:
+        UserError: the folder is not that of a finished run.
+    """
+    file = run / f"{name}.json"
+    if not file.exists():
+        raise UserError(f"{run} is not the folder of a finished run: {file.name} is missing")
+    return json.loads(file.read_text())
+
+
+def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
+    """Write summary.json, table.md, table.csv, pareto.png, scores.png and detections.png of a run of Algorithm 1.
+
+    Returns:
+        the files.
+    """
+    summary = read_result(run, "summary")
+    output.mkdir(parents=True, exist_ok=True)
+    shutil.copy(run / "summary.json", output / "summary.json")
+    rows = table_rows(summary)
+    (output / "table.md").write_text(markdown(rows, summary))
+    with open(output / "table.csv", "w", newline="") as opened:
+        csv.writer(opened).writerows([COLUMNS, *rows])
+    figures = {"pareto.png": draw_pareto(summary), "scores.png": draw_scores(run, summary)}
+    figures["detections.png"] = draw_detections(run, summary)
+    for name, figure in figures.items():
+        figure.savefig(output / name, dpi=110, bbox_inches="tight")
+        plt.close(figure)
+    return [output / name for name in ("summary.json", "table.md", "table.csv", *figures)]
+
+
+def table_rows(summary: dict) -> list[tuple[str, ...]]:
+    """The rows of the result table: the fullnet, then the subnet found for each budget."""
+
+    def row(name: str, budget: str, result: dict) -> tuple[str, ...]:
+        numbers = (result["flops"] / 1e9, result["params"] / 1e6, result["loss"], result["ap50"])
+        return (name, budget, *(f"{number:.{digits}f}" for number, digits in zip(numbers, (4, 3, 3, 3))))
+
+    subnets = [
+        row(f"subnet {number}", f"{result['budget'] / 1e9:.4f}", result) for number, result in enumerate(summary["subnets"], 1)
+    ]
+    return [row("fullnet", "", summary["fullnet"]), *subnets]
+
+
+def markdown(rows: Sequence[Sequence[str]], summary: dict) -> str:
+    """The result table, AP of each class, and what Algorithm 1 did, as Markdown."""
+    lines = [_row(COLUMNS), _row(["---"] + ["---:"] * (len(COLUMNS) - 1)), *map(_row, rows), ""]
+    classes = list(summary["fullnet"]["ap50_per_class"])
+    results = [summary["fullnet"], *summary["subnets"]]
+    lines += ["AP50 of each class:", "", _row(["detector", *classes]), _row(["---"] + ["---:"] * len(classes))]
+    for (name, *_), result in zip(rows, results):
+        values = [result["ap50_per_class"][cls] for cls in classes]
+        lines.append(_row([name, *("-" if value is None else f"{value:.3f}" for value in values)]))
+    taus = ", ".join("-" if tau is None else f"{tau:.2f}" for tau in summary["kendall_tau"])
+    thresholds = ", ".join("-" if value is None else f"{value:.3f}" for value in summary["thresholds"])
+    lines += [
+        "",
+        "FLOPs are multiply-accumulates; AP50 is on the test split, the loss on the validation split.",
+        "",
+        f"- operations pruned: {summary['pruned_operations']} of {summary['total_operations']}",
+        f"- path-score thresholds of the FLOPs buckets: {thresholds}",
+        f"- refused draws of paths: {summary['refused_share']:.1%}",
+        f"- Kendall's tau of path score and measured loss on held-out paths, in each FLOPs bucket: {taus}",
+        "- seconds: " + ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in summary["seconds"].items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def draw_pareto(summary: dict) -> plt.Figure:
+    """AP50 over FLOPs: the subnets found and the fullnet (as Figure 5)."""
+    figure, axes = plt.subplots(figsize=(5.5, 4))
+    subnets = sorted(summary["subnets"], key=lambda result: result["flops"])
+    axes.plot([r["flops"] / 1e9 for r in subnets], [r["ap50"] for r in subnets], "o-", label="found subnets")
+    for result in subnets:
+        axes.axvline(result["budget"] / 1e9, color="0.8", linewidth=1, zorder=0)
+    axes.plot(summary["fullnet"]["flops"] / 1e9, summary["fullnet"]["ap50"], "k*", markersize=12, label="fullnet (line 2)")
+    axes.set(xlabel="GFLOPs (multiply-accumulates); vertical lines: budgets", ylabel="AP50 on the test split")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def draw_scores(run: FilePath, summary: dict) -> plt.Figure:
+    """Path score over measured loss of the held-out paths, bucket by bucket."""
+    paths, scores = EvaluatedPaths.read(run / "held_out_paths.jsonl"), np.array(read_result(run, "scores")["scores"])
+    figure, axes = plt.subplots(figsize=(5.5, 4))
+    for bucket, tau in enumerate(summary["kendall_tau"]):
+        inside = paths.buckets == bucket
+        if inside.any():
+            label = f"bucket {bucket + 1}: tau {tau:.2f}"
+            axes.scatter(paths.losses[inside], scores[inside], s=18, label=label)
+    axes.set(xlabel="measured validation loss", ylabel="path score g(a)")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def draw_detections(run: FilePath, summary: dict) -> plt.Figure:
+    """Six test images with what the subnet of the largest budget finds, and dashed what is there."""
+    config = configs.from_dict(read_result(run, "config"), run.name)
+    sets = open_sets(config)
+    largest = 1 + int(np.argmax([result["budget"] for result in summary["subnets"]]))
+    found = {entry["image"]: entry for entry in read_result(run, f"subnet_{largest}_detections")}
+    figure, panels = plt.subplots(2, 3, figsize=(10, 7))
+    for panel in panels.flat:
+        panel.axis("off")
+    chosen = np.linspace(0, len(sets.test) - 1, min(SHOWN_IMAGES, len(sets.test))).round().astype(int)
+    colours = plt.get_cmap("tab10" if len(sets.classes) <= 10 else "tab20").colors
+    for panel, index in zip(panels.flat, chosen):
+        sample = sets.test.load(int(index))
+        panel.imshow(sample.image[:, :, ::-1])
+        for box in sample.boxes:
+            panel.add_patch(_rectangle(box, "white", linewidth=0.8, linestyle="--"))
+        entry = found[sample.image_id]
+        for box, score, label in zip(entry["boxes"], entry["scores"], entry["labels"]):
+            if score >= SHOWN_SCORE:
+                colour = colours[label % len(colours)]
+                panel.add_patch(_rectangle(box, colour, linewidth=1.6))
+                panel.text(
+                    box[0],
+                    box[1],
+                    f"{sets.classes[label]} {score:.2f}",
+                    fontsize=7,
+                    color="black",
+                    verticalalignment="bottom",
+                    bbox={"facecolor": colour, "pad": 0.8, "linewidth": 0},
+                    clip_on=True,
+                )
+    budget = summary["subnets"][largest - 1]["budget"] / 1e9
+    figure.suptitle(f"Detections with a score of {SHOWN_SCORE} or more; budget {budget:.4g} GFLOPs. Dashed: ground truth")
+    figure.tight_layout()
+    return figure
+
+
+def _rectangle(box: Sequence[float], colour, **style) -> plt.Rectangle:
+    x1, y1, x2, y2 = box
+    return plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, **style)

@@ -1,0 +1,439 @@
+"""What Algorithm 1 and its baselines share: an NNablaNAS runner whose run is a sequence of named phases.
+
+A phase leaves its result in the run's folder and is not done again: the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path as FilePath
+
+import numpy as np
+from tqdm import tqdm
+
+from . import config as configs
+from . import weights
+from .compat import Device, Optimizer, Runner, hydra_state
+from .costs import Buckets, CostModel
+from .data.loader import Loader
+from .data.sets import eval_batches
+from .errors import UserError
+from .path_filter import PathFilter, PathScorer, Tokenizer
+from .ranking import EvaluatedPath, EvaluatedPaths, fit
+from .search_space import PathBatch, SearchSpace
+from .training import Checkpoint, PathSampler, Progress, Schedule, train
+from .validation import PathEvaluator, validation_loss
+
+
+class StopRequest:
+    """Turns the first SIGINT or SIGTERM into a request that is honoured between two steps; the second stops at once."""
+
+    def __init__(self):
+        self.requested = False
+
+    def __enter__(self) -> StopRequest:
+        self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, frame) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if a stop was asked for."""
+        if self.requested:
+            raise KeyboardInterrupt
+
+
+def slug(name: str) -> str:
+    """A phase's name as a file's."""
+    return name.replace(" ", "_").replace("-", "_")
+
+
+def write_json(file: FilePath, content) -> None:
+    """Write JSON that is there completely or not at all."""
+    fresh = file.with_name(file.name + ".new")
+    fresh.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(fresh, file)
+
+
+class SupernetRunner(Runner):
+    """Base of the runners: data, networks, the training loop and the evaluation of paths, with everything resumable.
+
+    Args:
+        model: a `SearchNet`.
+        optimizer: empty at first; a phase starts its own by `config.optimizer`.
+        regularizer: NNablaNAS' estimators; there are none, costs come from `costs.CostModel`.
+        dataloader: data sets by split; their lengths are numbers of images.
+        hparams: NNablaNAS' entries (`batch_size_train`, `input_shapes`, ...).
+        args: `comm`, `event` and `output_path` as NNablaNAS has them; `config`, the checked config; `sets`, the data sets
+            with their transforms; `cost`, the cost model.
+    """
+
+    phases: tuple[str, ...] = ()
+    loss_names: tuple[str, ...] = ("loss",)  # what the model's `losses` returns
+
+    def __init__(self, model, optimizer, regularizer, dataloader, hparams, args):
+        super().__init__(model, optimizer, regularizer, dataloader, hparams, args)
+        self.config: configs.Config = args["config"]
+        self.folder = FilePath(self._abs_output_path)
+        self.space: SearchSpace = model.space
+        self.cost: CostModel = args["cost"]
+        self.sets = args["sets"]
+        self.buckets = Buckets(self.space, self.cost.flops, self.config.hparams.buckets)
+        self.stop = StopRequest()
+        self.results: dict = {}
+        self.seconds: dict[str, float] = self.recall("seconds", {})
+        self._step = 0  # of TensorBoard, over all phases
+
+    # NNablaNAS' names for what happens on a batch; the phases call both by their own.
+    train_on_batch = staticmethod(train)
+    valid_on_batch = staticmethod(validation_loss)
+
+    def callback_on_start(self) -> None:
+        """Say what is trained."""
+        edges = ", ".join(f"{edge / 1e9:.4g}" for edge in self.buckets.edges)
+        self.log(f"search space {self.space.name}: {self.space.size():.4g} paths; FLOPs buckets at {edges} GFLOPs")
+
+    def callback_on_epoch_end(self) -> None:
+        """Called after each epoch of a training phase; for subclasses."""
+
+    def callback_on_finish(self) -> None:
+        """Close the log."""
+        self.monitor.close()
+
+    # --- Phases and their results -----------------------------------------------------------------------------------
+
+    def remember(self, name: str, content) -> None:
+        """Keep something as <name>.json in the run's folder."""
+        write_json(self.folder / f"{name}.json", content)
+
+    def recall(self, name: str, default=None):
+        """What was remembered as `name`, or `default`."""
+        file = self.folder / f"{name}.json"
+        return json.loads(file.read_text()) if file.exists() else default
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Announce a phase, and add its time to what the run has cost so far, interrupted or not."""
+        number = self.phases.index(name) + 1
+        self.log(f"[{number}/{len(self.phases)}] {name}")
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.remember("seconds", self.seconds)
+
+    def log(self, message: str) -> None:
+        """A line of the log, on the screen and in the file."""
+        self.monitor.info(message + "\n")
+
+    def progress(self, name: str, total: int, done: int = 0, unit: str = "step") -> tqdm:
+        """A progress bar with the time left."""
+        return tqdm(total=total, initial=done, desc=name, unit=unit, disable=self.comm.rank > 0, dynamic_ncols=True)
+
+    def rng(self, name: str) -> np.random.Generator:
+        """The generator of everything random that is called `name`: from the seed and the name alone."""
+        return np.random.default_rng((self.config.args.seed, zlib.crc32(name.encode())))
+
+    # --- Training ---------------------------------------------------------------------------------------------------
+
+    def steps_per_epoch(self) -> int:
+        return max(1, len(self.dataloader["train"]) // self.config.hparams.batch_size)
+
+    def new_optimizer(self, epochs: int) -> Optimizer:
+        """A fresh solver over the supernet's parameters, with a schedule of this many epochs."""
+        solver, per_epoch = self.config.optimizer.train, self.steps_per_epoch()
+        schedule = Schedule(
+            base=solver.lr,
+            kind=solver.schedule,
+            steps=epochs * per_epoch,
+            milestones=tuple(epoch * per_epoch for epoch in solver.milestones),
+            gamma=solver.gamma,
+            warmup_steps=solver.warmup_steps,
+        )
+        rate = {"alpha" if solver.name.startswith("Adam") else "lr": solver.lr}
+        decay = {"weight_decay": solver.weight_decay} if solver.weight_decay else {}
+        optimizer = Optimizer(name=solver.name, lr_scheduler=schedule, **decay, **rate)
+        optimizer.set_parameters(self.model.get_parameters(grad_only=True))
+        return optimizer
+
+    def train_phase(self, name: str, paths: PathSampler, epochs: range, optimizer: Optimizer) -> None:
+        """Train for `epochs` of the optimiser's schedule, with checkpoints, and keep the weights as <name>.h5.
+
+        Where the phase was done before, only its weights and its optimiser are loaded.
+        """
+        done, checkpoint = Checkpoint(self.folder / slug(name)), Checkpoint(self.folder / "checkpoint" / slug(name))
+        if (state := done.load(self.model, optimizer)) is not None:
+            paths.restore(state["paths"])
+            return
+        per_epoch = self.steps_per_epoch()
+        first, last = epochs.start * per_epoch, epochs.stop * per_epoch
+        if (state := checkpoint.load(self.model, optimizer)) is not None:
+            first = state["step"]
+            paths.restore(state["paths"])
+            self.log(f"{name} goes on at step {first} of {last}")
+        every = self.config.hparams.checkpoint_every_epochs * per_epoch
+        bar = self.progress(name, last - epochs.start * per_epoch, first - epochs.start * per_epoch)
+
+        def state_now(step: int) -> dict:
+            return {"step": step, "paths": paths.state()}
+
+        def on_step(progress: Progress) -> None:
+            bar.update()
+            self._report(name, progress, bar)
+            if self.stop.requested or (progress.step + 1) % every == 0:
+                checkpoint.save(self.model, optimizer, state_now(progress.step + 1))
+            if (progress.step + 1) % per_epoch == 0:
+                self.callback_on_epoch_end()
+            self.stop.check()
+
+        with bar:
+            train(
+                self.model,
+                optimizer,
+                paths,
+                self.loader(),
+                self.inputs(),
+                range(first, last),
+                accumulate=self.accum_train,
+                comm=self.comm,
+                event=self.event,
+                on_step=on_step,
+            )
+        done.save(self.model, optimizer, state_now(last))
+        checkpoint.remove()
+
+    def _report(self, name: str, progress: Progress, bar: tqdm) -> None:
+        """TensorBoard at every step; a line of the log every `print_frequency` steps."""
+        self._step += 1
+        for tag, value in zip(self.loss_names, progress.losses):
+            self.monitor.update(f"{tag}/{name}", value)
+        self.monitor.update(f"learning_rate/{name}", progress.rate)
+        if self._step % self.config.args.print_frequency == 0:
+            bar.set_postfix(loss=f"{self.monitor[f'loss/{name}'].avg:.3f}")
+            self.monitor.write(self._step)
+            shown = ", ".join(f"{tag} {self.monitor[f'{tag}/{name}'].avg:.4f}" for tag in self.loss_names)
+            self.monitor.info(f"{name} step {progress.step + 1}: {shown}, rate {progress.rate:.2e}\n", view=False)
+            self.monitor.reset()
+
+    def loader(self) -> Loader:
+        """Training batches: a function of the seed, the epoch and the step alone."""
+        return Loader(
+            self.dataloader["train"],
+            self.sets.train_item,
+            self.config.hparams.batch_size,
+            self.config.args.seed,
+            workers=self.config.args.workers,
+            rank=self.comm.rank,
+            size=self.comm.n_procs,
+        )
+
+    def inputs(self) -> list:
+        """The variables that a training batch goes into."""
+        placeholder = self.placeholder["train"]
+        return [*placeholder["inputs"], *placeholder["targets"]]
+
+    # --- Evaluating paths -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def evaluator(self) -> PathEvaluator:
+        """Validation losses: statistics from training images as they are seen at inference, losses from `val`."""
+        hparams, sets = self.config.hparams, self.sets
+        train, val = self.dataloader["train"], self.dataloader["valid"]
+        chosen = self.rng("statistics").permutation(len(train))[: hparams.bn_images]
+        chosen = chosen[: max(1, len(chosen) // hparams.bn_batch) * hparams.bn_batch]
+        images = [batch[0] for batch in eval_batches(sets, train, chosen, hparams.bn_batch)]
+        count = min(len(val), hparams.val_images or len(val))
+        judged = np.sort(self.rng("validation").permutation(len(val))[:count])
+        losses = list(eval_batches(sets, val, judged, hparams.bn_batch))
+        processes = self.config.args.evaluation_processes if self.comm.ctx.backend == ["cpu:float"] else 1
+        return PathEvaluator(self.model, images, losses, processes)
+
+    def evaluate_paths(self, name: str, paths: PathBatch) -> EvaluatedPaths:
+        """Validation losses of `paths` under the present weights, kept in <name>.jsonl as they come."""
+        evaluator = self.evaluator
+        settings = {
+            "bn_images": sum(map(len, evaluator.statistics_batches)),
+            "val_images": sum(len(batch[0]) for batch in evaluator.validation_batches),
+            "image_size": list(self.sets.image_size),
+        }
+        kept = EvaluatedPaths.open(
+            self.folder / f"{slug(name)}.jsonl", weights.digest(self.model.get_parameters()), settings, self.space.geometry
+        )
+        flops, params = self.cost.flops(paths), self.cost.params(paths)
+        buckets = self.buckets.index(flops)
+        unique = np.sort(np.unique(paths.keys, return_index=True)[1])
+        missing = [int(index) for index in unique if paths[int(index)] not in kept]
+
+        with self.progress(name, len(unique), len(unique) - len(missing), "path") as bar:
+
+            def on_result(position: int, loss: float) -> None:
+                index = missing[position]
+                kept.append(EvaluatedPath(paths[index], int(buckets[index]), int(flops[index]), loss, int(params[index])))
+                bar.update()
+                self.stop.check()
+
+            evaluator.losses(paths[missing], on_result)
+        return kept
+
+    def sample_paths(self, name: str, per_bucket: int, space: SearchSpace) -> PathBatch:
+        """`per_bucket` paths of each FLOPs bucket, uniform inside it (Alg. 1 line 4); an empty bucket gives none."""
+        rng, found = self.rng(name), []
+        for bucket in range(self.config.hparams.buckets):
+            if self.buckets.count(bucket, space):
+                found.append(self.buckets.sample(bucket, per_bucket, rng, space))
+            else:
+                self.log(f"FLOPs bucket {bucket + 1} is empty in the space {space.name}")
+        return PathBatch.concatenate(found)
+
+    # --- The path filter --------------------------------------------------------------------------------------------
+
+    def scorer(self, path_filter: PathFilter) -> PathScorer:
+        """The filter as a function of paths, with this run's costs and buckets."""
+        return PathScorer(path_filter, self.cost.flops, self.buckets.index)
+
+    def new_filter(self) -> PathFilter:
+        """The filter of `hparams.filter`: from its weights file, or with fresh weights."""
+        options = self.config.hparams.filter
+        settings = {key: getattr(options, key) for key in FILTER_SETTINGS} | {"buckets": self.config.hparams.buckets}
+        if not options.weights:
+            return PathFilter(self.space.geometry, **settings, rng=self.rng("path filter weights"))
+        loaded = PathFilter.load(options.weights, **settings)
+        ours, theirs = Tokenizer(self.space.geometry, options.stem_tokens), loaded.tokenizer
+        if ours.vocabulary != theirs.vocabulary or ours.blocks.tolist() != theirs.blocks.tolist():
+            raise UserError(f"the path filter in {options.weights} was trained for another search space than this run's")
+        return loaded
+
+    def train_filter(self, name: str, start: PathFilter, paths: EvaluatedPaths) -> PathScorer:
+        """Fit a copy of `start` to evaluated paths with Eq. 5 and 6, and keep it as <name>.h5."""
+        file, options = self.folder / f"{slug(name)}.h5", self.config.hparams.filter
+        with self.phase(name):
+            if file.exists():
+                return self.scorer(PathFilter.load(file))
+            trained = start.copy()
+            with self.progress(name, options.epochs, unit="epoch") as bar:
+
+                def on_epoch(epoch: int, train_loss: float, validation_loss: float) -> None:
+                    bar.update()
+                    bar.set_postfix(loss=f"{train_loss:.3f}", validation=f"{validation_loss:.3f}")
+                    self.stop.check()
+
+                result = fit(
+                    trained,
+                    paths.batch,
+                    paths.buckets,
+                    paths.losses,
+                    self.rng(name),
+                    epochs=options.epochs,
+                    lr=options.lr,
+                    batch_size=options.batch_size,
+                    patience=options.patience,
+                    flops_bounded=options.flops_bounded,
+                    progress=on_epoch,
+                )
+            self.log(
+                f"{name}: best of {len(result.validation_losses) - 1} epochs is {result.best_epoch}, validation loss "
+                f"{result.validation_losses[result.best_epoch]:.4f} (before: {result.validation_losses[0]:.4f})"
+            )
+            trained.save(file)
+        return self.scorer(trained)
+
+
+def claim(output: FilePath, config: configs.Config, restart: bool) -> None:
+    """Make `output` the folder of this config's run.
+
+    Raises:
+        UserError: it holds the run of a config with another result, or something that is not a run.
+    """
+    file = output / "config.json"
+    if file.exists() and restart:
+        shutil.rmtree(output)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"args.output_path must be a folder, and {output} is a file")
+    if output.exists() and not file.exists() and any(output.iterdir()):
+        raise UserError(f"args.output_path {output} holds something that is not a run: take a new or an empty folder")
+    if file.exists():
+        before, now = json.loads(file.read_text()), config.to_dict()
+        changed = [key for key in differences(before, now) if not configs.without_effect(key)]
+        if changed:
+            raise UserError(
+                f"{output} holds a run with another config (differing: {', '.join(changed)}): "
+                "take another -o, or --restart to lose that run"
+            )
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(file, config.to_dict())
+
+
+def differences(before: dict, now: dict, prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    found: list[str] = []
+    for key in sorted(before.keys() | now.keys()):
+        left, right = before.get(key), now.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            found += differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            found.append(prefix + key)
+    return found
+
+
+FILTER_SETTINGS = ("dim", "heads", "layers", "feed_forward", "stem_tokens", "block_encoding", "encoding")
+
+
+def start(
+    searcher: type[SupernetRunner],
+    model,
+    sets,
+    cost: CostModel,
+    config: configs.Config,
+    device: Device,
+    output: FilePath,
+    restart: bool = False,
+) -> dict:
+    """Make the runner as NNablaNAS does, and run it.
+
+    Args:
+        model: a `SearchNet`. sets: the data sets. cost: what a path costs.
+        output: the run's folder. restart: begin anew what is there.
+    """
+    if device.comm.rank == 0:
+        claim(output, config, restart)
+    size, batch = list(sets.image_size), config.hparams.batch_size
+    mini = config.hparams.mini_batch or batch // device.comm.n_procs
+    if batch % (mini * device.comm.n_procs):
+        raise UserError(
+            f"hparams.batch_size must be a multiple of mini_batch times the number of processes "
+            f"({mini} x {device.comm.n_procs}), got {batch}"
+        )
+    hparams = {
+        "batch_size_train": batch,
+        "mini_batch_train": mini,
+        "batch_size_valid": batch,
+        "mini_batch_valid": mini,
+        "input_shapes": [[3, *size]],
+        "target_shapes": sets.target_shapes(),
+        "loss_weights": None,
+    }
+    args = {"comm": device.comm, "event": device.event, "output_path": "", "config": config, "cost": cost, "sets": sets}
+    with hydra_state(output):
+        runner = searcher(model, {}, {}, {"train": sets.train, "valid": sets.val}, hparams, args)
+        with runner.stop:
+            try:
+                runner.callback_on_start()
+                return runner.run()
+            finally:
+                runner.callback_on_finish()
