@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 IS_310 := -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 10))'
 
-.PHONY: help setup test lint demo clean
+.PHONY: help setup test lint demo pretrain clean
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-12s %s\n' "$$target" "$$text"; done
@@ -17,10 +17,15 @@ lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-demo: $(READY) ## Draw the digits data set, pre-train on it, and run Algorithm 1
+demo: $(READY) ## Run Algorithm 1 on the digits data set and show what it finds (10 minutes)
 	$(BIN)/python -m nnabla_detofa data digits --root data/digits
-	$(BIN)/nnabla_nas -f configs/digits_pretrain.json
-	$(BIN)/nnabla_nas -f configs/digits_detofa.json
+	$(BIN)/nnabla_nas -f configs/digits_detofa.json -o runs/demo
+	$(BIN)/python -m nnabla_detofa report runs/demo -o results/demo
+
+pretrain: $(READY) ## Train the weights that the demo starts from (20 minutes)
+	$(BIN)/python -m nnabla_detofa data digits --root data/digits
+	$(BIN)/nnabla_nas -f configs/digits_pretrain.json -o runs/digits_pretrain
+	$(BIN)/python -m nnabla_detofa ship runs/digits_pretrain configs/weights
 
 clean: ## Remove .venv and what tools left behind; data/ and runs/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -111,13 +111,23 @@ class DetOFASearcher(SupernetRunner):
             scores = operation_scores(
                 space, scorer, self.cost.stage_flops, hparams.paths_per_operation, self.rng("operation scores")
             )
-            pruned = prune_operations(scores, pruning, hparams.buckets, self.rng("operation pruning"), space.largest)
+            pruned = prune_operations(
+                scores,
+                pruning.strategy,
+                space.largest,
+                self.rng("operation pruning"),
+                pruning.r_op,
+                pruning.r_op1,
+                pruning.r_op2,
+                hparams.buckets,
+            )
             smaller = space.without(pruned.removed)
         self.results["pruned_operations"] = len(pruned.removed)
         self.results["total_operations"] = len(scores.operations)
         self.remember("operations", {**scores.to_json(), **pruned.to_json(), "space": smaller.to_json()})
-        for line in (*map(str, pruned.spared), str(smaller)):
-            self.log(line)
+        for operation, rule in pruned.spared:
+            self.log(f"kept {operation}: {rule}")
+        self.log(str(smaller))
         self.log(
             f"pruned {len(pruned.removed)} of {len(scores.operations)} operations; "
             f"{smaller.size():.3g} of {space.size():.3g} paths are left"
@@ -141,8 +151,8 @@ class DetOFASearcher(SupernetRunner):
         if hparams.path_pruning == "none":
             return UniformPaths(space, rng)
         if hparams.path_pruning == "uniform":
-            return HashedPaths(space, hparams.r_path, rng, self.config.args.seed)
-        return KeptPaths(space, scorer, thresholds, rng)
+            return HashedPaths(space, hparams.r_path, self.config.args.seed, rng)
+        return KeptPaths(space, scorer, thresholds, lambda paths: self.buckets.index(self.cost.flops(paths)), rng)
 
     # --- Search and evaluation --------------------------------------------------------------------------------------
 

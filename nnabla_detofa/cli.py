@@ -73,6 +73,21 @@ def data(args: argparse.Namespace) -> None:
     print(f"the data set {args.name} is in {root}")
 
 
+def report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the folder of a finished run of Algorithm 1")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="where to write (default: results/<run>)")
+
+
+def report(args: argparse.Namespace) -> None:
+    """Write the tables and figures of a run, and print its table."""
+    from .report import write_report
+
+    output = Path(args.output or Path("results", Path(args.run).name))
+    files = write_report(Path(args.run), output)
+    print((output / "table.md").read_text())
+    print(f"written: {', '.join(map(str, files))}")
+
+
 COMMANDS = {
     "run": Command(
         "train and search as a config says",
@@ -82,6 +97,9 @@ COMMANDS = {
             "-f configs/digits_detofa.json",
             "-f configs/voc_detofa.json -c cudnn -d 0 dataloader.voc.root=/data/VOCdevkit hparams.r_path=0.5",
         ),
+    ),
+    "report": Command(
+        "write the table and the figures of a finished run", report_arguments, report, ("runs/digits_detofa -o results/demo",)
     ),
     "data": Command("make a data set that needs no download", data_arguments, data, ("digits --root data/digits",)),
 }

@@ -160,6 +160,7 @@ class DetectionData:
     scale_range: tuple[Positive, Positive] = (0.6, 1.3)
     colour: bool = True
     max_objects: Count = 128
+    ap_metric: Literal["11point", "area"] = "area"
 
     def __post_init__(self):
         if self.scale_range[0] > self.scale_range[1]:

@@ -234,7 +234,9 @@ def pair_loss_variable(scores: nn.Variable, pair_weights: nn.Variable) -> nn.Var
 # --- Fitting ----------------------------------------------------------------------------------------------------------
 
 
-WARM, COS, CLIP = 1, False, 0
+EPS = 1e-8
+B2=.999
+WARM, COS, CLIP, ONE = 1, False, 0, False
 def split(buckets: np.ndarray, rng: np.random.Generator, validation: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
     """Indices of training and validation paths: the same share of each bucket, drawn at random (section 3.1.2)."""
     train, held = [], []
@@ -314,7 +316,7 @@ def fit(
     inputs = nn.Variable((size, tokens.shape[1])), nn.Variable((size,))
     pair_weights = nn.Variable((size, size))
     loss = pair_loss_variable(path_filter(*inputs), pair_weights)
-    solver = S.AdamW(lr, wd=weight_decay)
+    solver = S.AdamW(lr, wd=weight_decay, eps=EPS, beta2=B2)
     solver.set_parameters(path_filter.get_parameters())
 
     updates = 0
@@ -345,7 +347,9 @@ def fit(
     for epoch in range(1, epochs + 1):
         shuffled = rng.permutation(len(train))
         by_bucket = shuffled[np.argsort(buckets[train][shuffled], kind="stable")]
-        steps = [step(by_bucket[number::n_batches]) for number in range(n_batches)]
+        parts = np.array_split(by_bucket, n_batches) if ONE else [by_bucket[i::n_batches] for i in range(n_batches)]
+        parts = [parts[i] for i in rng.permutation(n_batches)]
+        steps = [step(part) for part in parts]
         train_losses.append(float(np.mean([value for value in steps if not math.isnan(value)] or math.nan)))
         validation_losses.append(validation_loss())
         if progress:

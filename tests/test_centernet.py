@@ -1,0 +1,138 @@
+"""CenterNet on the elastic backbone: the original's losses and decoding, costs of the built graph, gradients."""
+
+import json
+from pathlib import Path as FilePath
+
+import nnabla as nn
+import nnabla.functions as F
+import numpy as np
+import pytest
+from visit import count_macs
+
+from nnabla_detofa import centernet, supernet, weights
+from nnabla_detofa.centernet import Detector, TargetVariables, decode, focal_loss, masked_l1
+from nnabla_detofa.costs import CostModel
+from nnabla_detofa.geometry import OFA_RESNET50, Geometry, HeadGeometry
+from nnabla_detofa.search_space import ofa_resnet50
+from nnabla_detofa.supernet import BATCH
+
+HERE = FilePath(__file__).parent / "golden"
+LOSSES = json.loads((HERE / "centernet_losses.json").read_text())
+IMAGES = ("BloodImage_00002", "BloodImage_00100", "BloodImage_00338")
+SMALL, HEAD = Geometry(width_scale=0.125, strides=(1, 2, 2, 1)), HeadGeometry(3, (16, 16), 8)
+
+
+def variable(array) -> nn.Variable:
+    return nn.Variable.from_numpy_array(np.asarray(array, np.float32))
+
+
+def value(output: nn.Variable) -> float:
+    output.forward()
+    return float(output.d)
+
+
+@pytest.fixture(scope="module")
+def predictions():
+    """The reference's random predictions: logits, size and offset of three images."""
+    random = np.random.RandomState(7)
+    logits = random.normal(-2.19, 1.0, (3, 3, 64, 64)).astype(np.float32)
+    size = random.normal(5, 3, (3, 2, 64, 64)).astype(np.float32)
+    offset = random.uniform(0, 1, (3, 2, 64, 64)).astype(np.float32)
+    return logits, size, offset
+
+
+@pytest.fixture(scope="module")
+def targets():
+    with np.load(HERE / "centernet_targets.npz") as golden:
+        names = {"heat_map": "heatmap", **{name: name for name in ("size", "offset", "index", "mask")}}
+        return {ours: np.stack([golden[f"{image}/{theirs}"] for image in IMAGES]) for ours, theirs in names.items()}
+
+
+def test_losses_equal_the_original(predictions, targets):
+    logits, size, offset = map(variable, predictions)
+    index, mask = variable(targets["index"]), variable(targets["mask"])
+    assert value(focal_loss(logits, variable(targets["heat_map"]))) == pytest.approx(LOSSES["loss"]["focal"], rel=1e-5)
+    assert value(masked_l1(size, variable(targets["size"]), index, mask)) == pytest.approx(LOSSES["loss"]["size_l1"], rel=1e-5)
+    found = value(masked_l1(offset, variable(targets["offset"]), index, mask))
+    assert found == pytest.approx(LOSSES["loss"]["offset_l1"], rel=1e-5)
+
+
+def test_losses_without_objects_equal_the_original(predictions, targets):
+    logits, size, _ = map(variable, predictions)
+    empty = {name: variable(np.zeros_like(array)) for name, array in targets.items()}
+    assert value(focal_loss(logits, empty["heat_map"])) == pytest.approx(LOSSES["loss_no_objects"]["focal"], rel=1e-5)
+    assert value(masked_l1(size, empty["size"], empty["index"], empty["mask"])) == LOSSES["loss_no_objects"]["size_l1"]
+
+
+def test_the_focal_loss_is_finite_and_has_a_gradient_where_the_original_is_clamped():
+    logits = variable([[[[60.0, -60.0, 0.0]]]]).apply(need_grad=True)
+    logits.grad.zero()
+    loss = focal_loss(logits, variable([[[[0.0, 1.0, 0.5]]]]))
+    loss.forward()
+    loss.backward()
+    assert float(loss.d) == pytest.approx(60 + 60 + 0.5**4 * 0.25 * np.log(2), rel=1e-5)
+    assert logits.g.ravel()[0] == pytest.approx(1, rel=1e-4) and logits.g.ravel()[1] == pytest.approx(-1, rel=1e-4)
+
+
+def test_decoding_equals_the_original_in_order(predictions):
+    logits, size, offset = predictions
+    boxes, scores, labels = decode(1 / (1 + np.exp(-logits)), offset, size, top=40)
+    with np.load(HERE / "centernet_decoded.npz") as golden:
+        expected = golden["detections"]
+    np.testing.assert_allclose(boxes, expected[..., :4], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(scores, expected[..., 4], rtol=1e-5)
+    np.testing.assert_array_equal(labels, expected[..., 5])
+
+
+def test_decoding_by_hand():
+    heat = np.full((1, 2, 4, 5), 0.01, np.float32)
+    heat[0, 1, 2, 3], heat[0, 1, 2, 2], heat[0, 0, 0, 0] = 0.9, 0.8, 0.7  # the second is beside the first: no peak
+    offset, size = np.full((1, 2, 4, 5), 0.25, np.float32), np.zeros((1, 2, 4, 5), np.float32)
+    size[0, :, 2, 3] = 2, 4
+    boxes, scores, labels = decode(heat, offset, size, top=2)
+    np.testing.assert_allclose(boxes[0, 0], [3.25 - 1, 2.25 - 2, 3.25 + 1, 2.25 + 2])
+    np.testing.assert_allclose(scores[0], [0.9, 0.7])
+    assert labels[0].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "geometry, head, size",
+    [(SMALL, HEAD, (64, 96)), (OFA_RESNET50, HeadGeometry(20), (128, 128)), (Geometry(width_scale=0.25), HEAD, (64, 64))],
+)
+def test_the_cost_table_equals_a_visit_of_the_built_graph(geometry, head, size):
+    net, rng = Detector(head, geometry), np.random.default_rng(0)
+    space = ofa_resnet50(geometry)
+    paths = [space.largest, *(space.sample(rng) for _ in range(3))]
+    models = [CostModel(size, head.num_classes, scope, geometry, head) for scope in ("detector", "backbone")]
+    for path in paths:
+        x = nn.Variable((1, 3, *size))
+        outputs = net(x, path)
+        assert outputs.heat_map.shape[1:] == (head.num_classes, *(s // head.output_stride(geometry) for s in size))
+        assert count_macs(F.sink(*outputs)) == models[0].flops([path])[0]
+        assert count_macs(net.backbone(x, path)) == models[1].flops([path])[0]
+    assert sum(p.size for p in net.get_parameters(grad_only=True).values()) == models[0].params([space.largest])[0]
+
+
+def test_every_parameter_of_the_largest_path_gets_a_gradient():
+    net = Detector(HEAD, SMALL, zero_init_residual=False)
+    rng = np.random.default_rng(0)
+    x = variable(rng.normal(size=(2, 3, 64, 64)))
+    heat_map = np.zeros((2, 3, 16, 16))
+    heat_map[:, 1, 5, 6] = 1
+    given = (heat_map, np.ones((2, 4, 2)), np.full((2, 4, 2), 0.5), np.full((2, 4), 5 * 16 + 6), [[1, 0, 0, 0]] * 2)
+    loss = net.losses(net(x, ofa_resnet50(SMALL).largest, BATCH), list(TargetVariables(*map(variable, given)))).total
+    parameters = net.get_parameters(grad_only=True)
+    for parameter in parameters.values():
+        parameter.grad.zero()
+    loss.forward()
+    loss.backward()
+    assert [name for name, p in parameters.items() if not np.abs(p.g).sum() > 0] == []
+
+
+def test_a_detector_starts_from_the_classifier(tmp_path):
+    classifier = supernet.SearchNet(10, 0.125, (1, 2, 2, 1), rng=np.random.default_rng(5))
+    weights.write(tmp_path / "supernet.h5", classifier.get_parameters())
+    net = centernet.SearchNet(3, 0.125, (1, 2, 2, 1), True, True, (16, 16), 8, weights=str(tmp_path / "supernet.h5"))
+    theirs, ours = classifier.get_parameters(), net.backbone.get_parameters()
+    for name, parameter in ours.items():
+        np.testing.assert_array_equal(parameter.d, theirs[name].d)

@@ -1,0 +1,150 @@
+"""The elastic ResNet50: independent reference numbers, paths as static networks, and which parameters a path uses."""
+
+import json
+import zlib
+from pathlib import Path as FilePath
+
+import nnabla as nn
+import nnabla.functions as F
+import numpy as np
+import pytest
+
+from nnabla_detofa import supernet
+from nnabla_detofa.costs import CostModel
+from nnabla_detofa.geometry import Geometry
+from nnabla_detofa.search_space import Path, ofa_resnet50
+from nnabla_detofa.supernet import BATCH, Classifier, CollectedStatistics, GivenStatistics, slice_weight
+
+GOLDEN = json.loads((FilePath(__file__).parent / "golden" / "ofa_resnet50.json").read_text())
+SMALL = Geometry(width_scale=0.125)
+
+
+def reference_tensor(name: str, shape: list[int]) -> np.ndarray:
+    """The reference's weights: each is filled from its name."""
+    random = np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF)
+    if name.endswith("running_var"):
+        values = random.uniform(0.5, 1.5, shape)
+    elif name.endswith("running_mean"):
+        values = random.normal(0, 0.1, shape)
+    elif name.endswith("bn.weight"):
+        values = random.uniform(0.8, 1.2, shape)
+    elif name.endswith("bias"):
+        values = random.normal(0, 0.1, shape)
+    else:
+        values = random.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
+    return values.astype(np.float32)
+
+
+def our_name(name: str) -> str:
+    """The parameter that a tensor of the reference's state dict becomes."""
+    if name.startswith("classifier"):
+        return "classifier/0/linear/linear/" + ("_W" if name.endswith("weight") else "_b")
+    name = name.replace(".", "/")
+    for theirs, ours in (
+        ("bn/weight", "bn/_gamma"),
+        ("bn/bias", "bn/_beta"),
+        ("running_mean", "_mean"),
+        ("running_var", "_var"),
+        ("conv/weight", "conv/_W"),
+    ):
+        name = name.replace(theirs, ours)
+    return name
+
+
+@pytest.fixture(scope="module")
+def reference_net() -> Classifier:
+    net = Classifier(10)
+    parameters = net.get_parameters()
+    assert {our_name(name) for name in GOLDEN["parameters"]} == set(parameters)
+    for name, shape in GOLDEN["parameters"].items():
+        values, parameter = reference_tensor(name, shape), parameters[our_name(name)]
+        parameter.d = values.T if name == "classifier.linear.linear.weight" else values.reshape(parameter.shape)
+    return net
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_subnets_equal_the_reference(reference_net, number):
+    expected = GOLDEN["outputs"][number]
+    path = Path.from_ofa(expected["arch"])
+    x = nn.Variable.from_numpy_array(np.random.RandomState(1234).normal(0, 1, (2, 3, 96, 96)).astype(np.float32))
+    maps, logits = reference_net.features(x, path), reference_net(x, path)
+    nn.forward_all([*maps, logits])
+    assert [list(m.shape) for m in maps] == expected["feature_shapes"]
+    for found, mean, std in zip(maps, expected["feature_mean"], expected["feature_std"]):
+        assert found.d.mean() == pytest.approx(mean, rel=1e-4)
+        assert found.d.std() == pytest.approx(std, rel=1e-4)
+    assert np.abs(logits.d - expected["logits"]).max() < 1e-4 * np.abs(expected["logits"]).max()
+
+
+def test_the_fast_slice_is_the_slice_with_its_gradient():
+    rng = np.random.default_rng(0)
+    w = nn.Variable.from_numpy_array(rng.normal(size=(6, 5, 3, 3)).astype(np.float32)).apply(need_grad=True)
+    w.grad.zero()
+    y = slice_weight(w, 4, 2)
+    weight = rng.normal(size=y.shape).astype(np.float32)
+    total = F.sum(y * nn.Variable.from_numpy_array(weight))
+    total.forward()
+    total.backward()
+    expected = np.zeros_like(w.d)
+    expected[:4, :2] = weight
+    np.testing.assert_array_equal(y.d, w.d[:4, :2])
+    np.testing.assert_allclose(w.g, expected)
+
+
+def test_every_parameter_of_the_largest_path_gets_a_gradient():
+    net = Classifier(10, SMALL, zero_init_residual=False)
+    parameters = net.get_parameters(grad_only=True)
+    x = nn.Variable.from_numpy_array(np.random.default_rng(0).normal(size=(4, 3, 64, 64)).astype(np.float32))
+    labels = nn.Variable.from_numpy_array(np.arange(4).reshape(4, 1))
+    (loss,) = net.losses(net(x, ofa_resnet50(SMALL).largest, BATCH), [labels])
+    for parameter in parameters.values():
+        parameter.grad.zero()
+    loss.forward()
+    loss.backward()
+    # A convolution's weight has none where its batch normalisation sees one value per channel; here no layer does.
+    assert [name for name, p in parameters.items() if not np.abs(p.g).sum() > 0] == []
+
+
+def test_a_path_leaves_what_it_does_not_use_without_gradient():
+    net, space = Classifier(10, SMALL, zero_init_residual=False), ofa_resnet50(SMALL)
+    path = Path.from_ofa({"d": [0] * 5, "e": [0.2] * 18, "w": [0] * 6}, SMALL)
+    parameters = net.get_parameters(grad_only=True)
+    x = nn.Variable.from_numpy_array(np.random.default_rng(0).normal(size=(4, 3, 64, 64)).astype(np.float32))
+    (loss,) = net.losses(net(x, path, BATCH), [nn.Variable.from_numpy_array(np.zeros((4, 1)))])
+    for parameter in parameters.values():
+        parameter.grad.zero()
+    loss.forward()
+    loss.backward()
+    assert not parameters["input_stem/1/conv/conv/conv/_W"].g.any()  # the residual convolution of the stem
+    assert not parameters["blocks/2/conv1/conv/conv/_W"].g.any()  # the third layer of stage 1
+    first = parameters["blocks/0/conv1/conv/conv/_W"]
+    used = SMALL.middle(SMALL.stage_out(0, 0.65), 0.2), SMALL.stem_out(0.65)
+    assert first.g[: used[0], : used[1]].any()
+    assert not first.g[used[0] :].any() and not first.g[:, used[1] :].any()
+    assert space.largest != path
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_path_cut_out_is_the_path(seed):
+    rng = np.random.default_rng(seed)
+    net = supernet.SearchNet(10, width_scale=0.25, strides=(1, 2, 2, 1), rng=rng)
+    for parameter in net.get_parameters().values():  # as after training: no layer is an identity
+        parameter.d = parameter.d + np.abs(rng.normal(0, 0.1, parameter.shape))
+    path = net.space.sample(rng)
+    x = nn.Variable.from_numpy_array(rng.normal(size=(3, 3, 64, 48)).astype(np.float32))
+    collected = CollectedStatistics()
+    net.trunk(x, path, collected).forward()
+    statistics = {name: (mean.d.copy(), var.d.copy()) for name, (mean, var) in collected.found.items()}
+    cut = supernet.TrainNet(path, 10, 0.25, (1, 2, 2, 1), supernet=net, statistics=statistics)
+    expected, found = net(x, path, GivenStatistics(statistics)), cut(x)
+    nn.forward_all([expected, found])
+    np.testing.assert_allclose(found.d, expected.d, rtol=1e-5, atol=1e-5)
+    model = CostModel((64, 48), 10, "classifier", Geometry(width_scale=0.25, strides=(1, 2, 2, 1)))
+    assert sum(p.size for p in cut.get_parameters(grad_only=True).values()) == model.params([path])[0]
+
+
+def test_label_smoothing_by_hand():
+    logits = nn.Variable.from_numpy_array(np.log([[0.7, 0.2, 0.1]]))
+    loss = supernet.classification_loss(logits, nn.Variable.from_numpy_array([[0]]), 0.3)
+    loss.forward()
+    assert loss.d == pytest.approx(-(0.8 * np.log(0.7) + 0.1 * np.log(0.2) + 0.1 * np.log(0.1)), rel=1e-5)

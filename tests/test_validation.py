@@ -1,0 +1,90 @@
+"""Re-estimated statistics, validation losses and detections of a path."""
+
+import nnabla as nn
+import numpy as np
+import pytest
+
+from nnabla_detofa.centernet import Detector
+from nnabla_detofa.geometry import Geometry, HeadGeometry
+from nnabla_detofa.search_space import ofa_resnet50
+from nnabla_detofa.supernet import BATCH, GivenStatistics
+from nnabla_detofa.validation import BoxDetector, PathEvaluator, reestimate, to_original, validation_loss
+
+SMALL, HEAD = Geometry(width_scale=0.125, strides=(1, 2, 2, 1)), HeadGeometry(3, (16, 16), 8)
+
+
+@pytest.fixture(scope="module")
+def net():
+    return Detector(HEAD, SMALL, heat_map_std=0.1)
+
+
+def images(seed: int, n: int = 4) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, 3, 64, 64)).astype(np.float32)
+
+
+def batch(seed: int, n: int = 4) -> list[np.ndarray]:
+    """Images and targets with one object in each."""
+    heat_map = np.zeros((n, 3, 16, 16), np.float32)
+    heat_map[:, 1, 5, 6] = 1
+    index, mask = np.zeros((n, 2)), np.zeros((n, 2))
+    index[:, 0], mask[:, 0] = 5 * 16 + 6, 1
+    return [images(seed, n), heat_map, np.ones((n, 2, 2)), np.full((n, 2, 2), 0.5), index, mask]
+
+
+def test_statistics_of_one_batch_reproduce_batch_normalisation(net):
+    path, x = ofa_resnet50(SMALL).sample(np.random.default_rng(1)), images(0)
+    statistics = reestimate(net, path, [x])
+    by_batch, given = (net(nn.Variable.from_numpy_array(x), path, s) for s in (BATCH, GivenStatistics(statistics)))
+    nn.forward_all([*by_batch, *given])
+    for left, right in zip(by_batch, given):
+        np.testing.assert_allclose(left.d, right.d, rtol=1e-3, atol=1e-4)
+
+
+def test_statistics_use_every_batch_and_average_them(net):
+    path = ofa_resnet50(SMALL).largest
+    alone = [reestimate(net, path, [images(seed)]) for seed in range(3)]
+    together = reestimate(net, path, [images(seed) for seed in range(3)])
+    for name, (mean, var) in together.items():
+        np.testing.assert_allclose(mean, np.mean([s[name][0] for s in alone], axis=0), atol=1e-5)
+        np.testing.assert_allclose(var, np.mean([s[name][1] for s in alone], axis=0), rtol=1e-4, atol=1e-6)
+
+
+def test_re_estimating_changes_no_parameter(net):
+    before = {name: p.d.copy() for name, p in net.get_parameters().items()}
+    reestimate(net, ofa_resnet50(SMALL).largest, [images(0)])
+    for name, parameter in net.get_parameters().items():
+        np.testing.assert_array_equal(parameter.d, before[name])
+
+
+def test_a_smaller_last_batch_counts_by_its_images(net):
+    path = ofa_resnet50(SMALL).largest
+    statistics = reestimate(net, path, [images(0)])
+    first, last = batch(1, 4), batch(2, 2)
+    apart = [validation_loss(net, path, statistics, [b]) for b in (first, last)]
+    assert validation_loss(net, path, statistics, [first, last]) == pytest.approx((4 * apart[0] + 2 * apart[1]) / 6, rel=1e-6)
+
+
+def test_processes_give_the_losses_of_one(net):
+    paths = ofa_resnet50(SMALL).sample_many(np.random.default_rng(3), 4)
+    heard: list[int] = []
+    alone = PathEvaluator(net, [images(0)], [batch(1)])
+    shared = PathEvaluator(net, [images(0)], [batch(1)], processes=2)
+    expected = alone.losses(paths)
+    np.testing.assert_array_equal(shared.losses(paths, lambda index, loss: heard.append(index)), expected)
+    assert heard == [0, 1, 2, 3]
+    assert len(set(expected)) == 4
+
+
+def test_boxes_come_back_to_the_original_image():
+    matrix = np.array([[0.5, 0, 3], [0, 0.5, 7]])
+    np.testing.assert_allclose(to_original(np.array([[13.0, 27.0, 23.0, 37.0]]), matrix), [[20, 40, 40, 60]])
+
+
+def test_a_box_detector_sorts_and_bounds_its_detections(net):
+    path = ofa_resnet50(SMALL).largest
+    detector = BoxDetector(net, path, reestimate(net, path, [images(0)]), top=7)
+    found = detector(images(1), np.tile([[1.0, 0, 0], [0, 1, 0]], (4, 1, 1)))
+    assert len(found) == 4
+    for boxes, scores, labels in found:
+        assert boxes.shape == (7, 4) and labels.max() < 3
+        assert np.all(np.diff(scores) <= 0) and 0 <= scores.min() <= scores.max() <= 1
