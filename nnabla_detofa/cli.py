@@ -88,6 +88,19 @@ def report(args: argparse.Namespace) -> None:
     print(f"written: {', '.join(map(str, files))}")
 
 
+def ship_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the folder of a finished pre-training")
+    parser.add_argument("folder", metavar="FOLDER", help="where to")
+    parser.add_argument("--name", default="digits", help="first part of the files' names (default: %(default)s)")
+
+
+def ship(args: argparse.Namespace) -> None:
+    """Copy pre-trained weights in half precision."""
+    from .pretrain import ship
+
+    print(f"written: {', '.join(map(str, ship(Path(args.run), Path(args.folder), args.name)))}")
+
+
 COMMANDS = {
     "run": Command(
         "train and search as a config says",
@@ -100,6 +113,9 @@ COMMANDS = {
     ),
     "report": Command(
         "write the table and the figures of a finished run", report_arguments, report, ("runs/digits_detofa -o results/demo",)
+    ),
+    "ship": Command(
+        "copy a pre-training's weights in half precision", ship_arguments, ship, ("runs/digits_pretrain configs/weights",)
     ),
     "data": Command("make a data set that needs no download", data_arguments, data, ("digits --root data/digits",)),
 }

@@ -290,9 +290,9 @@ class Filter:
     block_encoding: bool = True
     encoding: Literal["paper", "transformer"] = "paper"
     flops_bounded: bool = True
-    lr: Positive = 1e-3
+    lr: Positive = 3e-4
     epochs: Count = 200
-    batch_size: Count = 64
+    batch_size: Count = 32
     patience: Count = 30
 
     def __post_init__(self):

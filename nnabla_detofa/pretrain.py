@@ -84,3 +84,20 @@ def run(config: Config, device: Device, output: FilePath, restart: bool = False)
     )
     cost = CostModel(sets.image_size, len(sets.classes), "backbone", network.geometry)
     return start(PretrainSearcher, model, sets, cost, config, device, output, restart)
+
+
+def ship(run_folder: FilePath, folder: FilePath, name: str) -> list[FilePath]:
+    """Copy a finished run's supernet and path filter in half precision, to keep them beside the configs.
+
+    Returns:
+        <folder>/<name>_supernet.h5 and <folder>/<name>_path_filter.h5.
+
+    Raises:
+        UserError: the run has not finished.
+    """
+    copies = []
+    for kind in ("supernet", "path_filter"):
+        source, target = run_folder / f"{kind}.h5", folder / f"{name}_{kind}.h5"
+        weights.convert(source, target, np.float16)
+        copies.append(target)
+    return copies

@@ -234,9 +234,6 @@ def pair_loss_variable(scores: nn.Variable, pair_weights: nn.Variable) -> nn.Var
 # --- Fitting ----------------------------------------------------------------------------------------------------------
 
 
-EPS = 1e-8
-B2=.999
-WARM, COS, CLIP, ONE = 1, False, 0, False
 def split(buckets: np.ndarray, rng: np.random.Generator, validation: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
     """Indices of training and validation paths: the same share of each bucket, drawn at random (section 3.1.2)."""
     train, held = [], []
@@ -276,8 +273,8 @@ def fit(
     rng: np.random.Generator,
     *,
     epochs: int = 200,
-    lr: float = 1e-3,
-    batch_size: int = 64,
+    lr: float = 3e-4,
+    batch_size: int = 32,
     patience: int = 30,
     weight_decay: float = 0.0,
     flops_bounded: bool = True,
@@ -316,10 +313,9 @@ def fit(
     inputs = nn.Variable((size, tokens.shape[1])), nn.Variable((size,))
     pair_weights = nn.Variable((size, size))
     loss = pair_loss_variable(path_filter(*inputs), pair_weights)
-    solver = S.AdamW(lr, wd=weight_decay, eps=EPS, beta2=B2)
+    solver = S.AdamW(lr, wd=weight_decay)
     solver.set_parameters(path_filter.get_parameters())
 
-    updates = 0
     def step(members: np.ndarray) -> float:
         """One update from these training paths (positions in `train`), padded with copies that are in no pair."""
         chosen = paired["training"][np.ix_(members, members)]
@@ -332,10 +328,6 @@ def fit(
         loss.forward(clear_no_need_grad=True)
         solver.zero_grad()
         loss.backward(clear_buffer=True)
-        nonlocal updates
-        solver.set_learning_rate(lr * min(1.0, (updates + 1) / WARM) * (0.5 * (1 + math.cos(math.pi * updates / (epochs * n_batches))) if COS else 1))
-        updates += 1
-        if CLIP: solver.clip_grad_by_norm(CLIP)
         solver.update()
         return float(loss.d)
 
@@ -347,9 +339,7 @@ def fit(
     for epoch in range(1, epochs + 1):
         shuffled = rng.permutation(len(train))
         by_bucket = shuffled[np.argsort(buckets[train][shuffled], kind="stable")]
-        parts = np.array_split(by_bucket, n_batches) if ONE else [by_bucket[i::n_batches] for i in range(n_batches)]
-        parts = [parts[i] for i in rng.permutation(n_batches)]
-        steps = [step(part) for part in parts]
+        steps = [step(by_bucket[number::n_batches]) for number in range(n_batches)]
         train_losses.append(float(np.mean([value for value in steps if not math.isnan(value)] or math.nan)))
         validation_losses.append(validation_loss())
         if progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -103,7 +104,12 @@ def map_forked(function: Callable, items: Iterable, processes: int) -> Iterable:
 
 
 def _adopt(function: Callable) -> None:
-    """Runs in a forked process: keep the function there, which could not be sent to it."""
+    """Runs in a forked process: keep the function there, which could not be sent to it.
+
+    Signals are the parent's business: a forked handler that only takes note would keep the pool from ending its processes.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _call_adopted.function = function
 
 

@@ -46,20 +46,33 @@ def read(file: str | os.PathLike) -> dict[str, np.ndarray]:
     return found
 
 
-def write(file: str | os.PathLike, parameters: Mapping[str, nn.Variable], dtype=np.float32) -> None:
-    """Write parameters as `nnabla.save_parameters` would; the file appears complete or not at all.
-
-    Args:
-        dtype: float16 halves the file for weights that are shipped.
-    """
+def write(file: str | os.PathLike, parameters: Mapping[str, nn.Variable]) -> None:
+    """Write parameters as `nnabla.save_parameters` would; the file appears complete or not at all."""
     file = FilePath(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_name(file.name + ".new")
     with h5py.File(fresh, "w") as opened:
         for index, (name, variable) in enumerate(parameters.items()):
-            data = opened.create_dataset(name, data=variable.d.astype(dtype), compression="gzip")
+            data = opened.create_dataset(name, data=variable.d)
             data.attrs["index"], data.attrs["need_grad"] = index, variable.need_grad
     os.replace(fresh, file)
+
+
+def convert(source: str | os.PathLike, target: str | os.PathLike, dtype) -> None:
+    """Copy a weights file with its attributes, its numbers in another type.
+
+    Raises:
+        UserError: the source cannot be read.
+    """
+    arrays, target = read(source), FilePath(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_name(target.name + ".new")
+    with h5py.File(source, "r") as theirs, h5py.File(fresh, "w") as ours:
+        ours.attrs.update(theirs.attrs)
+        for name, array in arrays.items():
+            data = ours.create_dataset(name, data=array.astype(dtype))
+            data.attrs.update(theirs[name].attrs)
+    os.replace(fresh, target)
 
 
 def fill(parameters: Mapping[str, nn.Variable], arrays: Mapping[str, np.ndarray], source: str) -> None:
