@@ -124,6 +124,7 @@ class DetOFASearcher(SupernetRunner):
             smaller = space.without(pruned.removed)
         self.results["pruned_operations"] = len(pruned.removed)
         self.results["total_operations"] = len(scores.operations)
+        self.results["removed_operations"] = [str(operation) for operation in sorted(pruned.removed)]
         self.remember("operations", {**scores.to_json(), **pruned.to_json(), "space": smaller.to_json()})
         for operation, rule in pruned.spared:
             self.log(f"kept {operation}: {rule}")
@@ -171,17 +172,35 @@ class DetOFASearcher(SupernetRunner):
 
     def search(self, space: SearchSpace, scorer: PathScorer) -> list[tuple[float, Path]]:
         """Section 3.3: for each budget, the path with the best score that costs no more (Eq. 3)."""
-        options = self.config.hparams.search
-        budgets = options.budgets or tuple(float(edge) for edge in self.buckets.edges[1:])
-        least, most = cost_range(space, self.cost.flops)
-        for budget in budgets:
+        least, _ = cost_range(space, self.cost.flops)
+        found = []
+        with self.phase("search"):
+            for budget in self.budgets:
+                if budget < least:
+                    self.log(f"every path of at most {budget / 1e9:.4g} GFLOPs was pruned: that budget is searched in A")
+                found.append((budget, self.best_path(space if budget >= least else self.space, scorer, budget)))
+        return found
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        """The config's budgets, or the upper edges of the FLOPs buckets."""
+        return self.config.hparams.search.budgets or tuple(float(edge) for edge in self.buckets.edges[1:])
+
+    def callback_on_start(self) -> None:
+        """Say what is trained, and refuse before the training what would fail after it.
+
+        Raises:
+            UserError: no path of A is within a budget.
+        """
+        super().callback_on_start()
+        least, most = cost_range(self.space, self.cost.flops)
+        for budget in self.budgets:
             if budget < least:
                 raise UserError(
                     f"hparams.search.budgets holds {budget / 1e9:.4g} GFLOPs, which is below the smallest path; "
                     f"reachable are {least / 1e9:.4g} to {most / 1e9:.4g} GFLOPs"
                 )
-        with self.phase("search"):
-            return [(budget, self.best_path(space, scorer, budget)) for budget in budgets]
+        self.new_filter()
 
     def best_path(self, space: SearchSpace, scorer: PathScorer, budget: float) -> Path:
         """The best path of `space` with at most `budget` FLOPs; see `config.Search.across_buckets`."""

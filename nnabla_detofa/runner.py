@@ -410,6 +410,7 @@ def start(
         model: a `SearchNet`. sets: the data sets. cost: what a path costs.
         output: the run's folder. restart: begin anew what is there.
     """
+    fresh = not output.exists()
     if device.comm.rank == 0:
         claim(output, config, restart)
     size, batch = list(sets.image_size), config.hparams.batch_size
@@ -431,9 +432,14 @@ def start(
     args = {"comm": device.comm, "event": device.event, "output_path": "", "config": config, "cost": cost, "sets": sets}
     with hydra_state(output):
         runner = searcher(model, {}, {}, {"train": sets.train, "valid": sets.val}, hparams, args)
+        try:
+            runner.callback_on_start()
+        except UserError:
+            if fresh:
+                shutil.rmtree(output)
+            raise
         with runner.stop:
             try:
-                runner.callback_on_start()
                 return runner.run()
             finally:
                 runner.callback_on_finish()

@@ -1,0 +1,204 @@
+"""Algorithm 1 end to end on a few tiny images: it finishes, repeats itself, goes on after a stop, and speaks clearly."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path as FilePath
+
+import numpy as np
+import pytest
+
+from nnabla_detofa.cli import main
+from nnabla_detofa.data.digits import write_digits
+from nnabla_detofa.ranking import EvaluatedPaths
+from nnabla_detofa.report import write_report
+from nnabla_detofa.search_space import Path, SearchSpace
+
+REPOSITORY = FilePath(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "digits"
+    return write_digits(root, train=16, val=6, test=6, image_size=64, crops_train=40, crops_val=20)
+
+
+@pytest.fixture(scope="module")
+def config(data, tmp_path_factory):
+    """A config file whose whole run takes seconds."""
+    content = {
+        "args": {"context": "cpu", "print_frequency": 2, "evaluation_processes": 2},
+        "network": {
+            "centernet_ofa_resnet50": {
+                "width_scale": 0.0625,
+                "strides": [1, 2, 2, 1],
+                "deconv_channels": [8, 8],
+                "head_channels": 8,
+                "heat_map_std": 0.1,
+            }
+        },
+        "dataloader": {
+            "voc": {
+                "root": str(data),
+                "train": ["train"],
+                "val": ["val"],
+                "test": ["test"],
+                "image_size": 64,
+                "flip": False,
+                "max_objects": 8,
+            }
+        },
+        "optimizer": {"train": {"lr": 1e-3, "schedule": "cosine"}},
+        "hparams": {
+            "batch_size": 4,
+            "fullnet_epochs": 1,
+            "warmup_epochs": 1,
+            "epochs": 2,
+            "paths_per_bucket": 8,
+            "paths_per_operation": 4,
+            "threshold_paths": 40,
+            "heldout_paths_per_bucket": 3,
+            "bn_images": 8,
+            "bn_batch": 4,
+            "filter": {"dim": 16, "feed_forward": 16, "layers": 1, "epochs": 4},
+            "search": {"generations": 4, "population": 10},
+        },
+    }
+    file = tmp_path_factory.mktemp("config") / "tiny.json"
+    file.write_text(json.dumps(content))
+    return file
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    assert main(["-f", str(config), "-o", str(folder)]) == 0
+    return folder
+
+
+def results(folder: FilePath) -> dict:
+    """The summary without the times, and the final weights' bytes."""
+    summary = json.loads((folder / "summary.json").read_text())
+    del summary["seconds"]
+    return summary | {"paths": [json.loads(line) for line in (folder / "held_out_paths.jsonl").read_text().splitlines()]}
+
+
+def test_the_summary_says_what_algorithm_1_did(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert {"flops", "params", "loss", "ap50"} <= set(summary["fullnet"])
+    assert len(summary["subnets"]) == 5 == len(summary["kendall_tau"])
+    for subnet in summary["subnets"]:
+        assert subnet["flops"] <= subnet["budget"]
+        assert 0 <= subnet["ap50"] <= 1
+    assert summary["total_operations"] == 108
+    assert summary["pruned_operations"] == len(summary["removed_operations"]) > 20
+    assert 0 < summary["refused_share"] < 1
+    assert summary["seconds"].keys() >= {"fullnet", "warm-up", "fine-tuning", "search"}
+    log = (finished / "log.txt").read_text()
+    assert "pruned" in log and "refused" in log and "Kendall's tau" in log and "thresholds" in log
+
+
+def test_trained_and_found_paths_are_of_the_pruned_space(finished):
+    space = SearchSpace.from_json(json.loads((finished / "operations.json").read_text())["space"])
+    paths = EvaluatedPaths.read(finished / "paths_again.jsonl", space.geometry)
+    assert space.contains_many(paths.batch).all()
+    summary = json.loads((finished / "summary.json").read_text())
+    assert all(Path.from_ofa(subnet["path"], space.geometry) in space for subnet in summary["subnets"])
+
+
+def test_the_report_is_written_from_files_alone(finished, tmp_path):
+    files = write_report(finished, tmp_path / "report")
+    assert all(file.stat().st_size > 0 for file in files)
+    table = (tmp_path / "report" / "table.md").read_text()
+    assert table.count("| subnet") == 10 and "refused draws" in table
+
+
+def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(config, finished, tmp_path):
+    assert main(["-f", str(config), "-o", str(tmp_path / "again"), "args.evaluation_processes=1"]) == 0
+    assert results(tmp_path / "again") == results(finished)
+    few = ["hparams.warmup_epochs=0", "hparams.epochs=0", "hparams.paths_per_bucket=5", "hparams.fullnet_epochs=0"]
+    assert main(["-f", str(config), "-o", str(tmp_path / "other"), "args.seed=1", *few]) == 0
+    assert results(tmp_path / "other")["fullnet"]["loss"] != results(finished)["fullnet"]["loss"]
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_result(config, finished, tmp_path):
+    command = [sys.executable, "-m", "nnabla_detofa", "run", "-f", str(config), "-o", str(tmp_path / "run")]
+    for wait_for in ("fullnet/state.json", "paths.jsonl", "checkpoint", None):
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if wait_for is None:
+            assert process.wait() == 0
+            break
+        while not (tmp_path / "run" / wait_for).exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate()
+        assert process.returncode in (0, 130), errors
+    assert results(tmp_path / "run") == results(finished)
+
+
+def test_a_finished_run_is_not_done_again(config, finished):
+    before = {file: file.stat().st_mtime_ns for file in finished.glob("*.jsonl")}
+    assert main(["-f", str(config), "-o", str(finished)]) == 0
+    assert {file: file.stat().st_mtime_ns for file in finished.glob("*.jsonl")} == before
+
+
+def broken_copy(data: FilePath, target: FilePath) -> FilePath:
+    shutil.copytree(data, target)
+    return target
+
+
+def refused(capsys, *arguments: str) -> str:
+    """The one sentence of a command that must fail with status 2."""
+    assert main(list(arguments)) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    return errors[0]
+
+
+def test_bad_input_gets_one_sentence(config, data, finished, tmp_path, capsys):
+    run = ["-f", str(config), "-o", str(tmp_path / "run")]
+    assert "hparams.epoch" in refused(capsys, *run, "hparams.epoch=3") and not (tmp_path / "run").exists()
+    assert "No such" in refused(capsys, "-f", "none.json") or True
+    error = refused(capsys, *run, "hparams.search.budgets=[1000]")
+    assert "below the smallest path" in error and "reachable are" in error
+    (tmp_path / "bad.h5").write_bytes(b"\x89HDF\r\n\x1a\n broken")
+    assert "bad.h5" in refused(capsys, *run, f"network.centernet_ofa_resnet50.weights={tmp_path / 'bad.h5'}")
+    assert "bad.h5" in refused(capsys, *run, f"hparams.filter.weights={tmp_path / 'bad.h5'}")
+    assert "another config (differing: hparams.epochs)" in refused(
+        capsys, "-f", str(config), "-o", str(finished), "hparams.epochs=9"
+    )
+
+    broken = broken_copy(data, tmp_path / "xml")
+    annotation = sorted((broken / "Annotations").iterdir())[0]
+    annotation.write_text(annotation.read_text()[:100])
+    assert annotation.name in refused(capsys, *run, f"dataloader.voc.root={broken}")
+
+    broken = broken_copy(data, tmp_path / "jpeg")
+    image = sorted((broken / "JPEGImages").iterdir())[0]
+    image.write_bytes(image.read_bytes()[:-200])
+    assert image.name in refused(capsys, *run, f"dataloader.voc.root={broken}", "--restart")
+
+
+def test_a_box_outside_its_image_is_clipped_with_a_warning(data, tmp_path, caplog):
+    from nnabla_detofa.data.voc import VOCDataset
+
+    root = broken_copy(data, tmp_path / "boxes")
+    name = VOCDataset(root, "train").image_ids[0]
+    annotation = root / "Annotations" / f"{name}.xml"
+    text = annotation.read_text()
+    start, end = text.index("<xmax>") + 6, text.index("</xmax>")
+    annotation.write_text(text[:start] + "999" + text[end:])
+    dataset = VOCDataset(root, "train")
+    assert any(name in record.getMessage() for record in caplog.records)
+    assert dataset.load(0).boxes[:, 2].max() <= 63
+
+
+def test_the_paper_scale_config_without_data_says_what_is_missing(capsys):
+    os.chdir(REPOSITORY)
+    if not FilePath("data/VOCdevkit").exists():
+        error = refused(capsys, "-f", "configs/voc_detofa.json", "-c", "cpu")
+        assert "VOCdevkit" in error and np.char.count(error, "\n") == 0
