@@ -1,0 +1,89 @@
+"""The path filter: tokens, positional encodings, invariances, gradients, files."""
+
+import nnabla as nn
+import numpy as np
+import pytest
+
+from nnabla_detofa.errors import UserError
+from nnabla_detofa.path_filter import PathFilter, PathScorer, Tokenizer, positional_encoding
+from nnabla_detofa.search_space import Path, ofa_resnet50
+
+SPACE = ofa_resnet50()
+SMALL = {"dim": 16, "heads": 2, "layers": 1, "feed_forward": 16}
+
+
+def make(seed=0, **settings) -> PathFilter:
+    return PathFilter(**SMALL | settings, rng=np.random.default_rng(seed))
+
+
+def test_the_papers_own_example():
+    """(D, W, E) = (0, 1.0, (0.25, 0.35)) is "W1.0_E0.25 W1.0_E0.35 SC SC"."""
+    arch = {"d": [0] * 5, "e": [0.25, 0.35] + [0.2] * 16, "w": [0, 2, 2, 0, 0, 0]}
+    words = Tokenizer(stem_tokens=False).words(Path.from_ofa(arch))
+    assert words[:4] == ["W1.0_E0.25", "W1.0_E0.35", "SC", "SC"]
+    assert len(words) == 18 and len(Tokenizer(stem_tokens=False).vocabulary) == 10
+    with_stem = Tokenizer().words(Path.from_ofa(arch))
+    assert with_stem[3:] == words and len(set(with_stem[:3])) == 3
+    assert with_stem[1] == "SC"  # the stem's residual convolution is skipped at depth 0
+
+
+def test_equal_tokens_are_equal_paths():
+    batch = SPACE.sample_many(np.random.default_rng(0), 3000)
+    tokens = Tokenizer()(batch)
+    assert len(np.unique(tokens, axis=0)) == len(np.unique(batch.keys))
+
+
+def test_positional_encodings_by_hand():
+    found = positional_encoding(np.arange(4), 6)
+    np.testing.assert_allclose(found[2, :2], [np.sin(2), np.cos(2)], rtol=1e-5)
+    np.testing.assert_allclose(found[2, 2:4], [np.sin(2 / 10000 ** (2 / 3)), np.cos(2 / 10000 ** (2 / 3))], rtol=1e-5)
+    usual = positional_encoding(np.arange(4), 6, "transformer")
+    np.testing.assert_allclose(usual[3, 2], np.sin(3 / 10000 ** (2 / 6)), rtol=1e-5)
+
+
+def test_scores_do_not_depend_on_the_chunk_and_lie_in_the_open_interval():
+    path_filter, batch = make(), SPACE.sample_many(np.random.default_rng(0), 300)
+    buckets = np.arange(300) % 5
+    scores = path_filter.score(batch, buckets)
+    alone = np.concatenate([path_filter.score(batch[i : i + 1], buckets[i : i + 1]) for i in (0, 17, 299)])
+    np.testing.assert_allclose(scores[[0, 17, 299]], alone, rtol=1e-5)
+    assert scores.min() > 0 and scores.max() < 1 and len(np.unique(scores)) > 250
+
+
+def test_the_bucket_and_the_block_encoding_change_scores():
+    batch = SPACE.sample_many(np.random.default_rng(0), 20)
+    path_filter, without = make(), make(block_encoding=False)
+    without.set_weights(path_filter.get_weights())
+    zeros = np.zeros(20, int)
+    assert not np.allclose(path_filter.score(batch, zeros), path_filter.score(batch, zeros + 3))
+    assert not np.allclose(path_filter.score(batch, zeros), without.score(batch, zeros))
+
+
+def test_every_parameter_gets_a_gradient():
+    path_filter, batch = make(), SPACE.sample_many(np.random.default_rng(0), 64)
+    inputs = (Tokenizer()(batch), np.arange(64) % 5)
+    scores = path_filter(*map(nn.Variable.from_numpy_array, inputs))
+    for parameter in path_filter.get_parameters().values():
+        parameter.grad.zero()
+    scores.forward()
+    scores.backward(np.random.default_rng(1).normal(size=64))
+    assert [name for name, p in path_filter.get_parameters().items() if not np.abs(p.g).sum() > 0] == []
+
+
+def test_a_saved_filter_scores_alike_and_names_a_mismatch(tmp_path):
+    path_filter, batch = make(), SPACE.sample_many(np.random.default_rng(0), 10)
+    path_filter.save(tmp_path / "f.h5")
+    buckets = np.zeros(10, int)
+    for other in (PathFilter.load(tmp_path / "f.h5"), path_filter.copy()):
+        np.testing.assert_array_equal(other.score(batch, buckets), path_filter.score(batch, buckets))
+    with pytest.raises(UserError, match=r"f\.h5 was made with dim 16; this run has 128"):
+        PathFilter.load(tmp_path / "f.h5", dim=128)
+    (tmp_path / "bad.h5").write_text("no")
+    with pytest.raises(UserError, match=r"bad\.h5"):
+        PathFilter.load(tmp_path / "bad.h5")
+
+
+def test_the_scorer_finds_the_buckets_itself():
+    path_filter, batch = make(), SPACE.sample_many(np.random.default_rng(0), 10)
+    scorer = PathScorer(path_filter, lambda paths: np.arange(len(paths)), lambda flops: flops % 5)
+    np.testing.assert_array_equal(scorer(batch), path_filter.score(batch, np.arange(10) % 5))
