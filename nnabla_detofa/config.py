@@ -380,7 +380,7 @@ class DetofaHparams(CommonHparams):
         fullnet_epochs: line 2.
         warmup_epochs: line 3.
         epochs: lines 8 to 17.
-        paths_per_bucket: m of line 4.
+        paths_per_bucket: m of line 4; of fewer than 8 the fifth that validates the filter would make no pair.
         paths_per_operation: n, paths over which an operation's score is averaged (paper is silent).
         path_pruning: lines 7 and 12 by "score", "uniform"ly at random (Fig. A2), or "none".
         r_path: the share of paths dropped in each bucket.
@@ -390,7 +390,7 @@ class DetofaHparams(CommonHparams):
     fullnet_epochs: Natural = 70
     warmup_epochs: Natural = 5
     epochs: Natural = 65
-    paths_per_bucket: Count = 100
+    paths_per_bucket: Annotated[int, "[8, inf)"] = 100
     paths_per_operation: Count = 100
     operation_pruning: OperationPruning = OperationPruning()
     path_pruning: Literal["score", "uniform", "none"] = "score"

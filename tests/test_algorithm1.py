@@ -120,14 +120,14 @@ def test_the_report_is_written_from_files_alone(finished, tmp_path):
 def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(config, finished, tmp_path):
     assert main(["-f", str(config), "-o", str(tmp_path / "again"), "args.evaluation_processes=1"]) == 0
     assert results(tmp_path / "again") == results(finished)
-    few = ["hparams.warmup_epochs=0", "hparams.epochs=0", "hparams.paths_per_bucket=5", "hparams.fullnet_epochs=0"]
+    few = ["hparams.warmup_epochs=0", "hparams.epochs=0", "hparams.fullnet_epochs=0"]
     assert main(["-f", str(config), "-o", str(tmp_path / "other"), "args.seed=1", *few]) == 0
     assert results(tmp_path / "other")["fullnet"]["loss"] != results(finished)["fullnet"]["loss"]
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_result(config, finished, tmp_path):
     command = [sys.executable, "-m", "nnabla_detofa", "run", "-f", str(config), "-o", str(tmp_path / "run")]
-    for wait_for in ("fullnet/state.json", "paths.jsonl", "checkpoint", None):
+    for wait_for in ("fullnet/state.json", "paths.jsonl", "path_filter.h5", None):
         process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if wait_for is None:
             assert process.wait() == 0
