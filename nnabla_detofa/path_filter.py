@@ -22,6 +22,7 @@ from .search_space import Path, PathBatch, layer_stages
 
 SKIP = "SC"
 ENCODINGS = ("paper", "transformer")
+POOLINGS = ("mean", "concat")
 CHUNKS = (256, 64, 16, 4)
 """Paths of the graphs that score: as many of the largest as fit, and so on; the last of the smallest is padded."""
 
@@ -101,9 +102,9 @@ class EncoderLayer(Mo.Module):
         self.query = linear(dim, dim, rng, bias=False)
         self.key = linear(dim, dim, rng, bias=False)
         self.value = linear(dim, dim, rng, bias=False)
-        self.out = linear(dim, dim, rng)
+        self.out = linear(dim, dim, rng, scale=0.1)  # a layer changes little at first: few paths teach it less by heart
         self.fc1 = linear(dim, feed_forward, rng)
-        self.fc2 = linear(feed_forward, dim, rng)
+        self.fc2 = linear(feed_forward, dim, rng, scale=0.1)
 
     def project(self, x: nn.Variable) -> list[nn.Variable]:
         """(rows, dim) -> queries, keys and values, each (rows, dim)."""
@@ -123,9 +124,9 @@ class EncoderLayer(Mo.Module):
         return self.call(x, q, k, v, length)
 
 
-def linear(inputs: int, outputs: int, rng: np.random.Generator, bias: bool = True) -> Mo.Linear:
-    """An affine layer with Glorot-uniform weights."""
-    limit = np.sqrt(6 / (inputs + outputs))
+def linear(inputs: int, outputs: int, rng: np.random.Generator, bias: bool = True, scale: float = 1.0) -> Mo.Linear:
+    """An affine layer with Glorot-uniform weights, times `scale`."""
+    limit = scale * np.sqrt(6 / (inputs + outputs))
     return Mo.Linear(inputs, outputs, w_init=rng.uniform(-limit, limit, (inputs, outputs)), bias=bias)
 
 
@@ -138,8 +139,9 @@ class PathFilter(Mo.Module):
     """The path filter g(a) of Figure 2, a score in (0, 1) for each path; only its order means something.
 
     The index of the path's FLOPs bucket is a token too, the first. Tokens carry the encodings of their layer and of their
-    block; the bucket's carries none. Pooling is not given: the mean over all tokens. "Two final FC layers with 128
-    dimensions" we read as dim -> dim, ReLU, dim -> 1.
+    block; the bucket's carries none. "Two final FC layers with 128 dimensions" we read as pooled tokens -> dim, ReLU,
+    dim -> 1. Pooling is not given: the mean over all tokens, or all tokens side by side, so that each layer of the supernet
+    has weights of its own in the first FC layer. From a few hundred paths the latter learned to rank clearly better.
 
     Args:
         geometry: the supernet.
@@ -148,10 +150,11 @@ class PathFilter(Mo.Module):
         stem_tokens: see `Tokenizer`.
         block_encoding: add the encoding of the block index.
         encoding: see `positional_encoding`.
+        pooling: "mean" or "concat".
         rng: draws the weights.
 
     Raises:
-        UserError: `dim` is not a multiple of `heads`, or the encoding is unknown.
+        UserError: `dim` is not a multiple of `heads`, or the encoding or the pooling is unknown.
     """
 
     def __init__(
@@ -165,6 +168,7 @@ class PathFilter(Mo.Module):
         stem_tokens: bool = True,
         block_encoding: bool = True,
         encoding: str = "paper",
+        pooling: str = "mean",
         *,
         rng: np.random.Generator,
     ):
@@ -173,6 +177,8 @@ class PathFilter(Mo.Module):
             raise UserError(f"dim of the path filter must be a multiple of its {heads} heads, got {dim}")
         if encoding not in ENCODINGS:
             raise UserError(f"encoding of the path filter must be {' or '.join(ENCODINGS)}, got {encoding!r}")
+        if pooling not in POOLINGS:
+            raise UserError(f"pooling of the path filter must be {' or '.join(POOLINGS)}, got {pooling!r}")
         self.settings = {
             "geometry": geometry,
             "buckets": buckets,
@@ -183,6 +189,7 @@ class PathFilter(Mo.Module):
             "stem_tokens": stem_tokens,
             "block_encoding": block_encoding,
             "encoding": encoding,
+            "pooling": pooling,
         }
         self.tokenizer = Tokenizer(geometry, stem_tokens)
         self._positions = positional_encoding(self.tokenizer.layers, dim, encoding)
@@ -193,7 +200,7 @@ class PathFilter(Mo.Module):
             self.token_embedding = embedding(len(self.tokenizer.vocabulary), dim, rng)
             self.bucket_embedding = embedding(buckets, dim, rng)
             self.encoder = Mo.ModuleList([EncoderLayer(dim, heads, feed_forward, rng) for _ in range(layers)])
-            self.fc1 = linear(dim, dim, rng)
+            self.fc1 = linear(dim * (self.tokenizer.length + 1 if pooling == "concat" else 1), dim, rng)
             self.fc2 = linear(dim, 1, rng)
 
     def call(self, tokens: nn.Variable, buckets: nn.Variable) -> nn.Variable:
@@ -215,7 +222,8 @@ class PathFilter(Mo.Module):
             else:
                 parts = layer.project(x)
             x = layer(x, *parts, length)
-        pooled = F.mean(F.reshape(x, (n, length, dim)), axis=1)
+        concat = self.settings["pooling"] == "concat"
+        pooled = F.reshape(x, (n, length * dim)) if concat else F.mean(F.reshape(x, (n, length, dim)), axis=1)
         return F.reshape(F.sigmoid(self.fc2(F.relu(self.fc1(pooled)))), (n,))
 
     def score(self, batch: PathBatch, buckets: np.ndarray) -> np.ndarray:
@@ -281,7 +289,7 @@ class PathFilter(Mo.Module):
         try:
             settings = json.loads(text)
             geometry = {key: tuple(v) if isinstance(v, list) else v for key, v in settings["geometry"].items()}
-            settings["geometry"] = Geometry(**geometry)
+            settings = {"pooling": "mean"} | settings | {"geometry": Geometry(**geometry)}  # older files do not name it
             loaded = cls(**settings, rng=np.random.default_rng(0))
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise UserError(f"{file} is not the weights file of a path filter: its settings are missing or damaged") from error
@@ -293,8 +301,8 @@ class PathFilter(Mo.Module):
 
 
 def embedding(rows: int, dim: int, rng: np.random.Generator) -> Mo.Parameter:
-    """A learned embedding (rows, dim), standard normal at first."""
-    return Mo.Parameter((rows, dim), initializer=rng.normal(0, 1, (rows, dim)))
+    """A learned embedding (rows, dim), smaller at first than the positional encodings: it generalises better."""
+    return Mo.Parameter((rows, dim), initializer=rng.normal(0, 0.3, (rows, dim)))
 
 
 def constant(array: np.ndarray) -> nn.Variable:

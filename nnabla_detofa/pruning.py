@@ -165,7 +165,8 @@ def path_thresholds(
     """For each FLOPs bucket the `r_path`-quantile of the scores of `n` paths of `space` in it (Alg. 1 line 7).
 
     Returns:
-        (buckets,) thresholds; -inf for a bucket that is empty in the space.
+        (buckets,) thresholds; -inf for a bucket that is empty in the space, and everywhere if `r_path` is 0: the least of
+        `n` scores would still refuse some other path.
 
     Raises:
         UserError: `r_path` is not in [0, 1).
@@ -173,6 +174,8 @@ def path_thresholds(
     if not 0 <= r_path < 1:
         raise UserError(f"hparams.r_path must be in [0, 1), got {r_path}")
     thresholds = np.full(buckets.n, -np.inf)
+    if r_path == 0:
+        return thresholds
     for bucket in range(buckets.n):
         if buckets.count(bucket, space):
             thresholds[bucket] = np.quantile(scorer(buckets.sample(bucket, n, rng, space)), r_path)
@@ -268,7 +271,7 @@ class KeptPaths(UniformPaths):
 
 
 class HashedPaths(UniformPaths):
-    """ "Prune (Uniform)" of Figure A2: drops a share `r_path` of all paths at random, but always the same.
+    """The paper's "Prune (Uniform)" (Figure A2): drops a share `r_path` of all paths at random, but always the same.
 
     A path is kept or dropped by a hash of its canonical form and a seed.
     """

@@ -290,7 +290,7 @@ def fit(
         batch, buckets, losses: n evaluated paths, their FLOPs buckets and validation losses.
         rng: draws the split and the minibatches.
         batch_size: the most paths in a minibatch; each holds the same share of every bucket.
-        weight_decay: of AdamW.
+        weight_decay: of NNabla's AdamW: the share of every weight that each update takes away, whatever `lr` is.
         flops_bounded: compare only paths of one FLOPs bucket.
         progress: called after each epoch with its number, its training and its validation loss.
 

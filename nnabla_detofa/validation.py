@@ -19,6 +19,7 @@ from .data.augment import letterbox
 from .search_space import Path
 from .supernet import CollectedStatistics, GivenStatistics
 
+FORK_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Statistics = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -99,7 +100,14 @@ def map_forked(function: Callable, items: Iterable, processes: int) -> Iterable:
     if processes <= 1:
         yield from map(function, items)
         return
-    with multiprocessing.get_context("fork").Pool(processes, _adopt, (function,)) as pool:
+    # Until `_adopt` has run, a forked process has this one's signal handlers: a pool that ended so early would wait for it
+    # for ever. So signals stay blocked in it until then.
+    signal.pthread_sigmask(signal.SIG_BLOCK, FORK_SIGNALS)
+    try:
+        pool = multiprocessing.get_context("fork").Pool(processes, _adopt, (function,))
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORK_SIGNALS)
+    with pool:
         yield from pool.imap(_call_adopted, items)
 
 
@@ -110,6 +118,7 @@ def _adopt(function: Callable) -> None:
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORK_SIGNALS)
     _call_adopted.function = function
 
 

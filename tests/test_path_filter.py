@@ -1,5 +1,8 @@
 """The path filter: tokens, positional encodings, invariances, gradients, files."""
 
+import json
+
+import h5py
 import nnabla as nn
 import numpy as np
 import pytest
@@ -59,8 +62,9 @@ def test_the_bucket_and_the_block_encoding_change_scores():
     assert not np.allclose(path_filter.score(batch, zeros), without.score(batch, zeros))
 
 
-def test_every_parameter_gets_a_gradient():
-    path_filter, batch = make(), SPACE.sample_many(np.random.default_rng(0), 64)
+@pytest.mark.parametrize("pooling", ["mean", "concat"])
+def test_every_parameter_gets_a_gradient(pooling):
+    path_filter, batch = make(pooling=pooling), SPACE.sample_many(np.random.default_rng(0), 64)
     inputs = (Tokenizer()(batch), np.arange(64) % 5)
     scores = path_filter(*map(nn.Variable.from_numpy_array, inputs))
     for parameter in path_filter.get_parameters().values():
@@ -70,17 +74,38 @@ def test_every_parameter_gets_a_gradient():
     assert [name for name, p in path_filter.get_parameters().items() if not np.abs(p.g).sum() > 0] == []
 
 
-def test_a_saved_filter_scores_alike_and_names_a_mismatch(tmp_path):
-    path_filter, batch = make(), SPACE.sample_many(np.random.default_rng(0), 10)
+@pytest.mark.parametrize("pooling", ["mean", "concat"])
+def test_a_saved_filter_scores_alike_and_names_a_mismatch(tmp_path, pooling):
+    path_filter, batch = make(pooling=pooling), SPACE.sample_many(np.random.default_rng(0), 10)
     path_filter.save(tmp_path / "f.h5")
     buckets = np.zeros(10, int)
     for other in (PathFilter.load(tmp_path / "f.h5"), path_filter.copy()):
         np.testing.assert_array_equal(other.score(batch, buckets), path_filter.score(batch, buckets))
     with pytest.raises(UserError, match=r"f\.h5 was made with dim 16; this run has 128"):
         PathFilter.load(tmp_path / "f.h5", dim=128)
+    with pytest.raises(UserError, match=rf"was made with pooling {pooling}; this run has max"):
+        PathFilter.load(tmp_path / "f.h5", pooling="max")
     (tmp_path / "bad.h5").write_text("no")
     with pytest.raises(UserError, match=r"bad\.h5"):
         PathFilter.load(tmp_path / "bad.h5")
+
+
+def test_a_file_without_the_pooling_is_of_the_mean(tmp_path):
+    path_filter, batch = make(), SPACE.sample_many(np.random.default_rng(0), 10)
+    path_filter.save(tmp_path / "f.h5")
+    with h5py.File(tmp_path / "f.h5", "r+") as opened:
+        settings = json.loads(opened.attrs["path_filter"])
+        del settings["pooling"]
+        opened.attrs["path_filter"] = json.dumps(settings)
+    loaded, buckets = PathFilter.load(tmp_path / "f.h5", pooling="mean"), np.zeros(10, int)
+    np.testing.assert_array_equal(loaded.score(batch, buckets), path_filter.score(batch, buckets))
+
+
+@pytest.mark.parametrize("wrong", [{"heads": 3}, {"encoding": "usual"}, {"pooling": "max"}])
+def test_settings_that_are_not_allowed_are_named(wrong):
+    (name,) = wrong
+    with pytest.raises(UserError, match=name):
+        make(**wrong)
 
 
 def test_the_scorer_finds_the_buckets_itself():

@@ -101,6 +101,12 @@ def test_an_empty_bucket_has_no_threshold():
     assert np.isfinite(thresholds[0]) and thresholds[4] == -np.inf
 
 
+def test_a_ratio_of_zero_refuses_no_path():
+    """Figure 10's r = 0; the least of a few scores would refuse the paths below it."""
+    thresholds = path_thresholds(score, SPACE, BUCKETS, 0.0, 5, np.random.default_rng(0))
+    assert np.all(thresholds == -np.inf)
+
+
 def test_kept_paths_are_those_of_drawing_one_by_one():
     thresholds = path_thresholds(score, SPACE, BUCKETS, 0.5, 400, np.random.default_rng(0))
     sampler = KeptPaths(SPACE, score, thresholds, bucket_of, np.random.default_rng(3))

@@ -1,5 +1,7 @@
 """Re-estimated statistics, validation losses and detections of a path."""
 
+import signal
+
 import nnabla as nn
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from nnabla_detofa.centernet import Detector
 from nnabla_detofa.geometry import Geometry, HeadGeometry
 from nnabla_detofa.search_space import ofa_resnet50
 from nnabla_detofa.supernet import BATCH, GivenStatistics
-from nnabla_detofa.validation import BoxDetector, PathEvaluator, reestimate, to_original, validation_loss
+from nnabla_detofa.validation import BoxDetector, PathEvaluator, map_forked, reestimate, to_original, validation_loss
 
 SMALL, HEAD = Geometry(width_scale=0.125, strides=(1, 2, 2, 1)), HeadGeometry(3, (16, 16), 8)
 
@@ -73,6 +75,16 @@ def test_processes_give_the_losses_of_one(net):
     np.testing.assert_array_equal(shared.losses(paths, lambda index, loss: heard.append(index)), expected)
     assert heard == [0, 1, 2, 3]
     assert len(set(expected)) == 4
+
+
+def test_a_pool_ends_however_early_and_whatever_the_handlers():
+    """A forked process that only took note of SIGTERM made the pool wait for ever."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        for _ in range(20):
+            assert list(map_forked(abs, [-1], 3)) == [1]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_boxes_come_back_to_the_original_image():
