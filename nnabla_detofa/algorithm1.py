@@ -5,6 +5,7 @@ Read `DetOFASearcher.run` beside the paper's Algorithm 1; the numbers are the pa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path as FilePath
 
 import numpy as np
@@ -55,8 +56,8 @@ class DetOFASearcher(SupernetRunner):
         space = self.space  # 1: initialise the search space with A
         self.train_fullnet(space)  # 2
         self.warm_up(space)  # 3
-        paths = self.evaluate_sampled("paths", space)  # 4
-        scorer = self.train_filter("path filter", self.new_filter(), paths)  # 5
+        first = self.evaluate_sampled("paths", space)  # 4
+        scorer = self.train_filter("path filter", self.new_filter(), first)  # 5
         space = self.prune_operations(space, scorer)  # 6
         thresholds = self.path_thresholds(space, scorer)  # 7
         sampler = self.kept_paths(space, scorer, thresholds)  # 11 to 14: draws until g(a) reaches the threshold
@@ -65,7 +66,7 @@ class DetOFASearcher(SupernetRunner):
         # Section 3.3: the filter is re-trained on the final supernet before the search.
         paths = self.evaluate_sampled("paths again", space)
         scorer = self.train_filter("path filter again", scorer.filter, paths)
-        self.hold_out(space, scorer, paths)
+        self.hold_out(space, scorer, (first, paths))
         found = self.search(space, scorer)
         return self.evaluate(found)
 
@@ -157,16 +158,18 @@ class DetOFASearcher(SupernetRunner):
 
     # --- Search and evaluation --------------------------------------------------------------------------------------
 
-    def hold_out(self, space: SearchSpace, scorer: PathScorer, seen: EvaluatedPaths) -> None:
+    def hold_out(self, space: SearchSpace, scorer: PathScorer, seen: Sequence[EvaluatedPaths]) -> None:
         """Kendall's tau between path score and measured loss, on fresh paths that the filter did not train on."""
         name = "held-out paths"
         with self.phase(name):
             fresh = self.sample_paths(name, self.config.hparams.heldout_paths_per_bucket, space)
-            fresh = fresh[[path not in seen for path in fresh]]
+            fresh = fresh[[not any(path in paths for paths in seen) for path in fresh]]
             paths = self.evaluate_paths(name, fresh)
         scores = scorer(paths.batch)
         taus = per_bucket(kendall_tau, scores, paths.losses, paths.buckets)
-        self.results["kendall_tau"] = [taus.get(bucket) for bucket in range(self.config.hparams.buckets)]
+        self.results["kendall_tau"] = [
+            None if np.isnan(taus.get(bucket, np.nan)) else taus[bucket] for bucket in range(self.config.hparams.buckets)
+        ]
         self.remember("scores", {"scores": scores.tolist()})
         self.log("Kendall's tau in each bucket: " + ", ".join(f"{tau:.2f}" for tau in taus.values()))
 
@@ -288,6 +291,10 @@ def run(config: Config, device: Device, output: FilePath, restart: bool = False)
     network = config.network
     stride = network.head_geometry(1).output_stride(network.geometry)
     sets = open_sets(config, stride)
+    if network.num_classes not in (None, len(sets.classes)):
+        raise UserError(
+            f"network.centernet_ofa_resnet50.num_classes must be the data set's {len(sets.classes)}, got {network.num_classes}"
+        )
     head = network.head_geometry(len(sets.classes))
     model = centernet.SearchNet(
         head.num_classes,

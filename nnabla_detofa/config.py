@@ -240,7 +240,7 @@ class Solver:
         schedule: "step" multiplies by `gamma` at each of the `milestones`, "cosine" falls to 0 over the epochs.
         milestones: epochs.
         warmup_steps: steps over which the rate first rises from 0.
-        weight_decay: added to the gradient, times the weight.
+        weight_decay: added to the gradient, times the weight; AdamW takes it from the weight instead.
     """
 
     name: Literal["Adam", "AdamW", "Momentum", "Nesterov", "Sgd"] = "Adam"

@@ -171,7 +171,7 @@ def first_population(space: SearchSpace, constraints: Sequence[Constraint], n: i
         if not shares:
             return space.sample_many(rng, count)
         _, tightest = min(shares, key=lambda pair: pair[0])
-        return sample_within(space, tightest.cost, -np.inf, tightest.above, count, rng)
+        return sample_within(space, tightest.cost, tightest.least, tightest.above, count, rng)
 
     found = PathBatch.concatenate(_breed(draw, n, constraints, FIRST_ROUNDS))
     if not len(found):

@@ -176,6 +176,8 @@ def path_thresholds(
     thresholds = np.full(buckets.n, -np.inf)
     if r_path == 0:
         return thresholds
+    if r_path == 0:
+        return thresholds
     for bucket in range(buckets.n):
         if buckets.count(bucket, space):
             thresholds[bucket] = np.quantile(scorer(buckets.sample(bucket, n, rng, space)), r_path)
@@ -235,7 +237,8 @@ class UniformPaths:
 
     def state(self) -> dict:
         """Everything `restore` needs to go on with the very next path, as JSON."""
-        return {"rng": self._rng_before, "left": len(self._ahead), "draws": self.draws, "refused": self.refused}
+        rng = self._rng_before if self._ahead else self.rng.bit_generator.state
+        return {"rng": rng, "left": len(self._ahead), "draws": self.draws, "refused": self.refused}
 
     def restore(self, state: dict) -> None:
         """Go on where `state` was taken."""

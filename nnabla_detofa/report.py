@@ -121,7 +121,7 @@ def draw_scores(run: FilePath, summary: dict) -> plt.Figure:
     for bucket, tau in enumerate(summary["kendall_tau"]):
         inside = paths.buckets == bucket
         if inside.any():
-            label = f"bucket {bucket + 1}: tau {tau:.2f}"
+            label = f"bucket {bucket + 1}: tau " + ("-" if tau is None else f"{tau:.2f}")
             axes.scatter(paths.losses[inside], scores[inside], s=18, label=label)
     axes.set(xlabel="measured validation loss", ylabel="path score g(a)")
     axes.legend(fontsize=8)

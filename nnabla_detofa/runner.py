@@ -168,12 +168,14 @@ class SupernetRunner(Runner):
         )
         rate = {"alpha" if solver.name.startswith("Adam") else "lr": solver.lr}
         decay = {"weight_decay": solver.weight_decay} if solver.weight_decay else {}
+        if solver.name == "AdamW":  # its own decay, which NNabla would set to 1e-4
+            decay = {"wd": solver.weight_decay}
         optimizer = Optimizer(name=solver.name, lr_scheduler=schedule, **decay, **rate)
         optimizer.set_parameters(self.model.get_parameters(grad_only=True))
         return optimizer
 
     def train_phase(self, name: str, paths: PathSampler, epochs: range, optimizer: Optimizer) -> None:
-        """Train for `epochs` of the optimiser's schedule, with checkpoints, and keep the weights as <name>.h5.
+        """Train for `epochs` of the optimiser's schedule, with checkpoints; weights and optimiser are kept in <name>/
 
         Where the phase was done before, only its weights and its optimiser are loaded.
         """
@@ -361,22 +363,30 @@ def claim(output: FilePath, config: configs.Config, restart: bool) -> None:
         UserError: it holds the run of a config with another result, or something that is not a run.
     """
     file = output / "config.json"
-    if file.exists() and restart:
+    try:
+        before = json.loads(file.read_text()) if file.is_file() else None
+    except ValueError:
+        before = {}
+    if before is not None and not (isinstance(before, dict) and {"args", "network", "hparams"} <= before.keys()):
+        raise UserError(f"args.output_path {output} holds a config.json that is not a run's: take another folder")
+    if before is not None and restart:
         shutil.rmtree(output)
     if output.exists() and not output.is_dir():
         raise UserError(f"args.output_path must be a folder, and {output} is a file")
     if output.exists() and not file.exists() and any(output.iterdir()):
         raise UserError(f"args.output_path {output} holds something that is not a run: take a new or an empty folder")
     if file.exists():
-        before, now = json.loads(file.read_text()), config.to_dict()
-        changed = [key for key in differences(before, now) if not configs.without_effect(key)]
+        changed = [key for key in differences(before, config.to_dict()) if not configs.without_effect(key)]
         if changed:
             raise UserError(
                 f"{output} holds a run with another config (differing: {', '.join(changed)}): "
                 "take another -o, or --restart to lose that run"
             )
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(file, config.to_dict())
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(file, config.to_dict())
+    except OSError as error:
+        raise UserError(f"args.output_path must be a folder that can be written, got {output} ({error.strerror})") from error
 
 
 def differences(before: dict, now: dict, prefix: str = "") -> list[str]:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from small import GEOMETRY, PRUNED, SPACE, every_path
 
-from nnabla_detofa.costs import CostModel, sample_within
+from nnabla_detofa.costs import Buckets, CostModel, sample_within
 from nnabla_detofa.errors import UserError
 from nnabla_detofa.evolution import Constraint, at_most, crossover_many, first_population, mutate_many, search
 from nnabla_detofa.search_space import PathBatch, compofa, ofa_resnet50
@@ -166,3 +166,12 @@ def test_crossover_takes_each_choice_from_a_parent():
 
 def test_constraint_text():
     assert Constraint("latency", len, 12.5, "ms").text(12.5) == "12.5 ms"
+
+
+def test_the_first_population_comes_straight_from_a_rare_bucket():
+    """At the paper's size one path in a million is in the top bucket."""
+    space, cost = ofa_resnet50(), CostModel(384, 20, "detector").flops
+    low, high = Buckets(space, cost).edges[-2:]
+    bounds = (at_most(cost, high), Constraint("FLOPs", cost, high, "GFLOPs", 1e9, np.ceil(low)))
+    found = first_population(space, bounds, 50, np.random.default_rng(0))
+    assert len(found) == 50 and cost(found).min() >= low

@@ -131,7 +131,7 @@ def test_a_restored_sampler_goes_on_with_the_next_path(taken):
         return KeptPaths(SPACE, score, thresholds, bucket_of, np.random.default_rng(seed))
 
     sampler, other = make(0), make(9)
-    for _ in range(taken):
+    while sampler.draws < taken:
         sampler.next()
     other.restore(json.loads(json.dumps(sampler.state())))
     assert [sampler.next() for _ in range(50)] == [other.next() for _ in range(50)]
@@ -156,3 +156,11 @@ def test_hashed_paths_drop_a_fixed_share():
 def test_a_sampler_that_refuses_everything_says_so():
     with pytest.raises(RuntimeError, match="10000 paths in a row of the space A were refused"):
         KeptPaths(SPACE, score, np.full(5, np.inf), bucket_of, np.random.default_rng(0)).next()
+
+
+def test_a_block_that_was_used_up_is_not_drawn_again():
+    sampler, other = UniformPaths(SPACE, np.random.default_rng(0)), UniformPaths(SPACE, np.random.default_rng(9))
+    for _ in range(256):
+        sampler.next()
+    other.restore(json.loads(json.dumps(sampler.state())))
+    assert [sampler.next() for _ in range(5)] == [other.next() for _ in range(5)]
