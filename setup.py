@@ -28,7 +28,10 @@ setup(
         "numpy<2",  # nnabla is compiled against numpy 1, and OpenCV from 4.12 on wants numpy 2
         "opencv-python<4.12",
         "defusedxml",
+        "h5py",
+        "hydra-core",
         "matplotlib",
+        "omegaconf",
         "pillow",
         "pycocotools",
         "pyyaml",

@@ -20,7 +20,7 @@ from .evolution import Constraint, search
 from .metrics import voc_ap
 from .path_filter import PathScorer
 from .pruning import HashedPaths, KeptPaths, UniformPaths, operation_scores, path_thresholds, prune_operations
-from .ranking import EvaluatedPaths, kendall_tau, per_bucket
+from .ranking import EvaluatedPaths, baseline_scores, kendall_tau, per_bucket
 from .runner import SupernetRunner, slug, start
 from .search_space import Path, PathBatch, SearchSpace
 from .training import OnePath, PathSampler
@@ -166,12 +166,21 @@ class DetOFASearcher(SupernetRunner):
             fresh = fresh[[not any(path in paths for paths in seen) for path in fresh]]
             paths = self.evaluate_paths(name, fresh)
         scores = scorer(paths.batch)
-        taus = per_bucket(kendall_tau, scores, paths.losses, paths.buckets)
-        self.results["kendall_tau"] = [
-            None if np.isnan(taus.get(bucket, np.nan)) else taus[bucket] for bucket in range(self.config.hparams.buckets)
-        ]
+        fitted = seen[-1]
+        rivals = baseline_scores(
+            scorer.filter.tokenizer, fitted.batch, fitted.losses, paths.batch, paths.flops, self.rng("random scores")
+        )
+        taus = {rival: self.taus(values, paths) for rival, values in {"path filter": scores, **rivals}.items()}
+        self.results["kendall_tau"] = taus.pop("path filter")
+        self.results["kendall_tau_of_baselines"] = taus
         self.remember("scores", {"scores": scores.tolist()})
-        self.log("Kendall's tau in each bucket: " + ", ".join(f"{tau:.2f}" for tau in taus.values()))
+        self.log("Kendall's tau in each bucket: " + ", ".join(map(str, self.results["kendall_tau"])))
+
+    def taus(self, scores: np.ndarray, paths: EvaluatedPaths) -> list[float | None]:
+        """Kendall's tau of scores and losses in each bucket; None where fewer than two paths, or equal scores, give none."""
+        found = per_bucket(kendall_tau, scores, paths.losses, paths.buckets)
+        values = [found.get(bucket, np.nan) for bucket in range(self.config.hparams.buckets)]
+        return [None if np.isnan(value) else round(value, 4) for value in values]
 
     def search(self, space: SearchSpace, scorer: PathScorer) -> list[tuple[float, Path]]:
         """Section 3.3: for each budget, the path with the best score that costs no more (Eq. 3)."""

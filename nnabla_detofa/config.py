@@ -348,23 +348,19 @@ class CommonHparams:
         batch_size: images of one training step, over all ranks.
         mini_batch: images of one pass through the network, on one rank; None is all of a step's.
         buckets: intervals of FLOPs.
-        cost_scope: FLOPs of the whole "detector", or of the "backbone".
         bn_images: images from which BatchNorm statistics are re-estimated for a path.
         bn_batch: images of one step of that.
         val_images: images on which its loss is taken; None is all.
-        heldout_paths_per_bucket: fresh paths on which the filter's Kendall tau is reported.
         checkpoint_every_epochs: epochs between two checkpoints.
     """
 
     batch_size: Count = 32
     mini_batch: Count | None = None
     buckets: Count = 5
-    cost_scope: Literal["detector", "backbone"] = "detector"
     bn_images: Count = 256
     bn_batch: Count = 32
     val_images: Count | None = None
     filter: Filter = Filter()
-    heldout_paths_per_bucket: Natural = 20
     checkpoint_every_epochs: Count = 1
 
     def __post_init__(self):
@@ -385,6 +381,8 @@ class DetofaHparams(CommonHparams):
         path_pruning: lines 7 and 12 by "score", "uniform"ly at random (Fig. A2), or "none".
         r_path: the share of paths dropped in each bucket.
         threshold_paths: paths of each bucket whose scores give its threshold (paper is silent).
+        cost_scope: FLOPs of the whole "detector", or of the "backbone".
+        heldout_paths_per_bucket: fresh paths on which Kendall's tau of the filter and of simple baselines is reported.
     """
 
     fullnet_epochs: Natural = 70
@@ -396,6 +394,8 @@ class DetofaHparams(CommonHparams):
     path_pruning: Literal["score", "uniform", "none"] = "score"
     r_path: Share = 0.25
     threshold_paths: Count = 1000
+    cost_scope: Literal["detector", "backbone"] = "detector"
+    heldout_paths_per_bucket: Natural = 20
     search: Search = Search()
 
 
@@ -408,14 +408,12 @@ class PretrainHparams(CommonHparams):
         epochs: of the supernet, one uniformly drawn path for each step.
         label_smoothing: share of the target spread over all classes.
         paths: evaluated to pre-train the filter, over all buckets.
-        cost_scope: there is no detector here.
     """
 
     fullnet_epochs: Natural = 0
     epochs: Natural = 90
     label_smoothing: Share = 0.1
     paths: Natural = 10000
-    cost_scope: Literal["detector", "backbone"] = "backbone"
 
 
 # ------------------------------------------------------------------------------------------------------------ the whole

@@ -50,7 +50,7 @@ class PretrainSearcher(SupernetRunner):
                 paths = self.evaluate_paths("paths", sampled)
             scorer = self.train_filter("path filter", self.new_filter(), paths)
             scores = scorer(paths.batch)
-            self.results["kendall_tau"] = per_bucket(kendall_tau, scores, paths.losses, paths.buckets)
+            self.results["kendall_tau_on_fitted_paths"] = per_bucket(kendall_tau, scores, paths.losses, paths.buckets)
         self.results["seconds"] = self.seconds
         self.remember("summary", self.results)
         return self.results

@@ -153,11 +153,6 @@ class EvaluatedPaths:
         """(n,) validation loss of each path."""
         return np.array([item.loss for item in self.items], float)
 
-    @property
-    def aps(self) -> np.ndarray:
-        """(n,) average precision of each path, NaN where it was not measured."""
-        return np.array([item.ap for item in self.items], float)
-
 
 def _header(weights: str, settings: Mapping, geometry: Geometry) -> dict:
     return {"format": FORMAT, "weights": weights, "settings": dict(settings), "geometry": asdict(geometry)}
@@ -362,11 +357,6 @@ def kendall_tau(scores: np.ndarray, losses: np.ndarray) -> float:
     return float(stats.kendalltau(scores, -np.asarray(losses)).statistic) if len(scores) > 1 else math.nan
 
 
-def spearman(scores: np.ndarray, losses: np.ndarray) -> float:
-    """Spearman's correlation between score and negated loss; NaN for fewer than two paths."""
-    return float(stats.spearmanr(scores, -np.asarray(losses)).statistic) if len(scores) > 1 else math.nan
-
-
 def per_bucket(
     measure: Callable[[np.ndarray, np.ndarray], float], scores: np.ndarray, losses: np.ndarray, buckets: np.ndarray
 ) -> dict[int, float]:
@@ -429,15 +419,6 @@ def _worst(goodness: np.ndarray, ratio: float, groups: np.ndarray) -> np.ndarray
         order = np.argsort(goodness[members], kind="stable")
         chosen[members[order[: int(ratio * len(members) + 0.5)]]] = True
     return chosen
-
-
-def bootstrap(
-    measure: Callable[[np.ndarray], float], n: int, rng: np.random.Generator, repeats: int = 1000, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile interval of `measure(indices)` over resamples of `n` paths with replacement."""
-    values = [measure(rng.integers(n, size=n)) for _ in range(repeats)]
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def baseline_scores(

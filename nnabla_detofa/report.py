@@ -80,7 +80,7 @@ def markdown(rows: Sequence[Sequence[str]], summary: dict) -> str:
     for (name, *_), result in zip(rows, results):
         values = [result["ap50_per_class"][cls] for cls in classes]
         lines.append(_row([name, *("-" if value is None else f"{value:.3f}" for value in values)]))
-    taus = ", ".join("-" if tau is None else f"{tau:.2f}" for tau in summary["kendall_tau"])
+    taus = {"path filter": summary["kendall_tau"], **summary["kendall_tau_of_baselines"]}
     thresholds = ", ".join("-" if value is None else f"{value:.3f}" for value in summary["thresholds"])
     lines += [
         "",
@@ -89,7 +89,8 @@ def markdown(rows: Sequence[Sequence[str]], summary: dict) -> str:
         f"- operations pruned: {summary['pruned_operations']} of {summary['total_operations']}",
         f"- path-score thresholds of the FLOPs buckets: {thresholds}",
         f"- refused draws of paths: {summary['refused_share']:.1%}",
-        f"- Kendall's tau of path score and measured loss on held-out paths, in each FLOPs bucket: {taus}",
+        "- Kendall's tau of score and measured loss on held-out paths, in each FLOPs bucket:",
+        *(f"  - {name}: " + ", ".join("-" if t is None else f"{t:.2f}" for t in values) for name, values in taus.items()),
         "- seconds: " + ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in summary["seconds"].items()),
         "",
     ]

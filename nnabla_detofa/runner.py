@@ -357,7 +357,7 @@ class SupernetRunner(Runner):
 
 
 def claim(output: FilePath, config: configs.Config, restart: bool) -> None:
-    """Make `output` the folder of this config's run.
+    """Make `output` the folder of this config's run; with `restart` the run that is there is set aside first.
 
     Raises:
         UserError: it holds the run of a config with another result, or something that is not a run.
@@ -370,7 +370,8 @@ def claim(output: FilePath, config: configs.Config, restart: bool) -> None:
     if before is not None and not (isinstance(before, dict) and {"args", "network", "hparams"} <= before.keys()):
         raise UserError(f"args.output_path {output} holds a config.json that is not a run's: take another folder")
     if before is not None and restart:
-        shutil.rmtree(output)
+        shutil.rmtree(aside(output), ignore_errors=True)
+        os.replace(output, aside(output))
     if output.exists() and not output.is_dir():
         raise UserError(f"args.output_path must be a folder, and {output} is a file")
     if output.exists() and not file.exists() and any(output.iterdir()):
@@ -387,6 +388,11 @@ def claim(output: FilePath, config: configs.Config, restart: bool) -> None:
         write_json(file, config.to_dict())
     except OSError as error:
         raise UserError(f"args.output_path must be a folder that can be written, got {output} ({error.strerror})") from error
+
+
+def aside(output: FilePath) -> FilePath:
+    """Where a run waits while `--restart` checks what replaces it."""
+    return output.with_name(output.name + ".before")
 
 
 def differences(before: dict, now: dict, prefix: str = "") -> list[str]:
@@ -420,9 +426,6 @@ def start(
         model: a `SearchNet`. sets: the data sets. cost: what a path costs.
         output: the run's folder. restart: begin anew what is there.
     """
-    fresh = not output.exists()
-    if device.comm.rank == 0:
-        claim(output, config, restart)
     size, batch = list(sets.image_size), config.hparams.batch_size
     mini = config.hparams.mini_batch or batch // device.comm.n_procs
     if batch % (mini * device.comm.n_procs):
@@ -439,15 +442,23 @@ def start(
         "target_shapes": sets.target_shapes(),
         "loss_weights": None,
     }
+    goes_on = (output / "config.json").exists() and not restart
+    if device.comm.rank == 0:
+        claim(output, config, restart)
     args = {"comm": device.comm, "event": device.event, "output_path": "", "config": config, "cost": cost, "sets": sets}
     with hydra_state(output):
         runner = searcher(model, {}, {}, {"train": sets.train, "valid": sets.val}, hparams, args)
         try:
+            runner.loader()  # is there a batch to be had?
             runner.callback_on_start()
         except UserError:
-            if fresh:
+            runner.callback_on_finish()
+            if not goes_on:
                 shutil.rmtree(output)
+                if aside(output).exists():
+                    os.replace(aside(output), output)
             raise
+        shutil.rmtree(aside(output), ignore_errors=True)
         with runner.stop:
             try:
                 return runner.run()

@@ -15,7 +15,7 @@ import numpy as np
 
 from .centernet import Detector, decode
 from .compat import Mo
-from .data.augment import letterbox
+from .data.augment import invert, letterbox, transform_boxes
 from .search_space import Path
 from .supernet import CollectedStatistics, GivenStatistics
 
@@ -165,14 +165,7 @@ class BoxDetector:
         nn.forward_all(outputs, clear_buffer=True)
         boxes, scores, labels = decode(*(output.d for output in outputs), top=self.top)
         stride = images.shape[-1] // outputs[0].shape[-1]
-        return [(to_original(boxes[i] * stride, matrices[i]), scores[i], labels[i]) for i in range(len(images))]
-
-
-def to_original(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Boxes (n, 4) in input pixels -> pixels of the original image, by the inverse of the 2x3 `matrix` to the input."""
-    inverse = np.linalg.inv(np.vstack([matrix, [0.0, 0.0, 1.0]]))[:2]
-    corners = boxes.reshape(-1, 2) @ inverse[:, :2].T + inverse[:, 2]
-    return corners.reshape(-1, 4).astype(np.float32)
+        return [(transform_boxes(boxes[i] * stride, invert(matrices[i])), scores[i], labels[i]) for i in range(len(images))]
 
 
 def detect_all(detector: BoxDetector, sets, batch: int, on_images: Callable[[int], None]) -> tuple[list, list]:

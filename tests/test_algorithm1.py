@@ -168,6 +168,11 @@ def test_bad_input_gets_one_sentence(config, data, finished, tmp_path, capsys):
     (tmp_path / "bad.h5").write_bytes(b"\x89HDF\r\n\x1a\n broken")
     assert "bad.h5" in refused(capsys, *run, f"network.centernet_ofa_resnet50.weights={tmp_path / 'bad.h5'}")
     assert "bad.h5" in refused(capsys, *run, f"hparams.filter.weights={tmp_path / 'bad.h5'}")
+    before = (finished / "summary.json").read_bytes()
+    assert "below the smallest" in refused(
+        capsys, "-f", str(config), "-o", str(finished), "--restart", "hparams.search.budgets=[1000]"
+    )
+    assert (finished / "summary.json").read_bytes() == before  # a mistake must not cost the run that was there
     assert "another config (differing: hparams.epochs)" in refused(
         capsys, "-f", str(config), "-o", str(finished), "hparams.epochs=9"
     )

@@ -10,7 +10,7 @@ from nnabla_detofa.centernet import Detector
 from nnabla_detofa.geometry import Geometry, HeadGeometry
 from nnabla_detofa.search_space import ofa_resnet50
 from nnabla_detofa.supernet import BATCH, GivenStatistics
-from nnabla_detofa.validation import BoxDetector, PathEvaluator, map_forked, reestimate, to_original, validation_loss
+from nnabla_detofa.validation import BoxDetector, PathEvaluator, map_forked, reestimate, validation_loss
 
 SMALL, HEAD = Geometry(width_scale=0.125, strides=(1, 2, 2, 1)), HeadGeometry(3, (16, 16), 8)
 
@@ -85,11 +85,6 @@ def test_a_pool_ends_however_early_and_whatever_the_handlers():
             assert list(map_forked(abs, [-1], 3)) == [1]
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def test_boxes_come_back_to_the_original_image():
-    matrix = np.array([[0.5, 0, 3], [0, 0.5, 7]])
-    np.testing.assert_allclose(to_original(np.array([[13.0, 27.0, 23.0, 37.0]]), matrix), [[20, 40, 40, 60]])
 
 
 def test_a_box_detector_sorts_and_bounds_its_detections(net):

@@ -56,8 +56,8 @@ class VOCDataset:
     without area left out, both with a warning. Where the size in an annotation is not the photograph's, the photograph
     is right.
 
-    Training usually leaves out the objects marked difficult, as most VOC detectors do (the paper is silent; CenterNet's
-    own sampler does not look at the flag): `keep_difficult=False`. Evaluation needs them, so as not to punish their
+    Training may leave out the objects marked difficult, as many VOC detectors do: `keep_difficult=False` (the paper is
+    silent; CenterNet's own sampler does not look at the flag). Evaluation needs them, so as not to punish their
     detection.
 
     Args:
