@@ -276,6 +276,7 @@ class Filter:
         stem_tokens: the stem is part of the input (three tokens), not only the 18 layers.
         block_encoding: the block's index is encoded beside the layer's.
         encoding: "paper" has the exponent 2i / max_l, "transformer" the usual 2i / dim.
+        pooling: how tokens become one vector, see `path_filter.PathFilter`: "mean" or "concat" (paper is silent).
         flops_bounded: only paths of one FLOPs bucket are compared in the loss.
         lr, epochs, batch_size: of Adam (paper is silent).
         patience: epochs without a better validation loss before fitting stops.
@@ -289,6 +290,7 @@ class Filter:
     stem_tokens: bool = True
     block_encoding: bool = True
     encoding: Literal["paper", "transformer"] = "paper"
+    pooling: Literal["mean", "concat"] = "mean"
     flops_bounded: bool = True
     lr: Positive = 3e-4
     epochs: Count = 200
@@ -561,7 +563,11 @@ def _one_entry(content: Mapping, section: str, known: Mapping[str, type], usable
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """YAML 1.1 takes 5e-4 for a string; people, YAML 1.2 and JSON take it for a number."""
+    """YAML 1.1 takes 5e-4 for a string; people, YAML 1.2 and JSON take it for a number. And a key stands once."""
+
+    def construct_mapping(self, node, deep=False):
+        _without_duplicates([(key.value, None) for key, _ in node.value])
+        return super().construct_mapping(node, deep)
 
 
 _YamlLoader.add_implicit_resolver(

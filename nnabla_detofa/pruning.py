@@ -216,7 +216,7 @@ class UniformPaths:
         sequence is what drawing one by one gives.
 
         Raises:
-            RuntimeError: too many draws in a row were refused.
+            UserError: too many draws in a row were refused.
         """
         for _ in range(MOST_REFUSED):
             if not self._ahead:
@@ -226,8 +226,9 @@ class UniformPaths:
             if kept:
                 return path
             self.refused += 1
-        raise RuntimeError(
-            f"{MOST_REFUSED} paths in a row of the space {self.space.name} were refused: nothing is left to train"
+        raise UserError(
+            f"{MOST_REFUSED} paths in a row of the space {self.space.name} were refused: a hparams.r_path below "
+            "the present one leaves more to train"
         )
 
     def _draw_ahead(self) -> None:

@@ -115,12 +115,16 @@ class EvaluatedPaths:
         """Add one path, to the file first.
 
         Raises:
-            ValueError: the path is there already, or its loss is not finite.
+            ValueError: the path is there already.
+            UserError: its loss is not finite.
         """
         if item.path in self._known:
             raise ValueError(f"{self.file} holds the path {item.path.to_ofa(self.geometry)} already")
         if not math.isfinite(item.loss):
-            raise ValueError(f"the validation loss of a path must be finite, got {item.loss}")
+            raise UserError(
+                f"the validation loss of the path {json.dumps(item.path.to_ofa(self.geometry))} is {item.loss}, and no ranking "
+                "can be learned from that: the supernet's training has diverged, a lower optimizer.train.lr may help"
+            )
         _append_line(self.file, {name: getattr(item, name) for name in item.__dataclass_fields__} | {
             "path": item.path.to_ofa(self.geometry)
         })  # fmt: skip

@@ -97,7 +97,6 @@ class SupernetRunner(Runner):
         self.stop = StopRequest()
         self.results: dict = {}
         self.seconds: dict[str, float] = self.recall("seconds", {})
-        self._step = 0  # of TensorBoard, over all phases
 
     # NNablaNAS' names for what happens on a batch; the phases call both by their own.
     train_on_batch = staticmethod(train)
@@ -222,15 +221,15 @@ class SupernetRunner(Runner):
 
     def _report(self, name: str, progress: Progress, bar: tqdm) -> None:
         """TensorBoard at every step; a line of the log every `print_frequency` steps."""
-        self._step += 1
+        step = progress.step + 1
         for tag, value in zip(self.loss_names, progress.losses):
             self.monitor.update(f"{tag}/{name}", value)
         self.monitor.update(f"learning_rate/{name}", progress.rate)
-        if self._step % self.config.args.print_frequency == 0:
+        if step % self.config.args.print_frequency == 0:
             bar.set_postfix(loss=f"{self.monitor[f'loss/{name}'].avg:.3f}")
-            self.monitor.write(self._step)
+            self.monitor.write(step)
             shown = ", ".join(f"{tag} {self.monitor[f'{tag}/{name}'].avg:.4f}" for tag in self.loss_names)
-            self.monitor.info(f"{name} step {progress.step + 1}: {shown}, rate {progress.rate:.2e}\n", view=False)
+            self.monitor.info(f"{name} step {step}: {shown}, rate {progress.rate:.2e}\n", view=False)
             self.monitor.reset()
 
     def loader(self) -> Loader:
@@ -407,7 +406,7 @@ def differences(before: dict, now: dict, prefix: str = "") -> list[str]:
     return found
 
 
-FILTER_SETTINGS = ("dim", "heads", "layers", "feed_forward", "stem_tokens", "block_encoding", "encoding")
+FILTER_SETTINGS = ("dim", "heads", "layers", "feed_forward", "stem_tokens", "block_encoding", "encoding", "pooling")
 
 
 def start(

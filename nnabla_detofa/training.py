@@ -112,8 +112,8 @@ def step(graph: Graph) -> None:
     graph.losses[0].backward(clear_buffer=True)
 
 
-class NotFinite(RuntimeError):
-    """The loss became NaN or infinite."""
+class NotFinite(UserError):
+    """The loss became NaN or infinite: with another learning rate or other data it would not."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,10 @@ def train(
                 seen.append([float(loss.d) for loss in graph.losses[1:]])
             losses = tuple(np.mean(seen, axis=0).tolist())
             if not math.isfinite(losses[0]):
-                raise NotFinite(f"the loss became {losses[0]} at step {number} on the path {json.dumps(path.to_ofa())}")
+                raise NotFinite(
+                    f"the loss became {losses[0]} at step {number}, learning rate {optimizer.get_learning_rate():.3g}, on the "
+                    f"path {json.dumps(path.to_ofa())}: a lower optimizer.train.lr may help"
+                )
             if comm is not None and comm.n_procs > 1:
                 event.default_stream_synchronize()
                 comm.all_reduce([p.grad for p in optimizer.get_parameters().values()], division=True, inplace=False)

@@ -154,6 +154,7 @@ def test_a_base_that_leads_back_is_refused(tmp_path):
     [
         ("run.json", b'{"args": ', "does not parse: line 1: "),
         ("run.json", b'{"args": {}, "args": {}}', "the key 'args' is there twice"),
+        ("run.yaml", b"hparams:\n  epochs: 1\n  epochs: 2\n", "the key 'epochs' is there twice"),
         ("run.json", b"[1]", "must hold a mapping of sections, got a list"),
         ("run.yaml", b"args: [", "does not parse: "),
         ("run.yaml", b"", "must hold a mapping of sections, got nothing"),

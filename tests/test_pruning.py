@@ -154,7 +154,7 @@ def test_hashed_paths_drop_a_fixed_share():
 
 
 def test_a_sampler_that_refuses_everything_says_so():
-    with pytest.raises(RuntimeError, match="10000 paths in a row of the space A were refused"):
+    with pytest.raises(UserError, match="10000 paths in a row of the space A were refused"):
         KeptPaths(SPACE, score, np.full(5, np.inf), bucket_of, np.random.default_rng(0)).next()
 
 

@@ -131,7 +131,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update():
     net, optimizer, loader = parts()
     net.get_parameters()["classifier/0/linear/linear/_b"].d = np.inf
     before = values(net)
-    with pytest.raises(NotFinite, match="at step 0 on the path"):
+    with pytest.raises(NotFinite, match="at step 0, learning rate 0.001, on the path"):
         train(net, optimizer, OnePath(SPACE.largest), loader, inputs(), range(1))
     np.testing.assert_array_equal(before["input_stem/0/conv/conv/_W"], values(net)["input_stem/0/conv/conv/_W"])
 

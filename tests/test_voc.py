@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -5,8 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
+from nnabla_detofa import config
 from nnabla_detofa.data.image_folder import ImageFolder, centre_crop, random_crop
 from nnabla_detofa.data.images import read_image
+from nnabla_detofa.data.sets import open_sets
 from nnabla_detofa.data.voc import VOC_CLASSES, VOCDataset
 from nnabla_detofa.errors import UserError
 
@@ -112,6 +115,26 @@ def test_boxes_without_area_are_left_out(tree, caplog):
     assert "without area are left out, in 1 files: a.xml" in caplog.text
 
 
+def test_what_a_run_cannot_use_is_found_before_it_starts(tree, caplog):
+    tree.add("a", box_xml()).add("b", box_xml()).add("c").split("train", "a\n").split("val", "a\nb\n").split("empty", "c\n")
+    file = tree.root / "run.json"
+    voc = {"root": str(tree.root), "image_size": 64, "classes": ["cat"], "train": ["train"], "val": ["val"]}
+    file.write_text(json.dumps({"network": {"centernet_ofa_resnet50": {}}, "dataloader": {"voc": voc}}))
+
+    def load(test: str):
+        return open_sets(config.load(file, [f'dataloader.voc.test=["{test}"]']))
+
+    load("val")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"dataloader.voc: 1 images of {split} are in train too: results on them look too good" for split in ("val", "test")
+    ]
+    with pytest.raises(UserError, match="dataloader.voc.test empty must hold objects to find, and all its images are empty"):
+        load("empty")
+    (tree.root / "JPEGImages/b.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="b.jpg is not a readable image"):
+        load("val")
+
+
 def test_the_photograph_is_right_about_its_size(tree, caplog):
     wrong = "<size><width>30</width><height>20</height></size>"
     tree.add("a", box_xml(corners=(5, 5, 40, 30)), size=wrong).split("train", "a")
@@ -179,6 +202,21 @@ def test_truncated_photographs_are_found(tmp_path, suffix, kept):
     file.write_bytes(data[: int(len(data) * kept) if 0 < kept < 1 else kept])
     with pytest.raises(UserError, match=f"a{suffix} is (truncated|not a readable image)"):
         read_image(file)
+
+
+@pytest.mark.parametrize(("suffix", "kept"), [(".jpg", 0.5), (".png", 0.9)])
+def test_truncated_photographs_are_found_without_decoding(tree, suffix, kept):
+    tree.add("a", box_xml()).add("b", box_xml()).split("train", "a\nb\n")
+    data = VOCDataset(tree.root, "train")
+    data.check_images()
+    whole = cv2.imencode(suffix, np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8))[1].tobytes()
+    data.files[1].write_bytes(whole)
+    data.check_images()
+    data.files[1].write_bytes(whole + b"appended by a camera")
+    data.check_images()
+    data.files[1].write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(UserError, match=f"{data.files[1].stem}.jpg is (truncated|not a readable image)"):
+        data.check_images()
 
 
 @pytest.mark.skipif(not BCCD, reason="DETOFA_BCCD names no folder with the BCCD photographs")

@@ -11,6 +11,29 @@ EXTENSIONS = (".jpg", ".jpeg", ".png")
 """The image files that are looked for, in this order and in either case."""
 
 
+TAIL = 1 << 16
+"""Bytes at the end of an image file, among which the mark of its end is looked for first."""
+
+
+def check_whole(path: Path) -> None:
+    """Find a file that `read_image` would refuse, mostly without reading more than its end.
+
+    Raises:
+        UserError: as `read_image`.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+            file.seek(max(0, path.stat().st_size - TAIL))
+            tail = file.read()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    jpeg = head.startswith(b"\xff\xd8") and tail.rfind(b"\xff\xd9") > tail.rfind(b"\xff\xda")
+    png = head == b"\x89PNG\r\n\x1a\n" and b"IEND" in tail
+    if not (jpeg or png):
+        read_image(path)
+
+
 def read_image(path: Path) -> np.ndarray:
     """Read an image as (H, W, 3) uint8, channels in the order blue, green, red.
 

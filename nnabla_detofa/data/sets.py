@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ from .image_folder import ImageFolder, centre_crop, random_crop
 from .loader import CachedDataset
 from .targets import make_targets
 from .voc import VOCDataset
+
+log = logging.getLogger("nnabla_detofa")
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -138,7 +141,13 @@ def open_sets(config: Config, stride: int | None = None) -> DetectionSets | Clas
         order = np.random.default_rng(config.args.seed).permutation(len(train))
         train, val = Subset(train, np.sort(order[data.holdout :])), Subset(train, np.sort(order[: data.holdout]))
     else:
-        val = VOCDataset(data.root, data.val, classes)
+        val = VOCDataset(data.root, data.val, classes, data.train_difficult)
+        _warn_of_overlap(val=val, train=everything)
+    _warn_of_overlap(test=test, train=everything)
+    if all(test.objects(index)[2].all() for index in range(len(test))):
+        raise UserError(f"dataloader.voc.test {', '.join(data.test)} must hold objects to find, and all its images are empty")
+    for dataset in (everything, test, *([] if data.holdout else [val])):
+        dataset.check_images()
     augmentation = Augmentation(
         scale=data.scale_range,
         crop=data.crop,
@@ -147,6 +156,13 @@ def open_sets(config: Config, stride: int | None = None) -> DetectionSets | Clas
         lighting=Augmentation.lighting * data.colour,
     )
     return DetectionSets(classes, *map(CachedDataset, (train, val, test)), size, stride or 4, data.max_objects, augmentation)
+
+
+def _warn_of_overlap(**two: VOCDataset) -> None:
+    """Log a warning if two data sets, given by their splits' names, share photographs."""
+    (one, first), (other, second) = two.items()
+    if shared := len(set(first.files) & set(second.files)):
+        log.warning("dataloader.voc: %d images of %s are in %s too: results on them look too good", shared, one, other)
 
 
 def eval_batches(sets, dataset, indices, batch: int) -> Iterator[Arrays]:

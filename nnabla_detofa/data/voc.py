@@ -13,7 +13,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from ..errors import UserError
-from .images import EXTENSIONS, read_image
+from .images import EXTENSIONS, check_whole, read_image
 
 log = logging.getLogger("nnabla_detofa")
 
@@ -84,13 +84,13 @@ class VOCDataset:
                 f"{root} is not a folder: a data set in VOC layout ({LAYOUT}) must be there; Pascal VOC itself is at "
                 "host.robots.ox.ac.uk/pascal/VOC, and its archives unpack to the folders VOC2007 and VOC2012"
             )
-        self._images = _find_images(root, [splits] if isinstance(splits, str) else splits)
-        if not self._images:
+        self.files = _find_images(root, [splits] if isinstance(splits, str) else splits)
+        if not self.files:
             raise UserError(f"splits of {root} must name at least one image, got {splits!r}")
-        annotations = [_read_annotation(image) for image in self._images]
+        annotations = [_read_annotation(image) for image in self.files]
         names = {name for annotation in annotations for name in annotation.names}
         self.classes = tuple(sorted(names) if classes is None else classes)
-        self.image_ids = tuple(image.stem for image in self._images)
+        self.image_ids = tuple(image.stem for image in self.files)
         label_of = {name: label for label, name in enumerate(self.classes)}
         for annotation in annotations:
             unknown = [name for name in annotation.names if name not in label_of]
@@ -104,11 +104,20 @@ class VOCDataset:
             log.warning("%s: boxes without area are left out, in %d files: %s", root, len(flat), ", ".join(flat[:5]))
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.files)
 
     def objects(self, index: int) -> Objects:
         """Boxes, labels and difficult flags of image `index`, as in its sample, without reading the photograph."""
         return self._objects[index]
+
+    def check_images(self) -> None:
+        """Look at the end of every photograph: a truncated one is found now, not when it is read.
+
+        Raises:
+            UserError: a photograph is truncated or not readable.
+        """
+        for image in self.files:
+            check_whole(image)
 
     def load(self, index: int) -> Sample:
         """Read image `index`.
@@ -116,11 +125,11 @@ class VOCDataset:
         Raises:
             UserError: the photograph is truncated or not readable.
         """
-        image = read_image(self._images[index])
+        image = read_image(self.files[index])
         annotation, size = self._annotations[index], image.shape[:2]
         if annotation.size != size:
             message = "%s is %d x %d pixels (height x width), its annotation says %d x %d: the image is right"
-            log.warning(message, self._images[index], *size, *annotation.size)
+            log.warning(message, self.files[index], *size, *annotation.size)
             self._annotations[index] = replace(annotation, size=size)  # so that the next epoch does not warn again
             self._objects[index] = self._clip(index)
         return Sample(image, *self._objects[index], self.image_ids[index])
