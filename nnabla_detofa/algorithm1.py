@@ -14,17 +14,16 @@ from . import centernet
 from .compat import Device
 from .config import Config
 from .costs import CostModel, cost_range, count_within
-from .data.sets import open_sets
+from .data.sets import DetectionSets, open_sets
 from .errors import UserError
 from .evolution import Constraint, search
-from .metrics import voc_ap
 from .path_filter import PathScorer
 from .pruning import HashedPaths, KeptPaths, UniformPaths, operation_scores, path_thresholds, prune_operations
 from .ranking import EvaluatedPaths, baseline_scores, kendall_tau, per_bucket
 from .runner import SupernetRunner, slug, start
 from .search_space import Path, PathBatch, SearchSpace
 from .training import OnePath, PathSampler
-from .validation import BoxDetector, detect_all, reestimate, save_detections, validation_loss
+from .validation import BoxDetector, average_precision, reestimate, save_detections, validation_loss
 
 
 class DetOFASearcher(SupernetRunner):
@@ -275,19 +274,24 @@ class DetOFASearcher(SupernetRunner):
         if (known := self.recall(slug(name))) is not None:
             return known
         statistics = reestimate(self.model, path, self.evaluator.statistics_batches)
-        detector = BoxDetector(self.model, path, statistics)
+        hparams = self.config.hparams
+        detector = BoxDetector(self.model, path, statistics, flip=hparams.flip_test)
         batch = PathBatch.from_paths([path], self.space.geometry)
         with self.progress(f"test images of {name}", len(self.sets.test), unit="image") as bar:
-            detections, truth = detect_all(detector, self.sets, self.config.hparams.bn_batch, bar.update)
-        ap = voc_ap(detections, truth, len(self.sets.classes), metric=self.config.dataloader.ap_metric)
+            ap, detections = average_precision(
+                detector,
+                self.sets,
+                hparams.bn_batch,
+                self.config.dataloader.ap_metric,
+                bar.update,
+                scales=hparams.test_scales,
+                multiple=self.space.geometry.total_stride,
+            )
         result = {
             "flops": int(self.cost.flops(batch)[0]),
             "params": int(self.cost.params(batch)[0]),
             "loss": validation_loss(self.model, path, statistics, self.evaluator.validation_batches),
-            "ap50": ap.mean,
-            "ap50_per_class": {
-                name: None if np.isnan(value) else float(value) for name, value in zip(self.sets.classes, ap.per_class)
-            },
+            **ap,
             "path": path.to_ofa(self.space.geometry),
         }
         save_detections(self.folder / f"{slug(name)}_detections.json", self.sets, detections)
@@ -297,6 +301,19 @@ class DetOFASearcher(SupernetRunner):
 
 def run(config: Config, device: Device, output: FilePath, restart: bool = False) -> dict:
     """Run Algorithm 1 by `config`; what was done before in `output` is not done again."""
+    model, sets, cost = build(config)
+    return start(DetOFASearcher, model, sets, cost, config, device, output, restart)
+
+
+def build(config: Config, pretrained: bool = True) -> tuple[centernet.SearchNet, DetectionSets, CostModel]:
+    """The supernet, the data sets and the cost model of a config.
+
+    Args:
+        pretrained: start from the config's pre-trained weights.
+
+    Raises:
+        UserError: a data set or the weights are missing or broken, or do not fit.
+    """
     network = config.network
     stride = network.head_geometry(1).output_stride(network.geometry)
     sets = open_sets(config, stride)
@@ -314,9 +331,8 @@ def run(config: Config, device: Device, output: FilePath, restart: bool = False)
         network.deconv_channels,
         network.head_channels,
         network.heat_map_std,
-        network.weights,
+        network.weights if pretrained else None,
         np.random.default_rng((config.args.seed, 1)),
     )
     scope = config.hparams.cost_scope
-    cost = CostModel(sets.image_size, head.num_classes, scope, network.geometry, head)
-    return start(DetOFASearcher, model, sets, cost, config, device, output, restart)
+    return model, sets, CostModel(sets.image_size, head.num_classes, scope, network.geometry, head)

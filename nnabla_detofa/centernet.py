@@ -16,6 +16,7 @@ import numpy as np
 
 from .compat import Mo, Model
 from .geometry import OFA_RESNET50, Geometry, HeadGeometry
+from .metrics import box_iou
 from .search_space import Path, ofa_resnet50
 from .supernet import STORED, ConvBN, ElasticResNet50, Named, he_normal, take_over
 from .weights import load_backbone
@@ -209,6 +210,33 @@ def decode(heat_map: np.ndarray, offset: np.ndarray, size: np.ndarray, top: int 
     half = at_cells(size) / 2
     boxes = np.concatenate([centre - half, centre + half], axis=1).transpose(0, 2, 1)
     return boxes.astype(np.float32), scores.astype(np.float32), label
+
+
+def soft_nms(
+    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, sigma: float = 0.5, least: float = 1e-3
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Merge the detections of one image from several runs: Soft-NMS, inside each class.
+
+    The best detection is taken, and the score of every other one falls by exp(-IoU^2 / sigma); and so on with what is left
+    (Bodla et al. 2017, with the sigma of CenterNet's multi-scale test).
+
+    Args:
+        boxes: (n, 4) x1 y1 x2 y2. scores, labels: (n,).
+        least: detections whose score falls below are dropped.
+
+    Returns:
+        boxes (m, 4), scores (m,) and labels (m,), best first.
+    """
+    overlaps = np.where(labels[:, None] == labels, box_iou(boxes, boxes), 0.0)
+    left, scores, order = np.ones(len(scores), bool), scores.astype(np.float64), []
+    for _ in range(len(scores)):
+        best = int(np.argmax(np.where(left, scores, -1.0)))
+        if scores[best] < least:
+            break
+        order.append(best)
+        left[best] = False
+        scores[left] *= np.exp(-(overlaps[best, left] ** 2) / sigma)
+    return boxes[order], scores[order].astype(np.float32), labels[order]
 
 
 # --- As NNablaNAS makes them ------------------------------------------------------------------------------------------

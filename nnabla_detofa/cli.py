@@ -60,13 +60,29 @@ def run(args: argparse.Namespace) -> None:
 
 
 def data_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", choices=("digits",), help="handwritten digits on photographs, in VOC's layout")
+    parser.add_argument(
+        "name",
+        choices=("digits", "to-coco"),
+        help="digits: handwritten digits on photographs, in VOC's layout; to-coco: a copy of a VOC tree in COCO's format",
+    )
     parser.add_argument("--root", metavar="FOLDER", help="where to write it (default: data/<name>)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws another data set (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="digits: another seed draws another set (default: %(default)s)")
+    parser.add_argument("--voc", metavar="FOLDER", help="to-coco: the VOC tree to copy")
+    parser.add_argument(
+        "--splits", nargs="+", metavar="SPLIT", default=("train", "val", "test"), help="to-coco: default: train val test"
+    )
 
 
 def data(args: argparse.Namespace) -> None:
     """Make a data set that needs no download."""
+    if args.name == "to-coco":
+        from .data.coco import write_coco
+
+        if not args.voc:
+            raise UserError("data to-coco needs --voc, the folder of the VOC tree to copy")
+        root = write_coco(Path(args.voc), Path(args.root or "data/to-coco"), args.splits)
+        print(f"{args.voc} in COCO's format is in {root}")
+        return
     from .data.digits import write_digits
 
     root = write_digits(args.root or Path("data", args.name), seed=args.seed)
@@ -86,6 +102,40 @@ def report(args: argparse.Namespace) -> None:
     files = write_report(Path(args.run), output)
     print((output / "table.md").read_text())
     print(f"written: {', '.join(map(str, files))}")
+
+
+def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the folder of a run of Algorithm 1")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the run's config")
+    parser.add_argument(
+        "--detector",
+        action="append",
+        metavar="NAME",
+        help="fullnet, subnet_1, ... or a JSON file with a path in OFA's notation; may be repeated (default: all of the run's)",
+    )
+    parser.add_argument("--flip", action="store_true", default=None, help="average each image with its mirror image")
+    parser.add_argument(
+        "--scales", type=float, nargs="+", metavar="S", help="sizes of the input over that of training, merged by soft-NMS"
+    )
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="also write the figures as JSON")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Print the average precision of a run's detectors, class by class."""
+    from .compat import Device
+    from .evaluate import detectors_of, evaluate, table
+
+    if args.scales and not all(0 < scale <= 8 for scale in args.scales):
+        raise UserError(f"--scales must be numbers in (0, 8], got {', '.join(map(str, args.scales))}")
+    Device.open(args.context, args.device_id)
+    run = Path(args.run)
+    names = args.detector or detectors_of(run)
+    results = {name: evaluate(run, name, args.overrides, args.flip, args.scales) for name in names}
+    print(table(results))
+    if args.output:
+        Path(args.output).write_text(json.dumps(results, indent=1) + "\n")
 
 
 def ship_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,10 +164,21 @@ COMMANDS = {
     "report": Command(
         "write the table and the figures of a finished run", report_arguments, report, ("runs/digits_detofa -o results/demo",)
     ),
+    "evaluate": Command(
+        "average precision of a run's detectors, class by class",
+        evaluate_arguments,
+        evaluate,
+        ("runs/digits_detofa", "runs/digits_detofa --detector subnet_1 --flip --scales 0.75 1 1.25"),
+    ),
     "ship": Command(
         "copy a pre-training's weights in half precision", ship_arguments, ship, ("runs/digits_pretrain configs/weights",)
     ),
-    "data": Command("make a data set that needs no download", data_arguments, data, ("digits --root data/digits",)),
+    "data": Command(
+        "make a data set that needs no download",
+        data_arguments,
+        data,
+        ("digits --root data/digits", "to-coco --voc data/digits --root data/digits_coco"),
+    ),
 }
 """Every subcommand; the first is meant where none is named."""
 

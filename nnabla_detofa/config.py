@@ -149,7 +149,6 @@ class DetectionData:
         scale_range: smallest and largest size of that window, of the image's longer side, in steps of 0.1.
         colour: change brightness, contrast, saturation and lighting of training images.
         max_objects: objects of an image that become targets.
-        ap_metric: "11point" is VOC 2007's average precision, "area" that of the later years.
     """
 
     holdout: Natural = 0
@@ -160,7 +159,6 @@ class DetectionData:
     scale_range: tuple[Positive, Positive] = (0.6, 1.3)
     colour: bool = True
     max_objects: Count = 128
-    ap_metric: Literal["11point", "area"] = "area"
 
     def __post_init__(self):
         if self.scale_range[0] > self.scale_range[1]:
@@ -176,6 +174,7 @@ class VocData(DetectionData):
     Attributes:
         train, val, test: splits such as "trainval", or "VOC2007/trainval" in a folder of years.
         train_difficult: objects marked difficult are trained on (evaluation always ignores them).
+        ap_metric: "11point" is VOC 2007's average precision, "area" that of the later years.
     """
 
     root: str = "data/VOCdevkit"
@@ -183,6 +182,7 @@ class VocData(DetectionData):
     val: tuple[str, ...] = ()
     test: tuple[str, ...] = ("VOC2007/test",)
     train_difficult: bool = True
+    ap_metric: Literal["11point", "area"] = "area"
 
 
 @dataclass(frozen=True)
@@ -195,12 +195,13 @@ class CocoSplit:
 
 @dataclass(frozen=True)
 class CocoData(DetectionData):
-    """A data set in COCO's format. Crowds are never trained on."""
+    """A data set in COCO's format. Crowds are never trained on, and its figures are COCO's."""
 
     root: str = "data/coco"
     train: CocoSplit = CocoSplit("annotations/instances_train2017.json", "train2017")
     val: CocoSplit | None = None
     test: CocoSplit = CocoSplit("annotations/instances_val2017.json", "val2017")
+    ap_metric: Literal["coco"] = "coco"
 
 
 @dataclass(frozen=True)
@@ -384,6 +385,8 @@ class DetofaHparams(CommonHparams):
         r_path: the share of paths dropped in each bucket.
         threshold_paths: paths of each bucket whose scores give its threshold (paper is silent).
         cost_scope: FLOPs of the whole "detector", or of the "backbone".
+        flip_test: average the heat maps and sizes of each test image and its mirror image, as CenterNet's flip test.
+        test_scales: sizes of the test input over `image_size`; the detections of several are merged by soft-NMS.
         heldout_paths_per_bucket: fresh paths on which Kendall's tau of the filter and of simple baselines is reported.
     """
 
@@ -397,6 +400,8 @@ class DetofaHparams(CommonHparams):
     r_path: Share = 0.25
     threshold_paths: Count = 1000
     cost_scope: Literal["detector", "backbone"] = "detector"
+    flip_test: bool = False
+    test_scales: tuple[Positive, ...] = (1.0,)
     heldout_paths_per_bucket: Natural = 20
     search: Search = Search()
 
@@ -512,7 +517,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     path = Path(path)
     content = _with_base(path)
     for override in overrides:
-        content = _overridden(content, override)
+        content = overridden(content, override)
     return from_dict(content, path.stem)
 
 
@@ -630,7 +635,7 @@ def _merged(base: Any, content: Any) -> Any:
     return base | {key: _merged(base.get(key), value) for key, value in content.items()}
 
 
-def _overridden(content: dict[str, Any], override: str) -> dict[str, Any]:
+def overridden(content: dict[str, Any], override: str) -> dict[str, Any]:
     """`content` with one "key.sub=value" set in it."""
     key, equals, source = override.partition("=")
     names = key.split(".")

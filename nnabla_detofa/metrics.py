@@ -111,12 +111,24 @@ def box_iou(boxes: np.ndarray, others: np.ndarray, inclusive: bool = False) -> n
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
+@dataclass(frozen=True, eq=False)
+class COCOResult:
+    """COCO's figures in [0, 1]; what has no objects to judge is nan.
+
+    Attributes:
+        figures: AP (mean over IoU 0.5 to 0.95), AP50, AP75, APs, APm, APl (small, medium, large objects).
+        per_class, per_class_50: (num_classes,) float64, AP and AP50 of each class.
+    """
+
+    figures: dict[str, float]
+    per_class: np.ndarray
+    per_class_50: np.ndarray
+
+
 def coco_ap(
     detections: Detections, ground_truth: GroundTruth, num_classes: int, areas: Sequence[np.ndarray] | None = None
-) -> dict[str, float]:
-    """COCO's average precision, by pycocotools: AP (mean over IoU 0.5 to 0.95), AP50, AP75, APs, APm, APl, in [0, 1].
-
-    Boxes are x2 - x1 pixels wide. A figure without objects to judge (of that size) is nan.
+) -> COCOResult:
+    """COCO's average precision, by pycocotools. Boxes are x2 - x1 pixels wide.
 
     Args:
         ground_truth: the third array of an image marks crowds, or VOC's difficult objects: detections inside are ignored.
@@ -165,4 +177,47 @@ def coco_ap(
     sizes = {"s": 1, "m": 2, "l": 3}
     curves = {f"AP{name}": precision[chosen, :, :, 0, -1] for name, chosen in thresholds.items()}
     curves |= {f"AP{name}": precision[:, :, :, column, -1] for name, column in sizes.items()}
-    return {name: float(curve[curve >= 0].mean()) if (curve >= 0).any() else float("nan") for name, curve in curves.items()}
+
+    def mean(curve: np.ndarray) -> float:
+        return float(curve[curve >= 0].mean()) if (curve >= 0).any() else float("nan")
+
+    def per_class(chosen: slice) -> np.ndarray:
+        return np.array([mean(precision[chosen, :, label, 0, -1]) for label in range(num_classes)])
+
+    return COCOResult({name: mean(curve) for name, curve in curves.items()}, per_class(slice(None)), per_class(slice(0, 1)))
+
+
+def summarise(
+    detections: Detections,
+    ground_truth: GroundTruth,
+    classes: Sequence[str],
+    metric: str,
+    areas: Sequence[np.ndarray] | None = None,
+) -> dict:
+    """Average precision by `metric` as plain JSON; what has no objects is None.
+
+    Args:
+        metric: "11point" or "area" (`voc_ap`), or "coco" (`coco_ap`).
+        areas: see `coco_ap`.
+
+    Returns:
+        "ap50" and "ap50_per_class"; by COCO's rules also "ap", "ap_per_class" and "coco" with all figures.
+    """
+
+    def plain(value: float) -> float | None:
+        return None if np.isnan(value) else float(value)
+
+    def named(values: np.ndarray) -> dict[str, float | None]:
+        return dict(zip(classes, map(plain, values)))
+
+    if metric != "coco":
+        result = voc_ap(detections, ground_truth, len(classes), metric=metric)
+        return {"ap50": plain(result.mean), "ap50_per_class": named(result.per_class)}
+    found = coco_ap(detections, ground_truth, len(classes), areas)
+    return {
+        "ap50": plain(found.figures["AP50"]),
+        "ap50_per_class": named(found.per_class_50),
+        "ap": plain(found.figures["AP"]),
+        "ap_per_class": named(found.per_class),
+        "coco": {name: plain(value) for name, value in found.figures.items()},
+    }

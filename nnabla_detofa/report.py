@@ -73,13 +73,13 @@ def table_rows(summary: dict) -> list[tuple[str, ...]]:
 
 def markdown(rows: Sequence[Sequence[str]], summary: dict) -> str:
     """The result table, AP of each class, and what Algorithm 1 did, as Markdown."""
-    lines = [_row(COLUMNS), _row(["---"] + ["---:"] * (len(COLUMNS) - 1)), *map(_row, rows), ""]
+    lines = [markdown_row(COLUMNS), markdown_row(["---"] + ["---:"] * (len(COLUMNS) - 1)), *map(markdown_row, rows), ""]
     classes = list(summary["fullnet"]["ap50_per_class"])
     results = [summary["fullnet"], *summary["subnets"]]
-    lines += ["AP50 of each class:", "", _row(["detector", *classes]), _row(["---"] + ["---:"] * len(classes))]
+    lines += ["AP50 of each class:", "", markdown_row(["detector", *classes]), markdown_row(["---"] + ["---:"] * len(classes))]
     for (name, *_), result in zip(rows, results):
         values = [result["ap50_per_class"][cls] for cls in classes]
-        lines.append(_row([name, *("-" if value is None else f"{value:.3f}" for value in values)]))
+        lines.append(markdown_row([name, *("-" if value is None else f"{value:.3f}" for value in values)]))
     taus = {"path filter": summary["kendall_tau"], **summary["kendall_tau_of_baselines"]}
     thresholds = ", ".join("-" if value is None else f"{value:.3f}" for value in summary["thresholds"])
     lines += [
@@ -97,7 +97,8 @@ def markdown(rows: Sequence[Sequence[str]], summary: dict) -> str:
     return "\n".join(lines)
 
 
-def _row(cells: Sequence[str]) -> str:
+def markdown_row(cells: Sequence[str]) -> str:
+    """One line of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
 
 

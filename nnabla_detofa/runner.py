@@ -147,7 +147,7 @@ class SupernetRunner(Runner):
 
     def rng(self, name: str) -> np.random.Generator:
         """The generator of everything random that is called `name`: from the seed and the name alone."""
-        return np.random.default_rng((self.config.args.seed, zlib.crc32(name.encode())))
+        return named_rng(self.config.args.seed, name)
 
     # --- Training ---------------------------------------------------------------------------------------------------
 
@@ -254,11 +254,8 @@ class SupernetRunner(Runner):
     @cached_property
     def evaluator(self) -> PathEvaluator:
         """Validation losses: statistics from training images as they are seen at inference, losses from `val`."""
-        hparams, sets = self.config.hparams, self.sets
-        train, val = self.dataloader["train"], self.dataloader["valid"]
-        chosen = self.rng("statistics").permutation(len(train))[: hparams.bn_images]
-        chosen = chosen[: max(1, len(chosen) // hparams.bn_batch) * hparams.bn_batch]
-        images = [batch[0] for batch in eval_batches(sets, train, chosen, hparams.bn_batch)]
+        hparams, sets, val = self.config.hparams, self.sets, self.dataloader["valid"]
+        images = statistics_images(sets, self.config)
         count = min(len(val), hparams.val_images or len(val))
         judged = np.sort(self.rng("validation").permutation(len(val))[:count])
         losses = list(eval_batches(sets, val, judged, hparams.bn_batch))
@@ -353,6 +350,19 @@ class SupernetRunner(Runner):
             )
             trained.save(file)
         return self.scorer(trained)
+
+
+def named_rng(seed: int, name: str) -> np.random.Generator:
+    """The generator of everything random that is called `name` in the run of this seed."""
+    return np.random.default_rng((seed, zlib.crc32(name.encode())))
+
+
+def statistics_images(sets, config: configs.Config) -> list[np.ndarray]:
+    """The batches of training images, as they are seen at inference, that batch normalisation is re-estimated from."""
+    count, batch = config.hparams.bn_images, config.hparams.bn_batch
+    chosen = named_rng(config.args.seed, "statistics").permutation(len(sets.train))[:count]
+    chosen = chosen[: max(1, len(chosen) // batch) * batch]
+    return [arrays[0] for arrays in eval_batches(sets, sets.train, chosen, batch)]
 
 
 def claim(output: FilePath, config: configs.Config, restart: bool) -> None:

@@ -13,9 +13,10 @@ import nnabla as nn
 import nnabla.functions as F
 import numpy as np
 
-from .centernet import Detector, decode
+from .centernet import Detector, decode, soft_nms
 from .compat import Mo
 from .data.augment import invert, letterbox, transform_boxes
+from .metrics import summarise
 from .search_space import Path
 from .supernet import CollectedStatistics, GivenStatistics
 
@@ -136,12 +137,14 @@ class BoxDetector:
     Attributes:
         net, path, statistics: the supernet, the path, and the path's re-estimated statistics.
         top: detections kept in an image.
+        flip: average the heat map and the sizes with those of the mirrored image, as CenterNet's flip test does.
     """
 
     net: Detector
     path: Path
     statistics: Statistics
     top: int = 100
+    flip: bool = False
 
     def __post_init__(self):
         self._graphs: dict[tuple[int, ...], tuple] = {}
@@ -153,6 +156,17 @@ class BoxDetector:
             images: (B, 3, H, W) as `data.augment.eval_transform` makes them.
             matrices: (B, 2, 3) that brought the originals to the input.
         """
+        heat_map, offset, size = self._outputs(images)
+        if self.flip:
+            mirrored_heat_map, _, mirrored_size = self._outputs(images[..., ::-1])
+            heat_map = (heat_map + mirrored_heat_map[..., ::-1]) / 2
+            size = (size + mirrored_size[..., ::-1]) / 2
+        boxes, scores, labels = decode(heat_map, offset, size, top=self.top)
+        stride = images.shape[-1] // heat_map.shape[-1]
+        return [(transform_boxes(boxes[i] * stride, invert(matrices[i])), scores[i], labels[i]) for i in range(len(images))]
+
+    def _outputs(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Heat map (B, K, h, w) in [0, 1], offset and size (B, 2, h, w)."""
         if images.shape not in self._graphs:
             x = nn.Variable(images.shape)
             y = self.net(x, self.path, GivenStatistics(self.statistics))
@@ -163,26 +177,53 @@ class BoxDetector:
         x, outputs = self._graphs[images.shape]
         x.d = images
         nn.forward_all(outputs, clear_buffer=True)
-        boxes, scores, labels = decode(*(output.d for output in outputs), top=self.top)
-        stride = images.shape[-1] // outputs[0].shape[-1]
-        return [(transform_boxes(boxes[i] * stride, invert(matrices[i])), scores[i], labels[i]) for i in range(len(images))]
+        return tuple(output.d.copy() for output in outputs)
 
 
-def detect_all(detector: BoxDetector, sets, batch: int, on_images: Callable[[int], None]) -> tuple[list, list]:
-    """Detections and ground truth of every test image, as `metrics.voc_ap` takes them.
+def detect_all(
+    detector: BoxDetector,
+    sets,
+    batch: int,
+    on_images: Callable[[int], None],
+    scales: Sequence[float] = (1.0,),
+    multiple: int = 32,
+) -> tuple[list, list]:
+    """Detections and ground truth of every test image, as `metrics.summarise` takes them.
 
     Args:
         sets: `data.sets.DetectionSets`.
         on_images: hears how many more images are done.
+        scales: of the input over `sets.image_size`; the detections of several are merged by `centernet.soft_nms`.
+        multiple: of which the sides of a scaled input must be: the backbone's stride.
     """
+    sizes = [tuple(max(multiple, round(side * scale / multiple) * multiple) for side in sets.image_size) for scale in scales]
     detections, truth = [], []
     for start in range(0, len(sets.test), batch):
         samples = [sets.test.load(index) for index in range(start, min(start + batch, len(sets.test)))]
-        fitted = [letterbox(sample.image, sets.image_size) for sample in samples]
-        detections += detector(np.stack([image for image, _ in fitted]), np.stack([matrix for _, matrix in fitted]))
+        runs = []
+        for size in sizes:
+            fitted = [letterbox(sample.image, size) for sample in samples]
+            runs.append(detector(np.stack([image for image, _ in fitted]), np.stack([matrix for _, matrix in fitted])))
+        if len(runs) > 1:
+            joined = [[np.concatenate(part) for part in zip(*of_image)] for of_image in zip(*runs)]
+            runs = [[tuple(part[: detector.top] for part in soft_nms(*image)) for image in joined]]
+        detections += runs[0]
         truth += [(sample.boxes, sample.labels, sample.difficult) for sample in samples]
         on_images(len(samples))
     return detections, truth
+
+
+def average_precision(
+    detector: BoxDetector, sets, batch: int, metric: str, on_images: Callable[[int], None], **scaling
+) -> tuple[dict, list]:
+    """Average precision on the test split as `metrics.summarise` gives it, and the detections; arguments as `detect_all`'s.
+
+    Args:
+        metric: "11point", "area" or "coco".
+    """
+    detections, truth = detect_all(detector, sets, batch, on_images, **scaling)
+    areas = [sets.test.areas(index) for index in range(len(sets.test))] if metric == "coco" else None
+    return summarise(detections, truth, sets.classes, metric, areas), detections
 
 
 def save_detections(file: FilePath, sets, detections: Sequence, least: float = 0.05) -> None:

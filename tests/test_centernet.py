@@ -10,7 +10,7 @@ import pytest
 from visit import count_macs
 
 from nnabla_detofa import centernet, supernet, weights
-from nnabla_detofa.centernet import Detector, TargetVariables, decode, focal_loss, masked_l1
+from nnabla_detofa.centernet import Detector, TargetVariables, decode, focal_loss, masked_l1, soft_nms
 from nnabla_detofa.costs import CostModel
 from nnabla_detofa.geometry import OFA_RESNET50, Geometry, HeadGeometry
 from nnabla_detofa.search_space import ofa_resnet50
@@ -136,3 +136,14 @@ def test_a_detector_starts_from_the_classifier(tmp_path):
     theirs, ours = classifier.get_parameters(), net.backbone.get_parameters()
     for name, parameter in ours.items():
         np.testing.assert_array_equal(parameter.d, theirs[name].d)
+
+
+def test_soft_nms_by_hand():
+    """The better of two equal boxes lowers the other by exp(-1 / 0.5); other places and classes stay."""
+    box, far = [0.0, 0, 10, 10], [50.0, 50, 60, 60]
+    boxes, labels = np.array([box, far, box, box]), np.array([0, 0, 0, 1])
+    found, scores, kept = soft_nms(boxes, np.array([0.5, 0.3, 0.9, 0.7], np.float32), labels)
+    assert found.tolist() == [box, box, far, box] and kept.tolist() == [0, 1, 0, 0]
+    assert scores == pytest.approx([0.9, 0.7, 0.3, 0.5 * np.exp(-2)])
+    assert len(soft_nms(boxes[:0], np.zeros(0), labels[:0])[0]) == 0
+    assert len(soft_nms(boxes[:1], np.array([1e-4]), labels[:1])[0]) == 0

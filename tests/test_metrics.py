@@ -1,7 +1,9 @@
+import json
+
 import numpy as np
 import pytest
 
-from nnabla_detofa.metrics import average_precision, box_iou, coco_ap, voc_ap
+from nnabla_detofa.metrics import average_precision, box_iou, coco_ap, summarise, voc_ap
 
 A, B, FAR = [0, 0, 9, 9], [20, 20, 39, 39], [60, 60, 69, 69]
 
@@ -130,19 +132,29 @@ def test_against_a_slow_reading_of_the_rules():
 def test_coco_by_hand(capsys):
     objects = [truth(([0, 0, 20, 20], 0), ([100, 100, 300, 300], 1)), truth(([0, 0, 50, 50], 0))]
     perfect = [found(*((box, 0.9, label) for box, label in zip(boxes, labels))) for boxes, labels, _ in objects]
-    assert coco_ap(perfect, objects, 2) == dict.fromkeys(["AP", "AP50", "AP75", "APs", "APm", "APl"], pytest.approx(1))
+    result = coco_ap(perfect, objects, 2)
+    assert result.figures == dict.fromkeys(["AP", "AP50", "AP75", "APs", "APm", "APl"], pytest.approx(1))
+    assert result.per_class == pytest.approx([1, 1]) and result.per_class_50 == pytest.approx([1, 1])
     # A box of IoU 0.7 is right at 0.5, 0.55, ..., 0.7: half of the thresholds.
-    shorter = coco_ap([found(([0, 0, 20, 14], 0.9, 0))], [truth(([0, 0, 20, 20], 0))], 1)
+    shorter = coco_ap([found(([0, 0, 20, 14], 0.9, 0))], [truth(([0, 0, 20, 20], 0))], 1).figures
     assert [shorter[name] for name in ("AP", "AP50", "AP75", "APs")] == pytest.approx([0.5, 1, 0, 0.5])
     assert np.isnan(shorter["APl"])
-    assert coco_ap([found()], [truth((A, 0))], 1)["AP"] == 0
-    assert np.isnan(coco_ap([found()], [truth()], 1)["AP"])
+    assert coco_ap([found()], [truth((A, 0))], 1).figures["AP"] == 0
+    assert np.isnan(coco_ap([found()], [truth()], 1).figures["AP"])
     assert capsys.readouterr().out == ""
 
 
 def test_coco_crowds_and_areas():
     crowd = [truth((A, 0, True), (B, 0))]
-    assert coco_ap([found((A, 0.9, 0), (B, 0.8, 0))], crowd, 1)["AP"] == pytest.approx(1)
+    assert coco_ap([found((A, 0.9, 0), (B, 0.8, 0))], crowd, 1).figures["AP"] == pytest.approx(1)
     box = [0, 0, 50, 50]
-    sizes = coco_ap([found((box, 0.9, 0))], [truth((box, 0))], 1, areas=[np.array([100.0])])
+    sizes = coco_ap([found((box, 0.9, 0))], [truth((box, 0))], 1, areas=[np.array([100.0])]).figures
     assert sizes["APs"] == pytest.approx(1) and np.isnan(sizes["APm"])
+
+
+def test_a_summary_is_plain_json_by_either_metric():
+    detections, objects = [found((A, 0.9, 0))], [truth((A, 0))]
+    assert summarise(detections, objects, ("cat", "dog"), "area") == {"ap50": 1.0, "ap50_per_class": {"cat": 1.0, "dog": None}}
+    coco = summarise(detections, objects, ("cat", "dog"), "coco")
+    assert (coco["ap50"], coco["ap"]) == pytest.approx((1, 1)) and coco["ap_per_class"]["dog"] is None
+    assert coco["coco"]["APl"] is None and json.loads(json.dumps(coco)) == coco

@@ -95,3 +95,16 @@ def test_a_box_detector_sorts_and_bounds_its_detections(net):
     for boxes, scores, labels in found:
         assert boxes.shape == (7, 4) and labels.max() < 3
         assert np.all(np.diff(scores) <= 0) and 0 <= scores.min() <= scores.max() <= 1
+
+
+def test_the_flip_test_and_several_scales(net):
+    """A mirrored image gives the mirrored detections; several scales and the mirror image change what is found."""
+    path = ofa_resnet50(SMALL).largest
+    statistics = reestimate(net, path, [images(0)])
+    matrices, x = np.tile([[1.0, 0, 0], [0, 1, 0]], (4, 1, 1)), images(1)
+    plain, flipped = (BoxDetector(net, path, statistics, top=5, flip=flip) for flip in (False, True))
+    heat = [detector._outputs(x)[0] for detector in (plain, flipped)]
+    np.testing.assert_array_equal(*heat)
+    mean = (heat[0] + plain._outputs(x[..., ::-1])[0][..., ::-1]) / 2
+    best = np.sort(mean.reshape(4, -1), axis=1)[:, -1]
+    assert [scores[0] for _, scores, _ in flipped(x, matrices)] == pytest.approx(best, rel=1e-6)

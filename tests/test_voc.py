@@ -128,7 +128,7 @@ def test_what_a_run_cannot_use_is_found_before_it_starts(tree, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         f"dataloader.voc: 1 images of {split} are in train too: results on them look too good" for split in ("val", "test")
     ]
-    with pytest.raises(UserError, match="dataloader.voc.test empty must hold objects to find, and all its images are empty"):
+    with pytest.raises(UserError, match="dataloader.voc.test must hold objects to find; all images there are empty"):
         load("empty")
     (tree.root / "JPEGImages/b.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="b.jpg is not a readable image"):

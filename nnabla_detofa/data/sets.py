@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..config import Config, ImageFolderData, VocData
+from ..config import CocoData, CocoSplit, Config, ImageFolderData, VocData
 from ..errors import UserError
 from .augment import Augmentation, eval_transform, train_transform
+from .coco import COCODataset
 from .image_folder import ImageFolder, centre_crop, random_crop
 from .loader import CachedDataset
 from .targets import make_targets
@@ -128,25 +130,20 @@ def open_sets(config: Config, stride: int | None = None) -> DetectionSets | Clas
         return ClassificationSets(
             train.classes, CachedDataset(train), CachedDataset(val), size, data.flip, data.crop_area, data.centre_share
         )
-    if not isinstance(data, VocData):
-        raise UserError("the loader of dataloader.coco is not there yet: take voc")
-    # Without names from the config, a class counts in whatever split it occurs.
-    classes = data.classes or VOCDataset(data.root, tuple(dict.fromkeys((*data.train, *data.val, *data.test)))).classes
-    everything = VOCDataset(data.root, data.train, classes)
-    train = everything if data.train_difficult else VOCDataset(data.root, data.train, classes, keep_difficult=False)
-    test = VOCDataset(data.root, data.test, classes)
-    if data.holdout:
+    name, splits = ("voc", _open_voc(data)) if isinstance(data, VocData) else ("coco", _open_coco(data))
+    everything, train, val, test = splits
+    if val is None:
         if data.holdout >= len(train):
-            raise UserError(f"dataloader.voc.holdout must be less than the {len(train)} training images, got {data.holdout}")
+            raise UserError(f"dataloader.{name}.holdout must be less than the {len(train)} training images, got {data.holdout}")
         order = np.random.default_rng(config.args.seed).permutation(len(train))
         train, val = Subset(train, np.sort(order[data.holdout :])), Subset(train, np.sort(order[: data.holdout]))
     else:
-        val = VOCDataset(data.root, data.val, classes, data.train_difficult)
-        _warn_of_overlap(val=val, train=everything)
-    _warn_of_overlap(test=test, train=everything)
+        _warn_of_overlap(name, val=val, train=everything)
+        val.check_images()
+    _warn_of_overlap(name, test=test, train=everything)
     if all(test.objects(index)[2].all() for index in range(len(test))):
-        raise UserError(f"dataloader.voc.test {', '.join(data.test)} must hold objects to find, and all its images are empty")
-    for dataset in (everything, test, *([] if data.holdout else [val])):
+        raise UserError(f"dataloader.{name}.test must hold objects to find; all images there are empty")
+    for dataset in (everything, test):
         dataset.check_images()
     augmentation = Augmentation(
         scale=data.scale_range,
@@ -155,14 +152,37 @@ def open_sets(config: Config, stride: int | None = None) -> DetectionSets | Clas
         jitter=Augmentation.jitter * data.colour,
         lighting=Augmentation.lighting * data.colour,
     )
-    return DetectionSets(classes, *map(CachedDataset, (train, val, test)), size, stride or 4, data.max_objects, augmentation)
+    return DetectionSets(
+        everything.classes, *map(CachedDataset, (train, val, test)), size, stride or 4, data.max_objects, augmentation
+    )
 
 
-def _warn_of_overlap(**two: VOCDataset) -> None:
+def _open_voc(data: VocData) -> tuple[VOCDataset, VOCDataset, VOCDataset | None, VOCDataset]:
+    """All training images, those with the objects to train on, validation if it is a split of its own, and test."""
+    # Without names from the config, a class counts in whatever split it occurs.
+    classes = data.classes or VOCDataset(data.root, tuple(dict.fromkeys((*data.train, *data.val, *data.test)))).classes
+    everything = VOCDataset(data.root, data.train, classes)
+    train = everything if data.train_difficult else VOCDataset(data.root, data.train, classes, keep_difficult=False)
+    val = VOCDataset(data.root, data.val, classes, data.train_difficult) if data.val else None
+    return everything, train, val, VOCDataset(data.root, data.test, classes)
+
+
+def _open_coco(data: CocoData) -> tuple[COCODataset, COCODataset, COCODataset | None, COCODataset]:
+    """As `_open_voc`. The training file's categories are those of all splits."""
+
+    def opened(split: CocoSplit, classes: tuple[str, ...] | None, keep_crowds: bool) -> COCODataset:
+        return COCODataset(Path(data.root, split.annotations), Path(data.root, split.images), classes, keep_crowds)
+
+    train = opened(data.train, data.classes, keep_crowds=False)
+    val = opened(data.val, train.classes, keep_crowds=False) if data.val else None
+    return train, train, val, opened(data.test, train.classes, keep_crowds=True)
+
+
+def _warn_of_overlap(name: str, **two: VOCDataset | COCODataset) -> None:
     """Log a warning if two data sets, given by their splits' names, share photographs."""
     (one, first), (other, second) = two.items()
     if shared := len(set(first.files) & set(second.files)):
-        log.warning("dataloader.voc: %d images of %s are in %s too: results on them look too good", shared, one, other)
+        log.warning("dataloader.%s: %d images of %s are in %s too: results on them look too good", name, shared, one, other)
 
 
 def eval_batches(sets, dataset, indices, batch: int) -> Iterator[Arrays]:

@@ -1,0 +1,251 @@
+"""Detection data sets in COCO's format: one annotation file checked at once, photographs read one by one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..errors import UserError
+from .images import check_whole, read_image
+from .voc import Objects, Sample, VOCDataset
+
+log = logging.getLogger("nnabla_detofa")
+
+ORIGIN = "COCO itself is at cocodataset.org: annotations_trainval2017.zip, train2017.zip and val2017.zip unpack side by side"
+
+
+class COCODataset:
+    """The images of one annotation file.
+
+    Categories may have any ids; sorted by id they become labels 0, 1, ... (of COCO's 90 ids 80 are in use). A box is
+    x, y, width and height in pixels, so x2 and y2 are its far edge and not its last pixel. Boxes that reach outside the
+    image are clipped to it, those without area are left out, both with one warning in all (COCO has hundreds).
+
+    A crowd is one box around many objects: `Sample.difficult` marks it, evaluation ignores what is found inside it, and
+    training leaves it out (`keep_crowds=False`).
+
+    Args:
+        annotations: the JSON file.
+        images: the folder that `file_name` is relative to.
+        classes: category names that become labels 0, 1, ...; None takes those of the file, by id.
+        keep_crowds: whether crowds are in the samples.
+
+    Raises:
+        UserError: a file or folder is missing, the JSON is not COCO's, or a category is not in `classes`.
+    """
+
+    def __init__(
+        self,
+        annotations: str | os.PathLike,
+        images: str | os.PathLike,
+        classes: Sequence[str] | None = None,
+        keep_crowds: bool = True,
+    ):
+        file, folder = Path(annotations), Path(images)
+        content = _read(file)
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder: the images that {file} lists must be there; {ORIGIN}")
+        names = _categories(content["categories"], file)
+        self.classes = tuple(names.values()) if classes is None else tuple(classes)
+        label_of = {name: label for label, name in enumerate(self.classes)}
+        for name in names.values():
+            if name not in label_of:
+                raise UserError(f"{file} has the category {name!r}; known are {', '.join(label_of)}")
+        entries = _images(content["images"], file, folder)
+        self.files = [path for path, _ in entries.values()]
+        self.image_ids = tuple(path.relative_to(folder).as_posix() for path in self.files)
+        rows: dict[Any, list[tuple[list[float], int, bool, float]]] = {image: [] for image in entries}
+        clipped = flat = 0
+        for number, entry in enumerate(content["annotations"]):
+            where = f"annotations[{number}] of {file}"
+            box, label, crowd, image = _annotation(entry, where)
+            if image not in entries:
+                raise UserError(f"{where}: image_id must be the id of one of its images, got {image!r}")
+            if label not in names:
+                raise UserError(f"{where}: category_id must be the id of one of its categories, got {label!r}")
+            if crowd and not keep_crowds:
+                continue
+            height, width = entries[image][1]
+            inside = np.clip(box, 0, [width, height, width, height])
+            clipped += not np.allclose(inside, box, atol=1e-3)
+            if inside[2] <= inside[0] or inside[3] <= inside[1]:
+                flat += 1
+                continue
+            area = entry.get("area", (inside[2] - inside[0]) * (inside[3] - inside[1]))
+            rows[image].append((inside.tolist(), label_of[names[label]], crowd, area))
+        if clipped:
+            log.warning("%s: %d boxes reach outside their images: clipped", file, clipped)
+        if flat:
+            log.warning("%s: %d boxes without area are left out", file, flat)
+        self._objects = [_arrays(of_image) for of_image in rows.values()]
+        self._areas = [np.array([row[3] for row in of_image], float) for of_image in rows.values()]
+        self._sizes = [size for _, size in entries.values()]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def objects(self, index: int) -> Objects:
+        """Boxes, labels and crowd flags of image `index`, as in its sample, without reading the photograph."""
+        return self._objects[index]
+
+    def areas(self, index: int) -> np.ndarray:
+        """(n,) pixels of each object of image `index`: of its mask, where the file tells; COCO sorts sizes by them."""
+        return self._areas[index]
+
+    def check_images(self) -> None:
+        """Look at the end of every photograph: a truncated one is found now, not when it is read.
+
+        Raises:
+            UserError: a photograph is truncated or not readable.
+        """
+        for file in self.files:
+            check_whole(file)
+
+    def load(self, index: int) -> Sample:
+        """Read image `index`.
+
+        Raises:
+            UserError: the photograph is truncated, not readable, or of another size than the annotations say.
+        """
+        image = read_image(self.files[index])
+        if image.shape[:2] != self._sizes[index]:
+            height, width = self._sizes[index]
+            raise UserError(
+                f"{self.files[index]} is {image.shape[0]} x {image.shape[1]} pixels (height x width), "
+                f"its annotations say {height} x {width}: one of the two is of another image"
+            )
+        return Sample(image, *self._objects[index], self.image_ids[index])
+
+
+def _read(file: Path) -> Mapping[str, list]:
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"the annotations {file} cannot be read ({error.strerror}); {ORIGIN}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the annotations {file} are not JSON ({error})") from error
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise UserError(f"the annotations {file} must hold a list {key!r}, as COCO's do")
+    return content
+
+
+def _categories(entries: list, file: Path) -> dict[int, str]:
+    """Category id -> name, by id."""
+    found: dict[int, str] = {}
+    for number, entry in enumerate(entries):
+        key, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
+        if not _integer(key) or not isinstance(name, str) or key in found or name in found.values():
+            raise UserError(f"categories[{number}] of {file} must have an id and a name of its own, got {entry!r}")
+        found[key] = name
+    if not found:
+        raise UserError(f"{file} must have at least one category")
+    return dict(sorted(found.items()))
+
+
+def _images(entries: list, file: Path, folder: Path) -> dict[Any, tuple[Path, tuple[int, int]]]:
+    """Image id -> its file, and its (height, width)."""
+    found: dict[Any, tuple[Path, tuple[int, int]]] = {}
+    on_disk: dict[Path, set[str]] = {}  # one listing a folder, not one look a file
+    for number, entry in enumerate(entries):
+        where = f"images[{number}] of {file}"
+        if not isinstance(entry, dict) or not _integer(entry.get("id")) or entry["id"] in found:
+            raise UserError(f"{where} must have an integer id of its own, got {entry!r}")
+        name, size = entry.get("file_name"), (entry.get("height"), entry.get("width"))
+        if not isinstance(name, str) or not name or Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+            raise UserError(f"{where}: file_name must be a path below {folder}, got {name!r}")
+        if not all(_integer(side) and side > 0 for side in size):
+            raise UserError(f"{where}: height and width must be integers above 0, got {size[0]!r} and {size[1]!r}")
+        path = folder / name
+        if path.parent not in on_disk:
+            on_disk[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+        if path.name not in on_disk[path.parent]:
+            raise UserError(f"{path} is missing: {file} lists it; {ORIGIN}")
+        found[entry["id"]] = path, size
+    if not found:
+        raise UserError(f"{file} must list at least one image")
+    return found
+
+
+def _annotation(entry: Any, where: str) -> tuple[np.ndarray, Any, bool, Any]:
+    """Box x1 y1 x2 y2, category id, crowd, image id."""
+    box = entry.get("bbox") if isinstance(entry, dict) else None
+    if not isinstance(box, list) or len(box) != 4 or not all(_number(value) for value in box):
+        raise UserError(f"{where}: bbox must be four finite numbers (x, y, width, height), got {box!r}")
+    if entry.get("iscrowd", 0) not in (0, 1):
+        raise UserError(f"{where}: iscrowd must be 0 or 1, got {entry['iscrowd']!r}")
+    if not _number(entry.get("area", 0.0)):
+        raise UserError(f"{where}: area must be a number, got {entry['area']!r}")
+    ids = entry.get("category_id"), entry.get("image_id")
+    if not all(map(_integer, ids)):
+        raise UserError(f"{where}: category_id and image_id must be integers, got {ids[0]!r} and {ids[1]!r}")
+    x, y, width, height = map(float, box)
+    return np.array([x, y, x + width, y + height]), ids[0], bool(entry.get("iscrowd", 0)), ids[1]
+
+
+def _integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9
+
+
+def _arrays(rows: list) -> Objects:
+    boxes = np.array([row[0] for row in rows], np.float32).reshape(-1, 4)
+    return boxes, np.array([row[1] for row in rows], np.int64), np.array([row[2] for row in rows], bool)
+
+
+def write_coco(voc: Path, root: Path, splits: Sequence[str]) -> Path:
+    """Copy splits of a VOC tree into COCO's layout: annotations/instances_<split>.json and <split>/<image>.
+
+    A VOC box ends with its last pixel, a COCO box at the far edge of that pixel: so its width is xmax - xmin + 1. What VOC
+    calls difficult becomes a crowd: neither is counted, and neither punishes a detection.
+
+    Returns:
+        `root`.
+
+    Raises:
+        UserError: the tree is broken, or `root` holds something already.
+    """
+    if root.exists() and any(root.iterdir() if root.is_dir() else [root]):
+        raise UserError(f"--root must be a new or an empty folder, and {root} is not")
+    classes = VOCDataset(voc, splits).classes
+    datasets = {split: VOCDataset(voc, split, classes) for split in splits}
+    with tqdm(total=sum(map(len, datasets.values())), desc="to COCO", unit="image", dynamic_ncols=True) as bar:
+        for split, dataset in datasets.items():
+            name = split.replace("/", "_")
+            (root / name).mkdir(parents=True)
+            (root / "annotations").mkdir(exist_ok=True)
+            images: list[dict] = []
+            annotations: list[dict] = []
+            for index, file in enumerate(dataset.files):
+                sample = dataset.load(index)
+                shutil.copyfile(file, root / name / file.name)
+                height, width = sample.image.shape[:2]
+                images.append({"id": index + 1, "file_name": file.name, "height": height, "width": width})
+                for (x1, y1, x2, y2), label, difficult in zip(sample.boxes.tolist(), sample.labels, sample.difficult):
+                    sides = x2 - x1 + 1, y2 - y1 + 1
+                    annotations.append(
+                        {
+                            "id": len(annotations) + 1,
+                            "image_id": index + 1,
+                            "category_id": int(label) + 1,
+                            "bbox": [x1, y1, *sides],
+                            "area": sides[0] * sides[1],
+                            "iscrowd": int(difficult),
+                        }
+                    )
+                bar.update()
+            categories = [{"id": label, "name": cls} for label, cls in enumerate(classes, 1)]
+            content = {"images": images, "annotations": annotations, "categories": categories}
+            (root / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))
+    return root

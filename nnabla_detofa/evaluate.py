@@ -1,0 +1,108 @@
+"""Average precision of one detector of a finished run, with the tests that CenterNet knows: flipped, and at several scales."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path as FilePath
+
+from tqdm import tqdm
+
+from . import config as configs
+from . import weights
+from .algorithm1 import build
+from .errors import UserError
+from .report import markdown_row, read_result
+from .runner import slug, statistics_images
+from .search_space import Path, SearchSpace
+from .validation import BoxDetector, average_precision, reestimate
+
+
+def evaluate(
+    run: FilePath,
+    detector: str,
+    overrides: Sequence[str] = (),
+    flip: bool | None = None,
+    scales: Sequence[float] | None = None,
+) -> dict:
+    """Average precision on the test split.
+
+    Args:
+        run: the folder of a run of Algorithm 1.
+        detector: "fullnet" (with its own weights, of line 2), "subnet_1", "subnet_2", ... (with the supernet's), or a JSON
+            file with a path in OFA's notation.
+        overrides: "key=value" entries of the run's config to replace, such as the place of the data.
+        flip, scales: instead of the config's `flip_test` and `test_scales`.
+
+    Returns:
+        what `metrics.summarise` gives.
+
+    Raises:
+        UserError: the folder is not that of a run that got so far, or the path is not one of its space.
+    """
+    content = read_result(run, "config")
+    for override in overrides:
+        content = configs.overridden(content, override)
+    config = configs.from_dict(content, run.name)
+    model, sets, _ = build(config, pretrained=False)
+    path = find_path(run, detector, model.space)
+    phase = "fullnet" if detector == "fullnet" else "fine-tuning"
+    file = run / slug(phase) / "weights.h5"
+    if not file.exists():
+        raise UserError(f"{run} has no weights of the phase {phase} yet: {file} is missing")
+    weights.load(model, file)
+    statistics = reestimate(model, path, statistics_images(sets, config))
+    hparams = config.hparams
+    scales = tuple(scales) if scales else hparams.test_scales
+    boxes = BoxDetector(model, path, statistics, flip=hparams.flip_test if flip is None else flip)
+    with tqdm(total=len(sets.test), desc=f"test images of {detector}", unit="image", dynamic_ncols=True) as bar:
+        result, _ = average_precision(
+            boxes,
+            sets,
+            hparams.bn_batch,
+            config.dataloader.ap_metric,
+            bar.update,
+            scales=scales,
+            multiple=config.network.geometry.total_stride,
+        )
+    return result
+
+
+def detectors_of(run: FilePath) -> list[str]:
+    """The names of a run's detectors: the fullnet, and once the run is over the subnets that it found."""
+    found = read_result(run, "summary")["subnets"] if (run / "summary.json").exists() else []
+    return ["fullnet", *(f"subnet_{number}" for number in range(1, len(found) + 1))]
+
+
+def find_path(run: FilePath, detector: str, space: SearchSpace) -> Path:
+    """The path that `detector` names; see `evaluate`."""
+    if detector == "fullnet":
+        return space.largest
+    known = detectors_of(run)
+    if detector in known:
+        return Path.from_ofa(read_result(run, "summary")["subnets"][known.index(detector) - 1]["path"], space.geometry)
+    file = FilePath(detector)
+    if not file.is_file():
+        raise UserError(f"a detector of {run} must be {', '.join(known)} or a JSON file with a path, got {detector}")
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"the path {file} cannot be read as JSON ({error})") from error
+    try:
+        return Path.from_ofa(content, space.geometry)
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"the path in {file} is not one in OFA's notation ({error})") from error
+
+
+def table(results: dict[str, dict]) -> str:
+    """Markdown: a row for each class, a column for each detector; AP beside AP50 where COCO's rules are used."""
+    columns = [(name, key) for name, result in results.items() for key in ("ap", "ap50") if key in result]
+    titles = [f"{name} {'AP' if key == 'ap' else 'AP50'}" for name, key in columns]
+    first = next(iter(results.values()))
+
+    def cells(name: str, values: list[float | None]) -> str:
+        return markdown_row([name, *("-" if value is None else f"{value:.3f}" for value in values)])
+
+    lines = [markdown_row(["class", *titles]), markdown_row(["---", *["---:"] * len(columns)])]
+    lines += [cells(cls, [results[name][f"{key}_per_class"][cls] for name, key in columns]) for cls in first["ap50_per_class"]]
+    return "\n".join([*lines, cells("all", [results[name][key] for name, key in columns])])
