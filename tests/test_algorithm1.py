@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from nnabla_detofa.cli import main
+from nnabla_detofa.data.coco import write_coco
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.ranking import EvaluatedPaths
 from nnabla_detofa.report import write_report
@@ -115,6 +117,46 @@ def test_the_report_is_written_from_files_alone(finished, tmp_path):
     assert all(file.stat().st_size > 0 for file in files)
     table = (tmp_path / "report" / "table.md").read_text()
     assert table.count("| subnet") == 10 and "refused draws" in table
+
+
+def test_evaluate_repeats_the_figures_of_the_run(finished, tmp_path, capsys):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert main(["evaluate", str(finished), "-o", str(tmp_path / "ap.json")]) == 0
+    table, found = capsys.readouterr().out, json.loads((tmp_path / "ap.json").read_text())
+    assert found["fullnet"]["ap50_per_class"] == summary["fullnet"]["ap50_per_class"]
+    assert [found[f"subnet_{i}"]["ap50"] for i in range(1, 6)] == [subnet["ap50"] for subnet in summary["subnets"]]
+    assert table.startswith("| class | fullnet AP50 | subnet_1 AP50") and table.count("\n") == 2 + 10 + 1
+    path = tmp_path / "path.json"
+    path.write_text(json.dumps(summary["subnets"][0]["path"]))
+    options = ["--detector", str(path), "--flip", "--scales", "1", "1.5", "-o", str(tmp_path / "more.json")]
+    assert main(["evaluate", str(finished), *options]) == 0
+    assert 0 <= json.loads((tmp_path / "more.json").read_text())[str(path)]["ap50"] <= 1
+    for wrong, message in (
+        (["--detector", "subnet_9"], "a detector of .* must be fullnet, subnet_1, .* or a JSON file with a path, got subnet_9"),
+        (["--scales", "0"], r"--scales must be numbers in \(0, 8\], got 0"),
+        (["dataloader.voc.root=nowhere"], "nowhere is not a folder"),
+    ):
+        capsys.readouterr()
+        assert main(["evaluate", str(finished), *wrong]) == 2
+        assert re.search(message, capsys.readouterr().err)
+    path.write_text('{"d": [0]}')
+    assert main(["evaluate", str(finished), "--detector", str(path)]) == 2
+
+
+def test_a_run_on_data_in_coco_format(config, data, finished, tmp_path):
+    """The same photographs: only how boxes end and how AP is counted differ."""
+    root = write_coco(data, tmp_path / "coco", ("train", "val", "test"))
+    content = json.loads(config.read_text())
+    voc = content["dataloader"].pop("voc")
+    splits = {name: {"annotations": f"annotations/instances_{name}.json", "images": name} for name in ("train", "val", "test")}
+    content["dataloader"]["coco"] = {**voc, **splits, "root": str(root)}
+    file = tmp_path / "coco.json"
+    file.write_text(json.dumps(content))
+    assert main(["-f", str(file), "-o", str(tmp_path / "run")]) == 0
+    summary = results(tmp_path / "run")
+    assert {"ap", "ap50", "ap_per_class", "coco"} <= set(summary["fullnet"])
+    assert summary["fullnet"]["loss"] == pytest.approx(results(finished)["fullnet"]["loss"], rel=0.2)
+    assert main(["report", str(tmp_path / "run"), "-o", str(tmp_path / "report")]) == 0
 
 
 def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(config, finished, tmp_path):
