@@ -21,6 +21,7 @@ matplotlib.use("Agg")  # files, not windows
 import matplotlib.pyplot as plt  # noqa: E402
 
 COLUMNS = ("detector", "budget [GFLOPs]", "GFLOPs", "M parameters", "validation loss", "AP50")
+COCO_COLUMNS = (*COLUMNS, "AP", "AP75", "APs", "APm", "APl")
 SHOWN_SCORE = 0.3  # detections drawn have at least this score
 SHOWN_IMAGES = 6
 
@@ -46,10 +47,10 @@ def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
     summary = read_result(run, "summary")
     output.mkdir(parents=True, exist_ok=True)
     shutil.copy(run / "summary.json", output / "summary.json")
-    rows = table_rows(summary)
-    (output / "table.md").write_text(markdown(rows, summary))
+    columns, rows = table_rows(summary)
+    (output / "table.md").write_text(markdown(columns, rows, summary))
     with open(output / "table.csv", "w", newline="") as opened:
-        csv.writer(opened).writerows([COLUMNS, *rows])
+        csv.writer(opened).writerows([columns, *rows])
     figures = {"pareto.png": draw_pareto(summary), "scores.png": draw_scores(run, summary)}
     figures["detections.png"] = draw_detections(run, summary)
     for name, figure in figures.items():
@@ -58,22 +59,29 @@ def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
     return [output / name for name in ("summary.json", "table.md", "table.csv", *figures)]
 
 
-def table_rows(summary: dict) -> list[tuple[str, ...]]:
-    """The rows of the result table: the fullnet, then the subnet found for each budget."""
+def table_rows(summary: dict) -> tuple[Sequence[str], list[tuple[str, ...]]]:
+    """The columns and the rows of the result table: the fullnet, then the subnet found for each budget."""
+    columns = COCO_COLUMNS if "coco" in summary["fullnet"] else COLUMNS
 
     def row(name: str, budget: str, result: dict) -> tuple[str, ...]:
         numbers = (result["flops"] / 1e9, result["params"] / 1e6, result["loss"], result["ap50"])
-        return (name, budget, *(f"{number:.{digits}f}" for number, digits in zip(numbers, (4, 3, 3, 3))))
+        figures = [result["coco"][column] for column in columns[len(COLUMNS) :]]
+        return (
+            name,
+            budget,
+            *(f"{number:.{digits}f}" for number, digits in zip(numbers, (4, 3, 3, 3))),
+            *("-" if figure is None else f"{figure:.3f}" for figure in figures),
+        )
 
     subnets = [
         row(f"subnet {number}", f"{result['budget'] / 1e9:.4f}", result) for number, result in enumerate(summary["subnets"], 1)
     ]
-    return [row("fullnet", "", summary["fullnet"]), *subnets]
+    return columns, [row("fullnet", "", summary["fullnet"]), *subnets]
 
 
-def markdown(rows: Sequence[Sequence[str]], summary: dict) -> str:
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], summary: dict) -> str:
     """The result table, AP of each class, and what Algorithm 1 did, as Markdown."""
-    lines = [markdown_row(COLUMNS), markdown_row(["---"] + ["---:"] * (len(COLUMNS) - 1)), *map(markdown_row, rows), ""]
+    lines = [markdown_row(columns), markdown_row(["---"] + ["---:"] * (len(columns) - 1)), *map(markdown_row, rows), ""]
     classes = list(summary["fullnet"]["ap50_per_class"])
     results = [summary["fullnet"], *summary["subnets"]]
     lines += ["AP50 of each class:", "", markdown_row(["detector", *classes]), markdown_row(["---"] + ["---:"] * len(classes))]

@@ -157,6 +157,7 @@ def test_a_run_on_data_in_coco_format(config, data, finished, tmp_path):
     assert {"ap", "ap50", "ap_per_class", "coco"} <= set(summary["fullnet"])
     assert summary["fullnet"]["loss"] == pytest.approx(results(finished)["fullnet"]["loss"], rel=0.2)
     assert main(["report", str(tmp_path / "run"), "-o", str(tmp_path / "report")]) == 0
+    assert "| AP50 | AP | AP75 |" in (tmp_path / "report" / "table.md").read_text()
 
 
 def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(config, finished, tmp_path):
