@@ -151,6 +151,30 @@ def ship(args: argparse.Namespace) -> None:
     print(f"written: {', '.join(map(str, ship(Path(args.run), Path(args.folder), args.name)))}")
 
 
+def import_ofa_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="OFA's ResNet50 supernet as PyTorch saved it")
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the weights file to write, .h5")
+    parser.add_argument(
+        "--keep-channels",
+        action="store_true",
+        help="leave the first convolution for red, green, blue and ImageNet's normalisation, to compare with PyTorch; "
+        "by default it is rewritten for this package's images: blue, green, red with CenterNet's mean and deviation",
+    )
+
+
+def import_ofa(args: argparse.Namespace) -> None:
+    """Turn a PyTorch checkpoint into a weights file, and print what was found."""
+    from .import_ofa import import_checkpoint
+
+    if Path(args.output).suffix != ".h5":
+        raise UserError(f"the weights file to write must end in .h5, got {args.output}")
+    found = import_checkpoint(args.checkpoint, args.output, args.keep_channels)
+    print(f"{found.placed + found.dropped} tensors read, {found.placed} placed, {found.dropped} dropped (num_batches_tracked)")
+    print(f"{found.classes} classes")
+    print(f"the first convolution {'is as it was' if args.keep_channels else 'now takes blue, green, red images'}")
+    print(f"written: {args.output}")
+
+
 COMMANDS = {
     "run": Command(
         "train and search as a config says",
@@ -178,6 +202,12 @@ COMMANDS = {
         data_arguments,
         data,
         ("digits --root data/digits", "to-coco --voc data/digits --root data/digits_coco"),
+    ),
+    "import-ofa": Command(
+        "turn a PyTorch checkpoint of OFA's ResNet50 supernet into a weights file",
+        import_ofa_arguments,
+        import_ofa,
+        ("ofa_resnet50_d=0+1+2_e=0.2+0.25+0.35_w=0.65+0.8+1.0 -o configs/weights/ofa_resnet50.h5",),
     ),
 }
 """Every subcommand; the first is meant where none is named."""

@@ -399,8 +399,18 @@ class SearchNet(Classifier):
         geometry = Geometry(width_scale=width_scale, strides=tuple(strides))
         super().__init__(num_classes, geometry, zero_init_residual, rng, label_smoothing=label_smoothing)
         self.space = ofa_resnet50(geometry, elastic_stem)
+        self._static = {"num_classes": num_classes, "width_scale": width_scale, "strides": tuple(strides)}
         if weights:
             weights_file.load(self, weights)
+
+    def get_active_subnet(self, path: Path | Mapping, statistics: Mapping | None = None) -> TrainNet:
+        """`path` cut out as a static network of its own, its weights copied (NNablaNAS' name for it).
+
+        Args:
+            path: a `Path`, or OFA's notation of one.
+            statistics: its re-estimated batch-normalisation statistics (`validation.reestimate`); None copies the stored ones.
+        """
+        return TrainNet(path, **self._static, supernet=self, statistics=statistics)
 
 
 class TrainNet(Classifier):
