@@ -72,7 +72,7 @@ def read_checkpoint(file: str | os.PathLike) -> dict[str, np.ndarray]:
         import torch
     except ImportError as error:
         raise UserError(
-            "reading a checkpoint needs PyTorch, which is not installed: pip install 'torch>=2.6' (or this package's extra torch)"
+            "reading a checkpoint needs PyTorch, which is not installed: pip install 'torch>=2.6', or the extra torch"
         ) from error
     # Before 2.6 a crafted file could run code in spite of weights_only (CVE-2025-32434).
     version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
