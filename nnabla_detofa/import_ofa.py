@@ -8,7 +8,9 @@ for detection and for classification alike, gives blue, green, red with CenterNe
 first convolution is rewritten to see what it saw in training. Its input channels are reversed and scaled by the ratio of the
 deviations (about 1.21, 1.22 and 1.28 for red, green and blue), which is exact. The difference of the means (at most 0.07
 of a deviation) is a constant that each filter adds; it goes into the running mean of the batch normalisation behind it, exact
-except in the outputs whose window reaches over the image's edge, where the padding adds none: the first row and column.
+except in the outputs whose window reaches over the image's edge, where the padding adds none: the first row and column (and
+the last, of odd sizes). With weights filled from their names and random images, logits move by 0.04% of the largest for it;
+reversing the channels alone moves them by 17%.
 """
 
 from __future__ import annotations
@@ -83,9 +85,12 @@ def read_checkpoint(file: str | os.PathLike) -> dict[str, np.ndarray]:
         raise UserError(f"the checkpoint {file} does not exist")
     try:
         loaded = torch.load(file, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"the checkpoint {file} must hold tensors alone, and cannot be read ({reason})") from error
+    except pickle.UnpicklingError as error:  # PyTorch's own words go on to advise running the file's code
+        raise UserError(
+            f"the checkpoint {file} must hold tensors alone; it holds other objects, or PyTorch did not save it"
+        ) from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise UserError(f"the checkpoint {file} cannot be read ({str(error).strip().splitlines()[0]})") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state, Mapping) or not state or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise UserError(f"the checkpoint {file} must be a state dict, or hold one under the key state_dict")
