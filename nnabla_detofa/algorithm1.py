@@ -73,25 +73,22 @@ class DetOFASearcher(SupernetRunner):
 
     def train_fullnet(self, space: SearchSpace) -> None:
         """Line 2: fine-tune the largest path alone, and evaluate it as the paper's "Fullnet"."""
-        epochs = self.config.hparams.fullnet_epochs
+        phase = self.training["fullnet"]
         with self.phase("fullnet"):
-            self.train_phase("fullnet", OnePath(space.largest), range(epochs), self.new_optimizer(epochs))
+            self.train_phase(phase, OnePath(space.largest), self.new_optimizer(phase))
             self.results["fullnet"] = self.evaluate_path("fullnet", space.largest)
 
     def warm_up(self, space: SearchSpace) -> None:
         """Line 3: train uniformly drawn paths of A; the schedule is that of warm-up and fine-tuning together."""
-        hparams = self.config.hparams
-        self.optimizer["train"] = self.new_optimizer(hparams.warmup_epochs + hparams.epochs)
+        phase = self.training["warm-up"]
+        self.optimizer["train"] = self.new_optimizer(phase)
         with self.phase("warm-up"):
-            sampler = UniformPaths(space, self.rng("warm-up"))
-            self.train_phase("warm-up", sampler, range(hparams.warmup_epochs), self.optimizer["train"])
+            self.train_phase(phase, UniformPaths(space, self.rng("warm-up")), self.optimizer["train"])
 
     def fine_tune(self, sampler: PathSampler) -> None:
         """Lines 8 to 17: train the paths that the filter keeps."""
-        hparams = self.config.hparams
-        epochs = range(hparams.warmup_epochs, hparams.warmup_epochs + hparams.epochs)
         with self.phase("fine-tuning"):
-            self.train_phase("fine-tuning", sampler, epochs, self.optimizer["train"])
+            self.train_phase(self.training["fine-tuning"], sampler, self.optimizer["train"])
         self.results["refused_share"] = sampler.refused_share
         self.log(f"refused {sampler.refused_share:.1%} of {sampler.draws} draws")
 

@@ -15,30 +15,41 @@ from .compat import Device
 from .config import Config
 from .costs import CostModel
 from .data.sets import open_sets
+from .distillation import Distillation
+from .phases import TrainingPhase
 from .pruning import UniformPaths
 from .ranking import kendall_tau, per_bucket
 from .runner import SupernetRunner, start
 from .search_space import Path, PathBatch
-from .supernet import GivenStatistics
-from .training import OnePath
+from .supernet import GivenStatistics, sort_middle_channels
+from .training import Objective, OnePath
 from .validation import reestimate
 
 
 class PretrainSearcher(SupernetRunner):
-    """Train the classification supernet, first its largest path and then all, and a path filter on what its paths lose."""
+    """Train the classification supernet, first its largest path and then all, and a path filter on what its paths lose.
 
-    phases = ("fullnet", "supernet", "paths", "path filter")
+    "All" is either one phase of uniform paths of A, or progressive shrinking's phases, whose spaces grow: then, as in OFA
+    and in NNablaNAS' recipe for its ResNet50, smaller paths learn from the frozen fullnet too.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.phases = (*self.training, "paths", "path filter")
 
     def run(self) -> dict:
         """Run the phases; what came of them is in summary.json, and returned."""
         hparams = self.config.hparams
+        fullnet, *supernet = self.training.values()
         with self.phase("fullnet"):
-            optimizer = self.new_optimizer(hparams.fullnet_epochs)
-            self.train_phase("fullnet", OnePath(self.space.largest), range(hparams.fullnet_epochs), optimizer)
-        with self.phase("supernet"):
-            optimizer = self.new_optimizer(hparams.epochs)
-            self.train_phase("supernet", UniformPaths(self.space, self.rng("supernet")), range(hparams.epochs), optimizer)
-            weights.write(self.folder / "supernet.h5", self.model.get_parameters())
+            self.train_phase(fullnet, OnePath(self.space.largest), self.new_optimizer(fullnet))
+        for phase in supernet:
+            with self.phase(phase.name):
+                if phase.sorted_ratios:  # again where the phase goes on: its checkpoint then replaces all weights
+                    sort_middle_channels(self.model, phase.sorted_ratios)
+                sampler = UniformPaths(phase.space, self.rng(phase.name))
+                self.train_phase(phase, sampler, self.new_optimizer(phase), self.objective(phase))
+        weights.write(self.folder / "supernet.h5", self.model.get_parameters())
         few = PathBatch.concatenate(
             [PathBatch.from_paths([self.space.largest], self.space.geometry), self.space.sample_many(self.rng("shown"), 4)]
         )
@@ -54,6 +65,13 @@ class PretrainSearcher(SupernetRunner):
         self.results["seconds"] = self.seconds
         self.remember("summary", self.results)
         return self.results
+
+    def objective(self, phase: TrainingPhase) -> Objective | None:
+        """What the phase minimises: with distillation the teacher is the fullnet that the first phase left."""
+        if not phase.kd_ratio:
+            return None
+        trained = weights.read(self.folder / "fullnet" / "weights.h5")
+        return Distillation(self.model, self.space.largest, trained, phase.kd_ratio)
 
     def accuracy(self, path: Path) -> float:
         """Share of the validation images that `path` classifies rightly."""

@@ -209,6 +209,25 @@ class Bottleneck(Mo.Module):
             x = self.downsample(x, plan.outputs, statistics)
         return F.relu(F.add2(y, x), inplace=True)
 
+    def sort_middle(self, edges: Sequence[int]) -> None:
+        """Reorder the middle channels, the most important first, without changing what the layer computes.
+
+        A channel's importance is the L1 norm of the weights that read it, as in OFA.
+
+        Args:
+            edges: numbers of middle channels that already trained paths use; no channel crosses one of them.
+        """
+        # conv3 reads what conv2 writes, conv2 reads what conv1 writes: two orders, the later layer's first.
+        for writer, reader in ((self.conv2, self.conv3), (self.conv1, self.conv2)):
+            weight = reader.parameters["conv/conv/_W"]
+            importance = np.abs(weight.d).sum(axis=(0, 2, 3))
+            segment = np.searchsorted(np.sort(edges), np.arange(len(importance)), side="right")
+            order = np.lexsort((-importance, segment))
+            weight.d = weight.d[:, order]
+            writer.parameters["conv/conv/_W"].d = writer.parameters["conv/conv/_W"].d[order]
+            for key in ("_beta", "_gamma", "_mean", "_var"):
+                writer.parameters[f"bn/bn/{key}"].d = writer.parameters[f"bn/bn/{key}"].d[:, order]
+
 
 class _Residual(Mo.Module):
     """The stem's optional convolution with an identity beside it."""
@@ -274,6 +293,19 @@ class ElasticResNet50(Model):
             maps.append(x)
             first += most
         return maps
+
+
+def sort_middle_channels(net: ElasticResNet50, ratios: Sequence[float]) -> None:
+    """Before a smaller E is trained: sort every bottleneck's middle channels by importance (see `Bottleneck.sort_middle`).
+
+    Paths with a width of 1 and expand ratios among `ratios`, those trained before, compute what they did.
+    """
+    geometry, first = net.space.geometry, 0
+    for stage, most in enumerate(geometry.layers_per_stage):
+        outputs = geometry.stage_out(stage, max(geometry.widths))
+        for index in range(first, first + most):
+            net.blocks[index].sort_middle([geometry.middle(outputs, ratio) for ratio in ratios])
+        first += most
 
 
 class Named(Mo.Module):
