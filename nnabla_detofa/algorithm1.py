@@ -312,15 +312,25 @@ def build(config: Config, pretrained: bool = True) -> tuple[centernet.SearchNet,
         UserError: a data set or the weights are missing or broken, or do not fit.
     """
     network = config.network
-    stride = network.head_geometry(1).output_stride(network.geometry)
-    sets = open_sets(config, stride)
-    if network.num_classes not in (None, len(sets.classes)):
+    sets = open_sets(config, network.head_geometry(1).output_stride(network.geometry))
+    classes = len(sets.classes)
+    model = make_model(config, classes, network.weights if pretrained else None)
+    return model, sets, make_cost(config, classes, sets.image_size)
+
+
+def make_model(config: Config, num_classes: int, weights: str | None = None) -> centernet.SearchNet:
+    """The detection supernet of a config, its backbone from the file `weights` where that is given.
+
+    Raises:
+        UserError: the config gives another number of classes, or the file does not fit.
+    """
+    network = config.network
+    if network.num_classes not in (None, num_classes):
         raise UserError(
-            f"network.centernet_ofa_resnet50.num_classes must be the data set's {len(sets.classes)}, got {network.num_classes}"
+            f"network.centernet_ofa_resnet50.num_classes must be the data set's {num_classes}, got {network.num_classes}"
         )
-    head = network.head_geometry(len(sets.classes))
-    model = centernet.SearchNet(
-        head.num_classes,
+    return centernet.SearchNet(
+        num_classes,
         network.width_scale,
         network.strides,
         network.elastic_stem,
@@ -328,8 +338,12 @@ def build(config: Config, pretrained: bool = True) -> tuple[centernet.SearchNet,
         network.deconv_channels,
         network.head_channels,
         network.heat_map_std,
-        network.weights if pretrained else None,
+        weights,
         np.random.default_rng((config.args.seed, 1)),
     )
-    scope = config.hparams.cost_scope
-    return model, sets, CostModel(sets.image_size, head.num_classes, scope, network.geometry, head)
+
+
+def make_cost(config: Config, num_classes: int, image_size: int | tuple[int, int]) -> CostModel:
+    """What a path costs: its FLOPs are those of `hparams.cost_scope`."""
+    head, scope = config.network.head_geometry(num_classes), config.hparams.cost_scope
+    return CostModel(image_size, head.num_classes, scope, config.network.geometry, head)

@@ -42,6 +42,9 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", "--device-id", metavar="DEVICE", help="replaces args.device_id: a GPU, or one per rank: 0,1")
     parser.add_argument("-o", "--output-path", metavar="OUTPUT", help="replaces args.output_path (default: runs/<config>)")
     parser.add_argument("--restart", action="store_true", help="start anew instead of going on where the run was stopped")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be run, try one step of each phase on the CPU, write nothing"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -51,6 +54,12 @@ def run(args: argparse.Namespace) -> None:
     flags = {"context": args.context, "device_id": args.device_id, "output_path": args.output_path}
     overrides = [f"args.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
     config = configs.load(args.file, [*args.overrides, *overrides])
+    if args.dry_run:
+        from .dry_run import dry_run
+
+        for line in dry_run(config):
+            print(line, flush=True)
+        return
 
     from .compat import Device
 
@@ -183,6 +192,7 @@ COMMANDS = {
         (
             "-f configs/digits_detofa.json",
             "-f configs/voc_detofa.json -c cudnn -d 0 dataloader.voc.root=/data/VOCdevkit hparams.r_path=0.5",
+            "-f configs/voc_detofa.json --dry-run",
         ),
     ),
     "report": Command(

@@ -86,21 +86,31 @@ class PretrainSearcher(SupernetRunner):
         return right / total
 
 
-def run(config: Config, device: Device, output: FilePath, restart: bool = False) -> dict:
-    """Pre-train by `config`; what was done before in `output` is not done again."""
-    sets = open_sets(config)
+def make_model(config: Config, num_classes: int, weights: str | None = None) -> supernet.SearchNet:
+    """The classification supernet of a config, from the file `weights` where that is given."""
     network = config.network
-    model = supernet.SearchNet(
-        network.num_classes or len(sets.classes),
+    return supernet.SearchNet(
+        network.num_classes or num_classes,
         network.width_scale,
         network.strides,
         network.elastic_stem,
         network.zero_init_residual,
-        network.weights,
+        weights,
         config.hparams.label_smoothing,
         np.random.default_rng((config.args.seed, 1)),
     )
-    cost = CostModel(sets.image_size, len(sets.classes), "backbone", network.geometry)
+
+
+def make_cost(config: Config, num_classes: int, image_size: int | tuple[int, int]) -> CostModel:
+    """What a path costs: its FLOPs are those of the backbone alone, since the classifier is not what is transferred."""
+    return CostModel(image_size, num_classes, "backbone", config.network.geometry)
+
+
+def run(config: Config, device: Device, output: FilePath, restart: bool = False) -> dict:
+    """Pre-train by `config`; what was done before in `output` is not done again."""
+    sets = open_sets(config)
+    model = make_model(config, len(sets.classes), config.network.weights)
+    cost = make_cost(config, len(sets.classes), sets.image_size)
     return start(PretrainSearcher, model, sets, cost, config, device, output, restart)
 
 

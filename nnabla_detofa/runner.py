@@ -30,7 +30,7 @@ from .path_filter import PathFilter, PathScorer, Tokenizer
 from .phases import TrainingPhase, training_phases
 from .ranking import EvaluatedPath, EvaluatedPaths, fit
 from .search_space import PathBatch, SearchSpace
-from .training import Checkpoint, Objective, PathSampler, Progress, train
+from .training import Checkpoint, Objective, PathSampler, Progress, new_optimizer, train
 from .validation import PathEvaluator, validation_loss
 
 
@@ -155,14 +155,7 @@ class SupernetRunner(Runner):
 
     def new_optimizer(self, phase: TrainingPhase) -> Optimizer:
         """A fresh solver over the supernet's parameters, with the phase's schedule."""
-        solver, schedule = phase.solver, phase.schedule(len(self.dataloader["train"]))
-        rate = {"alpha" if solver.name.startswith("Adam") else "lr": solver.lr}
-        decay = {"weight_decay": solver.weight_decay} if solver.weight_decay else {}
-        if solver.name == "AdamW":  # its own decay, which NNabla would set to 1e-4
-            decay = {"wd": solver.weight_decay}
-        optimizer = Optimizer(name=solver.name, lr_scheduler=schedule, **decay, **rate)
-        optimizer.set_parameters(self.model.get_parameters(grad_only=True))
-        return optimizer
+        return new_optimizer(self.model, phase.solver, phase.schedule(len(self.dataloader["train"])))
 
     def train_phase(
         self, phase: TrainingPhase, paths: PathSampler, optimizer: Optimizer, objective: Objective | None = None

@@ -20,6 +20,7 @@ import numpy as np
 
 from . import search_space, weights
 from .compat import Mo, Optimizer
+from .config import Solver
 from .errors import UserError
 from .supernet import BATCH
 
@@ -77,6 +78,17 @@ class Schedule:
         if self.kind == "cosine":
             return rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / max(1, self.steps))))
         return rate
+
+
+def new_optimizer(net: Mo.Module, solver: Solver, schedule: Schedule) -> Optimizer:
+    """A fresh solver over the network's trainable parameters."""
+    rate = {"alpha" if solver.name.startswith("Adam") else "lr": solver.lr}
+    decay = {"weight_decay": solver.weight_decay} if solver.weight_decay else {}
+    if solver.name == "AdamW":  # its own decay, which NNabla would set to 1e-4
+        decay = {"wd": solver.weight_decay}
+    optimizer = Optimizer(name=solver.name, lr_scheduler=schedule, **decay, **rate)
+    optimizer.set_parameters(net.get_parameters(grad_only=True))
+    return optimizer
 
 
 # --- One step ---------------------------------------------------------------------------------------------------------

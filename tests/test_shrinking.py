@@ -17,6 +17,7 @@ from nnabla_detofa.cli import main
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.data.loader import Loader
 from nnabla_detofa.distillation import Distillation, distillation_loss
+from nnabla_detofa.dry_run import written_files
 from nnabla_detofa.errors import UserError
 from nnabla_detofa.phases import training_phases
 from nnabla_detofa.search_space import product_space, shrinking_stages
@@ -68,6 +69,11 @@ def test_every_phase_is_run_with_the_teacher(finished):
     assert "width step 3" not in log  # 40 images in batches of 16
     before, after = weights.read(finished / "fullnet" / "weights.h5"), final(finished)
     assert not np.array_equal(before["classifier/0/linear/linear/_b"], after["classifier/0/linear/linear/_b"])
+
+
+def test_the_dry_run_knows_the_files(finished, overrides):
+    expected = {name.rstrip("/") for name in written_files(configs.load(CONFIG, overrides))}
+    assert {file.name for file in finished.iterdir()} == expected
 
 
 def test_a_run_that_was_stopped_in_a_phase_goes_on_to_the_same_weights(finished, overrides, tmp_path):
