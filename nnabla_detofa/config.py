@@ -450,7 +450,7 @@ class Shrinking:
                 raise UserError(f"{key} must be one or more of {', '.join(map(str, allowed))}, each once, got {list(values)}")
 
 
-RESERVED_PHASES = ("fullnet", "supernet", "paths", "path filter", "checkpoint")
+RESERVED_PHASES = ("fullnet", "supernet", "paths", "path filter", "checkpoint", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -598,6 +598,12 @@ def from_dict(content: Mapping[str, Any], name: str) -> Config:
     stride = network.geometry.total_stride
     if isinstance(network, CenternetOfaResnet50) and data.image_size % stride:
         raise UserError(f"dataloader.{data_name}.image_size must be a multiple of {stride} (strides), got {data.image_size}")
+    hparams = read(runner.hparams, content.get("hparams", {}), "hparams")
+    if isinstance(hparams, PretrainHparams) and hparams.kd_ratio and not (hparams.fullnet_epochs or network.weights):
+        raise UserError(
+            f"hparams.kd_ratio must be 0 without a trained teacher (hparams.fullnet_epochs above 0, or "
+            f"network.{network_name}.weights), got {hparams.kd_ratio:g}"
+        )
     return Config(
         name=name,
         about=read(tuple[str, ...], [about] if isinstance(about, str) else about, "about"),
@@ -607,7 +613,7 @@ def from_dict(content: Mapping[str, Any], name: str) -> Config:
         dataloader_name=data_name,
         dataloader=data,
         optimizer=read(Solvers, content.get("optimizer", {}), "optimizer"),
-        hparams=read(runner.hparams, content.get("hparams", {}), "hparams"),
+        hparams=hparams,
     )
 
 

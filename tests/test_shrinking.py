@@ -220,3 +220,9 @@ def test_imagenets_phases_are_those_of_the_recipe():
 def test_a_mistake_in_a_phase_is_named(change, message):
     with pytest.raises(UserError, match=message):
         configs.load(CONFIG, [f"hparams.shrinking={json.dumps([PHASES[0] | change, *PHASES[1:]])}"])
+
+
+def test_a_teacher_must_have_been_trained():
+    with pytest.raises(UserError, match="hparams.kd_ratio must be 0 without a trained teacher .*, got 1"):
+        configs.load(CONFIG, ["hparams.fullnet_epochs=0"])
+    configs.load(CONFIG, ["hparams.fullnet_epochs=0", "network.ofa_resnet50.weights=supernet.h5"])
