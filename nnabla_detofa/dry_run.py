@@ -248,7 +248,7 @@ def network_lines(config: Config, facts: DataFacts, model, cost: CostModel) -> I
 def memory_lines(config: Config, facts: DataFacts, model, phases: tuple[TrainingPhase, ...]) -> Iterator[str]:
     """A lower and an upper figure: the backward pass frees gradients, and what they came from, as it goes.
 
-    Held against the CPU's resident memory, on the VOC config's largest path, the lower figure is about a quarter too
+    Held against the CPU's resident memory, on the VOC config's largest path, the lower figure is about 30% too
     large: 455 MiB an image here, 350 measured from batches of 1, 2 and 4.
     """
     arrays = synthetic(config, facts.num_classes)
