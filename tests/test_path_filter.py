@@ -112,3 +112,12 @@ def test_the_scorer_finds_the_buckets_itself():
     path_filter, batch = make(), SPACE.sample_many(np.random.default_rng(0), 10)
     scorer = PathScorer(path_filter, lambda paths: np.arange(len(paths)), lambda flops: flops % 5)
     np.testing.assert_array_equal(scorer(batch), path_filter.score(batch, np.arange(10) % 5))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "concat"])
+def test_scores_start_almost_equal(pooling):
+    """From a wide spread the pair loss of one seed in four drove every score to one end of the sigmoid, for good."""
+    for seed in range(3):
+        path_filter = PathFilter(pooling=pooling, rng=np.random.default_rng(seed))
+        scores = path_filter.score(SPACE.sample_many(np.random.default_rng(seed), 100), np.arange(100) % 5)
+        assert 0 < scores.std() < 0.05 and np.abs(scores - 0.5).max() < 0.25
