@@ -1,5 +1,6 @@
 import json
 import math
+import time
 from pathlib import Path as File
 
 import numpy as np
@@ -76,6 +77,29 @@ def test_the_detector_by_hand():
     assert model.params([SMALLEST])[0] - backbone.params([SMALLEST])[0] == params
 
 
+def test_memory_by_hand():
+    """4 bytes for each value alive in the largest layer; TINY on 9 x 7: 63, 20, 6 and 2 pixels."""
+    backbone = CostModel((9, 7), scope="backbone", backbone=TINY)
+    # Of the smallest path: 8 and 16 channels in and out of the stem's last convolution; its max-pool would need 16 * 26.
+    assert backbone.memory([SMALLEST, LARGEST]).tolist() == [4 * (8 + 16) * 20] * 2
+    # The first layer: three convolutions with the input beside; then the branch, the pooled input and its projection.
+    first = max(
+        (16 + 8) * 6, 16 * 6 + 8 * 6 + 8 * 2, 16 * 6 + 8 * 2 + 32 * 2, 32 * 2 + 16 * 6 + 16 * 2, 32 * 2 + 16 * 2 + 32 * 2
+    )
+    assert backbone.memory.stages([SMALLEST]).tolist() == [[4 * first]] == [[4 * 192]]
+    # Three heads of 200 channels on 2 x 1 pixels: the last reads the map of 32 while two outputs of 2 + 2 wait.
+    head = HeadGeometry(num_classes=2, deconv_channels=(), head_channels=200)
+    detector = CostModel((9, 7), scope="detector", backbone=TINY, head=head)
+    assert detector.memory.head.tolist() == [4 * (2 + 2 + 32 + 200) * 2]
+
+
+def test_a_million_paths_cost_two_seconds_or_less():
+    batch, model = A.sample_many(np.random.default_rng(0), 1_000_000), CostModel(384, 20, "detector")
+    start = time.process_time()
+    model.flops(batch), model.params(batch), model.memory(batch)
+    assert time.process_time() - start < 2  # 0.9 on the machine it was written on
+
+
 def test_the_default_head_has_the_models_classes():
     named = CostModel(384, 20, "detector"), CostModel(384, scope="detector", head=HeadGeometry(20))
     assert named[0].flops([A.largest]) == named[1].flops([A.largest])
@@ -84,7 +108,7 @@ def test_the_default_head_has_the_models_classes():
 def test_many_paths_cost_what_each_costs():
     model, batch = CostModel([96, 128], scope="detector"), A.sample_many(np.random.default_rng(0), 50)
     assert hash(model) == hash(CostModel((96, 128), scope="detector"))
-    for cost in (model.flops, model.params):
+    for cost in (model.flops, model.params, model.memory):
         assert cost(batch).dtype == np.int64
         assert cost(batch).tolist() == cost(list(batch)).tolist() == [cost([path])[0] for path in batch]
     assert (model.stage_flops(batch).sum(axis=1) < model.flops(batch)).all()
@@ -178,6 +202,12 @@ def test_buckets_cut_the_space_into_five(space):
             batch = buckets.sample(bucket, 200, rng)
             assert (buckets.index(model.flops(batch)) == bucket).all() and space.contains_many(batch).all()
     assert buckets.index(model.flops([space.largest])) == [4]
+
+
+@pytest.mark.parametrize("space", [SPACE, PRUNED, compofa(GEOMETRY)], ids=lambda space: space.name)
+def test_the_range_of_memory_is_that_of_the_enumeration(space):
+    memory = SMALL_MODEL.memory(every_path(space))
+    assert cost_range(space, SMALL_MODEL.memory) == (memory.min(), memory.max())
 
 
 def test_the_extremes_of_a_are_its_smallest_and_largest_paths():
