@@ -151,6 +151,19 @@ def ship(args: argparse.Namespace) -> None:
     print(f"written: {', '.join(map(str, ship(Path(args.run), Path(args.folder), args.name)))}")
 
 
+def table1_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", metavar="FOLDER", default="results/table1", help="default: %(default)s")
+
+
+def table1(args: argparse.Namespace) -> None:
+    """Write and print the sizes of the search spaces."""
+    from .table1 import write
+
+    files = write(Path(args.output))
+    print(files[0].read_text())
+    print(f"written: {', '.join(map(str, files))}")
+
+
 COMMANDS = {
     "run": Command(
         "train and search as a config says",
@@ -170,6 +183,7 @@ COMMANDS = {
         evaluate,
         ("runs/digits_detofa", "runs/digits_detofa --detector subnet_1 --flip --scales 0.75 1 1.25"),
     ),
+    "table1": Command("the paper's Table 1: sizes of the search spaces, exactly", table1_arguments, table1, ("",)),
     "ship": Command(
         "copy a pre-training's weights in half precision", ship_arguments, ship, ("runs/digits_pretrain configs/weights",)
     ),

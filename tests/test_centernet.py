@@ -104,7 +104,7 @@ def test_decoding_by_hand():
         (SMALL, HEAD, (64, 96)),
         (OFA_RESNET50, HeadGeometry(20), (128, 128)),
         (Geometry(width_scale=0.25), HEAD, (64, 64)),
-        (THIN, HeadGeometry(3, (512, 8), 4), (64, 64)),
+        (THIN, HeadGeometry(3, (1024, 8), 4), (64, 64)),
         (THIN, HeadGeometry(3, (16, 16), 256), (64, 64)),
         (THIN, HeadGeometry(250, (16, 16), 8), (64, 64)),
     ],

@@ -8,7 +8,6 @@ import nnabla as nn
 import nnabla.functions as F
 import numpy as np
 import pytest
-
 from visit import count_macs, peak_memory
 
 from nnabla_detofa import supernet
