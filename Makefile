@@ -6,7 +6,7 @@ IS_310 := -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 
 .PHONY: help setup test lint demo pretrain table1 bench-space clean
 
 help: ## This list
-	@sed -n 's/^\([a-z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-12s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-17s %s\n' "$$target" "$$text"; done
 
 setup: $(READY) ## Make .venv with Python 3.10 and the exact versions of requirements.lock
 

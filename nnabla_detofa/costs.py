@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import combinations_with_replacement
 from typing import ClassVar, NamedTuple
@@ -26,6 +26,8 @@ from .search_space import Path, PathBatch, SearchSpace
 SCOPES = ("classifier", "backbone", "detector")
 FLOPS, PARAMS, MEMORY = range(3)
 """Places of the measures in the tables' last axis."""
+FORBIDDEN = 2**52
+"""A layer cost over that of any network; the sum over all layers still fits into int64."""
 HEAD_OUTPUTS = 2 + 2
 """Channels of CenterNet's offset and size maps; the class heat map has one per class."""
 
@@ -125,6 +127,23 @@ class PeakCost(LayerCost):
     """A cost that is the largest of the layers' costs, such as peak memory."""
 
     combine = np.maximum
+
+    def forbid(self, cost: AdditiveCost, most: float) -> AdditiveCost:
+        """`cost`, made larger than any real cost for paths whose peak is over `most`.
+
+        So the paths that keep both bounds can be counted and sampled exactly.
+        """
+
+        def barred(costs: np.ndarray, peaks: np.ndarray) -> np.ndarray:
+            return np.where(peaks > most, FORBIDDEN, costs)
+
+        return replace(
+            cost,
+            stem=barred(cost.stem, self.stem),
+            first=tuple(map(barred, cost.first, self.first)),
+            other=tuple(map(barred, cost.other, self.other)),
+            head=barred(cost.head, self.head),
+        )
 
 
 @dataclass(frozen=True)
@@ -397,6 +416,16 @@ class Buckets:
             edges = additive(self.cost).text(*self.edges[bucket : bucket + 2])
             raise UserError(f"bucket {bucket} ({edges}) holds no path of the space {space.name}")
         return sample_within(space, self.cost, *self.interval(bucket), n, rng)
+
+    def below(self, budget: float, space: SearchSpace | None = None) -> list[tuple[float, float]]:
+        """For each bucket with a path of at most `budget`: the least (inclusive) and the largest cost allowed in it."""
+        found = []
+        for bucket in range(self.n):
+            low, high = self.interval(bucket)
+            most = min(budget, np.ceil(high) - 1)  # costs are integers, and `high` is the next bucket's
+            if count_within(space or self.space, self.cost, low, most + 1):
+                found.append((low, most))
+        return found
 
     def share(self, bucket: int, space: SearchSpace | None = None) -> float:
         """The probability that a uniformly sampled path falls into the bucket."""

@@ -16,7 +16,7 @@ COLUMNS = (
     "paper's formula",
     "its value",
     "canonical paths",
-    "without the stem",
+    "with one stem",
     "why they differ",
 )
 STAGES = 4  # the paper's exponent
