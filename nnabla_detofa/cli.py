@@ -164,6 +164,57 @@ def table1(args: argparse.Namespace) -> None:
     print(f"written: {', '.join(map(str, files))}")
 
 
+def measure_latency_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-f", "--file", required=True, metavar="FILE", help="the config, .json or .yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the config")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the table, as JSON")
+    parser.add_argument(
+        "--image-size", type=int, nargs="+", metavar="PIXELS", help="side, or height and width (default: the config's)"
+    )
+    parser.add_argument("--classes", type=int, metavar="N", help="default: network.num_classes, or 20")
+    parser.add_argument("--repeats", type=int, default=20, metavar="N", help="timed passes of a layer (default: %(default)s)")
+    parser.add_argument("--paths", type=int, default=20, metavar="N", help="whole networks to compare (default: %(default)s)")
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+
+
+def measure_latency(args: argparse.Namespace) -> None:
+    """Time the layers of a config's supernet, and say how well their sums predict whole networks."""
+    for name in ("repeats", "paths", "classes"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} must be 1 or more, got {getattr(args, name)}")
+    if args.image_size and len(args.image_size) > 2:
+        raise UserError(f"--image-size must be a side, or height and width, got {' '.join(map(str, args.image_size))}")
+    import numpy as np
+    from tqdm import tqdm
+
+    from . import config as configs
+    from .compat import Device
+    from .latency import measure, model_of, validate, write
+
+    config = configs.load(args.file, args.overrides)
+    size = (args.image_size * 2)[:2] if args.image_size else None
+    model = model_of(config, size and tuple(size), args.classes)
+    device = Device.open(args.context, args.device_id, config.args.type_config)
+    synchronise = device.event.default_stream_synchronize
+    with tqdm(desc="layers", unit="layer", dynamic_ncols=True) as bar:
+
+        def on_layer(done: int, total: int) -> None:
+            bar.total = total
+            bar.update()
+
+        latency = measure(model, args.repeats, synchronise, on_layer)
+    found = validate(latency, model, np.random.default_rng(config.args.seed), args.paths, args.repeats, synchronise)
+    write(Path(args.output), latency, model, device.name, args.repeats, found)
+    correlation = found["rank_correlation"]
+    print(
+        f"{args.paths} random paths on {device.name}: mean relative error {found['mean_relative_error']:.1%}, "
+        f"rank correlation {'-' if correlation is None else f'{correlation:.3f}'}, "
+        f"{min(found['measured_ms']):.3g} to {max(found['measured_ms']):.3g} ms"
+    )
+    print(f"written: {args.output}")
+
+
 COMMANDS = {
     "run": Command(
         "train and search as a config says",
@@ -184,6 +235,12 @@ COMMANDS = {
         ("runs/digits_detofa", "runs/digits_detofa --detector subnet_1 --flip --scales 0.75 1 1.25"),
     ),
     "table1": Command("the paper's Table 1: sizes of the search spaces, exactly", table1_arguments, table1, ("",)),
+    "measure-latency": Command(
+        "time the layers of a config's supernet on this device",
+        measure_latency_arguments,
+        measure_latency,
+        ("-f configs/digits_detofa.json -o latency.json", "-f configs/voc_detofa.json -c cudnn -o latency.json"),
+    ),
     "ship": Command(
         "copy a pre-training's weights in half precision", ship_arguments, ship, ("runs/digits_pretrain configs/weights",)
     ),

@@ -185,6 +185,11 @@ class CostModel:
         if isinstance(self.image_size, list):  # a list, as JSON has it, would leave the model without a hash
             object.__setattr__(self, "image_size", tuple(self.image_size))
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the input in pixels."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
+
     @cached_property
     def flops(self) -> AdditiveCost:
         """`flops(paths)`: (n,) int64 multiply-accumulates."""
@@ -222,8 +227,7 @@ class CostModel:
         """Stem, first layers, other layers and head as in `LayerCost`, with a last axis [MACs, parameters, bytes]."""
         net = self.backbone
         n_widths, n_ratios = len(net.widths), len(net.ratios)
-        height, width = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
-        image = _Size(height, width)
+        image = _Size(*self.size)
         size = image.shrunk(2)
         pooled = size.shrunk(2)
         stem = np.zeros((2, n_widths, n_widths, 3), np.int64)
