@@ -138,6 +138,47 @@ def evaluate(args: argparse.Namespace) -> None:
         Path(args.output).write_text(json.dumps(results, indent=1) + "\n")
 
 
+def search_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the folder of a finished run of Algorithm 1")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the run's config")
+    parser.add_argument("--flops", metavar="BOUND", help="most multiply-accumulates, like 3G or 250M")
+    parser.add_argument("--latency", metavar="BOUND", help="like 40ms or 900us; needs a table of measure-latency")
+    parser.add_argument("--params", metavar="BOUND", help="most parameters, like 20M")
+    parser.add_argument("--memory", metavar="BOUND", help="most memory for activations, like 200MB (float32, one image)")
+    parser.add_argument("--latency-table", metavar="FILE", help="default: RUN/latency.json, if it is there")
+    parser.add_argument("--front", action="store_true", help="all trades of FLOPs against score in each bucket (needs pymoo)")
+    parser.add_argument(
+        "--by-score", action="store_true", help="compare winners of buckets by score; needs no weights and data"
+    )
+    parser.add_argument("--generations", type=int, metavar="N", help="of each search (default: the run's)")
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the result as JSON (default: RUN/found.json)")
+
+
+def search(args: argparse.Namespace) -> None:
+    """Search a finished run for the best path under hard bounds."""
+    from .search_run import UNITS, find, load_run, parse_bound, table
+
+    bounds = {name: parse_bound(name, getattr(args, name)) for name in UNITS if getattr(args, name) is not None}
+    if args.generations is not None and args.generations < 0:
+        raise UserError(f"--generations must be 0 or more, got {args.generations}")
+
+    from tqdm import tqdm
+
+    from .compat import Device
+
+    Device.open(args.context, args.device_id)
+    folder = Path(args.run)
+    run = load_run(folder, args.overrides, args.latency_table and Path(args.latency_table))
+    with tqdm(desc="generations", unit="generation", dynamic_ncols=True) as bar:
+        result = find(run, bounds, args.by_score, args.front, args.generations, bar.update, bar.write)
+    print(table(result))
+    output = Path(args.output or folder / "found.json")
+    output.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written: {output}")
+
+
 def ship_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a finished pre-training")
     parser.add_argument("folder", metavar="FOLDER", help="where to")
@@ -241,6 +282,12 @@ COMMANDS = {
         measure_latency,
         ("-f configs/digits_detofa.json -o latency.json", "-f configs/voc_detofa.json -c cudnn -o latency.json"),
     ),
+    "search": Command(
+        "the best path of a finished run under hard bounds",
+        search_arguments,
+        search,
+        ("runs/digits_detofa --flops 90M --memory 2MB", "runs/voc_detofa --flops 15G --latency 40ms --params 20M --front"),
+    ),
     "ship": Command(
         "copy a pre-training's weights in half precision", ship_arguments, ship, ("runs/digits_pretrain configs/weights",)
     ),
@@ -310,7 +357,7 @@ def _overview(program: str) -> str:
             "DetOFA in NNabla: once-for-all training of object detectors.",
             "",
             "commands:",
-            *(f"  {name:<12}{command.help}" for name, command in COMMANDS.items()),
+            *(f"  {name:<17}{command.help}" for name, command in COMMANDS.items()),
             "",
             "examples:",
             *(f"  {program} {name} {example}" for name, command in COMMANDS.items() for example in command.examples),

@@ -16,10 +16,12 @@ import pytest
 from nnabla_detofa.cli import main
 from nnabla_detofa.data.coco import write_coco
 from nnabla_detofa.data.digits import write_digits
+from nnabla_detofa.geometry import Geometry
 from nnabla_detofa.ranking import EvaluatedPaths
 from nnabla_detofa.report import write_report
 from nnabla_detofa.search_space import Path, SearchSpace
 
+GEOMETRY = Geometry(width_scale=0.0625, strides=(1, 2, 2, 1))
 REPOSITORY = FilePath(__file__).parent.parent
 
 
@@ -110,6 +112,21 @@ def test_trained_and_found_paths_are_of_the_pruned_space(finished):
     assert space.contains_many(paths.batch).all()
     summary = json.loads((finished / "summary.json").read_text())
     assert all(Path.from_ofa(subnet["path"], space.geometry) in space for subnet in summary["subnets"])
+
+
+def test_a_finished_run_can_be_searched_under_other_bounds(finished, tmp_path):
+    """Winners of the buckets are compared by validation loss, which of the run's own winners is what the run measured."""
+    file, summary = tmp_path / "found.json", json.loads((finished / "summary.json").read_text())
+    budget = str(summary["subnets"][-1]["budget"])
+    assert main(["search", str(finished), "-c", "cpu", "--flops", budget, "-o", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert found["compared_by"] == "loss" and found["loss"] == min(row["loss"] for row in found["rows"])
+    known = EvaluatedPaths.read(finished / "winners.jsonl", GEOMETRY)
+    losses = {item.path: item.loss for item in known.items}
+    for row in found["rows"]:
+        path = Path.from_ofa(row["path"], GEOMETRY)
+        if path in losses:
+            assert row["loss"] == pytest.approx(losses[path])
 
 
 def test_the_report_is_written_from_files_alone(finished, tmp_path):
