@@ -5,7 +5,7 @@ from pathlib import Path as File
 
 import numpy as np
 import pytest
-from scipy.stats import chisquare
+from scipy.stats import chi2_contingency, chisquare, ks_2samp
 from small import GEOMETRY, PRUNED, SPACE, every_path, probabilities
 
 from nnabla_detofa.costs import (
@@ -139,7 +139,10 @@ def test_cost_model_errors(arguments, message):
 SMALL_MODEL = CostModel(64, backbone=GEOMETRY)
 
 
-@pytest.mark.parametrize("space", [SPACE, PRUNED, compofa(GEOMETRY)], ids=lambda space: space.name)
+SMALL_SPACES = [SPACE, PRUNED, compofa(GEOMETRY), *shrinking_stages(GEOMETRY)]
+
+
+@pytest.mark.parametrize("space", SMALL_SPACES, ids=lambda space: space.name)
 @pytest.mark.parametrize("cost", [SMALL_MODEL.flops, SMALL_MODEL.params], ids=lambda cost: cost.name)
 def test_counts_and_shares_are_those_of_the_enumeration(space, cost):
     paths = every_path(space)
@@ -155,7 +158,7 @@ def test_counts_and_shares_are_those_of_the_enumeration(space, cost):
             assert share_within(space, cost, low, high) == pytest.approx(chances[inside].sum(), abs=1e-12)
 
 
-@pytest.mark.parametrize("space", [SPACE, PRUNED], ids=lambda space: space.name)
+@pytest.mark.parametrize("space", [SPACE, PRUNED, compofa(GEOMETRY)], ids=lambda space: space.name)
 @pytest.mark.parametrize("bucket", [0, 2, 4])
 def test_bucket_sampling_is_uniform_sampling_given_the_bucket(space, bucket):
     buckets = Buckets(SPACE, SMALL_MODEL)
@@ -174,17 +177,49 @@ def test_bucket_sampling_is_uniform_sampling_given_the_bucket(space, bucket):
     assert chisquare(seen, chances / chances.sum() * n).pvalue > 1e-3
 
 
-def test_the_middle_bucket_of_a_agrees_with_rejection():
-    model = CostModel(224, scope="backbone")
-    buckets, rng = Buckets(A, model), np.random.default_rng(0)
-    drawn = A.sample_many(rng, 100_000)
-    kept = drawn[buckets.index(model.flops(drawn)) == 2]
-    exact = buckets.sample(2, 20_000, rng)
-    assert len(kept) / len(drawn) == pytest.approx(buckets.share(2), abs=0.005)
-    assert model.flops(exact).mean() == pytest.approx(model.flops(kept).mean(), rel=0.005)
+def test_paths_that_keep_a_bound_on_memory_too_are_sampled_uniformly():
+    paths = every_path(SPACE)
+    flops, memory = SMALL_MODEL.flops(paths), SMALL_MODEL.memory(paths)
+    most, (low, high) = np.median(memory), np.quantile(flops, [0.3, 0.7])
+    cost = SMALL_MODEL.memory.forbid(SMALL_MODEL.flops, most)
+    inside = (flops >= low) & (flops < high) & (memory <= most)
+    chances = probabilities(SPACE, paths)[inside]
+    assert 0 < count_within(SPACE, cost, low, high) == inside.sum() < ((flops >= low) & (flops < high)).sum()
+    n = 20 * inside.sum()
+    drawn = sample_within(SPACE, cost, low, high, n, np.random.default_rng(0))
+    row = {key: index for index, key in enumerate(paths[inside].keys.tolist())}
+    seen = np.bincount([row[key] for key in drawn.keys.tolist()], minlength=len(row))
+    assert chisquare(seen, chances / chances.sum() * n).pvalue > 1e-3
+
+
+@pytest.fixture(scope="module")
+def rejected():
+    """Uniform draws of A, and their FLOPs."""
+    drawn = A.sample_many(np.random.default_rng(0), 500_000)
+    return drawn, BACKBONE.flops(drawn)
+
+
+BACKBONE = CostModel(224, scope="backbone")
+
+
+@pytest.mark.parametrize("bucket, most", [(1, 20_000), (2, 20_000), (3, 20_000)])
+def test_the_middle_buckets_of_a_agree_with_rejection(bucket, most, rejected):
+    """Two samples of the same distribution: costs by Kolmogorov and Smirnov, every choice by a contingency table."""
+    drawn, flops = rejected
+    buckets = Buckets(A, BACKBONE)
+    inside = buckets.index(flops) == bucket
+    share = buckets.share(bucket)
+    assert inside.mean() == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / len(drawn)))
+    kept = drawn[np.flatnonzero(inside)[:most]]
+    assert len(kept) > 800
+    exact = buckets.sample(bucket, 20_000, np.random.default_rng(1))
+    assert ks_2samp(BACKBONE.flops(exact), BACKBONE.flops(kept)).pvalue > 1e-3
     for ours, theirs in ((exact.depths, kept.depths), (exact.widths, kept.widths), (exact.ratios, kept.ratios)):
-        for value in range(-1, 3):
-            np.testing.assert_allclose((ours == value).mean(axis=0), (theirs == value).mean(axis=0), atol=0.02)
+        for one, other in zip(ours.T, theirs.T):
+            table = np.array([np.bincount(column + 1, minlength=4) for column in (one, other)])
+            table = table[:, table.sum(axis=0) >= 10]
+            if table.shape[1] > 1:
+                assert chi2_contingency(table).pvalue > 1e-5  # 87 tables over the three buckets
 
 
 SPACES = [A, compofa(), *shrinking_stages(), A.without([Operation(2, 0, 0.65, 0.2), Operation(0, 2, 0.8, 0.35)])]
