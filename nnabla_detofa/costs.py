@@ -333,24 +333,24 @@ def in_unit(values: Sequence[float], unit: str, scale: float) -> str:
     return f"{' to '.join(f'{value / scale:.4g}' for value in values)} {unit}".rstrip()
 
 
-def additive(cost: CostModel | LayerCost) -> LayerCost:
+def layer_cost(cost: CostModel | LayerCost) -> LayerCost:
     """The cost itself; for a model, its FLOPs."""
     return cost.flops if isinstance(cost, CostModel) else cost
 
 
 def cost_range(space: SearchSpace, cost: CostModel | LayerCost) -> tuple[int, int]:
     """The exact smallest and largest cost of the space's paths."""
-    return additive(cost).extremes(space)
+    return layer_cost(cost).extremes(space)
 
 
 def count_within(space: SearchSpace, cost: CostModel | AdditiveCost, low: float, high: float) -> int:
     """The exact number of canonical paths with low <= cost < high (infinities allowed)."""
-    return _joint(space, additive(cost)).count(low, high)
+    return _joint(space, layer_cost(cost)).count(low, high)
 
 
 def share_within(space: SearchSpace, cost: CostModel | AdditiveCost, low: float, high: float) -> float:
     """The probability that a uniformly sampled path has low <= cost < high (infinities allowed)."""
-    return _joint(space, additive(cost)).share(low, high)
+    return _joint(space, layer_cost(cost)).share(low, high)
 
 
 def sample_within(
@@ -361,7 +361,7 @@ def sample_within(
     Raises:
         UserError: the space has no such path.
     """
-    cost = additive(cost)
+    cost = layer_cost(cost)
     joint = _joint(space, cost)
     if not joint.share(low, high):
         raise UserError(
@@ -417,7 +417,7 @@ class Buckets:
         """
         space = space or self.space
         if not self.share(bucket, space):
-            edges = additive(self.cost).text(*self.edges[bucket : bucket + 2])
+            edges = layer_cost(self.cost).text(*self.edges[bucket : bucket + 2])
             raise UserError(f"bucket {bucket} ({edges}) holds no path of the space {space.name}")
         return sample_within(space, self.cost, *self.interval(bucket), n, rng)
 
@@ -539,6 +539,8 @@ class _Joint:
 
     def __init__(self, space: SearchSpace, cost: AdditiveCost):
         geometry = space.geometry
+        if not isinstance(cost, AdditiveCost):
+            raise TypeError(f"{cost.name} does not add up over layers: only an additive cost can be counted and sampled")
         if space.size() >= 2**63:
             raise UserError(f"the space {space.name} has {space.size()} paths; exact counts allow fewer than 2^63")
         self.range = cost.extremes(space)

@@ -17,9 +17,9 @@ from .costs import (
     CostModel,
     LayerCost,
     PeakCost,
-    additive,
     cost_range,
     in_unit,
+    layer_cost,
     sample_within,
     share_within,
 )
@@ -78,7 +78,7 @@ def at_most(cost: CostModel | LayerCost, budget: float) -> Constraint:
 
 def between(cost: CostModel | LayerCost, least: float, budget: float) -> Constraint:
     """The constraint that a cost (for a model, its FLOPs) is `least` to `budget`, both inclusive."""
-    cost = additive(cost)
+    cost = layer_cost(cost)
     return Constraint(cost.name, cost, budget, cost.unit, cost.scale, least)
 
 
@@ -342,7 +342,7 @@ def front(
         from .nsga2 import evolve
     except ImportError as error:
         raise UserError(f"a front needs pymoo, which does not load ({error}): install nnabla-detofa[search]") from error
-    measured = additive(cost) if isinstance(cost, (CostModel, LayerCost)) else cost
+    measured = layer_cost(cost) if isinstance(cost, (CostModel, LayerCost)) else cost
     scored: dict[bytes, float] = {}
     seen: list[PathBatch] = []
 

@@ -100,6 +100,18 @@ def test_a_million_paths_cost_two_seconds_or_less():
     assert time.process_time() - start < 2  # 0.9 on the machine it was written on
 
 
+def test_ten_thousand_paths_of_the_top_bucket_take_ten_seconds_or_less():
+    buckets = Buckets(A, CostModel(384, 20, "detector"))
+    start = time.process_time()
+    assert len(buckets.sample(4, 10_000, np.random.default_rng(0))) == 10_000
+    assert time.process_time() - start < 10  # 0.1 on the machine it was written on, tables included
+
+
+def test_memory_cannot_be_sampled_as_if_it_added_up():
+    with pytest.raises(TypeError, match="memory does not add up over layers"):
+        count_within(SPACE, CostModel(64, backbone=GEOMETRY).memory, 0, 1e6)
+
+
 def test_the_default_head_has_the_models_classes():
     named = CostModel(384, 20, "detector"), CostModel(384, scope="detector", head=HeadGeometry(20))
     assert named[0].flops([A.largest]) == named[1].flops([A.largest])
@@ -192,6 +204,9 @@ def test_paths_that_keep_a_bound_on_memory_too_are_sampled_uniformly():
     assert chisquare(seen, chances / chances.sum() * n).pvalue > 1e-3
 
 
+BACKBONE = CostModel(224, scope="backbone")
+
+
 @pytest.fixture(scope="module")
 def rejected():
     """Uniform draws of A, and their FLOPs."""
@@ -199,18 +214,15 @@ def rejected():
     return drawn, BACKBONE.flops(drawn)
 
 
-BACKBONE = CostModel(224, scope="backbone")
-
-
-@pytest.mark.parametrize("bucket, most", [(1, 20_000), (2, 20_000), (3, 20_000)])
-def test_the_middle_buckets_of_a_agree_with_rejection(bucket, most, rejected):
+@pytest.mark.parametrize("bucket", [1, 2, 3])
+def test_the_middle_buckets_of_a_agree_with_rejection(bucket, rejected):
     """Two samples of the same distribution: costs by Kolmogorov and Smirnov, every choice by a contingency table."""
     drawn, flops = rejected
     buckets = Buckets(A, BACKBONE)
     inside = buckets.index(flops) == bucket
     share = buckets.share(bucket)
     assert inside.mean() == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / len(drawn)))
-    kept = drawn[np.flatnonzero(inside)[:most]]
+    kept = drawn[np.flatnonzero(inside)[:20_000]]
     assert len(kept) > 800
     exact = buckets.sample(bucket, 20_000, np.random.default_rng(1))
     assert ks_2samp(BACKBONE.flops(exact), BACKBONE.flops(kept)).pvalue > 1e-3
