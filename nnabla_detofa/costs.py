@@ -1,10 +1,10 @@
 """What a path costs, for many paths at once, and exact uniform sampling of paths inside an interval of costs.
 
 Given the widths, a path's cost is a sum over its layers (memory: the largest of them), so every figure comes from a few
-small tables. The same fact makes sampling inside an interval of an additive cost exact: a stage's cost depends on its (D, W), the width before it, the E of its first layer and the
-MULTISET of the other E, which leaves a few hundred cases per stage. All beginnings (stem and first half of the stages)
-and all ends of paths are listed, and joined at the width between them; sorted costs and running sums then give, for each
-beginning, the probability of the ends that land inside the interval.
+small tables. The same fact makes sampling inside an interval of an additive cost exact: a stage's cost depends on its
+(D, W), the width before it, the E of its first layer and the MULTISET of the other E, which leaves a few hundred cases per
+stage. All beginnings (stem and first half of the stages) and all ends of paths are listed, and joined at the width between
+them; sorted costs and running sums then give, for each beginning, the probability of the ends that land inside the interval.
 """
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+import sys
 import time
 
 import numpy as np
@@ -257,3 +258,9 @@ def test_a_front_keeps_hard_bounds_and_depends_on_the_generator_alone():
     one, two = (front(A, watched, model, np.random.default_rng(3), 5, 20, constraints=bounds) for _ in range(2))
     assert one.scored == two.scored == len(seen) / 2 == len(set(seen))
     assert (one.paths.keys == two.paths.keys).all()
+
+
+def test_a_front_without_pymoo_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nnabla_detofa.nsga2", None)
+    with pytest.raises(UserError, match=r"a front needs pymoo, .* install nnabla-detofa\[search\]"):
+        front(SPACE, additive_score(GEOMETRY), MODEL, np.random.default_rng(0))
