@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 IS_310 := -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 10))'
 
-.PHONY: help setup test lint demo pretrain table1 bench-space clean
+.PHONY: help setup test parity lint demo pretrain table1 bench-space clean
 
 help: ## This list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-17s %s\n' "$$target" "$$text"; done
@@ -12,6 +12,9 @@ setup: $(READY) ## Make .venv with Python 3.10 and the exact versions of require
 
 test: $(READY) ## Run the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"
+
+parity: $(READY) ## Compare with the figures of independent implementations and print each error (15 seconds)
+	$(BIN)/python tests/parity.py
 
 lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check .

@@ -73,25 +73,22 @@ class DetOFASearcher(SupernetRunner):
 
     def train_fullnet(self, space: SearchSpace) -> None:
         """Line 2: fine-tune the largest path alone, and evaluate it as the paper's "Fullnet"."""
-        epochs = self.config.hparams.fullnet_epochs
+        phase = self.training["fullnet"]
         with self.phase("fullnet"):
-            self.train_phase("fullnet", OnePath(space.largest), range(epochs), self.new_optimizer(epochs))
+            self.train_phase(phase, OnePath(space.largest), self.new_optimizer(phase))
             self.results["fullnet"] = self.evaluate_path("fullnet", space.largest)
 
     def warm_up(self, space: SearchSpace) -> None:
         """Line 3: train uniformly drawn paths of A; the schedule is that of warm-up and fine-tuning together."""
-        hparams = self.config.hparams
-        self.optimizer["train"] = self.new_optimizer(hparams.warmup_epochs + hparams.epochs)
+        phase = self.training["warm-up"]
+        self.optimizer["train"] = self.new_optimizer(phase)
         with self.phase("warm-up"):
-            sampler = UniformPaths(space, self.rng("warm-up"))
-            self.train_phase("warm-up", sampler, range(hparams.warmup_epochs), self.optimizer["train"])
+            self.train_phase(phase, UniformPaths(space, self.rng("warm-up")), self.optimizer["train"])
 
     def fine_tune(self, sampler: PathSampler) -> None:
         """Lines 8 to 17: train the paths that the filter keeps."""
-        hparams = self.config.hparams
-        epochs = range(hparams.warmup_epochs, hparams.warmup_epochs + hparams.epochs)
         with self.phase("fine-tuning"):
-            self.train_phase("fine-tuning", sampler, epochs, self.optimizer["train"])
+            self.train_phase(self.training["fine-tuning"], sampler, self.optimizer["train"])
         self.results["refused_share"] = sampler.refused_share
         self.log(f"refused {sampler.refused_share:.1%} of {sampler.draws} draws")
 
@@ -306,15 +303,25 @@ def build(config: Config, pretrained: bool = True) -> tuple[centernet.SearchNet,
         UserError: a data set or the weights are missing or broken, or do not fit.
     """
     network = config.network
-    stride = network.head_geometry(1).output_stride(network.geometry)
-    sets = open_sets(config, stride)
-    if network.num_classes not in (None, len(sets.classes)):
+    sets = open_sets(config, network.head_geometry(1).output_stride(network.geometry))
+    classes = len(sets.classes)
+    model = make_model(config, classes, network.weights if pretrained else None)
+    return model, sets, make_cost(config, classes, sets.image_size)
+
+
+def make_model(config: Config, num_classes: int, weights: str | None = None) -> centernet.SearchNet:
+    """The detection supernet of a config, its backbone from the file `weights` where that is given.
+
+    Raises:
+        UserError: the config gives another number of classes, or the file does not fit.
+    """
+    network = config.network
+    if network.num_classes not in (None, num_classes):
         raise UserError(
-            f"network.centernet_ofa_resnet50.num_classes must be the data set's {len(sets.classes)}, got {network.num_classes}"
+            f"network.centernet_ofa_resnet50.num_classes must be the data set's {num_classes}, got {network.num_classes}"
         )
-    head = network.head_geometry(len(sets.classes))
-    model = centernet.SearchNet(
-        head.num_classes,
+    return centernet.SearchNet(
+        num_classes,
         network.width_scale,
         network.strides,
         network.elastic_stem,
@@ -322,8 +329,12 @@ def build(config: Config, pretrained: bool = True) -> tuple[centernet.SearchNet,
         network.deconv_channels,
         network.head_channels,
         network.heat_map_std,
-        network.weights if pretrained else None,
+        weights,
         np.random.default_rng((config.args.seed, 1)),
     )
-    scope = config.hparams.cost_scope
-    return model, sets, CostModel(sets.image_size, head.num_classes, scope, network.geometry, head)
+
+
+def make_cost(config: Config, num_classes: int, image_size: int | tuple[int, int]) -> CostModel:
+    """What a path costs: its FLOPs are those of `hparams.cost_scope`."""
+    head, scope = config.network.head_geometry(num_classes), config.hparams.cost_scope
+    return CostModel(image_size, head.num_classes, scope, config.network.geometry, head)

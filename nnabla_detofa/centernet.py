@@ -275,8 +275,19 @@ class SearchNet(Detector):
         head = HeadGeometry(num_classes, tuple(deconv_channels), head_channels)
         super().__init__(head, geometry, zero_init_residual, heat_map_std, rng)
         self.space = ofa_resnet50(geometry, elastic_stem)
+        self._static = {
+            "num_classes": num_classes,
+            "width_scale": width_scale,
+            "strides": tuple(strides),
+            "deconv_channels": tuple(deconv_channels),
+            "head_channels": head_channels,
+        }
         if weights:
             load_backbone(self, weights)
+
+    def get_active_subnet(self, path: Path | Mapping, statistics: Mapping | None = None) -> TrainNet:
+        """`path` cut out as a static network of its own, its weights copied; see `supernet.SearchNet.get_active_subnet`."""
+        return TrainNet(path, **self._static, supernet=self, statistics=statistics)
 
 
 class TrainNet(Detector):

@@ -42,6 +42,9 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", "--device-id", metavar="DEVICE", help="replaces args.device_id: a GPU, or one per rank: 0,1")
     parser.add_argument("-o", "--output-path", metavar="OUTPUT", help="replaces args.output_path (default: runs/<config>)")
     parser.add_argument("--restart", action="store_true", help="start anew instead of going on where the run was stopped")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be run, try one step of each phase on the CPU, write nothing"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -51,6 +54,12 @@ def run(args: argparse.Namespace) -> None:
     flags = {"context": args.context, "device_id": args.device_id, "output_path": args.output_path}
     overrides = [f"args.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
     config = configs.load(args.file, [*args.overrides, *overrides])
+    if args.dry_run:
+        from .dry_run import dry_run
+
+        for line in dry_run(config):
+            print(line, flush=True)
+        return
 
     from .compat import Device
 
@@ -256,6 +265,30 @@ def measure_latency(args: argparse.Namespace) -> None:
     print(f"written: {args.output}")
 
 
+def import_ofa_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="OFA's ResNet50 supernet as PyTorch saved it")
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the weights file to write, .h5")
+    parser.add_argument(
+        "--keep-channels",
+        action="store_true",
+        help="leave the first convolution for red, green, blue and ImageNet's normalisation, to compare with PyTorch; "
+        "by default it is rewritten for this package's images: blue, green, red with CenterNet's mean and deviation",
+    )
+
+
+def import_ofa(args: argparse.Namespace) -> None:
+    """Turn a PyTorch checkpoint into a weights file, and print what was found."""
+    from .import_ofa import import_checkpoint
+
+    if Path(args.output).suffix != ".h5":
+        raise UserError(f"the weights file to write must end in .h5, got {args.output}")
+    found = import_checkpoint(args.checkpoint, args.output, args.keep_channels)
+    print(f"{found.placed + found.dropped} tensors read, {found.placed} placed, {found.dropped} dropped (num_batches_tracked)")
+    print(f"{found.classes} classes")
+    print(f"the first convolution {'is as it was' if args.keep_channels else 'now takes blue, green, red images'}")
+    print(f"written: {args.output}")
+
+
 COMMANDS = {
     "run": Command(
         "train and search as a config says",
@@ -264,6 +297,7 @@ COMMANDS = {
         (
             "-f configs/digits_detofa.json",
             "-f configs/voc_detofa.json -c cudnn -d 0 dataloader.voc.root=/data/VOCdevkit hparams.r_path=0.5",
+            "-f configs/voc_detofa.json --dry-run",
         ),
     ),
     "report": Command(
@@ -296,6 +330,12 @@ COMMANDS = {
         data_arguments,
         data,
         ("digits --root data/digits", "to-coco --voc data/digits --root data/digits_coco"),
+    ),
+    "import-ofa": Command(
+        "turn a PyTorch checkpoint of OFA's ResNet50 supernet into a weights file",
+        import_ofa_arguments,
+        import_ofa,
+        ("ofa_resnet50_d=0+1+2_e=0.2+0.25+0.35_w=0.65+0.8+1.0 -o configs/weights/ofa_resnet50.h5",),
     ),
 }
 """Every subcommand; the first is meant where none is named."""

@@ -46,8 +46,9 @@ def repair() -> None:
     found = importlib.util.find_spec("nnabla_nas")
     if found is None or NETWORKS in sys.modules:
         return
-    # find_spec(NETWORKS) would import its parents, which is what fails: so look on the disk.
-    inner = Path(*NETWORKS.split(".")[1:], "__init__.py")
+    # find_spec(NETWORKS) would import its parents, which is what fails: so look on the disk. The folder has no
+    # __init__.py even in nnabla-nas' sources (which is why the wheel lacks it).
+    inner = Path(*NETWORKS.split(".")[1:], "ofa_resnet50.py")
     if any((Path(place) / inner).is_file() for place in found.submodule_search_locations or ()):
         return
     package = ModuleType(NETWORKS, "Stands in for a package that the nnabla-nas wheel lacks.")

@@ -20,7 +20,7 @@ import yaml
 
 from .checked import kind_of, listed, read, refuse_unknown
 from .errors import UserError
-from .geometry import Geometry, HeadGeometry
+from .geometry import OFA_RESNET50, Geometry, HeadGeometry
 
 
 def flops(value: Any) -> Any:
@@ -213,6 +213,7 @@ class ImageFolderData:
         flip: mirror half of the training images; not where left and right matter, as in digits.
         crop_area: smallest and largest share of a training image's area that is cut out of it.
         centre_share: side of the central square that is evaluated, as a share of an image's shorter side.
+        train_sizes: sides of the training input: each step draws one, from the seed and its number. Empty: `image_size`.
     """
 
     root: str
@@ -222,6 +223,7 @@ class ImageFolderData:
     flip: bool = True
     crop_area: tuple[UpToOne, UpToOne] = (0.35, 1.0)
     centre_share: UpToOne = 0.875
+    train_sizes: tuple[Annotated[int, "[32, inf)"], ...] = ()
 
     def __post_init__(self):
         if self.crop_area[0] > self.crop_area[1]:
@@ -413,20 +415,80 @@ class DetofaHparams(CommonHparams):
 
 
 @dataclass(frozen=True)
+class Shrinking:
+    """One phase of progressive shrinking: the supernet is trained on a space that grows from phase to phase.
+
+    Attributes:
+        name: what logs and folders call it.
+        depths, widths, ratios: the choices of D, W and E in every stage; the stem chooses among the same depths and widths.
+        epochs: of this phase, with a schedule of its own.
+        lr: the rate at the start of it; None is `optimizer.train.lr`.
+        warmup_epochs: epochs over which the rate first rises from 0 (`optimizer.train.warmup_steps` is the fullnet's).
+        batch_size: images of one step; None is `hparams.batch_size`.
+        paths_per_step: paths trained on each batch; their gradients are added, as OFA's dynamic batch size does.
+        sort_channels: before the phase, sort the bottlenecks' middle channels by importance, the network's function
+            unchanged, so that a smaller E takes the important ones.
+    """
+
+    name: str
+    depths: tuple[int, ...]
+    widths: tuple[float, ...]
+    ratios: tuple[float, ...]
+    epochs: Natural
+    lr: Positive | None = None
+    warmup_epochs: Natural = 0
+    batch_size: Count | None = None
+    paths_per_step: Count = 1
+    sort_channels: bool = False
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 _-]*", self.name) or self.name in RESERVED_PHASES:
+            raise UserError(
+                f"name must be letters, digits, spaces, - or _, and not {listed(RESERVED_PHASES, 'or')}, got {self.name!r}"
+            )
+        for key, allowed in {
+            "depths": OFA_RESNET50.depths,
+            "widths": OFA_RESNET50.widths,
+            "ratios": OFA_RESNET50.ratios,
+        }.items():
+            values = getattr(self, key)
+            if not values or len(set(values)) < len(values) or set(values) - set(allowed):
+                raise UserError(f"{key} must be one or more of {', '.join(map(str, allowed))}, each once, got {list(values)}")
+
+
+RESERVED_PHASES = ("fullnet", "supernet", "paths", "path filter", "checkpoint", "tensorboard")
+
+
+@dataclass(frozen=True)
 class PretrainHparams(CommonHparams):
     """The classification supernet, then the path filter on paths of it.
 
     Attributes:
         fullnet_epochs: of the largest path, before the supernet.
-        epochs: of the supernet, one uniformly drawn path for each step.
+        epochs: of the supernet, one uniformly drawn path for each step; not used where there is `shrinking`.
+        shrinking: phases of progressive shrinking, in their order, instead of `epochs` of all paths.
+        kd_ratio: weight of the distillation from the fullnet in the supernet's loss; 0 is none, OFA's is 1.
         label_smoothing: share of the target spread over all classes.
         paths: evaluated to pre-train the filter, over all buckets.
     """
 
     fullnet_epochs: Natural = 0
     epochs: Natural = 90
+    shrinking: tuple[Shrinking, ...] = ()
+    kd_ratio: NonNegative = 0.0
     label_smoothing: Share = 0.1
     paths: Natural = 10000
+
+    def __post_init__(self):
+        super().__post_init__()
+        names = [phase.name.lower().replace("-", " ").replace("_", " ") for phase in self.shrinking]
+        if len(set(names)) < len(names):
+            raise UserError(f"shrinking must have a name of its own for each phase, got {', '.join(names)}")
+        for phase in self.shrinking:
+            if self.mini_batch and phase.batch_size and phase.batch_size % self.mini_batch:
+                raise UserError(
+                    f"mini_batch must divide the {phase.batch_size} images of a step of {phase.name}, got {self.mini_batch}"
+                )
 
 
 # ------------------------------------------------------------------------------------------------------------ the whole
@@ -542,6 +604,12 @@ def from_dict(content: Mapping[str, Any], name: str) -> Config:
     stride = network.geometry.total_stride
     if isinstance(network, CenternetOfaResnet50) and data.image_size % stride:
         raise UserError(f"dataloader.{data_name}.image_size must be a multiple of {stride} (strides), got {data.image_size}")
+    hparams = read(runner.hparams, content.get("hparams", {}), "hparams")
+    if isinstance(hparams, PretrainHparams) and hparams.kd_ratio and not (hparams.fullnet_epochs or network.weights):
+        raise UserError(
+            f"hparams.kd_ratio must be 0 without a trained teacher (hparams.fullnet_epochs above 0, or "
+            f"network.{network_name}.weights), got {hparams.kd_ratio:g}"
+        )
     return Config(
         name=name,
         about=read(tuple[str, ...], [about] if isinstance(about, str) else about, "about"),
@@ -551,7 +619,7 @@ def from_dict(content: Mapping[str, Any], name: str) -> Config:
         dataloader_name=data_name,
         dataloader=data,
         optimizer=read(Solvers, content.get("optimizer", {}), "optimizer"),
-        hparams=read(runner.hparams, content.get("hparams", {}), "hparams"),
+        hparams=hparams,
     )
 
 

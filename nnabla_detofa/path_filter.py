@@ -201,7 +201,9 @@ class PathFilter(Mo.Module):
             self.bucket_embedding = embedding(buckets, dim, rng)
             self.encoder = Mo.ModuleList([EncoderLayer(dim, heads, feed_forward, rng) for _ in range(layers)])
             self.fc1 = linear(dim * (self.tokenizer.length + 1 if pooling == "concat" else 1), dim, rng)
-            self.fc2 = linear(dim, 1, rng)
+            # Scores start almost equal. While nothing is learned yet the pair loss only grows with their spread, and from a
+            # wide one it drove all scores to one end of the sigmoid, where the gradient is 0, in some seeds for good.
+            self.fc2 = linear(dim, 1, rng, scale=0.1)
 
     def call(self, tokens: nn.Variable, buckets: nn.Variable) -> nn.Variable:
         """Tokens (n, L) and bucket indices (n,) -> scores (n,) in (0, 1)."""

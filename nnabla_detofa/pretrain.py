@@ -15,30 +15,41 @@ from .compat import Device
 from .config import Config
 from .costs import CostModel
 from .data.sets import open_sets
+from .distillation import Distillation
+from .phases import TrainingPhase
 from .pruning import UniformPaths
 from .ranking import kendall_tau, per_bucket
 from .runner import SupernetRunner, start
 from .search_space import Path, PathBatch
-from .supernet import GivenStatistics
-from .training import OnePath
+from .supernet import GivenStatistics, sort_middle_channels
+from .training import Objective, OnePath
 from .validation import reestimate
 
 
 class PretrainSearcher(SupernetRunner):
-    """Train the classification supernet, first its largest path and then all, and a path filter on what its paths lose."""
+    """Train the classification supernet, first its largest path and then all, and a path filter on what its paths lose.
 
-    phases = ("fullnet", "supernet", "paths", "path filter")
+    "All" is either one phase of uniform paths of A, or progressive shrinking's phases, whose spaces grow: then, as in OFA
+    and in NNablaNAS' recipe for its ResNet50, smaller paths learn from the frozen fullnet too.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.phases = (*self.training, "paths", "path filter")
 
     def run(self) -> dict:
         """Run the phases; what came of them is in summary.json, and returned."""
         hparams = self.config.hparams
+        fullnet, *supernet = self.training.values()
         with self.phase("fullnet"):
-            optimizer = self.new_optimizer(hparams.fullnet_epochs)
-            self.train_phase("fullnet", OnePath(self.space.largest), range(hparams.fullnet_epochs), optimizer)
-        with self.phase("supernet"):
-            optimizer = self.new_optimizer(hparams.epochs)
-            self.train_phase("supernet", UniformPaths(self.space, self.rng("supernet")), range(hparams.epochs), optimizer)
-            weights.write(self.folder / "supernet.h5", self.model.get_parameters())
+            self.train_phase(fullnet, OnePath(self.space.largest), self.new_optimizer(fullnet))
+        for phase in supernet:
+            with self.phase(phase.name):
+                if phase.sorted_ratios:  # again where the phase goes on: its checkpoint then replaces all weights
+                    sort_middle_channels(self.model, phase.sorted_ratios)
+                sampler = UniformPaths(phase.space, self.rng(phase.name))
+                self.train_phase(phase, sampler, self.new_optimizer(phase), self.objective(phase))
+        weights.write(self.folder / "supernet.h5", self.model.get_parameters())
         few = PathBatch.concatenate(
             [PathBatch.from_paths([self.space.largest], self.space.geometry), self.space.sample_many(self.rng("shown"), 4)]
         )
@@ -55,6 +66,13 @@ class PretrainSearcher(SupernetRunner):
         self.remember("summary", self.results)
         return self.results
 
+    def objective(self, phase: TrainingPhase) -> Objective | None:
+        """What the phase minimises: with distillation the teacher is the fullnet that the first phase left."""
+        if not phase.kd_ratio:
+            return None
+        trained = weights.read(self.folder / "fullnet" / "weights.h5")
+        return Distillation(self.model, self.space.largest, trained, phase.kd_ratio)
+
     def accuracy(self, path: Path) -> float:
         """Share of the validation images that `path` classifies rightly."""
         evaluator = self.evaluator
@@ -68,21 +86,31 @@ class PretrainSearcher(SupernetRunner):
         return right / total
 
 
-def run(config: Config, device: Device, output: FilePath, restart: bool = False) -> dict:
-    """Pre-train by `config`; what was done before in `output` is not done again."""
-    sets = open_sets(config)
+def make_model(config: Config, num_classes: int, weights: str | None = None) -> supernet.SearchNet:
+    """The classification supernet of a config, from the file `weights` where that is given."""
     network = config.network
-    model = supernet.SearchNet(
-        network.num_classes or len(sets.classes),
+    return supernet.SearchNet(
+        network.num_classes or num_classes,
         network.width_scale,
         network.strides,
         network.elastic_stem,
         network.zero_init_residual,
-        network.weights,
+        weights,
         config.hparams.label_smoothing,
         np.random.default_rng((config.args.seed, 1)),
     )
-    cost = CostModel(sets.image_size, len(sets.classes), "backbone", network.geometry)
+
+
+def make_cost(config: Config, num_classes: int, image_size: int | tuple[int, int]) -> CostModel:
+    """What a path costs: its FLOPs are those of the backbone alone, since the classifier is not what is transferred."""
+    return CostModel(image_size, num_classes, "backbone", config.network.geometry)
+
+
+def run(config: Config, device: Device, output: FilePath, restart: bool = False) -> dict:
+    """Pre-train by `config`; what was done before in `output` is not done again."""
+    sets = open_sets(config)
+    model = make_model(config, len(sets.classes), config.network.weights)
+    cost = make_cost(config, len(sets.classes), sets.image_size)
     return start(PretrainSearcher, model, sets, cost, config, device, output, restart)
 
 

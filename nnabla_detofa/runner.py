@@ -11,7 +11,7 @@ import shutil
 import signal
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path as FilePath
@@ -27,9 +27,10 @@ from .data.loader import Loader
 from .data.sets import eval_batches
 from .errors import UserError
 from .path_filter import PathFilter, PathScorer, Tokenizer
+from .phases import TrainingPhase, training_phases
 from .ranking import EvaluatedPath, EvaluatedPaths, fit
 from .search_space import PathBatch, SearchSpace
-from .training import Checkpoint, PathSampler, Progress, Schedule, train
+from .training import Checkpoint, Objective, PathSampler, Progress, new_optimizer, train
 from .validation import PathEvaluator, validation_loss
 
 
@@ -94,6 +95,7 @@ class SupernetRunner(Runner):
         self.cost: CostModel = args["cost"]
         self.sets = args["sets"]
         self.buckets = Buckets(self.space, self.cost.flops, self.config.hparams.buckets)
+        self.training = {phase.name: phase for phase in training_phases(self.config)}
         self.stop = StopRequest()
         self.results: dict = {}
         self.seconds: dict[str, float] = self.recall("seconds", {})
@@ -151,38 +153,27 @@ class SupernetRunner(Runner):
 
     # --- Training ---------------------------------------------------------------------------------------------------
 
-    def steps_per_epoch(self) -> int:
-        return max(1, len(self.dataloader["train"]) // self.config.hparams.batch_size)
+    def new_optimizer(self, phase: TrainingPhase) -> Optimizer:
+        """A fresh solver over the supernet's parameters, with the phase's schedule."""
+        return new_optimizer(self.model, phase.solver, phase.schedule(len(self.dataloader["train"])))
 
-    def new_optimizer(self, epochs: int) -> Optimizer:
-        """A fresh solver over the supernet's parameters, with a schedule of this many epochs."""
-        solver, per_epoch = self.config.optimizer.train, self.steps_per_epoch()
-        schedule = Schedule(
-            base=solver.lr,
-            kind=solver.schedule,
-            steps=epochs * per_epoch,
-            milestones=tuple(epoch * per_epoch for epoch in solver.milestones),
-            gamma=solver.gamma,
-            warmup_steps=solver.warmup_steps,
-        )
-        rate = {"alpha" if solver.name.startswith("Adam") else "lr": solver.lr}
-        decay = {"weight_decay": solver.weight_decay} if solver.weight_decay else {}
-        if solver.name == "AdamW":  # its own decay, which NNabla would set to 1e-4
-            decay = {"wd": solver.weight_decay}
-        optimizer = Optimizer(name=solver.name, lr_scheduler=schedule, **decay, **rate)
-        optimizer.set_parameters(self.model.get_parameters(grad_only=True))
-        return optimizer
-
-    def train_phase(self, name: str, paths: PathSampler, epochs: range, optimizer: Optimizer) -> None:
-        """Train for `epochs` of the optimiser's schedule, with checkpoints; weights and optimiser are kept in <name>/
+    def train_phase(
+        self, phase: TrainingPhase, paths: PathSampler, optimizer: Optimizer, objective: Objective | None = None
+    ) -> None:
+        """Train for the phase's epochs, with checkpoints; weights and optimiser are kept in <name>/
 
         Where the phase was done before, only its weights and its optimiser are loaded.
+
+        Args:
+            objective: what is minimised; by default the network's own loss.
         """
+        name, epochs = phase.name, phase.epochs
+        tags = objective.names if objective else self.loss_names
         done, checkpoint = Checkpoint(self.folder / slug(name)), Checkpoint(self.folder / "checkpoint" / slug(name))
         if (state := done.load(self.model, optimizer)) is not None:
             paths.restore(state["paths"])
             return
-        per_epoch = self.steps_per_epoch()
+        per_epoch = phase.steps_per_epoch(len(self.dataloader["train"]))
         first, last = epochs.start * per_epoch, epochs.stop * per_epoch
         if (state := checkpoint.load(self.model, optimizer)) is not None:
             first = state["step"]
@@ -196,7 +187,7 @@ class SupernetRunner(Runner):
 
         def on_step(progress: Progress) -> None:
             bar.update()
-            self._report(name, progress, bar)
+            self._report(name, tags, progress, bar)
             if self.stop.requested or (progress.step + 1) % every == 0:
                 checkpoint.save(self.model, optimizer, state_now(progress.step + 1))
             if (progress.step + 1) % per_epoch == 0:
@@ -208,10 +199,12 @@ class SupernetRunner(Runner):
                 self.model,
                 optimizer,
                 paths,
-                self.loader(),
+                self.loader(phase),
                 self.inputs(),
                 range(first, last),
-                accumulate=self.accum_train,
+                accumulate=phase.batch_size // self.comm.n_procs // self.mbs_train,
+                paths_per_step=phase.paths_per_step,
+                objective=objective,
                 comm=self.comm,
                 event=self.event,
                 on_step=on_step,
@@ -219,29 +212,30 @@ class SupernetRunner(Runner):
         done.save(self.model, optimizer, state_now(last))
         checkpoint.remove()
 
-    def _report(self, name: str, progress: Progress, bar: tqdm) -> None:
+    def _report(self, name: str, tags: Sequence[str], progress: Progress, bar: tqdm) -> None:
         """TensorBoard at every step; a line of the log every `print_frequency` steps."""
         step = progress.step + 1
-        for tag, value in zip(self.loss_names, progress.losses):
+        for tag, value in zip(tags, progress.losses):
             self.monitor.update(f"{tag}/{name}", value)
         self.monitor.update(f"learning_rate/{name}", progress.rate)
         if step % self.config.args.print_frequency == 0:
             bar.set_postfix(loss=f"{self.monitor[f'loss/{name}'].avg:.3f}")
             self.monitor.write(step)
-            shown = ", ".join(f"{tag} {self.monitor[f'{tag}/{name}'].avg:.4f}" for tag in self.loss_names)
+            shown = ", ".join(f"{tag} {self.monitor[f'{tag}/{name}'].avg:.4f}" for tag in tags)
             self.monitor.info(f"{name} step {step}: {shown}, rate {progress.rate:.2e}\n", view=False)
             self.monitor.reset()
 
-    def loader(self) -> Loader:
-        """Training batches: a function of the seed, the epoch and the step alone."""
+    def loader(self, phase: TrainingPhase) -> Loader:
+        """Training batches of a phase: a function of the seed, the epoch and the step alone."""
         return Loader(
             self.dataloader["train"],
             self.sets.train_item,
-            self.config.hparams.batch_size,
+            phase.batch_size,
             self.config.args.seed,
             workers=self.config.args.workers,
             rank=self.comm.rank,
             size=self.comm.n_procs,
+            sizes=getattr(self.config.dataloader, "train_sizes", ()),
         )
 
     def inputs(self) -> list:
@@ -446,6 +440,12 @@ def start(
             f"hparams.batch_size must be a multiple of mini_batch times the number of processes "
             f"({mini} x {device.comm.n_procs}), got {batch}"
         )
+    for phase in training_phases(config):
+        if phase.batch_size % (mini * device.comm.n_procs):
+            raise UserError(
+                f"the batch_size of the phase {phase.name} must be a multiple of mini_batch times the number of processes "
+                f"({mini} x {device.comm.n_procs}), got {phase.batch_size}"
+            )
     hparams = {
         "batch_size_train": batch,
         "mini_batch_train": mini,
@@ -462,7 +462,8 @@ def start(
     with hydra_state(output):
         runner = searcher(model, {}, {}, {"train": sets.train, "valid": sets.val}, hparams, args)
         try:
-            runner.loader()  # is there a batch to be had?
+            for phase in runner.training.values():
+                runner.loader(phase)  # is there a batch to be had?
             runner.callback_on_start()
         except UserError:
             runner.callback_on_finish()

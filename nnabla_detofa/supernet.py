@@ -209,6 +209,25 @@ class Bottleneck(Mo.Module):
             x = self.downsample(x, plan.outputs, statistics)
         return F.relu(F.add2(y, x), inplace=True)
 
+    def sort_middle(self, edges: Sequence[int]) -> None:
+        """Reorder the middle channels, the most important first, without changing what the layer computes.
+
+        A channel's importance is the L1 norm of the weights that read it, as in OFA.
+
+        Args:
+            edges: numbers of middle channels that already trained paths use; no channel crosses one of them.
+        """
+        # conv3 reads what conv2 writes, conv2 reads what conv1 writes: two orders, the later layer's first.
+        for writer, reader in ((self.conv2, self.conv3), (self.conv1, self.conv2)):
+            weight = reader.parameters["conv/conv/_W"]
+            importance = np.abs(weight.d).sum(axis=(0, 2, 3))
+            segment = np.searchsorted(np.sort(edges), np.arange(len(importance)), side="right")
+            order = np.lexsort((-importance, segment))
+            weight.d = weight.d[:, order]
+            writer.parameters["conv/conv/_W"].d = writer.parameters["conv/conv/_W"].d[order]
+            for key in ("_beta", "_gamma", "_mean", "_var"):
+                writer.parameters[f"bn/bn/{key}"].d = writer.parameters[f"bn/bn/{key}"].d[:, order]
+
 
 class _Residual(Mo.Module):
     """The stem's optional convolution with an identity beside it."""
@@ -278,6 +297,19 @@ class ElasticResNet50(Model):
             x = self.input_stem[1](x, plan.stem[0], statistics)
         x = self.input_stem[2](x, plan.stem[1], statistics)
         return F.max_pooling(x, (3, 3), stride=(2, 2), pad=(1, 1), ignore_border=True)
+
+
+def sort_middle_channels(net: ElasticResNet50, ratios: Sequence[float]) -> None:
+    """Before a smaller E is trained: sort every bottleneck's middle channels by importance (see `Bottleneck.sort_middle`).
+
+    Paths with a width of 1 and expand ratios among `ratios`, those trained before, compute what they did.
+    """
+    geometry, first = net.space.geometry, 0
+    for stage, most in enumerate(geometry.layers_per_stage):
+        outputs = geometry.stage_out(stage, max(geometry.widths))
+        for index in range(first, first + most):
+            net.blocks[index].sort_middle([geometry.middle(outputs, ratio) for ratio in ratios])
+        first += most
 
 
 class Named(Mo.Module):
@@ -403,8 +435,18 @@ class SearchNet(Classifier):
         geometry = Geometry(width_scale=width_scale, strides=tuple(strides))
         super().__init__(num_classes, geometry, zero_init_residual, rng, label_smoothing=label_smoothing)
         self.space = ofa_resnet50(geometry, elastic_stem)
+        self._static = {"num_classes": num_classes, "width_scale": width_scale, "strides": tuple(strides)}
         if weights:
             weights_file.load(self, weights)
+
+    def get_active_subnet(self, path: Path | Mapping, statistics: Mapping | None = None) -> TrainNet:
+        """`path` cut out as a static network of its own, its weights copied (NNablaNAS' name for it).
+
+        Args:
+            path: a `Path`, or OFA's notation of one.
+            statistics: its re-estimated batch-normalisation statistics (`validation.reestimate`); None copies the stored ones.
+        """
+        return TrainNet(path, **self._static, supernet=self, statistics=statistics)
 
 
 class TrainNet(Classifier):

@@ -20,6 +20,7 @@ import numpy as np
 
 from . import search_space, weights
 from .compat import Mo, Optimizer
+from .config import Solver
 from .errors import UserError
 from .supernet import BATCH
 
@@ -79,6 +80,17 @@ class Schedule:
         return rate
 
 
+def new_optimizer(net: Mo.Module, solver: Solver, schedule: Schedule) -> Optimizer:
+    """A fresh solver over the network's trainable parameters."""
+    rate = {"alpha" if solver.name.startswith("Adam") else "lr": solver.lr}
+    decay = {"weight_decay": solver.weight_decay} if solver.weight_decay else {}
+    if solver.name == "AdamW":  # its own decay, which NNabla would set to 1e-4
+        decay = {"wd": solver.weight_decay}
+    optimizer = Optimizer(name=solver.name, lr_scheduler=schedule, **decay, **rate)
+    optimizer.set_parameters(net.get_parameters(grad_only=True))
+    return optimizer
+
+
 # --- One step ---------------------------------------------------------------------------------------------------------
 
 
@@ -90,10 +102,29 @@ class Graph:
     losses: Sequence[nn.Variable]
 
 
-def build(net: Mo.Module, path: search_space.Path, inputs: Sequence[nn.Variable], accumulate: int = 1) -> Graph:
-    """The loss of `path` on a batch; `inputs` are the images and then what `net.loss` takes as targets."""
+class Objective(Protocol):
+    """What is minimised instead of the network's own loss: `distillation.Distillation`.
+
+    It is called with a path's outputs, the images and the targets, and returns scalar losses, the first of which is
+    minimised; `names` is what logs call them.
+    """
+
+    names: tuple[str, ...]
+
+    def __call__(self, outputs, images: nn.Variable, targets: Sequence[nn.Variable]) -> Sequence[nn.Variable]: ...
+
+
+def build(
+    net: Mo.Module,
+    path: search_space.Path,
+    inputs: Sequence[nn.Variable],
+    accumulate: int = 1,
+    objective: Objective | None = None,
+) -> Graph:
+    """The loss of `path` on a batch; `inputs` are the images and then what `net.losses` takes as targets."""
     images, *targets = inputs
-    losses = net.losses(net(images, path, BATCH), targets)
+    outputs = net(images, path, BATCH)
+    losses = objective(outputs, images, targets) if objective else net.losses(outputs, targets)
     for loss in losses:
         loss.persistent = True
     total = losses[0] / accumulate if accumulate > 1 else losses[0]
@@ -104,6 +135,13 @@ def load(graph: Graph, batch: Sequence[np.ndarray]) -> None:
     """Put a batch's arrays into the graph's inputs."""
     for variable, array in zip(graph.inputs, batch, strict=True):
         variable.d = array
+
+
+def fit_shapes(inputs: Sequence[nn.Variable], batch: Sequence[np.ndarray]) -> None:
+    """Give the inputs the shapes of a batch's arrays: the images' size may differ from step to step."""
+    for variable, array in zip(inputs, batch, strict=True):
+        if variable.shape != array.shape:
+            variable.reset_shape(array.shape, True)
 
 
 def step(graph: Graph) -> None:
@@ -121,8 +159,8 @@ class Progress:
     """What `train` reports after each step."""
 
     step: int
-    path: search_space.Path
-    losses: tuple[float, ...]  # as `net.losses` orders them, mean over the accumulated mini-batches
+    path: search_space.Path  # the last, where a step has several
+    losses: tuple[float, ...]  # as `net.losses` or the objective orders them, mean over mini-batches and paths
     rate: float
 
 
@@ -135,19 +173,24 @@ def train(
     steps: range,
     *,
     accumulate: int = 1,
+    paths_per_step: int = 1,
+    objective: Objective | None = None,
     comm=None,
     event=None,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Train `net`: each step draws one path, and updates the weights that it uses (Alg. 1 lines 9 to 16).
+    """Train `net`: each step draws a path, and updates the weights that it uses (Alg. 1 lines 9 to 16).
 
     Args:
         optimizer: holds the parameters to train; its schedule decides the learning rate.
         paths: gives the path of each step. With several processes each must be given the same sequence.
         loader: `data.loader.Loader`; step s takes its batch s.
-        inputs: variables for one mini-batch: images, then targets.
+        inputs: variables for one mini-batch: images, then targets. They take the shapes of each batch's.
         steps: the global steps to do.
         accumulate: mini-batches that a batch is cut into; their gradients make one update.
+        paths_per_step: paths drawn in each step; all see its batch, and their gradients are added (not averaged), as OFA
+            does with its "dynamic batch size".
+        objective: what is minimised; by default `net.losses`.
         on_step: called after each update, for logs and checkpoints.
 
     Raises:
@@ -155,16 +198,18 @@ def train(
     """
     with closing(loader.batches(steps.start)) as batches:
         for number in steps:
-            path = paths.next()
-            graph = build(net, path, inputs, accumulate)
             optimizer.zero_grad()
-            seen = []
             batch = next(batches)
             size = len(batch[0]) // accumulate
-            for start in range(0, size * accumulate, size):
-                load(graph, [array[start : start + size] for array in batch])
-                step(graph)
-                seen.append([float(loss.d) for loss in graph.losses[1:]])
+            fit_shapes(inputs, [array[:size] for array in batch])
+            seen = []
+            for _ in range(paths_per_step):
+                path = paths.next()
+                graph = build(net, path, inputs, accumulate, objective)
+                for start in range(0, size * accumulate, size):
+                    load(graph, [array[start : start + size] for array in batch])
+                    step(graph)
+                    seen.append([float(loss.d) for loss in graph.losses[1:]])
             losses = tuple(np.mean(seen, axis=0).tolist())
             if not math.isfinite(losses[0]):
                 raise NotFinite(

@@ -6,8 +6,9 @@ A weights file is what `nnabla.save_parameters` writes: HDF5 with one data set a
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 
 import h5py
@@ -16,6 +17,8 @@ import numpy as np
 
 from .compat import Mo
 from .errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def read(file: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -93,27 +96,53 @@ def fill(parameters: Mapping[str, nn.Variable], arrays: Mapping[str, np.ndarray]
         variable.d = arrays[name]
 
 
-def load(net: Mo.Module, file: str | os.PathLike) -> None:
-    """Fill the whole network from a weights file; the two must hold the same names."""
-    parameters, arrays = net.get_parameters(), read(file)
+def load(net: Mo.Module, file: str | os.PathLike, arrays: Mapping[str, np.ndarray] | None = None) -> None:
+    """Fill the whole network from a weights file, ours or NNablaNAS' own; the two must hold the same names.
+
+    Args:
+        arrays: what `read(file)` gave, where it was read before.
+
+    Raises:
+        UserError: the file cannot be read, or a name is only in one of the two, or a shape differs; nothing is loaded then.
+    """
+    parameters, arrays = net.get_parameters(), read(file) if arrays is None else arrays
     extra = [name for name in arrays if name not in parameters]
     if extra:
         raise UserError(f"{file} holds {len(extra)} parameters that this network lacks, the first is {extra[0]}")
     fill(parameters, arrays, str(file))
+    logger.info("all %d parameters are loaded from %s", len(parameters), file)
 
 
 def load_backbone(detector: Mo.Module, file: str | os.PathLike) -> list[str]:
     """Fill the detector's backbone from a classification supernet, or from another detector (section 3, step 2).
 
+    The log says what was loaded and what the file holds besides.
+
     Returns:
         the names in the file that were not used: the classifier's, or the other detector's head.
+
+    Raises:
+        UserError: the file cannot be read, lacks a parameter of the backbone or has one in another shape, or holds
+            more than a backbone and a classifier or head; nothing is loaded then.
     """
     arrays = read(file)
     prefix = "backbone/" if any(name.startswith("backbone/") for name in arrays) else ""
-    wanted = detector.backbone.get_parameters()
-    own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-    fill(wanted, own, str(file))
-    return [prefix + name for name in own if name not in wanted] + [n for n in arrays if not n.startswith(prefix)]
+    heads = ("deconv/", "heat_map/", "offset/", "size/") if prefix else ("classifier/",)
+    wanted = {prefix + name: parameter for name, parameter in detector.backbone.get_parameters().items()}
+    unused = [name for name in arrays if name not in wanted]
+    odd = [name for name in unused if not name.startswith(heads)]
+    if odd:
+        raise UserError(f"{file} holds {len(odd)} parameters that belong to no backbone or head here, the first is {odd[0]}")
+    fill(wanted, arrays, str(file))
+    logger.info("the backbone's %d parameters are loaded from %s; %s", len(wanted), file, _not_used(unused))
+    return unused
+
+
+def _not_used(names: Sequence[str]) -> str:
+    """The rest of a log line: how many parameters were left in the file, and of which modules."""
+    if not names:
+        return "the file holds no more"
+    return f"{len(names)} more in it are not used ({', '.join(sorted({name.split('/')[0] for name in names}))})"
 
 
 def digest(parameters: Mapping[str, nn.Variable]) -> str:

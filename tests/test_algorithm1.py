@@ -13,9 +13,11 @@ from pathlib import Path as FilePath
 import numpy as np
 import pytest
 
+from nnabla_detofa import config as configs
 from nnabla_detofa.cli import main
 from nnabla_detofa.data.coco import write_coco
 from nnabla_detofa.data.digits import write_digits
+from nnabla_detofa.dry_run import written_files
 from nnabla_detofa.geometry import Geometry
 from nnabla_detofa.ranking import EvaluatedPaths
 from nnabla_detofa.report import write_report
@@ -104,6 +106,11 @@ def test_the_summary_says_what_algorithm_1_did(finished):
     assert summary["seconds"].keys() >= {"fullnet", "warm-up", "fine-tuning", "search"}
     log = (finished / "log.txt").read_text()
     assert "pruned" in log and "refused" in log and "Kendall's tau" in log and "thresholds" in log
+
+
+def test_the_dry_run_knows_the_files(config, finished):
+    expected = {name.rstrip("/") for name in written_files(configs.load(config))}
+    assert {file.name for file in finished.iterdir()} == expected
 
 
 def test_trained_and_found_paths_are_of_the_pruned_space(finished):

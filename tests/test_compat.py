@@ -80,7 +80,7 @@ def test_repair_leaves_a_complete_installation_alone(complete, tmp_path, monkeyp
     inner.mkdir(parents=True)
     (tmp_path / "nnabla_nas" / "__init__.py").touch()
     if complete:
-        (inner / "__init__.py").touch()
+        (inner / "ofa_resnet50.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     for name in [name for name in sys.modules if name.split(".")[0] == "nnabla_nas"]:
         monkeypatch.delitem(sys.modules, name)

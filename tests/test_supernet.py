@@ -1,80 +1,24 @@
 """The elastic ResNet50: independent reference numbers, paths as static networks, and which parameters a path uses."""
 
-import json
-import zlib
-from pathlib import Path as FilePath
-
 import nnabla as nn
 import nnabla.functions as F
 import numpy as np
 import pytest
+from parity import cut_out_checks, failed, small_net, subnet_checks
 from visit import count_macs, peak_memory
 
 from nnabla_detofa import supernet
 from nnabla_detofa.costs import CostModel
-from nnabla_detofa.geometry import Geometry
+from nnabla_detofa.geometry import Geometry, HeadGeometry
 from nnabla_detofa.search_space import Path, ofa_resnet50
-from nnabla_detofa.supernet import BATCH, Classifier, CollectedStatistics, GivenStatistics, slice_weight
+from nnabla_detofa.supernet import BATCH, Classifier, slice_weight
 
-GOLDEN = json.loads((FilePath(__file__).parent / "golden" / "ofa_resnet50.json").read_text())
 SMALL = Geometry(width_scale=0.125)
 
 
-def reference_tensor(name: str, shape: list[int]) -> np.ndarray:
-    """The reference's weights: each is filled from its name."""
-    random = np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF)
-    if name.endswith("running_var"):
-        values = random.uniform(0.5, 1.5, shape)
-    elif name.endswith("running_mean"):
-        values = random.normal(0, 0.1, shape)
-    elif name.endswith("bn.weight"):
-        values = random.uniform(0.8, 1.2, shape)
-    elif name.endswith("bias"):
-        values = random.normal(0, 0.1, shape)
-    else:
-        values = random.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
-    return values.astype(np.float32)
-
-
-def our_name(name: str) -> str:
-    """The parameter that a tensor of the reference's state dict becomes."""
-    if name.startswith("classifier"):
-        return "classifier/0/linear/linear/" + ("_W" if name.endswith("weight") else "_b")
-    name = name.replace(".", "/")
-    for theirs, ours in (
-        ("bn/weight", "bn/_gamma"),
-        ("bn/bias", "bn/_beta"),
-        ("running_mean", "_mean"),
-        ("running_var", "_var"),
-        ("conv/weight", "conv/_W"),
-    ):
-        name = name.replace(theirs, ours)
-    return name
-
-
-@pytest.fixture(scope="module")
-def reference_net() -> Classifier:
-    net = Classifier(10)
-    parameters = net.get_parameters()
-    assert {our_name(name) for name in GOLDEN["parameters"]} == set(parameters)
-    for name, shape in GOLDEN["parameters"].items():
-        values, parameter = reference_tensor(name, shape), parameters[our_name(name)]
-        parameter.d = values.T if name == "classifier.linear.linear.weight" else values.reshape(parameter.shape)
-    return net
-
-
 @pytest.mark.parametrize("number", range(8))
-def test_subnets_equal_the_reference(reference_net, number):
-    expected = GOLDEN["outputs"][number]
-    path = Path.from_ofa(expected["arch"])
-    x = nn.Variable.from_numpy_array(np.random.RandomState(1234).normal(0, 1, (2, 3, 96, 96)).astype(np.float32))
-    maps, logits = reference_net.features(x, path), reference_net(x, path)
-    nn.forward_all([*maps, logits])
-    assert [list(m.shape) for m in maps] == expected["feature_shapes"]
-    for found, mean, std in zip(maps, expected["feature_mean"], expected["feature_std"]):
-        assert found.d.mean() == pytest.approx(mean, rel=1e-4)
-        assert found.d.std() == pytest.approx(std, rel=1e-4)
-    assert np.abs(logits.d - expected["logits"]).max() < 1e-4 * np.abs(expected["logits"]).max()
+def test_subnets_equal_the_reference(number):
+    assert failed(subnet_checks(number)) == []
 
 
 def test_the_fast_slice_is_the_slice_with_its_gradient():
@@ -125,23 +69,26 @@ def test_a_path_leaves_what_it_does_not_use_without_gradient():
     assert space.largest != path
 
 
+@pytest.mark.parametrize("task", ["classification", "detection"])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_path_cut_out_is_the_path(seed):
-    rng = np.random.default_rng(seed)
-    net = supernet.SearchNet(10, width_scale=0.25, strides=(1, 2, 2, 1), rng=rng)
-    for parameter in net.get_parameters().values():  # as after training: no layer is an identity
-        parameter.d = parameter.d + np.abs(rng.normal(0, 0.1, parameter.shape))
-    path = net.space.sample(rng)
-    x = nn.Variable.from_numpy_array(rng.normal(size=(3, 3, 64, 48)).astype(np.float32))
-    collected = CollectedStatistics()
-    net.trunk(x, path, collected).forward()
-    statistics = {name: (mean.d.copy(), var.d.copy()) for name, (mean, var) in collected.found.items()}
-    cut = supernet.TrainNet(path, 10, 0.25, (1, 2, 2, 1), supernet=net, statistics=statistics)
-    expected, found = net(x, path, GivenStatistics(statistics)), cut(x)
-    nn.forward_all([expected, found])
-    np.testing.assert_allclose(found.d, expected.d, rtol=1e-5, atol=1e-5)
-    model = CostModel((64, 48), 10, "classifier", Geometry(width_scale=0.25, strides=(1, 2, 2, 1)))
+def test_a_path_cut_out_is_the_path(task, seed):
+    assert failed(cut_out_checks(task, seed)) == []
+
+
+@pytest.mark.parametrize("task", ["classification", "detection"])
+def test_a_path_cut_out_holds_its_own_parameters_alone(task):
+    rng = np.random.default_rng(0)
+    net = small_net(task, rng)
+    path, geometry = net.space.sample(rng), Geometry(width_scale=0.25, strides=(1, 2, 2, 1))
+    cut = net.get_active_subnet(path.to_ofa(geometry))
+    assert cut.path == path
+    detector = task == "detection"
+    head = HeadGeometry(3, (16, 16), 8) if detector else None
+    model = CostModel((64, 48), 3 if detector else 10, "detector" if detector else "classifier", geometry, head)
     assert sum(p.size for p in cut.get_parameters(grad_only=True).values()) == model.params([path])[0]
+    ours, theirs = cut.get_parameters(), net.get_parameters()
+    for name, parameter in ours.items():  # without statistics of its own, the supernet's stored ones
+        np.testing.assert_array_equal(parameter.d, theirs[name].d[tuple(map(slice, parameter.shape))])
 
 
 def test_label_smoothing_by_hand():

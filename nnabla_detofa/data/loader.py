@@ -1,7 +1,7 @@
 """Batches as a pure function of (seed, epoch, position), prepared ahead by threads (OpenCV works outside Python's lock)."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from typing import Any
@@ -33,6 +33,8 @@ class Loader:
             otherwise the last batch is smaller.
         rank, size: this process and their number; rank r gets the r-th part of each batch.
         ahead: batches prepared before they are asked for.
+        sizes: sides of the input; each batch has one, drawn from the seed and the step, which `transform` gets as its
+            keyword `size`. Empty: the transform decides.
 
     Raises:
         UserError: no batch can be filled, or batches cannot be divided by `size`.
@@ -50,6 +52,7 @@ class Loader:
         rank: int = 0,
         size: int = 1,
         ahead: int = 3,
+        sizes: Sequence[int] = (),
     ):
         if batch_size < 1 or batch_size % size:
             raise UserError(f"batch_size must be a positive multiple of the {size} processes, got {batch_size}")
@@ -62,6 +65,7 @@ class Loader:
         self.dataset, self.transform = dataset, transform
         self.batch_size, self.seed, self.workers, self.ahead = batch_size, seed, workers, ahead
         self.shuffle, self.drop_last, self.rank, self.size = shuffle, drop_last, rank, size
+        self.sizes = tuple(sizes)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -87,7 +91,14 @@ class Loader:
 
     def item(self, step: int, index: int) -> Arrays:
         """The arrays of item `index` as they are in batch `step`, or in any of the same epoch."""
-        return self.transform(self.dataset, int(index), np.random.default_rng((self.seed, step // len(self), int(index))))
+        options = {"size": self.side(step)} if self.sizes else {}
+        rng = np.random.default_rng((self.seed, step // len(self), int(index)))
+        return self.transform(self.dataset, int(index), rng, **options)
+
+    def side(self, step: int) -> int:
+        """The side of batch `step`'s images, where there are `sizes`; every rank draws the same."""
+        # Four numbers name this generator, so it is no item's and no epoch's.
+        return int(np.random.default_rng((self.seed, step, len(self.dataset), 1)).choice(self.sizes))
 
 
 class Batches:

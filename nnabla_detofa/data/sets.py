@@ -102,10 +102,10 @@ class ClassificationSets:
         """Shape of one image's target: its label."""
         return [[1]]
 
-    def train_item(self, dataset, index: int, rng: np.random.Generator) -> Arrays:
-        """A random crop (3, H, W) and its label (1,)."""
+    def train_item(self, dataset, index: int, rng: np.random.Generator, size: int | None = None) -> Arrays:
+        """A random crop (3, H, W) and its label (1,); `size` is another side than `image_size`'s."""
         image, label = dataset.load(index)
-        return random_crop(image, self.image_size[0], rng, self.crop_area, 0.5 * self.flip), np.array([label])
+        return random_crop(image, size or self.image_size[0], rng, self.crop_area, 0.5 * self.flip), np.array([label])
 
     def eval_item(self, dataset, index: int) -> Arrays:
         """The centre (3, H, W) and the label (1,)."""

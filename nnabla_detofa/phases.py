@@ -1,0 +1,133 @@
+"""The training phases of a run, as a config says them: what is trained for how long, on what, at which rates.
+
+The runners train by these, and the dry run prints them: both ask here, so they cannot disagree. No networks, no data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from .config import Config, DetofaHparams, PretrainHparams, Solver
+from .search_space import SearchSpace, ofa_resnet50, product_space
+from .training import Schedule
+
+
+@dataclass(frozen=True)
+class TrainingPhase:
+    """One phase of training.
+
+    Attributes:
+        name: what the run's log and folders call it.
+        paths: which paths it trains, in words.
+        space: the space they are drawn from.
+        epochs: the part of the schedule that this phase is.
+        schedule_epochs: epochs of the whole schedule.
+        solver: update rule and rates.
+        batch_size: images of one step, over all ranks.
+        warmup_epochs: added to the solver's own `warmup_steps`.
+        paths_per_step: paths whose gradients are added before each update.
+        kd_ratio: weight of the distillation from the fullnet; 0 is none.
+        sorted_ratios: before this phase the bottlenecks' middle channels are sorted by importance, within the groups that
+            paths of these expand ratios use, which are trained already; empty: they are not.
+        largest_only: the largest path alone is trained.
+    """
+
+    name: str
+    paths: str
+    space: SearchSpace
+    epochs: range
+    schedule_epochs: int
+    solver: Solver
+    batch_size: int
+    warmup_epochs: int = 0
+    paths_per_step: int = 1
+    kd_ratio: float = 0.0
+    sorted_ratios: tuple[float, ...] = ()
+    largest_only: bool = False
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Steps of an epoch over `images` training images: a batch that they do not fill is left out."""
+        return max(1, images // self.batch_size)
+
+    def schedule(self, images: int) -> Schedule:
+        """The learning rate of each step, for a training set of `images`."""
+        per_epoch = self.steps_per_epoch(images)
+        return Schedule(
+            base=self.solver.lr,
+            kind=self.solver.schedule,
+            steps=self.schedule_epochs * per_epoch,
+            milestones=tuple(epoch * per_epoch for epoch in self.solver.milestones),
+            gamma=self.solver.gamma,
+            warmup_steps=self.solver.warmup_steps + self.warmup_epochs * per_epoch,
+        )
+
+
+def training_phases(config: Config) -> tuple[TrainingPhase, ...]:
+    """The training phases of the run that a config describes, in their order."""
+    space = ofa_resnet50(config.network.geometry, config.network.elastic_stem)
+    if isinstance(config.hparams, DetofaHparams):
+        return _detofa(config, config.hparams, space)
+    return _pretrain(config, config.hparams, space)
+
+
+def _fullnet(config: Config, space: SearchSpace) -> TrainingPhase:
+    hparams = config.hparams
+    epochs = hparams.fullnet_epochs
+    solver = config.optimizer.train
+    return TrainingPhase(
+        "fullnet", "the largest path", space, range(epochs), epochs, solver, hparams.batch_size, largest_only=True
+    )
+
+
+def _detofa(config: Config, hparams: DetofaHparams, space: SearchSpace) -> tuple[TrainingPhase, ...]:
+    """Algorithm 1: warm-up and fine-tuning are two parts of one schedule."""
+    solver, warm, total = config.optimizer.train, hparams.warmup_epochs, hparams.warmup_epochs + hparams.epochs
+    kept = {
+        "score": f"paths of the pruned space that g(a) keeps (r_path {hparams.r_path:g})",
+        "uniform": f"paths of the pruned space but for a fixed random share (r_path {hparams.r_path:g})",
+        "none": "uniform paths of the pruned space",
+    }[hparams.path_pruning]
+    return (
+        _fullnet(config, space),
+        TrainingPhase("warm-up", "uniform paths of A", space, range(warm), total, solver, hparams.batch_size),
+        TrainingPhase("fine-tuning", kept, space, range(warm, total), total, solver, hparams.batch_size),
+    )
+
+
+def _pretrain(config: Config, hparams: PretrainHparams, space: SearchSpace) -> tuple[TrainingPhase, ...]:
+    """The fullnet, then either uniform paths of A or the phases of progressive shrinking."""
+    solver, fullnet = config.optimizer.train, _fullnet(config, space)
+    if not hparams.shrinking:
+        uniform = TrainingPhase(
+            "supernet",
+            "uniform paths of A",
+            space,
+            range(hparams.epochs),
+            hparams.epochs,
+            solver,
+            hparams.batch_size,
+            kd_ratio=hparams.kd_ratio,
+        )
+        return fullnet, uniform
+    geometry, stem = config.network.geometry, config.network.elastic_stem
+    phases, trained = [fullnet], (max(geometry.ratios),)
+    for part in hparams.shrinking:
+        words = f"uniform paths of D {list(part.depths)} x W {list(part.widths)} x E {list(part.ratios)}"
+        phases.append(
+            TrainingPhase(
+                part.name,
+                words,
+                product_space(part.name, part.depths, part.widths, part.ratios, geometry, stem),
+                range(part.epochs),
+                part.epochs,
+                dataclasses.replace(solver, lr=part.lr or solver.lr, warmup_steps=0),
+                part.batch_size or hparams.batch_size,
+                part.warmup_epochs,
+                part.paths_per_step,
+                hparams.kd_ratio,
+                trained if part.sort_channels else (),
+            )
+        )
+        trained = part.ratios
+    return tuple(phases)

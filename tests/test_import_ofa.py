@@ -1,0 +1,134 @@
+"""Checkpoints of OFA's ResNet50: every tensor in its place, the same logits, and first weights that suit our images."""
+
+import sys
+from types import SimpleNamespace
+
+import nnabla as nn
+import numpy as np
+import pytest
+from parity import OFA, reference_net, reference_tensors
+
+from nnabla_detofa import cli, import_ofa, load_supernet
+from nnabla_detofa.data.augment import normalise
+from nnabla_detofa.errors import UserError
+from nnabla_detofa.import_ofa import IMAGENET_MEAN, IMAGENET_STD, convert, read_checkpoint
+from nnabla_detofa.search_space import Path
+from nnabla_detofa.supernet import STORED, Classifier
+from nnabla_detofa.weights import fill
+
+FIRST = "input_stem.0.conv.conv.weight"
+LINEAR = "classifier.linear.linear.weight"
+
+
+def test_a_checkpoint_of_many_gpus_becomes_a_network_with_the_references_logits(tmp_path, monkeypatch, capsys):
+    state = {f"module.{name}": array for name, array in reference_tensors().items()}
+    state["module.input_stem.0.bn.bn.num_batches_tracked"] = np.array(7)
+    monkeypatch.setattr(import_ofa, "read_checkpoint", lambda file: state)
+    file = tmp_path / "ofa.h5"
+    assert cli.main(["import-ofa", "ofa.pth", "-o", str(file), "--keep-channels"]) == 0
+    report = capsys.readouterr().out
+    assert "308 tensors read, 307 placed, 1 dropped" in report and "10 classes" in report and str(file) in report
+    net, expected = load_supernet(file), OFA["outputs"][1]
+    x = nn.Variable.from_numpy_array(np.random.RandomState(1234).normal(0, 1, (2, 3, 96, 96)).astype(np.float32))
+    logits = net(x, Path.from_ofa(expected["arch"]))
+    logits.forward()
+    np.testing.assert_allclose(logits.d, expected["logits"], atol=1e-4 * np.abs(expected["logits"]).max())
+
+
+def test_the_plain_names_of_the_largest_network_are_known():
+    plain = {}
+    for name, array in reference_tensors().items():
+        for kind in ("conv", "bn", "linear"):
+            name = name.replace(f"{kind}.{kind}.weight", f"{kind}.weight").replace(f"bn.{kind}.", f"{kind}.")
+        plain[name.replace("linear.linear", "linear")] = array
+    assert "input_stem.1.conv.conv.weight" in plain and "blocks.0.conv1.bn.running_mean" in plain
+    found, expected = convert(plain).arrays, convert(reference_tensors()).arrays
+    assert list(found) == list(expected)
+    assert all(np.array_equal(found[name], expected[name]) for name in found)
+
+
+def test_our_images_give_what_theirs_gave():
+    """Exactly where the first convolution sees the image alone; nearly where it sees the padding too."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3)).astype(np.float32) / 255  # blue, green, red
+    ours = np.stack([normalise(image) for image in pixels])
+    theirs = ((pixels[..., ::-1] - IMAGENET_MEAN) / IMAGENET_STD).transpose(0, 3, 1, 2)
+    original, adapted = reference_net(), Classifier(10)
+    fill(adapted.get_parameters(), convert(reference_tensors()).arrays, "the reference")
+    path = Path.from_ofa(OFA["outputs"][1]["arch"])
+    outputs = []
+    for net, images in ((original, theirs), (adapted, ours)):
+        x = nn.Variable.from_numpy_array(images.astype(np.float32))
+        first, logits = net.input_stem[0](x, 24, STORED), net(x, path)
+        nn.forward_all([first, logits])
+        outputs.append((first.d, logits.d))
+    (expected, expected_logits), (found, logits) = outputs
+    np.testing.assert_allclose(found[:, :, 1:, 1:], expected[:, :, 1:, 1:], atol=1e-5)
+    edge = np.abs(found - expected).max()
+    assert 1e-4 < edge < 0.1  # the constant that the padding lacks
+    np.testing.assert_allclose(logits, expected_logits, atol=0.002 * np.abs(expected_logits).max())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({LINEAR: None}, "lacks classifier.linear.linear.weight"),
+        ({FIRST: None}, r"no tensor for 1 of 307 parameters, as input_stem/0/conv/conv/_W"),
+        ({"blocks.18.conv1.conv.conv.weight": np.zeros((1, 1, 1, 1))}, r"blocks.18.conv1.conv.conv.weight .* has no place"),
+        ({FIRST: np.zeros((3, 32, 3, 3))}, r"input_stem.0.conv.conv.weight has the shape \(3, 32, 3, 3\); .* \(32, 3, 3, 3\)"),
+        ({"classifier.linear.linear.bias": np.full(10, np.nan)}, "classifier.linear.linear.bias is not made of finite numbers"),
+        ({"input_stem.0.conv.weight": np.zeros((32, 3, 3, 3))}, "input_stem/0/conv/conv/_W twice"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, message):
+    tensors = {name: array for name, array in {**reference_tensors(), **change}.items() if array is not None}
+    with pytest.raises(UserError, match=message):
+        convert(tensors)
+
+
+def test_without_pytorch_or_with_an_old_one_a_sentence_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert cli.main(["import-ofa", "ofa.pth", "-o", "w.h5"]) == 2
+    error = capsys.readouterr().err
+    assert "pip install 'torch>=2.6'" in error and error.count("\n") == 1
+    for version in ("1.10.2+cpu", "2.5.1"):
+        monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(__version__=version, load=lambda file, weights_only: None))
+        with pytest.raises(UserError, match=f"PyTorch 2.6 or later.* got {version[:4]}"):
+            read_checkpoint("ofa.pth")
+    assert cli.main(["import-ofa", "ofa.pth", "-o", "w.npz"]) == 2
+    assert "must end in .h5, got w.npz" in capsys.readouterr().err
+
+
+class Code:
+    """Unpickling it would run something."""
+
+    def __reduce__(self):
+        return print, ("this must not be printed",)
+
+
+def test_reading_a_checkpoint(tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    file, state = tmp_path / "ofa.pth", {"a.weight": torch.nn.Parameter(torch.ones(2, 3)), "b": torch.tensor(1).bfloat16()}
+    for saved in (state, {"state_dict": state, "epoch": 3}):
+        for zipped in (True, False):  # PyTorch has two kinds of file
+            torch.save(saved, file, _use_new_zipfile_serialization=zipped)
+            found = read_checkpoint(file)
+            assert list(found) == ["a.weight", "b"]
+            np.testing.assert_array_equal(found["a.weight"], np.ones((2, 3), np.float32))
+    for bad in ({"state_dict": {**state, "c": Code()}}, Code()):
+        torch.save(bad, file)
+        with pytest.raises(UserError, match=r"ofa\.pth must hold tensors alone"):
+            read_checkpoint(file)
+    for bad in ({"epoch": 3}, [torch.ones(1)], {}):
+        torch.save(bad, file)
+        with pytest.raises(UserError, match=r"ofa\.pth must be a state dict"):
+            read_checkpoint(file)
+    torch.save(state, file)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"ofa\.pth cannot be read"):
+        read_checkpoint(file)
+    file.write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match=r"ofa\.pth must hold tensors alone"):
+        read_checkpoint(file)
+    with pytest.raises(UserError, match="does not exist"):
+        read_checkpoint(tmp_path / "none.pth")
+    assert "must not be printed" not in capsys.readouterr().out

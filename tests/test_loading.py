@@ -1,0 +1,130 @@
+"""Weights files as networks: what the shapes tell, what is refused, and what the log says of a load."""
+
+import importlib
+import logging
+
+import nnabla as nn
+import numpy as np
+import pytest
+
+import nnabla_detofa.compat
+from nnabla_detofa import centernet, load_supernet, supernet, weights
+from nnabla_detofa.errors import UserError
+from nnabla_detofa.geometry import Geometry
+from nnabla_detofa.loading import width_scale
+from nnabla_detofa.search_space import ofa_resnet50
+from nnabla_detofa.supernet import Plan
+
+STRIDES = (1, 2, 2, 1)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A small network of each task with random weights, and its file."""
+    folder, rng = tmp_path_factory.mktemp("weights"), np.random.default_rng(3)
+    nets = {
+        "classification": supernet.SearchNet(7, 0.125, STRIDES, rng=rng),
+        "detection": centernet.SearchNet(3, 0.125, STRIDES, deconv_channels=(16, 24), head_channels=8, rng=rng),
+    }
+    for task, net in nets.items():
+        for parameter in net.get_parameters().values():
+            parameter.d = parameter.d + np.abs(rng.normal(0, 0.1, parameter.shape))
+        weights.write(folder / f"{task}.h5", net.get_parameters())
+    return folder, nets
+
+
+@pytest.mark.parametrize(("task", "classes"), [("classification", 7), ("detection", 3)])
+def test_a_file_becomes_the_network_it_was(files, task, classes):
+    folder, nets = files
+    net, rng = load_supernet(folder / f"{task}.h5", task, classes, strides=STRIDES), np.random.default_rng(0)
+    path = nets[task].space.sample(rng)
+    assert net.space.geometry == nets[task].space.geometry and path in net.space
+    x = nn.Variable.from_numpy_array(rng.normal(size=(2, 3, 64, 64)).astype(np.float32))
+    for theirs, ours in zip(*(out if isinstance(out, tuple) else (out,) for out in (nets[task](x, path), net(x, path)))):
+        nn.forward_all([theirs, ours])
+        np.testing.assert_array_equal(ours.d, theirs.d)
+
+
+@pytest.mark.parametrize("scale", [0.0625, 0.1, 0.125, 0.2, 0.25, 0.3, 0.35, 0.5, 0.65, 0.75, 1.0, 1.5])
+def test_the_width_is_found(scale):
+    geometry = Geometry(width_scale=scale)
+    assert width_scale(Plan.of(ofa_resnet50(geometry).largest, geometry), "w.h5") == scale
+
+
+@pytest.mark.parametrize(
+    ("file", "arguments", "message"),
+    [
+        ("classification", {"task": "detection"}, r"must hold a detection supernet, got a classification one; .* starts a det"),
+        ("detection", {}, r"must hold a classification supernet, got a detection one$"),
+        ("detection", {"task": "segmentation"}, "task must be classification or detection, got 'segmentation'"),
+        ("classification", {"num_classes": 10}, r"num_classes is 10, but .*classification\.h5 holds a network of 7 classes"),
+        ("classification", {"width_scale": 0.25}, r"input_stem/0/conv/conv/_W .* has the shape"),
+        ("classification", {"head_channels": 8}, "no option head_channels for classification; known are width_scale, strides"),
+        (
+            "detection",
+            {"task": "detection", "deconv_channels": (16,)},
+            r"holds 5 parameters that this network lacks.*deconv/1/",
+        ),
+        ("none", {}, "does not exist"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(files, file, arguments, message):
+    with pytest.raises(UserError, match=message):
+        load_supernet(files[0] / f"{file}.h5", **arguments)
+
+
+def test_a_path_cut_out_is_no_supernet(files, tmp_path):
+    net = files[1]["classification"]
+    smallest = {"d": [0] * 5, "e": [0.2] * 18, "w": [0] * 6}
+    weights.write(tmp_path / "cut.h5", net.get_active_subnet(smallest).get_parameters())
+    with pytest.raises(UserError, match="no whole classification supernet: it lacks the parameter blocks/2/conv1/conv/conv/_W"):
+        load_supernet(tmp_path / "cut.h5")
+
+
+@pytest.mark.parametrize(
+    ("task", "unused"), [("classification", "2 more in it are not used (classifier)"), ("detection", "22 more")]
+)
+def test_a_backbone_is_loaded_whole_and_the_log_says_what_was_left(files, task, unused, caplog, tmp_path):
+    folder, nets = files
+    detector = centernet.SearchNet(5, 0.125, STRIDES, deconv_channels=(16, 16), head_channels=8)
+    with caplog.at_level(logging.INFO, "nnabla_detofa"):
+        left = weights.load_backbone(detector, folder / f"{task}.h5")
+    assert unused in caplog.text and "305 parameters are loaded" in caplog.text
+    assert len(left) == int(unused.split()[0])
+    source = nets[task].get_parameters()
+    for name, parameter in detector.backbone.get_parameters().items():
+        np.testing.assert_array_equal(parameter.d, source[("backbone/" if task == "detection" else "") + name].d)
+
+
+def test_a_backbone_that_is_not_all_of_the_file_is_refused(files, tmp_path):
+    source = files[1]["classification"].get_parameters()
+    detector = centernet.SearchNet(3, 0.125, STRIDES, deconv_channels=(16, 16), head_channels=8)
+    before = {name: parameter.d.copy() for name, parameter in detector.get_parameters().items()}
+    weights.write(tmp_path / "more.h5", {**source, "blocks/18/conv1/conv/conv/_W": source["blocks/2/conv1/conv/conv/_W"]})
+    with pytest.raises(UserError, match="holds 1 parameters that belong to no backbone or head here, the first is blocks/18/"):
+        weights.load_backbone(detector, tmp_path / "more.h5")
+    weights.write(tmp_path / "less.h5", {name: p for name, p in source.items() if not name.startswith("blocks/17/conv3")})
+    with pytest.raises(UserError, match=r"lacks the parameter blocks/17/conv3/.* \(5 of 305 are missing\)"):
+        weights.load_backbone(detector, tmp_path / "less.h5")
+    for name, parameter in detector.get_parameters().items():
+        np.testing.assert_array_equal(parameter.d, before[name])
+
+
+def test_a_supernet_that_nnabla_nas_saved_gives_the_same_logits(tmp_path):
+    theirs = importlib.import_module(f"{nnabla_detofa.compat.NETWORKS}.ofa_resnet50")
+    if not hasattr(theirs, "SearchNet"):
+        pytest.skip("the wheel of nnabla-nas lacks ofa_resnet50; a source checkout has it")
+    net = theirs.SearchNet(10, depth_list=[0, 1, 2], expand_ratio_list=[0.2, 0.25, 0.35], width_mult_list=[0.65, 0.8, 1.0])
+    rng = np.random.default_rng(0)
+    for name, parameter in net.get_parameters().items():
+        if not name.endswith("_W"):
+            parameter.d = rng.uniform(0.5, 1.5, parameter.shape)
+    net.save_parameters(str(tmp_path / "weights.h5"))
+    net.apply(training=False)
+    ours = load_supernet(tmp_path / "weights.h5")
+    x = nn.Variable.from_numpy_array(rng.normal(size=(2, 3, 64, 64)).astype(np.float32))
+    for path in (ours.space.largest, ours.space.sample(rng)):
+        net.set_active_subnet(**path.to_ofa())
+        expected, found = net(x), ours(x, path)
+        nn.forward_all([expected, found])
+        np.testing.assert_allclose(found.d, expected.d, rtol=1e-5)
