@@ -3,10 +3,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 IS_310 := -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 10))'
 
-.PHONY: help setup test parity lint demo pretrain clean
+.PHONY: help setup test parity lint demo pretrain table1 bench-space clean
 
 help: ## This list
-	@sed -n 's/^\([a-z]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-12s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-17s %s\n' "$$target" "$$text"; done
 
 setup: $(READY) ## Make .venv with Python 3.10 and the exact versions of requirements.lock
 
@@ -29,6 +29,12 @@ pretrain: $(READY) ## Train the weights that the demo starts from (20 minutes)
 	$(BIN)/python -m nnabla_detofa data digits --root data/digits
 	$(BIN)/nnabla_nas -f configs/digits_pretrain.json -o runs/digits_pretrain
 	$(BIN)/python -m nnabla_detofa ship runs/digits_pretrain configs/weights
+
+table1: $(READY) ## Table 1, the sizes of the search spaces, with exact counts; writes results/table1/
+	$(BIN)/python -m nnabla_detofa table1
+
+bench-space: $(READY) ## Speed of costs, sampling and evolution against plain Python (a minute)
+	$(BIN)/python tests/bench_space.py
 
 clean: ## Remove .venv and what tools left behind; data/ and runs/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

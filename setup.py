@@ -47,7 +47,8 @@ setup(
         "mpi": ["mpi4py", "openmpi"],  # several processes on CPUs
         "torch": ["torch>=2.6"],  # reads the published OFA checkpoints
         "export": ["nnabla-converter==1.39.0"],  # ONNX; brings TensorFlow: use a virtual environment of its own
-        "dev": ["hypothesis", "pytest", "ruff"],
+        "search": ["pymoo==0.6.2"],  # fronts: NSGA-II
+        "dev": ["hypothesis", "pymoo==0.6.2", "pytest", "ruff"],
     },
     entry_points={"console_scripts": ["nnabla_nas = nnabla_detofa.cli:main"]},
     classifiers=[

@@ -13,10 +13,10 @@ import numpy as np
 from . import centernet
 from .compat import Device
 from .config import Config
-from .costs import CostModel, cost_range, count_within
+from .costs import CostModel, cost_range
 from .data.sets import DetectionSets, open_sets
 from .errors import UserError
-from .evolution import Constraint, search
+from .evolution import between, search
 from .path_filter import PathScorer
 from .pruning import HashedPaths, KeptPaths, UniformPaths, operation_scores, path_thresholds, prune_operations
 from .ranking import EvaluatedPaths, baseline_scores, kendall_tau, per_bucket
@@ -214,12 +214,7 @@ class DetOFASearcher(SupernetRunner):
         """The best path of `space` with at most `budget` FLOPs; see `config.Search.across_buckets`."""
         if self.config.hparams.search.across_buckets == "score":
             return self.evolve(space, scorer, -np.inf, budget)
-        winners = []
-        for bucket in range(self.config.hparams.buckets):
-            low, high = self.buckets.interval(bucket)
-            most = min(budget, np.ceil(high) - 1)  # FLOPs are integers, and `high` is the next bucket's
-            if count_within(space, self.cost.flops, low, most + 1):
-                winners.append(self.evolve(space, scorer, low, most))
+        winners = [self.evolve(space, scorer, least, most) for least, most in self.buckets.below(budget, space)]
         evaluated = self.evaluate_paths("winners", PathBatch.from_paths(winners, space.geometry))
         losses = {item.path: item.loss for item in evaluated.items}
         return min(winners, key=losses.get)
@@ -242,12 +237,8 @@ class DetOFASearcher(SupernetRunner):
                 self.cost.flops,
                 most,
                 self.rng(name),
-                options.generations,
-                options.population,
-                options.parent_ratio,
-                options.mutate_prob,
-                options.mutation_ratio,
-                constraints=[Constraint("FLOPs", self.cost.flops, most, "GFLOPs", 1e9, least)],
+                **options.evolution,
+                constraints=[between(self.cost.flops, least, most)],
                 progress=on_generation,
             )
         self.remember("search", self.recall("search", {}) | {f"{least} {most}": result.path.to_ofa(space.geometry)})

@@ -114,15 +114,21 @@ class Detector(Model):
 
     def __call__(self, x: nn.Variable, path: Path, statistics=STORED) -> Outputs:
         """Images (B, 3, H, W) -> heat map logits, offset and size at output stride 4."""
-        y = self.trunk(x, path, statistics)
-        return Outputs(self.heat_map(y), self.offset(y), self.size(y))
+        return self.heads(self.trunk(x, path, statistics))
 
     def trunk(self, x: nn.Variable, path: Path, statistics=STORED) -> nn.Variable:
         """The network up to its last batch normalisation: backbone and up-convolutions."""
-        y = self.backbone(x, path, statistics)
+        return self.up(self.backbone(x, path, statistics), statistics)
+
+    def up(self, y: nn.Variable, statistics=STORED) -> nn.Variable:
+        """The backbone's last feature map -> the map at the output stride."""
         for layer in self.deconv.modules.values():
             y = layer(y, statistics)
         return y
+
+    def heads(self, y: nn.Variable) -> Outputs:
+        """The map at the output stride -> the three heads' outputs."""
+        return Outputs(self.heat_map(y), self.offset(y), self.size(y))
 
     def losses(self, outputs: Outputs, targets: Sequence[nn.Variable]) -> Losses:
         """What training minimises, and its parts; targets are those of `TargetVariables`."""

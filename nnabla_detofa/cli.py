@@ -147,6 +147,47 @@ def evaluate(args: argparse.Namespace) -> None:
         Path(args.output).write_text(json.dumps(results, indent=1) + "\n")
 
 
+def search_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the folder of a finished run of Algorithm 1")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the run's config")
+    parser.add_argument("--flops", metavar="BOUND", help="most multiply-accumulates, like 3G or 250M")
+    parser.add_argument("--latency", metavar="BOUND", help="like 40ms or 900us; needs a table of measure-latency")
+    parser.add_argument("--params", metavar="BOUND", help="most parameters, like 20M")
+    parser.add_argument("--memory", metavar="BOUND", help="most memory for activations, like 200MB (float32, one image)")
+    parser.add_argument("--latency-table", metavar="FILE", help="default: RUN/latency.json, if it is there")
+    parser.add_argument("--front", action="store_true", help="all trades of FLOPs against score in each bucket (needs pymoo)")
+    parser.add_argument(
+        "--by-score", action="store_true", help="compare winners of buckets by score; needs no weights and data"
+    )
+    parser.add_argument("--generations", type=int, metavar="N", help="of each search (default: the run's)")
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the result as JSON (default: RUN/found.json)")
+
+
+def search(args: argparse.Namespace) -> None:
+    """Search a finished run for the best path under hard bounds."""
+    from .search_run import UNITS, find, load_run, parse_bound, table
+
+    bounds = {name: parse_bound(name, getattr(args, name)) for name in UNITS if getattr(args, name) is not None}
+    if args.generations is not None and args.generations < 0:
+        raise UserError(f"--generations must be 0 or more, got {args.generations}")
+
+    from tqdm import tqdm
+
+    from .compat import Device
+
+    Device.open(args.context, args.device_id)
+    folder = Path(args.run)
+    run = load_run(folder, args.overrides, args.latency_table and Path(args.latency_table))
+    with tqdm(desc="generations", unit="generation", dynamic_ncols=True) as bar:
+        result = find(run, bounds, args.by_score, args.front, args.generations, bar.update, bar.write)
+    print(table(result))
+    output = Path(args.output or folder / "found.json")
+    output.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written: {output}")
+
+
 def ship_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a finished pre-training")
     parser.add_argument("folder", metavar="FOLDER", help="where to")
@@ -158,6 +199,70 @@ def ship(args: argparse.Namespace) -> None:
     from .pretrain import ship
 
     print(f"written: {', '.join(map(str, ship(Path(args.run), Path(args.folder), args.name)))}")
+
+
+def table1_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", metavar="FOLDER", default="results/table1", help="default: %(default)s")
+
+
+def table1(args: argparse.Namespace) -> None:
+    """Write and print the sizes of the search spaces."""
+    from .table1 import write
+
+    files = write(Path(args.output))
+    print(files[0].read_text())
+    print(f"written: {', '.join(map(str, files))}")
+
+
+def measure_latency_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-f", "--file", required=True, metavar="FILE", help="the config, .json or .yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the config")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the table, as JSON")
+    parser.add_argument(
+        "--image-size", type=int, nargs="+", metavar="PIXELS", help="side, or height and width (default: the config's)"
+    )
+    parser.add_argument("--classes", type=int, metavar="N", help="default: network.num_classes, or 20")
+    parser.add_argument("--repeats", type=int, default=20, metavar="N", help="timed passes of a layer (default: %(default)s)")
+    parser.add_argument("--paths", type=int, default=20, metavar="N", help="whole networks to compare (default: %(default)s)")
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+
+
+def measure_latency(args: argparse.Namespace) -> None:
+    """Time the layers of a config's supernet, and say how well their sums predict whole networks."""
+    for name in ("repeats", "paths", "classes"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} must be 1 or more, got {getattr(args, name)}")
+    if args.image_size and len(args.image_size) > 2:
+        raise UserError(f"--image-size must be a side, or height and width, got {' '.join(map(str, args.image_size))}")
+    import numpy as np
+    from tqdm import tqdm
+
+    from . import config as configs
+    from .compat import Device
+    from .latency import measure, model_of, validate, write
+
+    config = configs.load(args.file, args.overrides)
+    size = (args.image_size * 2)[:2] if args.image_size else None
+    model = model_of(config, size and tuple(size), args.classes)
+    device = Device.open(args.context, args.device_id, config.args.type_config)
+    synchronise = device.event.default_stream_synchronize
+    with tqdm(desc="layers", unit="layer", dynamic_ncols=True) as bar:
+
+        def on_layer(done: int, total: int) -> None:
+            bar.total = total
+            bar.update()
+
+        latency = measure(model, args.repeats, synchronise, on_layer)
+    found = validate(latency, model, np.random.default_rng(config.args.seed), args.paths, args.repeats, synchronise)
+    write(Path(args.output), latency, model, device.name, args.repeats, found)
+    correlation = found["rank_correlation"]
+    print(
+        f"{args.paths} random paths on {device.name}: mean relative error {found['mean_relative_error']:.1%}, "
+        f"rank correlation {'-' if correlation is None else f'{correlation:.3f}'}, "
+        f"{min(found['measured_ms']):.3g} to {max(found['measured_ms']):.3g} ms"
+    )
+    print(f"written: {args.output}")
 
 
 def import_ofa_arguments(parser: argparse.ArgumentParser) -> None:
@@ -203,6 +308,19 @@ COMMANDS = {
         evaluate_arguments,
         evaluate,
         ("runs/digits_detofa", "runs/digits_detofa --detector subnet_1 --flip --scales 0.75 1 1.25"),
+    ),
+    "table1": Command("the paper's Table 1: sizes of the search spaces, exactly", table1_arguments, table1, ("",)),
+    "measure-latency": Command(
+        "time the layers of a config's supernet on this device",
+        measure_latency_arguments,
+        measure_latency,
+        ("-f configs/digits_detofa.json -o latency.json", "-f configs/voc_detofa.json -c cudnn -o latency.json"),
+    ),
+    "search": Command(
+        "the best path of a finished run under hard bounds",
+        search_arguments,
+        search,
+        ("runs/digits_detofa --flops 90M --memory 2MB", "runs/voc_detofa --flops 15G --latency 40ms --params 20M --front"),
     ),
     "ship": Command(
         "copy a pre-training's weights in half precision", ship_arguments, ship, ("runs/digits_pretrain configs/weights",)
@@ -279,7 +397,7 @@ def _overview(program: str) -> str:
             "DetOFA in NNabla: once-for-all training of object detectors.",
             "",
             "commands:",
-            *(f"  {name:<12}{command.help}" for name, command in COMMANDS.items()),
+            *(f"  {name:<17}{command.help}" for name, command in COMMANDS.items()),
             "",
             "examples:",
             *(f"  {program} {name} {example}" for name, command in COMMANDS.items() for example in command.examples),

@@ -344,6 +344,12 @@ class Search:
     mutation_ratio: Annotated[float, "[0, 1]"] = 0.5
     across_buckets: Literal["loss", "score"] = "loss"
 
+    @property
+    def evolution(self) -> dict[str, Any]:
+        """The arguments of `evolution.search`."""
+        names = ("generations", "population", "parent_ratio", "mutate_prob", "mutation_ratio")
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclass(frozen=True)
 class CommonHparams:

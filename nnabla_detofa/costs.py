@@ -1,21 +1,21 @@
 """What a path costs, for many paths at once, and exact uniform sampling of paths inside an interval of costs.
 
-Given the widths, a path's cost is a sum over its layers, so every figure comes from a few small tables. The same fact
-makes sampling exact: a stage's cost depends on its (D, W), the width before it, the E of its first layer and the
-MULTISET of the other E, which leaves a few hundred cases per stage. All beginnings (stem and first half of the stages)
-and all ends of paths are listed, and joined at the width between them; sorted costs and running sums then give, for each
-beginning, the probability of the ends that land inside the interval.
+Given the widths, a path's cost is a sum over its layers (memory: the largest of them), so every figure comes from a few
+small tables. The same fact makes sampling inside an interval of an additive cost exact: a stage's cost depends on its
+(D, W), the width before it, the E of its first layer and the MULTISET of the other E, which leaves a few hundred cases per
+stage. All beginnings (stem and first half of the stages) and all ends of paths are listed, and joined at the width between
+them; sorted costs and running sums then give, for each beginning, the probability of the ends that land inside the interval.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import combinations_with_replacement
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -24,16 +24,20 @@ from .geometry import OFA_RESNET50, Geometry, HeadGeometry
 from .search_space import Path, PathBatch, SearchSpace
 
 SCOPES = ("classifier", "backbone", "detector")
+FLOPS, PARAMS, MEMORY = range(3)
+"""Places of the measures in the tables' last axis."""
+FORBIDDEN = 2**52
+"""A layer cost over that of any network; the sum over all layers still fits into int64."""
 HEAD_OUTPUTS = 2 + 2
 """Channels of CenterNet's offset and size maps; the class heat map has one per class."""
 
 
 @dataclass(frozen=True, eq=False)
-class AdditiveCost:
-    """A cost that adds up over the layers of a path: call it with paths, get a (n,) int64 array.
+class LayerCost:
+    """A cost made of the layers' costs: call it with paths, get a (n,) int64 array.
 
     Tables hold integers (so that sums and comparisons are exact) and are indexed by indices into `geometry.widths` and
-    `geometry.ratios`. Other additive costs, such as measured latencies in ns, can be made from such tables.
+    `geometry.ratios`.
 
     Attributes:
         name: what is counted, for messages.
@@ -54,12 +58,16 @@ class AdditiveCost:
     other: tuple[np.ndarray, ...]
     head: np.ndarray
 
+    combine: ClassVar[np.ufunc]
+    """How the costs of two layers make that of both."""
+
     def __call__(self, paths: Sequence[Path] | PathBatch) -> np.ndarray:
         """(n,) int64 cost of each path."""
         batch = self._batch(paths)
         residual = (batch.depths[:, 0] == max(self.geometry.depths)).astype(np.intp)
         stem = self.stem[residual, batch.widths[:, 0], batch.widths[:, 1]]
-        return stem + self.stages(batch).sum(axis=1) + self.head[batch.widths[:, -1]]
+        stages = self.combine.reduce(self.stages(batch), axis=1)
+        return self.combine(self.combine(stem, stages), self.head[batch.widths[:, -1]])
 
     def stages(self, paths: Sequence[Path] | PathBatch) -> np.ndarray:
         """(n, stages) int64 cost of each stage of each path."""
@@ -68,8 +76,32 @@ class AdditiveCost:
         ratios = np.split(batch.ratios, np.cumsum(self.geometry.layers_per_stage)[:-1], axis=1)
         for stage, (first, other, layers) in enumerate(zip(self.first, self.other, ratios)):
             before, width = batch.widths[:, stage + 1], batch.widths[:, stage + 2]
-            costs[:, stage] = first[before, width, layers[:, 0]] + other[width[:, None], layers[:, 1:]].sum(axis=1)
+            others = self.combine.reduce(other[width[:, None], layers[:, 1:]], axis=1)
+            costs[:, stage] = self.combine(first[before, width, layers[:, 0]], others)
         return costs
+
+    def extremes(self, space: SearchSpace) -> tuple[int, int]:
+        """The exact smallest and largest cost of the space's paths: stage by stage, the best for each width so far."""
+        if space.geometry != self.geometry:
+            raise ValueError(f"{self.name} are known for {self.geometry}, the space {space.name} is of {space.geometry}")
+        return self._extreme(space, min), self._extreme(space, max)
+
+    def _extreme(self, space: SearchSpace, pick: Callable) -> int:
+        net, combine = self.geometry, self.combine
+        residuals = [int(depth == max(net.depths)) for depth in space.stem_depths]
+        first, second = ([net.widths.index(width) for width in allowed] for allowed in space.stem_widths)
+        # width index -> the extreme cost of all that goes before and ends with it
+        so_far = {after: pick(self.stem[r, before, after] for r in residuals for before in first) for after in second}
+        for stage, pairs in enumerate(space.pairs):
+            reached: dict[int, list] = {}
+            for (depth, width), allowed in pairs.items():
+                w, ratios = net.widths.index(width), [net.ratios.index(ratio) for ratio in allowed]
+                more = [pick(self.other[stage][w, ratios])] * (net.base_depths[stage] + depth - 1)
+                for before, cost in so_far.items():
+                    here = pick(self.first[stage][before, w, ratios])
+                    reached.setdefault(w, []).append(combine.reduce([cost, here, *more]))
+            so_far = {w: pick(costs) for w, costs in reached.items()}
+        return int(pick(combine(cost, self.head[w]) for w, cost in so_far.items()))
 
     def text(self, *costs: float) -> str:
         """Costs in words, such as "0.52 to 4.31 GFLOPs"."""
@@ -82,13 +114,50 @@ class AdditiveCost:
         return batch
 
 
+class AdditiveCost(LayerCost):
+    """A cost that adds up over the layers, such as FLOPs, parameters, or measured latencies in ns (`latency.Latency`).
+
+    Only such a cost can be counted and sampled exactly inside an interval.
+    """
+
+    combine = np.add
+
+
+class PeakCost(LayerCost):
+    """A cost that is the largest of the layers' costs, such as peak memory."""
+
+    combine = np.maximum
+
+    def forbid(self, cost: AdditiveCost, most: float) -> AdditiveCost:
+        """`cost`, made larger than any real cost for paths whose peak is over `most`.
+
+        So the paths that keep both bounds can be counted and sampled exactly.
+        """
+
+        def barred(costs: np.ndarray, peaks: np.ndarray) -> np.ndarray:
+            return np.where(peaks > most, FORBIDDEN, costs)
+
+        return replace(
+            cost,
+            stem=barred(cost.stem, self.stem),
+            first=tuple(map(barred, cost.first, self.first)),
+            other=tuple(map(barred, cost.other, self.other)),
+            head=barred(cost.head, self.head),
+        )
+
+
 @dataclass(frozen=True)
 class CostModel:
-    """FLOPs and parameters of the subnets of one supernet, at one input size.
+    """FLOPs, parameters and activation memory of the subnets of one supernet, at one input size.
 
     FLOPs are multiply-accumulates of convolutions, transposed convolutions and the linear layer, as OFA counts them;
     pooling, BatchNorm, activations and biases are free. Parameters are what training changes in the subnet: weights,
     biases, and gamma and beta of BatchNorm (its running statistics are not counted).
+
+    Memory is the peak of float32 activations at inference, batch 1, when layers run one after another in the order of
+    the graph: while a layer runs, its input, its output and what waits for later (the input or the branch beside a
+    shortcut, the up-sampled map and the finished outputs of the heads) are in memory, the input image too. BatchNorm,
+    bias and ReLU work in place, and a sum overwrites its branch. Weights and a convolution's workspace are not counted.
 
     Attributes:
         image_size: input pixels: the side of a square, or (height, width).
@@ -116,23 +185,33 @@ class CostModel:
         if isinstance(self.image_size, list):  # a list, as JSON has it, would leave the model without a hash
             object.__setattr__(self, "image_size", tuple(self.image_size))
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the input in pixels."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
+
     @cached_property
     def flops(self) -> AdditiveCost:
         """`flops(paths)`: (n,) int64 multiply-accumulates."""
-        return self._cost(0, "FLOPs", "GFLOPs", 1e9)
+        return self._cost(AdditiveCost, FLOPS, "FLOPs", "GFLOPs", 1e9)
 
     @cached_property
     def params(self) -> AdditiveCost:
         """`params(paths)`: (n,) int64 trainable parameters."""
-        return self._cost(1, "parameters", "M parameters", 1e6)
+        return self._cost(AdditiveCost, PARAMS, "parameters", "M parameters", 1e6)
+
+    @cached_property
+    def memory(self) -> PeakCost:
+        """`memory(paths)`: (n,) int64 bytes of activations at the peak; see the class."""
+        return self._cost(PeakCost, MEMORY, "memory", "MB", 1e6)
 
     def stage_flops(self, paths: Sequence[Path] | PathBatch) -> np.ndarray:
         """(n, stages) int64 multiply-accumulates of each stage."""
         return self.flops.stages(paths)
 
-    def _cost(self, measure: int, name: str, unit: str, scale: float) -> AdditiveCost:
+    def _cost(self, kind: type[LayerCost], measure: int, name: str, unit: str, scale: float) -> LayerCost:
         stem, first, other, head = self._tables
-        return AdditiveCost(
+        return kind(
             name,
             unit,
             scale,
@@ -145,32 +224,44 @@ class CostModel:
 
     @cached_property
     def _tables(self) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray], np.ndarray]:
-        """Stem, first layers, other layers and head as in `AdditiveCost`, with a last axis [MACs, parameters]."""
+        """Stem, first layers, other layers and head as in `LayerCost`, with a last axis [MACs, parameters, bytes]."""
         net = self.backbone
         n_widths, n_ratios = len(net.widths), len(net.ratios)
-        height, width = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
-        size = _Size(height, width).shrunk(2)
-        stem = np.zeros((2, n_widths, n_widths, 2), np.int64)
+        image = _Size(*self.size)
+        size = image.shrunk(2)
+        pooled = size.shrunk(2)
+        stem = np.zeros((2, n_widths, n_widths, 3), np.int64)
         for w0, mid in enumerate(map(net.stem_mid, net.widths)):
             for w1, out in enumerate(map(net.stem_out, net.widths)):
-                stem[:, w0, w1] = _conv(3, 3, mid, size.area) + _conv(3, mid, out, size.area)
-                stem[1, w0, w1] += _conv(3, mid, mid, size.area)
-        size = size.shrunk(2)  # max-pool
+                stem[:, w0, w1, :MEMORY] = _conv(3, 3, mid, size.area) + _conv(3, mid, out, size.area)
+                stem[1, w0, w1, :MEMORY] += _conv(3, mid, mid, size.area)
+                stem[:, w0, w1, MEMORY] = _peak(
+                    3 * image.area + mid * size.area, (mid + out) * size.area, out * (size.area + pooled.area)
+                )
+                stem[1, w0, w1, MEMORY] = max(stem[1, w0, w1, MEMORY], _peak(2 * mid * size.area))
+        size = pooled
         ins = [net.stem_out(w) for w in net.widths]
         first_tables, other_tables = [], []
         for stage, stride in enumerate(net.strides):
             outs = [net.stage_out(stage, w) for w in net.widths]
             after = size.shrunk(stride)
-            first = np.zeros((n_widths, n_widths, n_ratios, 2), np.int64)
-            other = np.zeros((n_widths, n_ratios + 1, 2), np.int64)
+            first = np.zeros((n_widths, n_widths, n_ratios, 3), np.int64)
+            other = np.zeros((n_widths, n_ratios + 1, 3), np.int64)
             for w, out in enumerate(outs):
                 for e, ratio in enumerate(net.ratios):
                     mid = net.middle(out, ratio)
                     inner = _conv(3, mid, mid, after.area) + _conv(1, mid, out, after.area)
-                    other[w, e] = _conv(1, out, mid, after.area) + inner
+                    other[w, e, :MEMORY] = _conv(1, out, mid, after.area) + inner
+                    other[w, e, MEMORY] = _branch_peak(out * after.area, mid * after.area, mid * after.area, out * after.area)
                     for w_in, before in enumerate(ins):
                         shortcut = _conv(1, before, out, after.area)
-                        first[w_in, w, e] = _conv(1, before, mid, size.area) + inner + shortcut
+                        first[w_in, w, e, :MEMORY] = _conv(1, before, mid, size.area) + inner + shortcut
+                        x, y = before * size.area, out * after.area
+                        pool = before * after.area if stride > 1 else 0
+                        first[w_in, w, e, MEMORY] = max(
+                            _branch_peak(x, mid * size.area, mid * after.area, y),
+                            _peak(y + x + pool, y + (pool or x) + y),
+                        )
             first_tables.append(first)
             other_tables.append(other)
             ins, size = outs, after
@@ -178,21 +269,29 @@ class CostModel:
         return stem, first_tables, other_tables, head
 
     def _head(self, channels: int, size: _Size) -> np.ndarray:
-        """[MACs, parameters] of what follows a feature map of these channels and this size."""
-        total = np.zeros(2, np.int64)
+        """[MACs, parameters, bytes] of what follows a feature map of these channels and this size."""
+        total, tensors = np.zeros(2, np.int64), [0]
         if self.scope == "classifier":
             total += _conv(1, channels, self.num_classes, 1, per_channel=1)
+            tensors += [channels * (size.area + 1), channels + self.num_classes]
         elif self.scope == "detector":
             head = self.head or HeadGeometry(self.num_classes)
             for filters in head.deconv_channels:
                 # Each input pixel meets all 4 x 4 weights of every filter; 4x4, stride 2, padding 1 doubles the size.
                 total += _conv(4, channels, filters, size.area)
+                tensors.append(channels * size.area + 4 * filters * size.area)
                 channels, size = filters, _Size(2 * size.height, 2 * size.width)
-            hidden = head.head_channels
-            total += 3 * _conv(3, channels, hidden, size.area, per_channel=1)
-            total += _conv(1, hidden, head.num_classes, size.area, per_channel=1)
-            total += 2 * _conv(1, hidden, HEAD_OUTPUTS // 2, size.area, per_channel=1)
-        return total
+            hidden, finished = head.head_channels, 0
+            for outputs in (head.num_classes, HEAD_OUTPUTS // 2, HEAD_OUTPUTS // 2):
+                total += _conv(3, channels, hidden, size.area, per_channel=1)
+                total += _conv(1, hidden, outputs, size.area, per_channel=1)
+                last = finished == head.num_classes + HEAD_OUTPUTS // 2
+                tensors += [
+                    (finished + channels + hidden) * size.area,
+                    (finished + (0 if last else channels) + hidden + outputs) * size.area,
+                ]
+                finished += outputs
+        return np.array([*total, _peak(*tensors)])
 
 
 class _Size(NamedTuple):
@@ -219,29 +318,39 @@ def _conv(kernel: int, ins: int, outs: int, pixels: int, per_channel: int = 2) -
     return np.array([weights * pixels, weights + per_channel * outs], np.int64)
 
 
+def _peak(*numbers: int) -> int:
+    """Bytes of the largest of these numbers of float32 values."""
+    return 4 * max(numbers)
+
+
+def _branch_peak(x: int, one: int, two: int, y: int) -> int:
+    """Peak of a bottleneck's three convolutions x -> one -> two -> y, by sizes of tensors; x waits for the shortcut."""
+    return _peak(x + one, x + one + two, x + two + y)
+
+
 def in_unit(values: Sequence[float], unit: str, scale: float) -> str:
     """Values in words, such as "0.52 to 4.31 GFLOPs"."""
     return f"{' to '.join(f'{value / scale:.4g}' for value in values)} {unit}".rstrip()
 
 
-def additive(cost: CostModel | AdditiveCost) -> AdditiveCost:
+def layer_cost(cost: CostModel | LayerCost) -> LayerCost:
     """The cost itself; for a model, its FLOPs."""
     return cost.flops if isinstance(cost, CostModel) else cost
 
 
-def cost_range(space: SearchSpace, cost: CostModel | AdditiveCost) -> tuple[int, int]:
+def cost_range(space: SearchSpace, cost: CostModel | LayerCost) -> tuple[int, int]:
     """The exact smallest and largest cost of the space's paths."""
-    return _joint(space, additive(cost)).range
+    return layer_cost(cost).extremes(space)
 
 
 def count_within(space: SearchSpace, cost: CostModel | AdditiveCost, low: float, high: float) -> int:
     """The exact number of canonical paths with low <= cost < high (infinities allowed)."""
-    return _joint(space, additive(cost)).count(low, high)
+    return _joint(space, layer_cost(cost)).count(low, high)
 
 
 def share_within(space: SearchSpace, cost: CostModel | AdditiveCost, low: float, high: float) -> float:
     """The probability that a uniformly sampled path has low <= cost < high (infinities allowed)."""
-    return _joint(space, additive(cost)).share(low, high)
+    return _joint(space, layer_cost(cost)).share(low, high)
 
 
 def sample_within(
@@ -252,7 +361,7 @@ def sample_within(
     Raises:
         UserError: the space has no such path.
     """
-    cost = additive(cost)
+    cost = layer_cost(cost)
     joint = _joint(space, cost)
     if not joint.share(low, high):
         raise UserError(
@@ -308,9 +417,19 @@ class Buckets:
         """
         space = space or self.space
         if not self.share(bucket, space):
-            edges = additive(self.cost).text(*self.edges[bucket : bucket + 2])
+            edges = layer_cost(self.cost).text(*self.edges[bucket : bucket + 2])
             raise UserError(f"bucket {bucket} ({edges}) holds no path of the space {space.name}")
         return sample_within(space, self.cost, *self.interval(bucket), n, rng)
+
+    def below(self, budget: float, space: SearchSpace | None = None) -> list[tuple[float, float]]:
+        """For each bucket with a path of at most `budget`: the least (inclusive) and the largest cost allowed in it."""
+        found = []
+        for bucket in range(self.n):
+            low, high = self.interval(bucket)
+            most = min(budget, np.ceil(high) - 1)  # costs are integers, and `high` is the next bucket's
+            if count_within(space or self.space, self.cost, low, most + 1):
+                found.append((low, most))
+        return found
 
     def share(self, bucket: int, space: SearchSpace | None = None) -> float:
         """The probability that a uniformly sampled path falls into the bucket."""
@@ -420,10 +539,11 @@ class _Joint:
 
     def __init__(self, space: SearchSpace, cost: AdditiveCost):
         geometry = space.geometry
-        if geometry != cost.geometry:
-            raise ValueError(f"{cost.name} are known for {cost.geometry}, the space {space.name} is of {geometry}")
+        if not isinstance(cost, AdditiveCost):
+            raise TypeError(f"{cost.name} does not add up over layers: only an additive cost can be counted and sampled")
         if space.size() >= 2**63:
             raise UserError(f"the space {space.name} has {space.size()} paths; exact counts allow fewer than 2^63")
+        self.range = cost.extremes(space)
         self.geometry = geometry
         self.cases = [_stage_cases(space, cost, stage) for stage in range(geometry.stages)]
         first, second = ([geometry.widths.index(width) for width in allowed] for allowed in space.stem_widths)
@@ -462,11 +582,6 @@ class _Joint:
             end_mass=np.concatenate([[0.0], np.cumsum(ends.mass[end])]),
             end_count=np.concatenate([[0], np.cumsum(ends.count[end])]),
         )
-
-    @cached_property
-    def range(self) -> tuple[int, int]:
-        least = min(join.begin_cost[0] + join.end_cost[0] for join in self.joins)
-        return int(least), int(max(join.begin_cost[-1] + join.end_cost[-1] for join in self.joins))
 
     def count(self, low: float, high: float) -> int:
         total = 0

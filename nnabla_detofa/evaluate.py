@@ -30,7 +30,7 @@ def evaluate(
     Args:
         run: the folder of a run of Algorithm 1.
         detector: "fullnet" (with its own weights, of line 2), "subnet_1", "subnet_2", ... (with the supernet's), or a JSON
-            file with a path in OFA's notation.
+            file with a path in OFA's notation, alone or as its "path" (what `search` writes).
         overrides: "key=value" entries of the run's config to replace, such as the place of the data.
         flip, scales: instead of the config's `flip_test` and `test_scales`.
 
@@ -89,8 +89,8 @@ def find_path(run: FilePath, detector: str, space: SearchSpace) -> Path:
     except (OSError, ValueError) as error:
         raise UserError(f"the path {file} cannot be read as JSON ({error})") from error
     try:
-        return Path.from_ofa(content, space.geometry)
-    except (TypeError, KeyError, ValueError) as error:
+        return Path.from_ofa(content.get("path", content), space.geometry)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"the path in {file} is not one in OFA's notation ({error})") from error
 
 

@@ -11,7 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .costs import AdditiveCost, CostModel, additive, cost_range, in_unit, sample_within, share_within
+from .costs import (
+    FORBIDDEN,
+    AdditiveCost,
+    CostModel,
+    LayerCost,
+    PeakCost,
+    cost_range,
+    in_unit,
+    layer_cost,
+    sample_within,
+    share_within,
+)
 from .errors import UserError
 from .search_space import Path, PathBatch, SearchSpace
 
@@ -27,7 +38,8 @@ class Constraint:
 
     Attributes:
         name: what is bounded, for messages.
-        cost: paths -> (n,) costs. An `AdditiveCost` lets even the tightest budget be sampled directly.
+        cost: paths -> (n,) costs. An `AdditiveCost` lets even the tightest budget be sampled directly, and with it any
+            bounds on a `PeakCost`.
         budget: in the unit of `cost`, inclusive.
         unit: unit of messages, worth `scale`.
         least: the smallest allowed cost, inclusive: searches one FLOPs bucket of many.
@@ -49,11 +61,25 @@ class Constraint:
         """Costs in words, such as "0.52 to 4.31 GFLOPs"."""
         return in_unit(costs, self.unit, self.scale)
 
+    def __str__(self) -> str:
+        if np.isfinite(self.least):
+            return f"{self.name} from {self.text(self.least, self.budget)}"
+        return f"{self.name} <= {self.text(self.budget)}"
 
-def at_most(cost: CostModel | AdditiveCost, budget: float) -> Constraint:
-    """The constraint that an additive cost (for a model, its FLOPs) is at most `budget`."""
-    cost = additive(cost)
-    return Constraint(cost.name, cost, budget, cost.unit, cost.scale)
+
+class NoPath(UserError):
+    """No path meets the bounds, or none was found."""
+
+
+def at_most(cost: CostModel | LayerCost, budget: float) -> Constraint:
+    """The constraint that a cost (for a model, its FLOPs) is at most `budget`."""
+    return between(cost, -np.inf, budget)
+
+
+def between(cost: CostModel | LayerCost, least: float, budget: float) -> Constraint:
+    """The constraint that a cost (for a model, its FLOPs) is `least` to `budget`, both inclusive."""
+    cost = layer_cost(cost)
+    return Constraint(cost.name, cost, budget, cost.unit, cost.scale, least)
 
 
 @dataclass(frozen=True)
@@ -80,7 +106,7 @@ class SearchResult:
 def search(
     space: SearchSpace,
     score: Callable[[PathBatch], np.ndarray],
-    cost: CostModel | AdditiveCost | Callable[[PathBatch], np.ndarray],
+    cost: CostModel | LayerCost | Callable[[PathBatch], np.ndarray],
     budget: float,
     rng: np.random.Generator,
     generations: int = 500,
@@ -120,7 +146,7 @@ def search(
         raise UserError(
             f"the search needs a population of at least 1 and 0 or more generations, got {population}, {generations}"
         )
-    main = at_most(cost, budget) if isinstance(cost, (CostModel, AdditiveCost)) else Constraint("cost", cost, budget)
+    main = at_most(cost, budget) if isinstance(cost, (CostModel, LayerCost)) else Constraint("cost", cost, budget)
     bounds = (main, *constraints)
     n_parents = max(1, round(parent_ratio * population))
     n_mutants = round(mutation_ratio * population)
@@ -150,34 +176,42 @@ def search(
 def first_population(space: SearchSpace, constraints: Sequence[Constraint], n: int, rng: np.random.Generator) -> PathBatch:
     """`n` paths drawn uniformly among those that meet the constraints, or fewer (at least one) where these are rare.
 
-    Paths come straight from below the additive constraint that the fewest paths meet; the other constraints, and costs
-    that are not additive, reject what does not fit.
+    Paths come straight from inside the additive constraint that the fewest paths meet, joined with all bounds on peaks;
+    other additive constraints, and costs that are neither, reject what does not fit.
 
     Raises:
-        UserError: a budget is below every path, or no path was found.
+        NoPath: a budget is below every path, or no path was found.
     """
     shares = []
+    peaks = [bound for bound in constraints if isinstance(bound.cost, PeakCost)]
     for bound in constraints:
-        if isinstance(bound.cost, AdditiveCost):
+        if isinstance(bound.cost, LayerCost):
             least, most = cost_range(space, bound.cost)
             if bound.budget < least:
-                raise UserError(
+                raise NoPath(
                     f"{bound.name} budget {bound.text(bound.budget)} is below the smallest path; "
                     f"reachable are {bound.text(least, most)}"
                 )
-            shares.append((share_within(space, bound.cost, bound.least, bound.above), bound))
+        if isinstance(bound.cost, AdditiveCost):
+            cost = bound.cost
+            for peak in peaks:
+                cost = peak.cost.forbid(cost, peak.budget)
+            interval = space, cost, bound.least, min(bound.above, FORBIDDEN)
+            shares.append((share_within(*interval), interval))
 
     def draw(count: int) -> PathBatch:
         if not shares:
             return space.sample_many(rng, count)
-        _, tightest = min(shares, key=lambda pair: pair[0])
-        return sample_within(space, tightest.cost, tightest.least, tightest.above, count, rng)
+        _, interval = min(shares, key=lambda entry: entry[0])
+        return sample_within(*interval, count, rng)
 
+    names = " and ".join(map(str, constraints))
+    if not all(share for share, _ in shares):
+        raise NoPath(f"no path of the space {space.name} has {names}; allow more")
     found = PathBatch.concatenate(_breed(draw, n, constraints, FIRST_ROUNDS))
     if not len(found):
-        names = " and ".join(f"{bound.name} <= {bound.text(bound.budget)}" for bound in constraints)
         draws = n * (4**FIRST_ROUNDS - 1) // 3
-        raise UserError(f"none of {draws} paths drawn from the space {space.name} has {names}; allow more")
+        raise NoPath(f"none of {draws} paths drawn from the space {space.name} has {names}; allow more")
     return found
 
 
@@ -224,8 +258,12 @@ def _with_ratios(
 
 
 def _feasible(batch: PathBatch, constraints: Sequence[Constraint]) -> np.ndarray:
-    costs = [bound.cost(batch) for bound in constraints]
-    return np.all([(bound.least <= cost) & (cost <= bound.budget) for bound, cost in zip(constraints, costs)], axis=0)
+    """(n,) bool: which paths meet all constraints."""
+    feasible = np.ones(len(batch), bool)
+    for bound in constraints:
+        costs = bound.cost(batch)
+        feasible &= (bound.least <= costs) & (costs <= bound.budget)
+    return feasible
 
 
 def _breed(
@@ -256,3 +294,85 @@ def _best(
         known.update(zip(new, scores.tolist()))
     best = sorted(rows, key=lambda key: (-known[key], rows[key]))[:n]
     return batch[[rows[key] for key in best]], [known[key] for key in best]
+
+
+# --- The whole front at once ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Front:
+    """Paths of which none is both cheaper and better than another, by ascending cost and score.
+
+    Attributes:
+        paths: n paths. scores: (n,). costs: (n,) of the `cost` argument.
+        scored: how many different paths were scored.
+    """
+
+    paths: PathBatch
+    scores: np.ndarray
+    costs: np.ndarray
+    scored: int
+
+
+def front(
+    space: SearchSpace,
+    score: Callable[[PathBatch], np.ndarray],
+    cost: CostModel | LayerCost | Callable[[PathBatch], np.ndarray],
+    rng: np.random.Generator,
+    generations: int = 500,
+    population: int = 100,
+    mutate_prob: float = 0.1,
+    constraints: Sequence[Constraint] = (),
+    progress: Callable[[int, float], None] | None = None,
+) -> Front:
+    """Every trade of cost against score in one run of NSGA-II (Deb et al. 2002, from pymoo), with our mutants and crossovers.
+
+    The paper searches each budget on its own; this is one run for all budgets. Every scored path may enter the front, not
+    only the last population. Scores must be comparable over the whole range of costs: those of the path filter are so
+    inside a FLOPs bucket, which `constraints` can ask for.
+
+    Args:
+        score, cost, generations, population, mutate_prob, constraints, progress: as of `search`.
+
+    Raises:
+        UserError: pymoo is not installed.
+        NoPath: no path that meets the constraints was found.
+    """
+    try:
+        from .nsga2 import evolve
+    except ImportError as error:
+        raise UserError(f"a front needs pymoo, which does not load ({error}): install nnabla-detofa[search]") from error
+    measured = layer_cost(cost) if isinstance(cost, (CostModel, LayerCost)) else cost
+    scored: dict[bytes, float] = {}
+    seen: list[PathBatch] = []
+
+    def objectives(batch: PathBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Costs, scores and whether the constraints are met; a path that does not meet them is not scored."""
+        feasible = _feasible(batch, constraints)
+        scores = np.zeros(len(batch))
+        if feasible.any():
+            inside = batch[feasible]
+            _best(inside, score, scored, 1)
+            scores[feasible] = [scored[key] for key in inside.keys.tolist()]
+            seen.append(inside)
+        return measured(batch), scores, feasible
+
+    first = first_population(space, constraints, population, rng)
+    algorithm = evolve(
+        first,
+        objectives,
+        lambda parents: mutate_many(space, parents, mutate_prob, rng),
+        lambda one, other: crossover_many(space, one, other, rng),
+        population,
+        int(rng.integers(2**31)),
+    )
+    for generation in range(generations + 1):
+        next(algorithm)
+        if progress and generation:
+            progress(generation, max(scored.values()))
+    every = PathBatch.concatenate(seen)
+    costs, scores = np.asarray(measured(every)), np.array([scored[key] for key in every.keys.tolist()])
+    order = np.lexsort((-scores, costs))
+    best_so_far = np.maximum.accumulate(np.concatenate([[-np.inf], scores[order][:-1]]))
+    kept = order[scores[order] > best_so_far]
+    return Front(every[kept], scores[kept], costs[kept], len(scored))

@@ -247,14 +247,9 @@ class SupernetRunner(Runner):
 
     @cached_property
     def evaluator(self) -> PathEvaluator:
-        """Validation losses: statistics from training images as they are seen at inference, losses from `val`."""
-        hparams, sets, val = self.config.hparams, self.sets, self.dataloader["valid"]
-        images = statistics_images(sets, self.config)
-        count = min(len(val), hparams.val_images or len(val))
-        judged = np.sort(self.rng("validation").permutation(len(val))[:count])
-        losses = list(eval_batches(sets, val, judged, hparams.bn_batch))
+        """Validation losses of this run's paths."""
         processes = self.config.args.evaluation_processes if self.comm.ctx.backend == ["cpu:float"] else 1
-        return PathEvaluator(self.model, images, losses, processes)
+        return path_evaluator(self.model, self.sets, self.config, processes)
 
     def evaluate_paths(self, name: str, paths: PathBatch) -> EvaluatedPaths:
         """Validation losses of `paths` under the present weights, kept in <name>.jsonl as they come."""
@@ -357,6 +352,15 @@ def statistics_images(sets, config: configs.Config) -> list[np.ndarray]:
     chosen = named_rng(config.args.seed, "statistics").permutation(len(sets.train))[:count]
     chosen = chosen[: max(1, len(chosen) // batch) * batch]
     return [arrays[0] for arrays in eval_batches(sets, sets.train, chosen, batch)]
+
+
+def path_evaluator(model, sets, config: configs.Config, processes: int = 1) -> PathEvaluator:
+    """Validation losses: statistics from training images as they are seen at inference, losses from `val`."""
+    hparams, val = config.hparams, sets.val
+    count = min(len(val), hparams.val_images or len(val))
+    judged = np.sort(named_rng(config.args.seed, "validation").permutation(len(val))[:count])
+    losses = list(eval_batches(sets, val, judged, hparams.bn_batch))
+    return PathEvaluator(model, statistics_images(sets, config), losses, processes)
 
 
 def claim(output: FilePath, config: configs.Config, restart: bool) -> None:

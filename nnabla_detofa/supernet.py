@@ -281,11 +281,7 @@ class ElasticResNet50(Model):
     def features(self, x: nn.Variable, path: Path, statistics=STORED) -> list[nn.Variable]:
         """The feature maps after the stem's max-pool and after each stage."""
         plan = Plan.of(path, self._geometry)
-        x = self.input_stem[0](x, plan.stem[0], statistics)
-        if plan.stem_residual:
-            x = self.input_stem[1](x, plan.stem[0], statistics)
-        x = self.input_stem[2](x, plan.stem[1], statistics)
-        maps, first = [F.max_pooling(x, (3, 3), stride=(2, 2), pad=(1, 1), ignore_border=True)], 0
+        maps, first = [self.stem(x, plan, statistics)], 0
         for layers, most in zip(plan.stages, self._geometry.layers_per_stage):
             x = maps[-1]
             for place, layer in enumerate(layers):
@@ -293,6 +289,14 @@ class ElasticResNet50(Model):
             maps.append(x)
             first += most
         return maps
+
+    def stem(self, x: nn.Variable, plan: Plan, statistics=STORED) -> nn.Variable:
+        """Images (B, 3, H, W) -> the feature map after the max-pool (B, C, H / 4, W / 4)."""
+        x = self.input_stem[0](x, plan.stem[0], statistics)
+        if plan.stem_residual:
+            x = self.input_stem[1](x, plan.stem[0], statistics)
+        x = self.input_stem[2](x, plan.stem[1], statistics)
+        return F.max_pooling(x, (3, 3), stride=(2, 2), pad=(1, 1), ignore_border=True)
 
 
 def sort_middle_channels(net: ElasticResNet50, ratios: Sequence[float]) -> None:

@@ -18,10 +18,12 @@ from nnabla_detofa.cli import main
 from nnabla_detofa.data.coco import write_coco
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.dry_run import written_files
+from nnabla_detofa.geometry import Geometry
 from nnabla_detofa.ranking import EvaluatedPaths
 from nnabla_detofa.report import write_report
 from nnabla_detofa.search_space import Path, SearchSpace
 
+GEOMETRY = Geometry(width_scale=0.0625, strides=(1, 2, 2, 1))
 REPOSITORY = FilePath(__file__).parent.parent
 
 
@@ -117,6 +119,18 @@ def test_trained_and_found_paths_are_of_the_pruned_space(finished):
     assert space.contains_many(paths.batch).all()
     summary = json.loads((finished / "summary.json").read_text())
     assert all(Path.from_ofa(subnet["path"], space.geometry) in space for subnet in summary["subnets"])
+
+
+def test_a_finished_run_can_be_searched_under_other_bounds(finished, tmp_path):
+    """Asked for a budget of the run's own, it finds the run's subnet again, by the same winners and losses."""
+    file, subnet = tmp_path / "found.json", json.loads((finished / "summary.json").read_text())["subnets"][-1]
+    assert main(["search", str(finished), "-c", "cpu", "--flops", str(subnet["budget"]), "-o", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert found["compared_by"] == "loss" and found["path"] == subnet["path"]
+    losses = {item.path: item.loss for item in EvaluatedPaths.read(finished / "winners.jsonl", GEOMETRY).items}
+    for row in found["rows"]:
+        assert row["loss"] >= found["loss"]
+        assert row["loss"] == pytest.approx(losses[Path.from_ofa(row["path"], GEOMETRY)])
 
 
 def test_the_report_is_written_from_files_alone(finished, tmp_path):

@@ -5,7 +5,7 @@ import nnabla.functions as F
 import numpy as np
 import pytest
 from parity import decoding_checks, failed, loss_checks
-from visit import count_macs
+from visit import count_macs, peak_memory
 
 from nnabla_detofa import centernet, supernet, weights
 from nnabla_detofa.centernet import Detector, TargetVariables, decode, focal_loss, soft_nms
@@ -19,6 +19,9 @@ SMALL, HEAD = Geometry(width_scale=0.125, strides=(1, 2, 2, 1)), HeadGeometry(3,
 
 def variable(array) -> nn.Variable:
     return nn.Variable.from_numpy_array(np.asarray(array, np.float32))
+
+
+THIN = Geometry(width_scale=0.0625, stem_channels=16)
 
 
 @pytest.mark.parametrize("objects", [True, False])
@@ -53,19 +56,30 @@ def test_decoding_by_hand():
 
 @pytest.mark.parametrize(
     "geometry, head, size",
-    [(SMALL, HEAD, (64, 96)), (OFA_RESNET50, HeadGeometry(20), (128, 128)), (Geometry(width_scale=0.25), HEAD, (64, 64))],
+    [
+        (SMALL, HEAD, (64, 96)),
+        (OFA_RESNET50, HeadGeometry(20), (128, 128)),
+        (Geometry(width_scale=0.25), HEAD, (64, 64)),
+        (THIN, HeadGeometry(3, (1024, 8), 4), (64, 64)),
+        (THIN, HeadGeometry(3, (16, 16), 256), (64, 64)),
+        (THIN, HeadGeometry(250, (16, 16), 8), (64, 64)),
+    ],
 )
 def test_the_cost_table_equals_a_visit_of_the_built_graph(geometry, head, size):
+    """The thin geometries have their memory peaks in the up-convolutions and in the heads."""
     net, rng = Detector(head, geometry), np.random.default_rng(0)
     space = ofa_resnet50(geometry)
-    paths = [space.largest, *(space.sample(rng) for _ in range(3))]
+    paths = [space.largest, *(space.sample(rng) for _ in range(5))]
     models = [CostModel(size, head.num_classes, scope, geometry, head) for scope in ("detector", "backbone")]
     for path in paths:
         x = nn.Variable((1, 3, *size))
         outputs = net(x, path)
         assert outputs.heat_map.shape[1:] == (head.num_classes, *(s // head.output_stride(geometry) for s in size))
         assert count_macs(F.sink(*outputs)) == models[0].flops([path])[0]
-        assert count_macs(net.backbone(x, path)) == models[1].flops([path])[0]
+        assert peak_memory(F.sink(*outputs), x) == models[0].memory([path])[0]
+        backbone = net.backbone(x, path)
+        assert count_macs(backbone) == models[1].flops([path])[0]
+        assert peak_memory(backbone, x) == models[1].memory([path])[0]
     assert sum(p.size for p in net.get_parameters(grad_only=True).values()) == models[0].params([space.largest])[0]
 
 

@@ -1,10 +1,23 @@
+import sys
+import time
+
 import numpy as np
 import pytest
 from small import GEOMETRY, PRUNED, SPACE, every_path
 
 from nnabla_detofa.costs import Buckets, CostModel, sample_within
 from nnabla_detofa.errors import UserError
-from nnabla_detofa.evolution import Constraint, at_most, crossover_many, first_population, mutate_many, search
+from nnabla_detofa.evolution import (
+    Constraint,
+    NoPath,
+    at_most,
+    between,
+    crossover_many,
+    first_population,
+    front,
+    mutate_many,
+    search,
+)
 from nnabla_detofa.search_space import PathBatch, compofa, ofa_resnet50
 
 A = ofa_resnet50()
@@ -175,3 +188,79 @@ def test_the_first_population_comes_straight_from_a_rare_bucket():
     bounds = (at_most(cost, high), Constraint("FLOPs", cost, high, "GFLOPs", 1e9, np.ceil(low)))
     found = first_population(space, bounds, 50, np.random.default_rng(0))
     assert len(found) == 50 and cost(found).min() >= low
+
+
+def test_bounds_on_memory_are_sampled_exactly_with_an_additive_one():
+    paths = every_path(SPACE)
+    flops, memory = MODEL.flops(paths), MODEL.memory(paths)
+    budget, most = np.quantile(flops, 0.3), np.quantile(memory, 0.2)
+    bounds = (at_most(MODEL, budget), at_most(MODEL.memory, most))
+    allowed = set(paths[(flops <= budget) & (memory <= most)].keys.tolist())
+    drawn = first_population(SPACE, bounds, 50 * len(allowed), np.random.default_rng(0))
+    assert set(drawn.keys.tolist()) == allowed
+
+
+def test_bounds_that_exclude_each_other_are_known_without_drawing():
+    model = CostModel(384, 20, "detector")
+    least = model.memory([A.largest])[0] - 1
+    bounds = (between(model, model.flops([A.largest])[0], np.inf), at_most(model.memory, least))
+    with pytest.raises(NoPath, match=r"no path of the space A has FLOPs from .* to inf GFLOPs and memory <= .* MB; allow more"):
+        first_population(A, bounds, 10, np.random.default_rng(0))
+
+
+def test_500_generations_take_three_seconds_or_less_besides_scoring():
+    start = time.process_time()
+    search(A, additive_score(A.geometry), CostModel(384, 20, "detector"), 15e9, np.random.default_rng(0))
+    assert time.process_time() - start < 3  # 0.7 on the machine it was written on
+
+
+def hypervolume(costs, scores, worst):
+    """Area that the points dominate, up to `worst`: (largest cost, smallest score)."""
+    from pymoo.indicators.hv import HV
+
+    return HV(np.array([worst[0], -worst[1]], float))(np.column_stack([costs, -np.asarray(scores)]).astype(float))
+
+
+@pytest.mark.parametrize("space", [SPACE, PRUNED], ids=lambda space: space.name)
+def test_the_front_of_a_small_space_is_that_of_the_enumeration(space):
+    score, paths = additive_score(GEOMETRY), every_path(space)
+    costs, scores = MODEL.flops(paths), score(paths)
+    found = front(space, score, MODEL, np.random.default_rng(0), generations=40, population=60)
+    assert (np.diff(found.costs) > 0).all() and (np.diff(found.scores) > 0).all()
+    assert (MODEL.flops(found.paths) == found.costs).all() and space.contains_many(found.paths).all()
+    worst = costs.max() + 1, scores.min()
+    assert hypervolume(found.costs, found.scores, worst) > 0.995 * hypervolume(costs, scores, worst)
+
+
+def test_one_front_equals_many_searches():
+    """On A: against a search for each of eight budgets that scores more paths in all."""
+    score, model = additive_score(A.geometry), CostModel(224)
+    budgets = np.linspace(1.2e9, 7e9, 8)
+    singles = [search(A, score, model, budget, np.random.default_rng(1), 40) for budget in budgets]
+    found = front(A, score, model, np.random.default_rng(0), generations=100)
+    assert found.scored < sum(single.scored for single in singles)
+    worst = 8e9, -20
+    theirs = hypervolume([single.cost for single in singles], [single.score for single in singles], worst)
+    assert hypervolume(found.costs, found.scores, worst) > theirs
+    for budget, single in zip(budgets, singles):
+        assert found.scores[found.costs <= budget].max() > single.score - 0.5
+
+
+def test_a_front_keeps_hard_bounds_and_depends_on_the_generator_alone():
+    model, seen = CostModel(224), []
+    bounds = [between(model, 2e9, 3e9), at_most(model.memory, 6e6)]
+
+    def watched(batch):
+        assert ((model.flops(batch) >= 2e9) & (model.flops(batch) <= 3e9) & (model.memory(batch) <= 6e6)).all()
+        seen.extend(batch.keys.tolist())
+        return additive_score(A.geometry)(batch)
+
+    one, two = (front(A, watched, model, np.random.default_rng(3), 5, 20, constraints=bounds) for _ in range(2))
+    assert one.scored == two.scored == len(seen) / 2 == len(set(seen))
+    assert (one.paths.keys == two.paths.keys).all()
+
+
+def test_a_front_without_pymoo_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nnabla_detofa.nsga2", None)
+    with pytest.raises(UserError, match=r"a front needs pymoo, .* install nnabla-detofa\[search\]"):
+        front(SPACE, additive_score(GEOMETRY), MODEL, np.random.default_rng(0))

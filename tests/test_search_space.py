@@ -29,26 +29,25 @@ def test_the_size_of_a_is_the_product_of_its_choices():
     assert A.size() == 18 * stage**3 * third == 2458914796962
 
 
-@pytest.mark.parametrize("space", [SPACE, PRUNED, compofa(GEOMETRY), ofa_resnet50(GEOMETRY, elastic_stem=False)])
+EVERY_KIND = [SPACE, PRUNED, compofa(GEOMETRY), ofa_resnet50(GEOMETRY, elastic_stem=False), *shrinking_stages(GEOMETRY)]
+
+
+@pytest.mark.parametrize("space", EVERY_KIND, ids=lambda space: space.name)
 def test_size_is_the_number_of_canonical_paths(space):
     paths = every_path(space)
     assert space.size() == len(paths) == len(set(paths)) == len(set(paths.keys.tolist()))
     assert probabilities(space, paths).sum() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("space", [SPACE, PRUNED, compofa(GEOMETRY)])
+@pytest.mark.parametrize("space", EVERY_KIND, ids=lambda space: space.name)
 def test_sampling_is_uniform_over_choices(space):
     paths = every_path(space)
     row = {key: index for index, key in enumerate(paths.keys.tolist())}
-    drawn = space.sample_many(np.random.default_rng(0), 20000)
+    drawn = space.sample_many(np.random.default_rng(0), 30 * len(paths))
     seen = np.bincount([row[key] for key in drawn.keys.tolist()], minlength=len(paths))
-    # Paths of equal probability are pooled: most paths are too rare for the test.
-    chances, group = np.unique(probabilities(space, paths).round(12), return_inverse=True)
-    expected = chances * np.bincount(group) * len(drawn)
-    assert chisquare(np.bincount(group, seen), expected * len(drawn) / expected.sum()).pvalue > 1e-3
-    for column, depth in enumerate(drawn.depths.T):
-        weights = probabilities(space, paths)
-        assert depth.mean() == pytest.approx(weights @ paths.depths[:, column], abs=0.02)
+    expected = probabilities(space, paths) * len(drawn)
+    assert expected.min() > 5
+    assert chisquare(seen, expected).pvalue > 1e-3
 
 
 def test_sampling_depends_on_the_generator_alone():

@@ -5,6 +5,7 @@ import nnabla.functions as F
 import numpy as np
 import pytest
 from parity import cut_out_checks, failed, small_net, subnet_checks
+from visit import count_macs, peak_memory
 
 from nnabla_detofa import supernet
 from nnabla_detofa.costs import CostModel
@@ -95,3 +96,20 @@ def test_label_smoothing_by_hand():
     loss = supernet.classification_loss(logits, nn.Variable.from_numpy_array([[0]]), 0.3)
     loss.forward()
     assert loss.d == pytest.approx(-(0.8 * np.log(0.7) + 0.1 * np.log(0.2) + 0.1 * np.log(0.1)), rel=1e-5)
+
+
+THIN_STEM = Geometry(width_scale=0.125, stem_channels=8)
+FLAT = Geometry(width_scale=0.125, stem_channels=8, strides=(1, 2, 1, 1))
+DEEP_END = Geometry(width_scale=0.125, stem_channels=8, stage_channels=(64, 64, 64, 2048), strides=(1, 1, 1, 2))
+
+
+@pytest.mark.parametrize("geometry, size", [(SMALL, (64, 64)), (THIN_STEM, (33, 50)), (FLAT, (64, 32)), (DEEP_END, (64, 64))])
+def test_costs_equal_a_visit_of_the_built_graph(geometry, size):
+    """The four geometries have their memory peaks in different layers: in the stem, a first and a later one of a stage."""
+    net, model = Classifier(7, geometry), CostModel(size, 7, backbone=geometry)
+    paths = ofa_resnet50(geometry).sample_many(np.random.default_rng(0), 6)
+    for path, flops, memory in zip(paths, model.flops(paths), model.memory(paths)):
+        x = nn.Variable((1, 3, *size))
+        logits = net(x, path)
+        assert count_macs(logits) == flops
+        assert peak_memory(logits, x) == memory

@@ -1,0 +1,254 @@
+"""The best path of a finished run under any mix of hard bounds: FLOPs, latency, parameters, memory (section 3.3)."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+
+import numpy as np
+
+from . import config as configs
+from . import latency, weights
+from .algorithm1 import build
+from .costs import Buckets, CostModel, LayerCost, cost_range
+from .errors import UserError
+from .evolution import Constraint, NoPath, at_most, between, front, search
+from .path_filter import PathFilter, PathScorer
+from .report import markdown_row, read_result
+from .runner import named_rng, path_evaluator, slug
+from .search_space import Path, PathBatch, PrunedSpace, SearchSpace
+
+COUNTS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+UNITS: dict[str, dict[str, float]] = {
+    "flops": COUNTS,
+    "latency": {"us": 1e3, "ms": 1e6, "s": 1e9},
+    "params": COUNTS,
+    "memory": {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9},
+}
+"""What can be bounded, and the units of its bound: of multiply-accumulates, ns, parameters and bytes."""
+EXAMPLES = {"flops": "3G", "latency": "40ms", "params": "20M", "memory": "200MB"}
+
+
+def parse_bound(name: str, text: str) -> float:
+    """A bound such as "3G" or "40ms" in the unit of its cost.
+
+    Raises:
+        UserError: it is not a positive number with a unit of `UNITS[name]`.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    units = {unit.lower(): worth for unit, worth in UNITS[name].items()}
+    if match is None or match[2].lower() not in units or not 0 < float(match[1]) < math.inf:
+        known = ", ".join(unit or "none" for unit in UNITS[name])
+        raise UserError(f"--{name} must be a positive number with a unit ({known}), like {EXAMPLES[name]}, got {text}")
+    return float(match[1]) * units[match[2].lower()]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a search needs of a run of Algorithm 1.
+
+    Attributes:
+        folder: the run's folder. config: its config.
+        space: the pruned space. buckets: FLOPs buckets of A.
+        scorer: the path filter as it was re-trained before the run's own search.
+        costs: by the names of `UNITS`; latency only where a table was given.
+    """
+
+    folder: FilePath
+    config: configs.Config
+    space: SearchSpace
+    buckets: Buckets
+    scorer: PathScorer
+    costs: Mapping[str, LayerCost]
+
+
+def load_run(folder: FilePath, overrides: Sequence[str] = (), latency_table: FilePath | None = None) -> FinishedRun:
+    """Read a run's folder; neither its data nor its weights are opened.
+
+    Args:
+        overrides: "key=value" entries of the run's config to replace, such as the place of the data.
+        latency_table: what `measure-latency` wrote; by default latency.json in the folder, if it is there.
+
+    Raises:
+        UserError: the folder is not that of a run that got so far, or the table does not fit it.
+    """
+    content = read_result(folder, "config")
+    for override in overrides:
+        content = configs.overridden(content, override)
+    config = configs.from_dict(content, folder.name)
+    space = SearchSpace.from_json(read_result(folder, "operations")["space"])
+    file = folder / "path_filter_again.h5"
+    if not file.exists():
+        raise UserError(f"{folder} is not the folder of a finished run: {file.name} is missing")
+    network, side = config.network, config.dataloader.image_size
+    head = network.head_geometry(len(read_result(folder, "fullnet")["ap50_per_class"]))
+    model = CostModel((side, side), head.num_classes, config.hparams.cost_scope, network.geometry, head)
+    buckets = Buckets(space.parent if isinstance(space, PrunedSpace) else space, model.flops, config.hparams.buckets)
+    costs: dict[str, LayerCost] = {"flops": model.flops, "params": model.params, "memory": model.memory}
+    if latency_table is not None or (folder / "latency.json").exists():
+        costs["latency"] = latency.read(latency_table or folder / "latency.json", model)
+    scorer = PathScorer(PathFilter.load(file), model.flops, buckets.index)
+    return FinishedRun(folder, config, space, buckets, scorer, costs)
+
+
+class TimedScore:
+    """A score that knows how many seconds it took so far."""
+
+    def __init__(self, score: Callable[[PathBatch], np.ndarray]):
+        self.score, self.seconds = score, 0.0
+
+    def __call__(self, batch: PathBatch) -> np.ndarray:
+        start = time.perf_counter()
+        try:
+            return self.score(batch)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+def find(
+    run: FinishedRun,
+    bounds: Mapping[str, float],
+    by_score: bool = False,
+    whole_front: bool = False,
+    generations: int | None = None,
+    progress: Callable[[], None] = lambda: None,
+    note: Callable[[str], None] = lambda text: None,
+) -> dict:
+    """The best path of the pruned space within all bounds, as `algorithm1.best_path` finds one for a FLOPs budget.
+
+    Scores rank paths of one FLOPs bucket only, so each bucket with an allowed path is searched by score, and the winners
+    are compared by validation loss, under the run's final weights. Where the weights or the data are not there, and with
+    `by_score`, they are compared by score, which is Eq. 3 to the letter but for the buckets.
+
+    A mix of bounds on FLOPs and memory alone is known exactly to hold paths or not. With bounds on parameters or latency as
+    well, a bucket in which drawing finds no path (1365 draws for each of the population) counts as empty.
+
+    Args:
+        bounds: largest allowed costs, inclusive, by the names of `UNITS`.
+        whole_front: for each bucket all trades of FLOPs against score instead of one winner; nothing is compared.
+        generations: of each search; by default the run's `hparams.search.generations`.
+        progress: called after each generation. note: hears what the user should know.
+
+    Returns:
+        plain JSON values: "bounds", "rows" (paths with their costs, bucket, score and loss, winners or fronts), "seconds"
+        of the search, "scoring_share" of them, "scored" paths; and without `whole_front` "path" and its costs, and
+        "compared_by".
+
+    Raises:
+        NoPath: no path meets the bounds; the message gives the reachable range of each cost.
+    """
+    for name in bounds:
+        if name not in run.costs:
+            raise UserError(
+                "a bound on latency needs a table of this device: measure-latency writes one, --latency-table names it"
+            )
+    start = time.perf_counter()
+    constraints = {name: at_most(run.costs[name], most) for name, most in bounds.items()}
+    ranges = {name: cost_range(run.space, cost) for name, cost in run.costs.items()}
+    if any(most < ranges[name][0] for name, most in bounds.items()):
+        raise _no_path(run, constraints, ranges)
+    others = [bound for name, bound in constraints.items() if name != "flops"]
+    options = run.config.hparams.search.evolution | ({} if generations is None else {"generations": generations})
+    score, rows, scored = TimedScore(run.scorer), [], 0
+    for least, most in run.buckets.below(bounds.get("flops", math.inf), run.space):
+        within = [between(run.costs["flops"], least, most), *others]
+        rng = named_rng(run.config.args.seed, f"search up to {most / 1e9:.4g} GFLOPs")
+        try:
+            if whole_front:
+                chosen = {name: options[name] for name in ("generations", "population", "mutate_prob")}
+                found = front(
+                    run.space,
+                    score,
+                    run.costs["flops"],
+                    rng,
+                    constraints=within,
+                    progress=lambda *news: progress(),
+                    **chosen,
+                )
+                paths, scores = found.paths, found.scores.tolist()
+            else:
+                found = search(
+                    run.space,
+                    score,
+                    run.costs["flops"],
+                    most,
+                    rng,
+                    constraints=within,
+                    progress=lambda *news: progress(),
+                    **options,
+                )
+                paths, scores = PathBatch.from_paths([found.path], run.space.geometry), [found.score]
+        except NoPath:
+            continue
+        scored += found.scored
+        rows += _rows(run, paths, scores)
+    seconds = time.perf_counter() - start
+    if not rows:
+        raise _no_path(run, constraints, ranges)
+    result = {"bounds": dict(bounds), "seconds": seconds, "scoring_share": score.seconds / seconds, "scored": scored}
+    if whole_front:
+        return result | {"rows": rows}
+    losses = None if by_score else _losses(run, rows, note)
+    if losses is not None:
+        rows = [row | {"loss": loss} for row, loss in zip(rows, losses)]
+    best = max(rows, key=lambda row: row["score"]) if losses is None else min(rows, key=lambda row: row["loss"])
+    return best | result | {"compared_by": "score" if losses is None else "loss", "rows": rows}
+
+
+def _rows(run: FinishedRun, paths: PathBatch, scores: Sequence[float]) -> list[dict]:
+    costs = {name: cost(paths).tolist() for name, cost in run.costs.items()}
+    found = run.buckets.index(np.array(costs["flops"])).tolist()
+    return [
+        {
+            "bucket": found[index],
+            **{name: values[index] for name, values in costs.items()},
+            "score": float(scores[index]),
+            "path": path.to_ofa(run.space.geometry),
+        }
+        for index, path in enumerate(paths)
+    ]
+
+
+def _losses(run: FinishedRun, rows: Sequence[dict], note: Callable[[str], None]) -> list[float] | None:
+    """Validation losses of the rows' paths; None where weights or data are missing."""
+    file = run.folder / slug("fine-tuning") / "weights.h5"
+    try:
+        model, sets, _ = build(run.config, pretrained=False)
+        weights.load(model, file)
+    except UserError as error:
+        note(f"winners are compared by score, not by validation loss: {error}")
+        return None
+    evaluator = path_evaluator(model, sets, run.config)
+    return evaluator.losses([Path.from_ofa(row["path"], run.space.geometry) for row in rows]).tolist()
+
+
+def _no_path(run: FinishedRun, constraints: Mapping[str, Constraint], ranges: Mapping[str, tuple[int, int]]) -> NoPath:
+    reachable = ", ".join(f"{cost.name} {cost.text(*ranges[name])}" for name, cost in run.costs.items())
+    wanted = " and ".join(map(str, constraints.values())) or "no bound"
+    return NoPath(f"no path of {run.folder} was found with {wanted}; reachable, each alone, are {reachable}")
+
+
+def table(result: dict) -> str:
+    """Markdown: a row for each path of a result of `find`, and how long the search took."""
+    columns = {"flops": "GFLOPs", "params": "M parameters", "memory": "memory [MB]", "latency": "latency [ms]"}
+    scales = {"flops": 1e9, "params": 1e6, "memory": 1e6, "latency": 1e6}
+    rows = result["rows"]
+    costs = [name for name in columns if name in rows[0]]
+    judged = [name for name in ("score", "loss") if name in rows[0]]
+    titles = ["FLOPs bucket", *(columns[name] for name in costs), *judged, ""]
+    lines = [markdown_row(titles), markdown_row(["---:"] * (len(titles) - 1) + ["---"])]
+    for row in rows:
+        values = [*(f"{row[name] / scales[name]:.4g}" for name in costs), *(f"{row[name]:.4f}" for name in judged)]
+        best = "best" if row["path"] == result.get("path") else ""
+        lines.append(markdown_row([str(row["bucket"] + 1), *values, best]))
+    lines += [
+        "",
+        f"searched for {result['seconds']:.1f} seconds, {result['scoring_share']:.0%} of them scoring "
+        f"{result['scored']} paths; scores compare inside a FLOPs bucket only"
+        + (f", the winners were compared by {result['compared_by']}" if "compared_by" in result else ""),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,94 @@
+"""Latency tables: every layer in its place, files, and the command on a small supernet."""
+
+import json
+
+import numpy as np
+import pytest
+from visit import count_macs
+
+from nnabla_detofa import latency
+from nnabla_detofa.cli import main
+from nnabla_detofa.costs import CostModel, cost_range, sample_within
+from nnabla_detofa.errors import UserError
+from nnabla_detofa.geometry import Geometry, HeadGeometry
+from nnabla_detofa.latency import Latency, measure, read
+from nnabla_detofa.search_space import ofa_resnet50
+
+SMALL = Geometry(width_scale=0.0625, strides=(1, 2, 2, 1))
+MODELS = (
+    CostModel((64, 96), 3, "detector", SMALL, HeadGeometry(3, (8, 8), 8)),
+    CostModel(64, 3, "classifier", Geometry(width_scale=0.0625, base_depths=(1, 2), stage_channels=(256, 512), strides=(1, 2))),
+)
+
+
+@pytest.fixture(scope="module")
+def counted():
+    """The table of `MODELS[0]` by a clock that shows multiply-accumulates."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "forward_time", lambda output, repeats, synchronise: count_macs(output))
+        return measure(MODELS[0], 1, lambda: None)
+
+
+def test_every_layer_is_in_its_place(counted, monkeypatch):
+    """With a layer's multiply-accumulates for its time, the latency of a path is its FLOPs."""
+    batch = ofa_resnet50(SMALL).sample_many(np.random.default_rng(0), 100)
+    assert (counted(batch) == MODELS[0].flops(batch)).all()
+    monkeypatch.setattr(latency, "forward_time", lambda output, repeats, synchronise: count_macs(output))
+    batch = ofa_resnet50(MODELS[1].backbone).sample_many(np.random.default_rng(0), 100)
+    assert (measure(MODELS[1], 1, lambda: None)(batch) == MODELS[1].flops(batch)).all()
+
+
+def test_validation_compares_whole_networks(counted, monkeypatch):
+    monkeypatch.setattr(latency, "forward_time", lambda output, repeats, synchronise: count_macs(output))
+    found = latency.validate(counted, MODELS[0], np.random.default_rng(0), 5, 1, lambda: None)
+    assert found["mean_relative_error"] == 0 and found["rank_correlation"] == pytest.approx(1)
+    assert len(found["measured_ms"]) == 5 and found["predicted_ms"] == found["measured_ms"]
+
+
+def test_a_table_goes_through_its_file_and_is_a_cost_like_others(counted, tmp_path):
+    file = tmp_path / "latency.json"
+    latency.write(file, counted, MODELS[0], "cpu", 1, {})
+    again, space = read(file, MODELS[0]), ofa_resnet50(SMALL)
+    least, most = cost_range(space, again)
+    batch = sample_within(space, again, least, (least + most) / 2, 50, np.random.default_rng(0))
+    assert (again(batch) == counted(batch)).all() and again(batch).max() < (least + most) / 2
+    with pytest.raises(UserError, match="is for Geometry"):
+        read(file, MODELS[1])
+    with pytest.raises(UserError, match="is for images of 64 x 96"):
+        read(file, CostModel(64, 3, "detector", SMALL))
+    file.write_text(json.dumps({"format": "another"}))
+    with pytest.raises(UserError, match="latency.json is not a latency table that can be read .*another"):
+        read(file, MODELS[0])
+    with pytest.raises(ValueError, match="shapes"):
+        Latency.from_json(counted.to_json() | {"head": [1]})
+
+
+@pytest.fixture
+def config(tmp_path):
+    network = {"width_scale": 0.0625, "strides": [1, 2, 2, 1], "deconv_channels": [8, 8], "head_channels": 8}
+    file = tmp_path / "small.json"
+    file.write_text(json.dumps({"network": {"centernet_ofa_resnet50": network}, "dataloader": {"voc": {"holdout": 10}}}))
+    return str(file)
+
+
+def test_the_command_measures_this_device(config, tmp_path, capsys):
+    file = tmp_path / "latency.json"
+    line = ["measure-latency", "-f", config, "-o", str(file), "-c", "cpu", "--image-size", "64", "96", "--repeats", "1"]
+    assert main([*line, "--paths", "4", "--classes", "3"]) == 0
+    assert "4 random paths on cpu: mean relative error" in capsys.readouterr().out
+    table = read(file, MODELS[0])
+    assert (table.stem > 0).all() and all((t > 0).all() for t in table.first) and (table.head > 0).all()
+    assert len(json.loads(file.read_text())["validation"]["measured_ms"]) == 4
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--image-size", "50"], "--image-size must be multiples of the detector's stride 16, got 50 50"),
+        (["--image-size", "64", "64", "64"], "--image-size must be a side, or height and width, got 64 64 64"),
+        (["--repeats", "0"], "--repeats must be 1 or more, got 0"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(config, flags, message, tmp_path, capsys):
+    assert main(["measure-latency", "-f", config, "-o", str(tmp_path / "l.json"), "-c", "cpu", *flags]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"

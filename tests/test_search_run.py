@@ -1,0 +1,160 @@
+"""Searching a finished run under any mix of bounds: units, hard bounds, impossible mixes, fronts, and files."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nnabla_detofa import config as configs
+from nnabla_detofa.cli import main
+from nnabla_detofa.costs import CostModel
+from nnabla_detofa.errors import UserError
+from nnabla_detofa.evaluate import find_path
+from nnabla_detofa.evolution import NoPath
+from nnabla_detofa.geometry import HeadGeometry
+from nnabla_detofa.latency import Latency, write
+from nnabla_detofa.path_filter import PathFilter
+from nnabla_detofa.search_run import find, load_run, parse_bound
+from nnabla_detofa.search_space import Operation, Path, PathBatch, ofa_resnet50
+
+CONTENT = {
+    "network": {"centernet_ofa_resnet50": {"width_scale": 0.0625, "strides": [1, 2, 2, 1], "deconv_channels": [8, 8]}},
+    "dataloader": {"voc": {"holdout": 10, "image_size": 64, "root": "nowhere"}},
+    "hparams": {"search": {"generations": 4, "population": 12}},
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    geometry = configs.from_dict(CONTENT, "tiny").network.geometry
+    return CostModel((64, 64), 3, "detector", geometry, HeadGeometry(3, (8, 8), 64))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, model):
+    """What a search reads of a run's folder: without weights, its data are nowhere."""
+    folder, rng = tmp_path_factory.mktemp("runs") / "tiny", np.random.default_rng(0)
+    folder.mkdir()
+    a = ofa_resnet50(model.backbone)
+    space = a.without([Operation(0, 0, 0.65, 0.2), Operation(3, 1, 0.8, 0.35)])
+    contents = {
+        "config": configs.from_dict(CONTENT, "tiny").to_dict(),
+        "operations": {"space": space.to_json()},
+        "fullnet": {"ap50_per_class": dict.fromkeys("abc")},
+    }
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    PathFilter(model.backbone, 5, 8, 2, 1, 8, rng=rng).save(folder / "path_filter_again.h5")
+    flops = model.flops
+    tables = Latency("latency", "ms", 1e6, model.backbone, flops.stem, flops.first, flops.other, flops.head)
+    write(folder / "latency.json", tables, model, "a clock that shows FLOPs", 1, {})
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name, text, value",
+    [
+        ("flops", "3G", 3e9),
+        ("flops", "2.5e8", 2.5e8),
+        ("params", "20m", 20e6),
+        ("latency", "40ms", 40e6),
+        ("latency", ".5 us", 500),
+        ("memory", "200MB", 200e6),
+        ("memory", "3gb", 3e9),
+    ],
+)
+def test_bounds_have_units(name, text, value):
+    assert parse_bound(name, text) == value
+
+
+@pytest.mark.parametrize(
+    "name, text", [("latency", "40"), ("latency", "3G"), ("flops", "3GB"), ("memory", "2M"), ("params", "-3M")]
+)
+def test_a_wrong_unit_is_one_sentence(name, text):
+    with pytest.raises(UserError, match=rf"--{name} must be a positive number with a unit \(.*\), like .*, got {text}"):
+        parse_bound(name, text)
+
+
+@pytest.mark.parametrize(
+    "wanted", [{}, {"flops": 0.5}, {"params": 0.3, "memory": 0.4}, dict.fromkeys(("flops", "latency", "params"), 0.6)]
+)
+def test_every_bound_is_hard(folder, model, wanted):
+    run = load_run(folder)
+    costs = {name: run.costs[name](run.space.sample_many(np.random.default_rng(0), 2000)) for name in run.costs}
+    bounds = {name: float(np.quantile(costs[name], share)) for name, share in wanted.items()}
+    found = find(run, bounds, by_score=True)
+    assert {row["bucket"] for row in found["rows"]} and found["compared_by"] == "score"
+    for row in found["rows"]:
+        path = Path.from_ofa(row["path"], run.space.geometry)
+        assert path in run.space and row["score"] <= found["score"]
+        assert all(row[name] <= most for name, most in bounds.items())
+        assert (row["flops"], row["memory"]) == (model.flops([path])[0], model.memory([path])[0])
+    assert 0 < found["scoring_share"] < 1 and found["scored"] > 0
+
+
+def test_each_bucket_has_a_winner_of_its_own(folder):
+    run = load_run(folder)
+    rows = find(run, {}, by_score=True)["rows"]
+    assert [row["bucket"] for row in rows] == [0, 1, 2, 3, 4]
+    batch = PathBatch.from_paths([Path.from_ofa(row["path"], run.space.geometry) for row in rows], run.space.geometry)
+    np.testing.assert_allclose(run.scorer(batch), [row["score"] for row in rows], atol=1e-6)
+
+
+def test_a_front_for_each_bucket(folder):
+    found = find(load_run(folder), {"memory": 120e3}, whole_front=True)
+    assert "path" not in found
+    for bucket in {row["bucket"] for row in found["rows"]}:
+        rows = [row for row in found["rows"] if row["bucket"] == bucket]
+        assert (np.diff([row["flops"] for row in rows]) > 0).all() and (np.diff([row["score"] for row in rows]) > 0).all()
+    assert all(row["memory"] <= 120e3 for row in found["rows"])
+
+
+@pytest.mark.parametrize(
+    "flags", [["--memory", "1KB"], ["--flops", "1K", "--params", "9M"], ["--latency", "1us", "--flops", "9G"]]
+)
+def test_an_impossible_mix_names_what_is_reachable(folder, flags, capsys):
+    assert main(["search", str(folder), "-c", "cpu", *flags]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: no path of ") and "reachable, each alone, are FLOPs " in message
+    assert all(unit in message for unit in ("GFLOPs", "M parameters", "MB", "ms"))
+
+
+def test_bounds_possible_alone_but_not_together(folder):
+    """A device on which layers take the longer the fewer FLOPs they have: the fastest path is not the cheapest."""
+    run = load_run(folder)
+    flops = run.costs["flops"]
+    stem, *tables = (table.max() - table for table in (flops.stem, *flops.first, *flops.other, flops.head))
+    first, other, head = tuple(tables[:4]), tuple(tables[4:8]), tables[8]
+    odd = replace(
+        run, costs={**run.costs, "latency": Latency("latency", "ms", 1e6, run.space.geometry, stem, first, other, head)}
+    )
+    bounds = {name: odd.costs[name].extremes(run.space)[0] for name in ("flops", "latency")}
+    for name, most in bounds.items():
+        assert find(odd, {name: most}, by_score=True)[name] == most
+    with pytest.raises(NoPath, match="FLOPs <= .* GFLOPs and latency <= .* ms; reachable, each alone, are FLOPs"):
+        find(odd, bounds, by_score=True)
+
+
+def test_the_command_writes_a_path_that_evaluate_reads(folder, tmp_path, capsys):
+    """Without weights and data the winners are compared by score, and that is said."""
+    file = tmp_path / "found.json"
+    assert main(["search", str(folder), "-c", "cpu", "--params", "1M", "--memory", "1MB", "-o", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "winners are compared by score, not by validation loss: " in printed and "| best |" in printed
+    found, run = json.loads(file.read_text()), load_run(folder)
+    assert found["bounds"] == {"params": 1e6, "memory": 1e6} and found["latency"] == found["flops"]
+    (folder / "summary.json").write_text(json.dumps({"subnets": []}))
+    assert find_path(folder, str(file), run.space) == Path.from_ofa(found["path"], run.space.geometry)
+
+
+def test_a_bound_on_latency_needs_a_table(folder):
+    run = load_run(folder)
+    run = replace(run, costs={name: cost for name, cost in run.costs.items() if name != "latency"})
+    with pytest.raises(UserError, match="needs a table of this device"):
+        find(run, {"latency": 1e9})
+
+
+def test_a_folder_that_is_not_a_finished_run(tmp_path, capsys):
+    assert main(["search", str(tmp_path), "-c", "cpu", "--flops", "3G"]) == 2
+    assert capsys.readouterr().err.endswith("is not the folder of a finished run: config.json is missing\n")
