@@ -6,8 +6,8 @@ __version__ = "0.1.0"
 def load_supernet(weights, task="classification", num_classes=None, **options):
     """The supernet of a weights file, ready to run: `net(x, path)` is a variable (or, for detection, three).
 
-    Classes, width and the detector's filters are read from the file's shapes; strides and the stem's freedom do not
-    show in them.
+    Classes, width and the detector's filters are read from the file's shapes. Strides do not show in them: files that
+    training here wrote hold them, for others they are 1, 2, 2, 2 unless given; nor does the stem's freedom.
 
     >>> net = load_supernet("supernet.h5")
     >>> logits = net(x, net.space.largest)

@@ -201,13 +201,7 @@ class DetOFASearcher(SupernetRunner):
             UserError: no path of A is within a budget.
         """
         super().callback_on_start()
-        least, most = cost_range(self.space, self.cost.flops)
-        for budget in self.budgets:
-            if budget < least:
-                raise UserError(
-                    f"hparams.search.budgets holds {budget / 1e9:.4g} GFLOPs, which is below the smallest path; "
-                    f"reachable are {least / 1e9:.4g} to {most / 1e9:.4g} GFLOPs"
-                )
+        check_budgets(self.config, self.space, self.cost)
         self.new_filter()
 
     def best_path(self, space: SearchSpace, scorer: PathScorer, budget: float) -> Path:
@@ -285,6 +279,17 @@ class DetOFASearcher(SupernetRunner):
         save_detections(self.folder / f"{slug(name)}_detections.json", self.sets, detections)
         self.remember(slug(name), result)
         return result
+
+
+def check_budgets(config: Config, space: SearchSpace, cost: CostModel) -> None:
+    """Raise UserError if no path of the space is within one of the config's budgets."""
+    least, most = cost_range(space, cost.flops)
+    for budget in config.hparams.search.budgets:
+        if budget < least:
+            raise UserError(
+                f"hparams.search.budgets holds {budget / 1e9:.4g} GFLOPs, which is below the smallest path; "
+                f"reachable are {least / 1e9:.4g} to {most / 1e9:.4g} GFLOPs"
+            )
 
 
 def run(config: Config, device: Device, output: FilePath, restart: bool = False) -> dict:

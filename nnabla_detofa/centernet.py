@@ -15,6 +15,7 @@ import nnabla.functions as F
 import numpy as np
 
 from .compat import Mo, Model
+from .errors import UserError
 from .geometry import OFA_RESNET50, Geometry, HeadGeometry
 from .metrics import box_iou
 from .search_space import Path, ofa_resnet50
@@ -316,6 +317,8 @@ class TrainNet(Detector):
         self.path = path
         if supernet is not None:
             take_over(self, supernet, statistics)
+        elif statistics is not None:
+            raise UserError("statistics are those of a path of a supernet: they need supernet beside them")
 
     def __call__(self, x: nn.Variable, statistics=STORED) -> Outputs:
         """Images (B, 3, H, W) -> heat map logits, offset and size at output stride 4."""

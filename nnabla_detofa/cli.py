@@ -94,6 +94,8 @@ def data(args: argparse.Namespace) -> None:
         return
     from .data.digits import write_digits
 
+    if args.seed < 0:
+        raise UserError(f"--seed must be 0 or more, got {args.seed}")
     root = write_digits(args.root or Path("data", args.name), seed=args.seed)
     print(f"the data set {args.name} is in {root}")
 
@@ -138,6 +140,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
     if args.scales and not all(0 < scale <= 8 for scale in args.scales):
         raise UserError(f"--scales must be numbers in (0, 8], got {', '.join(map(str, args.scales))}")
+    if args.output and (Path(args.output).is_dir() or not Path(args.output).absolute().parent.is_dir()):
+        raise UserError(f"--output must be a file in a folder that is there, got {args.output}")
     Device.open(args.context, args.device_id)
     run = Path(args.run)
     names = args.detector or detectors_of(run)
@@ -266,7 +270,11 @@ def measure_latency(args: argparse.Namespace) -> None:
 
 
 def import_ofa_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="OFA's ResNet50 supernet as PyTorch saved it")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="OFA's ResNet50 supernet as PyTorch saved it, or weights.h5 of NNablaNAS' own ofa_resnet50",
+    )
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the weights file to write, .h5")
     parser.add_argument(
         "--keep-channels",
@@ -366,6 +374,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMANDS[name].run(_parser(program, name).parse_intermixed_args(rest))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)

@@ -481,6 +481,15 @@ class PretrainHparams(CommonHparams):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.paths and self.paths < 8 * self.buckets:
+            raise UserError(f"paths must be 0, or 8 for each of the {self.buckets} buckets, got {self.paths}")
+        seen: set[float] = {1.0}
+        for phase in self.shrinking:
+            if phase.sort_channels and seen != {1.0}:
+                raise UserError(
+                    f"shrinking must sort channels before smaller widths than 1.0 are trained, got it in {phase.name}"
+                )
+            seen |= set(phase.widths)
         names = [phase.name.lower().replace("-", " ").replace("_", " ") for phase in self.shrinking]
         if len(set(names)) < len(names):
             raise UserError(f"shrinking must have a name of its own for each phase, got {', '.join(names)}")

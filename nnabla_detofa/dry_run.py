@@ -171,6 +171,11 @@ def dry_run(config: Config) -> Iterator[str]:
     model = runner.make_model(config, facts.num_classes)
     cost = runner.make_cost(config, facts.num_classes, config.dataloader.image_size)
     phases = training_phases(config)
+    if detection:
+        algorithm1.check_budgets(config, model.space, cost)
+    for phase in phases:
+        if phase.batch_size > facts.train:
+            raise UserError(f"the batch of {phase.name} is {phase.batch_size} images, and there are {facts.train} to train on")
 
     yield f"dry run of {config.name}: runner {config.args.runner}, network {config.network_name}; nothing is written"
     yield ""
@@ -367,7 +372,7 @@ def detofa_lines(config: Config, space: SearchSpace, cost: CostModel) -> Iterato
     stages = ", ".join(
         f"{epochs} ({stage.size():.3g} paths)" for epochs, stage in zip(BASELINE_STAGE_EPOCHS, shrinking_stages(geometry, stem))
     )
-    yield f"  OFA w/ PS: epochs of the five spaces of Table A1: {stages}"
+    yield f"  OFA w/ PS: epochs (Table A2, for VOC) of the five spaces of Table A1: {stages}"
     yield ""
 
 

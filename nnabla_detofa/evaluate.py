@@ -41,10 +41,18 @@ def evaluate(
         UserError: the folder is not that of a run that got so far, or the path is not one of its space.
     """
     content = read_result(run, "config")
+    if not isinstance(content, dict) or content.get("args", {}).get("runner", "detofa") != "detofa":
+        raise UserError(f"{run} is not the folder of a run of Algorithm 1: its config.json is another runner's")
     for override in overrides:
         content = configs.overridden(content, override)
     config = configs.from_dict(content, run.name)
     model, sets, _ = build(config, pretrained=False)
+    trained = tuple(read_result(run, "fullnet")["ap50_per_class"])
+    if trained != sets.classes:
+        raise UserError(
+            f"the detectors of {run} know the classes {', '.join(trained)}, in this order; "
+            f"the data have {', '.join(sets.classes)}"
+        )
     path = find_path(run, detector, model.space)
     phase = "fullnet" if detector == "fullnet" else "fine-tuning"
     file = run / slug(phase) / "weights.h5"
@@ -89,9 +97,12 @@ def find_path(run: FilePath, detector: str, space: SearchSpace) -> Path:
     except (OSError, ValueError) as error:
         raise UserError(f"the path {file} cannot be read as JSON ({error})") from error
     try:
-        return Path.from_ofa(content.get("path", content), space.geometry)
+        path = Path.from_ofa(content.get("path", content), space.geometry)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"the path in {file} is not one in OFA's notation ({error})") from error
+    if path not in space:
+        raise UserError(f"the path in {file} must be one of the run's space {space.name}, and is not: was its stem elastic?")
+    return path
 
 
 def table(results: dict[str, dict]) -> str:

@@ -90,12 +90,18 @@ def read_checkpoint(file: str | os.PathLike) -> dict[str, np.ndarray]:
             f"the checkpoint {file} must hold tensors alone; it holds other objects, or PyTorch did not save it"
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise UserError(f"the checkpoint {file} cannot be read ({str(error).strip().splitlines()[0]})") from error
+        raise UserError(
+            f"the checkpoint {file} cannot be read ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+        ) from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state, Mapping) or not state or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise UserError(f"the checkpoint {file} must be a state dict, or hold one under the key state_dict")
     # Through float: numpy has no bfloat16.
-    return {str(name): (t.float() if t.is_floating_point() else t).detach().numpy() for name, t in state.items()}
+    try:
+        return {str(name): (t.float() if t.is_floating_point() else t).detach().numpy() for name, t in state.items()}
+    except (RuntimeError, TypeError) as error:  # a quantised or a sparse tensor
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"the checkpoint {file} must hold plain dense tensors ({reason})") from error
 
 
 def convert(tensors: Mapping[str, np.ndarray], keep_channels: bool = False) -> Imported:
@@ -129,6 +135,8 @@ def convert(tensors: Mapping[str, np.ndarray], keep_channels: bool = False) -> I
             raise UserError(f"the checkpoint's tensor {name} has the shape {array.shape}; OFA-ResNet50's is {theirs}")
         if array.dtype.kind != "f" or not np.all(np.isfinite(array)):
             raise UserError(f"the checkpoint's tensor {name} is not made of finite numbers")
+        if place.endswith("/_var") and array.min() < 0:
+            raise UserError(f"the checkpoint's tensor {name} is a variance, which cannot be {array.min():g}")
         arrays[place] = (array.T if array.ndim == 2 else array.reshape(expected)).astype(np.float32)
     missing = [name for name in parameters if name not in arrays]
     if missing:
@@ -137,6 +145,24 @@ def convert(tensors: Mapping[str, np.ndarray], keep_channels: bool = False) -> I
         arrays |= _see_our_images(arrays)
     ordered = {name: arrays[name] for name in parameters}
     return Imported(ordered, len(kept), len(tensors) - len(kept), len(linear))
+
+
+def convert_nnablanas(arrays: Mapping[str, np.ndarray], keep_channels: bool = False) -> Imported:
+    """As `convert`, from what NNablaNAS' own `ofa_resnet50` saved: the names are ours, its images are those of OFA.
+
+    Raises:
+        UserError: the names or shapes are not those of its largest supernet.
+    """
+    bias = arrays.get("classifier/0/linear/linear/_b")
+    if bias is None:
+        raise UserError("the weights lack classifier/0/linear/linear/_b: are they those of NNablaNAS' ofa_resnet50?")
+    parameters = Classifier(len(bias)).get_parameters()
+    extra = [name for name in arrays if name not in parameters]
+    if extra:
+        raise UserError(f"the weights hold {len(extra)} parameters that OFA-ResNet50 lacks, the first is {extra[0]}")
+    weights.fill(parameters, arrays, "the file of NNablaNAS' ofa_resnet50")
+    ours = {name: np.asarray(arrays[name], np.float32) for name in parameters}
+    return Imported(ours if keep_channels else ours | _see_our_images(ours), len(ours), 0, len(bias))
 
 
 def _place(name: str, parameters: Mapping[str, nn.Variable]) -> str | None:
@@ -169,12 +195,17 @@ def _see_our_images(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def import_checkpoint(file: str | os.PathLike, output: str | os.PathLike, keep_channels: bool = False) -> Imported:
-    """Read a checkpoint and write the weights file that `supernet.SearchNet(weights=...)` and `load_backbone` read.
+    """Read a checkpoint, or NNablaNAS' own weights where the name ends in .h5, and write a weights file of ours.
+
+    `supernet.SearchNet(weights=...)` and `load_backbone` read it.
 
     Raises:
         UserError: see `read_checkpoint` and `convert`; nothing is written then.
     """
-    imported = convert(read_checkpoint(file), keep_channels)
+    if FilePath(file).suffix == ".h5":
+        imported = convert_nnablanas(weights.read(file), keep_channels)
+    else:
+        imported = convert(read_checkpoint(file), keep_channels)
     parameters = {
         name: nn.Variable.from_numpy_array(array, need_grad=not name.endswith(STATISTICS))
         for name, array in imported.arrays.items()

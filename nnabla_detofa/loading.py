@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +37,12 @@ def load_supernet(
     kind = (centernet if task == "detection" else supernet).SearchNet
     arrays = weights_file.read(weights)
     options = {**found_in(arrays, task, str(weights)), **options}
+    kept = weights_file.strides_of(weights)
+    if kept is not None:
+        options.setdefault("strides", kept)
+    strides = options.get("strides", OFA_RESNET50.strides)
+    if not isinstance(strides, Sequence) or len(strides) != OFA_RESNET50.stages or not set(strides) <= {1, 2}:
+        raise UserError(f"strides must be {OFA_RESNET50.stages} numbers, each 1 or 2, got {strides!r}")
     if num_classes is not None and num_classes != options["num_classes"]:
         raise UserError(f"num_classes is {num_classes}, but {weights} holds a network of {options['num_classes']} classes")
     known = [name for name in inspect.signature(kind).parameters if name not in ("num_classes", "weights")]

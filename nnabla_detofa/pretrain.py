@@ -16,6 +16,7 @@ from .config import Config
 from .costs import CostModel
 from .data.sets import open_sets
 from .distillation import Distillation
+from .errors import UserError
 from .phases import TrainingPhase
 from .pruning import UniformPaths
 from .ranking import kendall_tau, per_bucket
@@ -49,7 +50,7 @@ class PretrainSearcher(SupernetRunner):
                     sort_middle_channels(self.model, phase.sorted_ratios)
                 sampler = UniformPaths(phase.space, self.rng(phase.name))
                 self.train_phase(phase, sampler, self.new_optimizer(phase), self.objective(phase))
-        weights.write(self.folder / "supernet.h5", self.model.get_parameters())
+        weights.write(self.folder / "supernet.h5", self.model.get_parameters(), self.space.geometry.strides)
         few = PathBatch.concatenate(
             [PathBatch.from_paths([self.space.largest], self.space.geometry), self.space.sample_many(self.rng("shown"), 4)]
         )
@@ -89,8 +90,10 @@ class PretrainSearcher(SupernetRunner):
 def make_model(config: Config, num_classes: int, weights: str | None = None) -> supernet.SearchNet:
     """The classification supernet of a config, from the file `weights` where that is given."""
     network = config.network
+    if network.num_classes not in (None, num_classes):
+        raise UserError(f"network.ofa_resnet50.num_classes must be the data set's {num_classes}, got {network.num_classes}")
     return supernet.SearchNet(
-        network.num_classes or num_classes,
+        num_classes,
         network.width_scale,
         network.strides,
         network.elastic_stem,

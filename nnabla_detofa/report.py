@@ -35,7 +35,10 @@ def read_result(run: FilePath, name: str) -> Any:
     file = run / f"{name}.json"
     if not file.exists():
         raise UserError(f"{run} is not the folder of a finished run: {file.name} is missing")
-    return json.loads(file.read_text())
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: it is not JSON ({error})") from error
 
 
 def write_report(run: FilePath, output: FilePath) -> list[FilePath]:

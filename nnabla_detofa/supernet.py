@@ -15,6 +15,7 @@ import numpy as np
 
 from . import weights as weights_file
 from .compat import Mo, Model
+from .errors import UserError
 from .geometry import OFA_RESNET50, Geometry
 from .search_space import Path, ofa_resnet50
 
@@ -473,6 +474,8 @@ class TrainNet(Classifier):
         self.path = path
         if supernet is not None:
             take_over(self, supernet, statistics)
+        elif statistics is not None:
+            raise UserError("statistics are those of a path of a supernet: they need supernet beside them")
 
     def __call__(self, x: nn.Variable, statistics=STORED) -> nn.Variable:
         """Images (B, 3, H, W) -> logits (B, num_classes)."""

@@ -243,7 +243,8 @@ class Checkpoint:
         fresh = self.folder.with_name(self.folder.name + ".new")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        weights.write(fresh / "weights.h5", net.get_parameters())
+        space = getattr(net, "space", None)
+        weights.write(fresh / "weights.h5", net.get_parameters(), space and space.geometry.strides)
         moments = optimizer.save_checkpoint(str(fresh), "train")
         state = {**state, "optimizer": {key: moments[key] for key in ("current_iter", "num_update")}}
         (fresh / "state.json").write_text(json.dumps(state))

@@ -49,8 +49,16 @@ def read(file: str | os.PathLike) -> dict[str, np.ndarray]:
     return found
 
 
-def write(file: str | os.PathLike, parameters: Mapping[str, nn.Variable]) -> None:
-    """Write parameters as `nnabla.save_parameters` would; the file appears complete or not at all."""
+STRIDES = "strides"
+"""Attribute of a weights file: the strides of the supernet's stages, which its shapes do not tell."""
+
+
+def write(file: str | os.PathLike, parameters: Mapping[str, nn.Variable], strides: Sequence[int] | None = None) -> None:
+    """Write parameters as `nnabla.save_parameters` would; the file appears complete or not at all.
+
+    Args:
+        strides: kept with them as `STRIDES`.
+    """
     file = FilePath(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_name(file.name + ".new")
@@ -58,7 +66,15 @@ def write(file: str | os.PathLike, parameters: Mapping[str, nn.Variable]) -> Non
         for index, (name, variable) in enumerate(parameters.items()):
             data = opened.create_dataset(name, data=variable.d)
             data.attrs["index"], data.attrs["need_grad"] = index, variable.need_grad
+        if strides is not None:
+            opened.attrs[STRIDES] = list(strides)
     os.replace(fresh, file)
+
+
+def strides_of(file: str | os.PathLike) -> tuple[int, ...] | None:
+    """The strides that `write` kept in a weights file; None where it has none."""
+    with h5py.File(file, "r") as opened:
+        return tuple(int(stride) for stride in opened.attrs[STRIDES]) if STRIDES in opened.attrs else None
 
 
 def convert(source: str | os.PathLike, target: str | os.PathLike, dtype) -> None:

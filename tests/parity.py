@@ -229,7 +229,7 @@ def decoding_checks() -> list[Check]:
     with np.load(GOLDEN / "centernet_decoded.npz") as file:
         expected = file["detections"]
     return [
-        Check.of("decoding: boxes [cells]", expected[..., :4], boxes, 1e-4),
+        Check.of("decoding: boxes [cells]", expected[..., :4], boxes, 1e-5),
         Check.of("decoding: scores", expected[..., 4], scores, 1e-5, relative=True),
         Check.of("decoding: classes", expected[..., 5], labels, 0),
     ]

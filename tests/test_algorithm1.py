@@ -162,6 +162,15 @@ def test_evaluate_repeats_the_figures_of_the_run(finished, tmp_path, capsys):
         assert re.search(message, capsys.readouterr().err)
     path.write_text('{"d": [0]}')
     assert main(["evaluate", str(finished), "--detector", str(path)]) == 2
+    capsys.readouterr()
+    renamed = 'dataloader.voc.classes=["9","8","7","6","5","4","3","2","1","0"]'
+    assert main(["evaluate", str(finished), renamed]) == 2
+    assert "know the classes 0, 1, 2" in capsys.readouterr().err
+    assert main(["evaluate", str(finished), "-o", str(tmp_path / "no" / "x.json")]) == 2
+    assert "--output must be a file in a folder that is there" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text("{")
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert "config.json is damaged: it is not JSON" in capsys.readouterr().err
 
 
 def test_a_run_on_data_in_coco_format(config, data, finished, tmp_path):

@@ -84,7 +84,13 @@ WRONG = [
     (("annotations", 0, "image_id"), [3], "category_id and image_id must be integers"),
     (("annotations", 0, "category_id"), 6, "category_id must be the id of one of its categories, got 6"),
     (("annotations", 0, "iscrowd"), "no", "iscrowd must be 0 or 1, got 'no'"),
-    (("annotations", 0, "area"), "big", "area must be a number, got 'big'"),
+    (("annotations", 0, "area"), "big", "area must be a number of 0 or more, got 'big'"),
+    (("annotations", 0, "area"), -5, "area must be a number of 0 or more, got -5"),
+    (("annotations", 0, "bbox"), [1, 2, -3, 4], "width and height of bbox must not be negative"),
+    (("annotations", 1, "id"), 1, r"annotations\[1\] .* must have an integer id of its own, got 1"),
+    (("images", 0, "file_name"), "./a.jpg", r"images\[1\].*file_name 'a.jpg' is that of another image too"),
+    (("images", 0, "file_name"), "x" * 300 + "/a.jpg", "a.jpg is missing"),
+    (("images", 0, "height"), 10**25, "height and width must be integers above 0"),
 ]
 
 

@@ -10,6 +10,7 @@ import pytest
 from nnabla_detofa import algorithm1, dry_run
 from nnabla_detofa import config as configs
 from nnabla_detofa.cli import main
+from nnabla_detofa.errors import UserError
 from nnabla_detofa.phases import training_phases
 from nnabla_detofa.search_space import ofa_resnet50
 
@@ -94,3 +95,17 @@ def test_an_unknown_split_is_named(tmp_path, monkeypatch, capsys):
     FilePath("small.json").write_text(json.dumps(DETECTOR))
     assert main(["-f", "small.json", "--dry-run", 'dataloader.voc.train=["mine"]']) == 2
     assert "the size of its split mine is not known" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("voc_detofa", 'hparams.search.budgets=["1M"]', r"holds 0.001 GFLOPs, which is below the smallest path; reachable are"),
+        ("voc_detofa", "hparams.batch_size=100000", "the batch of fullnet is 100000 images, and there are 15551 to train on"),
+        ("imagenet_pretrain", "hparams.paths=3", "hparams.paths must be 0, or 8 for each of the 5 buckets, got 3"),
+        ("imagenet_pretrain", "network.ofa_resnet50.num_classes=-1", "num_classes must be"),
+    ],
+)
+def test_what_the_run_would_refuse_the_dry_run_refuses(name, override, message):
+    with pytest.raises(UserError, match=message):
+        list(dry_run.dry_run(configs.load(CONFIGS / f"{name}.json", [override])))

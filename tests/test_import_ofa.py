@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from parity import OFA, reference_net, reference_tensors
 
-from nnabla_detofa import cli, import_ofa, load_supernet
-from nnabla_detofa.data.augment import normalise
+from nnabla_detofa import cli, import_ofa, load_supernet, weights
+from nnabla_detofa.data.augment import MEAN, STD, normalise
 from nnabla_detofa.errors import UserError
 from nnabla_detofa.import_ofa import IMAGENET_MEAN, IMAGENET_STD, convert, read_checkpoint
 from nnabla_detofa.search_space import Path
@@ -132,3 +132,33 @@ def test_reading_a_checkpoint(tmp_path, capsys):
     with pytest.raises(UserError, match="does not exist"):
         read_checkpoint(tmp_path / "none.pth")
     assert "must not be printed" not in capsys.readouterr().out
+
+
+def test_the_weights_of_nnablanas_see_our_images_too(tmp_path):
+    """They were trained on red, green, blue, as OFA's: logits on our images are those on theirs (off the image's edge)."""
+    layer, rng = import_ofa.FIRST, np.random.default_rng(0)
+    net = Classifier(4, rng=rng)
+    weights.write(tmp_path / "theirs.h5", net.get_parameters())
+    assert cli.main(["import-ofa", str(tmp_path / "theirs.h5"), "-o", str(tmp_path / "ours.h5")]) == 0
+    assert cli.main(["import-ofa", str(tmp_path / "theirs.h5"), "-o", str(tmp_path / "kept.h5"), "--keep-channels"]) == 0
+    before, ours, kept = (weights.read(tmp_path / f"{name}.h5") for name in ("theirs", "ours", "kept"))
+    changed = {name for name in before if not np.array_equal(before[name], ours[name])}
+    assert changed == {f"{layer}/conv/conv/_W", f"{layer}/bn/bn/_mean"}
+    assert all(np.array_equal(before[name], kept[name]) for name in before)
+    image = rng.random((3, 3, 3))  # one window, red, green, blue in [0, 1]
+    theirs = (image - IMAGENET_MEAN[:, None, None]) / IMAGENET_STD[:, None, None]
+    mine = (image[::-1] - MEAN[:, None, None]) / STD[:, None, None]
+    results = [
+        (arrays[f"{layer}/conv/conv/_W"] * window).sum(axis=(1, 2, 3)) - arrays[f"{layer}/bn/bn/_mean"].ravel()
+        for arrays, window in ((before, theirs), (ours, mine))
+    ]
+    np.testing.assert_allclose(*results, atol=1e-5)
+    assert cli.main(["import-ofa", str(tmp_path / "nothing.h5"), "-o", str(tmp_path / "x.h5")]) == 2
+
+
+def test_a_negative_variance_is_refused():
+    tensors = dict(reference_tensors())
+    name = next(name for name in tensors if name.endswith("running_var"))
+    tensors[name] = tensors[name] - 10
+    with pytest.raises(UserError, match="is a variance, which cannot be -"):
+        convert(tensors)

@@ -128,3 +128,15 @@ def test_a_supernet_that_nnabla_nas_saved_gives_the_same_logits(tmp_path):
         expected, found = net(x), ours(x, path)
         nn.forward_all([expected, found])
         np.testing.assert_allclose(found.d, expected.d, rtol=1e-5)
+
+
+def test_a_file_tells_its_strides_where_training_here_wrote_it(files, tmp_path):
+    _, nets = files
+    weights.write(tmp_path / "w.h5", nets["classification"].get_parameters(), STRIDES)
+    assert load_supernet(tmp_path / "w.h5").space.geometry.strides == STRIDES
+    assert load_supernet(tmp_path / "w.h5", strides=(1, 2, 2, 2)).space.geometry.strides == (1, 2, 2, 2)
+    weights.convert(tmp_path / "w.h5", tmp_path / "half.h5", np.float16)
+    assert load_supernet(tmp_path / "half.h5").space.geometry.strides == STRIDES
+    for wrong in (2, "1221", (1, 3, 2, 2), (1, 2, 2)):
+        with pytest.raises(UserError, match="strides must be 4 numbers, each 1 or 2, got"):
+            load_supernet(tmp_path / "w.h5", strides=wrong)

@@ -64,9 +64,14 @@ class COCODataset:
         self.image_ids = tuple(path.relative_to(folder).as_posix() for path in self.files)
         rows: dict[Any, list[tuple[list[float], int, bool, float]]] = {image: [] for image in entries}
         clipped = flat = 0
+        known: set[int] = set()
         for number, entry in enumerate(content["annotations"]):
             where = f"annotations[{number}] of {file}"
             box, label, crowd, image = _annotation(entry, where)
+            if "id" in entry:
+                if not _integer(entry["id"]) or entry["id"] in known:
+                    raise UserError(f"{where} must have an integer id of its own, got {entry['id']!r}")
+                known.add(entry["id"])
             if image not in entries:
                 raise UserError(f"{where}: image_id must be the id of one of its images, got {image!r}")
             if label not in names:
@@ -154,6 +159,7 @@ def _categories(entries: list, file: Path) -> dict[int, str]:
 def _images(entries: list, file: Path, folder: Path) -> dict[Any, tuple[Path, tuple[int, int]]]:
     """Image id -> its file, and its (height, width)."""
     found: dict[Any, tuple[Path, tuple[int, int]]] = {}
+    listed: set[Path] = set()
     on_disk: dict[Path, set[str]] = {}  # one listing a folder, not one look a file
     for number, entry in enumerate(entries):
         where = f"images[{number}] of {file}"
@@ -162,11 +168,17 @@ def _images(entries: list, file: Path, folder: Path) -> dict[Any, tuple[Path, tu
         name, size = entry.get("file_name"), (entry.get("height"), entry.get("width"))
         if not isinstance(name, str) or not name or Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
             raise UserError(f"{where}: file_name must be a path below {folder}, got {name!r}")
-        if not all(_integer(side) and side > 0 for side in size):
+        if not all(_integer(side) and 0 < side < 1 << 20 for side in size):
             raise UserError(f"{where}: height and width must be integers above 0, got {size[0]!r} and {size[1]!r}")
         path = folder / name
+        if path in listed:
+            raise UserError(f"{where}: file_name {name!r} is that of another image too")
+        listed.add(path)
         if path.parent not in on_disk:
-            on_disk[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+            try:
+                on_disk[path.parent] = set(os.listdir(path.parent))
+            except OSError:
+                on_disk[path.parent] = set()
         if path.name not in on_disk[path.parent]:
             raise UserError(f"{path} is missing: {file} lists it; {ORIGIN}")
         found[entry["id"]] = path, size
@@ -182,12 +194,14 @@ def _annotation(entry: Any, where: str) -> tuple[np.ndarray, Any, bool, Any]:
         raise UserError(f"{where}: bbox must be four finite numbers (x, y, width, height), got {box!r}")
     if entry.get("iscrowd", 0) not in (0, 1):
         raise UserError(f"{where}: iscrowd must be 0 or 1, got {entry['iscrowd']!r}")
-    if not _number(entry.get("area", 0.0)):
-        raise UserError(f"{where}: area must be a number, got {entry['area']!r}")
+    if not _number(entry.get("area", 0.0)) or entry.get("area", 0.0) < 0:
+        raise UserError(f"{where}: area must be a number of 0 or more, got {entry['area']!r}")
     ids = entry.get("category_id"), entry.get("image_id")
     if not all(map(_integer, ids)):
         raise UserError(f"{where}: category_id and image_id must be integers, got {ids[0]!r} and {ids[1]!r}")
     x, y, width, height = map(float, box)
+    if width < 0 or height < 0:
+        raise UserError(f"{where}: width and height of bbox must not be negative, got {box!r}")
     return np.array([x, y, x + width, y + height]), ids[0], bool(entry.get("iscrowd", 0)), ids[1]
 
 
