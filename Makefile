@@ -20,7 +20,7 @@ lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-demo: $(READY) ## Run Algorithm 1 on the digits data set and show what it finds (12 minutes)
+demo: $(READY) ## Run Algorithm 1 on the digits data set and show what it finds (11 minutes)
 	$(BIN)/python -m nnabla_detofa data digits --root data/digits
 	$(BIN)/nnabla_nas -f configs/digits_detofa.json -o runs/demo
 	$(BIN)/python -m nnabla_detofa report runs/demo -o results/demo
