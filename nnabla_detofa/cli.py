@@ -133,6 +133,12 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="FILE", help="also write the figures as JSON")
 
 
+def refuse_output(output: str | None) -> None:
+    """Raise UserError before the work if its result could not be written."""
+    if output and (Path(output).is_dir() or not Path(output).absolute().parent.is_dir()):
+        raise UserError(f"--output must be a file in a folder that is there, got {output}")
+
+
 def evaluate(args: argparse.Namespace) -> None:
     """Print the average precision of a run's detectors, class by class."""
     from .compat import Device
@@ -140,8 +146,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     if args.scales and not all(0 < scale <= 8 for scale in args.scales):
         raise UserError(f"--scales must be numbers in (0, 8], got {', '.join(map(str, args.scales))}")
-    if args.output and (Path(args.output).is_dir() or not Path(args.output).absolute().parent.is_dir()):
-        raise UserError(f"--output must be a file in a folder that is there, got {args.output}")
+    refuse_output(args.output)
     Device.open(args.context, args.device_id)
     run = Path(args.run)
     names = args.detector or detectors_of(run)
@@ -166,13 +171,14 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--generations", type=int, metavar="N", help="of each search (default: the run's)")
     parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
     parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
-    parser.add_argument("-o", "--output", metavar="FILE", help="the result as JSON (default: RUN/found.json)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the result as JSON (default: RUN/found.json, or front.json)")
 
 
 def search(args: argparse.Namespace) -> None:
     """Search a finished run for the best path under hard bounds."""
     from .search_run import UNITS, find, load_run, parse_bound, table
 
+    refuse_output(args.output)
     bounds = {name: parse_bound(name, getattr(args, name)) for name in UNITS if getattr(args, name) is not None}
     if args.generations is not None and args.generations < 0:
         raise UserError(f"--generations must be 0 or more, got {args.generations}")
@@ -187,7 +193,7 @@ def search(args: argparse.Namespace) -> None:
     with tqdm(desc="generations", unit="generation", dynamic_ncols=True) as bar:
         result = find(run, bounds, args.by_score, args.front, args.generations, bar.update, bar.write)
     print(table(result))
-    output = Path(args.output or folder / "found.json")
+    output = Path(args.output or folder / ("front.json" if args.front else "found.json"))
     output.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written: {output}")
 
@@ -234,6 +240,7 @@ def measure_latency_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure_latency(args: argparse.Namespace) -> None:
     """Time the layers of a config's supernet, and say how well their sums predict whole networks."""
+    refuse_output(args.output)
     for name in ("repeats", "paths", "classes"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} must be 1 or more, got {getattr(args, name)}")

@@ -28,6 +28,7 @@ from .search_space import Path, PathBatch, SearchSpace
 
 CHILD_ROUNDS = 4
 FIRST_ROUNDS = 6
+APPROACHES = 100
 """How often infeasible children, and members of the first population, are drawn at most. Each round draws four times as
 many candidates for each that is missing: up to 85 in all for a child, 1365 for a member of the first population."""
 
@@ -210,9 +211,43 @@ def first_population(space: SearchSpace, constraints: Sequence[Constraint], n: i
         raise NoPath(f"no path of the space {space.name} has {names}; allow more")
     found = PathBatch.concatenate(_breed(draw, n, constraints, FIRST_ROUNDS))
     if not len(found):
+        found = _approach(space, constraints, draw(4 * n), n, rng)
+    if not len(found):
         draws = n * (4**FIRST_ROUNDS - 1) // 3
-        raise NoPath(f"none of {draws} paths drawn from the space {space.name} has {names}; allow more")
+        raise NoPath(
+            f"none of {draws} paths drawn from the space {space.name}, nor of those bred from them, has {names}; allow more"
+        )
     return found
+
+
+def _approach(
+    space: SearchSpace, constraints: Sequence[Constraint], population: PathBatch, n: int, rng: np.random.Generator
+) -> PathBatch:
+    """Up to `n` paths that meet the constraints, bred from a population that does not; none where breeding finds none.
+
+    For mixes that random drawing misses: the parents are the distinct paths that exceed the bounds least, the sum of all
+    excesses relative to the bounds.
+    """
+
+    def excess(batch: PathBatch) -> np.ndarray:
+        total = np.zeros(len(batch))
+        for bound in constraints:
+            cost = np.asarray(bound.cost(batch), float)
+            over = np.maximum(0.0, cost - bound.budget) / max(1.0, abs(bound.budget))
+            under = np.maximum(0.0, bound.least - cost) / max(1.0, abs(bound.least))
+            total += over + (under if np.isfinite(bound.least) else 0.0)
+        return total
+
+    for _ in range(APPROACHES):
+        population = population[np.sort(np.unique(population.keys, return_index=True)[1])]
+        excesses = excess(population)
+        parents = population[np.argsort(excesses, kind="stable")[:n]]
+        if np.count_nonzero(excesses == 0) >= n:
+            break
+        mothers, fathers, mutated = (parents[rng.integers(len(parents), size=n)] for _ in range(3))
+        children = crossover_many(space, mothers, fathers, rng), mutate_many(space, mutated, 0.1, rng)
+        population = PathBatch.concatenate([parents, *children])
+    return parents[excess(parents) == 0]
 
 
 def mutate_many(space: SearchSpace, batch: PathBatch, rate: float, rng: np.random.Generator) -> PathBatch:

@@ -68,14 +68,26 @@ def read(file: FilePath, model: CostModel) -> Latency:
         data = json.loads(file.read_text())
         if data["format"] != FORMAT:
             raise ValueError(f"its format is {data['format']!r}")
-        latency, size = Latency.from_json(data), tuple(data["image_size"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        latency, size = Latency.from_json(data), tuple(int(side) for side in data["image_size"])
+        if len(size) != 2 or any(np.min(table) < 0 for table in (latency.stem, latency.head, *latency.first, *latency.other)):
+            raise ValueError("an image size has two sides, and no latency is negative")
+        measured = {"scope": data["scope"], "num_classes": data["num_classes"], "head": data["head_filters"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{file} is not a latency table that can be read ({error})") from error
     if latency.geometry != model.backbone:
         raise UserError(f"the latency table {file} is for {latency.geometry}, the run's supernet is {model.backbone}")
     if size != model.size:
         raise UserError(f"the latency table {file} is for images of {size[0]} x {size[1]}, the run's are {model.size}")
+    ours = {"scope": "detector" if model.head else model.scope, "num_classes": model.num_classes, "head": _head_filters(model)}
+    for name in ours:
+        if measured[name] != ours[name]:
+            raise UserError(f"the latency table {file} was measured with {name} {measured[name]}, the run has {ours[name]}")
     return latency
+
+
+def _head_filters(model: CostModel) -> list[int]:
+    """Filters of the up-convolutions and of the heads; none where there is no detector."""
+    return [*model.head.deconv_channels, model.head.head_channels] if model.head else []
 
 
 def model_of(config: Config, image_size: tuple[int, int] | None = None, num_classes: int | None = None) -> CostModel:
@@ -264,6 +276,7 @@ def write(file: FilePath, latency: Latency, model: CostModel, device: str, repea
         "scope": model.scope,
         "image_size": list(model.size),
         "num_classes": model.num_classes,
+        "head_filters": _head_filters(model),
         **latency.to_json(),
         "validation": validation,
     }

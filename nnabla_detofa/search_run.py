@@ -80,18 +80,27 @@ def load_run(folder: FilePath, overrides: Sequence[str] = (), latency_table: Fil
     for override in overrides:
         content = configs.overridden(content, override)
     config = configs.from_dict(content, folder.name)
-    space = SearchSpace.from_json(read_result(folder, "operations")["space"])
+    try:
+        space = SearchSpace.from_json(read_result(folder, "operations")["space"])
+        classes = tuple(read_result(folder, "fullnet")["ap50_per_class"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{folder} holds a damaged operations.json or fullnet.json ({error!r})") from error
+    if space.geometry != config.network.geometry:
+        raise UserError(f"{folder} searched {space.geometry}; the config with these overrides has {config.network.geometry}")
     file = folder / "path_filter_again.h5"
     if not file.exists():
         raise UserError(f"{folder} is not the folder of a finished run: {file.name} is missing")
     network, side = config.network, config.dataloader.image_size
-    head = network.head_geometry(len(read_result(folder, "fullnet")["ap50_per_class"]))
+    head = network.head_geometry(len(classes))
     model = CostModel((side, side), head.num_classes, config.hparams.cost_scope, network.geometry, head)
     buckets = Buckets(space.parent if isinstance(space, PrunedSpace) else space, model.flops, config.hparams.buckets)
     costs: dict[str, LayerCost] = {"flops": model.flops, "params": model.params, "memory": model.memory}
     if latency_table is not None or (folder / "latency.json").exists():
         costs["latency"] = latency.read(latency_table or folder / "latency.json", model)
-    scorer = PathScorer(PathFilter.load(file), model.flops, buckets.index)
+    path_filter = PathFilter.load(file, buckets=config.hparams.buckets, geometry=network.geometry)
+    scorer = PathScorer(path_filter, model.flops, buckets.index)
     return FinishedRun(folder, config, space, buckets, scorer, costs)
 
 
@@ -125,7 +134,7 @@ def find(
     `by_score`, they are compared by score, which is Eq. 3 to the letter but for the buckets.
 
     A mix of bounds on FLOPs and memory alone is known exactly to hold paths or not. With bounds on parameters or latency as
-    well, a bucket in which drawing finds no path (1365 draws for each of the population) counts as empty.
+    well, a bucket in which neither drawing nor breeding finds a path counts as empty, which `note` hears.
 
     Args:
         bounds: largest allowed costs, inclusive, by the names of `UNITS`.
@@ -182,7 +191,9 @@ def find(
                     **options,
                 )
                 paths, scores = PathBatch.from_paths([found.path], run.space.geometry), [found.score]
-        except NoPath:
+        except NoPath as error:
+            if len(others) > 0:
+                note(f"a FLOPs bucket is left out: {error}")
             continue
         scored += found.scored
         rows += _rows(run, paths, scores)

@@ -18,6 +18,7 @@ from nnabla_detofa.evolution import (
     mutate_many,
     search,
 )
+from nnabla_detofa.geometry import Geometry, HeadGeometry
 from nnabla_detofa.search_space import PathBatch, compofa, ofa_resnet50
 
 A = ofa_resnet50()
@@ -105,7 +106,9 @@ def test_any_function_can_be_the_cost():
 
     found = search(A, additive_score(A.geometry), layers, 11, np.random.default_rng(0), generations=20)
     assert found.cost <= 11
-    with pytest.raises(UserError, match="none of 136500 paths drawn from the space A has cost <= 9; allow more"):
+    with pytest.raises(
+        UserError, match="none of 136500 paths drawn from the space A, nor of those bred from them, has cost <= 9; allow more"
+    ):
         search(A, additive_score(A.geometry), layers, 9, np.random.default_rng(0))
 
 
@@ -264,3 +267,15 @@ def test_a_front_without_pymoo_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "nnabla_detofa.nsga2", None)
     with pytest.raises(UserError, match=r"a front needs pymoo, .* install nnabla-detofa\[search\]"):
         front(SPACE, additive_score(GEOMETRY), MODEL, np.random.default_rng(0))
+
+
+def test_a_mix_that_drawing_misses_is_found_by_breeding():
+    """Of the third FLOPs bucket only a few of its smallest paths have so few parameters."""
+    geometry = Geometry(width_scale=0.125, strides=(1, 2, 2, 1))
+    space, model = ofa_resnet50(geometry), CostModel(112, 10, "detector", geometry, HeadGeometry(10, (64, 64), 16))
+    buckets = Buckets(space, model.flops)
+    low, high = buckets.interval(2)
+    bounds = [between(model.flops, low, high - 1), at_most(model.params, 540_000)]
+    found = first_population(space, bounds, 50, np.random.default_rng(0))
+    assert len(found) == len(np.unique(found.keys)) == 50
+    assert (buckets.index(model.flops(found)) == 2).all() and model.params(found).max() <= 540_000
