@@ -12,7 +12,7 @@ from . import config as configs
 from . import weights
 from .algorithm1 import build
 from .errors import UserError
-from .report import markdown_row, read_result
+from .report import markdown_row, read_result, refuse_other_classes
 from .runner import slug, statistics_images
 from .search_space import Path, SearchSpace
 from .validation import BoxDetector, average_precision, reestimate
@@ -47,12 +47,7 @@ def evaluate(
         content = configs.overridden(content, override)
     config = configs.from_dict(content, run.name)
     model, sets, _ = build(config, pretrained=False)
-    trained = tuple(read_result(run, "fullnet")["ap50_per_class"])
-    if trained != sets.classes:
-        raise UserError(
-            f"the detectors of {run} know the classes {', '.join(trained)}, in this order; "
-            f"the data have {', '.join(sets.classes)}"
-        )
+    refuse_other_classes(run, sets.classes)
     path = find_path(run, detector, model.space)
     phase = "fullnet" if detector == "fullnet" else "fine-tuning"
     file = run / slug(phase) / "weights.h5"

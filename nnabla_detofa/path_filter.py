@@ -141,7 +141,8 @@ class PathFilter(Mo.Module):
     The index of the path's FLOPs bucket is a token too, the first. Tokens carry the encodings of their layer and of their
     block; the bucket's carries none. "Two final FC layers with 128 dimensions" we read as pooled tokens -> dim, ReLU,
     dim -> 1. Pooling is not given: the mean over all tokens, or all tokens side by side, so that each layer of the supernet
-    has weights of its own in the first FC layer. From a few hundred paths the latter learned to rank clearly better.
+    has weights of its own in the first FC layer. From the few
+    hundred paths of the small experiments the latter learned to rank better.
 
     Args:
         geometry: the supernet.

@@ -41,6 +41,15 @@ def read_result(run: FilePath, name: str) -> Any:
         raise UserError(f"{file} is damaged: it is not JSON ({error})") from error
 
 
+def refuse_other_classes(run: FilePath, classes: Sequence[str]) -> None:
+    """Raise UserError if a run's detectors were not trained for these classes, in this order."""
+    trained = tuple(read_result(run, "fullnet")["ap50_per_class"])
+    if trained != tuple(classes):
+        raise UserError(
+            f"the detectors of {run} know the classes {', '.join(trained)}, in this order; the data have {', '.join(classes)}"
+        )
+
+
 def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
     """Write summary.json, table.md, table.csv, pareto.png, scores.png and detections.png of a run of Algorithm 1.
 

@@ -18,7 +18,7 @@ from .costs import Buckets, CostModel, LayerCost, cost_range
 from .errors import UserError
 from .evolution import Constraint, NoPath, at_most, between, front, search
 from .path_filter import PathFilter, PathScorer
-from .report import markdown_row, read_result
+from .report import markdown_row, read_result, refuse_other_classes
 from .runner import named_rng, path_evaluator, slug
 from .search_space import Path, PathBatch, PrunedSpace, SearchSpace
 
@@ -233,6 +233,7 @@ def _losses(run: FinishedRun, rows: Sequence[dict], note: Callable[[str], None])
     except UserError as error:
         note(f"winners are compared by score, not by validation loss: {error}")
         return None
+    refuse_other_classes(run.folder, sets.classes)
     evaluator = path_evaluator(model, sets, run.config)
     return evaluator.losses([Path.from_ofa(row["path"], run.space.geometry) for row in rows]).tolist()
 

@@ -6,9 +6,9 @@ Times are CPU seconds of one core; where the plain version would take too long, 
 
 from __future__ import annotations
 
-import random
 import time
 from functools import partial
+from random import Random
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from nnabla_detofa.geometry import OFA_RESNET50 as NET
 from nnabla_detofa.search_space import Path, PathBatch, ofa_resnet50
 
 SIZE, CLASSES = 384, 20
+PLAIN_RANDOM = Random(0)
 LAYERS = NET.layers_per_stage
 
 
@@ -48,16 +49,16 @@ def plain_flops(arch: dict) -> int:
 
 def plain_sample() -> dict:
     """A uniformly drawn path in OFA's notation."""
-    depths = [random.choice(NET.stem_depths), *(random.choice(NET.depths) for _ in LAYERS)]
-    widths = [random.randrange(len(NET.widths)) for _ in range(len(LAYERS) + 2)]
-    return {"d": depths, "e": [random.choice(NET.ratios) for _ in range(sum(LAYERS))], "w": widths}
+    depths = [PLAIN_RANDOM.choice(NET.stem_depths), *(PLAIN_RANDOM.choice(NET.depths) for _ in LAYERS)]
+    widths = [PLAIN_RANDOM.randrange(len(NET.widths)) for _ in range(len(LAYERS) + 2)]
+    return {"d": depths, "e": [PLAIN_RANDOM.choice(NET.ratios) for _ in range(sum(LAYERS))], "w": widths}
 
 
 def plain_child(parents: list[dict], mutant: bool) -> dict:
     """A mutant of a random parent, or a crossover of two."""
-    first, second = random.choice(parents), plain_sample() if mutant else random.choice(parents)
+    first, second = PLAIN_RANDOM.choice(parents), plain_sample() if mutant else PLAIN_RANDOM.choice(parents)
     chance = 0.1 if mutant else 0.5
-    return {key: [b if random.random() < chance else a for a, b in zip(first[key], second[key])] for key in first}
+    return {key: [b if PLAIN_RANDOM.random() < chance else a for a, b in zip(first[key], second[key])] for key in first}
 
 
 def plain_evolution(budget: float, generations: int, population: int = 100) -> list[tuple[float, dict]]:
@@ -93,7 +94,6 @@ def seconds(work) -> float:
 
 
 def main() -> None:
-    random.seed(0)
     space, rng = ofa_resnet50(), np.random.default_rng(0)
     model = CostModel(SIZE, CLASSES, "detector")
     few = [plain_sample() for _ in range(5000)]
