@@ -3,10 +3,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 IS_310 := -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 10))'
 
-.PHONY: help setup test parity lint demo pretrain table1 bench-space clean
+PROFILE ?= demo
+SEEDS ?= 1
+SET ?=
+STUDIES := table3 tableA3 figure8 figure9 figure10 figureA2
+
+.PHONY: help setup test parity lint demo pretrain table1 bench-space $(STUDIES) data/digits clean
 
 help: ## This list
-	@sed -n 's/^\([a-z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-17s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-zA-Z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-17s %s\n' "$$target" "$$text"; done
 
 setup: $(READY) ## Make .venv with Python 3.10 and the exact versions of requirements.lock
 
@@ -20,18 +25,30 @@ lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-demo: $(READY) ## Run Algorithm 1 on the digits data set and show what it finds (11 minutes)
-	$(BIN)/python -m nnabla_detofa data digits --root data/digits
+demo: data/digits ## Run Algorithm 1 on the digits data set and show what it finds (11 minutes)
 	$(BIN)/nnabla_nas -f configs/digits_detofa.json -o runs/demo
 	$(BIN)/python -m nnabla_detofa report runs/demo -o results/demo
 
-pretrain: $(READY) ## Train the weights that the demo starts from (20 minutes)
-	$(BIN)/python -m nnabla_detofa data digits --root data/digits
+pretrain: data/digits ## Train the weights that the demo starts from (20 minutes)
 	$(BIN)/nnabla_nas -f configs/digits_pretrain.json -o runs/digits_pretrain
 	$(BIN)/python -m nnabla_detofa ship runs/digits_pretrain configs/weights
 
 table1: $(READY) ## Table 1, the sizes of the search spaces, with exact counts; writes results/table1/
 	$(BIN)/python -m nnabla_detofa table1
+
+table3: ## The path filter under each setting (after the demo's run, minutes: see the line it prints)
+tableA3: ## The path filter at other pruning ratios
+figure8: ## Operation scores before and after the transfer
+figure9: ## Strategies of operation pruning
+figure10: ## Ratios of path and operation pruning
+figureA2: ## Path pruning: none, uniform, by score
+
+# PROFILE=demo, bccd or paper; SEEDS=3 for the seeds 0, 1 and 2; SET="key=value ..." replaces entries of the configs.
+$(STUDIES): $(if $(filter demo bccd,$(PROFILE)),data/digits,$(READY))
+	$(BIN)/python -m nnabla_detofa reproduce $@ --profile $(PROFILE) --seeds $(SEEDS) $(if $(SET),--set "$(SET)")
+
+data/digits: $(READY) # written once; a set that is there is only checked
+	$(BIN)/python -m nnabla_detofa data digits --root data/digits
 
 bench-space: $(READY) ## Speed of costs, sampling and evolution against plain Python (a minute)
 	$(BIN)/python tests/bench_space.py

@@ -224,6 +224,31 @@ def table1(args: argparse.Namespace) -> None:
     print(f"written: {', '.join(map(str, files))}")
 
 
+def reproduce_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("targets", nargs="+", metavar="TARGET", help="table3, tableA3, figure8, figure9, figure10, figureA2")
+    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="an entry of the configs to replace")
+    parser.add_argument("--profile", default="demo", help="demo, bccd, paper, or a .json file (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="the seeds 0 to N - 1 (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time (default: %(default)s)")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="default: results/<profile>")
+
+
+def reproduce(args: argparse.Namespace) -> None:
+    """Make tables and figures of the paper, with the runs that they need, and print them."""
+    from .profiles import load
+    from .reproduce import Order, reproduce
+
+    for name in ("seeds", "jobs"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} must be 1 or more, got {getattr(args, name)}")
+    profile = load(args.profile)
+    overrides = tuple(entry for text in args.set for entry in text.split())
+    output = Path(args.output or Path("results", profile.name))
+    for file in reproduce(args.targets, Order(profile, args.seeds, overrides, output, args.jobs)):
+        print(file.read_text())
+        print(f"written: {', '.join(str(file.with_suffix(suffix)) for suffix in ('.md', '.csv', '.png'))}")
+
+
 def measure_latency_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--file", required=True, metavar="FILE", help="the config, .json or .yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the config")
@@ -325,6 +350,12 @@ COMMANDS = {
         ("runs/digits_detofa", "runs/digits_detofa --detector subnet_1 --flip --scales 0.75 1 1.25"),
     ),
     "table1": Command("the paper's Table 1: sizes of the search spaces, exactly", table1_arguments, table1, ("",)),
+    "reproduce": Command(
+        "a table or a figure of the paper, with the runs that it needs",
+        reproduce_arguments,
+        reproduce,
+        ("table3 tableA3 figure8 --profile demo", "figure9 --profile bccd --set dataloader.voc.root=FOLDER --seeds 3"),
+    ),
     "measure-latency": Command(
         "time the layers of a config's supernet on this device",
         measure_latency_arguments,

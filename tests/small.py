@@ -46,3 +46,45 @@ def probabilities(space: SearchSpace, batch: PathBatch) -> np.ndarray:
         for pairs, depth, width, ratios in zip(space.pairs, path.stage_depths, path.stage_widths, path.expand_ratios):
             result[index] /= len(pairs) * len(pairs[depth, width]) ** len(ratios)
     return result
+
+
+def detofa_config(root) -> dict:
+    """A config of Algorithm 1 whose whole run takes seconds, on digits of 64 pixels in `root`."""
+    return {
+        "args": {"context": "cpu", "print_frequency": 2, "evaluation_processes": 2},
+        "network": {
+            "centernet_ofa_resnet50": {
+                "width_scale": 0.0625,
+                "strides": [1, 2, 2, 1],
+                "deconv_channels": [8, 8],
+                "head_channels": 8,
+                "heat_map_std": 0.1,
+            }
+        },
+        "dataloader": {
+            "voc": {
+                "root": str(root),
+                "train": ["train"],
+                "val": ["val"],
+                "test": ["test"],
+                "image_size": 64,
+                "flip": False,
+                "max_objects": 8,
+            }
+        },
+        "optimizer": {"train": {"lr": 1e-3, "schedule": "cosine"}},
+        "hparams": {
+            "batch_size": 4,
+            "fullnet_epochs": 1,
+            "warmup_epochs": 1,
+            "epochs": 2,
+            "paths_per_bucket": 8,
+            "paths_per_operation": 4,
+            "threshold_paths": 40,
+            "heldout_paths_per_bucket": 3,
+            "bn_images": 8,
+            "bn_batch": 4,
+            "filter": {"dim": 16, "feed_forward": 16, "layers": 1, "epochs": 4},
+            "search": {"generations": 4, "population": 10},
+        },
+    }

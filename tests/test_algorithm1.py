@@ -12,6 +12,7 @@ from pathlib import Path as FilePath
 
 import numpy as np
 import pytest
+from small import detofa_config
 
 from nnabla_detofa import config as configs
 from nnabla_detofa.cli import main
@@ -36,44 +37,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def config(data, tmp_path_factory):
     """A config file whose whole run takes seconds."""
-    content = {
-        "args": {"context": "cpu", "print_frequency": 2, "evaluation_processes": 2},
-        "network": {
-            "centernet_ofa_resnet50": {
-                "width_scale": 0.0625,
-                "strides": [1, 2, 2, 1],
-                "deconv_channels": [8, 8],
-                "head_channels": 8,
-                "heat_map_std": 0.1,
-            }
-        },
-        "dataloader": {
-            "voc": {
-                "root": str(data),
-                "train": ["train"],
-                "val": ["val"],
-                "test": ["test"],
-                "image_size": 64,
-                "flip": False,
-                "max_objects": 8,
-            }
-        },
-        "optimizer": {"train": {"lr": 1e-3, "schedule": "cosine"}},
-        "hparams": {
-            "batch_size": 4,
-            "fullnet_epochs": 1,
-            "warmup_epochs": 1,
-            "epochs": 2,
-            "paths_per_bucket": 8,
-            "paths_per_operation": 4,
-            "threshold_paths": 40,
-            "heldout_paths_per_bucket": 3,
-            "bn_images": 8,
-            "bn_batch": 4,
-            "filter": {"dim": 16, "feed_forward": 16, "layers": 1, "epochs": 4},
-            "search": {"generations": 4, "population": 10},
-        },
-    }
+    content = detofa_config(data)
     file = tmp_path_factory.mktemp("config") / "tiny.json"
     file.write_text(json.dumps(content))
     return file

@@ -1,0 +1,114 @@
+"""AP over the FLOPs budgets, one curve for each experiment: Figures 9, 10 and A2, from the summaries of runs alone."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from .report import markdown_row
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """What an experiment's runs found.
+
+    Attributes:
+        title: of the experiment.
+        budgets: (b,) most FLOPs of the searched paths.
+        flops, ap: (seeds, b) FLOPs and AP, in points, of the subnet found for each budget.
+        fullnet: (seeds,) AP of the largest path after line 2, in points.
+    """
+
+    title: str
+    budgets: np.ndarray
+    flops: np.ndarray
+    ap: np.ndarray
+    fullnet: np.ndarray
+
+    @classmethod
+    def of(cls, title: str, summaries: Sequence[Mapping]) -> Curve:
+        """The curve of the summaries of an experiment's runs, one for each seed."""
+        subnets = [summary["subnets"] for summary in summaries]
+        return cls(
+            title,
+            np.array([subnet["budget"] for subnet in subnets[0]]),
+            np.array([[subnet["flops"] for subnet in found] for found in subnets]),
+            np.array([[points(subnet) for subnet in found] for found in subnets]),
+            np.array([points(summary["fullnet"]) for summary in summaries]),
+        )
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(b,) AP over the seeds."""
+        return self.ap.mean(axis=0)
+
+
+def points(result: Mapping) -> float:
+    """AP of an evaluated path, times 100: COCO's own where it was measured, otherwise AP50."""
+    return 100 * (result["coco"]["AP"] if "coco" in result else result["ap50"])
+
+
+def metric(summary: Mapping) -> str:
+    """What `points` are."""
+    return "AP (COCO)" if "coco" in summary["fullnet"] else "AP50"
+
+
+def table(curves: Sequence[Curve], measure: str) -> str:
+    """Markdown: one row a curve, one column a budget, and the mean over the budgets; ranges over the seeds."""
+    budgets = [f"≤ {budget / 1e9:.3g} G" for budget in curves[0].budgets]
+    lines = [
+        markdown_row([measure, *budgets, "mean"]),
+        markdown_row(["---"] + ["---:"] * (len(budgets) + 1)),
+    ]
+    for curve in curves:
+        cells = [_with_range(column) for column in curve.ap.T]
+        lines.append(markdown_row([curve.title, *cells, _with_range(curve.ap.mean(axis=1))]))
+    return "\n".join(lines)
+
+
+def _with_range(values: np.ndarray) -> str:
+    """The mean of the seeds' values, and between what they are."""
+    text = f"{values.mean():.1f}"
+    return text if len(values) == 1 else f"{text} ({values.min():.1f} to {values.max():.1f})"
+
+
+def order(curves: Sequence[Curve]) -> str:
+    """What was found, in a sentence: the curves by their mean AP, and how far seeds differ where there are several."""
+    means = [float(curve.ap.mean()) for curve in curves]
+    ranked = ", ".join(f"{curves[index].title} ({means[index]:.1f})" for index in np.argsort(means)[::-1])
+    seeds = len(curves[0].ap)
+    if seeds == 1:
+        return f"Ours, mean over the budgets: {ranked}. One seed: nothing says how far another would differ."
+    spread = np.mean([curve.ap.mean(axis=1).std(ddof=1) for curve in curves])
+    return f"Ours, mean over the budgets: {ranked}; the standard deviation over the {seeds} seeds is {spread:.1f} on average."
+
+
+def write_csv(file: FilePath, curves: Sequence[Curve]) -> None:
+    """One line for each experiment, seed and budget."""
+    with open(file, "w", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(["experiment", "seed", "budget [FLOPs]", "FLOPs", "AP [points]"])
+        for curve in curves:
+            for seed, (flops, ap) in enumerate(zip(curve.flops, curve.ap)):
+                writer.writerows(
+                    [curve.title, seed, f"{b:.0f}", f, f"{a:.2f}"] for b, f, a in zip(curve.budgets, flops.tolist(), ap)
+                )
+
+
+def draw(axes: plt.Axes, curves: Sequence[Curve], measure: str, title: str = "") -> None:
+    """The curves into a panel; bars go from the least to the largest of the seeds."""
+    for curve in curves:
+        spread = np.stack([curve.mean - curve.ap.min(axis=0), curve.ap.max(axis=0) - curve.mean])
+        axes.errorbar(
+            curve.budgets / 1e9, curve.mean, yerr=spread if len(curve.ap) > 1 else None, marker="o", label=curve.title
+        )
+    fullnet = float(np.mean([curve.fullnet.mean() for curve in curves]))
+    axes.axhline(fullnet, color="0.6", linestyle=":", label="fullnet")
+    axes.set(xlabel="budget [GFLOPs, multiply-accumulates]", ylabel=measure, title=title)
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)

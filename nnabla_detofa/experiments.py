@@ -1,0 +1,335 @@
+"""The runs that the paper's tables and figures are made of: Algorithm 1 and what is changed in it, seed by seed.
+
+A run that is there, finished, with an equal config, is used wherever it lies; one that was stopped goes on. Runs that have
+their first phases in common train them once: a branch starts with copies of what those phases left, which gives the same
+bits as doing them again, since everything random comes from the seed and the phase's name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path as FilePath
+
+from tqdm import tqdm
+
+from . import config as configs
+from .errors import UserError
+from .profiles import DataSet, Profile
+from .runner import differences, write_json
+
+RUNS = FilePath("runs")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What one curve of a figure is about.
+
+    Attributes:
+        name: of its folders.
+        title: of its curve.
+        overrides: entries of the data set's config that it replaces.
+    """
+
+    name: str
+    title: str
+    overrides: tuple[str, ...] = ()
+
+
+def _pruning(strategy: str, path_pruning: str = "score", **ratios: float) -> tuple[str, ...]:
+    prefix = "hparams.operation_pruning."
+    return (
+        f"{prefix}strategy={strategy}",
+        f"hparams.path_pruning={path_pruning}",
+        *(f"{'hparams.' if name == 'r_path' else prefix}{name}={ratio}" for name, ratio in ratios.items()),
+    )
+
+
+OURS = Experiment("detofa", "ours")
+UNPRUNED = Experiment("unpruned", "OFA (w/o PS)", _pruning("none", "none"))
+STRATEGIES = (
+    Experiment("operations-flops", "FLOPs", _pruning("flops")),
+    Experiment("operations-flops-score-bucket", "FLOPs & score (per bucket)", _pruning("flops_score_bucket")),
+    replace(OURS, title="FLOPs & score (all)"),
+)
+"""Figure 9: the strategies of operation pruning, path pruning as ever."""
+PATH_RATIOS = (
+    Experiment("paths-0", "r = 0", _pruning("flops_score_all", "none")),
+    Experiment("paths-0.2", "r = 0.2", _pruning("flops_score_all", r_path=0.2)),
+    replace(OURS, title="r = 0.25"),
+    Experiment("paths-0.3", "r = 0.3", _pruning("flops_score_all", r_path=0.3)),
+    Experiment("paths-0.4", "r = 0.4", _pruning("flops_score_all", r_path=0.4)),
+)
+"""Figure 10, left: the share of paths that is pruned in each bucket."""
+OPERATION_RATIOS = (
+    Experiment("operations-0", "r = 0", _pruning("none")),
+    Experiment("operations-0.2", "r = 0.2", _pruning("flops_score_all", r_op2=0.2)),
+    replace(OURS, title="r = 0.3"),
+    Experiment("operations-0.4", "r = 0.4", _pruning("flops_score_all", r_op2=0.4)),
+)
+"""Figure 10, right: the share of operations that is pruned in each bucket, after the worst 10% of all; at 0 none goes."""
+PATH_PRUNINGS = (
+    replace(UNPRUNED, title="None"),
+    Experiment("paths-uniform", "Prune (Uniform)", _pruning("none", "uniform")),
+    replace(OPERATION_RATIOS[0], title="Prune (Score)"),
+)
+"""Figure A2: how paths are pruned, without operation pruning."""
+
+
+@dataclass(frozen=True)
+class SharedPhases:
+    """Phases at the beginning of a run, and what they leave.
+
+    Attributes:
+        phases: their names.
+        files: files and folders of the run's folder.
+        blind_to: entries of the config (or their sections) that change nothing up to here.
+    """
+
+    phases: tuple[str, ...]
+    files: tuple[str, ...]
+    blind_to: tuple[str, ...]
+
+
+UP_TO_FILTER = (
+    "hparams.operation_pruning",
+    "hparams.path_pruning",
+    "hparams.r_path",
+    "hparams.paths_per_operation",
+    "hparams.threshold_paths",
+    "hparams.heldout_paths_per_bucket",
+    "hparams.search",
+)
+SHARED = (
+    SharedPhases(
+        ("fullnet",),
+        ("fullnet", "fullnet.json", "fullnet_detections.json"),
+        (*UP_TO_FILTER, "hparams.filter", "hparams.paths_per_bucket", "hparams.warmup_epochs", "hparams.epochs"),
+    ),
+    SharedPhases(
+        ("fullnet", "warm-up", "paths", "path filter"),
+        ("fullnet", "fullnet.json", "fullnet_detections.json", "warm_up", "paths.jsonl", "path_filter.h5"),
+        UP_TO_FILTER,
+    ),
+)
+"""From the shortest beginning to the longest."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One experiment of a profile, on one data set, with one seed.
+
+    Attributes:
+        key: of the data set in the profile.
+        overrides: entries of the config given on the command line, which all runs have.
+    """
+
+    profile: Profile
+    key: str
+    experiment: Experiment
+    seed: int
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def data_set(self) -> DataSet:
+        return self.profile.data_sets[self.key]
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The entries of the config that are replaced."""
+        seed = () if self.seed == 0 else (f"args.seed={self.seed}",)
+        return (*self.overrides, *self.experiment.overrides, *seed)
+
+    @cached_property
+    def config(self) -> configs.Config:
+        return configs.load(self.data_set.config, self.arguments)
+
+    @property
+    def name(self) -> str:
+        return f"{self.key}-{self.experiment.name}-{self.seed}"
+
+    @cached_property
+    def folder(self) -> FilePath:
+        """Its folder: where a finished run with an equal config lies, or else the profile's own for it."""
+        own = profile_folder(self.profile) / self.name
+        if not own.exists():
+            for file in sorted(RUNS.glob("*/config.json")):
+                if (file.parent / "summary.json").exists() and _hash(file) == self.config.config_hash:
+                    return file.parent
+        return own
+
+    @property
+    def finished(self) -> bool:
+        """Has it run to the end? A run of another config in its folder is refused when it is started."""
+        return (self.folder / "summary.json").exists() and _hash(self.folder / "config.json") == self.config.config_hash
+
+    @property
+    def command(self) -> str:
+        """What starts it, or goes on with it."""
+        return shlex.join(["nnabla_nas", "-f", self.data_set.config, *self.arguments, "-o", str(self.folder)])
+
+
+def profile_folder(profile: Profile) -> FilePath:
+    """Where a profile's runs and studies are."""
+    return RUNS / "profiles" / profile.name
+
+
+def _hash(file: FilePath) -> str | None:
+    """`Config.config_hash` of the config in a run's folder; None where it is none that we read."""
+    try:
+        return configs.from_dict(json.loads(file.read_text()), file.parent.name).config_hash
+    except (OSError, ValueError, AttributeError, UserError):
+        return None
+
+
+def shared_phases(one: configs.Config, other: configs.Config) -> SharedPhases | None:
+    """The longest beginning that two runs have in common, or None."""
+    differing = [key for key in differences(one.to_dict(), other.to_dict()) if not configs.without_effect(key)]
+
+    def blind(shared: SharedPhases) -> bool:
+        return all(any(key == entry or key.startswith(entry + ".") for entry in shared.blind_to) for key in differing)
+
+    return next((shared for shared in reversed(SHARED) if blind(shared)), None)
+
+
+def branch(run: Run, trunk: Run) -> SharedPhases | None:
+    """Begin a run's folder with what a finished run left of the phases that they have in common.
+
+    Returns:
+        those phases; None where there are none, or the run's folder is there already.
+    """
+    shared = shared_phases(run.config, trunk.config)
+    if run.folder.exists() or shared is None or run.folder == trunk.folder:
+        return None
+    fresh = run.folder.with_name(run.folder.name + ".part")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    for name in shared.files:
+        source = trunk.folder / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, fresh / name)
+    seconds = json.loads((trunk.folder / "seconds.json").read_text())
+    write_json(fresh / "seconds.json", {phase: seconds[phase] for phase in shared.phases})
+    write_json(fresh / "shared.json", {"from": str(trunk.folder), "phases": list(shared.phases)})
+    write_json(fresh / "config.json", run.config.to_dict())
+    os.replace(fresh, run.folder)
+    return shared
+
+
+def plan(profile: Profile, keys: Sequence[str], experiments: Sequence[Experiment], seeds: int, overrides) -> list[Run]:
+    """The runs of these experiments, each once, whatever their titles; our own method first, since others branch off it."""
+    once: dict[str, Experiment] = {}
+    for experiment in (OURS, *experiments):
+        once.setdefault(experiment.name, experiment)
+    return [
+        Run(profile, key, experiment, seed, tuple(overrides))
+        for experiment in once.values()
+        for key in profile.chosen(keys)
+        for seed in range(seeds)
+    ]
+
+
+def ensure(runs: Sequence[Run], jobs: int, log: Callable[[str], None] = print) -> None:
+    """Bring runs to their end: those that others branch off first, then the others, `jobs` at a time.
+
+    Args:
+        runs: as `plan` makes them.
+        jobs: processes.
+
+    Raises:
+        UserError: a run failed, or the profile does not start runs and some are missing.
+    """
+    missing = [run for run in runs if not run.finished]
+    if not missing:
+        return
+    profile = missing[0].profile
+    if not profile.starts_runs:
+        for run in missing:
+            log(f"  {run.command}")
+        raise UserError(
+            f"the profile {profile.name} starts no runs, and {len(missing)} of {len(runs)} are missing: "
+            "start those printed above"
+        )
+    trunks = {(run.key, run.seed): run for run in runs if run.experiment == OURS}
+    minutes = sum(profile.minutes.get("whole run" if run.experiment == OURS else "branch", 0) for run in missing)
+    log(f"{len(missing)} of {len(runs)} runs are to be done, about {minutes:.0f} minutes on two cores: {_names(missing)}")
+    with tqdm(total=len(missing), desc="runs", unit="run", dynamic_ncols=True) as bar:
+        for stage in (
+            [run for run in missing if run.experiment == OURS],
+            [run for run in missing if run.experiment != OURS],
+        ):
+            for run in stage:
+                if run.experiment != OURS:
+                    branch(run, trunks[run.key, run.seed])
+            for run in _finishing(stage, jobs, bar.write):
+                bar.update()
+                bar.set_postfix_str(run.name)
+
+
+def _names(runs: Sequence[Run]) -> str:
+    return ", ".join(run.name for run in runs)
+
+
+def _finishing(runs: Sequence[Run], jobs: int, log: Callable[[str], None]) -> Iterator[Run]:
+    """Start the runs as processes, `jobs` at a time, and yield each that has finished.
+
+    Raises:
+        UserError: one failed; the others are stopped, and go on another time.
+    """
+    waiting, started = list(runs), {}
+    cores = max(1, (os.cpu_count() or 1) // max(1, min(jobs, len(runs))))
+    with _stopping_all(started):
+        while waiting or started:
+            while waiting and len(started) < jobs:
+                run = waiting.pop(0)
+                started[run] = _start(run, cores)
+                log(f"{run.name} is running, its output is in {console(run)}")
+            for run, process in list(started.items()):
+                if process.poll() is not None:
+                    del started[run]
+                    if process.returncode:
+                        last = (console(run).read_text(errors="replace").strip() or "no output").splitlines()[-1]
+                        raise UserError(f"{run.command} ended with status {process.returncode}: {last.removeprefix('error: ')}")
+                    yield run
+            time.sleep(0.2)
+
+
+def console(run: Run) -> FilePath:
+    """The file that takes what a run prints."""
+    return profile_folder(run.profile) / f"{run.name}.txt"
+
+
+def _start(run: Run, cores: int) -> subprocess.Popen:
+    file = console(run)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "nnabla_detofa", "run", "-f", run.data_set.config, *run.arguments]
+    command += [f"args.evaluation_processes={cores}", "-o", str(run.folder)]
+    with open(file, "a") as output:  # a session of its own: stopping it is our business
+        return subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+@contextmanager
+def _stopping_all(started: dict[Run, subprocess.Popen]) -> Iterator[None]:
+    """Whatever ends the block, also SIGTERM, the processes save what they have and end first."""
+
+    def stop(number: int, frame) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        for process in started.values():
+            process.send_signal(signal.SIGINT)
+        for process in started.values():
+            process.wait()
+        signal.signal(signal.SIGTERM, before)

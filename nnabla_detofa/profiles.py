@@ -1,0 +1,151 @@
+"""Profiles: at which scale the paper's tables and figures are made, and from which configs and weights.
+
+A profile is a JSON file in configs/profiles; the dataclasses below are its schema.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+from . import config as configs
+from .checked import listed, read, refuse_unknown
+from .config import Count
+from .errors import UserError
+
+FOLDER = FilePath("configs/profiles")
+
+
+@dataclass(frozen=True)
+class Need:
+    """A file or folder that has to be there, and the command, or what else, that brings it."""
+
+    path: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What a data set's runs start from.
+
+    Attributes:
+        config: of the pre-training.
+        supernet: weights file of the classification supernet.
+        path_filter: the filter pre-trained on it.
+        paths: file of its evaluated paths; None evaluates some anew.
+    """
+
+    config: str
+    supernet: str
+    path_filter: str
+    paths: str | None = None
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A detection data set of a profile.
+
+    Attributes:
+        title: what tables call it.
+        config: of Algorithm 1 on it.
+        needs: checked before anything starts.
+    """
+
+    title: str
+    config: str
+    pretraining: Pretraining
+    needs: tuple[Need, ...] = ()
+
+
+@dataclass(frozen=True)
+class FilterStudySizes:
+    """How large Tables 3 and A3 are made.
+
+    Attributes:
+        seeds: fits of each setting of the filter.
+        test_paths_per_bucket: paths that judge it.
+        pretraining_paths_per_bucket: paths of the classification supernet that pre-train it.
+    """
+
+    seeds: Count = 3
+    test_paths_per_bucket: Count = 40
+    pretraining_paths_per_bucket: Count = 100
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A scale at which the tables and figures are made.
+
+    Attributes:
+        name: stem of the file's name, and of the folders of its runs and its results.
+        about: what its author says of it.
+        data_sets: by their key; a table of the paper's about one of several data sets takes it by "voc" or "coco", a
+            profile with one data set makes all of them on that.
+        starts_runs: missing runs are started; otherwise their commands are printed.
+        minutes: how long the parts take on two cores, for what is said before they start.
+    """
+
+    name: str
+    about: tuple[str, ...]
+    data_sets: Mapping[str, DataSet]
+    starts_runs: bool
+    filter_study: FilterStudySizes
+    minutes: Mapping[str, float]
+
+    def chosen(self, keys: Sequence[str]) -> dict[str, DataSet]:
+        """The data sets for a table that the paper has for those of `keys`."""
+        return dict(self.data_sets) if len(self.data_sets) == 1 else {key: self.data_sets[key] for key in keys}
+
+    def check(self, data_set: DataSet, overrides: Sequence[str] = ()) -> None:
+        """Raise UserError if something that the data set's runs need is not there."""
+        root = configs.load(data_set.config, overrides).dataloader.root
+        written = configs.load(data_set.config).dataloader.root
+        for need in data_set.needs:
+            path = root if need.path == written else need.path
+            if not FilePath(path).exists():
+                raise UserError(f"the profile {self.name} needs {path} for {data_set.title}, which is missing: {need.command}")
+
+
+def load(name: str) -> Profile:
+    """Read a profile: a name, like "demo", of a file in configs/profiles, or the path of a .json file.
+
+    Raises:
+        UserError: there is none of that name, or a key or a value is not allowed.
+    """
+    file = FilePath(name) if name.endswith(".json") else FOLDER / f"{name}.json"
+    if not file.is_file():
+        known = sorted(found.stem for found in FOLDER.glob("*.json"))
+        found = f"{FOLDER} has {listed(known, 'and')}" if known else f"there is no {FOLDER} in this folder"
+        raise UserError(f"--profile must be one of {FOLDER}, or a .json file, got {name}; {found}")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"the profile {file} does not parse: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"the profile {file} must hold a mapping")
+    try:
+        return _profile(file.stem, content)
+    except UserError as error:
+        raise UserError(f"the profile {file}: {error}") from None
+
+
+def _profile(name: str, content: Mapping[str, Any]) -> Profile:
+    refuse_unknown("", content, ("about", "data_sets", "starts_runs", "filter_study", "minutes"))
+    data_sets, minutes = content.get("data_sets"), content.get("minutes", {})
+    if not isinstance(data_sets, dict) or not data_sets:
+        raise UserError("data_sets must map the key of each data set to its config, its pretraining and its needs")
+    if len(data_sets) > 1 and set(data_sets) != {"voc", "coco"}:
+        raise UserError(f"data_sets must be one, or voc and coco, got {listed(data_sets, 'and')}")
+    if not isinstance(minutes, dict):
+        raise UserError("minutes must map parts to numbers")
+    return Profile(
+        name,
+        read(tuple[str, ...], content.get("about", []), "about"),
+        {key: read(DataSet, value, f"data_sets.{key}") for key, value in data_sets.items()},
+        read(bool, content.get("starts_runs", True), "starts_runs"),
+        read(FilterStudySizes, content.get("filter_study", {}), "filter_study"),
+        {key: read(configs.Positive, value, f"minutes.{key}") for key, value in minutes.items()},
+    )

@@ -1,0 +1,172 @@
+"""The runs of tables and figures: what they share, that a branch equals a run of its own, and that faults are named."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import detofa_config
+
+from nnabla_detofa import config as configs
+from nnabla_detofa import experiments, profiles
+from nnabla_detofa.cli import main
+from nnabla_detofa.data.digits import write_digits
+from nnabla_detofa.errors import UserError
+from nnabla_detofa.experiments import OURS, PATH_PRUNINGS, PATH_RATIOS, STRATEGIES, UNPRUNED, plan, shared_phases
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder to work in: data, a config and a profile of its own."""
+    folder = tmp_path_factory.mktemp("work")
+    root = write_digits(folder / "digits", train=16, val=6, test=6, image_size=64, crops_train=40, crops_val=20)
+    (folder / "tiny.json").write_text(json.dumps(detofa_config(root)))
+    pretraining = {"config": "p.json", "supernet": "s.h5", "path_filter": "f.h5"}
+    needs = [{"path": str(root), "command": "make it"}]
+    profile = {"data_sets": {"digits": {"title": "digits", "config": "tiny.json", "pretraining": pretraining, "needs": needs}}}
+    (folder / "small.json").write_text(json.dumps(profile))
+    return folder
+
+
+@pytest.fixture
+def profile(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    return profiles.load("small.json")
+
+
+def results(folder: Path) -> dict:
+    summary = json.loads((folder / "summary.json").read_text())
+    del summary["seconds"]
+    return summary
+
+
+def test_every_experiment_is_one_change_of_ours(profile):
+    """Overrides are accepted by the schema, no two experiments are the same run, and equal titles mean equal runs."""
+    groups = (STRATEGIES, PATH_RATIOS, PATH_PRUNINGS, experiments.OPERATION_RATIOS)
+    runs = plan(profile, ("voc",), [experiment for group in groups for experiment in group], 2, [])
+    hashes = [run.config.config_hash for run in runs]
+    assert len(set(hashes)) == len(hashes) == 2 * 12
+    assert runs[0].experiment == OURS and runs[0].config.config_hash == configs.load("tiny.json").config_hash
+    assert {run.config.args.seed for run in runs} == {0, 1}
+
+
+def test_shared_phases_follow_from_the_differing_entries():
+    def shared(*overrides):
+        base = Path(__file__).parent.parent / "configs" / "digits_detofa.json"
+        found = shared_phases(configs.load(base), configs.load(base, overrides))
+        return found and found.phases[-1]
+
+    assert shared("hparams.r_path=0.4") == "path filter"
+    assert shared("hparams.operation_pruning.strategy=flops", "args.workers=0") == "path filter"
+    assert shared("hparams.filter.lr=0.5") == "fullnet"
+    assert shared("hparams.epochs=9") == "fullnet"
+    assert shared("hparams.fullnet_epochs=9") is None
+    assert shared("args.seed=1") is None
+    assert shared("hparams.bn_images=32") is None
+
+
+@pytest.fixture
+def done(profile):
+    """Our method and the unpruned baseline, run as a figure has them run: the baseline as a branch."""
+    runs = plan(profile, ("voc",), [UNPRUNED], 1, [])
+    experiments.ensure(runs, 2, lambda line: None)
+    return runs
+
+
+def test_a_branch_gives_the_bits_of_a_run_of_its_own(done, tmp_path):
+    ours, unpruned = done
+    assert unpruned.finished and (unpruned.folder / "shared.json").exists()
+    alone = tmp_path / "alone"
+    assert main(["-f", "tiny.json", *unpruned.arguments, "-o", str(alone)]) == 0
+    assert results(alone) == results(unpruned.folder) != results(ours.folder)
+    again = (alone / "paths_again.jsonl").read_text()
+    assert again == (unpruned.folder / "paths_again.jsonl").read_text()
+    assert json.loads((unpruned.folder / "summary.json").read_text())["seconds"].keys() >= {"fullnet", "warm-up", "search"}
+
+
+def test_a_finished_run_is_used_wherever_it_lies(done, profile, monkeypatch):
+    """No process is started for runs that are there, in the profile's folder or beside it, whatever they are called."""
+    monkeypatch.setattr(experiments.subprocess, "Popen", None)
+    experiments.ensure(done, 2, lambda line: None)
+    other = profiles.load("small.json").__class__(**{**profile.__dict__, "name": "other"})
+    Path("runs/elsewhere").symlink_to(done[0].folder.resolve())
+    (run, _) = plan(other, ("voc",), [UNPRUNED], 1, [])
+    assert run.folder == Path("runs/elsewhere") and run.finished
+    Path("runs/elsewhere").unlink()
+
+
+def test_figures_are_made_from_finished_runs(done, profile, tmp_path):
+    assert main(["reproduce", "figureA2", "--profile", "small.json", "-o", str(tmp_path)]) == 0
+    text = (tmp_path / "figureA2.md").read_text()
+    assert "| None |" in text and "Prune (Score)" in text and "make figureA2 PROFILE=small SEEDS=1" in text
+    rows = (tmp_path / "figureA2.csv").read_text().splitlines()
+    assert len(rows) == 1 + 3 * 5
+    ap = [100 * subnet["ap50"] for subnet in results(done[1].folder)["subnets"]]
+    ours = [float(row.split(",")[-1]) for row in rows[1:6]]
+    assert np.allclose(ours, ap, atol=0.006) and (tmp_path / "figureA2.png").stat().st_size > 5000
+
+
+def test_a_run_that_fails_is_named_with_its_last_words(profile):
+    runs = plan(profile, ("voc",), [], 1, ["network.centernet_ofa_resnet50.weights=none.h5"])
+    with pytest.raises(UserError, match=r"nnabla_nas -f tiny.json .* ended with status 2: .*none.h5 does not exist"):
+        experiments.ensure(runs, 1, lambda line: None)
+
+
+def test_a_profile_that_starts_nothing_prints_commands(profile):
+    silent = profile.__class__(**{**profile.__dict__, "name": "silent", "starts_runs": False})
+    lines = []
+    runs = plan(silent, ("voc",), [UNPRUNED], 1, ["hparams.epochs=3"])
+    with pytest.raises(UserError, match="starts no runs, and 2 of 2 are missing"):
+        experiments.ensure(runs, 1, lines.append)
+    assert len(lines) == 2 and lines[0].startswith("  nnabla_nas -f tiny.json hparams.epochs=3 ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_stops_the_runs_and_the_command_goes_on(profile, number):
+    stopped = Path(f"stopped-{int(number)}.json")
+    stopped.write_text(Path("small.json").read_text())
+    command = [sys.executable, "-m", "nnabla_detofa", "reproduce", "figure8", "--profile", str(stopped)]
+    command += ["--set", "hparams.warmup_epochs=30"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    log = Path("runs", "profiles", stopped.stem, "digits-detofa-0.txt")
+    deadline = time.monotonic() + 60
+    while not (log.exists() and "warm-up:" in log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on" in errors
+    assert "stopped" in log.read_text()
+
+
+def test_profiles_are_checked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def error(content) -> str:
+        Path("p.json").write_text(content if isinstance(content, str) else json.dumps(content))
+        with pytest.raises(UserError) as caught:
+            profiles.load("p.json")
+        return str(caught.value)
+
+    pretraining = {"config": "a", "supernet": "b", "path_filter": "c"}
+    entry = {"title": "t", "config": "c", "pretraining": pretraining}
+    assert "does not parse" in error("{")
+    assert "data_sets must map" in error({})
+    assert "must be one, or voc and coco, got a and b" in error({"data_sets": {"a": entry, "b": entry}})
+    assert "data_sets.a.config is missing" in error({"data_sets": {"a": {"title": "t"}}})
+    assert "minutes.x must be in (0, inf), got 0" in error({"data_sets": {"a": entry}, "minutes": {"x": 0}})
+    assert "did you mean starts_runs?" in error({"data_sets": {"a": entry}, "start_runs": True})
+    with pytest.raises(UserError, match="must be one of configs/profiles"):
+        profiles.load("demo")
+
+
+def test_the_profiles_beside_the_configs_load():
+    repository = Path(__file__).parent.parent
+    for file in sorted((repository / "configs" / "profiles").glob("*.json")):
+        profile = profiles.load(str(file))
+        for data_set in profile.data_sets.values():
+            assert configs.load(repository / data_set.config) and configs.load(repository / data_set.pretraining.config)
