@@ -17,7 +17,7 @@ from .costs import CostModel, cost_range
 from .data.sets import DetectionSets, open_sets
 from .errors import UserError
 from .evolution import between, search
-from .path_filter import PathScorer
+from .path_filter import PathFilter, PathScorer
 from .pruning import HashedPaths, KeptPaths, UniformPaths, operation_scores, path_thresholds, prune_operations
 from .ranking import EvaluatedPaths, baseline_scores, kendall_tau, per_bucket
 from .runner import SupernetRunner, slug, start
@@ -62,12 +62,14 @@ class DetOFASearcher(SupernetRunner):
         sampler = self.kept_paths(space, scorer, thresholds)  # 11 to 14: draws until g(a) reaches the threshold
         self.fine_tune(sampler)  # 8 to 17
 
-        # Section 3.3: the filter is re-trained on the final supernet before the search.
+        return self.find_subnets(space, scorer.filter, (first,))
+
+    def find_subnets(self, space: SearchSpace, path_filter: PathFilter, seen: Sequence[EvaluatedPaths] = ()) -> dict:
+        """Section 3.3: re-train the filter on the final supernet, search, and evaluate what was found."""
         paths = self.evaluate_sampled("paths again", space)
-        scorer = self.train_filter("path filter again", scorer.filter, paths)
-        self.hold_out(space, scorer, (first, paths))
-        found = self.search(space, scorer)
-        return self.evaluate(found)
+        scorer = self.train_filter("path filter again", path_filter, paths)
+        self.hold_out(space, scorer, (*seen, paths))
+        return self.evaluate(self.search(space, scorer))
 
     # --- Training ---------------------------------------------------------------------------------------------------
 
@@ -161,11 +163,12 @@ class DetOFASearcher(SupernetRunner):
             fresh = self.sample_paths(name, self.config.hparams.heldout_paths_per_bucket, space)
             fresh = fresh[[not any(path in paths for paths in seen) for path in fresh]]
             paths = self.evaluate_paths(name, fresh)
-        scores = scorer(paths.batch)
-        fitted = seen[-1]
-        rivals = baseline_scores(
-            scorer.filter.tokenizer, fitted.batch, fitted.losses, paths.batch, paths.flops, self.rng("random scores")
-        )
+        scores, fitted = scorer(paths.batch), seen[-1]
+        rivals = {}
+        if len(paths):
+            rivals = baseline_scores(
+                scorer.filter.tokenizer, fitted.batch, fitted.losses, paths.batch, paths.flops, self.rng("random scores")
+            )
         taus = {rival: self.taus(values, paths) for rival, values in {"path filter": scores, **rivals}.items()}
         self.results["kendall_tau"] = taus.pop("path filter")
         self.results["kendall_tau_of_baselines"] = taus
@@ -292,10 +295,16 @@ def check_budgets(config: Config, space: SearchSpace, cost: CostModel) -> None:
             )
 
 
-def run(config: Config, device: Device, output: FilePath, restart: bool = False) -> dict:
-    """Run Algorithm 1 by `config`; what was done before in `output` is not done again."""
+def run(
+    config: Config,
+    device: Device,
+    output: FilePath,
+    restart: bool = False,
+    searcher: type[DetOFASearcher] = DetOFASearcher,
+) -> dict:
+    """Run Algorithm 1 by `config`, or a baseline of it; what was done before in `output` is not done again."""
     model, sets, cost = build(config)
-    return start(DetOFASearcher, model, sets, cost, config, device, output, restart)
+    return start(searcher, model, sets, cost, config, device, output, restart)
 
 
 def build(config: Config, pretrained: bool = True) -> tuple[centernet.SearchNet, DetectionSets, CostModel]:

@@ -21,6 +21,7 @@ from .errors import UserError
 RUNNERS = {
     "detofa": "nnabla_detofa.algorithm1",
     "pretrain": "nnabla_detofa.pretrain",
+    **dict.fromkeys(("fullnet", "ofa", "ofa_ps", "compofa"), "nnabla_detofa.baselines"),
 }
 """Where `args.runner` finds its module, which has a function run(config, device, output, restart=False)."""
 

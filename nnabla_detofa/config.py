@@ -54,7 +54,8 @@ class Args:
     """What is run, where, and where to.
 
     Attributes:
-        runner: the program: "detofa" is Algorithm 1, "pretrain" the supernet and the path filter before it.
+        runner: the program: "detofa" is Algorithm 1, "pretrain" the supernet and the path filter before it; the baselines are
+            "fullnet", the largest path alone, "ofa" and "ofa_ps", OFA without and with progressive shrinking, and "compofa".
         seed: of everything random in the run.
         context: "cpu", "cudnn", or "auto": a GPU where there is one.
         device_id: the GPU, or a comma-separated list, one for each rank.
@@ -65,7 +66,7 @@ class Args:
         print_frequency: training steps between two lines of the log.
     """
 
-    runner: Literal["detofa", "pretrain"] = "detofa"
+    runner: Literal["detofa", "pretrain", "fullnet", "ofa", "ofa_ps", "compofa"] = "detofa"
     seed: Natural = 0
     context: Literal["auto", "cpu", "cudnn"] = "auto"
     device_id: Annotated[str, text] = "0"
@@ -515,9 +516,9 @@ class Runner:
     dataloaders: tuple[str, ...]
 
 
-RUNNERS = {
-    "detofa": Runner(DetofaHparams, ("centernet_ofa_resnet50",), ("voc", "coco")),
-    "pretrain": Runner(PretrainHparams, ("ofa_resnet50",), ("image_folder",)),
+BASELINES = ("fullnet", "ofa", "ofa_ps", "compofa")
+RUNNERS = {name: Runner(DetofaHparams, ("centernet_ofa_resnet50",), ("voc", "coco")) for name in ("detofa", *BASELINES)} | {
+    "pretrain": Runner(PretrainHparams, ("ofa_resnet50",), ("image_folder",))
 }
 
 # Entries that change where, how fast or how talkatively a run goes, but not its result.

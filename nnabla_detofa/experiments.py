@@ -56,7 +56,9 @@ def _pruning(strategy: str, path_pruning: str = "score", **ratios: float) -> tup
 
 
 OURS = Experiment("detofa", "ours")
-UNPRUNED = Experiment("unpruned", "OFA (w/o PS)", _pruning("none", "none"))
+OFA = Experiment("ofa", "OFA (w/o PS)", ("args.runner=ofa",))
+OFA_PS = Experiment("ofa-ps", "OFA (w/ PS)", ("args.runner=ofa_ps",))
+COMPOFA = Experiment("compofa", "CompOFA*", ("args.runner=compofa",))
 STRATEGIES = (
     Experiment("operations-flops", "FLOPs", _pruning("flops")),
     Experiment("operations-flops-score-bucket", "FLOPs & score (per bucket)", _pruning("flops_score_bucket")),
@@ -79,7 +81,7 @@ OPERATION_RATIOS = (
 )
 """Figure 10, right: the share of operations that is pruned in each bucket, after the worst 10% of all; at 0 none goes."""
 PATH_PRUNINGS = (
-    replace(UNPRUNED, title="None"),
+    replace(OFA, title="None"),
     Experiment("paths-uniform", "Prune (Uniform)", _pruning("none", "uniform")),
     replace(OPERATION_RATIOS[0], title="Prune (Score)"),
 )
@@ -93,11 +95,13 @@ class SharedPhases:
     Attributes:
         phases: their names.
         files: files and folders of the run's folder.
+        runners: that begin so.
         blind_to: entries of the config (or their sections) that change nothing up to here.
     """
 
     phases: tuple[str, ...]
     files: tuple[str, ...]
+    runners: tuple[str, ...]
     blind_to: tuple[str, ...]
 
 
@@ -110,15 +114,20 @@ UP_TO_FILTER = (
     "hparams.heldout_paths_per_bucket",
     "hparams.search",
 )
+UP_TO_PATHS = (*UP_TO_FILTER, "hparams.filter", "hparams.paths_per_bucket")
+FULLNET_FILES = ("fullnet", "fullnet.json", "fullnet_detections.json")
 SHARED = (
     SharedPhases(
         ("fullnet",),
-        ("fullnet", "fullnet.json", "fullnet_detections.json"),
-        (*UP_TO_FILTER, "hparams.filter", "hparams.paths_per_bucket", "hparams.warmup_epochs", "hparams.epochs"),
+        FULLNET_FILES,
+        ("detofa", *configs.BASELINES),
+        (*UP_TO_PATHS, "hparams.warmup_epochs", "hparams.epochs"),
     ),
+    SharedPhases(("fullnet", "warm-up"), (*FULLNET_FILES, "warm_up"), ("detofa", "ofa"), UP_TO_PATHS),
     SharedPhases(
         ("fullnet", "warm-up", "paths", "path filter"),
-        ("fullnet", "fullnet.json", "fullnet_detections.json", "warm_up", "paths.jsonl", "path_filter.h5"),
+        (*FULLNET_FILES, "warm_up", "paths.jsonl", "path_filter.h5"),
+        ("detofa",),
         UP_TO_FILTER,
     ),
 )
@@ -197,7 +206,9 @@ def shared_phases(one: configs.Config, other: configs.Config) -> SharedPhases | 
     differing = [key for key in differences(one.to_dict(), other.to_dict()) if not configs.without_effect(key)]
 
     def blind(shared: SharedPhases) -> bool:
-        return all(any(key == entry or key.startswith(entry + ".") for entry in shared.blind_to) for key in differing)
+        unseen = (*shared.blind_to, "args.runner")
+        begin_so = {one.args.runner, other.args.runner} <= set(shared.runners)
+        return begin_so and all(any(key == entry or key.startswith(entry + ".") for entry in unseen) for key in differing)
 
     return next((shared for shared in reversed(SHARED) if blind(shared)), None)
 

@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from .config import Config, DetofaHparams, PretrainHparams, Solver
-from .search_space import SearchSpace, ofa_resnet50, product_space
+from .search_space import SearchSpace, compofa, ofa_resnet50, product_space, shrinking_stages
 from .training import Schedule
 
 
@@ -66,9 +66,9 @@ class TrainingPhase:
 def training_phases(config: Config) -> tuple[TrainingPhase, ...]:
     """The training phases of the run that a config describes, in their order."""
     space = ofa_resnet50(config.network.geometry, config.network.elastic_stem)
-    if isinstance(config.hparams, DetofaHparams):
-        return _detofa(config, config.hparams, space)
-    return _pretrain(config, config.hparams, space)
+    if not isinstance(config.hparams, DetofaHparams):
+        return _pretrain(config, config.hparams, space)
+    return (_fullnet(config, space), *_supernet(config, config.hparams, space))
 
 
 def _fullnet(config: Config, space: SearchSpace) -> TrainingPhase:
@@ -80,19 +80,35 @@ def _fullnet(config: Config, space: SearchSpace) -> TrainingPhase:
     )
 
 
-def _detofa(config: Config, hparams: DetofaHparams, space: SearchSpace) -> tuple[TrainingPhase, ...]:
-    """Algorithm 1: warm-up and fine-tuning are two parts of one schedule."""
+def _supernet(config: Config, hparams: DetofaHparams, space: SearchSpace) -> tuple[TrainingPhase, ...]:
+    """What trains all paths: warm-up and fine-tuning are two parts of one schedule, for Algorithm 1 and its baselines.
+
+    OFA with progressive shrinking has Table A2's epochs for the five spaces of Table A1: 70, 5, 65, 5, 65, where 5 and 65 are
+    the paper's warm-up and fine-tuning. Stage 1 is a schedule of its own, and (paper is silent) stages 2 and 3, and 4 and 5,
+    are the two parts of one.
+    """
     solver, warm, total = config.optimizer.train, hparams.warmup_epochs, hparams.warmup_epochs + hparams.epochs
+
+    def phase(name: str, paths: str, of: SearchSpace, epochs: range) -> TrainingPhase:
+        return TrainingPhase(name, paths, of, epochs, total, solver, hparams.batch_size)
+
+    first, second, whole = range(warm), range(warm, total), range(total)
+    runner, stem = config.args.runner, config.network.elastic_stem
+    if runner == "fullnet":
+        return ()
+    if runner == "ofa_ps":
+        stages = zip(shrinking_stages(space.geometry, stem), (whole, first, second, first, second))
+        return tuple(phase(stage.name, f"uniform paths of {stage.name}", stage, epochs) for stage, epochs in stages)
+    if runner in ("ofa", "compofa"):
+        trained = compofa(space.geometry, stem) if runner == "compofa" else space
+        words = f"uniform paths of {trained.name}"
+        return phase("warm-up", words, trained, first), phase("fine-tuning", words, trained, second)
     kept = {
         "score": f"paths of the pruned space that g(a) keeps (r_path {hparams.r_path:g})",
         "uniform": f"paths of the pruned space but for a fixed random share (r_path {hparams.r_path:g})",
         "none": "uniform paths of the pruned space",
     }[hparams.path_pruning]
-    return (
-        _fullnet(config, space),
-        TrainingPhase("warm-up", "uniform paths of A", space, range(warm), total, solver, hparams.batch_size),
-        TrainingPhase("fine-tuning", kept, space, range(warm, total), total, solver, hparams.batch_size),
-    )
+    return phase("warm-up", "uniform paths of A", space, first), phase("fine-tuning", kept, space, second)
 
 
 def _pretrain(config: Config, hparams: PretrainHparams, space: SearchSpace) -> tuple[TrainingPhase, ...]:

@@ -17,7 +17,7 @@ from nnabla_detofa import experiments, profiles
 from nnabla_detofa.cli import main
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.errors import UserError
-from nnabla_detofa.experiments import OURS, PATH_PRUNINGS, PATH_RATIOS, STRATEGIES, UNPRUNED, plan, shared_phases
+from nnabla_detofa.experiments import OFA, OURS, PATH_PRUNINGS, PATH_RATIOS, STRATEGIES, plan, shared_phases
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,9 @@ def test_shared_phases_follow_from_the_differing_entries():
 
     assert shared("hparams.r_path=0.4") == "path filter"
     assert shared("hparams.operation_pruning.strategy=flops", "args.workers=0") == "path filter"
-    assert shared("hparams.filter.lr=0.5") == "fullnet"
+    assert shared("hparams.filter.lr=0.5") == "warm-up"
+    assert shared("args.runner=ofa", "hparams.r_path=0.4") == "warm-up"
+    assert shared("args.runner=compofa") == shared("args.runner=ofa_ps") == shared("args.runner=fullnet") == "fullnet"
     assert shared("hparams.epochs=9") == "fullnet"
     assert shared("hparams.fullnet_epochs=9") is None
     assert shared("args.seed=1") is None
@@ -72,21 +74,21 @@ def test_shared_phases_follow_from_the_differing_entries():
 
 @pytest.fixture
 def done(profile):
-    """Our method and the unpruned baseline, run as a figure has them run: the baseline as a branch."""
-    runs = plan(profile, ("voc",), [UNPRUNED], 1, [])
+    """Our method and the ofa baseline, run as a figure has them run: the baseline as a branch."""
+    runs = plan(profile, ("voc",), [OFA], 1, [])
     experiments.ensure(runs, 2, lambda line: None)
     return runs
 
 
 def test_a_branch_gives_the_bits_of_a_run_of_its_own(done, tmp_path):
-    ours, unpruned = done
-    assert unpruned.finished and (unpruned.folder / "shared.json").exists()
+    ours, ofa = done
+    assert ofa.finished and (ofa.folder / "shared.json").exists()
     alone = tmp_path / "alone"
-    assert main(["-f", "tiny.json", *unpruned.arguments, "-o", str(alone)]) == 0
-    assert results(alone) == results(unpruned.folder) != results(ours.folder)
+    assert main(["-f", "tiny.json", *ofa.arguments, "-o", str(alone)]) == 0
+    assert results(alone) == results(ofa.folder) != results(ours.folder)
     again = (alone / "paths_again.jsonl").read_text()
-    assert again == (unpruned.folder / "paths_again.jsonl").read_text()
-    assert json.loads((unpruned.folder / "summary.json").read_text())["seconds"].keys() >= {"fullnet", "warm-up", "search"}
+    assert again == (ofa.folder / "paths_again.jsonl").read_text()
+    assert json.loads((ofa.folder / "summary.json").read_text())["seconds"].keys() >= {"fullnet", "warm-up", "search"}
 
 
 def test_a_finished_run_is_used_wherever_it_lies(done, profile, monkeypatch):
@@ -95,7 +97,7 @@ def test_a_finished_run_is_used_wherever_it_lies(done, profile, monkeypatch):
     experiments.ensure(done, 2, lambda line: None)
     other = profiles.load("small.json").__class__(**{**profile.__dict__, "name": "other"})
     Path("runs/elsewhere").symlink_to(done[0].folder.resolve())
-    (run, _) = plan(other, ("voc",), [UNPRUNED], 1, [])
+    (run, _) = plan(other, ("voc",), [OFA], 1, [])
     assert run.folder == Path("runs/elsewhere") and run.finished
     Path("runs/elsewhere").unlink()
 
@@ -120,7 +122,7 @@ def test_a_run_that_fails_is_named_with_its_last_words(profile):
 def test_a_profile_that_starts_nothing_prints_commands(profile):
     silent = profile.__class__(**{**profile.__dict__, "name": "silent", "starts_runs": False})
     lines = []
-    runs = plan(silent, ("voc",), [UNPRUNED], 1, ["hparams.epochs=3"])
+    runs = plan(silent, ("voc",), [OFA], 1, ["hparams.epochs=3"])
     with pytest.raises(UserError, match="starts no runs, and 2 of 2 are missing"):
         experiments.ensure(runs, 1, lines.append)
     assert len(lines) == 2 and lines[0].startswith("  nnabla_nas -f tiny.json hparams.epochs=3 ")

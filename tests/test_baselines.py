@@ -1,0 +1,52 @@
+"""The baselines: Table A2's schedule, CompOFA*'s coupling, and that each runs to its end."""
+
+import json
+from pathlib import Path as FilePath
+
+import pytest
+from small import detofa_config
+
+from nnabla_detofa import config as configs
+from nnabla_detofa.cli import main
+from nnabla_detofa.data.digits import write_digits
+from nnabla_detofa.phases import training_phases
+from nnabla_detofa.search_space import Path, compofa
+
+VOC = FilePath(__file__).parent.parent / "configs" / "voc_detofa.json"
+
+
+def schedule(runner: str) -> list[tuple[str, int, int]]:
+    """Name, epochs and epochs of the whole schedule of each phase, at the paper's scale."""
+    phases = training_phases(configs.load(VOC, [f"args.runner={runner}"]))
+    return [(phase.name, len(phase.epochs), phase.schedule_epochs) for phase in phases]
+
+
+def test_the_schedules_are_the_papers():
+    assert schedule("fullnet") == [("fullnet", 70, 70)]
+    assert schedule("ofa") == schedule("compofa") == [("fullnet", 70, 70), ("warm-up", 5, 70), ("fine-tuning", 65, 70)]
+    stages = schedule("ofa_ps")[1:]
+    assert [epochs for _, epochs, _ in stages] == [70, 5, 65, 5, 65]  # Table A2
+    assert sum(epochs for _, epochs, _ in stages) == 3 * 70  # "x3 epochs" (section 4.2)
+    assert {whole for *_, whole in stages} == {70}
+
+
+def test_the_spaces_are_the_papers():
+    spaces = [phase.space for phase in training_phases(configs.load(VOC, ["args.runner=ofa_ps"]))[1:]]
+    assert [space.size() for space in spaces] == sorted(space.size() for space in spaces)
+    assert spaces[-1].operations == training_phases(configs.load(VOC))[1].space.operations
+    assert training_phases(configs.load(VOC, ["args.runner=compofa"]))[1].space == compofa()
+
+
+@pytest.mark.parametrize("runner", ["fullnet", "compofa", "ofa_ps"])
+def test_a_baseline_runs_to_its_end(runner, tmp_path):
+    root = write_digits(tmp_path / "digits", train=16, val=6, test=6, image_size=64, crops_train=40, crops_val=20)
+    file = tmp_path / "tiny.json"
+    file.write_text(json.dumps(detofa_config(root) | {"about": ""}))
+    run = tmp_path / "run"
+    assert main(["-f", str(file), f"args.runner={runner}", "hparams.heldout_paths_per_bucket=0", "-o", str(run)]) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["fullnet"]["ap50"] >= 0
+    assert len(summary["subnets"]) == (0 if runner == "fullnet" else 5)
+    if runner == "compofa":
+        space = compofa(configs.load(file).network.geometry)
+        assert all(Path.from_ofa(subnet["path"], space.geometry) in space for subnet in summary["subnets"])
