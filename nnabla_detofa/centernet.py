@@ -8,6 +8,7 @@ we read it as the pooling in front of the classifier, since without the stem's m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import nnabla as nn
@@ -22,6 +23,7 @@ from .search_space import Path, ofa_resnet50
 from .supernet import STORED, ConvBN, ElasticResNet50, Named, he_normal, take_over
 from .weights import load_backbone
 
+OFFSET_WEIGHT, SIZE_WEIGHT = 1.0, 0.1  # of the three losses (Objects as Points, section 3)
 HEAT_MAP_BIAS = -2.19  # sigmoid(-2.19) is about 0.1: the loss starts calm (CenterNet)
 
 
@@ -46,6 +48,8 @@ class TargetVariables(NamedTuple):
 class DeconvBN(ConvBN):
     """4x4 stride-2 transposed convolution, batch normalisation and ReLU; any number of leading inputs."""
 
+    output_axis = 1
+
     def __init__(self, name, inputs, outputs, rng):
         super().__init__(name, inputs, outputs, 4, rng)
         # An output pixel sees 2x2 of the 4x4 kernel. NNabla's transposed weight is (inputs, outputs, kh, kw).
@@ -58,8 +62,9 @@ class DeconvBN(ConvBN):
         if x.shape[1] < inputs:
             weight = F.reshape(weight, (inputs, outputs * 16))
             weight = F.reshape(F.slice(weight, (0, 0), (x.shape[1], outputs * 16)), (x.shape[1], outputs, 4, 4))
-        y = F.deconvolution(x, weight, pad=(1, 1), stride=(2, 2))
-        return F.relu(statistics(self, y, self.parameters["bn/bn/_gamma"], self.parameters["bn/bn/_beta"]), inplace=True)
+        gamma, beta = (self.parameters[f"bn/bn/{key}"] for key in ("_gamma", "_beta"))
+        convolve = partial(F.deconvolution, x, pad=(1, 1), stride=(2, 2))
+        return F.relu(statistics(self, convolve, weight, gamma, beta), inplace=True)
 
 
 class Head(Mo.Module):
@@ -152,12 +157,12 @@ class Losses(NamedTuple):
     size: nn.Variable
 
 
-def detection_loss(outputs: Outputs, targets: TargetVariables, offset_weight=1.0, size_weight=0.1) -> Losses:
+def detection_loss(outputs: Outputs, targets: TargetVariables) -> Losses:
     """CenterNet's loss: penalty-reduced focal + 1.0 offset L1 + 0.1 size L1 (Objects as Points, section 3)."""
     heat_map = focal_loss(outputs.heat_map, targets.heat_map)
     offset = masked_l1(outputs.offset, targets.offset, targets.index, targets.mask)
     size = masked_l1(outputs.size, targets.size, targets.index, targets.mask)
-    return Losses(heat_map + offset_weight * offset + size_weight * size, heat_map, offset, size)
+    return Losses(heat_map + OFFSET_WEIGHT * offset + SIZE_WEIGHT * size, heat_map, offset, size)
 
 
 def focal_loss(logits: nn.Variable, target: nn.Variable) -> nn.Variable:

@@ -8,6 +8,7 @@ import argparse
 import importlib
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -199,6 +200,124 @@ def search(args: argparse.Namespace) -> None:
     print(f"written: {output}")
 
 
+def supernet_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which supernet: a run's, or that of a config and a weights file."""
+    parser.add_argument("run", nargs="?", metavar="RUN", help="the folder of a run; or else -f and --weights")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the config")
+    parser.add_argument("-f", "--file", metavar="FILE", help="a config instead of a run")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="the supernet's weights, such as warm_up/weights.h5 of the run (default: its last finished phase's)",
+    )
+    parser.add_argument("--per-bucket", type=int, metavar="N", required=True, help="paths of each FLOPs bucket")
+    parser.add_argument(
+        "--name", default="paths", help="seeds the drawing of paths: another name, others (default: %(default)s)"
+    )
+    parser.add_argument("--images", type=int, metavar="N", help="validation images (default: the config's)")
+    parser.add_argument(
+        "--bn-images", type=int, metavar="N", help="images for re-estimating statistics (default: the config's)"
+    )
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+
+
+def supernet_of(args: argparse.Namespace):
+    """The config and the weights file that `supernet_arguments` name; opens the device."""
+    from . import config as configs
+    from .compat import Device
+    from .evaluate_paths import run_config, run_weights
+
+    for name in ("per_bucket", "images", "bn_images"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(args, name)}")
+    overrides = list(args.overrides)
+    if args.file and args.run and "=" in args.run:
+        overrides, args.run = [args.run, *overrides], None
+    if bool(args.run) == bool(args.file):
+        raise UserError("either the folder of a run or -f with a config must say which supernet is meant, and not both")
+    if args.file and not args.weights:
+        raise UserError("-f needs --weights, the supernet's weights file")
+    config = run_config(Path(args.run), overrides) if args.run else configs.load(args.file, overrides)
+    weights = run_weights(Path(args.run), config, args.weights) if args.run else Path(args.weights)
+    Device.open(args.context, args.device_id, config.args.type_config)
+    return config, weights
+
+
+def evaluate_paths_arguments(parser: argparse.ArgumentParser) -> None:
+    supernet_arguments(parser)
+    parser.add_argument("--pruned", action="store_true", help="draw from the run's pruned space instead of A")
+    parser.add_argument("--exclude", nargs="+", metavar="FILE", default=[], help="leave out the paths of these files")
+    parser.add_argument("--ap", action="store_true", help="measure AP50 on the validation images too")
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="evaluated paths, made or extended (.jsonl)")
+
+
+def evaluate_paths(args: argparse.Namespace) -> None:
+    """Evaluate paths of each FLOPs bucket of a supernet into a file."""
+    refuse_output(args.output)
+    if args.pruned and args.file:
+        raise UserError("--pruned draws from the pruned space of a run: it needs a run's folder instead of -f")
+    from tqdm import tqdm
+
+    config, weights = supernet_of(args)
+    from .evaluate_paths import evaluate_sampled, pruned_space
+
+    space = pruned_space(Path(args.run)) if args.pruned else None
+    with tqdm(desc="paths", unit="path", dynamic_ncols=True) as bar:
+        found = evaluate_sampled(
+            config,
+            weights,
+            args.output,
+            args.per_bucket,
+            args.name,
+            args.exclude,
+            space,
+            args.images,
+            args.bn_images,
+            args.ap,
+            progress_of(bar),
+            bar.write,
+        )
+    print(f"{len(found)} paths of the weights {weights} are in {args.output}")
+
+
+def evaluation_study_arguments(parser: argparse.ArgumentParser) -> None:
+    supernet_arguments(parser)
+    parser.add_argument("--pairs", type=int, default=1, metavar="N", help="of subsets for re-estimation (default: %(default)s)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="also write the tables as Markdown")
+
+
+def evaluation_study(args: argparse.Namespace) -> None:
+    """Print how the order of paths depends on the number of images that evaluate them."""
+    refuse_output(args.output)
+    if args.pairs < 1:
+        raise UserError(f"--pairs must be 1 or more, got {args.pairs}")
+    from tqdm import tqdm
+
+    command = f"python -m nnabla_detofa {shlex.join(args.command_line)}"
+    config, weights = supernet_of(args)
+    from .evaluation_study import markdown, study
+
+    numbers = (args.per_bucket, args.name, args.images, args.bn_images, args.pairs)
+    with tqdm(desc="paths", unit="path", dynamic_ncols=True) as bar:
+        result = study(config, weights, *numbers, progress_of(bar), bar.write)
+    text = markdown(result, f"{config.name}, {weights}", command)
+    print(text)
+    if args.output:
+        Path(args.output).write_text(text)
+
+
+def progress_of(bar) -> Callable[[int, int], None]:
+    """Moves a progress bar to what is done, of how much."""
+
+    def progress(done: int, total: int) -> None:
+        if bar.total is None:
+            bar.initial, bar.total = done, total
+        bar.update(done - bar.n)
+
+    return progress
+
+
 def ship_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a finished pre-training")
     parser.add_argument("folder", metavar="FOLDER", help="where to")
@@ -369,6 +488,25 @@ COMMANDS = {
         search,
         ("runs/digits_detofa --flops 90M --memory 2MB", "runs/voc_detofa --flops 15G --latency 40ms --params 20M --front"),
     ),
+    "evaluate-paths": Command(
+        "validation losses of many paths of a supernet, in a file",
+        evaluate_paths_arguments,
+        evaluate_paths,
+        (
+            "runs/digits_detofa --weights warm_up/weights.h5 --per-bucket 20 -o warm_up.jsonl",
+            "runs/digits_detofa --pruned --per-bucket 12 --name fresh --exclude warm_up.jsonl --ap -o fresh.jsonl",
+            "-f configs/digits_pretrain.json --weights configs/weights/digits_supernet.h5 --per-bucket 100 -o pretrained.jsonl",
+        ),
+    ),
+    "evaluation-study": Command(
+        "how many images the evaluation of paths needs",
+        evaluation_study_arguments,
+        evaluation_study,
+        (
+            "runs/digits_detofa --weights warm_up/weights.h5 --per-bucket 8 -o study.md",
+            "-f configs/digits_pretrain.json --weights configs/weights/digits_supernet.h5 --per-bucket 12 --pairs 2",
+        ),
+    ),
     "ship": Command(
         "copy a pre-training's weights in half precision", ship_arguments, ship, ("runs/digits_pretrain configs/weights",)
     ),
@@ -410,7 +548,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"there is no command {name}; known are {', '.join(COMMANDS)}")
         logging.basicConfig(format="%(message)s")
         logging.getLogger(__package__).setLevel(logging.INFO)
-        COMMANDS[name].run(_parser(program, name).parse_intermixed_args(rest))
+        arguments = _parser(program, name).parse_intermixed_args(rest)
+        arguments.command_line = [name, *rest]
+        COMMANDS[name].run(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -12,8 +12,9 @@ from . import config as configs
 from . import weights
 from .algorithm1 import build
 from .errors import UserError
+from .path_evaluation import statistics_images
 from .report import markdown_row, read_result, refuse_other_classes
-from .runner import slug, statistics_images
+from .runner import slug
 from .search_space import Path, SearchSpace
 from .validation import BoxDetector, average_precision, reestimate
 

@@ -14,7 +14,7 @@ from . import supernet, weights
 from .compat import Device
 from .config import Config
 from .costs import CostModel
-from .data.sets import open_sets
+from .data.sets import ClassificationSets, open_sets
 from .distillation import Distillation
 from .errors import UserError
 from .phases import TrainingPhase
@@ -87,6 +87,21 @@ class PretrainSearcher(SupernetRunner):
         return right / total
 
 
+def build(config: Config, pretrained: bool = True) -> tuple[supernet.SearchNet, ClassificationSets, CostModel]:
+    """The supernet, the data sets and the cost model of a config.
+
+    Args:
+        pretrained: start from the config's weights, if it has any.
+
+    Raises:
+        UserError: a data set or the weights are missing or broken, or do not fit.
+    """
+    sets = open_sets(config)
+    classes = len(sets.classes)
+    model = make_model(config, classes, config.network.weights if pretrained else None)
+    return model, sets, make_cost(config, classes, sets.image_size)
+
+
 def make_model(config: Config, num_classes: int, weights: str | None = None) -> supernet.SearchNet:
     """The classification supernet of a config, from the file `weights` where that is given."""
     network = config.network
@@ -111,9 +126,7 @@ def make_cost(config: Config, num_classes: int, image_size: int | tuple[int, int
 
 def run(config: Config, device: Device, output: FilePath, restart: bool = False) -> dict:
     """Pre-train by `config`; what was done before in `output` is not done again."""
-    sets = open_sets(config)
-    model = make_model(config, len(sets.classes), config.network.weights)
-    cost = make_cost(config, len(sets.classes), sets.image_size)
+    model, sets, cost = build(config)
     return start(PretrainSearcher, model, sets, cost, config, device, output, restart)
 
 

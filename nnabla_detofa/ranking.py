@@ -1,193 +1,25 @@
-"""Ranking paths: evaluated paths on disk, the FLOPs-bounded pairwise loss (Eq. 5, 6), fitting g, and measures of a ranking.
+"""Ranking paths: the FLOPs-bounded pairwise loss (Eq. 5, 6), fitting g, and measures of a ranking.
 
 Losses are validation losses: lower is better. Scores are g's: higher is better.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path as FilePath
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from .errors import UserError
-from .geometry import OFA_RESNET50, Geometry
-from .search_space import Path, PathBatch
+from .search_space import PathBatch
 
 if TYPE_CHECKING:
     import nnabla as nn
 
     from .path_filter import PathFilter, Tokenizer
-
-# --- Evaluated paths on disk ------------------------------------------------------------------------------------------
-
-FORMAT = "evaluated paths, version 1"
-
-
-@dataclass(frozen=True)
-class EvaluatedPath:
-    """One path and what was measured: validation loss, and what the file's settings say was measured besides."""
-
-    path: Path
-    bucket: int
-    flops: int
-    loss: float
-    params: int | None = None
-    ap: float | None = None
-
-
-class EvaluatedPaths:
-    """Paths and their validation losses in a file of JSON lines, one path a line, which grows as paths are evaluated.
-
-    The first line says what the losses belong to: the hash of the supernet's weights and the settings of the evaluation.
-    Every line is on disk before `append` returns. A last line without an end is what a kill leaves behind; it is dropped.
-
-    Attributes:
-        file: the file.
-        header: its first line.
-        items: the paths, in the order of the file.
-    """
-
-    def __init__(self, file: FilePath, header: Mapping, items: list[EvaluatedPath], geometry: Geometry):
-        self.file, self.header, self.items, self.geometry = file, header, items, geometry
-        self._known = {item.path for item in items}
-
-    @classmethod
-    def open(
-        cls, file: str | os.PathLike, weights: str, settings: Mapping, geometry: Geometry = OFA_RESNET50
-    ) -> EvaluatedPaths:
-        """Go on with the file, or begin it.
-
-        Args:
-            weights: hash of the supernet's weights.
-            settings: whatever else changes a path's loss, as plain JSON values.
-
-        Raises:
-            UserError: the file belongs to other weights or settings, or is damaged before its last line.
-        """
-        file = FilePath(file)
-        wanted = json.loads(json.dumps(_header(weights, settings, geometry)))
-        _drop_torn_line(file)
-        if not file.exists() or not file.stat().st_size:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            _append_line(file, wanted)
-        found = cls.read(file, geometry)
-        if found.header != wanted:
-            name, have, want = _first_difference(found.header, wanted)
-            raise UserError(f"{file} holds paths evaluated with {name} {have!r}, this run has {want!r}: remove or rename it")
-        return found
-
-    @classmethod
-    def read(cls, file: str | os.PathLike, geometry: Geometry = OFA_RESNET50) -> EvaluatedPaths:
-        """What the file holds, whatever it belongs to.
-
-        Raises:
-            UserError: the file is missing, is of another format, or is damaged before its last line.
-        """
-        file = FilePath(file)
-        try:
-            lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line's end is torn
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"the evaluated paths {file} cannot be read ({error})") from error
-        items = []
-        for number, line in enumerate(lines, 1):
-            try:
-                entry = json.loads(line)
-                if number == 1:
-                    header = entry
-                    if header["format"] != FORMAT:
-                        raise UserError(f"its format is {header['format']!r}, not {FORMAT!r}")
-                else:
-                    items.append(EvaluatedPath(**entry | {"path": Path.from_ofa(entry["path"], geometry)}))
-            except (ValueError, TypeError, KeyError) as error:
-                raise UserError(f"line {number} of {file} is not an evaluated path ({error})") from error
-        if not lines:
-            raise UserError(f"{file} holds no evaluated paths, not even a first line that says of what")
-        return cls(file, header, items, geometry)
-
-    def append(self, item: EvaluatedPath) -> None:
-        """Add one path, to the file first.
-
-        Raises:
-            ValueError: the path is there already.
-            UserError: its loss is not finite.
-        """
-        if item.path in self._known:
-            raise ValueError(f"{self.file} holds the path {item.path.to_ofa(self.geometry)} already")
-        if not math.isfinite(item.loss):
-            raise UserError(
-                f"the validation loss of the path {json.dumps(item.path.to_ofa(self.geometry))} is {item.loss}, and no ranking "
-                "can be learned from that: the supernet's training has diverged, a lower optimizer.train.lr may help"
-            )
-        _append_line(self.file, {name: getattr(item, name) for name in item.__dataclass_fields__} | {
-            "path": item.path.to_ofa(self.geometry)
-        })  # fmt: skip
-        self.items.append(item)
-        self._known.add(item.path)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __contains__(self, path: Path) -> bool:
-        """Has the path been evaluated?"""
-        return path in self._known
-
-    @property
-    def batch(self) -> PathBatch:
-        return PathBatch.from_paths([item.path for item in self.items], self.geometry)
-
-    @property
-    def buckets(self) -> np.ndarray:
-        """(n,) FLOPs bucket of each path."""
-        return np.array([item.bucket for item in self.items], int)
-
-    @property
-    def flops(self) -> np.ndarray:
-        """(n,) FLOPs of each path."""
-        return np.array([item.flops for item in self.items], np.int64)
-
-    @property
-    def losses(self) -> np.ndarray:
-        """(n,) validation loss of each path."""
-        return np.array([item.loss for item in self.items], float)
-
-
-def _header(weights: str, settings: Mapping, geometry: Geometry) -> dict:
-    return {"format": FORMAT, "weights": weights, "settings": dict(settings), "geometry": asdict(geometry)}
-
-
-def _append_line(file: FilePath, entry: Mapping) -> None:
-    line = json.dumps(entry, allow_nan=False) + "\n"
-    with open(file, "a", encoding="utf-8") as opened:
-        opened.write(line)
-        opened.flush()
-        os.fsync(opened.fileno())
-
-
-def _drop_torn_line(file: FilePath) -> None:
-    if file.exists():
-        content = file.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(file, whole)
-
-
-def _first_difference(found: Mapping, wanted: Mapping, prefix: str = "") -> tuple[str, object, object]:
-    """(dotted name, found value, wanted value) of the first entry in which two unequal headers differ."""
-    for name in sorted(found.keys() | wanted.keys()):
-        have, want = found.get(name), wanted.get(name)
-        if have != want:
-            if isinstance(have, dict) and isinstance(want, dict):
-                return _first_difference(have, want, f"{prefix}{name}.")
-            return prefix + name, have, want
-    raise ValueError("the two are equal")
-
 
 # --- The pairwise loss ------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import numpy as np
 from . import config as configs
 from .data.sets import open_sets
 from .errors import UserError
-from .ranking import EvaluatedPaths
+from .evaluated_paths import EvaluatedPaths
 
 matplotlib.use("Agg")  # files, not windows
 import matplotlib.pyplot as plt  # noqa: E402

@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -20,18 +19,18 @@ import numpy as np
 from tqdm import tqdm
 
 from . import config as configs
-from . import weights
 from .compat import Device, Optimizer, Runner, hydra_state
 from .costs import Buckets, CostModel
 from .data.loader import Loader
-from .data.sets import eval_batches
 from .errors import UserError
+from .evaluated_paths import EvaluatedPaths
+from .path_evaluation import KeptEvaluation, named_rng, sample_in_buckets
 from .path_filter import PathFilter, PathScorer, Tokenizer
 from .phases import TrainingPhase, training_phases
-from .ranking import EvaluatedPath, EvaluatedPaths, fit
+from .ranking import fit
 from .search_space import PathBatch, SearchSpace
 from .training import Checkpoint, Objective, PathSampler, Progress, new_optimizer, train
-from .validation import PathEvaluator, validation_loss
+from .validation import PathEvaluator, timing, validation_loss
 
 
 class StopRequest:
@@ -246,47 +245,34 @@ class SupernetRunner(Runner):
     # --- Evaluating paths -------------------------------------------------------------------------------------------
 
     @cached_property
+    def evaluation(self) -> KeptEvaluation:
+        """Evaluates this run's paths."""
+        return KeptEvaluation.of(self.model, self.sets, self.config, self.cost, self.buckets)
+
+    @property
     def evaluator(self) -> PathEvaluator:
-        """Validation losses of this run's paths."""
-        processes = self.config.args.evaluation_processes if self.comm.ctx.backend == ["cpu:float"] else 1
-        return path_evaluator(self.model, self.sets, self.config, processes)
+        """The images and the network of `evaluation`."""
+        return self.evaluation.evaluator
 
     def evaluate_paths(self, name: str, paths: PathBatch) -> EvaluatedPaths:
         """Validation losses of `paths` under the present weights, kept in <name>.jsonl as they come."""
-        evaluator = self.evaluator
-        settings = {
-            "bn_images": sum(map(len, evaluator.statistics_batches)),
-            "val_images": sum(len(batch[0]) for batch in evaluator.validation_batches),
-            "image_size": list(self.sets.image_size),
-        }
-        kept = EvaluatedPaths.open(
-            self.folder / f"{slug(name)}.jsonl", weights.digest(self.model.get_parameters()), settings, self.space.geometry
-        )
-        flops, params = self.cost.flops(paths), self.cost.params(paths)
-        buckets = self.buckets.index(flops)
-        unique = np.sort(np.unique(paths.keys, return_index=True)[1])
-        missing = [int(index) for index in unique if paths[int(index)] not in kept]
+        kept = self.evaluation.open(self.folder / f"{slug(name)}.jsonl")
+        missing = self.evaluation.missing(kept, paths)
+        total = len(np.unique(paths.keys))
+        with self.progress(name, total, total - len(missing), "path") as bar:
 
-        with self.progress(name, len(unique), len(unique) - len(missing), "path") as bar:
-
-            def on_result(position: int, loss: float) -> None:
-                index = missing[position]
-                kept.append(EvaluatedPath(paths[index], int(buckets[index]), int(flops[index]), loss, int(params[index])))
+            def progress() -> None:
                 bar.update()
                 self.stop.check()
 
-            evaluator.losses(paths[missing], on_result)
+            evaluations = self.evaluation.add(kept, missing, progress)
+        if evaluations:
+            self.log(f"{name}: {timing(evaluations, self.evaluator.processes)}")
         return kept
 
     def sample_paths(self, name: str, per_bucket: int, space: SearchSpace) -> PathBatch:
         """`per_bucket` paths of each FLOPs bucket, uniform inside it (Alg. 1 line 4); an empty bucket gives none."""
-        rng, found = self.rng(name), []
-        for bucket in range(self.config.hparams.buckets):
-            if self.buckets.count(bucket, space):
-                found.append(self.buckets.sample(bucket, per_bucket, rng, space))
-            else:
-                self.log(f"FLOPs bucket {bucket + 1} is empty in the space {space.name}")
-        return PathBatch.concatenate(found)
+        return sample_in_buckets(self.buckets, per_bucket, self.rng(name), space, self.log)
 
     # --- The path filter --------------------------------------------------------------------------------------------
 
@@ -339,28 +325,6 @@ class SupernetRunner(Runner):
             )
             trained.save(file)
         return self.scorer(trained)
-
-
-def named_rng(seed: int, name: str) -> np.random.Generator:
-    """The generator of everything random that is called `name` in the run of this seed."""
-    return np.random.default_rng((seed, zlib.crc32(name.encode())))
-
-
-def statistics_images(sets, config: configs.Config) -> list[np.ndarray]:
-    """The batches of training images, as they are seen at inference, that batch normalisation is re-estimated from."""
-    count, batch = config.hparams.bn_images, config.hparams.bn_batch
-    chosen = named_rng(config.args.seed, "statistics").permutation(len(sets.train))[:count]
-    chosen = chosen[: max(1, len(chosen) // batch) * batch]
-    return [arrays[0] for arrays in eval_batches(sets, sets.train, chosen, batch)]
-
-
-def path_evaluator(model, sets, config: configs.Config, processes: int = 1) -> PathEvaluator:
-    """Validation losses: statistics from training images as they are seen at inference, losses from `val`."""
-    hparams, val = config.hparams, sets.val
-    count = min(len(val), hparams.val_images or len(val))
-    judged = np.sort(named_rng(config.args.seed, "validation").permutation(len(val))[:count])
-    losses = list(eval_batches(sets, val, judged, hparams.bn_batch))
-    return PathEvaluator(model, statistics_images(sets, config), losses, processes)
 
 
 def claim(output: FilePath, config: configs.Config, restart: bool) -> None:

@@ -17,9 +17,10 @@ from .algorithm1 import build
 from .costs import Buckets, CostModel, LayerCost, cost_range
 from .errors import UserError
 from .evolution import Constraint, NoPath, at_most, between, front, search
+from .path_evaluation import named_rng, path_evaluator
 from .path_filter import PathFilter, PathScorer
 from .report import markdown_row, read_result, refuse_other_classes
-from .runner import named_rng, path_evaluator, slug
+from .runner import slug
 from .search_space import Path, PathBatch, PrunedSpace, SearchSpace
 
 COUNTS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}

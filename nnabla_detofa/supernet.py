@@ -6,8 +6,9 @@ or remembered inside. Parameters have the names of NNablaNAS' own `ofa_resnet50`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import nnabla as nn
 import nnabla.functions as F
@@ -25,12 +26,16 @@ EPSILON = 1e-5  # of every batch normalisation, as in OFA
 # --- Batch normalisation: where mean and variance come from -----------------------------------------------------------
 
 
+Convolve = Callable[..., nn.Variable]
+"""A layer's convolution of its input: call it with a weight, and a bias where there is one."""
+
+
 class StoredStatistics:
     """Inference with the running mean and variance stored beside the weights, sliced like them."""
 
-    def __call__(self, layer: ConvBN, x: nn.Variable, gamma: nn.Variable, beta: nn.Variable) -> nn.Variable:
-        channels = x.shape[1]
-        mean, var = (slice_channels(p, channels) for p in (layer.mean, layer.var))
+    def __call__(self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable) -> nn.Variable:
+        x = convolve(weight)
+        mean, var = (slice_channels(p, x.shape[1]) for p in (layer.mean, layer.var))
         return F.batch_normalization(x, beta, gamma, mean, var, eps=EPSILON, batch_stat=False)
 
 
@@ -41,8 +46,8 @@ class BatchStatistics:
     that path (`validation.reestimate`), as OFA does.
     """
 
-    def __call__(self, layer: ConvBN, x: nn.Variable, gamma: nn.Variable, beta: nn.Variable) -> nn.Variable:
-        return self.normalise(x, gamma, beta)[0]
+    def __call__(self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable) -> nn.Variable:
+        return self.normalise(convolve(weight), gamma, beta)[0]
 
     @staticmethod
     def normalise(x: nn.Variable, gamma: nn.Variable, beta: nn.Variable) -> list[nn.Variable]:
@@ -57,22 +62,34 @@ class CollectedStatistics(BatchStatistics):
     def __init__(self):
         self.found: dict[str, tuple[nn.Variable, nn.Variable]] = {}
 
-    def __call__(self, layer: ConvBN, x: nn.Variable, gamma: nn.Variable, beta: nn.Variable) -> nn.Variable:
-        y, mean, var = self.normalise(x, gamma, beta)
+    def __call__(self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable) -> nn.Variable:
+        y, mean, var = self.normalise(convolve(weight), gamma, beta)
         mean.persistent = var.persistent = True
         self.found[layer.name] = (mean, var)
         return y
 
 
 class GivenStatistics:
-    """Inference with the mean and variance of a mapping: layer name -> two arrays (1, C, 1, 1)."""
+    """Inference with the mean and variance of a mapping: layer name -> two arrays (1, C, 1, 1).
+
+    They are folded into the convolutions, whose weights are copied as they are now: later training does not reach the graph.
+    """
 
     def __init__(self, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]):
         self.statistics = statistics
 
-    def __call__(self, layer: ConvBN, x: nn.Variable, gamma: nn.Variable, beta: nn.Variable) -> nn.Variable:
-        mean, var = (nn.Variable.from_numpy_array(value) for value in self.statistics[layer.name])
-        return F.batch_normalization(x, beta, gamma, mean, var, eps=EPSILON, batch_stat=False)
+    def __call__(self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable) -> nn.Variable:
+        mean, var = self.statistics[layer.name]
+        weight, gamma, beta = map(_value, (weight, gamma, beta))
+        scale = gamma / np.sqrt(var + EPSILON)
+        folded = weight * np.moveaxis(scale, 1, layer.output_axis), (beta - mean * scale).ravel()
+        return convolve(*map(nn.Variable.from_numpy_array, folded))
+
+
+def _value(variable: nn.Variable) -> np.ndarray:
+    if variable.parent is not None:  # a slice of a parameter, which nothing has computed yet
+        variable.forward()
+    return variable.d
 
 
 STORED, BATCH = StoredStatistics(), BatchStatistics()
@@ -118,6 +135,8 @@ class ConvBN(Mo.Module):
         rng: draws the weights (He normal by fan-out, as OFA initialises).
     """
 
+    output_axis = 0  # of the convolution's weight
+
     def __init__(self, name, inputs, outputs, kernel, rng, stride=1, relu=True, gamma=1.0):
         super().__init__(name=name)
         self._stride, self._pad, self._relu = (stride, stride), (kernel // 2, kernel // 2), relu
@@ -142,7 +161,7 @@ class ConvBN(Mo.Module):
         """(B, C, H, W) with any C up to `inputs` -> (B, outputs, H', W')."""
         weight = slice_weight(self.parameters["conv/conv/_W"], outputs, x.shape[1])
         gamma, beta = (slice_channels(self.parameters[f"bn/bn/{key}"], outputs) for key in ("_gamma", "_beta"))
-        y = statistics(self, F.convolution(x, weight, pad=self._pad, stride=self._stride), gamma, beta)
+        y = statistics(self, partial(F.convolution, x, pad=self._pad, stride=self._stride), weight, gamma, beta)
         return F.relu(y, inplace=True) if self._relu else y
 
 

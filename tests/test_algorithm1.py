@@ -19,8 +19,8 @@ from nnabla_detofa.cli import main
 from nnabla_detofa.data.coco import write_coco
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.dry_run import written_files
+from nnabla_detofa.evaluated_paths import EvaluatedPaths
 from nnabla_detofa.geometry import Geometry
-from nnabla_detofa.ranking import EvaluatedPaths
 from nnabla_detofa.report import write_report
 from nnabla_detofa.search_space import Path, SearchSpace
 

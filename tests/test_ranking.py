@@ -1,6 +1,4 @@
-"""Evaluated paths on disk, the pairwise loss, fitting, and the measures of a ranking."""
-
-import json
+"""The pairwise loss, fitting, and the measures of a ranking."""
 
 import nnabla as nn
 import numpy as np
@@ -9,8 +7,6 @@ import pytest
 from nnabla_detofa.errors import UserError
 from nnabla_detofa.path_filter import PathFilter
 from nnabla_detofa.ranking import (
-    EvaluatedPath,
-    EvaluatedPaths,
     fit,
     kendall_tau,
     pair_loss,
@@ -91,42 +87,3 @@ def test_measures_by_hand():
     found = weakest(scores, losses, 0.5)
     assert (found.accuracy, found.precision, found.recall, found.share) == (1.0, 1.0, 1.0, 0.5)
     assert np.isnan(kendall_tau(scores[:1], losses[:1]))
-
-
-def evaluated(number: int) -> EvaluatedPath:
-    path = SPACE.sample_many(np.random.default_rng(number), 1)[0]
-    return EvaluatedPath(path, number % 5, 1000 + number, 0.5 * number, params=10)
-
-
-def test_evaluated_paths_come_back_from_disk(tmp_path):
-    file = tmp_path / "paths.jsonl"
-    paths = EvaluatedPaths.open(file, "hash", {"bn_images": 8})
-    for number in range(3):
-        paths.append(evaluated(number))
-    again = EvaluatedPaths.open(file, "hash", {"bn_images": 8})
-    assert again.items == [evaluated(number) for number in range(3)]
-    assert evaluated(1).path in again and evaluated(7).path not in again
-    assert again.losses.tolist() == [0, 0.5, 1] and list(again.batch) == [item.path for item in again.items]
-    with pytest.raises(ValueError, match="already"):
-        again.append(evaluated(0))
-
-
-def test_a_torn_last_line_is_dropped_and_the_file_goes_on(tmp_path):
-    file = tmp_path / "paths.jsonl"
-    paths = EvaluatedPaths.open(file, "hash", {})
-    paths.append(evaluated(0))
-    with open(file, "a") as opened:
-        opened.write('{"path": {"d"')
-    again = EvaluatedPaths.open(file, "hash", {})
-    again.append(evaluated(1))
-    assert len(EvaluatedPaths.open(file, "hash", {})) == 2
-    assert all(json.loads(line) for line in file.read_text().splitlines())
-
-
-def test_paths_of_other_weights_or_settings_are_refused(tmp_path):
-    file = tmp_path / "paths.jsonl"
-    EvaluatedPaths.open(file, "hash", {"bn_images": 8})
-    with pytest.raises(UserError, match=r"bn_images.* 8, this run has 16"):
-        EvaluatedPaths.open(file, "hash", {"bn_images": 16})
-    with pytest.raises(UserError, match="weights"):
-        EvaluatedPaths.open(file, "other", {"bn_images": 8})

@@ -102,9 +102,14 @@ def eval_transform(sample: Sample, input_size: tuple[int, int]) -> tuple[np.ndar
 
 def letterbox(image: np.ndarray, input_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Fit an image (H, W, 3) uint8 into the input, its shape kept and black beside it: (3, H, W) float32, and the map."""
-    height, width = image.shape[:2]
-    matrix = affine(np.array([width / 2, height / 2]), fit((height, width), input_size), input_size)
+    matrix = letterbox_matrix(image.shape[:2], input_size)
     return normalise(_warp(image, matrix, input_size)), matrix
+
+
+def letterbox_matrix(image_size: tuple[int, int], input_size: tuple[int, int]) -> np.ndarray:
+    """`letterbox`'s map."""
+    height, width = image_size
+    return affine(np.array([width / 2, height / 2]), fit(image_size, input_size), input_size)
 
 
 def fit(image_size: tuple[int, int], input_size: tuple[int, int]) -> float:

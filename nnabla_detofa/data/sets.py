@@ -37,6 +37,10 @@ class Subset:
         """Image `index` of the subset."""
         return self.dataset.load(int(self.indices[index]))
 
+    def areas(self, index: int) -> np.ndarray:
+        """Of the objects of image `index`, where the data set knows them."""
+        return self.dataset.areas(int(self.indices[index]))
+
 
 @dataclass(frozen=True)
 class DetectionSets:

@@ -1,0 +1,146 @@
+"""Evaluated paths of any supernet in a file: as many of each FLOPs bucket as are wanted, made or extended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from os import PathLike
+from pathlib import Path as FilePath
+
+from . import algorithm1, pretrain, weights
+from . import config as configs
+from .costs import Buckets
+from .errors import UserError
+from .evaluated_paths import EvaluatedPaths
+from .path_evaluation import KeptEvaluation, distinct_in_buckets, paths_of, with_images
+from .phases import training_phases
+from .report import read_result
+from .runner import slug
+from .search_space import SearchSpace
+from .validation import timing
+
+
+def run_config(run: FilePath, overrides: Sequence[str] = ()) -> configs.Config:
+    """The config of a run's folder, which need not be finished.
+
+    Args:
+        overrides: "key=value" entries to replace, such as the place of the data.
+
+    Raises:
+        UserError: the folder is not that of a run, or an override does not fit.
+    """
+    file = run / "config.json"
+    if not file.is_file():
+        raise UserError(f"{run} is not the folder of a run: config.json is missing")
+    content = read_result(run, "config")
+    if not isinstance(content, dict):
+        raise UserError(f"{run} is not the folder of a run: its config.json holds no config")
+    for override in overrides:
+        content = configs.overridden(content, override)
+    return configs.from_dict(content, run.name)
+
+
+def run_weights(run: FilePath, config: configs.Config, named: str | None = None) -> FilePath:
+    """A weights file of a run.
+
+    Args:
+        named: a file in the run's folder, such as "warm_up/weights.h5", or any other; None is the last finished phase's.
+
+    Raises:
+        UserError: there is no such file, or no training phase has finished.
+    """
+    if named is not None:
+        found = next((file for file in (run / named, FilePath(named)) if file.is_file()), None)
+        if found is None:
+            raise UserError(f"--weights must be a file in {run} or elsewhere, got {named}")
+        return found
+    files = [run / slug(phase.name) / "weights.h5" for phase in reversed(training_phases(config))]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise UserError(f"{run} has no weights yet: no training phase has finished")
+    return found
+
+
+def pruned_space(run: FilePath) -> SearchSpace:
+    """What operation pruning left of A in a run of Algorithm 1.
+
+    Raises:
+        UserError: the run has not got so far, or its file is damaged.
+    """
+    try:
+        return SearchSpace.from_json(read_result(run, "operations")["space"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{run} holds a damaged operations.json ({error!r})") from error
+
+
+def open_supernet(config: configs.Config, weights_file: str | PathLike):
+    """The supernet of a config with the weights of a file, its data sets and its cost model.
+
+    Raises:
+        UserError: the data or the weights are missing or do not fit.
+    """
+    built = (pretrain if config.args.runner == "pretrain" else algorithm1).build(config, pretrained=False)
+    weights.load(built[0], weights_file)
+    return built
+
+
+def evaluate_sampled(
+    config: configs.Config,
+    weights_file: str | PathLike,
+    output_file: str | PathLike,
+    per_bucket: int,
+    name: str = "paths",
+    exclude: Sequence[str | PathLike] = (),
+    space: SearchSpace | None = None,
+    images: int | None = None,
+    bn_images: int | None = None,
+    ap: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    note: Callable[[str], None] = lambda text: None,
+) -> EvaluatedPaths:
+    """Evaluate `per_bucket` different paths of each FLOPs bucket, uniform inside it, and keep them in a file.
+
+    The paths depend on the seed, `name`, `space` and `exclude` alone, and a larger `per_bucket` adds to them: the same call
+    goes on where it was stopped, and another one extends the file. Computes in nnabla's default context.
+
+    Args:
+        config: of the supernet and its data.
+        weights_file: the supernet's weights, all of them.
+        output_file: evaluated paths; what it holds is not evaluated again.
+        exclude: files whose paths are left out.
+        space: of the paths; None is A. FLOPs buckets are always those of A.
+        images, bn_images: validation images, and images for re-estimating statistics; None: the config's numbers.
+        ap: measure AP50 on the validation images too.
+        progress: hears how many paths are done, of how many. note: hears the seconds per path, and of poor buckets.
+
+    Returns:
+        what the file now holds, which may be more than these paths.
+
+    Raises:
+        UserError: the data, the weights or a file are missing or do not fit, or AP is asked of a classifier.
+    """
+    if per_bucket < 1:
+        raise UserError(f"per_bucket must be 1 or more, got {per_bucket}")
+    if ap and config.args.runner == "pretrain":
+        raise UserError("AP is measured of detectors: this config describes a classification supernet")
+    config = with_images(config, images, bn_images)
+    model, sets, cost = open_supernet(config, weights_file)
+    left_out = paths_of(exclude, model.space)
+    buckets = Buckets(model.space, cost.flops, config.hparams.buckets)
+    evaluation = KeptEvaluation.of(model, sets, config, cost, buckets, ap)
+    kept = evaluation.open(output_file)
+    paths = distinct_in_buckets(buckets, per_bucket, config.args.seed, name, space or model.space, left_out, note)
+    missing = evaluation.missing(kept, paths)
+    done = len(paths) - len(missing)
+    progress(done, len(paths))
+
+    def on_path() -> None:
+        nonlocal done
+        done += 1
+        progress(done, len(paths))
+
+    evaluations = evaluation.add(kept, missing, on_path)
+    if evaluations:
+        note(timing(evaluations, evaluation.evaluator.processes))
+    return kept

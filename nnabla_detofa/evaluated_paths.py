@@ -1,0 +1,217 @@
+"""Evaluated paths on disk: JSON lines, one path a line, which grow as paths are evaluated and are shared by experiments."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path as FilePath
+from typing import BinaryIO
+
+import numpy as np
+
+from .errors import UserError
+from .geometry import Geometry
+from .search_space import Path, PathBatch
+
+FORMAT = "evaluated paths, version 2"
+START = b'{"format": "evaluated paths'
+
+
+@dataclass(frozen=True)
+class EvaluatedPath:
+    """One path and what was measured.
+
+    Attributes:
+        bucket: FLOPs bucket, from 0.
+        flops, params: multiply-accumulates and parameters.
+        loss: validation loss with the path's own batch-normalisation statistics.
+        ap: AP50 on the validation images, in [0, 1]; None where the file's settings say that it was not measured.
+    """
+
+    path: Path
+    bucket: int
+    flops: int
+    params: int
+    loss: float
+    ap: float | None = None
+
+
+class EvaluatedPaths:
+    """The paths of one file; a path stands in it once.
+
+    The first line says what the losses belong to: the hash of the supernet's weights and the settings of the evaluation.
+    Every line is on disk before `append` returns. A last line without an end is what a kill leaves behind; it is dropped.
+    Any number of processes may read the file, one may append: a second one is refused at its next path.
+
+    Attributes:
+        file: the file.
+        header: its first line.
+        items: the paths, in the order of the file.
+        geometry: the supernet that they are paths of.
+    """
+
+    def __init__(self, file: FilePath, header: Mapping, items: list[EvaluatedPath], geometry: Geometry, size: int):
+        self.file, self.header, self.items, self.geometry = file, header, items, geometry
+        self._known = {item.path for item in items}
+        self._size = size  # of the file in bytes, as far as this object knows it
+
+    @classmethod
+    def open(cls, file: str | os.PathLike, weights: str, settings: Mapping, geometry: Geometry) -> EvaluatedPaths:
+        """Go on with the file, or begin it.
+
+        Args:
+            weights: hash of the supernet's weights.
+            settings: whatever else changes a path's loss or bucket, as plain JSON values.
+
+        Raises:
+            UserError: the file belongs to other weights or settings, or is damaged before its last line.
+        """
+        file = FilePath(file)
+        header = {"format": FORMAT, "weights": weights, "settings": dict(settings), "geometry": asdict(geometry)}
+        wanted = json.loads(json.dumps(header))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(file) as opened:
+            opened.seek(0)
+            content = opened.read()
+            if not content.startswith(START[: len(content)]):
+                raise UserError(f"{file} is not a file of evaluated paths: take another name")
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                opened.truncate(whole)
+            if not whole:
+                _write_line(opened, wanted)
+        found = cls.read(file)
+        if found.header != wanted:
+            name, have, want = _first_difference(found.header, wanted)
+            raise UserError(f"{file} holds paths evaluated with {name} {have!r}, this run has {want!r}: remove or rename it")
+        return found
+
+    @classmethod
+    def read(cls, file: str | os.PathLike, geometry: Geometry | None = None) -> EvaluatedPaths:
+        """What the file holds, whatever weights and settings it belongs to.
+
+        Args:
+            geometry: of the supernet that they must be paths of; None takes any.
+
+        Raises:
+            UserError: the file is missing, is of another format or geometry, or is damaged before its last line.
+        """
+        file = FilePath(file)
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"the evaluated paths {file} cannot be read ({error})") from error
+        whole = text[: text.rfind("\n") + 1]  # what follows the last line's end is torn
+        if not whole:
+            raise UserError(f"{file} holds no evaluated paths, not even a first line that says of what")
+        items: list[EvaluatedPath] = []
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                entry = json.loads(line)
+                if number == 1:
+                    header = entry
+                    if header["format"] != FORMAT:
+                        raise UserError(f"its format is {header['format']!r}, not {FORMAT!r}: evaluate its paths again")
+                    own = Geometry(**{key: _tuple(value) for key, value in header["geometry"].items()})
+                else:
+                    items.append(EvaluatedPath(**entry | {"path": Path.from_ofa(entry["path"], own)}))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise UserError(f"line {number} of {file} is not an evaluated path ({error})") from error
+        if geometry not in (None, own):
+            raise UserError(f"{file} holds paths of {own}, not of {geometry}")
+        return cls(file, header, items, own, len(whole.encode()))
+
+    def append(self, item: EvaluatedPath) -> None:
+        """Add one path, to the file first.
+
+        Raises:
+            ValueError: the path is there already.
+            UserError: its loss is not finite, or another process has changed the file.
+        """
+        if item.path in self._known:
+            raise ValueError(f"{self.file} holds the path {item.path.to_ofa(self.geometry)} already")
+        if not math.isfinite(item.loss):
+            raise UserError(
+                f"the validation loss of the path {json.dumps(item.path.to_ofa(self.geometry))} is {item.loss}, and no ranking "
+                "can be learned from that: the supernet's training has diverged, a lower optimizer.train.lr may help"
+            )
+        entry = {field.name: getattr(item, field.name) for field in fields(item)}
+        with _locked(self.file) as opened:
+            if opened.seek(0, os.SEEK_END) != self._size:
+                raise UserError(f"{self.file} was changed by another process: only one may add paths to it at a time")
+            self._size += _write_line(opened, entry | {"path": item.path.to_ofa(self.geometry)})
+        self.items.append(item)
+        self._known.add(item.path)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __contains__(self, path: Path) -> bool:
+        """Has the path been evaluated?"""
+        return path in self._known
+
+    @property
+    def settings(self) -> Mapping:
+        """How the paths were evaluated."""
+        return self.header["settings"]
+
+    @property
+    def batch(self) -> PathBatch:
+        return PathBatch.from_paths([item.path for item in self.items], self.geometry)
+
+    @property
+    def buckets(self) -> np.ndarray:
+        """(n,) FLOPs bucket of each path."""
+        return np.array([item.bucket for item in self.items], int)
+
+    @property
+    def flops(self) -> np.ndarray:
+        """(n,) FLOPs of each path."""
+        return np.array([item.flops for item in self.items], np.int64)
+
+    @property
+    def losses(self) -> np.ndarray:
+        """(n,) validation loss of each path."""
+        return np.array([item.loss for item in self.items], float)
+
+    @property
+    def aps(self) -> np.ndarray:
+        """(n,) AP50 of each path on the validation images, NaN where it was not measured."""
+        return np.array([item.ap for item in self.items], float)
+
+
+@contextmanager
+def _locked(file: FilePath) -> Iterator[BinaryIO]:
+    """The file, opened to read and append, for this process alone while the block runs."""
+    with open(file, "a+b") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield opened
+
+
+def _write_line(opened: BinaryIO, entry: Mapping) -> int:
+    """Append an entry to the disk; the number of bytes."""
+    line = json.dumps(entry, allow_nan=False).encode() + b"\n"
+    opened.write(line)
+    opened.flush()
+    os.fsync(opened.fileno())
+    return len(line)
+
+
+def _tuple(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _first_difference(found: Mapping, wanted: Mapping, prefix: str = "") -> tuple[str, object, object]:
+    """(dotted name, found value, wanted value) of the first entry in which two unequal headers differ."""
+    for name in sorted(found.keys() | wanted.keys()):
+        have, want = found.get(name), wanted.get(name)
+        if have != want:
+            if isinstance(have, dict) and isinstance(want, dict):
+                return _first_difference(have, want, f"{prefix}{name}.")
+            return prefix + name, have, want
+    raise ValueError("the two are equal")
