@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 IS_310 := -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 10))'
 
-.PHONY: help setup test parity lint demo pretrain table1 bench-space clean
+.PHONY: help setup test parity lint demo pretrain table1 bench-space bench-filter clean
 
 help: ## This list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-17s %s\n' "$$target" "$$text"; done
@@ -35,6 +35,9 @@ table1: $(READY) ## Table 1, the sizes of the search spaces, with exact counts; 
 
 bench-space: $(READY) ## Speed of costs, sampling and evolution against plain Python (a minute)
 	$(BIN)/python tests/bench_space.py
+
+bench-filter: $(READY) ## Speed of the path filter against its bare matrix products (2 minutes)
+	$(BIN)/python tests/bench_filter.py
 
 clean: ## Remove .venv and what tools left behind; data/ and runs/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
