@@ -19,7 +19,8 @@ from .errors import UserError
 from .evolution import between, search
 from .path_filter import PathScorer
 from .pruning import HashedPaths, KeptPaths, UniformPaths, operation_scores, path_thresholds, prune_operations
-from .ranking import EvaluatedPaths, baseline_scores, kendall_tau, per_bucket
+from .ranking import EvaluatedPaths
+from .ranking_metrics import baseline_scores, kendall_tau, per_bucket
 from .runner import SupernetRunner, slug, start
 from .search_space import Path, PathBatch, SearchSpace
 from .training import OnePath, PathSampler
