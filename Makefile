@@ -8,7 +8,7 @@ SEEDS ?= 1
 SET ?=
 STUDIES := table3 tableA3 figure8 figure9 figure10 figureA2
 
-.PHONY: help setup test parity lint demo pretrain table1 bench-space $(STUDIES) data/digits clean
+.PHONY: help setup test parity lint demo pretrain table1 bench-space bench-filter $(STUDIES) data/digits clean
 
 help: ## This list
 	@sed -n 's/^\([a-zA-Z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-17s %s\n' "$$target" "$$text"; done
@@ -52,6 +52,9 @@ data/digits: $(READY) # written once; a set that is there is only checked
 
 bench-space: $(READY) ## Speed of costs, sampling and evolution against plain Python (a minute)
 	$(BIN)/python tests/bench_space.py
+
+bench-filter: $(READY) ## Speed of the path filter against its bare matrix products (2 minutes)
+	$(BIN)/python tests/bench_filter.py
 
 clean: ## Remove .venv and what tools left behind; data/ and runs/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -20,7 +20,7 @@ from .evaluated_paths import EvaluatedPaths
 from .evolution import between, search
 from .path_filter import PathFilter, PathScorer
 from .pruning import HashedPaths, KeptPaths, UniformPaths, operation_scores, path_thresholds, prune_operations
-from .ranking import baseline_scores, kendall_tau, per_bucket
+from .ranking_metrics import baseline_scores, kendall_tau, per_bucket
 from .runner import SupernetRunner, slug, start
 from .search_space import Path, PathBatch, SearchSpace
 from .training import OnePath, PathSampler

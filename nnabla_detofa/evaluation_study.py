@@ -17,7 +17,7 @@ from .costs import Buckets
 from .errors import UserError
 from .evaluate_paths import open_supernet
 from .path_evaluation import distinct_in_buckets, named_rng, path_evaluator, with_images
-from .ranking import kendall_tau, per_bucket
+from .ranking_metrics import kendall_tau, per_bucket
 from .report import markdown_row
 from .search_space import Path
 from .supernet import GivenStatistics

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path as FilePath
 
@@ -110,18 +110,36 @@ class EncoderLayer(Mo.Module):
         """(rows, dim) -> queries, keys and values, each (rows, dim)."""
         return [self.query(x), self.key(x), self.value(x)]
 
-    def call(self, x: nn.Variable, q: nn.Variable, k: nn.Variable, v: nn.Variable, length: int) -> nn.Variable:
-        """Tokens x (n * length, dim), with their queries, keys and values -> (n * length, dim)."""
-        rows, dim = x.shape
-        split = (rows // length, length, self._heads, dim // self._heads)
-        q, k, v = (F.transpose(F.reshape(part, split), (0, 2, 1, 3)) for part in (q, k, v))
-        attention = F.softmax(F.batch_matmul(q * split[-1] ** -0.5, k, transpose_b=True), axis=3)
-        mixed = F.reshape(F.transpose(F.batch_matmul(attention, v), (0, 2, 1, 3)), (rows, dim))
-        x = layer_norm(F.add2(x, self.out(mixed)))
-        return layer_norm(F.add2(x, self.fc2(F.relu(self.fc1(x)))))
+    def call(self, x: nn.Variable, parts: Sequence[nn.Variable], by_head: nn.Variable) -> nn.Variable:
+        """Tokens -> tokens.
 
-    def __call__(self, x, q, k, v, length):
-        return self.call(x, q, k, v, length)
+        Args:
+            x: (n * length, dim).
+            parts: queries, keys and values, each (rows, dim).
+            by_head: (n, heads, length) for each head of each token, which of the rows * heads parts is its own.
+        """
+        rows, dim = x.shape
+        n, heads, length = by_head.shape
+        # Looking rows up moves them 20 times as fast as `F.transpose` on the CPU, and the backward pass too.
+        q, k, v = (F.embed(by_head, F.reshape(part, (-1, dim // heads))) for part in parts)
+        attention = F.softmax(F.batch_matmul(q * (dim // heads) ** -0.5, k, transpose_b=True), axis=3)
+        mixed = F.reshape(F.batch_matmul(attention, v), (-1, dim // heads))
+        mixed = F.reshape(F.embed(constant(swapped(n, heads, length)), mixed), (rows, dim))
+        x = layer_norm(F.add2(x, self.out(mixed)))
+        return layer_norm(F.add2(x, self.fc2(relu(self.fc1(x)))))
+
+    def __call__(self, x, parts, by_head):
+        return self.call(x, parts, by_head)
+
+
+def swapped(n: int, first: int, second: int) -> np.ndarray:
+    """(n, second, first) the place of each entry in an array (n, first, second)."""
+    return np.arange(n * first * second).reshape(n, first, second).transpose(0, 2, 1)
+
+
+def relu(x: nn.Variable) -> nn.Variable:
+    """`F.relu`, but 20 times as fast on the CPU."""
+    return F.maximum_scalar(x, 0.0)
 
 
 def linear(inputs: int, outputs: int, rng: np.random.Generator, bias: bool = True, scale: float = 1.0) -> Mo.Linear:
@@ -141,8 +159,8 @@ class PathFilter(Mo.Module):
     The index of the path's FLOPs bucket is a token too, the first. Tokens carry the encodings of their layer and of their
     block; the bucket's carries none. "Two final FC layers with 128 dimensions" we read as pooled tokens -> dim, ReLU,
     dim -> 1. Pooling is not given: the mean over all tokens, or all tokens side by side, so that each layer of the supernet
-    has weights of its own in the first FC layer. From the few
-    hundred paths of the small experiments the latter learned to rank better.
+    has weights of its own in the first FC layer. From the few hundred paths of the small experiments the latter learned to
+    rank better.
 
     Args:
         geometry: the supernet.
@@ -210,7 +228,7 @@ class PathFilter(Mo.Module):
         """Tokens (n, L) and bucket indices (n,) -> scores (n,) in (0, 1)."""
         n, length = tokens.shape[0], tokens.shape[1] + 1
         vocabulary, dim = self.token_embedding.shape
-        n_buckets = self.settings["buckets"]
+        n_buckets, heads = self.settings["buckets"], self.settings["heads"]
         # A token at a place is one of few vectors. Looking them up in a table of all spares a slow broadcast, and where
         # the table is the smaller, the first layer projects it to queries, keys and values, not every path.
         places = constant(self._positions[:, None])
@@ -221,13 +239,13 @@ class PathFilter(Mo.Module):
         x = F.embed(rows, table)
         for number, layer in enumerate(self.encoder):
             if number == 0 and table.shape[0] < rows.shape[0]:
-                parts = [F.embed(rows, part) for part in layer.project(table)]
+                per_head = F.reshape(heads * rows, (n, 1, length)) + constant(np.arange(heads).reshape(1, heads, 1))
+                x = layer(x, layer.project(table), per_head)
             else:
-                parts = layer.project(x)
-            x = layer(x, *parts, length)
+                x = layer(x, layer.project(x), constant(swapped(n, length, heads)))
         concat = self.settings["pooling"] == "concat"
         pooled = F.reshape(x, (n, length * dim)) if concat else F.mean(F.reshape(x, (n, length, dim)), axis=1)
-        return F.reshape(F.sigmoid(self.fc2(F.relu(self.fc1(pooled)))), (n,))
+        return F.reshape(F.sigmoid(self.fc2(relu(self.fc1(pooled)))), (n,))
 
     def score(self, batch: PathBatch, buckets: np.ndarray) -> np.ndarray:
         """(n,) float32 scores of paths in these FLOPs buckets."""

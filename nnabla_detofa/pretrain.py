@@ -19,7 +19,7 @@ from .distillation import Distillation
 from .errors import UserError
 from .phases import TrainingPhase
 from .pruning import UniformPaths
-from .ranking import kendall_tau, per_bucket
+from .ranking_metrics import kendall_tau, per_bucket
 from .runner import SupernetRunner, start
 from .search_space import Path, PathBatch
 from .supernet import GivenStatistics, sort_middle_channels

@@ -1,4 +1,4 @@
-"""Ranking paths: the FLOPs-bounded pairwise loss (Eq. 5, 6), fitting g, and measures of a ranking.
+"""Ranking paths: the FLOPs-bounded pairwise loss (Eq. 5, 6), and fitting g.
 
 Losses are validation losses: lower is better. Scores are g's: higher is better.
 """
@@ -8,18 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import stats
 
 from .errors import UserError
+from .ranking_metrics import kendall_tau, per_bucket
 from .search_space import PathBatch
 
 if TYPE_CHECKING:
     import nnabla as nn
 
-    from .path_filter import PathFilter, Tokenizer
+    from .path_filter import PathFilter
 
 # --- The pairwise loss ------------------------------------------------------------------------------------------------
 
@@ -183,102 +183,3 @@ def fit(
     scores = path_filter.score(batch[validation], buckets[validation])
     taus = per_bucket(kendall_tau, scores, losses[validation], buckets[validation])
     return FitResult(train, validation, np.array(train_losses), np.array(validation_losses), best, taus)
-
-
-# --- Measures of a ranking --------------------------------------------------------------------------------------------
-
-
-def kendall_tau(scores: np.ndarray, losses: np.ndarray) -> float:
-    """Kendall's tau between score and negated loss: 1 where the order is right; NaN for fewer than two paths."""
-    return float(stats.kendalltau(scores, -np.asarray(losses)).statistic) if len(scores) > 1 else math.nan
-
-
-def per_bucket(
-    measure: Callable[[np.ndarray, np.ndarray], float], scores: np.ndarray, losses: np.ndarray, buckets: np.ndarray
-) -> dict[int, float]:
-    """Bucket -> `measure(scores, losses)` of its paths."""
-    return {int(b): measure(scores[buckets == b], losses[buckets == b]) for b in np.unique(buckets)}
-
-
-class Weakest(NamedTuple):
-    """How well the weakest paths were found; positive means among the weakest.
-
-    Attributes:
-        accuracy: (TP + TN) / N.
-        precision: TP / (TP + FP); NaN where nothing was predicted.
-        recall: TP / (TP + FN).
-        share: TP / N. The columns "recall" of Tables 3 and A3 can only be this: with precision 0.79 and accuracy 0.89 at
-            25% positives, TP is about 0.21 of ALL paths.
-    """
-
-    accuracy: float
-    precision: float
-    recall: float
-    share: float
-
-
-def weakest(
-    scores: np.ndarray,
-    losses: np.ndarray,
-    ratio: float,
-    buckets: np.ndarray | None = None,
-    thresholds: np.ndarray | None = None,
-) -> Weakest:
-    """How well scores find the weakest `ratio` of the paths (Tables 3 and A3).
-
-    Positive are the worst paths by loss, predicted the worst by score, the same number of both, so that precision and
-    recall agree; or those with a score below `thresholds`, as training drops them.
-
-    Args:
-        scores, losses: (n,).
-        ratio: share of positives, in (0, 1).
-        buckets: (n,) FLOPs buckets; then the weakest are taken inside each. None: among all.
-        thresholds: least kept score of each bucket, or of all paths together: one value.
-    """
-    groups = np.zeros(len(scores), int) if buckets is None else np.asarray(buckets)
-    actual = _worst(-np.asarray(losses), ratio, groups)
-    predicted = _worst(scores, ratio, groups) if thresholds is None else scores < np.asarray(thresholds)[groups]
-    hits = int(np.sum(actual & predicted))
-    return Weakest(
-        accuracy=float(np.mean(actual == predicted)),
-        precision=hits / predicted.sum() if predicted.any() else math.nan,
-        recall=hits / actual.sum() if actual.any() else math.nan,
-        share=hits / len(scores),
-    )
-
-
-def _worst(goodness: np.ndarray, ratio: float, groups: np.ndarray) -> np.ndarray:
-    """(n,) bool: the `ratio` of each group with the least goodness; of equal ones the first."""
-    chosen = np.zeros(len(goodness), bool)
-    for group in np.unique(groups):
-        members = np.flatnonzero(groups == group)
-        order = np.argsort(goodness[members], kind="stable")
-        chosen[members[order[: int(ratio * len(members) + 0.5)]]] = True
-    return chosen
-
-
-def baseline_scores(
-    tokenizer: Tokenizer,
-    train: PathBatch,
-    train_losses: np.ndarray,
-    batch: PathBatch,
-    flops: np.ndarray,
-    rng: np.random.Generator,
-) -> dict[str, np.ndarray]:
-    """Scores that the filter has to beat: name -> (n,) scores of `batch`.
-
-    "FLOPs" takes the larger path for the better; "ridge" regresses the training losses on one-hot tokens; "random" knows
-    nothing.
-
-    Args:
-        train, train_losses: the evaluated paths that the filter was fitted to.
-        batch, flops: the paths to score and their FLOPs.
-    """
-    from sklearn.linear_model import Ridge
-
-    def one_hot(paths: PathBatch) -> np.ndarray:
-        tokens = tokenizer(paths)
-        return (tokens[:, :, None] == np.arange(len(tokenizer.vocabulary))).reshape(len(tokens), -1).astype(float)
-
-    ridge = Ridge(alpha=1.0).fit(one_hot(train), -np.asarray(train_losses))
-    return {"FLOPs": np.asarray(flops, float), "ridge": ridge.predict(one_hot(batch)), "random": rng.random(len(batch))}

@@ -1,4 +1,4 @@
-"""The pairwise loss, fitting, and the measures of a ranking."""
+"""The pairwise loss, and fitting."""
 
 import nnabla as nn
 import numpy as np
@@ -8,14 +8,12 @@ from nnabla_detofa.errors import UserError
 from nnabla_detofa.path_filter import PathFilter
 from nnabla_detofa.ranking import (
     fit,
-    kendall_tau,
     pair_loss,
     pair_loss_variable,
     pairs,
-    per_bucket,
     split,
-    weakest,
 )
+from nnabla_detofa.ranking_metrics import kendall_tau, per_bucket, weakest
 from nnabla_detofa.search_space import ofa_resnet50
 
 SPACE = ofa_resnet50()
@@ -77,13 +75,3 @@ def test_too_few_paths_are_refused():
     path_filter = PathFilter(dim=16, layers=1, feed_forward=16, rng=np.random.default_rng(1))
     with pytest.raises(UserError, match="needs two training paths in a FLOPs bucket; got 5 paths"):
         fit(path_filter, batch, np.arange(5), np.arange(5.0), np.random.default_rng(0))
-
-
-def test_measures_by_hand():
-    losses, scores = np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.9, 0.8, 0.1, 0.2])
-    assert kendall_tau(scores, losses) == pytest.approx((5 - 1) / 6)
-    found = weakest(scores, losses, 0.25)  # the worst is the fourth; the filter says the third
-    assert (found.accuracy, found.precision, found.recall, found.share) == (0.5, 0.0, 0.0, 0.0)
-    found = weakest(scores, losses, 0.5)
-    assert (found.accuracy, found.precision, found.recall, found.share) == (1.0, 1.0, 1.0, 0.5)
-    assert np.isnan(kendall_tau(scores[:1], losses[:1]))

@@ -1,0 +1,169 @@
+"""The filter study: fits that repeat themselves, a restart in the middle, refusals, and the two tables."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import small
+
+from nnabla_detofa import filter_study, filter_tables
+from nnabla_detofa.config import Filter
+from nnabla_detofa.errors import UserError
+from nnabla_detofa.evaluated_paths import EvaluatedPath, EvaluatedPaths
+from nnabla_detofa.filter_study import EVERYTHING, SETTINGS, StudyInputs, StudyResults, run
+
+TINY = Filter(dim=8, heads=2, layers=1, feed_forward=8, epochs=2, lr=2e-3)
+
+
+SAMPLED = small.SPACE.sample_many(np.random.default_rng(0), 400)
+PATHS = SAMPLED[np.sort(np.unique(SAMPLED.keys, return_index=True)[1])]
+
+
+def evaluated(folder, name: str, first: int, n: int, effect: float = 1.0) -> EvaluatedPaths:
+    """`n` paths of the small space, from the one numbered `first`, whose loss falls with their depths and widths."""
+    batch = PATHS[first : first + n]
+    losses = 9 - batch.depths @ [0.3, 1.0, 2.0] - effect * batch.widths @ [0.2, 0.1, 0.5, 1.0]
+    paths = EvaluatedPaths.open(folder / f"{name}.jsonl", "made up", {}, small.GEOMETRY)
+    for number, (path, loss) in enumerate(zip(batch, losses)):
+        paths.append(EvaluatedPath(path, number % 2, 1000 + number, float(loss)))
+    return paths
+
+
+@pytest.fixture
+def inputs(tmp_path) -> StudyInputs:
+    train, test, before = (
+        evaluated(tmp_path, *what) for what in (("train", 0, 50), ("test", 50, 24), ("before", 100, 60, 2.0))
+    )
+    return StudyInputs("made up", train, test, TINY, before, buckets=2)
+
+
+def test_the_four_rows_of_table_3_add_one_part_after_the_other():
+    parts = [(s.block_encoding, s.flops_bounded, s.pretraining) for s in SETTINGS[:4]]
+    assert parts == [(False, False, False), (True, False, False), (True, True, False), (True, True, True)]
+    assert SETTINGS[3] == EVERYTHING and len({s.name for s in SETTINGS}) == len(SETTINGS)
+
+
+def test_a_study_repeats_itself_and_every_part_changes_the_scores(inputs, tmp_path):
+    first, second = (run(inputs, (0, 1), tmp_path / name) for name in ("one", "two"))
+    assert first.scores.keys() == {*filter_study.BASELINES, *(s.name for s in SETTINGS)}
+    for name, scores in first.scores.items():
+        assert scores.shape == (2, 24)
+        np.testing.assert_array_equal(scores, second.scores[name])
+    distinct = {scores[0].tobytes() for scores in first.scores.values()}
+    assert len(distinct) == len(first.scores)
+    np.testing.assert_array_equal(first.scores["FLOPs"][0], inputs.test.flops)
+
+
+def test_a_stopped_study_goes_on_and_settings_share_what_was_pre_trained(inputs, tmp_path):
+    whole, heard = run(inputs, (0,), tmp_path / "whole"), []
+
+    def stop(text: str) -> None:
+        heard.append(text)
+        if len(heard) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs, (0,), tmp_path / "stopped", stop)
+    with open(tmp_path / "stopped" / "scores.jsonl", "a") as opened:
+        opened.write('{"name": "all thr')  # a kill in the middle of a line
+    again: list[str] = []
+    found = run(inputs, (0,), tmp_path / "stopped", again.append)
+    assert not any(text.startswith("none") for text in again)
+    for name, scores in whole.scores.items():
+        np.testing.assert_array_equal(found.scores[name], scores)
+    assert sum(text.startswith("pre-training") for text in again) == 2  # of "all three" and of the usual positions
+    assert run(inputs, (0,), tmp_path / "stopped", lambda text: pytest.fail(text)).seeds == (0,)
+
+
+def test_without_pre_training_paths_its_settings_are_left_out(inputs):
+    without = StudyInputs("made up", inputs.train, inputs.test, TINY, buckets=2)
+    assert without.settings == SETTINGS[:3]
+
+
+def test_scores_of_other_paths_or_options_are_refused(inputs, tmp_path):
+    run(inputs, (0,), tmp_path / "study")
+    for change in ({"pretraining": None}, {"options": Filter(dim=16)}):
+        sets = {"train": inputs.train, "test": inputs.test, "options": TINY, "pretraining": inputs.pretraining} | change
+        changed = "paths" if "pretraining" in change else "options"
+        with pytest.raises(UserError, match=rf"scores\.jsonl holds scores of a study with other {changed}"):
+            run(StudyInputs("made up", buckets=2, **sets), (0,), tmp_path / "study")
+    lines = (tmp_path / "study" / "scores.jsonl").read_text().splitlines()
+    lines[2] = lines[2][:-5]
+    (tmp_path / "study" / "scores.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match="line 3 of .* is not a result"):
+        run(inputs, (0,), tmp_path / "study")
+
+
+def test_scores_of_a_setting_that_has_changed_are_not_used(inputs, tmp_path, monkeypatch):
+    """A row's name may come to mean something else: the line says which parts it had."""
+    run(inputs, (0,), tmp_path)
+    known = filter_study.read_scores(tmp_path / "scores.jsonl", inputs)
+    monkeypatch.setattr(filter_study, "SETTINGS", (filter_study.Setting("none", block_encoding=True), *SETTINGS[1:]))
+    assert known.keys() - filter_study.read_scores(tmp_path / "scores.jsonl", inputs).keys() == {("none", 0)}
+
+
+def test_inputs_that_do_not_fit_are_named(inputs, tmp_path):
+    with pytest.raises(UserError, match="24 of the test paths .* are among the training paths"):
+        StudyInputs("made up", inputs.test, inputs.test, TINY, buckets=2)
+    with pytest.raises(UserError, match="holds a path of FLOPs bucket 1; with 1 buckets"):
+        StudyInputs("made up", inputs.train, inputs.test, TINY, buckets=1)
+    with pytest.raises(UserError, match="holds no paths"):
+        StudyInputs("made up", inputs.train, EvaluatedPaths.open(tmp_path / "none.jsonl", "", {}, small.GEOMETRY), TINY)
+    with pytest.raises(UserError, match=r"each once, got \[1, 1\]"):
+        run(inputs, (1, 1), tmp_path / "study")
+
+
+def results_of(inputs: StudyInputs, **scores) -> StudyResults:
+    """Results with these scores (n,) or (seeds, n); rows that are not named rank as FLOPs do."""
+    rows = filter_tables.row_names(StudyResults(inputs, (0,), {}))
+    given = {name: np.atleast_2d(scores.get(name.replace(" ", "_"), inputs.test.flops.astype(float))) for name in rows}
+    return StudyResults(inputs, tuple(range(len(next(iter(scores.values()))))), given)
+
+
+def test_table_3_from_perfect_and_reversed_scores(inputs, tmp_path):
+    right = -inputs.test.losses
+    results = results_of(inputs, all_three=np.stack([right, right]), random=np.stack([-right, right]))
+    files = filter_tables.table3(results, tmp_path, "make it", np.random.default_rng(0))
+    assert [file.name for file in files] == ["table3.md", "table3.csv", "table3.png"] and all(f.stat().st_size for f in files)
+    rows = {row["setting"]: row for row in csv.DictReader(files[1].open())}
+    found = rows["all three"]
+    assert [float(found[key]) for key in ("accuracy", "precision", "recall", "share")] == [1, 1, 1, 0.25]
+    assert [float(found[key]) for key in ("tau_bucket_1", "tau_buckets", "rho_bucket_2", "rho_all")] == pytest.approx([1] * 4)
+    assert [float(found[f"paper_{key}"]) for key in ("accuracy", "precision", "share")] == [0.89, 0.79, 0.212]
+    assert (float(rows["random order"]["precision_min"]), float(rows["random order"]["precision_max"])) == (0, 1)
+    text = files[0].read_text()
+    assert "| all three | 0.890 | 0.790 | 0.212 | 1.000 | 1.000 | 1.00 to 1.00 | 1.000 | 0.250 |" in text
+    assert "The filter with all three beats random order in precision for the weakest 25%: +0.50" in text
+    for said in ("check marks", "TP / N", "make it", "50 train, 24 test, 60 pretraining", "2 seeds (0, 1)", "dim 8"):
+        assert said in text
+
+
+def test_table_3_says_where_the_filter_beats_nothing(inputs, tmp_path):
+    results = results_of(inputs, all_three=inputs.test.losses[None], random=-inputs.test.losses[None])
+    text = filter_tables.table3(results, tmp_path, "make it", np.random.default_rng(0))[0].read_text()
+    assert "DOES NOT BEAT random order in precision for the weakest 25%: -1.00" in text
+    assert "DOES NOT BEAT FLOPs alone" in text
+
+
+def test_table_a3_by_hand(inputs, tmp_path):
+    """Of 12 paths in a bucket 2, 3, 4 and 5 are the weakest; scores that swap the two worst cost nothing at any of them."""
+    scores = -inputs.test.losses.copy()
+    for bucket in range(2):
+        members = np.flatnonzero(inputs.test.buckets == bucket)
+        worst = members[np.argsort(scores[members], kind="stable")[:2]]
+        scores[worst] = scores[worst[::-1]]
+    files = filter_tables.table_a3(results_of(inputs, all_three=scores[None]), tmp_path, "make it", np.random.default_rng(0))
+    rows = list(csv.DictReader(files[1].open()))
+    assert [float(row["r_path"]) for row in rows] == [0.2, 0.25, 0.3, 0.4]
+    assert [float(row["share"]) for row in rows] == pytest.approx([2 / 12, 3 / 12, 4 / 12, 5 / 12], rel=1e-4)
+    assert [float(row["precision"]) for row in rows] == [1] * 4
+    assert [float(row["paper_precision"]) for row in rows] == [0.7, 0.79, 0.793, 0.792]
+    assert "| 0.4 | 0.830 | 0.792 | 0.360 | 1.000 | 1.000 |" in files[0].read_text()
+
+
+def test_the_scores_file_says_what_it_is_of(inputs, tmp_path):
+    run(inputs, (0,), tmp_path)
+    header = json.loads((tmp_path / "scores.jsonl").read_text().splitlines()[0])
+    assert header["buckets"] == 2 and header["options"]["dim"] == 8 and header["paths"].keys() == inputs.sets.keys()
+    assert not {"weights", "block_encoding", "encoding", "flops_bounded"} & header["options"].keys()
