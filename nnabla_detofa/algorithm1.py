@@ -6,6 +6,7 @@ Read `DetOFASearcher.run` beside the paper's Algorithm 1; the numbers are the pa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path as FilePath
 
 import numpy as np
@@ -252,7 +253,10 @@ class DetOFASearcher(SupernetRunner):
         return summary
 
     def evaluate_path(self, name: str, path: Path) -> dict:
-        """FLOPs, parameters, validation loss and AP on the test split, under the present weights; kept as <name>.json."""
+        """FLOPs, parameters, validation loss and AP on the test split, under the present weights; kept as <name>.json.
+
+        FLOPs are those of `hparams.cost_scope`, parameters the whole detector's.
+        """
         if (known := self.recall(slug(name))) is not None:
             return known
         statistics = reestimate(self.model, path, self.evaluator.statistics_batches)
@@ -271,7 +275,7 @@ class DetOFASearcher(SupernetRunner):
             )
         result = {
             "flops": int(self.cost.flops(batch)[0]),
-            "params": int(self.cost.params(batch)[0]),
+            "params": int(replace(self.cost, scope="detector").params(batch)[0]),
             "loss": validation_loss(self.model, path, statistics, self.evaluator.validation_batches),
             **ap,
             "path": path.to_ofa(self.space.geometry),

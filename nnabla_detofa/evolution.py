@@ -150,7 +150,7 @@ def search(
     main = at_most(cost, budget) if isinstance(cost, (CostModel, LayerCost)) else Constraint("cost", cost, budget)
     bounds = (main, *constraints)
     n_parents = max(1, round(parent_ratio * population))
-    n_mutants = round(mutation_ratio * population)
+    n_mutants = int(mutation_ratio * population + 0.5)  # half up: a population of 1 mutates, or it would never change
 
     known: dict[bytes, float] = {}
     parents, scores = _best(first_population(space, bounds, population, rng), score, known, n_parents)

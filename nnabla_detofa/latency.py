@@ -48,7 +48,7 @@ class Latency(AdditiveCost):
     @classmethod
     def from_json(cls, data: dict) -> Latency:
         """What `to_json` gave."""
-        geometry = Geometry(**{key: tuple(v) if isinstance(v, list) else v for key, v in data["geometry"].items()})
+        geometry = Geometry.from_json(data["geometry"])
         stem, head = (np.array(data[name], np.int64) for name in ("stem", "head"))
         first, other = (tuple(np.array(table, np.int64) for table in data[name]) for name in ("first", "other"))
         w, e = len(geometry.widths), len(geometry.ratios)
@@ -78,7 +78,7 @@ def read(file: FilePath, model: CostModel) -> Latency:
         raise UserError(f"the latency table {file} is for {latency.geometry}, the run's supernet is {model.backbone}")
     if size != model.size:
         raise UserError(f"the latency table {file} is for images of {size[0]} x {size[1]}, the run's are {model.size}")
-    ours = {"scope": "detector" if model.head else model.scope, "num_classes": model.num_classes, "head": _head_filters(model)}
+    ours = {"scope": model.scope, "num_classes": model.num_classes, "head": _head_filters(model)}
     for name in ours:
         if measured[name] != ours[name]:
             raise UserError(f"the latency table {file} was measured with {name} {measured[name]}, the run has {ours[name]}")

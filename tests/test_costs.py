@@ -1,5 +1,6 @@
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,6 +93,13 @@ def test_memory_by_hand():
     assert detector.memory.head.tolist() == [4 * (2 + 2 + 32 + 200) * 2]
 
 
+def test_a_stage_may_be_one_layer():
+    one = CostModel((9, 7), scope="backbone", backbone=replace(TINY, depths=(0,)))
+    whole = CostModel((9, 7), scope="backbone", backbone=TINY)
+    for cost, same in ((one.flops, whole.flops), (one.memory, whole.memory)):
+        assert cost.stages([SMALLEST]).tolist() == same.stages([SMALLEST]).tolist()
+
+
 def test_a_million_paths_cost_two_seconds_or_less():
     batch, model = A.sample_many(np.random.default_rng(0), 1_000_000), CostModel(384, 20, "detector")
     start = time.process_time()
@@ -140,6 +148,7 @@ def test_paths_of_another_supernet_are_refused():
         ({"image_size": 0}, "image_size is 0"),
         ({"image_size": (1, 2, 3)}, "image_size is"),
         ({"num_classes": 0}, "num_classes is 0"),
+        ({"num_classes": 2.5}, "num_classes is 2.5; allowed is an integer of 1 or more"),
     ],
 )
 def test_cost_model_errors(arguments, message):
@@ -272,6 +281,18 @@ def test_edges_stay_when_the_space_is_pruned():
         buckets.sample(4, 1, np.random.default_rng(0), pruned)
     batch = buckets.sample(1, 100, np.random.default_rng(0), pruned)
     assert pruned.contains_many(batch).all() and (buckets.index(model.flops(batch)) == 1).all()
+
+
+def test_a_budget_names_the_buckets_that_it_reaches():
+    """A path's cost is whole: half a unit below one leaves it out, half a unit above adds nothing."""
+    buckets, costs = Buckets(SPACE, SMALL_MODEL), np.unique(SMALL_MODEL.flops(every_path(SPACE)))
+    found = buckets.index(costs)
+    for first in (costs[found == bucket].min() for bucket in np.unique(found)):
+        for budget in (first - 0.5, first, first + 0.5):
+            intervals = buckets.below(budget)
+            assert len(intervals) == len(np.unique(found[costs <= budget]))
+            assert all(((least <= costs) & (costs <= most)).any() for least, most in intervals)
+            assert all(most == np.floor(most) <= budget for _, most in intervals)
 
 
 def test_costs_outside_the_edges_are_clipped():

@@ -129,6 +129,12 @@ def test_argument_errors_name_the_argument(arguments):
         search(SPACE, additive_score(GEOMETRY), MODEL, 1e12, np.random.default_rng(0), **arguments)
 
 
+@pytest.mark.parametrize("population", [1, 2, 3])
+def test_the_smallest_populations_climb_too(population):
+    found = search(SPACE, additive_score(GEOMETRY), MODEL, 1e12, np.random.default_rng(0), 30, population)
+    assert found.scored > 10 and found.history[-1] > found.history[0]
+
+
 def test_a_score_of_nan_is_refused():
     with pytest.raises(ValueError, match="NaN"):
         search(SPACE, lambda batch: np.full(len(batch), np.nan), MODEL, 1e12, np.random.default_rng(0))
