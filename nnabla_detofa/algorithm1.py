@@ -287,12 +287,11 @@ class DetOFASearcher(SupernetRunner):
 
 def check_budgets(config: Config, space: SearchSpace, cost: CostModel) -> None:
     """Raise UserError if no path of the space is within one of the config's budgets."""
-    least, most = cost_range(space, cost.flops)
     for budget in config.hparams.search.budgets:
-        if budget < least:
+        if budget < cost_range(space, cost.flops)[0]:
             raise UserError(
                 f"hparams.search.budgets holds {budget / 1e9:.4g} GFLOPs, which is below the smallest path; "
-                f"reachable are {least / 1e9:.4g} to {most / 1e9:.4g} GFLOPs"
+                f"reachable are {cost.flops.reachable(space)}"
             )
 
 

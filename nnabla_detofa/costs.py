@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, Context
 from functools import cached_property, lru_cache
 from itertools import combinations_with_replacement
 from typing import ClassVar, NamedTuple
@@ -106,6 +107,10 @@ class LayerCost:
     def text(self, *costs: float) -> str:
         """Costs in words, such as "0.52 to 4.31 GFLOPs"."""
         return in_unit(costs, self.unit, self.scale)
+
+    def reachable(self, space: SearchSpace) -> str:
+        """The space's smallest and largest cost in words, rounded up: given as a bound, each allows its path."""
+        return self.text(*(float(Context(4, ROUND_CEILING).create_decimal(cost)) for cost in self.extremes(space)))
 
     def _batch(self, paths: Sequence[Path] | PathBatch) -> PathBatch:
         batch = PathBatch.from_paths(paths, self.geometry)
@@ -366,7 +371,7 @@ def sample_within(
     if not joint.share(low, high):
         raise UserError(
             f"the space {space.name} has no path from {cost.text(low)} up to (not including) {cost.text(high)}; "
-            f"reachable are {cost.text(*joint.range)}"
+            f"reachable are {cost.reachable(space)}"
         )
     return joint.sample(low, high, n, rng)
 

@@ -249,7 +249,8 @@ def validate(
     """Predicted latencies of random paths beside those of their whole networks.
 
     Returns:
-        "mean_relative_error", "rank_correlation" (Spearman's), and "predicted_ms" and "measured_ms" of each path.
+        "mean_relative_error", "rank_correlation" (Spearman's; None where all are equal), and "predicted_ms" and
+        "measured_ms" of each path.
     """
     batch = (space or ofa_resnet50(model.backbone)).sample_many(rng, paths)
     measured = []
@@ -258,9 +259,10 @@ def validate(
         output = F.sink(*outputs) if model.scope == "detector" else outputs
         measured.append(forward_time(output, repeats, synchronise))
     predicted, measured = latency(batch), np.array(measured)
+    ranked = min(len(set(predicted.tolist())), len(set(measured.tolist()))) > 1  # equal values have no rank
     return {
         "mean_relative_error": float(np.mean(np.abs(predicted - measured) / measured)),
-        "rank_correlation": float(spearmanr(predicted, measured).statistic) if len(set(measured)) > 1 else None,
+        "rank_correlation": float(spearmanr(predicted, measured).statistic) if ranked else None,
         "predicted_ms": (predicted / 1e6).round(4).tolist(),
         "measured_ms": (measured / 1e6).round(4).tolist(),
     }

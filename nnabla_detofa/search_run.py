@@ -43,6 +43,7 @@ def parse_bound(name: str, text: str) -> float:
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z]*)\s*", text)
     units = {unit.lower(): worth for unit, worth in UNITS[name].items()}
     bound = float(match[1]) * units.get(match[2].lower(), math.inf) if match else math.inf
+    bound = float(f"{bound:.15g}")  # 0.00203 * 1e6 is a little over 2030; a bound may be a path's very cost
     if not 0 < bound < math.inf:
         known = ", ".join(unit or "none" for unit in UNITS[name])
         raise UserError(f"--{name} must be a positive number with a unit ({known}), like {EXAMPLES[name]}, got {text}")
@@ -167,13 +168,12 @@ def find(
             )
     start = time.perf_counter()
     constraints = {name: at_most(run.costs[name], most) for name, most in bounds.items()}
-    ranges = _ranges(run)
-    if missed := [str(constraints[name]) for name, most in bounds.items() if most < ranges[name][0]]:
+    if missed := _unreachable(run, bounds):
         run = replace(run, space=run.buckets.space)
-        ranges = _ranges(run)
-        if any(most < ranges[name][0] for name, most in bounds.items()):
-            raise _no_path(run, constraints, ranges)
-        note(f"every path with {' or '.join(missed)} was pruned: {run.space.name} is searched")
+        if _unreachable(run, bounds):
+            raise _no_path(run, constraints)
+        missed = " or ".join(str(constraints[name]) for name in missed)
+        note(f"every path with {missed} was pruned: {run.space.name} is searched")
     by_score = by_score or run.config.hparams.search.across_buckets == "score"
     others = [bound for name, bound in constraints.items() if name != "flops"]
     options = run.config.hparams.search.evolution | ({} if generations is None else {"generations": generations})
@@ -214,7 +214,7 @@ def find(
         rows += _rows(run, paths, scores)
     seconds = time.perf_counter() - start
     if not rows:
-        raise _no_path(run, constraints, ranges)
+        raise _no_path(run, constraints)
     result = {
         "bounds": dict(bounds),
         "flops_of": run.config.hparams.cost_scope,
@@ -232,8 +232,9 @@ def find(
     return best | result | {"compared_by": "score" if losses is None else "loss", "rows": rows}
 
 
-def _ranges(run: FinishedRun) -> dict[str, tuple[int, int]]:
-    return {name: cost_range(run.space, cost) for name, cost in run.costs.items()}
+def _unreachable(run: FinishedRun, bounds: Mapping[str, float]) -> list[str]:
+    """The names of the bounds that are below every path of the run's space."""
+    return [name for name, most in bounds.items() if most < cost_range(run.space, run.costs[name])[0]]
 
 
 def _rows(run: FinishedRun, paths: PathBatch, scores: Sequence[float]) -> list[dict]:
@@ -264,8 +265,8 @@ def _losses(run: FinishedRun, rows: Sequence[dict], note: Callable[[str], None])
     return evaluator.losses([Path.from_ofa(row["path"], run.space.geometry) for row in rows]).tolist()
 
 
-def _no_path(run: FinishedRun, constraints: Mapping[str, Constraint], ranges: Mapping[str, tuple[int, int]]) -> NoPath:
-    reachable = ", ".join(f"{cost.name} {cost.text(*ranges[name])}" for name, cost in run.costs.items())
+def _no_path(run: FinishedRun, constraints: Mapping[str, Constraint]) -> NoPath:
+    reachable = ", ".join(f"{cost.name} {cost.reachable(run.space)}" for cost in run.costs.values())
     wanted = " and ".join(map(str, constraints.values())) or "no bound"
     return NoPath(f"no path of {run.folder} was found with {wanted}; reachable, each alone, are {reachable}")
 

@@ -352,8 +352,11 @@ class SearchSpace:
     def __contains__(self, path: Path) -> bool:
         if path.stem_depth not in self.stem_depths or any(w not in a for w, a in zip(path.stem_widths, self.stem_widths)):
             return False
-        for pairs, depth, width, ratios in zip(self.pairs, path.stage_depths, path.stage_widths, path.expand_ratios):
-            if not set(ratios) <= set(pairs.get((depth, width), ())):
+        stages = list(zip(path.stage_depths, path.stage_widths, path.expand_ratios))
+        if len(stages) != self.geometry.stages:
+            return False
+        for pairs, base, (depth, width, ratios) in zip(self.pairs, self.geometry.base_depths, stages):
+            if len(ratios) != base + depth or not set(ratios) <= set(pairs.get((depth, width), ())):
                 return False
         return True
 

@@ -135,6 +135,12 @@ def test_the_smallest_populations_climb_too(population):
     assert found.scored > 10 and found.history[-1] > found.history[0]
 
 
+def test_a_front_refuses_the_same_arguments():
+    for arguments in ({"mutate_prob": 2}, {"population": 0}, {"generations": -1}):
+        with pytest.raises(UserError, match=next(iter(arguments)).rstrip("s")):
+            front(SPACE, additive_score(GEOMETRY), MODEL, np.random.default_rng(0), **arguments)
+
+
 def test_a_score_of_nan_is_refused():
     with pytest.raises(ValueError, match="NaN"):
         search(SPACE, lambda batch: np.full(len(batch), np.nan), MODEL, 1e12, np.random.default_rng(0))

@@ -1,6 +1,7 @@
 """Searching a finished run under any mix of bounds: units, hard bounds, impossible mixes, fronts, and files."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -65,6 +66,8 @@ def write_run(folder, model, **hparams):
         ("params", "20m", 20e6),
         ("latency", "40ms", 40e6),
         ("latency", ".5 us", 500),
+        ("params", "0.00203M", 2030),  # 0.00203 * 1e6 is 2030.0000000000002
+        ("flops", "0.00391G", 3910000),
         ("memory", "200MB", 200e6),
         ("memory", "3gb", 3e9),
     ],
@@ -124,6 +127,17 @@ def test_an_impossible_mix_names_what_is_reachable(folder, flags, capsys):
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("error: no path of ") and "reachable, each alone, are FLOPs " in message
     assert all(unit in message for unit in ("GFLOPs", "M parameters", "MB", "ms"))
+
+
+def test_a_reachable_bound_can_be_given_as_it_is_printed(folder, capsys):
+    line = ["search", str(folder), "-c", "cpu", "--generations", "0", "--by-score"]
+    assert main([*line, "--flops", "1K"]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    for name, unit in (("flops", "GFLOPs"), ("params", "M parameters"), ("memory", "MB"), ("latency", "ms")):
+        least, most = re.search(rf"([0-9.]+) to ([0-9.]+) {unit}", message).groups()
+        for bound in (least, most):
+            assert main([*line, f"--{name}", bound + {"flops": "G", "params": "M"}.get(name, unit)]) == 0
+    assert "no path" not in capsys.readouterr().err
 
 
 def test_bounds_possible_alone_but_not_together(folder):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,6 +120,12 @@ def test_contains_many_agrees_with_contains(space):
     assert inside.tolist() == [path in space for path in paths]
     assert inside.sum() == space.size()
     assert space.contains_many(space.sample_many(np.random.default_rng(3), 500)).all()
+
+
+def test_paths_of_other_geometries_are_not_contained():
+    assert SPACE.largest not in A and A.largest not in SPACE
+    deeper = ofa_resnet50(replace(GEOMETRY, base_depths=(2, 2)))
+    assert deeper.largest not in SPACE and SPACE.largest not in deeper
 
 
 def test_the_largest_path_of_a_is_the_fullnet():
