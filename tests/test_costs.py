@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from parity import FLOPS, failed, flops_check, parameter_checks
 from scipy.stats import chi2_contingency, chisquare, ks_2samp
-from small import GEOMETRY, PRUNED, SPACE, every_path, probabilities
+from small import GEOMETRY, PRUNED, SPACE, every_path, probabilities, random_geometry
 
 from nnabla_detofa.costs import (
     Buckets,
@@ -176,6 +176,36 @@ def test_counts_and_shares_are_those_of_the_enumeration(space, cost):
             inside = (costs >= low) & (costs < high)
             assert count_within(space, cost, low, high) == inside.sum()
             assert share_within(space, cost, low, high) == pytest.approx(chances[inside].sum(), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_spaces_are_counted_as_their_enumeration_is(seed):
+    """Odd supernets, pruned at random: bounds on FLOPs and memory that are costs of paths."""
+    rng = np.random.default_rng(seed)
+    space = ofa_resnet50(random_geometry(rng), bool(rng.integers(2)))
+    free = sorted(space.operations)
+    kept = {next(op for op in free if op.stage == stage) for stage in range(space.geometry.stages)}
+    space = space.without(op for op in free if op not in kept and rng.random() < 0.3)
+    model = CostModel(tuple(rng.integers(5, 70, 2).tolist()), 3, str(rng.choice(("backbone", "detector"))), space.geometry)
+    paths = every_path(space)
+    assert len(paths) == space.size()
+    memory, chances = model.memory(paths), probabilities(space, paths)
+    assert cost_range(space, model.memory) == (memory.min(), memory.max())
+    for cost in (model.flops, model.params):
+        costs = cost(paths)
+        assert cost_range(space, cost) == (costs.min(), costs.max())
+        found = Buckets(space.parent, cost, 3).index(costs)
+        for bucket in range(3):
+            assert Buckets(space.parent, cost, 3).count(bucket, space) == (found == bucket).sum()
+        for most in rng.choice(memory, 3):
+            low, high = np.sort(rng.choice(costs, 2))
+            inside = (costs >= low) & (costs <= high) & (memory <= most)
+            both = model.memory.forbid(cost, most)
+            assert count_within(space, both, low, high + 1) == inside.sum()
+            assert share_within(space, both, low, high + 1) == pytest.approx(chances[inside].sum(), abs=1e-12)
+            if inside.any():
+                drawn = sample_within(space, both, low, high + 1, 200, rng)
+                assert set(drawn.keys.tolist()) <= set(paths[inside].keys.tolist())
 
 
 @pytest.mark.parametrize("space", [SPACE, PRUNED, compofa(GEOMETRY)], ids=lambda space: space.name)

@@ -196,6 +196,20 @@ def test_constraint_text():
     assert Constraint("latency", len, 12.5, "ms").text(12.5) == "12.5 ms"
 
 
+@pytest.mark.parametrize("share", [0, 0.2, 0.5, 0.8, 0.95, 1])
+def test_bounds_that_are_a_paths_very_costs_allow_it(share):
+    """The fewest parameters, then the least memory, of all paths with so many FLOPs or more; nothing is to spare."""
+    paths = every_path(SPACE)
+    flops, params, memory = MODEL.flops(paths), MODEL.params(paths), MODEL.memory(paths)
+    least = np.quantile(flops, share, method="nearest")
+    fewest = params[flops >= least].min()
+    lowest = memory[(flops >= least) & (params == fewest)].min()
+    allowed = paths[(flops >= least) & (params <= fewest) & (memory <= lowest)]
+    bounds = [between(MODEL, least, np.inf), at_most(MODEL.params, fewest), at_most(MODEL.memory, lowest)]
+    found = first_population(SPACE, bounds, 20, np.random.default_rng(0))
+    assert len(found) and set(found.keys.tolist()) <= set(allowed.keys.tolist())
+
+
 def test_the_first_population_comes_straight_from_a_rare_bucket():
     """At the paper's size one path in a million is in the top bucket."""
     space, cost = ofa_resnet50(), CostModel(384, 20, "detector").flops
