@@ -77,7 +77,9 @@ def read(file: FilePath, model: CostModel) -> Latency:
     if latency.geometry != model.backbone:
         raise UserError(f"the latency table {file} is for {latency.geometry}, the run's supernet is {model.backbone}")
     if size != model.size:
-        raise UserError(f"the latency table {file} is for images of {size[0]} x {size[1]}, the run's are {model.size}")
+        raise UserError(
+            f"the latency table {file} is for images of {size[0]} x {size[1]}, the run's are {' x '.join(map(str, model.size))}"
+        )
     ours = {"scope": model.scope, "num_classes": model.num_classes, "head": _head_filters(model)}
     for name in ours:
         if measured[name] != ours[name]:
