@@ -6,6 +6,7 @@ Read `DetOFASearcher.run` beside the paper's Algorithm 1; the numbers are the pa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path as FilePath
 
 import numpy as np
@@ -256,7 +257,10 @@ class DetOFASearcher(SupernetRunner):
         return summary
 
     def evaluate_path(self, name: str, path: Path) -> dict:
-        """FLOPs, parameters, validation loss and AP on the test split, under the present weights; kept as <name>.json."""
+        """FLOPs, parameters, validation loss and AP on the test split, under the present weights; kept as <name>.json.
+
+        FLOPs are those of `hparams.cost_scope`, parameters the whole detector's.
+        """
         if (known := self.recall(slug(name))) is not None:
             return known
         statistics = reestimate(self.model, path, self.evaluator.statistics_batches)
@@ -275,7 +279,7 @@ class DetOFASearcher(SupernetRunner):
             )
         result = {
             "flops": int(self.cost.flops(batch)[0]),
-            "params": int(self.cost.params(batch)[0]),
+            "params": int(replace(self.cost, scope="detector").params(batch)[0]),
             "loss": validation_loss(self.model, path, statistics, self.evaluator.validation_batches),
             **ap,
             "path": path.to_ofa(self.space.geometry),
@@ -287,12 +291,11 @@ class DetOFASearcher(SupernetRunner):
 
 def check_budgets(config: Config, space: SearchSpace, cost: CostModel) -> None:
     """Raise UserError if no path of the space is within one of the config's budgets."""
-    least, most = cost_range(space, cost.flops)
     for budget in config.hparams.search.budgets:
-        if budget < least:
+        if budget < cost_range(space, cost.flops)[0]:
             raise UserError(
                 f"hparams.search.budgets holds {budget / 1e9:.4g} GFLOPs, which is below the smallest path; "
-                f"reachable are {least / 1e9:.4g} to {most / 1e9:.4g} GFLOPs"
+                f"reachable are {cost.flops.reachable(space)}"
             )
 
 

@@ -161,14 +161,20 @@ def evaluate(args: argparse.Namespace) -> None:
 def search_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a finished run of Algorithm 1")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the run's config")
-    parser.add_argument("--flops", metavar="BOUND", help="most multiply-accumulates, like 3G or 250M")
+    parser.add_argument(
+        "--flops", metavar="BOUND", help="most multiply-accumulates, like 3G or 250M; of what the run's hparams.cost_scope says"
+    )
     parser.add_argument("--latency", metavar="BOUND", help="like 40ms or 900us; needs a table of measure-latency")
-    parser.add_argument("--params", metavar="BOUND", help="most parameters, like 20M")
-    parser.add_argument("--memory", metavar="BOUND", help="most memory for activations, like 200MB (float32, one image)")
+    parser.add_argument("--params", metavar="BOUND", help="most parameters of the detector, like 20M")
+    parser.add_argument(
+        "--memory", metavar="BOUND", help="most memory for the detector's activations, like 200MB (float32, one image)"
+    )
     parser.add_argument("--latency-table", metavar="FILE", help="default: RUN/latency.json, if it is there")
     parser.add_argument("--front", action="store_true", help="all trades of FLOPs against score in each bucket (needs pymoo)")
     parser.add_argument(
-        "--by-score", action="store_true", help="compare winners of buckets by score; needs no weights and data"
+        "--by-score",
+        action="store_true",
+        help="compare winners of buckets by score, as hparams.search.across_buckets=score does; needs no weights and data",
     )
     parser.add_argument("--generations", type=int, metavar="N", help="of each search (default: the run's)")
     parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")

@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, Context
 from functools import cached_property, lru_cache
 from itertools import combinations_with_replacement
 from typing import ClassVar, NamedTuple
@@ -20,7 +21,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from .errors import UserError
-from .geometry import OFA_RESNET50, Geometry, HeadGeometry
+from .geometry import OFA_RESNET50, Geometry, HeadGeometry, is_count
 from .search_space import Path, PathBatch, SearchSpace
 
 SCOPES = ("classifier", "backbone", "detector")
@@ -76,7 +77,7 @@ class LayerCost:
         ratios = np.split(batch.ratios, np.cumsum(self.geometry.layers_per_stage)[:-1], axis=1)
         for stage, (first, other, layers) in enumerate(zip(self.first, self.other, ratios)):
             before, width = batch.widths[:, stage + 1], batch.widths[:, stage + 2]
-            others = self.combine.reduce(other[width[:, None], layers[:, 1:]], axis=1)
+            others = self.combine.reduce(other[width[:, None], layers[:, 1:]], axis=1, initial=0)  # a stage may be one layer
             costs[:, stage] = self.combine(first[before, width, layers[:, 0]], others)
         return costs
 
@@ -106,6 +107,10 @@ class LayerCost:
     def text(self, *costs: float) -> str:
         """Costs in words, such as "0.52 to 4.31 GFLOPs"."""
         return in_unit(costs, self.unit, self.scale)
+
+    def reachable(self, space: SearchSpace) -> str:
+        """The space's smallest and largest cost in words, rounded up: given as a bound, each allows its path."""
+        return self.text(*(float(Context(4, ROUND_CEILING).create_decimal(cost)) for cost in self.extremes(space)))
 
     def _batch(self, paths: Sequence[Path] | PathBatch) -> PathBatch:
         batch = PathBatch.from_paths(paths, self.geometry)
@@ -178,10 +183,10 @@ class CostModel:
         if self.scope not in SCOPES:
             raise UserError(f"scope is {self.scope!r}; allowed are {', '.join(SCOPES)}")
         sides = self.image_size if isinstance(self.image_size, (tuple, list)) else (self.image_size,) * 2
-        if len(sides) != 2 or any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1 for n in sides):
+        if len(sides) != 2 or not all(map(is_count, sides)):
             raise UserError(f"image_size is {self.image_size!r}; allowed are a positive integer or (height, width)")
-        if self.num_classes < 1:
-            raise UserError(f"num_classes is {self.num_classes}; allowed is 1 or more")
+        if not is_count(self.num_classes):
+            raise UserError(f"num_classes is {self.num_classes}; allowed is an integer of 1 or more")
         if isinstance(self.image_size, list):  # a list, as JSON has it, would leave the model without a hash
             object.__setattr__(self, "image_size", tuple(self.image_size))
 
@@ -212,7 +217,7 @@ class CostModel:
     def _cost(self, kind: type[LayerCost], measure: int, name: str, unit: str, scale: float) -> LayerCost:
         stem, first, other, head = self._tables
         return kind(
-            name,
+            f"{name} of the backbone" if self.scope == "backbone" else name,
             unit,
             scale,
             self.backbone,
@@ -366,7 +371,7 @@ def sample_within(
     if not joint.share(low, high):
         raise UserError(
             f"the space {space.name} has no path from {cost.text(low)} up to (not including) {cost.text(high)}; "
-            f"reachable are {cost.text(*joint.range)}"
+            f"reachable are {cost.reachable(space)}"
         )
     return joint.sample(low, high, n, rng)
 
@@ -426,7 +431,7 @@ class Buckets:
         found = []
         for bucket in range(self.n):
             low, high = self.interval(bucket)
-            most = min(budget, np.ceil(high) - 1)  # costs are integers, and `high` is the next bucket's
+            most = min(np.floor(budget), np.ceil(high) - 1)  # costs are integers, and `high` is the next bucket's
             if count_within(space or self.space, self.cost, low, most + 1):
                 found.append((low, most))
         return found

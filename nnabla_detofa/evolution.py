@@ -139,18 +139,11 @@ def search(
     Raises:
         UserError: an argument is out of its range, or no path that meets the constraints was found.
     """
-    shares = {"parent_ratio": parent_ratio, "mutate_prob": mutate_prob, "mutation_ratio": mutation_ratio}
-    for name, value in shares.items():
-        if not 0 <= value <= 1:
-            raise UserError(f"{name} of the search must be in [0, 1], got {value}")
-    if population < 1 or generations < 0:
-        raise UserError(
-            f"the search needs a population of at least 1 and 0 or more generations, got {population}, {generations}"
-        )
+    _check(population, generations, parent_ratio=parent_ratio, mutate_prob=mutate_prob, mutation_ratio=mutation_ratio)
     main = at_most(cost, budget) if isinstance(cost, (CostModel, LayerCost)) else Constraint("cost", cost, budget)
     bounds = (main, *constraints)
     n_parents = max(1, round(parent_ratio * population))
-    n_mutants = round(mutation_ratio * population)
+    n_mutants = int(mutation_ratio * population + 0.5)  # half up: a population of 1 mutates, or it would never change
 
     known: dict[bytes, float] = {}
     parents, scores = _best(first_population(space, bounds, population, rng), score, known, n_parents)
@@ -174,6 +167,17 @@ def search(
     return SearchResult(found[0], history[-1], np.asarray(main.cost(found)).item(), tuple(history), len(known), left_out)
 
 
+def _check(population: int, generations: int, **shares: float) -> None:
+    """Raise UserError for an argument of a search that is out of its range."""
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"{name} of the search must be in [0, 1], got {value}")
+    if population < 1 or generations < 0:
+        raise UserError(
+            f"the search needs a population of at least 1 and 0 or more generations, got {population}, {generations}"
+        )
+
+
 def first_population(space: SearchSpace, constraints: Sequence[Constraint], n: int, rng: np.random.Generator) -> PathBatch:
     """`n` paths drawn uniformly among those that meet the constraints, or fewer (at least one) where these are rare.
 
@@ -186,13 +190,11 @@ def first_population(space: SearchSpace, constraints: Sequence[Constraint], n: i
     shares = []
     peaks = [bound for bound in constraints if isinstance(bound.cost, PeakCost)]
     for bound in constraints:
-        if isinstance(bound.cost, LayerCost):
-            least, most = cost_range(space, bound.cost)
-            if bound.budget < least:
-                raise NoPath(
-                    f"{bound.name} budget {bound.text(bound.budget)} is below the smallest path; "
-                    f"reachable are {bound.text(least, most)}"
-                )
+        if isinstance(bound.cost, LayerCost) and bound.budget < cost_range(space, bound.cost)[0]:
+            raise NoPath(
+                f"{bound.name} budget {bound.text(bound.budget)} is below the smallest path; "
+                f"reachable are {bound.cost.reachable(space)}"
+            )
         if isinstance(bound.cost, AdditiveCost):
             cost = bound.cost
             for peak in peaks:
@@ -370,9 +372,10 @@ def front(
         score, cost, generations, population, mutate_prob, constraints, progress: as of `search`.
 
     Raises:
-        UserError: pymoo is not installed.
+        UserError: an argument is out of its range, or pymoo is not installed.
         NoPath: no path that meets the constraints was found.
     """
+    _check(population, generations, mutate_prob=mutate_prob)
     try:
         from .nsga2 import evolve
     except ImportError as error:

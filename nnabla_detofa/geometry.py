@@ -3,7 +3,27 @@
 Pure arithmetic, shared by the search space, the cost model and the networks, so that the three cannot disagree.
 """
 
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from numbers import Integral
+from typing import Any
+
+from .errors import UserError
+
+
+def is_count(value: Any) -> bool:
+    """Whether `value` is an integer of 1 or more."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+
+
+def _refuse_no_counts(owner: str, **values: tuple) -> None:
+    """Raise UserError for the first of `values` that holds anything but integers of 1 or more."""
+    for name, numbers in values.items():
+        if not all(map(is_count, numbers)):
+            raise UserError(f"{name} of {owner} must be 1 or more, and whole, got {', '.join(map(str, numbers))}")
 
 
 def make_divisible(value: float, divisor: int) -> int:
@@ -31,6 +51,9 @@ class Geometry:
         stage_channels: output channels of each stage at W = 1 and `width_scale` 1.
         strides: stride of the first layer of each stage.
         stem_channels: output channels of the stem at W = 1 and `width_scale` 1.
+
+    Raises:
+        UserError: choices do not rise, a number is not positive, or the stages' entries differ in length.
     """
 
     depths: tuple[int, ...] = (0, 1, 2)
@@ -41,6 +64,36 @@ class Geometry:
     strides: tuple[int, ...] = (1, 2, 2, 2)
     stem_channels: int = 64
     width_scale: float = 1.0
+
+    def __post_init__(self):
+        owner = "the geometry"
+        for name in ("depths", "widths", "ratios"):
+            choices = getattr(self, name)
+            if not choices or list(choices) != sorted(set(choices)):
+                raise UserError(f"{name} of {owner} must be one or more numbers that rise, got {choices}")
+        if not all(is_count(depth + 1) for depth in self.depths):
+            raise UserError(f"depths of {owner} must be 0 or more, and whole, got {self.depths}")
+        for name, numbers in (("widths", self.widths), ("ratios", self.ratios), ("width_scale", (self.width_scale,))):
+            if not all(0 < number < math.inf for number in numbers):
+                raise UserError(f"{name} of {owner} must be positive and finite, got {', '.join(map(str, numbers))}")
+        per_stage = {"base_depths": self.base_depths, "stage_channels": self.stage_channels, "strides": self.strides}
+        _refuse_no_counts(owner, **per_stage, stem_channels=(self.stem_channels,))
+        if not self.stages or len(set(map(len, per_stage.values()))) > 1:
+            raise UserError(
+                f"{', '.join(per_stage)} of {owner} must have a number for each stage, "
+                f"got {', '.join(str(len(numbers)) for numbers in per_stage.values())} numbers"
+            )
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Geometry:
+        """The geometry that `dataclasses.asdict` made into JSON.
+
+        Raises:
+            KeyError, TypeError: an entry is missing or unknown.
+            UserError: they make no geometry.
+        """
+        entries = {entry.name: data[entry.name] for entry in fields(cls)} | dict(data)
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in entries.items()})
 
     @property
     def stages(self) -> int:
@@ -97,11 +150,22 @@ class HeadGeometry:
         num_classes: channels of the class heat map.
         deconv_channels: filters of each 4x4 stride-2 transposed convolution; their number sets the output stride.
         head_channels: filters of the 3x3 convolution in each head.
+
+    Raises:
+        UserError: a number is not a positive integer.
     """
 
     num_classes: int = 20
     deconv_channels: tuple[int, ...] = field(default=(256, 256, 256))
     head_channels: int = 64
+
+    def __post_init__(self):
+        _refuse_no_counts(
+            "the head",
+            num_classes=(self.num_classes,),
+            deconv_channels=self.deconv_channels,
+            head_channels=(self.head_channels,),
+        )
 
     def output_stride(self, backbone: Geometry) -> int:
         """Input pixels per heat-map cell: 4 for the paper's detector."""

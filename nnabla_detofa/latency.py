@@ -48,7 +48,7 @@ class Latency(AdditiveCost):
     @classmethod
     def from_json(cls, data: dict) -> Latency:
         """What `to_json` gave."""
-        geometry = Geometry(**{key: tuple(v) if isinstance(v, list) else v for key, v in data["geometry"].items()})
+        geometry = Geometry.from_json(data["geometry"])
         stem, head = (np.array(data[name], np.int64) for name in ("stem", "head"))
         first, other = (tuple(np.array(table, np.int64) for table in data[name]) for name in ("first", "other"))
         w, e = len(geometry.widths), len(geometry.ratios)
@@ -77,8 +77,10 @@ def read(file: FilePath, model: CostModel) -> Latency:
     if latency.geometry != model.backbone:
         raise UserError(f"the latency table {file} is for {latency.geometry}, the run's supernet is {model.backbone}")
     if size != model.size:
-        raise UserError(f"the latency table {file} is for images of {size[0]} x {size[1]}, the run's are {model.size}")
-    ours = {"scope": "detector" if model.head else model.scope, "num_classes": model.num_classes, "head": _head_filters(model)}
+        raise UserError(
+            f"the latency table {file} is for images of {size[0]} x {size[1]}, the run's are {' x '.join(map(str, model.size))}"
+        )
+    ours = {"scope": model.scope, "num_classes": model.num_classes, "head": _head_filters(model)}
     for name in ours:
         if measured[name] != ours[name]:
             raise UserError(f"the latency table {file} was measured with {name} {measured[name]}, the run has {ours[name]}")
@@ -249,7 +251,8 @@ def validate(
     """Predicted latencies of random paths beside those of their whole networks.
 
     Returns:
-        "mean_relative_error", "rank_correlation" (Spearman's), and "predicted_ms" and "measured_ms" of each path.
+        "mean_relative_error", "rank_correlation" (Spearman's; None where all are equal), and "predicted_ms" and
+        "measured_ms" of each path.
     """
     batch = (space or ofa_resnet50(model.backbone)).sample_many(rng, paths)
     measured = []
@@ -258,9 +261,10 @@ def validate(
         output = F.sink(*outputs) if model.scope == "detector" else outputs
         measured.append(forward_time(output, repeats, synchronise))
     predicted, measured = latency(batch), np.array(measured)
+    ranked = min(len(set(predicted.tolist())), len(set(measured.tolist()))) > 1  # equal values have no rank
     return {
         "mean_relative_error": float(np.mean(np.abs(predicted - measured) / measured)),
-        "rank_correlation": float(spearmanr(predicted, measured).statistic) if len(set(measured)) > 1 else None,
+        "rank_correlation": float(spearmanr(predicted, measured).statistic) if ranked else None,
         "predicted_ms": (predicted / 1e6).round(4).tolist(),
         "measured_ms": (measured / 1e6).round(4).tolist(),
     }

@@ -309,8 +309,8 @@ class PathFilter(Mo.Module):
             text = opened.attrs.get("path_filter")
         try:
             settings = json.loads(text)
-            geometry = {key: tuple(v) if isinstance(v, list) else v for key, v in settings["geometry"].items()}
-            settings = {"pooling": "mean"} | settings | {"geometry": Geometry(**geometry)}  # older files do not name it
+            geometry = Geometry.from_json(settings["geometry"])
+            settings = {"pooling": "mean"} | settings | {"geometry": geometry}  # older files do not name the pooling
             loaded = cls(**settings, rng=np.random.default_rng(0))
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise UserError(f"{file} is not the weights file of a path filter: its settings are missing or damaged") from error

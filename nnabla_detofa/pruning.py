@@ -176,8 +176,6 @@ def path_thresholds(
     thresholds = np.full(buckets.n, -np.inf)
     if r_path == 0:
         return thresholds
-    if r_path == 0:
-        return thresholds
     for bucket in range(buckets.n):
         if buckets.count(bucket, space):
             thresholds[bucket] = np.quantile(scorer(buckets.sample(bucket, n, rng, space)), r_path)

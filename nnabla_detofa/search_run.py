@@ -6,15 +6,16 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 
 import numpy as np
 
 from . import config as configs
 from . import latency, weights
-from .algorithm1 import build
-from .costs import Buckets, CostModel, LayerCost, cost_range
+from .algorithm1 import build, make_cost
+from .checked import kind_of
+from .costs import Buckets, LayerCost, cost_range
 from .errors import UserError
 from .evolution import Constraint, NoPath, at_most, between, front, search
 from .path_evaluation import named_rng, path_evaluator
@@ -42,10 +43,12 @@ def parse_bound(name: str, text: str) -> float:
     """
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z]*)\s*", text)
     units = {unit.lower(): worth for unit, worth in UNITS[name].items()}
-    if match is None or match[2].lower() not in units or not 0 < float(match[1]) < math.inf:
+    bound = float(match[1]) * units.get(match[2].lower(), math.inf) if match else math.inf
+    bound = float(f"{bound:.15g}")  # 0.00203 * 1e6 is a little over 2030; a bound may be a path's very cost
+    if not 0 < bound < math.inf:
         known = ", ".join(unit or "none" for unit in UNITS[name])
         raise UserError(f"--{name} must be a positive number with a unit ({known}), like {EXAMPLES[name]}, got {text}")
-    return float(match[1]) * units[match[2].lower()]
+    return bound
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class FinishedRun:
         folder: the run's folder. config: its config.
         space: the pruned space. buckets: FLOPs buckets of A.
         scorer: the path filter as it was re-trained before the run's own search.
-        costs: by the names of `UNITS`; latency only where a table was given.
+        costs: by the names of `UNITS`; latency only where a table was given. FLOPs are those of the config's `cost_scope`,
+            as in the run; all else is what the device must bear: that of the whole detector.
     """
 
     folder: FilePath
@@ -78,9 +82,14 @@ def load_run(folder: FilePath, overrides: Sequence[str] = (), latency_table: Fil
         UserError: the folder is not that of a run that got so far, or the table does not fit it.
     """
     content = read_result(folder, "config")
+    if not isinstance(content, dict):
+        raise UserError(f"{folder} holds a damaged config.json: it is {kind_of(content)}, not a mapping")
+    scope = configs.from_dict(content, folder.name).hparams.cost_scope
     for override in overrides:
         content = configs.overridden(content, override)
     config = configs.from_dict(content, folder.name)
+    if config.hparams.cost_scope != scope:
+        raise UserError(f"hparams.cost_scope must be the run's, {scope}, on which its path filter was trained")
     try:
         space = SearchSpace.from_json(read_result(folder, "operations")["space"])
         classes = tuple(read_result(folder, "fullnet")["ap50_per_class"])
@@ -93,14 +102,14 @@ def load_run(folder: FilePath, overrides: Sequence[str] = (), latency_table: Fil
     file = folder / "path_filter_again.h5"
     if not file.exists():
         raise UserError(f"{folder} is not the folder of a finished run: {file.name} is missing")
-    network, side = config.network, config.dataloader.image_size
-    head = network.head_geometry(len(classes))
-    model = CostModel((side, side), head.num_classes, config.hparams.cost_scope, network.geometry, head)
+    side = config.dataloader.image_size
+    model = make_cost(config, len(classes), (side, side))
+    whole = replace(model, scope="detector")
     buckets = Buckets(space.parent if isinstance(space, PrunedSpace) else space, model.flops, config.hparams.buckets)
-    costs: dict[str, LayerCost] = {"flops": model.flops, "params": model.params, "memory": model.memory}
+    costs: dict[str, LayerCost] = {"flops": model.flops, "params": whole.params, "memory": whole.memory}
     if latency_table is not None or (folder / "latency.json").exists():
-        costs["latency"] = latency.read(latency_table or folder / "latency.json", model)
-    path_filter = PathFilter.load(file, buckets=config.hparams.buckets, geometry=network.geometry)
+        costs["latency"] = latency.read(latency_table or folder / "latency.json", whole)
+    path_filter = PathFilter.load(file, buckets=config.hparams.buckets, geometry=config.network.geometry)
     scorer = PathScorer(path_filter, model.flops, buckets.index)
     return FinishedRun(folder, config, space, buckets, scorer, costs)
 
@@ -131,8 +140,10 @@ def find(
     """The best path of the pruned space within all bounds, as `algorithm1.best_path` finds one for a FLOPs budget.
 
     Scores rank paths of one FLOPs bucket only, so each bucket with an allowed path is searched by score, and the winners
-    are compared by validation loss, under the run's final weights. Where the weights or the data are not there, and with
-    `by_score`, they are compared by score, which is Eq. 3 to the letter but for the buckets.
+    are compared by validation loss, under the run's final weights. Where the weights or the data are not there, with
+    `by_score`, and where the config's `search.across_buckets` is "score", they are compared by score, which is Eq. 3.
+
+    Where a bound is below every path of the pruned space, A is searched, as in Algorithm 1's own search; `note` hears it.
 
     A mix of bounds on FLOPs and memory alone is known exactly to hold paths or not. With bounds on parameters or latency as
     well, a bucket in which neither drawing nor breeding finds a path counts as empty, which `note` hears.
@@ -144,9 +155,9 @@ def find(
         progress: called after each generation. note: hears what the user should know.
 
     Returns:
-        plain JSON values: "bounds", "rows" (paths with their costs, bucket, score and loss, winners or fronts), "seconds"
-        of the search, "scoring_share" of them, "scored" paths; and without `whole_front` "path" and its costs, and
-        "compared_by".
+        plain JSON values: "bounds", "flops_of" ("detector" or "backbone"; all other costs are the detector's), "space"
+        (which was searched), "rows" (paths with their costs, bucket, score and loss, winners or fronts), "seconds" of the
+        search, "scoring_share" of them, "scored" paths; and without `whole_front` "path" and its costs, and "compared_by".
 
     Raises:
         NoPath: no path meets the bounds; the message gives the reachable range of each cost.
@@ -158,9 +169,13 @@ def find(
             )
     start = time.perf_counter()
     constraints = {name: at_most(run.costs[name], most) for name, most in bounds.items()}
-    ranges = {name: cost_range(run.space, cost) for name, cost in run.costs.items()}
-    if any(most < ranges[name][0] for name, most in bounds.items()):
-        raise _no_path(run, constraints, ranges)
+    if missed := _unreachable(run, bounds):
+        run = replace(run, space=run.buckets.space)
+        if _unreachable(run, bounds):
+            raise _no_path(run, constraints)
+        missed = " or ".join(str(constraints[name]) for name in missed)
+        note(f"every path with {missed} was pruned: {run.space.name} is searched")
+    by_score = by_score or run.config.hparams.search.across_buckets == "score"
     others = [bound for name, bound in constraints.items() if name != "flops"]
     options = run.config.hparams.search.evolution | ({} if generations is None else {"generations": generations})
     score, rows, scored = TimedScore(run.scorer), [], 0
@@ -200,8 +215,15 @@ def find(
         rows += _rows(run, paths, scores)
     seconds = time.perf_counter() - start
     if not rows:
-        raise _no_path(run, constraints, ranges)
-    result = {"bounds": dict(bounds), "seconds": seconds, "scoring_share": score.seconds / seconds, "scored": scored}
+        raise _no_path(run, constraints)
+    result = {
+        "bounds": dict(bounds),
+        "flops_of": run.config.hparams.cost_scope,
+        "space": run.space.name,
+        "seconds": seconds,
+        "scoring_share": score.seconds / seconds,
+        "scored": scored,
+    }
     if whole_front:
         return result | {"rows": rows}
     losses = None if by_score else _losses(run, rows, note)
@@ -209,6 +231,11 @@ def find(
         rows = [row | {"loss": loss} for row, loss in zip(rows, losses)]
     best = max(rows, key=lambda row: row["score"]) if losses is None else min(rows, key=lambda row: row["loss"])
     return best | result | {"compared_by": "score" if losses is None else "loss", "rows": rows}
+
+
+def _unreachable(run: FinishedRun, bounds: Mapping[str, float]) -> list[str]:
+    """The names of the bounds that are below every path of the run's space."""
+    return [name for name, most in bounds.items() if most < cost_range(run.space, run.costs[name])[0]]
 
 
 def _rows(run: FinishedRun, paths: PathBatch, scores: Sequence[float]) -> list[dict]:
@@ -239,15 +266,20 @@ def _losses(run: FinishedRun, rows: Sequence[dict], note: Callable[[str], None])
     return evaluator.losses([Path.from_ofa(row["path"], run.space.geometry) for row in rows]).tolist()
 
 
-def _no_path(run: FinishedRun, constraints: Mapping[str, Constraint], ranges: Mapping[str, tuple[int, int]]) -> NoPath:
-    reachable = ", ".join(f"{cost.name} {cost.text(*ranges[name])}" for name, cost in run.costs.items())
+def _no_path(run: FinishedRun, constraints: Mapping[str, Constraint]) -> NoPath:
+    reachable = ", ".join(f"{cost.name} {cost.reachable(run.space)}" for cost in run.costs.values())
     wanted = " and ".join(map(str, constraints.values())) or "no bound"
     return NoPath(f"no path of {run.folder} was found with {wanted}; reachable, each alone, are {reachable}")
 
 
 def table(result: dict) -> str:
     """Markdown: a row for each path of a result of `find`, and how long the search took."""
-    columns = {"flops": "GFLOPs", "params": "M parameters", "memory": "memory [MB]", "latency": "latency [ms]"}
+    columns = {
+        "flops": f"GFLOPs of the {result['flops_of']}",
+        "params": "M parameters",
+        "memory": "memory [MB]",
+        "latency": "latency [ms]",
+    }
     scales = {"flops": 1e9, "params": 1e6, "memory": 1e6, "latency": 1e6}
     rows = result["rows"]
     costs = [name for name in columns if name in rows[0]]
@@ -260,8 +292,9 @@ def table(result: dict) -> str:
         lines.append(markdown_row([str(row["bucket"] + 1), *values, best]))
     lines += [
         "",
-        f"searched for {result['seconds']:.1f} seconds, {result['scoring_share']:.0%} of them scoring "
+        f"searched {result['space']} for {result['seconds']:.1f} seconds, {result['scoring_share']:.0%} of them scoring "
         f"{result['scored']} paths; scores compare inside a FLOPs bucket only"
+        + ("" if result["flops_of"] == "detector" else "; all but FLOPs are the whole detector's")
         + (f", the winners were compared by {result['compared_by']}" if "compared_by" in result else ""),
     ]
     return "\n".join(lines)

@@ -240,8 +240,8 @@ class SearchSpace:
                 raise UserError(f"the space {self.name} holds {op}, which is not a choice of its geometry")
         stems = (self.stem_depths, *self.stem_widths)
         choices = (geometry.stem_depths, geometry.widths, geometry.widths)
-        if len(stems) != 3 or any(not chosen or set(chosen) - set(every) for chosen, every in zip(stems, choices)):
-            raise UserError(f"the stem of the space {self.name} has the choices {stems}; allowed are some of {choices}")
+        if len(stems) != 3 or any(not _is_choice(chosen, every) for chosen, every in zip(stems, choices)):
+            raise UserError(f"the stem of the space {self.name} has the choices {stems}; allowed are some of {choices}, rising")
         for stage, pairs in enumerate(self.pairs):
             if not pairs:
                 raise UserError(f"the space {self.name} has no operation left in stage {stage + 1}; each needs one")
@@ -352,8 +352,11 @@ class SearchSpace:
     def __contains__(self, path: Path) -> bool:
         if path.stem_depth not in self.stem_depths or any(w not in a for w, a in zip(path.stem_widths, self.stem_widths)):
             return False
-        for pairs, depth, width, ratios in zip(self.pairs, path.stage_depths, path.stage_widths, path.expand_ratios):
-            if not set(ratios) <= set(pairs.get((depth, width), ())):
+        stages = list(zip(path.stage_depths, path.stage_widths, path.expand_ratios))
+        if len(stages) != self.geometry.stages:
+            return False
+        for pairs, base, (depth, width, ratios) in zip(self.pairs, self.geometry.base_depths, stages):
+            if len(ratios) != base + depth or not set(ratios) <= set(pairs.get((depth, width), ())):
                 return False
         return True
 
@@ -388,15 +391,16 @@ class SearchSpace:
         try:
             if "parent" in data:
                 return SearchSpace.from_json(data["parent"]).without(_from_stages(data["removed"]))
-            geometry = {key: tuple(v) if isinstance(v, list) else v for key, v in data["geometry"].items()}
             return SearchSpace(
                 str(data["name"]),
                 _from_stages(data["operations"]),
                 tuple(data["stem_depths"]),
                 tuple(tuple(widths) for widths in data["stem_widths"]),
-                Geometry(**geometry),
+                Geometry.from_json(data["geometry"]),
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except UserError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"a search space in JSON lacks or misspells an entry: {error!r}") from error
 
 
@@ -452,6 +456,11 @@ def _figure3(kept: Mapping, full: Mapping) -> list[str]:
     return groups
 
 
+def _is_choice(chosen: Sequence[float], every: Sequence[float]) -> bool:
+    """Whether `chosen` is one or more of `every`, each once, in ascending order."""
+    return bool(chosen) and set(chosen) <= set(every) and list(chosen) == sorted(set(chosen))
+
+
 def _by_stage(operations: Iterable[Operation], stages: int) -> list[list[list]]:
     """For each stage its operations as [D, W, E], in ascending order."""
     found: list[list[list]] = [[] for _ in range(stages)]
@@ -483,7 +492,7 @@ def product_space(
         Operation(stage, d, w, e) for stage in range(geometry.stages) for d in depths for w in widths for e in ratios
     )
     stem_depths = tuple(sorted(set(geometry.stem_depths) & set(depths))) if elastic_stem else ()
-    stem_widths = tuple(widths) if elastic_stem else (max(geometry.widths),)
+    stem_widths = tuple(sorted(set(widths))) if elastic_stem else (max(geometry.widths),)
     return SearchSpace(name, operations, stem_depths or (max(geometry.depths),), (stem_widths, stem_widths), geometry)
 
 
@@ -493,7 +502,15 @@ def ofa_resnet50(geometry: Geometry = OFA_RESNET50, elastic_stem: bool = True) -
 
 
 def compofa(geometry: Geometry = OFA_RESNET50, elastic_stem: bool = True) -> SearchSpace:
-    """CompOFA* (Table 1): D and W coupled in each stage, (0, 0.65), (1, 0.8), (2, 1.0); E free in each layer."""
+    """CompOFA* (Table 1): D and W coupled in each stage, (0, 0.65), (1, 0.8), (2, 1.0); E free in each layer.
+
+    Raises:
+        UserError: the geometry has not as many D as W.
+    """
+    if len(geometry.depths) != len(geometry.widths):
+        raise UserError(
+            f"CompOFA* couples each D with a W; the geometry has the depths {geometry.depths} and the widths {geometry.widths}"
+        )
     operations = frozenset(
         Operation(stage, d, w, e)
         for stage in range(geometry.stages)

@@ -26,6 +26,25 @@ PRUNED = SPACE.without(
 )
 
 
+def random_geometry(rng: np.random.Generator) -> Geometry:
+    """A supernet of one to three stages with other choices, bases and strides."""
+    stages = int(rng.integers(1, 4))
+
+    def some(values: tuple, most: int) -> tuple:
+        return tuple(sorted(rng.choice(values, rng.integers(1, most + 1), replace=False).tolist()))
+
+    return Geometry(
+        depths=some((0, 1, 2), 2 if stages < 3 else 1),
+        widths=some((0.5, 0.65, 0.8, 1.0), 2),
+        ratios=some((0.2, 0.25, 0.35), 2),
+        base_depths=tuple(rng.integers(1, 3, stages).tolist()),
+        stage_channels=tuple(rng.choice((32, 64, 256), stages).tolist()),
+        strides=tuple(rng.integers(1, 3, stages).tolist()),
+        stem_channels=int(rng.choice((8, 16, 64))),
+        width_scale=float(rng.choice((0.125, 0.5, 1.0))),
+    )
+
+
 def every_path(space: SearchSpace) -> PathBatch:
     """All canonical paths of the space, in no meaningful order: OFA's notation run through, then filtered."""
     geometry = space.geometry

@@ -1,11 +1,12 @@
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from parity import FLOPS, failed, flops_check, parameter_checks
 from scipy.stats import chi2_contingency, chisquare, ks_2samp
-from small import GEOMETRY, PRUNED, SPACE, every_path, probabilities
+from small import GEOMETRY, PRUNED, SPACE, every_path, probabilities, random_geometry
 
 from nnabla_detofa.costs import (
     Buckets,
@@ -92,6 +93,13 @@ def test_memory_by_hand():
     assert detector.memory.head.tolist() == [4 * (2 + 2 + 32 + 200) * 2]
 
 
+def test_a_stage_may_be_one_layer():
+    one = CostModel((9, 7), scope="backbone", backbone=replace(TINY, depths=(0,)))
+    whole = CostModel((9, 7), scope="backbone", backbone=TINY)
+    for cost, same in ((one.flops, whole.flops), (one.memory, whole.memory)):
+        assert cost.stages([SMALLEST]).tolist() == same.stages([SMALLEST]).tolist()
+
+
 def test_a_million_paths_cost_two_seconds_or_less():
     batch, model = A.sample_many(np.random.default_rng(0), 1_000_000), CostModel(384, 20, "detector")
     start = time.process_time()
@@ -140,6 +148,7 @@ def test_paths_of_another_supernet_are_refused():
         ({"image_size": 0}, "image_size is 0"),
         ({"image_size": (1, 2, 3)}, "image_size is"),
         ({"num_classes": 0}, "num_classes is 0"),
+        ({"num_classes": 2.5}, "num_classes is 2.5; allowed is an integer of 1 or more"),
     ],
 )
 def test_cost_model_errors(arguments, message):
@@ -167,6 +176,36 @@ def test_counts_and_shares_are_those_of_the_enumeration(space, cost):
             inside = (costs >= low) & (costs < high)
             assert count_within(space, cost, low, high) == inside.sum()
             assert share_within(space, cost, low, high) == pytest.approx(chances[inside].sum(), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_spaces_are_counted_as_their_enumeration_is(seed):
+    """Odd supernets, pruned at random: bounds on FLOPs and memory that are costs of paths."""
+    rng = np.random.default_rng(seed)
+    space = ofa_resnet50(random_geometry(rng), bool(rng.integers(2)))
+    free = sorted(space.operations)
+    kept = {next(op for op in free if op.stage == stage) for stage in range(space.geometry.stages)}
+    space = space.without(op for op in free if op not in kept and rng.random() < 0.3)
+    model = CostModel(tuple(rng.integers(5, 70, 2).tolist()), 3, str(rng.choice(("backbone", "detector"))), space.geometry)
+    paths = every_path(space)
+    assert len(paths) == space.size()
+    memory, chances = model.memory(paths), probabilities(space, paths)
+    assert cost_range(space, model.memory) == (memory.min(), memory.max())
+    for cost in (model.flops, model.params):
+        costs = cost(paths)
+        assert cost_range(space, cost) == (costs.min(), costs.max())
+        found = Buckets(space.parent, cost, 3).index(costs)
+        for bucket in range(3):
+            assert Buckets(space.parent, cost, 3).count(bucket, space) == (found == bucket).sum()
+        for most in rng.choice(memory, 3):
+            low, high = np.sort(rng.choice(costs, 2))
+            inside = (costs >= low) & (costs <= high) & (memory <= most)
+            both = model.memory.forbid(cost, most)
+            assert count_within(space, both, low, high + 1) == inside.sum()
+            assert share_within(space, both, low, high + 1) == pytest.approx(chances[inside].sum(), abs=1e-12)
+            if inside.any():
+                drawn = sample_within(space, both, low, high + 1, 200, rng)
+                assert set(drawn.keys.tolist()) <= set(paths[inside].keys.tolist())
 
 
 @pytest.mark.parametrize("space", [SPACE, PRUNED, compofa(GEOMETRY)], ids=lambda space: space.name)
@@ -272,6 +311,18 @@ def test_edges_stay_when_the_space_is_pruned():
         buckets.sample(4, 1, np.random.default_rng(0), pruned)
     batch = buckets.sample(1, 100, np.random.default_rng(0), pruned)
     assert pruned.contains_many(batch).all() and (buckets.index(model.flops(batch)) == 1).all()
+
+
+def test_a_budget_names_the_buckets_that_it_reaches():
+    """A path's cost is whole: half a unit below one leaves it out, half a unit above adds nothing."""
+    buckets, costs = Buckets(SPACE, SMALL_MODEL), np.unique(SMALL_MODEL.flops(every_path(SPACE)))
+    found = buckets.index(costs)
+    for first in (costs[found == bucket].min() for bucket in np.unique(found)):
+        for budget in (first - 0.5, first, first + 0.5):
+            intervals = buckets.below(budget)
+            assert len(intervals) == len(np.unique(found[costs <= budget]))
+            assert all(((least <= costs) & (costs <= most)).any() for least, most in intervals)
+            assert all(most == np.floor(most) <= budget for _, most in intervals)
 
 
 def test_costs_outside_the_edges_are_clipped():

@@ -129,6 +129,18 @@ def test_argument_errors_name_the_argument(arguments):
         search(SPACE, additive_score(GEOMETRY), MODEL, 1e12, np.random.default_rng(0), **arguments)
 
 
+@pytest.mark.parametrize("population", [1, 2, 3])
+def test_the_smallest_populations_climb_too(population):
+    found = search(SPACE, additive_score(GEOMETRY), MODEL, 1e12, np.random.default_rng(0), 30, population)
+    assert found.scored > 10 and found.history[-1] > found.history[0]
+
+
+def test_a_front_refuses_the_same_arguments():
+    for arguments in ({"mutate_prob": 2}, {"population": 0}, {"generations": -1}):
+        with pytest.raises(UserError, match=next(iter(arguments)).rstrip("s")):
+            front(SPACE, additive_score(GEOMETRY), MODEL, np.random.default_rng(0), **arguments)
+
+
 def test_a_score_of_nan_is_refused():
     with pytest.raises(ValueError, match="NaN"):
         search(SPACE, lambda batch: np.full(len(batch), np.nan), MODEL, 1e12, np.random.default_rng(0))
@@ -182,6 +194,20 @@ def test_crossover_takes_each_choice_from_a_parent():
 
 def test_constraint_text():
     assert Constraint("latency", len, 12.5, "ms").text(12.5) == "12.5 ms"
+
+
+@pytest.mark.parametrize("share", [0, 0.2, 0.5, 0.8, 0.95, 1])
+def test_bounds_that_are_a_paths_very_costs_allow_it(share):
+    """The fewest parameters, then the least memory, of all paths with so many FLOPs or more; nothing is to spare."""
+    paths = every_path(SPACE)
+    flops, params, memory = MODEL.flops(paths), MODEL.params(paths), MODEL.memory(paths)
+    least = np.quantile(flops, share, method="nearest")
+    fewest = params[flops >= least].min()
+    lowest = memory[(flops >= least) & (params == fewest)].min()
+    allowed = paths[(flops >= least) & (params <= fewest) & (memory <= lowest)]
+    bounds = [between(MODEL, least, np.inf), at_most(MODEL.params, fewest), at_most(MODEL.memory, lowest)]
+    found = first_population(SPACE, bounds, 20, np.random.default_rng(0))
+    assert len(found) and set(found.keys.tolist()) <= set(allowed.keys.tolist())
 
 
 def test_the_first_population_comes_straight_from_a_rare_bucket():

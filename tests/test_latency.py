@@ -12,7 +12,7 @@ from nnabla_detofa.costs import CostModel, cost_range, sample_within
 from nnabla_detofa.errors import UserError
 from nnabla_detofa.geometry import Geometry, HeadGeometry
 from nnabla_detofa.latency import Latency, measure, read
-from nnabla_detofa.search_space import ofa_resnet50
+from nnabla_detofa.search_space import ofa_resnet50, product_space
 
 SMALL = Geometry(width_scale=0.0625, strides=(1, 2, 2, 1))
 MODELS = (
@@ -43,6 +43,15 @@ def test_validation_compares_whole_networks(counted, monkeypatch):
     found = latency.validate(counted, MODELS[0], np.random.default_rng(0), 5, 1, lambda: None)
     assert found["mean_relative_error"] == 0 and found["rank_correlation"] == pytest.approx(1)
     assert len(found["measured_ms"]) == 5 and found["predicted_ms"] == found["measured_ms"]
+
+
+def test_equal_latencies_have_no_rank_correlation(counted, monkeypatch):
+    times = iter([5_000_000, 7_000_000])
+    monkeypatch.setattr(latency, "forward_time", lambda output, repeats, synchronise: next(times))
+    one = product_space("one path", (2,), (1.0,), (0.35,), SMALL, elastic_stem=False)
+    assert one.size() == 1
+    found = latency.validate(counted, MODELS[0], np.random.default_rng(0), 2, 1, lambda: None, one)
+    assert found["rank_correlation"] is None and found["measured_ms"] == [5, 7]
 
 
 def test_a_table_goes_through_its_file_and_is_a_cost_like_others(counted, tmp_path):

@@ -1,6 +1,7 @@
 """Searching a finished run under any mix of bounds: units, hard bounds, impossible mixes, fronts, and files."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -8,14 +9,14 @@ import pytest
 
 from nnabla_detofa import config as configs
 from nnabla_detofa.cli import main
-from nnabla_detofa.costs import CostModel
+from nnabla_detofa.costs import CostModel, cost_range
 from nnabla_detofa.errors import UserError
 from nnabla_detofa.evaluate import find_path
 from nnabla_detofa.evolution import NoPath
 from nnabla_detofa.geometry import HeadGeometry
 from nnabla_detofa.latency import Latency, write
 from nnabla_detofa.path_filter import PathFilter
-from nnabla_detofa.search_run import find, load_run, parse_bound
+from nnabla_detofa.search_run import find, load_run, parse_bound, table
 from nnabla_detofa.search_space import Operation, Path, PathBatch, ofa_resnet50
 
 CONTENT = {
@@ -34,12 +35,17 @@ def model():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, model):
     """What a search reads of a run's folder: without weights, its data are nowhere."""
-    folder, rng = tmp_path_factory.mktemp("runs") / "tiny", np.random.default_rng(0)
+    return write_run(tmp_path_factory.mktemp("runs") / "tiny", model)
+
+
+def write_run(folder, model, **hparams):
+    """Write what a search reads of the folder of a run with these hparams."""
+    rng = np.random.default_rng(0)
     folder.mkdir()
     a = ofa_resnet50(model.backbone)
-    space = a.without([Operation(0, 0, 0.65, 0.2), Operation(3, 1, 0.8, 0.35)])
+    space = a.without([*(Operation(0, 0, 0.65, e) for e in (0.2, 0.25, 0.35)), Operation(3, 1, 0.8, 0.35)])
     contents = {
-        "config": configs.from_dict(CONTENT, "tiny").to_dict(),
+        "config": configs.from_dict(CONTENT | {"hparams": CONTENT["hparams"] | hparams}, "tiny").to_dict(),
         "operations": {"space": space.to_json()},
         "fullnet": {"ap50_per_class": dict.fromkeys("abc")},
     }
@@ -60,6 +66,8 @@ def folder(tmp_path_factory, model):
         ("params", "20m", 20e6),
         ("latency", "40ms", 40e6),
         ("latency", ".5 us", 500),
+        ("params", "0.00203M", 2030),  # 0.00203 * 1e6 is 2030.0000000000002
+        ("flops", "0.00391G", 3910000),
         ("memory", "200MB", 200e6),
         ("memory", "3gb", 3e9),
     ],
@@ -69,7 +77,8 @@ def test_bounds_have_units(name, text, value):
 
 
 @pytest.mark.parametrize(
-    "name, text", [("latency", "40"), ("latency", "3G"), ("flops", "3GB"), ("memory", "2M"), ("params", "-3M")]
+    "name, text",
+    [("latency", "40"), ("latency", "3G"), ("flops", "3GB"), ("memory", "2M"), ("params", "-3M"), ("flops", "1e308T")],
 )
 def test_a_wrong_unit_is_one_sentence(name, text):
     with pytest.raises(UserError, match=rf"--{name} must be a positive number with a unit \(.*\), like .*, got {text}"):
@@ -120,6 +129,17 @@ def test_an_impossible_mix_names_what_is_reachable(folder, flags, capsys):
     assert all(unit in message for unit in ("GFLOPs", "M parameters", "MB", "ms"))
 
 
+def test_a_reachable_bound_can_be_given_as_it_is_printed(folder, capsys):
+    line = ["search", str(folder), "-c", "cpu", "--generations", "0", "--by-score"]
+    assert main([*line, "--flops", "1K"]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    for name, unit in (("flops", "GFLOPs"), ("params", "M parameters"), ("memory", "MB"), ("latency", "ms")):
+        least, most = re.search(rf"([0-9.]+) to ([0-9.]+) {unit}", message).groups()
+        for bound in (least, most):
+            assert main([*line, f"--{name}", bound + {"flops": "G", "params": "M"}.get(name, unit)]) == 0
+    assert "no path" not in capsys.readouterr().err
+
+
 def test_bounds_possible_alone_but_not_together(folder):
     """A device on which layers take the longer the fewer FLOPs they have: the fastest path is not the cheapest."""
     run = load_run(folder)
@@ -158,3 +178,44 @@ def test_a_bound_on_latency_needs_a_table(folder):
 def test_a_folder_that_is_not_a_finished_run(tmp_path, capsys):
     assert main(["search", str(tmp_path), "-c", "cpu", "--flops", "3G"]) == 2
     assert capsys.readouterr().err.endswith("is not the folder of a finished run: config.json is missing\n")
+
+
+def test_parameters_and_memory_are_the_detectors_whatever_the_flops_are_of(tmp_path, model):
+    run = load_run(write_run(tmp_path / "run", model, cost_scope="backbone"))
+    found = find(run, {"flops": 0.5e6}, by_score=True, generations=0)
+    path = Path.from_ofa(found["path"], run.space.geometry)
+    assert found["flops_of"] == "backbone" and found["flops"] == replace(model, scope="backbone").flops([path])[0]
+    assert (found["params"], found["memory"]) == (model.params([path])[0], model.memory([path])[0])
+    assert found["latency"] == model.flops([path])[0]
+    assert "GFLOPs of the backbone" in table(found) and "all but FLOPs are the whole detector's" in table(found)
+    with pytest.raises(NoPath, match="with FLOPs of the backbone <= .*, each alone, are FLOPs of the backbone"):
+        find(run, {"flops": 10.0})
+    with pytest.raises(UserError, match="hparams.cost_scope must be the run's, backbone"):
+        load_run(run.folder, ["hparams.cost_scope=detector"])
+
+
+@pytest.mark.parametrize("name", ["flops", "params"])
+def test_a_bound_below_the_pruned_space_is_searched_in_a(folder, name):
+    run, heard = load_run(folder), []
+    least, least_of_all = (cost_range(space, run.costs[name])[0] for space in (run.space, run.buckets.space))
+    assert least_of_all < least
+    found = find(run, {name: least - 1}, by_score=True, note=heard.append)
+    assert found["space"] == "A" and found[name] < least
+    assert any("was pruned: A is searched" in line for line in heard)
+    assert find(run, {name: least}, by_score=True, note=heard.append)["space"] == "A pruned"
+    heard.clear()
+    with pytest.raises(NoPath):
+        find(run, {name: least_of_all - 1}, note=heard.append)
+    assert not heard
+
+
+def test_the_config_may_ask_to_compare_by_score(tmp_path, model):
+    run = load_run(write_run(tmp_path / "run", model, search={"generations": 1, "population": 4, "across_buckets": "score"}))
+    heard = []
+    assert find(run, {}, note=heard.append)["compared_by"] == "score" and not heard  # data and weights were not asked for
+
+
+def test_a_config_that_is_no_mapping_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="damaged config.json: it is a list, not a mapping"):
+        load_run(tmp_path)

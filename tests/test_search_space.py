@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ from scipy.stats import chisquare
 from small import GEOMETRY, PRUNED, SPACE, every_path, probabilities
 
 from nnabla_detofa.errors import UserError
-from nnabla_detofa.geometry import OFA_RESNET50
+from nnabla_detofa.geometry import OFA_RESNET50, Geometry, HeadGeometry
 from nnabla_detofa.search_space import (
     Operation,
     Path,
@@ -121,6 +122,12 @@ def test_contains_many_agrees_with_contains(space):
     assert space.contains_many(space.sample_many(np.random.default_rng(3), 500)).all()
 
 
+def test_paths_of_other_geometries_are_not_contained():
+    assert SPACE.largest not in A and A.largest not in SPACE
+    deeper = ofa_resnet50(replace(GEOMETRY, base_depths=(2, 2)))
+    assert deeper.largest not in SPACE and SPACE.largest not in deeper
+
+
 def test_the_largest_path_of_a_is_the_fullnet():
     assert A.largest == Path.from_ofa({"d": [2] * 5, "e": [0.35] * 18, "w": [2] * 6})
     assert all(space.largest == A.largest for space in (compofa(), *shrinking_stages()))
@@ -186,8 +193,66 @@ def test_json_errors_name_the_entry():
         SearchSpace.from_json(data)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data["parent"]["geometry"].pop("strides"),
+        lambda data: data["parent"]["geometry"].update(stride=[1, 2, 2, 2]),
+        lambda data: data["parent"]["geometry"].update(strides=[1, 2, 2]),
+        lambda data: data["parent"]["geometry"].update(widths=["a"]),
+        lambda data: data["parent"]["operations"].__setitem__(0, [[0, "a", 0.2]]),
+        lambda data: data["removed"][3].append([0, 0.65]),
+        lambda data: data["removed"].append([[0, 0.65, 0.2]]),
+        lambda data: data.update(removed=None),
+        lambda data: data.update(parent=[]),
+    ],
+)
+def test_damaged_json_is_one_sentence(damage):
+    data = json.loads(json.dumps(figure3().to_json()))
+    damage(data)
+    with pytest.raises(UserError) as caught:
+        SearchSpace.from_json(data)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"depths": (0, 2, 1)}, r"depths of the geometry must be one or more numbers that rise, got \(0, 2, 1\)"),
+        ({"widths": (0.5, 0.5)}, "widths of the geometry must be one or more numbers that rise"),
+        ({"ratios": ()}, "ratios of the geometry must be one or more numbers that rise"),
+        ({"depths": (-1, 0)}, "depths of the geometry must be 0 or more, and whole"),
+        ({"depths": (0, 0.5)}, "depths of the geometry must be 0 or more, and whole"),
+        ({"widths": (0, 1.0)}, "widths of the geometry must be positive and finite"),
+        ({"width_scale": float("nan")}, "width_scale of the geometry must be positive and finite, got nan"),
+        ({"strides": (1, 2, 0, 2)}, "strides of the geometry must be 1 or more, and whole, got 1, 2, 0, 2"),
+        ({"stem_channels": 0.5}, "stem_channels of the geometry must be 1 or more"),
+        ({"strides": (1, 2, 2)}, "base_depths, stage_channels, strides .* a number for each stage, got 4, 4, 3 numbers"),
+        ({"base_depths": (), "stage_channels": (), "strides": ()}, "a number for each stage, got 0, 0, 0 numbers"),
+    ],
+)
+def test_an_odd_geometry_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        Geometry(**change)
+
+
+def test_odd_heads_are_refused():
+    for change in ({"num_classes": 2.5}, {"deconv_channels": (256, 0)}, {"head_channels": True}):
+        with pytest.raises(UserError, match=f"{next(iter(change))} of the head must be 1 or more, and whole"):
+            HeadGeometry(**change)
+
+
+def test_compofa_needs_as_many_depths_as_widths():
+    with pytest.raises(UserError, match=r"couples each D with a W; the geometry has the depths \(0, 1\) and the widths"):
+        compofa(Geometry(depths=(0, 1)))
+
+
 def test_a_stem_must_be_a_choice_of_the_geometry():
     with pytest.raises(UserError, match="the stem of the space odd"):
         SearchSpace("odd", A.operations, stem_depths=(1,))
+    for widths in ((0.65, 0.65), (1.0, 0.65), ()):
+        with pytest.raises(UserError, match="the stem of the space odd .* rising"):
+            SearchSpace("odd", A.operations, stem_widths=(widths, (1.0,)))
+    assert product_space("any order", (2, 0), (1.0, 0.65), (0.2,)) == product_space("any order", (0, 2), (0.65, 1.0), (0.2,))
     small = product_space("no stem depth left", (1,), (0.65,), (0.2,))
     assert small.stem_depths == (2,) and small.size() == 1
