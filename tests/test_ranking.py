@@ -70,6 +70,34 @@ def test_a_fit_learns_a_known_ranking_and_repeats_itself():
     assert weakest(scores[0], losses[200:], 0.25, buckets[200:]).precision >= 0.7
 
 
+@pytest.mark.parametrize(
+    "bounded, block, encoding", [(False, False, "paper"), (True, True, "paper"), (True, True, "transformer")]
+)
+def test_a_fit_of_every_kind_repeats_itself_bit_by_bit(bounded, block, encoding):
+    batch, weights = SPACE.sample_many(np.random.default_rng(0), 60), []
+    for _ in range(2):
+        settings = {"dim": 16, "layers": 1, "feed_forward": 16, "block_encoding": block, "encoding": encoding}
+        path_filter = PathFilter(**settings, rng=np.random.default_rng(1))
+        before = path_filter.get_weights()
+        losses = -2.0 * batch.depths[:, 0] - batch.depths[:, 4]
+        fit(path_filter, batch, np.arange(60) % 5, losses, np.random.default_rng(2), epochs=20, lr=1e-2, flops_bounded=bounded)
+        weights.append(path_filter.get_weights())
+    for name, array in weights[0].items():
+        np.testing.assert_array_equal(array, weights[1][name])
+    assert any(not np.array_equal(array, before[name]) for name, array in weights[0].items())
+
+
+def test_fitting_noise_stops_early_and_keeps_the_best_weights():
+    rng = np.random.default_rng(0)
+    batch, losses, buckets = SPACE.sample_many(rng, 80), rng.random(80), np.arange(80) % 2
+    path_filter = PathFilter(buckets=2, dim=16, layers=1, feed_forward=16, rng=np.random.default_rng(1))
+    result = fit(path_filter, batch, buckets, losses, np.random.default_rng(2), epochs=60, lr=1e-2, patience=3)
+    assert len(result.validation_losses) - 1 == result.best_epoch + 3 < 60
+    held = result.validation
+    kept = pair_loss(path_filter.score(batch[held], buckets[held]), pairs(losses[held], buckets[held]))
+    assert kept == result.validation_losses.min() == result.validation_losses[result.best_epoch]
+
+
 def test_too_few_paths_are_refused():
     batch = SPACE.sample_many(np.random.default_rng(0), 5)
     path_filter = PathFilter(dim=16, layers=1, feed_forward=16, rng=np.random.default_rng(1))
