@@ -356,17 +356,21 @@ def reproduce_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="demo", help="demo, bccd, paper, or a .json file (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="the seeds 0 to N - 1 (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time (default: %(default)s)")
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
     parser.add_argument("-o", "--output", metavar="FOLDER", help="default: results/<profile>")
 
 
 def reproduce(args: argparse.Namespace) -> None:
     """Make tables and figures of the paper, with the runs that they need, and print them."""
+    from .compat import Device
     from .profiles import load
     from .reproduce import Order, reproduce
 
     for name in ("seeds", "jobs"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} must be 1 or more, got {getattr(args, name)}")
+    Device.open(args.context, args.device_id)
     profile = load(args.profile)
     overrides = tuple(entry for text in args.set for entry in text.split())
     output = Path(args.output or Path("results", profile.name))

@@ -56,12 +56,15 @@ COLUMNS = (
 )
 
 
-def table3(results: StudyResults, output: FilePath, command: str, rng: np.random.Generator) -> list[FilePath]:
+def table3(
+    results: StudyResults, output: FilePath, command: str, rng: np.random.Generator, file_name: str = "table3"
+) -> list[FilePath]:
     """Write table3.md, .csv and .png: each setting, for the weakest 25% of each FLOPs bucket; and tau and rho.
 
     Args:
         command: what makes this table, to be printed under it.
         rng: draws the bootstrap's paths.
+        file_name: of the files, without their endings.
 
     Returns:
         the files.
@@ -97,7 +100,7 @@ def table3(results: StudyResults, output: FilePath, command: str, rng: np.random
             row[f"{key}_buckets"] = mean(order_over_buckets(results, name, measure))
             row[f"{key}_all"] = mean([measure(scores, results.inputs.test.losses) for scores in results.scores[name]])
         csv_rows.append(row)
-    return write(output, "table3", lines, csv_rows, draw_table3(results, found, intervals))
+    return write(output, file_name, lines, csv_rows, draw_table3(results, found, intervals))
 
 
 def table_a3(results: StudyResults, output: FilePath, command: str, rng: np.random.Generator) -> list[FilePath]:
@@ -256,7 +259,7 @@ def notes(results: StudyResults, command: str) -> list[str]:
         "- Weak are the paths with the largest measured losses of their bucket, predicted weak those with the least scores.",
         f"- A mean of buckets is over those with at least {LEAST_PATHS} test paths{left_out}.",
         "- Filter: " + ", ".join(f"{key} {value}" for key, value in options.items()) + f", buckets {inputs.buckets}.",
-        f"- Made by `{command}`.",
+        f"- Made by {command}.",
     ]
 
 

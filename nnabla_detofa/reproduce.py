@@ -13,8 +13,9 @@ from pathlib import Path as FilePath
 
 import matplotlib.pyplot as plt
 import numpy as np
+from tqdm import tqdm
 
-from . import __version__, budget_figures, operation_figure, pretrain
+from . import __version__, budget_figures, filter_study, filter_tables, operation_figure, pretrain
 from . import config as configs
 from .budget_figures import Curve
 from .costs import Buckets
@@ -30,6 +31,8 @@ from .experiments import (
     ensure,
     plan,
 )
+from .filter_paths import classification_paths, detection_paths, study_folder
+from .filter_study import StudyInputs, StudyResults
 from .operation_figure import ScoredOperations
 from .path_filter import PathFilter, PathScorer
 from .profiles import DataSet, Profile
@@ -76,14 +79,14 @@ class Target:
         paper: what the paper says of it, where its numbers are not in our table.
         keys: the paper's data sets for it.
         experiments: whose runs it is made of.
-        write: (order, target, name, runs) -> its text; writes its .csv and .png.
+        write: (order, target, name, runs) -> its Markdown files, which it has written with their .csv and .png.
     """
 
     title: str
     paper: str
     keys: tuple[str, ...]
     experiments: tuple[Experiment, ...]
-    write: Callable[[Order, Target, str, Sequence[Run]], str]
+    write: Callable[[Order, Target, str, Sequence[Run]], list[FilePath]]
 
 
 def reproduce(names: Sequence[str], order: Order, log: Callable[[str], None] = print) -> list[FilePath]:
@@ -110,11 +113,20 @@ def reproduce(names: Sequence[str], order: Order, log: Callable[[str], None] = p
         runs = order.runs(target)
         ensure(runs, order.jobs, log)
         order.output.mkdir(parents=True, exist_ok=True)
-        body = target.write(order, target, name, runs)
-        file = order.output / f"{name}.md"
-        file.write_text(f"# {target.title}\n\n{body}\n\nMade by `{order.command(name)}` at {revision()}.\n")
-        made.append(file)
+        made += target.write(order, target, name, runs)
     return made
+
+
+def write_text(order: Order, target: Target, name: str, lines: Sequence[str]) -> list[FilePath]:
+    """Write a target's Markdown file, with what made it."""
+    file = order.output / f"{name}.md"
+    file.write_text("\n".join([f"# {target.title}", "", *lines, "", f"Made by {origin(order, name)}.", ""]), encoding="utf-8")
+    return [file]
+
+
+def origin(order: Order, name: str) -> str:
+    """What made a target, in words."""
+    return f"`{order.command(name)}` at {revision()}"
 
 
 def revision() -> str:
@@ -144,7 +156,7 @@ def curve_of(experiment: Experiment, runs: Sequence[Run]) -> Curve:
 def write_budget_figure(panels: Sequence[tuple[str, Sequence[Experiment]]]) -> Callable[..., str]:
     """The writer of a figure with one panel for each group of experiments, and for each data set."""
 
-    def write(order: Order, target: Target, name: str, runs: Sequence[Run]) -> str:
+    def write(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
         data_sets = order.profile.chosen(target.keys)
         figure, axes = plt.subplots(
             len(data_sets), len(panels), figsize=(5.2 * len(panels), 4.2 * len(data_sets)), squeeze=False, layout="constrained"
@@ -165,7 +177,7 @@ def write_budget_figure(panels: Sequence[tuple[str, Sequence[Experiment]]]) -> C
         plt.close(figure)
         budget_figures.write_csv(order.output / f"{name}.csv", everything)
         lines += [f"![{target.title}]({name}.png)", "", seeds_and_runs(order, runs)]
-        return "\n".join(lines)
+        return write_text(order, target, name, lines)
 
     return write
 
@@ -180,7 +192,7 @@ def seeds_and_runs(order: Order, runs: Sequence[Run]) -> str:
 # --- Figure 8 ---------------------------------------------------------------------------------------------------------
 
 
-def write_figure8(order: Order, target: Target, name: str, runs: Sequence[Run]) -> str:
+def write_figure8(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
     """Operation scores: the pre-trained filter's on the classification supernet, and those of the run of seed 0."""
     ((_, data_set),) = order.profile.chosen(target.keys).items()
     run = runs[0]
@@ -194,7 +206,10 @@ def write_figure8(order: Order, target: Target, name: str, runs: Sequence[Run]) 
     figure.savefig(order.output / f"{name}.png", dpi=110)
     plt.close(figure)
     operation_figure.write_csv(order.output / f"{name}.csv", supernets)
-    return "\n".join(
+    return write_text(
+        order,
+        target,
+        name,
         [
             f"The paper: {target.paper}",
             "",
@@ -206,7 +221,7 @@ def write_figure8(order: Order, target: Target, name: str, runs: Sequence[Run]) 
             "",
             f"A score is the mean of g over {count} uniformly drawn paths with the operation put into its stage; × marks what "
             f"was pruned. Run: `{run.folder}`.",
-        ]
+        ],
     )
 
 
@@ -222,9 +237,41 @@ def pretrained_operations(data_set: DataSet, count: int) -> ScoredOperations:
     return ScoredOperations(title, space.geometry, found.operations, found.scores, found.flops)
 
 
+# --- Tables 3 and A3 --------------------------------------------------------------------------------------------------
+
+
+def write_table3(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
+    """The path filter on the detection supernet after warm-up, as in the paper, and on the classification supernet."""
+    files = []
+    for place, inputs in (("", detection_paths(runs[0])), ("_classification", classification_paths(runs[0]))):
+        results = study(runs[0], f"filter_study{place}", inputs)
+        files += filter_tables.table3(results, order.output, origin(order, name), named_rng(0, "bootstrap"), name + place)
+    return [file for file in files if file.suffix == ".md"]
+
+
+def write_table_a3(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
+    """Table 3's filter with everything on, for other shares of weakest paths."""
+    results = study(runs[0], "filter_study", detection_paths(runs[0]))
+    return filter_tables.table_a3(results, order.output, origin(order, name), named_rng(0, "bootstrap"))[:1]
+
+
+def study(run: Run, name: str, inputs: StudyInputs) -> StudyResults:
+    """Every setting of the filter, fitted with the profile's number of seeds."""
+    seeds = range(run.profile.filter_study.seeds)
+    with tqdm(total=len(inputs.settings) * len(seeds), desc=name, unit="fit", dynamic_ncols=True) as bar:
+
+        def on_fit(outcome: str) -> None:
+            bar.write(outcome)
+            bar.update()
+
+        return filter_study.run(inputs, seeds, study_folder(run) / name, on_fit)
+
+
 # --- All of them ------------------------------------------------------------------------------------------------------
 
 TARGETS = {
+    "table3": Target("Table 3: the path filter for the weakest 25%", "", ("voc",), (OURS,), write_table3),
+    "tableA3": Target("Table A3: the path filter at other pruning ratios", "", ("voc",), (OURS,), write_table_a3),
     "figure8": Target(
         "Figure 8: operation scores",
         "inside each block scores follow an operation's size, more strongly after warm-up on Pascal VOC than on ImageNet.",
