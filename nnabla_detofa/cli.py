@@ -372,9 +372,11 @@ def reproduce(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} must be 1 or more, got {getattr(args, name)}")
     Device.open(args.context, args.device_id)
     profile = load(args.profile)
-    overrides = tuple(entry for text in args.set for entry in text.split())
+    overrides = [entry for text in args.set for entry in text.split()]
+    flags = {"context": args.context, "device_id": args.device_id}
+    overrides += [f"args.{key}={value}" for key, value in flags.items() if value not in ("auto", "0")]
     output = Path(args.output or Path("results", profile.name))
-    for file in reproduce(args.targets, Order(profile, args.seeds, overrides, output, args.jobs)):
+    for file in reproduce(args.targets, Order(profile, args.seeds, tuple(overrides), output, args.jobs)):
         print(file.read_text())
         print(f"written: {', '.join(str(file.with_suffix(suffix)) for suffix in ('.md', '.csv', '.png'))}")
 

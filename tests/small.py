@@ -107,3 +107,20 @@ def detofa_config(root) -> dict:
             "search": {"generations": 4, "population": 10},
         },
     }
+
+
+def pretrain_config(root) -> dict:
+    """A config that pre-trains a supernet and a path filter in seconds, on the crops in `root`."""
+    return {
+        "args": {"context": "cpu", "runner": "pretrain", "evaluation_processes": 2},
+        "network": {"ofa_resnet50": {"width_scale": 0.0625, "strides": [1, 2, 2, 1]}},
+        "dataloader": {"image_folder": {"root": str(root), "image_size": 32}},
+        "hparams": {
+            "batch_size": 8,
+            "epochs": 1,
+            "paths": 40,
+            "bn_images": 8,
+            "bn_batch": 4,
+            "filter": {"dim": 16, "feed_forward": 16, "layers": 1, "epochs": 4},
+        },
+    }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import detofa_config
+from small import detofa_config, pretrain_config
 
 from nnabla_detofa import config as configs
 from nnabla_detofa import experiments, profiles
@@ -26,9 +26,12 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("work")
     root = write_digits(folder / "digits", train=16, val=6, test=6, image_size=64, crops_train=40, crops_val=20)
     (folder / "tiny.json").write_text(json.dumps(detofa_config(root)))
-    pretraining = {"config": "p.json", "supernet": "s.h5", "path_filter": "f.h5"}
+    pretraining = {"config": "p.json", "supernet": "pretrained/supernet.h5", "path_filter": "pretrained/path_filter.h5"}
+    (folder / "p.json").write_text(json.dumps(pretrain_config(root / "classification")))
     needs = [{"path": str(root), "command": "make it"}]
-    profile = {"data_sets": {"digits": {"title": "digits", "config": "tiny.json", "pretraining": pretraining, "needs": needs}}}
+    sizes = {"seeds": 2, "test_paths_per_bucket": 5, "pretraining_paths_per_bucket": 8}
+    data_set = {"title": "digits", "config": "tiny.json", "pretraining": pretraining, "needs": needs}
+    profile = {"data_sets": {"digits": data_set}, "filter_study": sizes}
     (folder / "small.json").write_text(json.dumps(profile))
     return folder
 
@@ -111,6 +114,26 @@ def test_figures_are_made_from_finished_runs(done, profile, tmp_path):
     ap = [100 * subnet["ap50"] for subnet in results(done[1].folder)["subnets"]]
     ours = [float(row.split(",")[-1]) for row in rows[1:6]]
     assert np.allclose(ours, ap, atol=0.006) and (tmp_path / "figureA2.png").stat().st_size > 5000
+
+
+def test_the_filters_tables_and_figure_8(done, folder, tmp_path):
+    """From nothing but the run and a pre-training: the paths are measured and the filter fitted once for all tables."""
+    assert main(["-f", "p.json", "-o", "pretrained"]) == 0
+    command = ["reproduce", "table3", "tableA3", "figure8", "--profile", "small.json", "-o", str(tmp_path)]
+    assert main(command) == 0
+    table = (tmp_path / "table3.md").read_text()
+    assert "detection supernet after warm-up" in table and "40 train, 25 test, 40 pretraining" in table
+    assert "make table3 PROFILE=small SEEDS=1" in table and "2 seeds (0, 1)" in table
+    assert "classification supernet" in (tmp_path / "table3_classification.md").read_text()
+    assert "| 0.4 | 0.830 | 0.792 |" in (tmp_path / "tableA3.md").read_text()
+    figure = (tmp_path / "figure8.md").read_text()
+    assert figure.count("| digits, after warm-up |") == 4 and "Ours: rho of score and FLOPs" in figure
+    assert len((tmp_path / "figure8.csv").read_text().splitlines()) == 1 + 2 * 108
+    study = folder / "runs" / "profiles" / "small" / "digits-filter"
+    before = {file: file.stat().st_mtime_ns for file in study.rglob("*") if file.is_file()}
+    assert len(before) > 8
+    assert main(["reproduce", "tableA3", "--profile", "small.json", "-o", str(tmp_path)]) == 0
+    assert before == {file: file.stat().st_mtime_ns for file in study.rglob("*") if file.is_file()}
 
 
 def test_a_run_that_fails_is_named_with_its_last_words(profile):
