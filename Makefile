@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 IS_310 := -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 10))'
 
-.PHONY: help setup test parity lint demo pretrain table1 bench-space clean
+.PHONY: help setup test parity lint demo pretrain evaluation-study table1 bench-space clean
 
 help: ## This list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-17s %s\n' "$$target" "$$text"; done
@@ -29,6 +29,12 @@ pretrain: $(READY) ## Train the weights that the demo starts from (20 minutes)
 	$(BIN)/python -m nnabla_detofa data digits --root data/digits
 	$(BIN)/nnabla_nas -f configs/digits_pretrain.json -o runs/digits_pretrain
 	$(BIN)/python -m nnabla_detofa ship runs/digits_pretrain configs/weights
+
+evaluation-study: $(READY) ## How many images a path's evaluation needs; after the demo (10 minutes); writes docs/path-evaluation/
+	$(BIN)/python -m nnabla_detofa evaluation-study runs/demo --weights warm_up/weights.h5 --per-bucket 6 --bn-images 128 \
+	    -o docs/path-evaluation/demo.md
+	$(BIN)/python -m nnabla_detofa evaluation-study -f configs/digits_pretrain.json \
+	    --weights configs/weights/digits_supernet.h5 --per-bucket 6 --bn-images 256 -o docs/path-evaluation/digits_pretrain.md
 
 table1: $(READY) ## Table 1, the sizes of the search spaces, with exact counts; writes results/table1/
 	$(BIN)/python -m nnabla_detofa table1
