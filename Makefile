@@ -8,7 +8,7 @@ SEEDS ?= 1
 SET ?=
 STUDIES := table3 tableA3 figure8 figure9 figure10 figureA2
 
-.PHONY: help setup test parity lint demo pretrain table1 bench-space bench-filter $(STUDIES) data/digits clean
+.PHONY: help setup test parity lint demo pretrain evaluation-study table1 bench-space bench-filter $(STUDIES) data/digits clean
 
 help: ## This list
 	@sed -n 's/^\([a-zA-Z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-17s %s\n' "$$target" "$$text"; done
@@ -32,6 +32,12 @@ demo: data/digits ## Run Algorithm 1 on the digits data set and show what it fin
 pretrain: data/digits ## Train the weights that the demo starts from (20 minutes)
 	$(BIN)/nnabla_nas -f configs/digits_pretrain.json -o runs/digits_pretrain
 	$(BIN)/python -m nnabla_detofa ship runs/digits_pretrain configs/weights
+
+evaluation-study: $(READY) ## How many images a path's evaluation needs; after the demo (10 minutes); writes docs/path-evaluation/
+	$(BIN)/python -m nnabla_detofa evaluation-study runs/demo --weights warm_up/weights.h5 --per-bucket 6 --bn-images 128 \
+	    -o docs/path-evaluation/demo.md
+	$(BIN)/python -m nnabla_detofa evaluation-study -f configs/digits_pretrain.json \
+	    --weights configs/weights/digits_supernet.h5 --per-bucket 6 --bn-images 256 -o docs/path-evaluation/digits_pretrain.md
 
 table1: $(READY) ## Table 1, the sizes of the search spaces, with exact counts; writes results/table1/
 	$(BIN)/python -m nnabla_detofa table1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -91,14 +92,15 @@ def noise_share(first: np.ndarray, second: np.ndarray, buckets: np.ndarray) -> f
     Two evaluations of equal size on disjoint images differ by the noise of both; a shift that all paths of a bucket share
     changes no order and does not count. So half the variance of the difference is the noise of one.
     """
-    noise = sum(per_bucket(_spread, first - second, first, buckets).values()) / 2
-    total = sum(per_bucket(_spread, losses, first, buckets)[b] for losses in (first, second) for b in np.unique(buckets)) / 2
-    return float(noise / total)
+    noise = _variance_inside(first - second, buckets) / 2
+    total = (_variance_inside(first, buckets) + _variance_inside(second, buckets)) / 2
+    return noise / total
 
 
-def _spread(values: np.ndarray, _) -> float:
-    """Unbiased variance; 0 for a single path."""
-    return float(np.var(values, ddof=1)) if len(values) > 1 else 0.0
+def _variance_inside(values: np.ndarray, buckets: np.ndarray) -> float:
+    """Unbiased variance inside a bucket, the mean over buckets of two paths or more."""
+    groups = [values[buckets == bucket] for bucket in np.unique(buckets)]
+    return float(np.mean([np.var(group, ddof=1) for group in groups if len(group) > 1]))
 
 
 # --- The study --------------------------------------------------------------------------------------------------------
@@ -220,7 +222,7 @@ def study(
     for size in _doubled(8, n_images // 2):
         drawn = [_disjoint(n_images, size, rng) for _ in range(VALIDATION_PAIRS)]
         validation.append(_row(size, [tuple(map(losses_on, pair)) for pair in drawn], full, bucket))
-    spread = float(np.sqrt(np.mean([_spread(full[bucket == b], None) for b in np.unique(bucket)])))
+    spread = math.sqrt(_variance_inside(full, bucket))
     seconds = time.perf_counter() - start
     numbers = len(paths), per_bucket, n_images, n_batches * batch, batch
     return Study(*numbers, tuple(validation), reestimation, spread, seconds)

@@ -8,10 +8,12 @@ from parity import cut_out_checks, failed, small_net, subnet_checks
 from visit import count_macs, peak_memory
 
 from nnabla_detofa import supernet
+from nnabla_detofa.centernet import Detector
 from nnabla_detofa.costs import CostModel
 from nnabla_detofa.geometry import Geometry, HeadGeometry
 from nnabla_detofa.search_space import Path, ofa_resnet50
-from nnabla_detofa.supernet import BATCH, Classifier, slice_weight
+from nnabla_detofa.supernet import BATCH, EPSILON, Classifier, GivenStatistics, slice_weight
+from nnabla_detofa.validation import reestimate
 
 SMALL = Geometry(width_scale=0.125)
 
@@ -113,3 +115,35 @@ def test_costs_equal_a_visit_of_the_built_graph(geometry, size):
         logits = net(x, path)
         assert count_macs(logits) == flops
         assert peak_memory(logits, x) == memory
+
+
+class Unfolded:
+    """Given statistics as a batch normalisation of their own."""
+
+    def __init__(self, statistics):
+        self.statistics = statistics
+
+    def __call__(self, layer, convolve, weight, gamma, beta):
+        mean, var = map(nn.Variable.from_numpy_array, self.statistics[layer.name])
+        return F.batch_normalization(convolve(weight), beta, gamma, mean, var, eps=EPSILON, batch_stat=False)
+
+
+def test_statistics_folded_into_the_convolutions_change_nothing():
+    """In both kinds of convolution, with scales that are not the initial 0 and 1."""
+    geometry, rng = Geometry(width_scale=0.125, strides=(1, 2, 2, 1)), np.random.default_rng(0)
+    net = Detector(HeadGeometry(3, (16, 16), 8), geometry, heat_map_std=0.1)
+    for name, parameter in net.get_parameters().items():
+        if name.endswith(("_gamma", "_beta")):
+            parameter.d = rng.normal(1.0, 0.5, parameter.shape)
+    x = rng.normal(size=(2, 3, 64, 64)).astype(np.float32)
+    for path in net_paths(geometry, rng):
+        statistics = reestimate(net, path, [x])
+        two = [net(nn.Variable.from_numpy_array(x), path, kind(statistics)) for kind in (GivenStatistics, Unfolded)]
+        nn.forward_all([*two[0], *two[1]])
+        for folded, unfolded in zip(*two):
+            np.testing.assert_allclose(folded.d, unfolded.d, rtol=1e-4, atol=1e-5 * np.abs(unfolded.d).max())
+
+
+def net_paths(geometry, rng):
+    space = ofa_resnet50(geometry)
+    return [space.largest, *space.sample_many(rng, 2)]
