@@ -232,7 +232,7 @@ def supernet_of(args: argparse.Namespace):
     """The config and the weights file that `supernet_arguments` name; opens the device."""
     from . import config as configs
     from .compat import Device
-    from .evaluate_paths import run_config, run_weights
+    from .run_folder import run_config, run_weights
 
     for name in ("per_bucket", "images", "bn_images"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -266,9 +266,10 @@ def evaluate_paths(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     config, weights = supernet_of(args)
-    from .evaluate_paths import evaluate_sampled, pruned_space
+    from .evaluate_paths import evaluate_sampled
+    from .run_folder import searched_space
 
-    space = pruned_space(Path(args.run)) if args.pruned else None
+    space = searched_space(Path(args.run), config) if args.pruned else None
     with tqdm(desc="paths", unit="path", dynamic_ncols=True) as bar:
         found = evaluate_sampled(
             config,

@@ -25,7 +25,7 @@ from .errors import UserError
 from .phases import TrainingPhase, training_phases
 from .pruning import UniformPaths
 from .runner import slug
-from .search_space import Path, PathBatch, SearchSpace, compofa, ofa_resnet50, shrinking_stages
+from .search_space import Path, PathBatch, SearchSpace, ofa_resnet50
 from .supernet import BATCH, sort_middle_channels
 from .training import OnePath, Progress, build, new_optimizer, train
 
@@ -38,9 +38,6 @@ IMAGENET_IMAGES = {"train": 1281167, "val": 50000}
 
 STATES = {"Adam": 2, "AdamW": 2, "Momentum": 1, "Nesterov": 1, "Sgd": 0}
 """Arrays that each solver keeps for every trained array."""
-
-BASELINE_STAGE_EPOCHS = (70, 5, 65, 5, 65)
-"""Table A2, for the five spaces of Table A1."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +147,11 @@ def written_files(config: Config) -> list[str]:
     if not isinstance(config.hparams, DetofaHparams):
         fitted = ["paths.jsonl", "path_filter.h5"] if config.hparams.paths else []
         return [*files, "supernet.h5", *fitted, "summary.json"]
+    files += ["fullnet.json", "fullnet_detections.json"]
+    if config.args.runner == "fullnet":
+        return [*files, "summary.json"]
     count = len(config.hparams.search.budgets) or config.hparams.buckets
-    files += ["fullnet.json", "fullnet_detections.json", "paths.jsonl", "path_filter.h5", "operations.json"]
+    files += ["paths.jsonl", "path_filter.h5", "operations.json"] if config.args.runner == "detofa" else []
     files += ["paths_again.jsonl", "path_filter_again.h5", "held_out_paths.jsonl", "scores.json", "search.json"]
     files += ["winners.jsonl"] if config.hparams.search.across_buckets == "loss" else []
     subnets = [f"subnet_{number}{end}" for number in range(1, count + 1) for end in (".json", "_detections.json")]
@@ -339,10 +339,30 @@ def filter_lines(config: Config, per_bucket: int) -> Iterator[str]:
 
 
 def detofa_lines(config: Config, space: SearchSpace, cost: CostModel) -> Iterator[str]:
-    hparams, pruning, search = config.hparams, config.hparams.operation_pruning, config.hparams.search
+    hparams, search, ours = config.hparams, config.hparams.search, config.args.runner == "detofa"
+    if config.args.runner == "fullnet":
+        return
     yield from filter_lines(config, hparams.paths_per_bucket)
-    yield "  fitted after the warm-up, and again, on as many paths of the final supernet, before the search"
+    yield f"  fitted {'after the warm-up, and again, ' if ours else ''}on paths of the final supernet, before the search"
     yield f"  held-out paths for Kendall's tau: {hparams.heldout_paths_per_bucket} per bucket"
+    if ours:
+        yield from pruning_lines(config, space)
+    yield "search"
+    yield (
+        f"  {search.generations} generations, population {search.population}, parents {search.parent_ratio:.0%}, mutation "
+        f"{search.mutate_prob:g}, {search.mutation_ratio:.0%} mutants and {1 - search.mutation_ratio:.0%} crossovers"
+    )
+    budgets = search.budgets or Buckets(space, cost.flops, hparams.buckets).edges[1:]
+    listed = ", ".join(f"{budget / 1e9:.4g}" for budget in budgets)
+    yield f"  budgets in GFLOPs: {listed}; across buckets by {search.across_buckets}"
+    yield "  the found subnets are not fine-tuned"
+    if ours:
+        yield "the paper's baselines, each a run of its own: args.runner=fullnet, ofa, compofa or ofa_ps"
+    yield ""
+
+
+def pruning_lines(config: Config, space: SearchSpace) -> Iterator[str]:
+    hparams, pruning = config.hparams, config.hparams.operation_pruning
     yield "pruning"
     shares = {
         "flops_score_all": f"r_op1 {pruning.r_op1:g} of all, then r_op2 {pruning.r_op2:g} in each bucket",
@@ -354,26 +374,6 @@ def detofa_lines(config: Config, space: SearchSpace, cost: CostModel) -> Iterato
         f"  paths: {hparams.path_pruning}, r_path {hparams.r_path:g}; "
         f"thresholds from {hparams.threshold_paths} paths per bucket"
     )
-    yield "search"
-    yield (
-        f"  {search.generations} generations, population {search.population}, parents {search.parent_ratio:.0%}, mutation "
-        f"{search.mutate_prob:g}, {search.mutation_ratio:.0%} mutants and {1 - search.mutation_ratio:.0%} crossovers"
-    )
-    budgets = search.budgets or Buckets(space, cost.flops, hparams.buckets).edges[1:]
-    listed = ", ".join(f"{budget / 1e9:.4g}" for budget in budgets)
-    yield f"  budgets in GFLOPs: {listed}; across buckets by {search.across_buckets}"
-    yield "  the found subnets are not fine-tuned"
-    yield "the paper's baselines, for comparison (not part of this run)"
-    total = hparams.warmup_epochs + hparams.epochs
-    geometry, stem = config.network.geometry, config.network.elastic_stem
-    yield f"  fullnet: the largest path alone, {hparams.fullnet_epochs} epochs"
-    coupled = compofa(geometry, stem).size()
-    yield f"  OFA w/o PS: {total} epochs of uniform paths of A; CompOFA*: the same in its {coupled:.4g} paths"
-    stages = ", ".join(
-        f"{epochs} ({stage.size():.3g} paths)" for epochs, stage in zip(BASELINE_STAGE_EPOCHS, shrinking_stages(geometry, stem))
-    )
-    yield f"  OFA w/ PS: epochs (Table A2, for VOC) of the five spaces of Table A1: {stages}"
-    yield ""
 
 
 def pretrain_lines(config: Config) -> Iterator[str]:

@@ -8,13 +8,12 @@ from pathlib import Path as FilePath
 
 from tqdm import tqdm
 
-from . import config as configs
 from . import weights
 from .algorithm1 import build
 from .errors import UserError
 from .path_evaluation import statistics_images
-from .report import markdown_row, read_result, refuse_other_classes
-from .runner import slug
+from .report import markdown_row
+from .run_folder import final_weights, read_result, refuse_other_classes, run_config
 from .search_space import Path, SearchSpace
 from .validation import BoxDetector, average_precision, reestimate
 
@@ -41,19 +40,15 @@ def evaluate(
     Raises:
         UserError: the folder is not that of a run that got so far, or the path is not one of its space.
     """
-    content = read_result(run, "config")
-    if not isinstance(content, dict) or content.get("args", {}).get("runner", "detofa") != "detofa":
-        raise UserError(f"{run} is not the folder of a run of Algorithm 1: its config.json is another runner's")
-    for override in overrides:
-        content = configs.overridden(content, override)
-    config = configs.from_dict(content, run.name)
+    config = run_config(run, overrides)
+    if config.args.runner == "pretrain":
+        raise UserError(f"{run} is not the folder of a run that trains detectors: its config.json is a pre-training's")
     model, sets, _ = build(config, pretrained=False)
     refuse_other_classes(run, sets.classes)
     path = find_path(run, detector, model.space)
-    phase = "fullnet" if detector == "fullnet" else "fine-tuning"
-    file = run / slug(phase) / "weights.h5"
+    file = run / "fullnet" / "weights.h5" if detector == "fullnet" else final_weights(run, config)
     if not file.exists():
-        raise UserError(f"{run} has no weights of the phase {phase} yet: {file} is missing")
+        raise UserError(f"{run} has no weights of {detector} yet: {file} is missing")
     weights.load(model, file)
     statistics = reestimate(model, path, statistics_images(sets, config))
     hparams = config.hparams

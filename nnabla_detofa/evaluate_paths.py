@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from os import PathLike
-from pathlib import Path as FilePath
 
 from . import algorithm1, pretrain, weights
 from . import config as configs
@@ -12,66 +11,8 @@ from .costs import Buckets
 from .errors import UserError
 from .evaluated_paths import EvaluatedPaths
 from .path_evaluation import KeptEvaluation, distinct_in_buckets, paths_of, with_images
-from .phases import training_phases
-from .report import read_result
-from .runner import slug
 from .search_space import SearchSpace
 from .validation import timing
-
-
-def run_config(run: FilePath, overrides: Sequence[str] = ()) -> configs.Config:
-    """The config of a run's folder, which need not be finished.
-
-    Args:
-        overrides: "key=value" entries to replace, such as the place of the data.
-
-    Raises:
-        UserError: the folder is not that of a run, or an override does not fit.
-    """
-    file = run / "config.json"
-    if not file.is_file():
-        raise UserError(f"{run} is not the folder of a run: config.json is missing")
-    content = read_result(run, "config")
-    if not isinstance(content, dict):
-        raise UserError(f"{run} is not the folder of a run: its config.json holds no config")
-    for override in overrides:
-        content = configs.overridden(content, override)
-    return configs.from_dict(content, run.name)
-
-
-def run_weights(run: FilePath, config: configs.Config, named: str | None = None) -> FilePath:
-    """A weights file of a run.
-
-    Args:
-        named: a file in the run's folder, such as "warm_up/weights.h5", or any other; None is the last finished phase's.
-
-    Raises:
-        UserError: there is no such file, or no training phase has finished.
-    """
-    if named is not None:
-        found = next((file for file in (run / named, FilePath(named)) if file.is_file()), None)
-        if found is None:
-            raise UserError(f"--weights must be a file in {run} or elsewhere, got {named}")
-        return found
-    files = [run / slug(phase.name) / "weights.h5" for phase in reversed(training_phases(config))]
-    found = next((file for file in files if file.is_file()), None)
-    if found is None:
-        raise UserError(f"{run} has no weights yet: no training phase has finished")
-    return found
-
-
-def pruned_space(run: FilePath) -> SearchSpace:
-    """What operation pruning left of A in a run of Algorithm 1.
-
-    Raises:
-        UserError: the run has not got so far, or its file is damaged.
-    """
-    try:
-        return SearchSpace.from_json(read_result(run, "operations")["space"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{run} holds a damaged operations.json ({error!r})") from error
 
 
 def open_supernet(config: configs.Config, weights_file: str | PathLike):

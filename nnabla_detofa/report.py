@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path as FilePath
-from typing import Any
 
 import matplotlib
 import numpy as np
 
 from . import config as configs
 from .data.sets import open_sets
-from .errors import UserError
 from .evaluated_paths import EvaluatedPaths
+from .run_folder import read_result
 
 matplotlib.use("Agg")  # files, not windows
 import matplotlib.pyplot as plt  # noqa: E402
@@ -24,30 +22,6 @@ COLUMNS = ("detector", "budget [GFLOPs]", "GFLOPs", "M parameters", "validation 
 COCO_COLUMNS = (*COLUMNS, "AP", "AP75", "APs", "APm", "APl")
 SHOWN_SCORE = 0.3  # detections drawn have at least this score
 SHOWN_IMAGES = 6
-
-
-def read_result(run: FilePath, name: str) -> Any:
-    """One of the JSON files of a run's folder.
-
-    Raises:
-        UserError: the folder is not that of a finished run.
-    """
-    file = run / f"{name}.json"
-    if not file.exists():
-        raise UserError(f"{run} is not the folder of a finished run: {file.name} is missing")
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: it is not JSON ({error})") from error
-
-
-def refuse_other_classes(run: FilePath, classes: Sequence[str]) -> None:
-    """Raise UserError if a run's detectors were not trained for these classes, in this order."""
-    trained = tuple(read_result(run, "fullnet")["ap50_per_class"])
-    if trained != tuple(classes):
-        raise UserError(
-            f"the detectors of {run} know the classes {', '.join(trained)}, in this order; the data have {', '.join(classes)}"
-        )
 
 
 def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
@@ -63,8 +37,9 @@ def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
     (output / "table.md").write_text(markdown(columns, rows, summary))
     with open(output / "table.csv", "w", newline="") as opened:
         csv.writer(opened).writerows([columns, *rows])
-    figures = {"pareto.png": draw_pareto(summary), "scores.png": draw_scores(run, summary)}
-    figures["detections.png"] = draw_detections(run, summary)
+    figures = {"pareto.png": draw_pareto(summary), "detections.png": draw_detections(run, summary)}
+    if any(tau is not None for tau in summary.get("kendall_tau", ())):
+        figures["scores.png"] = draw_scores(run, summary)
     for name, figure in figures.items():
         figure.savefig(output / name, dpi=110, bbox_inches="tight")
         plt.close(figure)
@@ -100,21 +75,21 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], summary: dic
     for (name, *_), result in zip(rows, results):
         values = [result["ap50_per_class"][cls] for cls in classes]
         lines.append(markdown_row([name, *("-" if value is None else f"{value:.3f}" for value in values)]))
-    taus = {"path filter": summary["kendall_tau"], **summary["kendall_tau_of_baselines"]}
-    thresholds = ", ".join("-" if value is None else f"{value:.3f}" for value in summary["thresholds"])
-    lines += [
-        "",
-        "FLOPs are multiply-accumulates; AP50 is on the test split, the loss on the validation split.",
-        "",
-        f"- operations pruned: {summary['pruned_operations']} of {summary['total_operations']}",
-        f"- path-score thresholds of the FLOPs buckets: {thresholds}",
-        f"- refused draws of paths: {summary['refused_share']:.1%}",
-        "- Kendall's tau of score and measured loss on held-out paths, in each FLOPs bucket:",
-        *(f"  - {name}: " + ", ".join("-" if t is None else f"{t:.2f}" for t in values) for name, values in taus.items()),
-        "- seconds: " + ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in summary["seconds"].items()),
-        "",
-    ]
-    return "\n".join(lines)
+    lines += ["", "FLOPs are multiply-accumulates; AP50 is on the test split, the loss on the validation split.", ""]
+    if "thresholds" in summary:  # Algorithm 1; the baselines prune nothing
+        thresholds = ", ".join("-" if value is None else f"{value:.3f}" for value in summary["thresholds"])
+        lines += [
+            f"- operations pruned: {summary['pruned_operations']} of {summary['total_operations']}",
+            f"- path-score thresholds of the FLOPs buckets: {thresholds}",
+            f"- refused draws of paths: {summary['refused_share']:.1%}",
+        ]
+    if "kendall_tau" in summary:
+        taus = {"path filter": summary["kendall_tau"], **summary["kendall_tau_of_baselines"]}
+        lines.append("- Kendall's tau of score and measured loss on held-out paths, in each FLOPs bucket:")
+        for name, values in taus.items():
+            lines.append(f"  - {name}: " + ", ".join("-" if tau is None else f"{tau:.2f}" for tau in values))
+    seconds = ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in summary["seconds"].items())
+    return "\n".join([*lines, f"- seconds: {seconds}", ""])
 
 
 def markdown_row(cells: Sequence[str]) -> str:
@@ -152,11 +127,13 @@ def draw_scores(run: FilePath, summary: dict) -> plt.Figure:
 
 
 def draw_detections(run: FilePath, summary: dict) -> plt.Figure:
-    """Six test images with what the subnet of the largest budget finds, and dashed what is there."""
+    """Six test images with what the subnet of the largest budget finds, or else the fullnet, and dashed what is there."""
     config = configs.from_dict(read_result(run, "config"), run.name)
     sets = open_sets(config)
-    largest = 1 + int(np.argmax([result["budget"] for result in summary["subnets"]]))
-    found = {entry["image"]: entry for entry in read_result(run, f"subnet_{largest}_detections")}
+    detector, title = "fullnet", "the fullnet"
+    if budgets := [result["budget"] for result in summary["subnets"]]:
+        detector, title = f"subnet_{1 + int(np.argmax(budgets))}", f"budget {max(budgets) / 1e9:.4g} GFLOPs"
+    found = {entry["image"]: entry for entry in read_result(run, f"{detector}_detections")}
     figure, panels = plt.subplots(2, 3, figsize=(10, 7))
     for panel in panels.flat:
         panel.axis("off")
@@ -182,8 +159,7 @@ def draw_detections(run: FilePath, summary: dict) -> plt.Figure:
                     bbox={"facecolor": colour, "pad": 0.8, "linewidth": 0},
                     clip_on=True,
                 )
-    budget = summary["subnets"][largest - 1]["budget"] / 1e9
-    figure.suptitle(f"Detections with a score of {SHOWN_SCORE} or more; budget {budget:.4g} GFLOPs. Dashed: ground truth")
+    figure.suptitle(f"Detections with a score of {SHOWN_SCORE} or more; {title}. Dashed: ground truth")
     figure.tight_layout()
     return figure
 

@@ -37,7 +37,7 @@ from .operation_figure import ScoredOperations
 from .path_filter import PathFilter, PathScorer
 from .profiles import DataSet, Profile
 from .pruning import operation_scores
-from .report import read_result
+from .run_folder import read_result
 from .runner import named_rng
 from .search_space import ofa_resnet50
 

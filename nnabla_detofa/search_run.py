@@ -14,15 +14,14 @@ import numpy as np
 from . import config as configs
 from . import latency, weights
 from .algorithm1 import build, make_cost
-from .checked import kind_of
 from .costs import Buckets, LayerCost, cost_range
 from .errors import UserError
 from .evolution import Constraint, NoPath, at_most, between, front, search
 from .path_evaluation import named_rng, path_evaluator
 from .path_filter import PathFilter, PathScorer
-from .report import markdown_row, read_result, refuse_other_classes
-from .runner import slug
-from .search_space import Path, PathBatch, PrunedSpace, SearchSpace
+from .report import markdown_row
+from .run_folder import final_weights, read_result, refuse_other_classes, run_config, searched_space
+from .search_space import Path, PathBatch, SearchSpace, ofa_resnet50
 
 COUNTS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 UNITS: dict[str, dict[str, float]] = {
@@ -81,22 +80,14 @@ def load_run(folder: FilePath, overrides: Sequence[str] = (), latency_table: Fil
     Raises:
         UserError: the folder is not that of a run that got so far, or the table does not fit it.
     """
-    content = read_result(folder, "config")
-    if not isinstance(content, dict):
-        raise UserError(f"{folder} holds a damaged config.json: it is {kind_of(content)}, not a mapping")
-    scope = configs.from_dict(content, folder.name).hparams.cost_scope
-    for override in overrides:
-        content = configs.overridden(content, override)
-    config = configs.from_dict(content, folder.name)
+    scope, config = run_config(folder).hparams.cost_scope, run_config(folder, overrides)
     if config.hparams.cost_scope != scope:
         raise UserError(f"hparams.cost_scope must be the run's, {scope}, on which its path filter was trained")
     try:
-        space = SearchSpace.from_json(read_result(folder, "operations")["space"])
         classes = tuple(read_result(folder, "fullnet")["ap50_per_class"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{folder} holds a damaged operations.json or fullnet.json ({error!r})") from error
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder} holds a damaged fullnet.json ({error!r})") from error
+    space = searched_space(folder, config)
     if space.geometry != config.network.geometry:
         raise UserError(f"{folder} searched {space.geometry}; the config with these overrides has {config.network.geometry}")
     file = folder / "path_filter_again.h5"
@@ -105,7 +96,8 @@ def load_run(folder: FilePath, overrides: Sequence[str] = (), latency_table: Fil
     side = config.dataloader.image_size
     model = make_cost(config, len(classes), (side, side))
     whole = replace(model, scope="detector")
-    buckets = Buckets(space.parent if isinstance(space, PrunedSpace) else space, model.flops, config.hparams.buckets)
+    everything = ofa_resnet50(config.network.geometry, config.network.elastic_stem)
+    buckets = Buckets(everything, model.flops, config.hparams.buckets)
     costs: dict[str, LayerCost] = {"flops": model.flops, "params": whole.params, "memory": whole.memory}
     if latency_table is not None or (folder / "latency.json").exists():
         costs["latency"] = latency.read(latency_table or folder / "latency.json", whole)
@@ -254,10 +246,9 @@ def _rows(run: FinishedRun, paths: PathBatch, scores: Sequence[float]) -> list[d
 
 def _losses(run: FinishedRun, rows: Sequence[dict], note: Callable[[str], None]) -> list[float] | None:
     """Validation losses of the rows' paths; None where weights or data are missing."""
-    file = run.folder / slug("fine-tuning") / "weights.h5"
     try:
         model, sets, _ = build(run.config, pretrained=False)
-        weights.load(model, file)
+        weights.load(model, final_weights(run.folder, run.config))
     except UserError as error:
         note(f"winners are compared by score, not by validation loss: {error}")
         return None

@@ -9,7 +9,9 @@ from small import detofa_config
 from nnabla_detofa import config as configs
 from nnabla_detofa.cli import main
 from nnabla_detofa.data.digits import write_digits
+from nnabla_detofa.dry_run import written_files
 from nnabla_detofa.phases import training_phases
+from nnabla_detofa.report import write_report
 from nnabla_detofa.search_space import Path, compofa
 
 VOC = FilePath(__file__).parent.parent / "configs" / "voc_detofa.json"
@@ -47,6 +49,12 @@ def test_a_baseline_runs_to_its_end(runner, tmp_path):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["fullnet"]["ap50"] >= 0
     assert len(summary["subnets"]) == (0 if runner == "fullnet" else 5)
+    assert write_report(run, tmp_path / "report")
+    written = {file.name for file in run.iterdir()}
+    assert written == {name.rstrip("/") for name in written_files(configs.load(file, [f"args.runner={runner}"]))}
+    if runner != "fullnet":
+        assert main(["search", str(run), "-c", "cpu", "--generations", "2"]) == 0
+        assert main(["evaluate", str(run), "-c", "cpu", "--detector", "subnet_1"]) == 0
     if runner == "compofa":
         space = compofa(configs.load(file).network.geometry)
         assert all(Path.from_ofa(subnet["path"], space.geometry) in space for subnet in summary["subnets"])

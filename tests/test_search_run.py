@@ -177,7 +177,7 @@ def test_a_bound_on_latency_needs_a_table(folder):
 
 def test_a_folder_that_is_not_a_finished_run(tmp_path, capsys):
     assert main(["search", str(tmp_path), "-c", "cpu", "--flops", "3G"]) == 2
-    assert capsys.readouterr().err.endswith("is not the folder of a finished run: config.json is missing\n")
+    assert capsys.readouterr().err.endswith("is not the folder of a run: config.json is missing\n")
 
 
 def test_parameters_and_memory_are_the_detectors_whatever_the_flops_are_of(tmp_path, model):

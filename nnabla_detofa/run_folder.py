@@ -1,0 +1,101 @@
+"""What a run's folder holds, for whatever reads it afterwards: its config, its results, its weights, its space."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+from . import config as configs
+from .checked import kind_of
+from .errors import UserError
+from .phases import training_phases
+from .runner import slug
+from .search_space import SearchSpace
+
+
+def read_result(run: FilePath, name: str) -> Any:
+    """One of the JSON files of a run's folder.
+
+    Raises:
+        UserError: the folder is not that of a finished run.
+    """
+    file = run / f"{name}.json"
+    if not file.exists():
+        raise UserError(f"{run} is not the folder of a finished run: {file.name} is missing")
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: it is not JSON ({error})") from error
+
+
+def refuse_other_classes(run: FilePath, classes: Sequence[str]) -> None:
+    """Raise UserError if a run's detectors were not trained for these classes, in this order."""
+    trained = tuple(read_result(run, "fullnet")["ap50_per_class"])
+    if trained != tuple(classes):
+        raise UserError(
+            f"the detectors of {run} know the classes {', '.join(trained)}, in this order; the data have {', '.join(classes)}"
+        )
+
+
+def run_config(run: FilePath, overrides: Sequence[str] = ()) -> configs.Config:
+    """The config of a run's folder, which need not be finished.
+
+    Args:
+        overrides: "key=value" entries to replace, such as the place of the data.
+
+    Raises:
+        UserError: the folder is not that of a run, or an override does not fit.
+    """
+    file = run / "config.json"
+    if not file.is_file():
+        raise UserError(f"{run} is not the folder of a run: config.json is missing")
+    content = read_result(run, "config")
+    if not isinstance(content, dict):
+        raise UserError(f"{run} holds a damaged config.json: it is {kind_of(content)}, not a mapping")
+    for override in overrides:
+        content = configs.overridden(content, override)
+    return configs.from_dict(content, run.name)
+
+
+def run_weights(run: FilePath, config: configs.Config, named: str | None = None) -> FilePath:
+    """A weights file of a run.
+
+    Args:
+        named: a file in the run's folder, such as "warm_up/weights.h5", or any other; None is the last finished phase's.
+
+    Raises:
+        UserError: there is no such file, or no training phase has finished.
+    """
+    if named is not None:
+        found = next((file for file in (run / named, FilePath(named)) if file.is_file()), None)
+        if found is None:
+            raise UserError(f"--weights must be a file in {run} or elsewhere, got {named}")
+        return found
+    files = [run / slug(phase.name) / "weights.h5" for phase in reversed(training_phases(config))]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise UserError(f"{run} has no weights yet: no training phase has finished")
+    return found
+
+
+def searched_space(run: FilePath, config: configs.Config) -> SearchSpace:
+    """The space that a detection run trains last and searches: what operation pruning left of A, or a baseline's own.
+
+    Raises:
+        UserError: the run has not got so far, or its file is damaged.
+    """
+    if config.args.runner != "detofa":
+        return training_phases(config)[-1].space
+    try:
+        return SearchSpace.from_json(read_result(run, "operations")["space"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{run} holds a damaged operations.json ({error!r})") from error
+
+
+def final_weights(run: FilePath, config: configs.Config) -> FilePath:
+    """The weights file that the run's last training phase leaves."""
+    return run / slug(training_phases(config)[-1].name) / "weights.h5"
