@@ -7,6 +7,7 @@ and fitting can learn a ranking that no single choice decides.
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 
 from nnabla_detofa.costs import Buckets, CostModel
 from nnabla_detofa.path_filter import PathFilter
@@ -101,3 +102,11 @@ def test_a_small_filter_learns_to_rank_from_many_paths():
     train, fresh = evaluated(3000, rng), evaluated(400, rng)
     path_filter = PathFilter(dim=32, layers=2, feed_forward=32, pooling="concat", rng=rng)
     check(learn(path_filter, train, fresh, rng, lr=5e-3))
+
+
+@pytest.mark.slow
+def test_the_filter_of_the_paper_learns_to_rank_from_ten_thousand_paths():
+    """As many paths as the paper's pre-training has, in all (section 4.1)."""
+    rng = np.random.default_rng(0)
+    train, fresh = evaluated(2000, rng), evaluated(400, rng)
+    check(learn(PathFilter(pooling="concat", rng=rng), train, fresh, rng, lr=1e-3))
