@@ -8,7 +8,7 @@ SEEDS ?= 1
 SET ?=
 STUDIES := table3 tableA3 figure8 figure9 figure10 figureA2
 
-.PHONY: help setup test parity lint demo pretrain evaluation-study table1 bench-space bench-filter $(STUDIES) data/digits clean
+.PHONY: help setup test test-slow parity lint demo pretrain evaluation-study table1 bench-space bench-filter $(STUDIES) data/digits clean
 
 help: ## This list
 	@sed -n 's/^\([a-zA-Z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-17s %s\n' "$$target" "$$text"; done
@@ -17,6 +17,9 @@ setup: $(READY) ## Make .venv with Python 3.10 and the exact versions of require
 
 test: $(READY) ## Run the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY) ## Run the tests that take minutes (4 in all)
+	$(BIN)/python -m pytest -m slow -s
 
 parity: $(READY) ## Compare with the figures of independent implementations and print each error (15 seconds)
 	$(BIN)/python tests/parity.py
