@@ -27,6 +27,7 @@ def folder(tmp_path_factory):
     root = write_digits(folder / "digits", train=16, val=6, test=6, image_size=64, crops_train=40, crops_val=20)
     (folder / "tiny.json").write_text(json.dumps(detofa_config(root)))
     pretraining = {"config": "p.json", "supernet": "pretrained/supernet.h5", "path_filter": "pretrained/path_filter.h5"}
+    pretraining["fullnet"] = "pretrained/fullnet/weights.h5"
     (folder / "p.json").write_text(json.dumps(pretrain_config(root / "classification")))
     needs = [{"path": str(root), "command": "make it"}]
     sizes = {"seeds": 2, "test_paths_per_bucket": 5, "pretraining_paths_per_bucket": 8}
@@ -177,7 +178,7 @@ def test_profiles_are_checked(tmp_path, monkeypatch):
             profiles.load("p.json")
         return str(caught.value)
 
-    pretraining = {"config": "a", "supernet": "b", "path_filter": "c"}
+    pretraining = {"config": "a", "supernet": "b", "path_filter": "c", "fullnet": "d"}
     entry = {"title": "t", "config": "c", "pretraining": pretraining}
     assert "does not parse" in error("{")
     assert "data_sets must map" in error({})
