@@ -6,7 +6,12 @@ IS_310 := -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 
 PROFILE ?= demo
 SEEDS ?= 1
 SET ?=
-STUDIES := table3 tableA3 figure8 figure9 figure10 figureA2
+TABLES := table2 table3 tableA1 tableA2 tableA3
+FIGURES := figure5 figure6 figure7 figure8 figure9 figure10 figureA1 figureA2
+GROUP_tables := $(TABLES)
+GROUP_figures := $(FIGURES)
+GROUP_paper := $(TABLES) $(FIGURES)
+STUDIES := $(TABLES) $(FIGURES) tables figures paper
 
 .PHONY: help setup test test-slow parity lint demo pretrain evaluation-study table1 bench-space bench-filter $(STUDIES) data/digits clean
 
@@ -45,16 +50,26 @@ evaluation-study: $(READY) ## How many images a path's evaluation needs; after t
 table1: $(READY) ## Table 1, the sizes of the search spaces, with exact counts; writes results/table1/
 	$(BIN)/python -m nnabla_detofa table1
 
-table3: ## The path filter under each setting (after the demo's run, minutes: see the line it prints)
+table2: ## What each method costs
+table3: ## The path filter under each setting
+tableA1: ## The spaces of OFA's progressive shrinking
+tableA2: ## Their epochs
 tableA3: ## The path filter at other pruning ratios
+figure5: ## The best path of each method under each budget
+figure6: ## Random paths of each FLOPs bucket
+figure7: ## What the supernet is pre-trained on
 figure8: ## Operation scores before and after the transfer
 figure9: ## Strategies of operation pruning
 figure10: ## Ratios of path and operation pruning
+figureA1: ## As Figure 7, on COCO
 figureA2: ## Path pruning: none, uniform, by score
+tables: table1 ## All tables
+figures: ## All figures
+paper: table1 ## All tables and figures
 
 # PROFILE=demo, bccd or paper; SEEDS=3 for the seeds 0, 1 and 2; SET="key=value ..." replaces entries of the configs.
 $(STUDIES): $(if $(filter demo bccd,$(PROFILE)),data/digits,$(READY))
-	$(BIN)/python -m nnabla_detofa reproduce $@ --profile $(PROFILE) --seeds $(SEEDS) $(if $(SET),--set "$(SET)")
+	$(BIN)/python -m nnabla_detofa reproduce $(or $(GROUP_$@),$@) --profile $(PROFILE) --seeds $(SEEDS) $(if $(SET),--set "$(SET)")
 
 data/digits: $(READY) # written once; a set that is there is only checked
 	$(BIN)/python -m nnabla_detofa data digits --root data/digits

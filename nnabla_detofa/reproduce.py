@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import Literal
 
 import matplotlib.pyplot as plt
 import nnabla as nn
@@ -98,7 +99,7 @@ class Target:
         keys: the paper's data sets for it.
         experiments: whose runs it is made of.
         write: (order, target, name, runs) -> its Markdown files, which it has written with their .csv and .png.
-        needs_runs: missing runs are started, or refused; otherwise it does with what is there.
+        runs: "needed"; "welcome": it does with those there are where the profile starts none; or "none".
     """
 
     title: str
@@ -106,7 +107,7 @@ class Target:
     keys: tuple[str, ...]
     experiments: tuple[Experiment, ...]
     write: Callable[[Order, Target, str, Sequence[Run]], list[FilePath]]
-    needs_runs: bool = True
+    runs: Literal["needed", "welcome", "none"] = "needed"
 
 
 def reproduce(names: Sequence[str], order: Order, log: Callable[[str], None] = print) -> list[FilePath]:
@@ -123,19 +124,19 @@ def reproduce(names: Sequence[str], order: Order, log: Callable[[str], None] = p
             raise UserError(f"there is no table or figure {name}; known are {', '.join(TARGETS)}")
     needed: dict[str, DataSet] = {}
     for name in names:
-        if TARGETS[name].needs_runs:
+        if TARGETS[name].runs == "needed":
             needed |= order.profile.chosen(TARGETS[name].keys)
     for data_set in needed.values():
         order.profile.check(data_set, order.overrides)
+    started = ("needed", "welcome") if order.profile.starts_runs else ("needed",)
+    wanted = [TARGETS[name] for name in names if TARGETS[name].runs in started]
+    once = {run.name: run for target in wanted for run in order.runs(target)}
+    ensure(sorted(once.values(), key=lambda run: run.experiment != OURS), order.jobs, log)
+    order.output.mkdir(parents=True, exist_ok=True)
     made = []
     for name in names:
-        target = TARGETS[name]
-        log(f"{name} ({order.profile.name}): {target.title}")
-        runs = order.runs(target)
-        if target.needs_runs or order.profile.starts_runs:
-            ensure(runs, order.jobs, log)
-        order.output.mkdir(parents=True, exist_ok=True)
-        made += target.write(order, target, name, runs)
+        log(f"{name} ({order.profile.name}): {TARGETS[name].title}")
+        made += TARGETS[name].write(order, TARGETS[name], name, order.runs(TARGETS[name]))
     return made
 
 
@@ -398,7 +399,7 @@ TARGETS = {
         ("voc", "coco"),
         METHODS,
         write_table2,
-        needs_runs=False,
+        runs="welcome",
     ),
     "tableA1": Target(
         "Table A1: the spaces of OFA's progressive shrinking",
@@ -406,7 +407,7 @@ TARGETS = {
         ("voc",),
         (OFA_PS,),
         write_space_table(lambda config, title: space_tables.table_a1(config)),
-        needs_runs=False,
+        runs="none",
     ),
     "tableA2": Target(
         "Table A2: the epochs of OFA's progressive shrinking",
@@ -414,7 +415,7 @@ TARGETS = {
         ("voc",),
         (OFA_PS,),
         write_space_table(space_tables.table_a2),
-        needs_runs=False,
+        runs="none",
     ),
     "figure6": Target(
         "Figure 6: random paths of each FLOPs bucket",
