@@ -49,9 +49,11 @@ figure9: ## Strategies of operation pruning
 figure10: ## Ratios of path and operation pruning
 figureA2: ## Path pruning: none, uniform, by score
 
-# PROFILE=demo, bccd or paper; SEEDS=3 for the seeds 0, 1 and 2; SET="key=value ..." replaces entries of the configs.
+# PROFILE=demo, bccd or paper; SEEDS=3 for the seeds 0, 1 and 2 of figures 9, 10 and A2; SET="key=value ..." replaces entries
+# of the data sets' configs: it goes to the shell as it is, quotes and all.
+export SET
 $(STUDIES): $(if $(filter demo bccd,$(PROFILE)),data/digits,$(READY))
-	$(BIN)/python -m nnabla_detofa reproduce $@ --profile $(PROFILE) --seeds $(SEEDS) $(if $(SET),--set "$(SET)")
+	$(BIN)/python -m nnabla_detofa reproduce $@ --profile $(PROFILE) --seeds $(SEEDS) $(if $(SET),--set "$$SET")
 
 data/digits: $(READY) # written once; a set that is there is only checked
 	$(BIN)/python -m nnabla_detofa data digits --root data/digits
