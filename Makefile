@@ -67,9 +67,11 @@ tables: table1 ## All tables
 figures: ## All figures
 paper: table1 ## All tables and figures
 
-# PROFILE=demo, bccd or paper; SEEDS=3 for the seeds 0, 1 and 2; SET="key=value ..." replaces entries of the configs.
+# PROFILE=demo, bccd or paper; SEEDS=3 for the seeds 0, 1 and 2 where several seeds count; SET="key=value ..." replaces entries
+# of the data sets' configs: it goes to the shell as it is, quotes and all.
+export SET
 $(STUDIES): $(if $(filter demo bccd,$(PROFILE)),data/digits,$(READY))
-	$(BIN)/python -m nnabla_detofa reproduce $(or $(GROUP_$@),$@) --profile $(PROFILE) --seeds $(SEEDS) $(if $(SET),--set "$(SET)")
+	$(BIN)/python -m nnabla_detofa reproduce $(or $(GROUP_$@),$@) --profile $(PROFILE) --seeds $(SEEDS) $(if $(SET),--set "$$SET")
 
 data/digits: $(READY) # written once; a set that is there is only checked
 	$(BIN)/python -m nnabla_detofa data digits --root data/digits

@@ -8,6 +8,7 @@ import argparse
 import importlib
 import json
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -373,7 +374,7 @@ def reproduce(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} must be 1 or more, got {getattr(args, name)}")
     Device.open(args.context, args.device_id)
     profile = load(args.profile)
-    overrides = [entry for text in args.set for entry in text.split()]
+    overrides = [entry for text in args.set for entry in re.split(r"\s+(?=[\w.]+=)", text.strip())]  # values may have spaces
     flags = {"context": args.context, "device_id": args.device_id}
     overrides += [f"args.{key}={value}" for key, value in flags.items() if value not in ("auto", "0")]
     output = Path(args.output or Path("results", profile.name))

@@ -17,8 +17,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, reduce
 from pathlib import Path as FilePath
 
 from tqdm import tqdm
@@ -264,16 +264,40 @@ def branch(run: Run, trunks: Sequence[Run]) -> SharedPhases | None:
 
 
 def plan(profile: Profile, keys: Sequence[str], experiments: Sequence[Experiment], seeds: int, overrides) -> list[Run]:
-    """The runs of these experiments, each once, whatever their titles; our own method first, since others branch off it."""
+    """The runs of these experiments, each once, whatever their titles; our own method first where runs are
+    started, since others branch off it.
+
+    Raises:
+        UserError: the config, or an override, changes what experiments and seeds differ in, so that titles would be wrong.
+    """
     once: dict[str, Experiment] = {}
-    for experiment in (OURS, *experiments):
+    for experiment in (OURS, *experiments) if profile.starts_runs else experiments:
         once.setdefault(experiment.name, experiment)
+    for key in profile.chosen(keys):
+        _check_ours(Run(profile, key, OURS, 0, tuple(overrides)))
     return [
         Run(profile, key, experiment, seed, tuple(overrides))
         for experiment in once.values()
         for key in profile.chosen(keys)
         for seed in range(seeds)
     ]
+
+
+def _check_ours(run: Run) -> None:
+    """Raise UserError unless our method is set up as in the paper wherever experiments, or seeds, differ from it."""
+    usual = {"args.runner": "detofa", "args.seed": 0}
+    pruning = asdict(configs.DetofaHparams())
+    for name in ("path_pruning", "r_path"):
+        usual[f"hparams.{name}"] = pruning[name]
+    for name, value in pruning["operation_pruning"].items():
+        usual[f"hparams.operation_pruning.{name}"] = value
+    for key, value in usual.items():
+        got = reduce(getattr, key.split("."), run.config)
+        if got != value:
+            raise UserError(
+                f"{key} must be {value} in {run.data_set.config} and what replaces its entries, since tables and figures vary "
+                f"it themselves, got {got}"
+            )
 
 
 def ensure(runs: Sequence[Run], jobs: int, log: Callable[[str], None] = print) -> None:

@@ -124,6 +124,12 @@ class StudyInputs:
         digests = {name: digest(paths) for name, paths in self.sets.items()}
         return {"paths": {"pretraining": None} | digests, "options": options, "buckets": self.buckets}
 
+    @property
+    def pretraining_digest(self) -> str:
+        """A short hash of whatever changes a pre-trained filter, besides setting and seed."""
+        seen = self.fingerprint | {"paths": self.fingerprint["paths"]["pretraining"]}
+        return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:8]
+
 
 @dataclass(frozen=True, eq=False)
 class StudyResults:
@@ -219,7 +225,7 @@ def fresh(inputs: StudyInputs, setting: Setting, seed: int) -> PathFilter:
 
 def pretrained(inputs: StudyInputs, setting: Setting, seed: int, folder: FilePath) -> PathFilter:
     """The filter fitted to the classification supernet's paths, kept as a file in `folder`."""
-    file = folder / f"pretrained_{setting.pretrained}_seed{seed}.h5"
+    file = folder / f"pretrained_{setting.pretrained}_seed{seed}_{inputs.pretraining_digest}.h5"
     if file.exists():
         return PathFilter.load(file)
     path_filter = fresh(inputs, setting, seed)
@@ -288,9 +294,7 @@ def read_scores(file: FilePath, inputs: StudyInputs) -> dict[tuple[str, int], np
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"line {number} of {file} is not a result of the filter study ({error})") from error
         if changed:
-            raise UserError(
-                f"{file} holds scores of a study with other {' and '.join(changed)}: take another folder, or remove this one"
-            )
+            raise UserError(f"{file} holds scores of a study with other {' and '.join(changed)}: remove or rename it")
     return known
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,11 +14,12 @@ import pytest
 from small import detofa_config, pretrain_config
 
 from nnabla_detofa import config as configs
-from nnabla_detofa import experiments, profiles
+from nnabla_detofa import experiments, profiles, reproduce
 from nnabla_detofa.cli import main
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.errors import UserError
 from nnabla_detofa.experiments import OFA, OURS, PATH_PRUNINGS, PATH_RATIOS, STRATEGIES, plan, shared_phases
+from nnabla_detofa.reproduce import TARGETS, Order
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,45 @@ def test_every_experiment_is_one_change_of_ours(profile):
     assert len(set(hashes)) == len(hashes) == 2 * 12
     assert runs[0].experiment == OURS and runs[0].config.config_hash == configs.load("tiny.json").config_hash
     assert {run.config.args.seed for run in runs} == {0, 1}
+
+
+def test_what_experiments_and_seeds_differ_in_cannot_be_replaced(profile):
+    """Or the curve "r = 0.25" would be of another r, and two seeds would be one."""
+    for override in ("hparams.r_path=0.3", "hparams.operation_pruning.r_op=0.2", "args.seed=1", "args.runner=ofa"):
+        key, value = override.split("=")
+        with pytest.raises(UserError, match=rf"{key} must be .* got {value}"):
+            plan(profile, ("voc",), PATH_RATIOS, 2, [override])
+
+
+def test_tables_made_of_one_run_ask_for_one_however_many_seeds(profile):
+    order = Order(profile, seeds=3)
+    assert [len(order.runs(TARGETS[name])) for name in ("table3", "tableA3", "figure8")] == [1, 1, 1]
+    assert len(order.runs(TARGETS["figure9"])) == 3 * 3
+
+
+def test_replaced_entries_may_hold_spaces_and_quotes(profile, monkeypatch):
+    """And the command that a file says made it gives the same entries again."""
+    orders = []
+    monkeypatch.setattr(reproduce, "reproduce", lambda names, order: orders.append(order) or [])
+    entries = ('hparams.search.budgets=["58M", "70M"]', "dataloader.voc.root=/a folder", "hparams.epochs=3")
+    given = " ".join(entries)
+    for _ in range(2):
+        assert main(["reproduce", "figure9", "--profile", "small.json", "--set", given]) == 0
+        assert orders[-1].overrides == entries
+        given = shlex.split(orders[-1].command("figure9"))[-1].removeprefix("SET=")
+
+
+def test_changes_beside_the_code_are_told(tmp_path, monkeypatch):
+    for folder in ("nnabla_detofa", "configs"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").touch()
+    who = ["-c", "user.name=n", "-c", "user.email=e"]
+    for arguments in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "m"]):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
+    monkeypatch.setattr(reproduce, "__file__", str(tmp_path / "nnabla_detofa" / "reproduce.py"))
+    assert reproduce.revision().startswith("commit ") and "changes" not in reproduce.revision()
+    (tmp_path / "configs" / "file").write_text("changed")
+    assert reproduce.revision().endswith(" with changes")
 
 
 def test_shared_phases_follow_from_the_differing_entries():
@@ -160,7 +201,7 @@ def test_a_run_that_fails_is_named_with_its_last_words(profile):
 def test_a_profile_that_starts_nothing_prints_commands(profile):
     silent = profile.__class__(**{**profile.__dict__, "name": "silent", "starts_runs": False})
     lines = []
-    runs = plan(silent, ("voc",), [OFA], 1, ["hparams.epochs=3"])
+    runs = plan(silent, ("voc",), [OURS, OFA], 1, ["hparams.epochs=3"])
     with pytest.raises(UserError, match="starts no runs, and 2 of 2 are missing"):
         experiments.ensure(runs, 1, lines.append)
     assert len(lines) == 2 and lines[0].startswith("  nnabla_nas -f tiny.json hparams.epochs=3 ")

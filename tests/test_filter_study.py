@@ -26,7 +26,7 @@ def evaluated(folder, name: str, first: int, n: int, effect: float = 1.0) -> Eva
     losses = 9 - batch.depths @ [0.3, 1.0, 2.0] - effect * batch.widths @ [0.2, 0.1, 0.5, 1.0]
     paths = EvaluatedPaths.open(folder / f"{name}.jsonl", "made up", {}, small.GEOMETRY)
     for number, (path, loss) in enumerate(zip(batch, losses)):
-        paths.append(EvaluatedPath(path, number % 2, 1000 + number, 10, float(loss)))
+        paths.append(EvaluatedPath(path, number % 2, flops=1000 + number, params=1, loss=float(loss)))
     return paths
 
 
@@ -94,6 +94,15 @@ def test_scores_of_other_paths_or_options_are_refused(inputs, tmp_path):
     (tmp_path / "study" / "scores.jsonl").write_text("\n".join(lines) + "\n")
     with pytest.raises(UserError, match="line 3 of .* is not a result"):
         run(inputs, (0,), tmp_path / "study")
+
+
+def test_a_filter_pre_trained_on_other_paths_is_not_used(inputs, tmp_path):
+    """Also where the scores are removed, as the refusal says, and the filters are left."""
+    run(inputs, (0,), tmp_path / "study")
+    (tmp_path / "study" / "scores.jsonl").unlink()
+    other = StudyInputs("made up", inputs.train, inputs.test, TINY, evaluated(tmp_path, "other", 100, 60, -2.0), buckets=2)
+    found, fresh = run(other, (0,), tmp_path / "study"), run(other, (0,), tmp_path / "fresh")
+    np.testing.assert_array_equal(found.scores[EVERYTHING.name], fresh.scores[EVERYTHING.name])
 
 
 def test_scores_of_a_setting_that_has_changed_are_not_used(inputs, tmp_path, monkeypatch):
