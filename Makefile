@@ -6,9 +6,14 @@ IS_310 := -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 
 PROFILE ?= demo
 SEEDS ?= 1
 SET ?=
-STUDIES := table3 tableA3 figure8 figure9 figure10 figureA2
+TABLES := table2 table3 tableA1 tableA2 tableA3
+FIGURES := figure5 figure6 figure7 figure8 figure9 figure10 figureA1 figureA2
+GROUP_tables := $(TABLES)
+GROUP_figures := $(FIGURES)
+GROUP_paper := $(TABLES) $(FIGURES)
+STUDIES := $(TABLES) $(FIGURES) tables figures paper
 
-.PHONY: help setup test parity lint demo pretrain evaluation-study table1 bench-space bench-filter $(STUDIES) data/digits clean
+.PHONY: help setup test test-slow parity lint demo pretrain evaluation-study table1 bench-space bench-filter $(STUDIES) data/digits clean
 
 help: ## This list
 	@sed -n 's/^\([a-zA-Z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-17s %s\n' "$$target" "$$text"; done
@@ -17,6 +22,9 @@ setup: $(READY) ## Make .venv with Python 3.10 and the exact versions of require
 
 test: $(READY) ## Run the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY) ## Run the tests that take minutes (4 in all)
+	$(BIN)/python -m pytest -m slow -s
 
 parity: $(READY) ## Compare with the figures of independent implementations and print each error (15 seconds)
 	$(BIN)/python tests/parity.py
@@ -42,18 +50,28 @@ evaluation-study: $(READY) ## How many images a path's evaluation needs; after t
 table1: $(READY) ## Table 1, the sizes of the search spaces, with exact counts; writes results/table1/
 	$(BIN)/python -m nnabla_detofa table1
 
-table3: ## The path filter under each setting (after the demo's run, minutes: see the line it prints)
+table2: ## What each method costs
+table3: ## The path filter under each setting
+tableA1: ## The spaces of OFA's progressive shrinking
+tableA2: ## Their epochs
 tableA3: ## The path filter at other pruning ratios
+figure5: ## The best path of each method under each budget
+figure6: ## Random paths of each FLOPs bucket
+figure7: ## What the supernet is pre-trained on
 figure8: ## Operation scores before and after the transfer
 figure9: ## Strategies of operation pruning
 figure10: ## Ratios of path and operation pruning
+figureA1: ## As Figure 7, on COCO
 figureA2: ## Path pruning: none, uniform, by score
+tables: table1 ## All tables
+figures: ## All figures
+paper: table1 ## All tables and figures
 
 # PROFILE=demo, bccd or paper; SEEDS=3 for the seeds 0, 1 and 2 of figures 9, 10 and A2; SET="key=value ..." replaces entries
 # of the data sets' configs: it goes to the shell as it is, quotes and all.
 export SET
 $(STUDIES): $(if $(filter demo bccd,$(PROFILE)),data/digits,$(READY))
-	$(BIN)/python -m nnabla_detofa reproduce $@ --profile $(PROFILE) --seeds $(SEEDS) $(if $(SET),--set "$$SET")
+	$(BIN)/python -m nnabla_detofa reproduce $(or $(GROUP_$@),$@) --profile $(PROFILE) --seeds $(SEEDS) $(if $(SET),--set "$$SET")
 
 data/digits: $(READY) # written once; a set that is there is only checked
 	$(BIN)/python -m nnabla_detofa data digits --root data/digits

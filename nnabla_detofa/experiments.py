@@ -38,7 +38,7 @@ class Experiment:
     Attributes:
         name: of its folders.
         title: of its curve.
-        overrides: entries of the data set's config that it replaces.
+        overrides: entries of the data set's config that it replaces; {fullnet} stands for `profiles.Pretraining.fullnet`.
     """
 
     name: str
@@ -59,6 +59,26 @@ OURS = Experiment("detofa", "ours")
 OFA = Experiment("ofa", "OFA (w/o PS)", ("args.runner=ofa",))
 OFA_PS = Experiment("ofa-ps", "OFA (w/ PS)", ("args.runner=ofa_ps",))
 COMPOFA = Experiment("compofa", "CompOFA*", ("args.runner=compofa",))
+METHODS = (OFA_PS, OFA, COMPOFA, OURS)
+"""Table 2 and Figure 5."""
+
+
+def _pretrained(name: str, title: str, weights: str) -> tuple[Experiment, Experiment]:
+    """OFA without and with progressive shrinking from other weights; the path filter that searches them is a new one."""
+    start = (f"network.centernet_ofa_resnet50.weights={weights}", "hparams.filter.weights=null")
+    return (
+        Experiment(f"{name}-ofa", f"{title} (w/o PS)", ("args.runner=ofa", *start)),
+        Experiment(f"{name}-ofa-ps", f"{title} (w/ PS)", ("args.runner=ofa_ps", *start)),
+    )
+
+
+PRETRAININGS = (
+    replace(OFA, title="Supernet (w/o PS)"),
+    replace(OFA_PS, title="Supernet (w/ PS)"),
+    *_pretrained("fullnet", "Fullnet", "{fullnet}"),
+    *_pretrained("scratch", "Scratch", "null"),
+)
+"""Figures 7 and A1: what the backbone starts from."""
 STRATEGIES = (
     Experiment("operations-flops", "FLOPs", _pruning("flops")),
     Experiment("operations-flops-score-bucket", "FLOPs & score (per bucket)", _pruning("flops_score_bucket")),
@@ -157,7 +177,8 @@ class Run:
     def arguments(self) -> tuple[str, ...]:
         """The entries of the config that are replaced."""
         seed = () if self.seed == 0 else (f"args.seed={self.seed}",)
-        return (*self.overrides, *self.experiment.overrides, *seed)
+        fullnet = self.data_set.pretraining.fullnet
+        return (*self.overrides, *(entry.replace("{fullnet}", fullnet) for entry in self.experiment.overrides), *seed)
 
     @cached_property
     def config(self) -> configs.Config:
@@ -213,23 +234,29 @@ def shared_phases(one: configs.Config, other: configs.Config) -> SharedPhases | 
     return next((shared for shared in reversed(SHARED) if blind(shared)), None)
 
 
-def branch(run: Run, trunk: Run) -> SharedPhases | None:
+def branch(run: Run, trunks: Sequence[Run]) -> SharedPhases | None:
     """Begin a run's folder with what a finished run left of the phases that they have in common.
+
+    Args:
+        trunks: finished runs; the one with the longest common beginning is taken.
 
     Returns:
         those phases; None where there are none, or the run's folder is there already.
     """
-    shared = shared_phases(run.config, trunk.config)
-    if run.folder.exists() or shared is None or run.folder == trunk.folder:
+    common = [(shared, trunk) for trunk in trunks if (shared := shared_phases(run.config, trunk.config))]
+    if run.folder.exists() or not common:
         return None
+    shared, trunk = max(common, key=lambda pair: len(pair[0].phases))
     fresh = run.folder.with_name(run.folder.name + ".part")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     for name in shared.files:
         source = trunk.folder / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, fresh / name)
-    seconds = json.loads((trunk.folder / "seconds.json").read_text())
+    seconds, ledger = (json.loads((trunk.folder / f"{name}.json").read_text()) for name in ("seconds", "ledger"))
+    ledger["phases"] = {phase: ledger["phases"][phase] for phase in shared.phases}
     write_json(fresh / "seconds.json", {phase: seconds[phase] for phase in shared.phases})
+    write_json(fresh / "ledger.json", ledger)
     write_json(fresh / "shared.json", {"from": str(trunk.folder), "phases": list(shared.phases)})
     write_json(fresh / "config.json", run.config.to_dict())
     os.replace(fresh, run.folder)
@@ -293,7 +320,6 @@ def ensure(runs: Sequence[Run], jobs: int, log: Callable[[str], None] = print) -
             f"the profile {profile.name} starts no runs, and {len(missing)} of {len(runs)} are missing: "
             "start those printed above"
         )
-    trunks = {(run.key, run.seed): run for run in runs if run.experiment == OURS}
     minutes = sum(profile.minutes.get("whole run" if run.experiment == OURS else "branch", 0) for run in missing)
     log(f"{len(missing)} of {len(runs)} runs are to be done, about {minutes:.0f} minutes on two cores: {_names(missing)}")
     with tqdm(total=len(missing), desc="runs", unit="run", dynamic_ncols=True) as bar:
@@ -301,10 +327,7 @@ def ensure(runs: Sequence[Run], jobs: int, log: Callable[[str], None] = print) -
             [run for run in missing if run.experiment == OURS],
             [run for run in missing if run.experiment != OURS],
         ):
-            for run in stage:
-                if run.experiment != OURS:
-                    branch(run, trunks[run.key, run.seed])
-            for run in _finishing(stage, jobs, bar.write):
+            for run in _finishing(stage, runs, jobs, bar.write):
                 bar.update()
                 bar.set_postfix_str(run.name)
 
@@ -313,8 +336,11 @@ def _names(runs: Sequence[Run]) -> str:
     return ", ".join(run.name for run in runs)
 
 
-def _finishing(runs: Sequence[Run], jobs: int, log: Callable[[str], None]) -> Iterator[Run]:
+def _finishing(runs: Sequence[Run], all_runs: Sequence[Run], jobs: int, log: Callable[[str], None]) -> Iterator[Run]:
     """Start the runs as processes, `jobs` at a time, and yield each that has finished.
+
+    Args:
+        all_runs: off which they may branch, once finished.
 
     Raises:
         UserError: one failed; the others are stopped, and go on another time.
@@ -325,6 +351,7 @@ def _finishing(runs: Sequence[Run], jobs: int, log: Callable[[str], None]) -> It
         while waiting or started:
             while waiting and len(started) < jobs:
                 run = waiting.pop(0)
+                branch(run, [trunk for trunk in all_runs if trunk.finished])
                 started[run] = _start(run, cores)
                 log(f"{run.name} is running, its output is in {console(run)}")
             for run, process in list(started.items()):

@@ -14,6 +14,7 @@ from .evaluate_paths import evaluate_sampled
 from .evaluated_paths import EvaluatedPaths
 from .experiments import Run, profile_folder
 from .filter_study import StudyInputs
+from .search_space import SearchSpace
 
 
 def study_folder(run: Run) -> FilePath:
@@ -54,9 +55,20 @@ def pretraining_paths(run: Run) -> EvaluatedPaths:
 
 
 def evaluated(
-    run: Run, config: configs.Config, weights: str | FilePath, name: str, per_bucket: int, exclude: Sequence[FilePath]
+    run: Run,
+    config: configs.Config,
+    weights: str | FilePath,
+    name: str,
+    per_bucket: int,
+    exclude: Sequence[FilePath],
+    space: SearchSpace | None = None,
+    ap: bool = False,
 ) -> EvaluatedPaths:
-    """Paths of each FLOPs bucket of a supernet, evaluated into a file of the study's folder, on all cores."""
+    """Paths of each FLOPs bucket of a supernet, evaluated into a file of the study's folder, on all cores.
+
+    Args:
+        exclude, space, ap: see `evaluate_paths.evaluate_sampled`.
+    """
     config = dataclasses.replace(config, args=dataclasses.replace(config.args, evaluation_processes=os.cpu_count() or 1))
     file = study_folder(run) / f"{name}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -66,4 +78,6 @@ def evaluated(
             bar.total, bar.n = total, done
             bar.refresh()
 
-        return evaluate_sampled(config, weights, file, per_bucket, name, exclude, progress=on_path, note=bar.write)
+        return evaluate_sampled(
+            config, weights, file, per_bucket, name, exclude, space, ap=ap, progress=on_path, note=bar.write
+        )

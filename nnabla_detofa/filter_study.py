@@ -19,6 +19,7 @@ from .evaluated_paths import EvaluatedPaths
 from .path_filter import PathFilter, Tokenizer
 from .ranking import FitResult, fit
 from .ranking_metrics import baseline_scores
+from .validation import map_forked
 
 FORMAT = "scores of the filter study, version 1"
 RANDOM, FLOPS, RIDGE = "random", "FLOPs", "ridge"
@@ -146,7 +147,11 @@ class StudyResults:
 
 
 def run(
-    inputs: StudyInputs, seeds: Sequence[int], folder: FilePath, progress: Callable[[str], None] = lambda text: None
+    inputs: StudyInputs,
+    seeds: Sequence[int],
+    folder: FilePath,
+    progress: Callable[[str], None] = lambda text: None,
+    processes: int = 1,
 ) -> StudyResults:
     """Fit the filter with every setting and seed, and score the test paths.
 
@@ -155,7 +160,8 @@ def run(
 
     Args:
         seeds: everything random comes from them.
-        progress: hears a line about each fit.
+        progress: hears of each setting and seed that is done, in a line.
+        processes: fits are shared out over so many, which are forked: for the CPU.
 
     Raises:
         UserError: the folder holds scores of other paths or options, or is damaged; no seed was given, or one twice.
@@ -173,21 +179,30 @@ def run(
             rng = seeded(seed, RANDOM)
             for name, scores in baseline_scores(tokenizer, batch, inputs.train.losses, test.batch, test.flops, rng).items():
                 _keep(file, known, name, seed, {}, scores)
+    jobs: dict[tuple[int, str], list[Setting]] = {}  # settings that share a pre-trained filter are one job
+    for seed in seeds:
         for setting in inputs.settings:
             if (setting.name, seed) not in known:
-                scores = fitted(inputs, setting, seed, folder, progress).score(inputs.test.batch, inputs.test.buckets)
-                _keep(file, known, setting.name, seed, asdict(setting), scores)
+                jobs.setdefault((seed, setting.pretrained if setting.pretraining else setting.name), []).append(setting)
+
+    def work(job: tuple[int, str]) -> list[tuple[np.ndarray, str]]:
+        return [_scores(inputs, setting, job[0], folder) for setting in jobs[job]]
+
+    for (seed, _), settings, results in zip(jobs, jobs.values(), map_forked(work, list(jobs), min(processes, len(jobs)))):
+        for setting, (scores, text) in zip(settings, results):
+            _keep(file, known, setting.name, seed, asdict(setting), scores)
+            progress(f"{setting.name}, seed {seed}: {text}")
     names = (*BASELINES, *(setting.name for setting in inputs.settings))
     return StudyResults(inputs, seeds, {name: np.stack([known[name, seed] for seed in seeds]) for name in names})
 
 
-def fitted(inputs: StudyInputs, setting: Setting, seed: int, folder: FilePath, progress: Callable[[str], None]) -> PathFilter:
-    """The filter of a setting, ready to score."""
-    path_filter = pretrained(inputs, setting, seed, folder, progress) if setting.pretraining else fresh(inputs, setting, seed)
+def _scores(inputs: StudyInputs, setting: Setting, seed: int, folder: FilePath) -> tuple[np.ndarray, str]:
+    """Scores of the test paths by the filter of a setting, and how its fit went."""
+    path_filter = pretrained(inputs, setting, seed, folder) if setting.pretraining else fresh(inputs, setting, seed)
+    text = "as it was pre-trained"
     if setting.fine_tuning:
-        result = _fit(path_filter, inputs.train, inputs.options, setting, seeded(seed, "fine-tuning"))
-        progress(f"{setting.name}, seed {seed}: {outcome(result)}")
-    return path_filter
+        text = outcome(_fit(path_filter, inputs.train, inputs.options, setting, seeded(seed, "fine-tuning")))
+    return path_filter.score(inputs.test.batch, inputs.test.buckets), text
 
 
 def fresh(inputs: StudyInputs, setting: Setting, seed: int) -> PathFilter:
@@ -208,17 +223,14 @@ def fresh(inputs: StudyInputs, setting: Setting, seed: int) -> PathFilter:
     )
 
 
-def pretrained(
-    inputs: StudyInputs, setting: Setting, seed: int, folder: FilePath, progress: Callable[[str], None]
-) -> PathFilter:
+def pretrained(inputs: StudyInputs, setting: Setting, seed: int, folder: FilePath) -> PathFilter:
     """The filter fitted to the classification supernet's paths, kept as a file in `folder`."""
     file = folder / f"pretrained_{setting.pretrained}_seed{seed}_{inputs.pretraining_digest}.h5"
     if file.exists():
         return PathFilter.load(file)
     path_filter = fresh(inputs, setting, seed)
-    result = _fit(path_filter, inputs.pretraining, inputs.options, setting, seeded(seed, "pre-training"))
+    _fit(path_filter, inputs.pretraining, inputs.options, setting, seeded(seed, "pre-training"))
     path_filter.save(file)
-    progress(f"pre-training for {setting.name}, seed {seed}: {outcome(result)}")
     return path_filter
 
 

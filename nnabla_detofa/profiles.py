@@ -35,12 +35,14 @@ class Pretraining:
         config: of the pre-training.
         supernet: weights file of the classification supernet.
         path_filter: the filter pre-trained on it.
+        fullnet: weights file of a classifier of which only the largest path was trained.
         paths: file of its evaluated paths; None evaluates some anew.
     """
 
     config: str
     supernet: str
     path_filter: str
+    fullnet: str
     paths: str | None = None
 
 

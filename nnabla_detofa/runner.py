@@ -24,6 +24,7 @@ from .costs import Buckets, CostModel
 from .data.loader import Loader
 from .errors import UserError
 from .evaluated_paths import EvaluatedPaths
+from .ledger import DeviceClock, entry
 from .path_evaluation import KeptEvaluation, named_rng, sample_in_buckets
 from .path_filter import PathFilter, PathScorer, Tokenizer
 from .phases import TrainingPhase, training_phases
@@ -98,6 +99,8 @@ class SupernetRunner(Runner):
         self.stop = StopRequest()
         self.results: dict = {}
         self.seconds: dict[str, float] = self.recall("seconds", {})
+        self.clock = DeviceClock(self.comm.ctx.backend != ["cpu:float"], self.comm.n_procs)
+        self.ledger: dict = {"unit": self.clock.unit, "phases": {}} | self.recall("ledger", {})
 
     # NNablaNAS' names for what happens on a batch; the phases call both by their own.
     train_on_batch = staticmethod(train)
@@ -131,12 +134,15 @@ class SupernetRunner(Runner):
         """Announce a phase, and add its time to what the run has cost so far, interrupted or not."""
         number = self.phases.index(name) + 1
         self.log(f"[{number}/{len(self.phases)}] {name}")
-        start = time.perf_counter()
+        start, device_start = time.perf_counter(), self.clock()
         try:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
             self.remember("seconds", self.seconds)
+            spent = self.ledger["phases"].get(name, {"seconds": 0.0})["seconds"]
+            self.ledger["phases"][name] = entry(name, spent + self.clock() - device_start)
+            self.remember("ledger", self.ledger)
 
     def log(self, message: str) -> None:
         """A line of the log, on the screen and in the file."""

@@ -29,6 +29,7 @@ def folder(tmp_path_factory):
     root = write_digits(folder / "digits", train=16, val=6, test=6, image_size=64, crops_train=40, crops_val=20)
     (folder / "tiny.json").write_text(json.dumps(detofa_config(root)))
     pretraining = {"config": "p.json", "supernet": "pretrained/supernet.h5", "path_filter": "pretrained/path_filter.h5"}
+    pretraining["fullnet"] = "pretrained/fullnet/weights.h5"
     (folder / "p.json").write_text(json.dumps(pretrain_config(root / "classification")))
     needs = [{"path": str(root), "command": "make it"}]
     sizes = {"seeds": 2, "test_paths_per_bucket": 5, "pretraining_paths_per_bucket": 8}
@@ -157,6 +158,20 @@ def test_figures_are_made_from_finished_runs(done, profile, tmp_path):
     assert np.allclose(ours, ap, atol=0.006) and (tmp_path / "figureA2.png").stat().st_size > 5000
 
 
+def test_table_2_and_figures_5_and_6(done, folder, tmp_path):
+    """The other baselines are run first; random paths get an AP each."""
+    command = ["reproduce", "table2", "figure5", "figure6", "tableA1", "--profile", "small.json", "-o", str(tmp_path)]
+    assert main(command) == 0
+    costs = (tmp_path / "table2.md").read_text()
+    assert "ESTIMATE" not in costs and "total [core hours]" in costs and costs.count("| OFA (w/") == 2
+    figure = (tmp_path / "figure5.md").read_text()
+    assert [title in figure for title in ("| OFA (w/ PS) |", "| OFA (w/o PS) |", "| CompOFA* |", "| ours |")] == [True] * 4
+    rows = (tmp_path / "figure6.csv").read_text().splitlines()
+    assert sum(",OFA (w/o PS)," in row for row in rows) == 5 * 15 and any(",ours," in row for row in rows)
+    assert "ours above OFA (w/o PS), mean AP" in (tmp_path / "figure6.md").read_text()
+    assert (tmp_path / "tableA1.csv").exists()
+
+
 def test_the_filters_tables_and_figure_8(done, folder, tmp_path):
     """From nothing but the run and a pre-training: the paths are measured and the filter fitted once for all tables."""
     assert main(["-f", "p.json", "-o", "pretrained"]) == 0
@@ -218,7 +233,7 @@ def test_profiles_are_checked(tmp_path, monkeypatch):
             profiles.load("p.json")
         return str(caught.value)
 
-    pretraining = {"config": "a", "supernet": "b", "path_filter": "c"}
+    pretraining = {"config": "a", "supernet": "b", "path_filter": "c", "fullnet": "d"}
     entry = {"title": "t", "config": "c", "pretraining": pretraining}
     assert "does not parse" in error("{")
     assert "data_sets must map" in error({})

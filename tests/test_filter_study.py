@@ -26,7 +26,7 @@ def evaluated(folder, name: str, first: int, n: int, effect: float = 1.0) -> Eva
     losses = 9 - batch.depths @ [0.3, 1.0, 2.0] - effect * batch.widths @ [0.2, 0.1, 0.5, 1.0]
     paths = EvaluatedPaths.open(folder / f"{name}.jsonl", "made up", {}, small.GEOMETRY)
     for number, (path, loss) in enumerate(zip(batch, losses)):
-        paths.append(EvaluatedPath(path, number % 2, flops=1000 + number, params=1, loss=float(loss)))
+        paths.append(EvaluatedPath(path, number % 2, 1000 + number, 10, float(loss)))
     return paths
 
 
@@ -56,7 +56,7 @@ def test_a_study_repeats_itself_and_every_part_changes_the_scores(inputs, tmp_pa
 
 
 def test_a_stopped_study_goes_on_and_settings_share_what_was_pre_trained(inputs, tmp_path):
-    whole, heard = run(inputs, (0,), tmp_path / "whole"), []
+    whole, heard = run(inputs, (0,), tmp_path / "whole", processes=2), []
 
     def stop(text: str) -> None:
         heard.append(text)
@@ -72,7 +72,8 @@ def test_a_stopped_study_goes_on_and_settings_share_what_was_pre_trained(inputs,
     assert not any(text.startswith("none") for text in again)
     for name, scores in whole.scores.items():
         np.testing.assert_array_equal(found.scores[name], scores)
-    assert sum(text.startswith("pre-training") for text in again) == 2  # of "all three" and of the usual positions
+    assert len(again) == len(inputs.settings) - len(heard)
+    assert len(list((tmp_path / "stopped").glob("pretrained_*.h5"))) == 2  # of "all three" and of the usual positions
     assert run(inputs, (0,), tmp_path / "stopped", lambda text: pytest.fail(text)).seeds == (0,)
 
 

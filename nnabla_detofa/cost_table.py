@@ -1,0 +1,179 @@
+"""Table 2: what each method costs, from the ledgers of finished runs, or estimated from the time of a training step."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+
+import nnabla as nn
+import numpy as np
+
+from . import algorithm1
+from .config import Config
+from .costs import CostModel
+from .dry_run import DataFacts, SyntheticBatch, data_facts, synthetic
+from .ledger import KINDS, totals
+from .phases import training_phases
+from .report import markdown_row
+from .search_space import PathBatch, ofa_resnet50
+from .training import OnePath, new_optimizer, train
+
+PAPER = {
+    "ofa-ps": {"voc": (1.150, None), "coco": (14.41, None)},
+    "ofa": {"voc": (0.383, None), "coco": (4.804, None)},
+    "compofa": {"voc": (0.383, None), "coco": (4.804, None)},
+    "detofa": {"voc": (0.800, 0.414), "coco": (5.260, 0.456)},
+}
+"""Experiment -> data set -> GPU days in all, and overhead of them (Table 2)."""
+OVERHEAD = ("path evaluation", "path filter")
+COLUMNS = ("fullnet", "training", "path evaluation", "path filter", "search")
+EVALUATION_SHARE = 1 / 3
+"""Of a training step's time that the same images cost in evaluation: a rule of thumb, one pass forward without the two that
+the backward pass amounts to."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one method costs on one data set, in hours of the device.
+
+    Attributes:
+        title: of the method. experiment, key: its names, for the paper's numbers.
+        hours: of each of `ledger.KINDS`. estimated: from a step's time, not from a run.
+        spread: least and largest total of the seeds.
+    """
+
+    title: str
+    experiment: str
+    key: str
+    hours: Mapping[str, float]
+    estimated: bool
+    spread: tuple[float, float]
+
+    @property
+    def total(self) -> float:
+        """What Table 2 counts: training and search, and the overhead of our method alone; not the fullnet."""
+        return self.counted(self.experiment, self.hours)
+
+    @staticmethod
+    def counted(experiment: str, hours: Mapping[str, float]) -> float:
+        """`total` of such hours."""
+        return sum(hours[kind] for kind in ("training", "search", *(OVERHEAD if experiment == "detofa" else ())))
+
+    @property
+    def overhead(self) -> float:
+        """Of evaluating paths, and of the path filter."""
+        return sum(self.hours[kind] for kind in OVERHEAD)
+
+
+def cost_of_runs(title: str, experiment: str, key: str, ledgers: Sequence[Mapping]) -> Cost:
+    """The mean of the runs' ledgers, one for each seed."""
+    hours = [{kind: seconds / 3600 for kind, seconds in totals(ledger).items()} for ledger in ledgers]
+    sums = [Cost.counted(experiment, one) for one in hours]
+    return Cost(
+        title,
+        experiment,
+        key,
+        {kind: float(np.mean([one[kind] for one in hours])) for kind in KINDS},
+        False,
+        (min(sums), max(sums)),
+    )
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of this device for one image of a training step, for each multiply-accumulate of the path.
+
+    Attributes:
+        seconds: measured. flops: of the path that it was measured on.
+    """
+
+    seconds: float
+    flops: int
+
+    @classmethod
+    def measure(cls, config: Config, steps: int = 2) -> StepTime:
+        """Steps of the largest path of the config's own network, on one synthetic image; the first is not counted."""
+        facts = data_facts(config)
+        model = algorithm1.make_model(config, facts.num_classes)
+        cost = algorithm1.make_cost(config, facts.num_classes, config.dataloader.image_size)
+        largest = model.space.largest
+        phase, arrays = training_phases(config)[0], synthetic(config, facts.num_classes)
+        optimizer = new_optimizer(model, phase.solver, phase.schedule(facts.train))
+        ends: list[float] = []
+        inputs = [nn.Variable(array.shape) for array in arrays]
+        steps_range = range(steps + 1)
+        train(
+            model, optimizer, OnePath(largest), SyntheticBatch(arrays), inputs, steps_range,
+            on_step=lambda progress: ends.append(time.perf_counter()),
+        )  # fmt: skip
+        flops = cost.flops(PathBatch.from_paths([largest], model.space.geometry))
+        return cls((ends[-1] - ends[0]) / steps, int(flops[0]))
+
+    def of(self, flops: float, images: float) -> float:
+        """Seconds of training on so many images, paths of so many multiply-accumulates."""
+        return self.seconds * flops / self.flops * images
+
+
+def estimate(title: str, experiment: str, key: str, config: Config, step: StepTime, rng: np.random.Generator) -> Cost:
+    """What a run of the config would cost on the device of the step.
+
+    Training: epochs times images, at the mean FLOPs of 200 uniform paths of a phase's space. Evaluating a path: its images for
+    re-estimation and for the loss, forward only. The filter and the search are left out: they are negligible in the paper.
+    """
+    facts = data_facts(config)
+    cost = algorithm1.make_cost(config, facts.num_classes, config.dataloader.image_size)
+    seconds = dict.fromkeys(KINDS, 0.0)
+    for phase in training_phases(config):
+        paths = PathBatch.from_paths([phase.space.largest], phase.space.geometry)
+        paths = paths if phase.largest_only else phase.space.sample_many(rng, 200)
+        images = len(phase.epochs) * phase.steps_per_epoch(facts.train) * phase.batch_size
+        seconds["fullnet" if phase.largest_only else "training"] += step.of(float(cost.flops(paths).mean()), images)
+    rounds = {"detofa": 2, "fullnet": 0}.get(config.args.runner, 1)
+    seconds["path evaluation"] = rounds * _evaluation(config, facts, cost, step)
+    hours = {kind: value / 3600 for kind, value in seconds.items()}
+    return Cost(title, experiment, key, hours, True, (0.0, 0.0))
+
+
+def _evaluation(config: Config, facts: DataFacts, cost: CostModel, step: StepTime) -> float:
+    """Seconds of evaluating m paths of each FLOPs bucket: on average in the middle of the buckets."""
+    hparams = config.hparams
+    space = ofa_resnet50(config.network.geometry, config.network.elastic_stem)
+    middle = sum(cost.flops.extremes(space)) / 2
+    images = min(hparams.bn_images, facts.train) + min(hparams.val_images or facts.val, facts.val)
+    return EVALUATION_SHARE * step.of(middle, images * hparams.paths_per_bucket * hparams.buckets)
+
+
+def table(costs: Sequence[Cost], unit: str) -> list[str]:
+    """Markdown lines.
+
+    Args:
+        unit: of the hours, such as "core hours".
+    """
+    header = ["method", "paper's GPU days (overhead)", "paper: of OFA (w/ PS)", *COLUMNS, f"total [{unit}]", "overhead"]
+    lines = [markdown_row([*header, "of OFA (w/ PS)"]), markdown_row(["---"] + ["---:"] * len(header))]
+    reference = next((cost for cost in costs if cost.experiment == "ofa-ps"), None)
+    for cost in costs:
+        data_set = cost.key if cost.key in ("voc", "coco") else "voc"
+        days, overhead = PAPER[cost.experiment][data_set]
+        paper = f"{days:.3f}" + (f" ({overhead:.3f})" if overhead else "")
+        share = f"{days / PAPER['ofa-ps'][data_set][0]:.2f}"
+        parts = [f"{cost.hours[kind]:.3g}" for kind in COLUMNS]
+        low, high = cost.spread
+        total = f"{cost.total:.3g}" + (f" ({low:.3g} to {high:.3g})" if high > low else "")
+        ours = "-" if reference is None else f"{cost.total / reference.total:.2f}"
+        title = cost.title + (" (ESTIMATE)" if cost.estimated else "")
+        lines.append(markdown_row([title, paper, share, *parts, total, f"{cost.overhead:.3g}", ours]))
+    return lines
+
+
+def write_csv(file: FilePath, costs: Sequence[Cost]) -> None:
+    """One line for each method and data set, in hours."""
+    with open(file, "w", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(["data set", "method", "estimated", *(f"{kind} [h]" for kind in KINDS), "total [h]"])
+        for cost in costs:
+            hours = [f"{cost.hours[kind]:.5g}" for kind in KINDS]
+            writer.writerow([cost.key, cost.title, int(cost.estimated), *hours, f"{cost.total:.5g}"])

@@ -1,0 +1,63 @@
+"""What a run costs: device time of each phase, by what it is for (Table 2)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+KINDS = ("fullnet", "training", "path evaluation", "path filter", "search", "reporting")
+"""What time is for. Reporting is what only the tables need: held-out paths, and AP on the test split."""
+KIND_OF = {
+    "fullnet": "fullnet",
+    "paths": "path evaluation",
+    "paths again": "path evaluation",
+    "path filter": "path filter",
+    "operation pruning": "path filter",
+    "path thresholds": "path filter",
+    "path filter again": "path filter",
+    "held-out paths": "reporting",
+    "search": "search",
+    "evaluation": "reporting",
+}
+"""Phase -> kind; every other phase is training."""
+
+
+@dataclass(frozen=True)
+class DeviceClock:
+    """Seconds that a device was busy with this process.
+
+    A GPU is taken as busy all the time. A core is busy while this process, or one that it forked and has ended, computes: so
+    runs that share a machine do not count each other's work.
+
+    Attributes:
+        on_gpu: which of the two.
+        processes: that train together, each with a device of its own.
+    """
+
+    on_gpu: bool
+    processes: int = 1
+
+    @property
+    def unit(self) -> str:
+        return "GPU seconds" if self.on_gpu else "core seconds"
+
+    def __call__(self) -> float:
+        """Seconds so far; only differences mean something."""
+        return self.processes * (time.perf_counter() if self.on_gpu else sum(os.times()[:4]))
+
+
+def entry(phase: str, seconds: float) -> dict:
+    """A phase in a run's ledger.json."""
+    return {"kind": KIND_OF.get(phase, "training"), "seconds": round(seconds, 3)}
+
+
+def totals(ledger: Mapping, phases: Sequence[str] | None = None) -> dict[str, float]:
+    """Seconds of each of `KINDS` in the content of a ledger.json, in its unit.
+
+    Args:
+        phases: count only these.
+    """
+    counted = {name: item for name, item in ledger["phases"].items() if phases is None or name in phases}
+    return {kind: sum(item["seconds"] for item in counted.values() if item["kind"] == kind) for kind in KINDS}
