@@ -238,12 +238,18 @@ def branch(run: Run, trunks: Sequence[Run]) -> SharedPhases | None:
     """Begin a run's folder with what a finished run left of the phases that they have in common.
 
     Args:
-        trunks: finished runs; the one with the longest common beginning is taken.
+        trunks: finished runs; the one with the longest common beginning is taken, of those whose files are still there.
 
     Returns:
         those phases; None where there are none, or the run's folder is there already.
     """
-    common = [(shared, trunk) for trunk in trunks if (shared := shared_phases(run.config, trunk.config))]
+    records = ("seconds.json", "ledger.json")
+    common = [
+        (shared, trunk)
+        for trunk in trunks
+        if (shared := shared_phases(run.config, trunk.config))
+        and all((trunk.folder / name).exists() for name in (*shared.files, *records))
+    ]
     if run.folder.exists() or not common:
         return None
     shared, trunk = max(common, key=lambda pair: len(pair[0].phases))
@@ -253,7 +259,7 @@ def branch(run: Run, trunks: Sequence[Run]) -> SharedPhases | None:
     for name in shared.files:
         source = trunk.folder / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, fresh / name)
-    seconds, ledger = (json.loads((trunk.folder / f"{name}.json").read_text()) for name in ("seconds", "ledger"))
+    seconds, ledger = (json.loads((trunk.folder / name).read_text()) for name in records)
     ledger["phases"] = {phase: ledger["phases"][phase] for phase in shared.phases}
     write_json(fresh / "seconds.json", {phase: seconds[phase] for phase in shared.phases})
     write_json(fresh / "ledger.json", ledger)

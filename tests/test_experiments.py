@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +135,18 @@ def test_a_branch_gives_the_bits_of_a_run_of_its_own(done, tmp_path):
     again = (alone / "paths_again.jsonl").read_text()
     assert again == (ofa.folder / "paths_again.jsonl").read_text()
     assert json.loads((ofa.folder / "summary.json").read_text())["seconds"].keys() >= {"fullnet", "warm-up", "search"}
+
+
+def test_no_branch_starts_from_a_run_whose_files_are_gone(done, profile):
+    """Who removed a finished run's weights to save room gets a run from the start, not an error."""
+    ours, _ = done
+    (run,) = [run for run in plan(profile, ("voc",), PATH_PRUNINGS, 1, []) if run.experiment.name == "paths-uniform"]
+    weights = ours.folder / "warm_up"
+    weights.rename(ours.folder / "elsewhere")
+    assert experiments.branch(run, [ours]) is None and not run.folder.exists()
+    (ours.folder / "elsewhere").rename(weights)
+    assert experiments.branch(run, [ours]).phases[-1] == "path filter"
+    shutil.rmtree(run.folder)
 
 
 def test_a_finished_run_is_used_wherever_it_lies(done, profile, monkeypatch):
