@@ -298,7 +298,8 @@ def draw_table3(results: StudyResults, found: dict[str, np.ndarray], intervals: 
     axes.plot(*zip(*paper), "D", color="tab:orange", markersize=7, markerfacecolor="none", label="paper", linestyle="none")
     axes.axvline(RATIO, color="0.6", linewidth=1, linestyle="--", label="chance")
     axes.set_yticks(range(len(found)), map(title, found))
-    axes.set(xlim=(0, 1.02), xlabel=f"precision for the weakest {RATIO:.0%} of each FLOPs bucket", title=results.inputs.label)
+    axes.set(xlim=(-0.02, 1.02), title=results.inputs.label)
+    axes.set_xlabel(f"precision for the weakest {RATIO:.0%} of each FLOPs bucket")
     axes.invert_yaxis()
     axes.grid(alpha=0.3, axis="x")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -318,7 +319,7 @@ def draw_table_a3(rows: Sequence[dict], name: str) -> plt.Figure:
     axes.plot(ratios, column("paper_precision"), "D", color="tab:orange", markersize=7, markerfacecolor="none", label="paper")
     for baseline, style in zip(BASELINES, (":", "--", "-.")):
         axes.plot(ratios, column(f"precision_of_{baseline}"), style, color="0.4", label=title(baseline))
-    axes.set(xlabel="r_path, share of weakest paths", ylabel="precision", ylim=(0, 1.02), xticks=ratios)
+    axes.set(xlabel="r_path, share of weakest paths", ylabel="precision", ylim=(-0.02, 1.02), xticks=ratios)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
