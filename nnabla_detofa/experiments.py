@@ -7,6 +7,7 @@ bits as doing them again, since everything random comes from the seed and the ph
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
@@ -380,7 +381,12 @@ def _start(run: Run, cores: int) -> subprocess.Popen:
     file.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "nnabla_detofa", "run", "-f", run.data_set.config, *run.arguments]
     command += [f"args.evaluation_processes={cores}", "-o", str(run.folder)]
-    with open(file, "a") as output:  # a session of its own: stopping it is our business
+    with open(file, "a") as output:
+        try:  # the process inherits the lock with its output: it holds as long as that runs, also where we were killed
+            fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{run.name} is being run by another process, see {file}: wait for its end, or stop it") from None
+        # a session of its own: stopping it is our business
         return subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True)
 
 

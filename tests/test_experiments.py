@@ -211,6 +211,23 @@ def test_a_run_that_fails_is_named_with_its_last_words(profile):
         experiments.ensure(runs, 1, lambda line: None)
 
 
+def test_a_run_that_another_process_does_is_not_done_twice(profile):
+    """A process that outlives what started it still writes into the run's folder."""
+    (run,) = plan(profile, ("voc",), [], 1, ["hparams.epochs=5"])
+    with pytest.MonkeyPatch.context() as patch:
+        sleeping = Path("sleeper")
+        sleeping.write_text("#!/bin/sh\nsleep 60\n")
+        sleeping.chmod(0o755)
+        patch.setattr(experiments.sys, "executable", str(sleeping.resolve()))
+        process = experiments._start(run, 1)
+    try:
+        with pytest.raises(UserError, match="digits-detofa-0 is being run by another process"):
+            experiments.ensure([run], 1, lambda line: None)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 def test_a_profile_that_starts_nothing_prints_commands(profile):
     silent = profile.__class__(**{**profile.__dict__, "name": "silent", "starts_runs": False})
     lines = []
