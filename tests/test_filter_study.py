@@ -156,6 +156,18 @@ def test_table_3_says_where_the_filter_beats_nothing(inputs, tmp_path):
     assert "DOES NOT BEAT FLOPs alone" in text
 
 
+def test_too_few_test_paths_decide_nothing(inputs, tmp_path):
+    """A quarter of one path in each bucket is none: there is no precision, nor who beats whom."""
+    few = StudyInputs("made up", inputs.train, evaluated(tmp_path, "few", 50, 2), TINY, inputs.pretraining, buckets=2)
+    results = results_of(few, all_three=np.zeros((1, 2)))
+    files = filter_tables.table3(results, tmp_path, "make it", np.random.default_rng(0))
+    files += filter_tables.table_a3(results, tmp_path, "make it", np.random.default_rng(0))
+    for file in files:
+        if file.suffix != ".png":
+            assert "nan" not in file.read_text()
+    assert "decide nothing" in files[0].read_text() and "BEAT" not in files[0].read_text()
+
+
 def test_table_a3_by_hand(inputs, tmp_path):
     """Of 12 paths in a bucket 2, 3, 4 and 5 are the weakest; scores that swap the two worst cost nothing at any of them."""
     scores = -inputs.test.losses.copy()
