@@ -30,6 +30,7 @@ setup(
         "defusedxml",
         "h5py",
         "hydra-core",
+        "markdown-it-py",
         "matplotlib",
         "omegaconf",
         "pillow",

@@ -383,6 +383,25 @@ def reproduce(args: argparse.Namespace) -> None:
         print(f"written: {', '.join(str(file.with_suffix(suffix)) for suffix in ('.md', '.csv', '.png'))}")
 
 
+def page_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", default="demo", help="demo, bccd, paper, or a .json file (default: %(default)s)")
+    parser.add_argument("--results", metavar="FOLDER", help="where reproduce and report wrote (default: results/<profile>)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="default: report.html among the results")
+
+
+def page(args: argparse.Namespace) -> None:
+    """Write all results of a profile as one HTML page."""
+    from .html_page import write_page
+    from .profiles import load
+
+    refuse_output(args.output)
+    profile = load(args.profile)
+    results = Path(args.results or Path("results", profile.name))
+    output = Path(args.output or results / "report.html")
+    made = write_page(profile, results, output)
+    print(f"written: {output}, {output.stat().st_size / 1e6:.1f} MB, with {made} tables and figures")
+
+
 def measure_latency_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--file", required=True, metavar="FILE", help="the config, .json or .yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the config")
@@ -489,6 +508,12 @@ COMMANDS = {
         reproduce_arguments,
         reproduce,
         ("table3 tableA3 figure8 --profile demo", "figure9 --profile bccd --set dataloader.voc.root=FOLDER --seeds 3"),
+    ),
+    "page": Command(
+        "all results of a profile as one HTML page",
+        page_arguments,
+        page,
+        ("--profile demo", "--profile bccd -o bccd.html"),
     ),
     "measure-latency": Command(
         "time the layers of a config's supernet on this device",

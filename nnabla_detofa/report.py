@@ -25,14 +25,15 @@ SHOWN_IMAGES = 6
 
 
 def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
-    """Write summary.json, table.md, table.csv, pareto.png, scores.png and detections.png of a run of Algorithm 1.
+    """Write summary.json, config.json, table.md, table.csv, pareto.png, scores.png and detections.png of a run of Algorithm 1.
 
     Returns:
         the files.
     """
     summary = read_result(run, "summary")
     output.mkdir(parents=True, exist_ok=True)
-    shutil.copy(run / "summary.json", output / "summary.json")
+    for name in ("summary.json", "config.json"):
+        shutil.copy(run / name, output / name)
     columns, rows = table_rows(summary)
     (output / "table.md").write_text(markdown(columns, rows, summary))
     with open(output / "table.csv", "w", newline="") as opened:
@@ -43,7 +44,7 @@ def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
     for name, figure in figures.items():
         figure.savefig(output / name, dpi=110, bbox_inches="tight")
         plt.close(figure)
-    return [output / name for name in ("summary.json", "table.md", "table.csv", *figures)]
+    return [output / name for name in ("summary.json", "config.json", "table.md", "table.csv", *figures)]
 
 
 def table_rows(summary: dict) -> tuple[Sequence[str], list[tuple[str, ...]]]:
