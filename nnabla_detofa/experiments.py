@@ -46,6 +46,10 @@ class Experiment:
     title: str
     overrides: tuple[str, ...] = ()
 
+    @property
+    def needs_fullnet(self) -> bool:
+        return any("{fullnet}" in entry for entry in self.overrides)
+
 
 def _pruning(strategy: str, path_pruning: str = "score", **ratios: float) -> tuple[str, ...]:
     prefix = "hparams.operation_pruning."
@@ -328,6 +332,13 @@ def ensure(runs: Sequence[Run], jobs: int, log: Callable[[str], None] = print) -
             f"the profile {profile.name} starts no runs, and {len(missing)} of {len(runs)} are missing: "
             "start those printed above"
         )
+    for run in missing:
+        source = run.data_set.pretraining
+        if run.experiment.needs_fullnet and not FilePath(source.fullnet).is_file():
+            raise UserError(
+                f"{run.name} needs {source.fullnet}, weights of a classifier of which only the largest path was trained, which "
+                f"are missing: {source.fullnet_command}"
+            )
     minutes = sum(profile.minutes.get("whole run" if run.experiment == OURS else "branch", 0) for run in missing)
     log(f"{len(missing)} of {len(runs)} runs are to be done, about {minutes:.0f} minutes on two cores: {_names(missing)}")
     with tqdm(total=len(missing), desc="runs", unit="run", dynamic_ncols=True) as bar:

@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
     root = write_digits(folder / "digits", train=16, val=6, test=6, image_size=64, crops_train=40, crops_val=20)
     (folder / "tiny.json").write_text(json.dumps(detofa_config(root)))
     pretraining = {"config": "p.json", "supernet": "pretrained/supernet.h5", "path_filter": "pretrained/path_filter.h5"}
-    pretraining["fullnet"] = "pretrained/fullnet/weights.h5"
+    pretraining["fullnet"] = "nowhere.h5"
     (folder / "p.json").write_text(json.dumps(pretrain_config(root / "classification")))
     needs = [{"path": str(root), "command": "make it"}]
     sizes = {"seeds": 2, "test_paths_per_bucket": 5, "pretraining_paths_per_bucket": 8}
@@ -252,6 +252,12 @@ def test_stopping_stops_the_runs_and_the_command_goes_on(profile, number):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on" in errors
     assert "stopped" in log.read_text()
+
+
+def test_missing_weights_are_named_before_anything_starts(profile):
+    runs = plan(profile, ("voc",), experiments.PRETRAININGS, 1, ["hparams.epochs=3"])
+    with pytest.raises(UserError, match="digits-fullnet-ofa-0 needs .* which are missing: train it and name it"):
+        experiments.ensure([run for run in runs if run.name.startswith("digits-fullnet")], 1, lambda line: None)
 
 
 def test_profiles_are_checked(tmp_path, monkeypatch):
