@@ -7,6 +7,7 @@ bits as doing them again, since everything random comes from the seed and the ph
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
@@ -44,6 +45,10 @@ class Experiment:
     name: str
     title: str
     overrides: tuple[str, ...] = ()
+
+    @property
+    def needs_fullnet(self) -> bool:
+        return any("{fullnet}" in entry for entry in self.overrides)
 
 
 def _pruning(strategy: str, path_pruning: str = "score", **ratios: float) -> tuple[str, ...]:
@@ -238,12 +243,18 @@ def branch(run: Run, trunks: Sequence[Run]) -> SharedPhases | None:
     """Begin a run's folder with what a finished run left of the phases that they have in common.
 
     Args:
-        trunks: finished runs; the one with the longest common beginning is taken.
+        trunks: finished runs; the one with the longest common beginning is taken, of those whose files are still there.
 
     Returns:
         those phases; None where there are none, or the run's folder is there already.
     """
-    common = [(shared, trunk) for trunk in trunks if (shared := shared_phases(run.config, trunk.config))]
+    records = ("seconds.json", "ledger.json")
+    common = [
+        (shared, trunk)
+        for trunk in trunks
+        if (shared := shared_phases(run.config, trunk.config))
+        and all((trunk.folder / name).exists() for name in (*shared.files, *records))
+    ]
     if run.folder.exists() or not common:
         return None
     shared, trunk = max(common, key=lambda pair: len(pair[0].phases))
@@ -253,7 +264,7 @@ def branch(run: Run, trunks: Sequence[Run]) -> SharedPhases | None:
     for name in shared.files:
         source = trunk.folder / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, fresh / name)
-    seconds, ledger = (json.loads((trunk.folder / f"{name}.json").read_text()) for name in ("seconds", "ledger"))
+    seconds, ledger = (json.loads((trunk.folder / name).read_text()) for name in records)
     ledger["phases"] = {phase: ledger["phases"][phase] for phase in shared.phases}
     write_json(fresh / "seconds.json", {phase: seconds[phase] for phase in shared.phases})
     write_json(fresh / "ledger.json", ledger)
@@ -321,6 +332,13 @@ def ensure(runs: Sequence[Run], jobs: int, log: Callable[[str], None] = print) -
             f"the profile {profile.name} starts no runs, and {len(missing)} of {len(runs)} are missing: "
             "start those printed above"
         )
+    for run in missing:
+        source = run.data_set.pretraining
+        if run.experiment.needs_fullnet and not FilePath(source.fullnet).is_file():
+            raise UserError(
+                f"{run.name} needs {source.fullnet}, weights of a classifier of which only the largest path was trained, which "
+                f"are missing: {source.fullnet_command}"
+            )
     minutes = sum(profile.minutes.get("whole run" if run.experiment == OURS else "branch", 0) for run in missing)
     log(f"{len(missing)} of {len(runs)} runs are to be done, about {minutes:.0f} minutes on two cores: {_names(missing)}")
     with tqdm(total=len(missing), desc="runs", unit="run", dynamic_ncols=True) as bar:
@@ -375,7 +393,12 @@ def _start(run: Run, cores: int) -> subprocess.Popen:
     file.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "nnabla_detofa", "run", "-f", run.data_set.config, *run.arguments]
     command += [f"args.evaluation_processes={cores}", "-o", str(run.folder)]
-    with open(file, "a") as output:  # a session of its own: stopping it is our business
+    with open(file, "a") as output:
+        try:  # the process inherits the lock with its output: it holds as long as that runs, also where we were killed
+            fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{run.name} is being run by another process, see {file}: wait for its end, or stop it") from None
+        # a session of its own: stopping it is our business
         return subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True)
 
 

@@ -155,8 +155,8 @@ def run(
 ) -> StudyResults:
     """Fit the filter with every setting and seed, and score the test paths.
 
-    What is done already is kept in `folder`: scores.jsonl and the pre-trained filters. All settings of one seed start from
-    the same weights and see the same split and minibatches, so that they differ by their parts alone.
+    What is done already is kept in the folder's scores.jsonl, and pre-trained filters beside the folder. All settings of one
+    seed start from the same weights and see the same split and minibatches, so that they differ by their parts alone.
 
     Args:
         seeds: everything random comes from them.
@@ -224,8 +224,8 @@ def fresh(inputs: StudyInputs, setting: Setting, seed: int) -> PathFilter:
 
 
 def pretrained(inputs: StudyInputs, setting: Setting, seed: int, folder: FilePath) -> PathFilter:
-    """The filter fitted to the classification supernet's paths, kept as a file in `folder`."""
-    file = folder / f"pretrained_{setting.pretrained}_seed{seed}_{inputs.pretraining_digest}.h5"
+    """The filter fitted to the classification supernet's paths, kept beside `folder`, where other studies find it too."""
+    file = folder.parent / f"pretrained_{setting.pretrained}_seed{seed}_{inputs.pretraining_digest}.h5"
     if file.exists():
         return PathFilter.load(file)
     path_filter = fresh(inputs, setting, seed)

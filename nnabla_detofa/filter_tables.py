@@ -77,7 +77,7 @@ def table3(
         accuracy, precision, recall, share = (spread(values[:, place]) for place in range(len(MEASURES)))
         paper = [f"{value:.3f}" for value in PAPER_TABLE3.get(name, ())] or ["-"] * 3
         low, high = intervals[name]
-        rows.append((title(name), *paper, accuracy, precision, f"{low:.2f} to {high:.2f}", recall, share))
+        rows.append((title(name), *paper, accuracy, precision, reach(low, high), recall, share))
     heading = f"# Table 3: finding the weakest {RATIO:.0%} of the paths of each FLOPs bucket"
     lines = [heading, "", *markdown_table(("setting", *COLUMNS), rows)]
     for order, measure in orders.items():
@@ -113,8 +113,8 @@ def table_a3(results: StudyResults, output: FilePath, command: str, rng: np.rand
         low, high = intervals[ratio] = precision_interval(results, name, rng, ratio)
         others = {baseline: weakest_of(results, baseline, ratio)[:, 1] for baseline in BASELINES}
         cells = [spread(values[:, place]) for place in range(len(MEASURES))]
-        cells.insert(2, f"{low:.2f} to {high:.2f}")
-        rows.append((f"{ratio:g}", *(f"{v:.3f}" for v in paper), *cells, *(f"{mean(v):.3f}" for v in others.values())))
+        cells.insert(2, reach(low, high))
+        rows.append((f"{ratio:g}", *(f"{v:.3f}" for v in paper), *cells, *(number(mean(v), 3) for v in others.values())))
         row = {"r_path": ratio} | dict(zip(("paper_accuracy", "paper_precision", "paper_share"), paper))
         for place, key in enumerate(MEASURES):
             row |= summary(key, values[:, place])
@@ -211,6 +211,11 @@ def number(value: float, digits: int = 2) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
+def reach(low: float, high: float) -> str:
+    """An interval for a table; "-" where there is none."""
+    return "-" if math.isnan(low) else f"{low:.2f} to {high:.2f}"
+
+
 def spread(values: np.ndarray) -> str:
     """Mean over seeds, and from where to where they reach."""
     around = f" ({np.min(values):.3f}..{np.max(values):.3f})" if np.ptp(values) > 0 else ""
@@ -234,6 +239,8 @@ def verdict(results: StudyResults, rng: np.random.Generator) -> list[str]:
     name, lines = fullest(results), []
     for rival in BASELINES:
         gain, low, high = precision_gain(results, name, rival, rng)
+        if math.isnan(gain):
+            return [f"- {RATIO:.0%} of the test paths of a bucket are less than one: they decide nothing."]
         says = "beats" if gain > 0 else "DOES NOT BEAT"
         sure = "" if low > 0 or high < 0 else "; the interval holds 0, so these paths do not decide it"
         lines.append(
@@ -298,7 +305,8 @@ def draw_table3(results: StudyResults, found: dict[str, np.ndarray], intervals: 
     axes.plot(*zip(*paper), "D", color="tab:orange", markersize=7, markerfacecolor="none", label="paper", linestyle="none")
     axes.axvline(RATIO, color="0.6", linewidth=1, linestyle="--", label="chance")
     axes.set_yticks(range(len(found)), map(title, found))
-    axes.set(xlim=(0, 1.02), xlabel=f"precision for the weakest {RATIO:.0%} of each FLOPs bucket", title=results.inputs.label)
+    axes.set(xlim=(-0.02, 1.02), title=results.inputs.label)
+    axes.set_xlabel(f"precision for the weakest {RATIO:.0%} of each FLOPs bucket")
     axes.invert_yaxis()
     axes.grid(alpha=0.3, axis="x")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -318,7 +326,7 @@ def draw_table_a3(rows: Sequence[dict], name: str) -> plt.Figure:
     axes.plot(ratios, column("paper_precision"), "D", color="tab:orange", markersize=7, markerfacecolor="none", label="paper")
     for baseline, style in zip(BASELINES, (":", "--", "-.")):
         axes.plot(ratios, column(f"precision_of_{baseline}"), style, color="0.4", label=title(baseline))
-    axes.set(xlabel="r_path, share of weakest paths", ylabel="precision", ylim=(0, 1.02), xticks=ratios)
+    axes.set(xlabel="r_path, share of weakest paths", ylabel="precision", ylim=(-0.02, 1.02), xticks=ratios)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure

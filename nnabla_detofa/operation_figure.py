@@ -16,6 +16,9 @@ from .report import markdown_row
 from .search_space import Operation
 
 
+TELLING = 0.1  # a difference of two means of four correlations that says something
+
+
 @dataclass(frozen=True, eq=False)
 class ScoredOperations:
     """The operations of one supernet.
@@ -78,6 +81,8 @@ def comparison(before: ScoredOperations, after: ScoredOperations) -> str:
     """Whether scores follow size more strongly after than before, in a sentence made from the numbers."""
     old, new = (float(np.mean(net.correlations()["FLOPs"])) for net in (before, after))
     verdict = "as the paper says" if new > old else "unlike the paper"
+    if abs(new - old) < TELLING:
+        verdict = "too close to tell"
     return (
         f"Ours: rho of score and FLOPs inside a stage is {old:.2f} ({before.title}) and {new:.2f} ({after.title}), {verdict}."
     )

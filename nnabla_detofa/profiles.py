@@ -35,7 +35,7 @@ class Pretraining:
         config: of the pre-training.
         supernet: weights file of the classification supernet.
         path_filter: the filter pre-trained on it.
-        fullnet: weights file of a classifier of which only the largest path was trained.
+        fullnet: weights file of a classifier of which only the largest path was trained. fullnet_command: what makes it.
         paths: file of its evaluated paths; None evaluates some anew.
     """
 
@@ -43,6 +43,7 @@ class Pretraining:
     supernet: str
     path_filter: str
     fullnet: str
+    fullnet_command: str = "train it and name it in the profile"
     paths: str | None = None
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def folder(tmp_path_factory):
     root = write_digits(folder / "digits", train=16, val=6, test=6, image_size=64, crops_train=40, crops_val=20)
     (folder / "tiny.json").write_text(json.dumps(detofa_config(root)))
     pretraining = {"config": "p.json", "supernet": "pretrained/supernet.h5", "path_filter": "pretrained/path_filter.h5"}
-    pretraining["fullnet"] = "pretrained/fullnet/weights.h5"
+    pretraining["fullnet"] = "nowhere.h5"
     (folder / "p.json").write_text(json.dumps(pretrain_config(root / "classification")))
     needs = [{"path": str(root), "command": "make it"}]
     sizes = {"seeds": 2, "test_paths_per_bucket": 5, "pretraining_paths_per_bucket": 8}
@@ -136,6 +137,18 @@ def test_a_branch_gives_the_bits_of_a_run_of_its_own(done, tmp_path):
     assert json.loads((ofa.folder / "summary.json").read_text())["seconds"].keys() >= {"fullnet", "warm-up", "search"}
 
 
+def test_no_branch_starts_from_a_run_whose_files_are_gone(done, profile):
+    """Who removed a finished run's weights to save room gets a run from the start, not an error."""
+    ours, _ = done
+    (run,) = [run for run in plan(profile, ("voc",), PATH_PRUNINGS, 1, []) if run.experiment.name == "paths-uniform"]
+    weights = ours.folder / "warm_up"
+    weights.rename(ours.folder / "elsewhere")
+    assert experiments.branch(run, [ours]) is None and not run.folder.exists()
+    (ours.folder / "elsewhere").rename(weights)
+    assert experiments.branch(run, [ours]).phases[-1] == "path filter"
+    shutil.rmtree(run.folder)
+
+
 def test_a_finished_run_is_used_wherever_it_lies(done, profile, monkeypatch):
     """No process is started for runs that are there, in the profile's folder or beside it, whatever they are called."""
     monkeypatch.setattr(experiments.subprocess, "Popen", None)
@@ -198,6 +211,23 @@ def test_a_run_that_fails_is_named_with_its_last_words(profile):
         experiments.ensure(runs, 1, lambda line: None)
 
 
+def test_a_run_that_another_process_does_is_not_done_twice(profile):
+    """A process that outlives what started it still writes into the run's folder."""
+    (run,) = plan(profile, ("voc",), [], 1, ["hparams.epochs=5"])
+    with pytest.MonkeyPatch.context() as patch:
+        sleeping = Path("sleeper")
+        sleeping.write_text("#!/bin/sh\nsleep 60\n")
+        sleeping.chmod(0o755)
+        patch.setattr(experiments.sys, "executable", str(sleeping.resolve()))
+        process = experiments._start(run, 1)
+    try:
+        with pytest.raises(UserError, match="digits-detofa-0 is being run by another process"):
+            experiments.ensure([run], 1, lambda line: None)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 def test_a_profile_that_starts_nothing_prints_commands(profile):
     silent = profile.__class__(**{**profile.__dict__, "name": "silent", "starts_runs": False})
     lines = []
@@ -222,6 +252,12 @@ def test_stopping_stops_the_runs_and_the_command_goes_on(profile, number):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on" in errors
     assert "stopped" in log.read_text()
+
+
+def test_missing_weights_are_named_before_anything_starts(profile):
+    runs = plan(profile, ("voc",), experiments.PRETRAININGS, 1, ["hparams.epochs=3"])
+    with pytest.raises(UserError, match="digits-fullnet-ofa-0 needs .* which are missing: train it and name it"):
+        experiments.ensure([run for run in runs if run.name.startswith("digits-fullnet")], 1, lambda line: None)
 
 
 def test_profiles_are_checked(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The filter study: fits that repeat themselves, a restart in the middle, refusals, and the two tables."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -56,7 +57,7 @@ def test_a_study_repeats_itself_and_every_part_changes_the_scores(inputs, tmp_pa
 
 
 def test_a_stopped_study_goes_on_and_settings_share_what_was_pre_trained(inputs, tmp_path):
-    whole, heard = run(inputs, (0,), tmp_path / "whole", processes=2), []
+    whole, heard = run(inputs, (0,), tmp_path / "whole" / "study", processes=2), []
 
     def stop(text: str) -> None:
         heard.append(text)
@@ -64,17 +65,20 @@ def test_a_stopped_study_goes_on_and_settings_share_what_was_pre_trained(inputs,
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(inputs, (0,), tmp_path / "stopped", stop)
-    with open(tmp_path / "stopped" / "scores.jsonl", "a") as opened:
+        run(inputs, (0,), tmp_path / "stopped" / "study", stop)
+    with open(tmp_path / "stopped" / "study" / "scores.jsonl", "a") as opened:
         opened.write('{"name": "all thr')  # a kill in the middle of a line
     again: list[str] = []
-    found = run(inputs, (0,), tmp_path / "stopped", again.append)
+    found = run(inputs, (0,), tmp_path / "stopped" / "study", again.append)
     assert not any(text.startswith("none") for text in again)
     for name, scores in whole.scores.items():
         np.testing.assert_array_equal(found.scores[name], scores)
     assert len(again) == len(inputs.settings) - len(heard)
     assert len(list((tmp_path / "stopped").glob("pretrained_*.h5"))) == 2  # of "all three" and of the usual positions
-    assert run(inputs, (0,), tmp_path / "stopped", lambda text: pytest.fail(text)).seeds == (0,)
+    assert run(inputs, (0,), tmp_path / "stopped" / "study", lambda text: pytest.fail(text)).seeds == (0,)
+    other = dataclasses.replace(inputs, train=inputs.test, test=inputs.train)  # another study beside it finds the filters
+    run(other, (0,), tmp_path / "stopped" / "other")
+    assert len(list((tmp_path / "stopped").rglob("pretrained_*.h5"))) == 2
 
 
 def test_without_pre_training_paths_its_settings_are_left_out(inputs):
@@ -101,7 +105,7 @@ def test_a_filter_pre_trained_on_other_paths_is_not_used(inputs, tmp_path):
     run(inputs, (0,), tmp_path / "study")
     (tmp_path / "study" / "scores.jsonl").unlink()
     other = StudyInputs("made up", inputs.train, inputs.test, TINY, evaluated(tmp_path, "other", 100, 60, -2.0), buckets=2)
-    found, fresh = run(other, (0,), tmp_path / "study"), run(other, (0,), tmp_path / "fresh")
+    found, fresh = run(other, (0,), tmp_path / "study"), run(other, (0,), tmp_path / "fresh" / "study")
     np.testing.assert_array_equal(found.scores[EVERYTHING.name], fresh.scores[EVERYTHING.name])
 
 
@@ -154,6 +158,18 @@ def test_table_3_says_where_the_filter_beats_nothing(inputs, tmp_path):
     text = filter_tables.table3(results, tmp_path, "make it", np.random.default_rng(0))[0].read_text()
     assert "DOES NOT BEAT random order in precision for the weakest 25%: -1.00" in text
     assert "DOES NOT BEAT FLOPs alone" in text
+
+
+def test_too_few_test_paths_decide_nothing(inputs, tmp_path):
+    """A quarter of one path in each bucket is none: there is no precision, nor who beats whom."""
+    few = StudyInputs("made up", inputs.train, evaluated(tmp_path, "few", 50, 2), TINY, inputs.pretraining, buckets=2)
+    results = results_of(few, all_three=np.zeros((1, 2)))
+    files = filter_tables.table3(results, tmp_path, "make it", np.random.default_rng(0))
+    files += filter_tables.table_a3(results, tmp_path, "make it", np.random.default_rng(0))
+    for file in files:
+        if file.suffix != ".png":
+            assert "nan" not in file.read_text()
+    assert "decide nothing" in files[0].read_text() and "BEAT" not in files[0].read_text()
 
 
 def test_table_a3_by_hand(inputs, tmp_path):
