@@ -15,7 +15,6 @@ from .geometry import Geometry
 from .report import markdown_row
 from .search_space import Operation
 
-
 TELLING = 0.1  # a difference of two means of four correlations that says something
 
 
