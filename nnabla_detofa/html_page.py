@@ -99,9 +99,9 @@ def write_page(profile: Profile, results: FilePath, output: FilePath) -> int:
     sections.append(Section("settings", "Settings", settings(profile, results)))
     rows = [origin_row(file) for file in (main_run, *(file for name in made for file in files[name])) if file.is_file()]
     sections.append(Section("origins", "What made each", html_table(("file", "seeds of the runs", "code", "command"), rows)))
-    about = [escape(line) for line in profile.about]
+    about = escape(" ".join(profile.about))
     count = f"{len(made)} of the paper's {len(files)} tables and figures are here."
-    output.write_text(page(f"DetOFA: the results of the profile {profile.name}", [*about, count], sections), encoding="utf-8")
+    output.write_text(page(f"DetOFA: the results of the profile {profile.name}", [about, count], sections), encoding="utf-8")
     return len(made)
 
 
