@@ -48,7 +48,7 @@ nav ul { list-style: none; padding: 0; }
 nav a { display: block; padding: .3rem 0; }
 .table { overflow-x: auto; margin: 1rem 0; border: 1px solid var(--line); /* a shadow on the right where there is more */
   background: linear-gradient(to left, var(--back) 50%, transparent) right / 3rem 100% no-repeat local,
-    linear-gradient(to left, var(--quiet), transparent) right / 1rem 100% no-repeat; }
+    linear-gradient(to left, var(--line), transparent) right / 1rem 100% no-repeat; }
 table { border-collapse: collapse; width: max-content; min-width: 100%; font-size: .875rem; }
 th, td { max-width: 17rem; padding: .35rem .6rem; text-align: left; vertical-align: top; }
 th { background: var(--band); vertical-align: bottom; }
@@ -99,9 +99,9 @@ def write_page(profile: Profile, results: FilePath, output: FilePath) -> int:
     sections.append(Section("settings", "Settings", settings(profile, results)))
     rows = [origin_row(file) for file in (main_run, *(file for name in made for file in files[name])) if file.is_file()]
     sections.append(Section("origins", "What made each", html_table(("file", "seeds of the runs", "code", "command"), rows)))
-    about = [escape(line) for line in profile.about]
+    about = escape(" ".join(profile.about))
     count = f"{len(made)} of the paper's {len(files)} tables and figures are here."
-    output.write_text(page(f"DetOFA: the results of the profile {profile.name}", [*about, count], sections), encoding="utf-8")
+    output.write_text(page(f"DetOFA: the results of the profile {profile.name}", [about, count], sections), encoding="utf-8")
     return len(made)
 
 
@@ -179,12 +179,14 @@ def picture(file: FilePath, name: str) -> str:
 
 
 def origin_row(file: FilePath) -> tuple[str, ...]:
-    """The file, its seeds, the code and the command, as its text has them."""
+    """The file, its seeds, the code and the command, as its text has them; the main run's seed is in its config."""
     found = ORIGIN.search(read_text(file))
-    if not found:
-        return code(file.name), "-", "not recorded", "-"
-    count = re.search(r"\bSEEDS=(\d+)", found["command"])
+    count = found and re.search(r"\bSEEDS=(\d+)", found["command"])
     seeds = ", ".join(map(str, range(int(count[1])))) if count else "-"
+    if file.stem == MAIN_RUN and (file.parent / "config.json").is_file():
+        seeds = str(run_config(file.parent).args.seed)
+    if not found:
+        return code(file.name), seeds, "not recorded", "-"
     return code(file.name), seeds, escape(found["revision"]), code(found["command"])
 
 

@@ -15,7 +15,7 @@ import pytest
 from small import detofa_config, pretrain_config
 
 from nnabla_detofa import config as configs
-from nnabla_detofa import experiments, profiles, reproduce
+from nnabla_detofa import experiments, profiles, report, reproduce
 from nnabla_detofa.cli import main
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.errors import UserError
@@ -95,10 +95,10 @@ def test_changes_beside_the_code_are_told(tmp_path, monkeypatch):
     who = ["-c", "user.name=n", "-c", "user.email=e"]
     for arguments in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "m"]):
         subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
-    monkeypatch.setattr(reproduce, "__file__", str(tmp_path / "nnabla_detofa" / "reproduce.py"))
-    assert reproduce.revision().startswith("commit ") and "changes" not in reproduce.revision()
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "nnabla_detofa" / "report.py"))
+    assert report.revision().startswith("commit ") and "changes" not in report.revision()
     (tmp_path / "configs" / "file").write_text("changed")
-    assert reproduce.revision().endswith(" with changes")
+    assert report.revision().endswith(" with changes")
 
 
 def test_shared_phases_follow_from_the_differing_entries():

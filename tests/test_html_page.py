@@ -130,6 +130,8 @@ def test_settings_are_what_differs_from_the_defaults(folder):
     assert "args.seed" not in found and "tiny.json as it is now" in html.replace("<wbr>", "")
     (folder / "config.json").write_text(json.dumps(detofa_config("elsewhere") | {"args": {"seed": 5}}))
     html = made()
+    (folder / "table.md").write_text("Made by `python -m nnabla_detofa report r -o s` at commit a.\n")
+    assert "<td>5</td><td>commit a</td>" in made()
     assert rows(html)["args.seed"] == ["5", "0"] and rows(html)["dataloader.voc.root"][0] == '"elsewhere"'
     assert "as it is now" not in html
 
