@@ -13,7 +13,7 @@ GROUP_figures := $(FIGURES)
 GROUP_paper := $(TABLES) $(FIGURES)
 STUDIES := $(TABLES) $(FIGURES) tables figures paper
 
-.PHONY: help setup test test-slow parity lint demo pretrain evaluation-study table1 bench-space bench-filter $(STUDIES) data/digits clean
+.PHONY: help setup test test-slow parity lint demo pretrain evaluation-study table1 report test-page bench-space bench-filter $(STUDIES) data/digits clean
 
 help: ## This list
 	@sed -n 's/^\([a-zA-Z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-17s %s\n' "$$target" "$$text"; done
@@ -72,6 +72,14 @@ paper: table1 ## All tables and figures
 export SET
 $(STUDIES): $(if $(filter demo bccd,$(PROFILE)),data/digits,$(READY))
 	$(BIN)/python -m nnabla_detofa reproduce $(or $(GROUP_$@),$@) --profile $(PROFILE) --seeds $(SEEDS) $(if $(SET),--set "$$SET")
+
+report: $(READY) ## All results of PROFILE as one HTML page, results/<profile>/report.html
+	$(BIN)/python -m nnabla_detofa page --profile $(PROFILE)
+
+test-page: $(READY) ## Open that page in Chromium at the widths of a phone and a desk; screenshots are in runs/page/
+	mkdir -p runs/page
+	$(BIN)/python -m nnabla_detofa page --profile $(PROFILE) -o runs/page/report.html
+	$(BIN)/python tests/page_in_browser.py runs/page/report.html
 
 data/digits: $(READY) # written once; a set that is there is only checked
 	$(BIN)/python -m nnabla_detofa data digits --root data/digits

@@ -399,7 +399,7 @@ def page(args: argparse.Namespace) -> None:
     results = Path(args.results or Path("results", profile.name))
     output = Path(args.output or results / "report.html")
     made = write_page(profile, results, output)
-    print(f"written: {output}, {output.stat().st_size / 1e6:.1f} MB, with {made} tables and figures")
+    print(f"written: {output}, {output.stat().st_size / 1e6:.1f} MB, with {made} of the paper's tables and figures")
 
 
 def measure_latency_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ bits as doing them again, since everything random comes from the seed and the ph
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shlex
@@ -191,7 +192,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.key}-{self.experiment.name}-{self.seed}"
+        return f"{self.key}-{self.experiment.name}-{self.seed}{self.suffix}"
+
+    @property
+    def suffix(self) -> str:
+        """Of the names of folders, so that replaced entries of the config do not meet the runs without them."""
+        return f"-{hashlib.sha256(' '.join(self.overrides).encode()).hexdigest()[:6]}" if self.overrides else ""
 
     @cached_property
     def folder(self) -> FilePath:

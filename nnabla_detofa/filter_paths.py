@@ -19,7 +19,7 @@ from .search_space import SearchSpace
 
 def study_folder(run: Run) -> FilePath:
     """Where what is measured and fitted for the tables is kept."""
-    return profile_folder(run.profile) / f"{run.key}-filter"
+    return profile_folder(run.profile) / f"{run.key}-filter{run.suffix}"
 
 
 def detection_paths(run: Run) -> StudyInputs:

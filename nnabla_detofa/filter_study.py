@@ -101,6 +101,8 @@ class StudyInputs:
                     f"{paths.file} holds a path of FLOPs bucket {paths.buckets.max()}; "
                     f"with {self.buckets} buckets 0 to {self.buckets - 1} are allowed"
                 )
+        if self.test.header["weights"] != self.train.header["weights"]:
+            raise UserError(f"the paths of {self.test.file} are of another supernet than those of {self.train.file}")
         shared = sum(item.path in self.train for item in self.test.items)
         if shared:
             raise UserError(f"{shared} of the test paths of {self.test.file} are among the training paths of {self.train.file}")

@@ -46,13 +46,16 @@ h3 { font-size: 1.05rem; }
 a { color: var(--link); }
 nav ul { list-style: none; padding: 0; }
 nav a { display: block; padding: .3rem 0; }
-.table { overflow-x: auto; margin: 1rem 0; border: 1px solid var(--line); }
+.table { overflow-x: auto; margin: 1rem 0; border: 1px solid var(--line); /* a shadow on the right where there is more */
+  background: linear-gradient(to left, var(--back) 50%, transparent) right / 3rem 100% no-repeat local,
+    linear-gradient(to left, var(--line), transparent) right / 1rem 100% no-repeat; }
 table { border-collapse: collapse; width: max-content; min-width: 100%; font-size: .875rem; }
 th, td { max-width: 17rem; padding: .35rem .6rem; text-align: left; vertical-align: top; }
 th { background: var(--band); vertical-align: bottom; }
 tr + tr td, tbody td { border-top: 1px solid var(--line); }
 th:first-child, td:first-child { position: sticky; left: 0; max-width: 8rem; background: var(--band);
   overflow-wrap: anywhere; }
+li { margin: .25rem 0; }
 code { font-size: .85em; overflow-wrap: anywhere; }
 img { display: block; max-width: 100%; height: auto; margin: 1rem auto; background: #fff; }
 .quiet { color: var(--quiet); }
@@ -91,14 +94,14 @@ def write_page(profile: Profile, results: FilePath, output: FilePath) -> int:
     for name in made:
         sections += [result_section(file, TITLES[name], (f"{file.stem}.png",)) for file in files[name]]
     if missing:
-        rows = [(escape(title), "<br>".join(map(code, commands))) for title, commands in missing]
-        sections.append(Section("missing", "What is missing", html_table(("what", "is made by"), rows)))
+        entries = [f"<li>{escape(title)}<br>{'<br>'.join(map(code, commands))}</li>\n" for title, commands in missing]
+        sections.append(Section("missing", "What is missing, and what makes it", f"<ul>\n{''.join(entries)}</ul>\n"))
     sections.append(Section("settings", "Settings", settings(profile, results)))
     rows = [origin_row(file) for file in (main_run, *(file for name in made for file in files[name])) if file.is_file()]
     sections.append(Section("origins", "What made each", html_table(("file", "seeds of the runs", "code", "command"), rows)))
-    about = [escape(line) for line in profile.about]
+    about = escape(" ".join(profile.about))
     count = f"{len(made)} of the paper's {len(files)} tables and figures are here."
-    output.write_text(page(f"DetOFA: the results of the profile {profile.name}", [*about, count], sections), encoding="utf-8")
+    output.write_text(page(f"DetOFA: the results of the profile {profile.name}", [about, count], sections), encoding="utf-8")
     return len(made)
 
 
@@ -176,12 +179,14 @@ def picture(file: FilePath, name: str) -> str:
 
 
 def origin_row(file: FilePath) -> tuple[str, ...]:
-    """The file, its seeds, the code and the command, as its text has them."""
+    """The file, its seeds, the code and the command, as its text has them; the main run's seed is in its config."""
     found = ORIGIN.search(read_text(file))
-    if not found:
-        return code(file.name), "-", "not recorded", "-"
-    count = re.search(r"\bSEEDS=(\d+)", found["command"])
+    count = found and re.search(r"\bSEEDS=(\d+)", found["command"])
     seeds = ", ".join(map(str, range(int(count[1])))) if count else "-"
+    if file.stem == MAIN_RUN and (file.parent / "config.json").is_file():
+        seeds = str(run_config(file.parent).args.seed)
+    if not found:
+        return code(file.name), seeds, "not recorded", "-"
     return code(file.name), seeds, escape(found["revision"]), code(found["command"])
 
 
@@ -240,13 +245,13 @@ MARKDOWN = markdown()
 
 
 def code(text: str) -> str:
-    """Text as it is typed."""
-    return f"<code>{escape(text)}</code>"
+    """Text as it is typed, with places where a line may break."""
+    return "<code>" + re.sub(r"([._/])", r"\1<wbr>", escape(text)) + "</code>"
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of cells that are HTML, in a box of its own that scrolls."""
-    lines = [*("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>\n" for row in rows)]
+    lines = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>\n" for row in rows]
     top = "".join(f"<th>{cell}</th>" for cell in head)
     return f"{TABLE_OPEN}<thead><tr>{top}</tr></thead>\n<tbody>\n{''.join(lines)}</tbody>\n{TABLE_CLOSE}"
 

@@ -15,7 +15,6 @@ from .geometry import Geometry
 from .report import markdown_row
 from .search_space import Operation
 
-
 TELLING = 0.1  # a difference of two means of four correlations that says something
 
 
@@ -125,6 +124,7 @@ def draw(supernets: Sequence[ScoredOperations]) -> plt.Figure:
             panel.set_xticks(range(len(geometry.ratios)), [f"E {ratio}" for ratio in geometry.ratios], fontsize=8)
             labels = [f"D {depth}, W {width}" for depth, width in pairs] if stage == 0 else [""] * len(pairs)
             panel.set_yticks(range(len(pairs)), labels, fontsize=8)
-            panel.set_title(f"{net.title}: stage {stage + 1}" if stage == 0 else f"stage {stage + 1}", fontsize=9)
+            panel.set_title(f"stage {stage + 1}", fontsize=9)
+        panels[0].set_ylabel(net.title)
         figure.colorbar(drawn, ax=panels, label="mean path score", shrink=0.8)
     return figure

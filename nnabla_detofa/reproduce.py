@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import os
 import shlex
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -20,7 +19,6 @@ import numpy as np
 from tqdm import tqdm
 
 from . import (
-    __version__,
     budget_figures,
     cost_table,
     filter_study,
@@ -56,6 +54,7 @@ from .operation_figure import ScoredOperations
 from .path_filter import PathFilter, PathScorer
 from .profiles import DataSet, Profile
 from .pruning import operation_scores
+from .report import revision
 from .run_folder import final_weights, read_result, searched_space
 from .runner import named_rng
 from .search_space import ofa_resnet50
@@ -153,20 +152,6 @@ def write_text(order: Order, target: Target, name: str, lines: Sequence[str]) ->
 def origin(order: Order, name: str) -> str:
     """What made a target, in words."""
     return f"`{order.command(name)}` at {revision()}"
-
-
-def revision() -> str:
-    """The commit that this is, or the version where there is no repository."""
-    here = FilePath(__file__).parent.parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changed = bool(git("status", "--porcelain", "--untracked-files=no", "--", "nnabla_detofa", "configs"))
-        return f"commit {git('rev-parse', '--short=12', 'HEAD')}" + (" with changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return f"version {__version__}"
 
 
 # --- Figures of AP over budgets ---------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path as FilePath
 
 from .geometry import OFA_RESNET50, Geometry
-from .report import markdown_row
+from .report import markdown_row, revision
 from .search_space import SearchSpace, compofa, ofa_resnet50
 
 COLUMNS = (
@@ -71,13 +71,13 @@ def rows(geometry: Geometry = OFA_RESNET50) -> list[tuple[str, ...]]:
 
 
 def markdown() -> str:
-    """The table with a note."""
+    """The table with a note and what made it."""
     lines = [markdown_row(COLUMNS), markdown_row(["---"] * 3 + ["---:"] * 3 + ["---"]), *map(markdown_row, rows())]
     note = (
         "Canonical paths: the E of a layer that is not active does not count, since it does not change the network. The stem's "
         "choices (its residual convolution and two widths) are not in the paper's table, but in the published supernet."
     )
-    return "\n".join([*lines, "", note, ""])
+    return "\n".join([*lines, "", note, "", f"Made by `make table1` at {revision()}.", ""])
 
 
 def write(output: FilePath) -> Sequence[FilePath]:

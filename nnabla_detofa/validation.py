@@ -159,9 +159,9 @@ class PathEvaluator:
 
 
 def timing(evaluations: Sequence[Evaluation], processes: int) -> str:
-    """What a path took, such as "1.1 s per path on 2 processes: graph 0.1, re-estimation 0.4, validation 0.6"."""
+    """What a path took, such as "1.1 s per path (2 processes at once): graph 0.1, re-estimation 0.4, validation 0.6"."""
     parts = {part: float(np.mean([evaluation.seconds[part] for evaluation in evaluations])) for part in PARTS}
-    where = "" if processes == 1 else f" on {processes} processes"
+    where = "" if processes == 1 else f" ({processes} processes at once)"
     return f"{sum(parts.values()):.2g} s per path{where}: " + ", ".join(f"{part} {value:.2g}" for part, value in parts.items())
 
 

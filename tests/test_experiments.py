@@ -15,7 +15,7 @@ import pytest
 from small import detofa_config, pretrain_config
 
 from nnabla_detofa import config as configs
-from nnabla_detofa import experiments, profiles, reproduce
+from nnabla_detofa import experiments, profiles, report, reproduce
 from nnabla_detofa.cli import main
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.errors import UserError
@@ -95,10 +95,10 @@ def test_changes_beside_the_code_are_told(tmp_path, monkeypatch):
     who = ["-c", "user.name=n", "-c", "user.email=e"]
     for arguments in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "m"]):
         subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
-    monkeypatch.setattr(reproduce, "__file__", str(tmp_path / "nnabla_detofa" / "reproduce.py"))
-    assert reproduce.revision().startswith("commit ") and "changes" not in reproduce.revision()
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "nnabla_detofa" / "report.py"))
+    assert report.revision().startswith("commit ") and "changes" not in report.revision()
     (tmp_path / "configs" / "file").write_text("changed")
-    assert reproduce.revision().endswith(" with changes")
+    assert report.revision().endswith(" with changes")
 
 
 def test_shared_phases_follow_from_the_differing_entries():
@@ -244,14 +244,18 @@ def test_stopping_stops_the_runs_and_the_command_goes_on(profile, number):
     command = [sys.executable, "-m", "nnabla_detofa", "reproduce", "figure8", "--profile", str(stopped)]
     command += ["--set", "hparams.warmup_epochs=30"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
-    log = Path("runs", "profiles", stopped.stem, "digits-detofa-0.txt")
+    folder = Path("runs", "profiles", stopped.stem)
+
+    def printed() -> str:
+        return "".join(log.read_text() for log in folder.glob("digits-detofa-0*.txt"))
+
     deadline = time.monotonic() + 60
-    while not (log.exists() and "warm-up:" in log.read_text()) and time.monotonic() < deadline:
+    while "warm-up:" not in printed() and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on" in errors
-    assert "stopped" in log.read_text()
+    assert "stopped" in printed()
 
 
 def test_missing_weights_are_named_before_anything_starts(profile):

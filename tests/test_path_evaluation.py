@@ -138,7 +138,7 @@ def test_the_settings_tell_images_apart(detection, classification):
 def test_a_file_is_made_extended_and_gone_on_with(detection, run, tmp_path):
     weights_file, file, heard = run / "warm_up" / "weights.h5", tmp_path / "paths.jsonl", []
     made = evaluate_sampled(detection, weights_file, file, 1, note=heard.append)
-    assert re.fullmatch(r"\S+ s per path on 2 processes: graph \S+, re-estimation \S+, validation \S+", heard[0])
+    assert re.fullmatch(r"\S+ s per path \(2 processes at once\): graph \S+, re-estimation \S+, validation \S+", heard[0])
     assert made.buckets.tolist() == [0, 1, 2, 3, 4] and {item.ap for item in made.items} == {None}
     lines = file.read_text().splitlines(keepends=True)
 
