@@ -93,8 +93,8 @@ class Weakest(NamedTuple):
         accuracy: (TP + TN) / N.
         precision: TP / (TP + FP); NaN where nothing was predicted.
         recall: TP / (TP + FN).
-        share: TP / N. The columns "recall" of Tables 3 and A3 can only be this: with precision 0.79 and accuracy 0.89 at
-            25% positives, TP is about 0.21 of ALL paths.
+        share: TP / N. The columns "recall" of Tables 3 and A3 are nearest to this: with precision 0.79 and accuracy 0.89 at
+            25% positives, TP is about 0.19 of ALL paths, and the column has 0.212.
     """
 
     accuracy: float
