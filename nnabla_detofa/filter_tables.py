@@ -46,10 +46,10 @@ READING = (
     "FLOPs-bounded loss; all three."
 )
 SHARE = (
-    'The paper\'s column "recall" cannot be TP / (TP + FN): in the last row precision 0.79, accuracy 0.89 and 25% positives '
-    "leave TP at about 0.19 of all paths, a recall of 0.76; the column has 0.212. We take it as TP / N, the nearest, and compare "
-    "it with ours; in the first rows it fits no reading (TP / N would be 0.07 to 0.09). As many paths are predicted weak as are "
-    "weak here, so our recall equals our precision."
+    'The paper\'s column "recall" cannot be TP / (TP + FN): in the last row precision 0.79, accuracy 0.89 and 25% '
+    "positives leave TP at about 0.19 of all paths, a recall of 0.76; the column has 0.212. We take it as TP / N, the "
+    "nearest, and compare it with ours; in the first rows it fits no reading (TP / N would be 0.07 to 0.09). As many "
+    "paths are predicted weak as are weak here, so our recall equals our precision."
 )
 MEASURES = Weakest._fields
 COLUMNS = (
