@@ -20,7 +20,7 @@ help: ## This list
 
 setup: $(READY) ## Make .venv with Python 3.10 and the exact versions of requirements.lock
 
-test: $(READY) ## Run the tests that take seconds
+test: $(READY) ## Run the tests (8 minutes)
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(READY) ## Run the tests that take minutes (4 in all)
