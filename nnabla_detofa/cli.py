@@ -380,7 +380,8 @@ def reproduce(args: argparse.Namespace) -> None:
     output = Path(args.output or Path("results", profile.name))
     for file in reproduce(args.targets, Order(profile, args.seeds, tuple(overrides), output, args.jobs)):
         print(file.read_text())
-        print(f"written: {', '.join(str(file.with_suffix(suffix)) for suffix in ('.md', '.csv', '.png'))}")
+        written = [file.with_suffix(suffix) for suffix in (".md", ".csv", ".png")]
+        print(f"written: {', '.join(str(path) for path in written if path.exists())}")  # some tables have no picture
 
 
 def page_arguments(parser: argparse.ArgumentParser) -> None:

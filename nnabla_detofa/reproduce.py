@@ -366,6 +366,9 @@ def write_table_a3(order: Order, target: Target, name: str, runs: Sequence[Run])
 def study(run: Run, name: str, inputs: StudyInputs) -> StudyResults:
     """Every setting of the filter, fitted with the profile's number of seeds."""
     seeds = range(run.profile.filter_study.seeds)
+    minutes = run.profile.minutes.get("filter study", 0) / 2  # two studies
+    if minutes and not (study_folder(run) / name / "scores.jsonl").exists():
+        tqdm.write(f"{inputs.label}: about {minutes:.0f} minutes on two cores")
     with tqdm(total=len(inputs.settings) * len(seeds), desc=name, unit="fit", dynamic_ncols=True) as bar:
 
         def on_fit(outcome: str) -> None:
