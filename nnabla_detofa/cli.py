@@ -353,7 +353,12 @@ def table1(args: argparse.Namespace) -> None:
 
 
 def reproduce_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("targets", nargs="+", metavar="TARGET", help="table2, table3, tableA1 to tableA3, figure5 to figure10, figureA1, figureA2")
+    parser.add_argument(
+        "targets",
+        nargs="+",
+        metavar="TARGET",
+        help="table2, table3, tableA1 to tableA3, figure5 to figure10, figureA1, figureA2",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="an entry of the configs to replace")
     parser.add_argument("--profile", default="demo", help="demo, bccd, paper, or a .json file (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="the seeds 0 to N - 1 (default: %(default)s)")
