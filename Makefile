@@ -7,7 +7,7 @@ PROFILE ?= demo
 SEEDS ?= 1
 SET ?=
 TABLES := table2 table3 tableA1 tableA2 tableA3
-FIGURES := figure5 figure6 figure7 figure8 figure9 figure10 figureA1 figureA2
+FIGURES := figure3 figure4 figure5 figure6 figure7 figure8 figure9 figure10 figureA1 figureA2
 GROUP_tables := $(TABLES)
 GROUP_figures := $(FIGURES)
 GROUP_paper := $(TABLES) $(FIGURES)
@@ -37,9 +37,11 @@ demo: data/digits ## Run Algorithm 1 on the digits data set and show what it fin
 	$(BIN)/nnabla_nas -f configs/digits_detofa.json -o runs/demo
 	$(BIN)/python -m nnabla_detofa report runs/demo -o results/demo
 
-pretrain: data/digits ## Train the weights that the demo starts from (20 minutes)
+pretrain: data/digits ## Train the weights that the demo and Figure 7 start from (30 minutes)
 	$(BIN)/nnabla_nas -f configs/digits_pretrain.json -o runs/digits_pretrain
 	$(BIN)/python -m nnabla_detofa ship runs/digits_pretrain configs/weights
+	$(BIN)/nnabla_nas -f configs/digits_pretrain_fullnet.json -o runs/digits_pretrain_fullnet
+	$(BIN)/python -m nnabla_detofa ship runs/digits_pretrain_fullnet configs/weights
 
 evaluation-study: $(READY) ## How many images a path's evaluation needs; after the demo (10 minutes); writes docs/path-evaluation/
 	$(BIN)/python -m nnabla_detofa evaluation-study runs/demo --weights warm_up/weights.h5 --per-bucket 6 --bn-images 128 \
@@ -55,6 +57,8 @@ table3: ## The path filter under each setting
 tableA1: ## The spaces of OFA's progressive shrinking
 tableA2: ## Their epochs
 tableA3: ## The path filter at other pruning ratios
+figure3: ## Which operations are pruned
+figure4: ## Which of 15 random paths of each bucket are kept
 figure5: ## The best path of each method under each budget
 figure6: ## Random paths of each FLOPs bucket
 figure7: ## What the supernet is pre-trained on

@@ -357,7 +357,7 @@ def reproduce_arguments(parser: argparse.ArgumentParser) -> None:
         "targets",
         nargs="+",
         metavar="TARGET",
-        help="table2, table3, tableA1 to tableA3, figure5 to figure10, figureA1, figureA2",
+        help="table2, table3, tableA1 to tableA3, figure3 to figure10, figureA1, figureA2",
     )
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="an entry of the configs to replace")
     parser.add_argument("--profile", default="demo", help="demo, bccd, paper, or a .json file (default: %(default)s)")

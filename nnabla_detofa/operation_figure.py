@@ -1,4 +1,4 @@
-"""Figure 8: what each operation is worth to the path filter, on the classification supernet and on the detector's."""
+"""Figures 3 and 8: what each operation is worth to the path filter, and which are pruned for it."""
 
 from __future__ import annotations
 
@@ -96,6 +96,39 @@ def write_csv(file: FilePath, supernets: Sequence[ScoredOperations]) -> None:
             for operation, score, flops in zip(net.operations, net.scores, net.flops):
                 choices = (operation.stage + 1, operation.depth, operation.width, operation.ratio)
                 writer.writerow([net.title, *choices, f"{score:.6f}", f"{flops:.0f}", int(operation in net.removed)])
+
+
+def pruned_table(net: ScoredOperations) -> list[str]:
+    """Markdown lines: how many operations of each stage are kept and pruned, and their mean scores."""
+    lines = [
+        markdown_row(["stage", "kept", "pruned", "mean score of the kept", "of the pruned"]),
+        markdown_row(["---"] + ["---:"] * 4),
+    ]
+    gone = np.array([operation in net.removed for operation in net.operations])
+    groups = [(str(stage + 1), net.in_stage(stage)) for stage in range(net.geometry.stages)]
+    for name, members in [*groups, ("all", np.arange(len(gone)))]:
+        parts = net.scores[members[~gone[members]]], net.scores[members[gone[members]]]
+        means = [f"{part.mean():.3f}" if len(part) else "-" for part in parts]
+        lines.append(markdown_row([name, *(str(len(part)) for part in parts), *means]))
+    return lines
+
+
+def draw_pruned(net: ScoredOperations) -> plt.Figure:
+    """Figure 3: a panel for each stage with the operations' scores over their FLOPs; crosses are pruned."""
+    stages = net.geometry.stages
+    figure, panels = plt.subplots(1, stages, figsize=(3.2 * stages, 3.4), sharey=True, squeeze=False, layout="constrained")
+    for stage, panel in enumerate(panels[0]):
+        members = net.in_stage(stage)
+        gone = np.array([net.operations[index] in net.removed for index in members])
+        for part, marker, colour, label in ((~gone, "o", "tab:blue", "kept"), (gone, "x", "tab:red", "pruned")):
+            chosen = members[part]
+            panel.scatter(net.flops[chosen] / 1e6, net.scores[chosen], s=22, marker=marker, color=colour, label=label)
+        panel.set(title=f"stage {stage + 1}", xlabel="MFLOPs of the stage")
+        panel.grid(alpha=0.3)
+    panels[0][0].set_ylabel("operation score")
+    panels[0][-1].legend()
+    figure.suptitle(net.title)
+    return figure
 
 
 def draw(supernets: Sequence[ScoredOperations]) -> plt.Figure:

@@ -12,14 +12,15 @@ import numpy as np
 
 from . import supernet, weights
 from .compat import Device
-from .config import Config
+from .config import Config, PretrainHparams
 from .costs import CostModel
 from .data.sets import ClassificationSets, open_sets
 from .distillation import Distillation
 from .errors import UserError
-from .phases import TrainingPhase
+from .phases import TrainingPhase, training_phases
 from .pruning import UniformPaths
 from .ranking_metrics import kendall_tau, per_bucket
+from .run_folder import read_result, run_config
 from .runner import SupernetRunner, start
 from .search_space import Path, PathBatch
 from .supernet import GivenStatistics, sort_middle_channels
@@ -131,17 +132,25 @@ def run(config: Config, device: Device, output: FilePath, restart: bool = False)
 
 
 def ship(run_folder: FilePath, folder: FilePath, name: str) -> list[FilePath]:
-    """Copy a finished run's supernet and path filter in half precision, to keep them beside the configs.
+    """Copy a finished run's weights in half precision, to keep them beside the configs.
 
     Returns:
-        <folder>/<name>_supernet.h5 and <folder>/<name>_path_filter.h5.
+        <folder>/<name>_supernet.h5, or <name>_fullnet.h5 where only the largest path was trained, and
+        <name>_path_filter.h5 where there is a filter.
 
     Raises:
-        UserError: the run has not finished.
+        UserError: the run has not finished, or is none of pre-training.
     """
+    read_result(run_folder, "summary")
+    config = run_config(run_folder)
+    if not isinstance(config.hparams, PretrainHparams):
+        raise UserError(f"{run_folder} must be a run of the runner pretrain, got {config.args.runner}")
+    supernet = any(phase.epochs for phase in training_phases(config) if not phase.largest_only)
+    kinds = {"supernet": "supernet" if supernet else "fullnet"} | (
+        {"path_filter": "path_filter"} if config.hparams.paths else {}
+    )
     copies = []
-    for kind in ("supernet", "path_filter"):
-        source, target = run_folder / f"{kind}.h5", folder / f"{name}_{kind}.h5"
-        weights.convert(source, target, np.float16)
-        copies.append(target)
+    for source, kind in kinds.items():
+        copies.append(folder / f"{name}_{kind}.h5")
+        weights.convert(run_folder / f"{source}.h5", copies[-1], np.float16)
     return copies

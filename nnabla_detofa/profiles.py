@@ -106,10 +106,13 @@ class Profile:
         """Raise UserError if something that the data set's runs need is not there."""
         root = configs.load(data_set.config, overrides).dataloader.root
         written = configs.load(data_set.config).dataloader.root
-        for need in data_set.needs:
-            path = root if need.path == written else need.path
-            if not FilePath(path).exists():
-                raise UserError(f"the profile {self.name} needs {path} for {data_set.title}, which is missing: {need.command}")
+        missing = [
+            f"{path} ({need.command})"
+            for need in data_set.needs
+            if not FilePath(path := root if need.path == written else need.path).exists()
+        ]
+        if missing:
+            raise UserError(f"the profile {self.name} needs for {data_set.title} what is missing: {'; '.join(missing)}")
 
 
 def load(name: str) -> Profile:

@@ -23,6 +23,7 @@ from . import (
     cost_table,
     filter_study,
     filter_tables,
+    kept_paths_figure,
     operation_figure,
     pretrain,
     random_paths_figure,
@@ -50,6 +51,7 @@ from .experiments import (
 )
 from .filter_paths import classification_paths, detection_paths, evaluated, study_folder
 from .filter_study import StudyInputs, StudyResults
+from .kept_paths_figure import FilteredPaths
 from .operation_figure import ScoredOperations
 from .path_filter import PathFilter, PathScorer
 from .profiles import DataSet, Profile
@@ -57,6 +59,7 @@ from .pruning import operation_scores
 from .report import revision
 from .run_folder import final_weights, read_result, searched_space
 from .runner import named_rng
+from .search_run import load_run
 from .search_space import ofa_resnet50
 
 
@@ -149,6 +152,12 @@ def write_text(order: Order, target: Target, name: str, lines: Sequence[str]) ->
     return [file]
 
 
+def save_picture(order: Order, name: str, figure: plt.Figure) -> None:
+    """Write a target's picture."""
+    figure.savefig(order.output / f"{name}.png", dpi=110)
+    plt.close(figure)
+
+
 def origin(order: Order, name: str) -> str:
     """What made a target, in words."""
     return f"`{order.command(name)}` at {revision()}"
@@ -184,8 +193,7 @@ def write_budget_figure(panels: Sequence[tuple[str, Sequence[Experiment]]]) -> C
                 fullnets = np.unique(np.concatenate([curve.fullnet for curve in curves]).round(1))
                 lines += [f"The fullnet (line 2) has {', '.join(f'{value:.1f}' for value in fullnets)}.", ""]
                 everything += [Curve(f"{heading}: {c.title}", c.budgets, c.flops, c.ap, c.fullnet) for c in curves]
-        figure.savefig(order.output / f"{name}.png", dpi=110)
-        plt.close(figure)
+        save_picture(order, name, figure)
         budget_figures.write_csv(order.output / f"{name}.csv", everything)
         lines += [f"![{target.title}]({name}.png)", "", seeds_and_runs(order, runs)]
         return write_text(order, target, name, lines)
@@ -259,10 +267,44 @@ def write_space_table(make: Callable[..., tuple[list[str], list]]) -> Callable[.
     return write
 
 
-# --- Figure 6 ---------------------------------------------------------------------------------------------------------
+# --- Figures 3, 4 and 6 -----------------------------------------------------------------------------------------------
 
 RANDOM_PATHS = 15
-"""Paths of each FLOPs bucket (Figure 6)."""
+"""Paths of each FLOPs bucket (Figures 4 and 6)."""
+
+
+def write_figure3(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
+    """Operations that the run of seed 0 kept and pruned (Alg. 1 line 6)."""
+    run = runs[0]
+    title = f"{run.data_set.title}, after warm-up"
+    scored = ScoredOperations.from_json(title, run.config.network.geometry, read_result(run.folder, "operations"))
+    figure = operation_figure.draw_pruned(scored)
+    save_picture(order, name, figure)
+    operation_figure.write_csv(order.output / f"{name}.csv", [scored])
+    lines = [f"The paper: {target.paper}", "", *operation_figure.pruned_table(scored), ""]
+    lines += ["What is left, in the paper's notation:", "", "```", str(searched_space(run.folder, run.config)), "```", ""]
+    lines += [f"![{target.title}]({name}.png)", "", f"Run: `{run.folder}`."]
+    return write_text(order, target, name, lines)
+
+
+def write_figure4(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
+    """Random paths of the fine-tuned supernet's pruned space, kept or not by the filter that pruned (Alg. 1 line 12)."""
+    run = runs[0]
+    paths, thresholds = random_paths(run), read_result(run.folder, "summary")["thresholds"]
+    searched = load_run(run.folder)
+    scorer = PathScorer(PathFilter.load(run.folder / "path_filter.h5"), searched.costs["flops"], searched.buckets.index)
+    found = FilteredPaths(paths, scorer(paths.batch), np.array(thresholds, float), searched.buckets.edges)
+    figure = kept_paths_figure.draw(found, run.data_set.title)
+    save_picture(order, name, figure)
+    kept_paths_figure.write_csv(order.output / f"{name}.csv", found)
+    lines = [f"The paper: {target.paper}", "", *kept_paths_figure.table(found), "", kept_paths_figure.comparison(found), ""]
+    lines += [
+        f"![{target.title}]({name}.png)",
+        "",
+        f"{RANDOM_PATHS} uniformly drawn paths of each FLOPs bucket of the pruned space, where it holds any; their AP50 on the "
+        f"validation images under the final weights. Scores are of the filter of lines 5 to 14. Run: `{run.folder}`.",
+    ]
+    return write_text(order, target, name, lines)
 
 
 def write_figure6(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
@@ -279,8 +321,7 @@ def write_figure6(order: Order, target: Target, name: str, runs: Sequence[Run]) 
         lines += [f"## {data_set.title}", "", *random_paths_figure.table(found, run.config.hparams.buckets), ""]
         lines += [random_paths_figure.comparison(*found), ""]
         groups += [(data_set.title, paths) for paths in found]
-    figure.savefig(order.output / f"{name}.png", dpi=110)
-    plt.close(figure)
+    save_picture(order, name, figure)
     random_paths_figure.write_csv(order.output / f"{name}.csv", groups)
     lines += [
         f"![{target.title}]({name}.png)",
@@ -311,8 +352,7 @@ def write_figure8(order: Order, target: Target, name: str, runs: Sequence[Run]) 
         ScoredOperations.from_json(after, geometry, read_result(run.folder, "operations")),
     ]
     figure = operation_figure.draw(supernets)
-    figure.savefig(order.output / f"{name}.png", dpi=110)
-    plt.close(figure)
+    save_picture(order, name, figure)
     operation_figure.write_csv(order.output / f"{name}.csv", supernets)
     return write_text(
         order,
@@ -421,6 +461,22 @@ TARGETS = {
         (OFA_PS,),
         write_space_table(space_tables.table_a2),
         runs="none",
+    ),
+    "figure3": Target(
+        "Figure 3: operation pruning",
+        "an example of operations that are pruned by score and FLOPs; it gives no numbers.",
+        ("voc",),
+        (OURS,),
+        write_figure3,
+        one_seed=True,
+    ),
+    "figure4": Target(
+        "Figure 4: path pruning",
+        "an example of kept and pruned paths, 15 uniformly drawn ones of each bucket; it gives no numbers.",
+        ("voc",),
+        (OURS,),
+        write_figure4,
+        one_seed=True,
     ),
     "figure6": Target(
         "Figure 6: random paths of each FLOPs bucket",

@@ -39,13 +39,16 @@ def test_the_defaults_are_the_papers():
     assert config.output_path == Path("runs/run")
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.json")), ids=lambda file: file.stem)
+SHIPPED = sorted([*CONFIGS.glob("*.json"), *CONFIGS.glob("baselines/*.json")])
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_every_config_that_ships_loads_and_says_how_to_run_it(file):
     if file.stem.endswith("_base"):  # has no data set of its own
         assert json.loads(file.read_text())["about"]
         return
     config = configs.load(file)
-    assert f"nnabla_nas -f configs/{file.name}" in " ".join(config.about)
+    assert f"nnabla_nas -f configs/{file.relative_to(CONFIGS)}" in " ".join(config.about)
     assert configs.from_dict(config.to_dict(), config.name) == config
 
 

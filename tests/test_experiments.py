@@ -171,10 +171,10 @@ def test_figures_are_made_from_finished_runs(done, profile, tmp_path):
     assert np.allclose(ours, ap, atol=0.006) and (tmp_path / "figureA2.png").stat().st_size > 5000
 
 
-def test_table_2_and_figures_5_and_6(done, folder, tmp_path):
+def test_table_2_and_figures_3_to_6(done, folder, tmp_path):
     """The other baselines are run first; random paths get an AP each."""
-    command = ["reproduce", "table2", "figure5", "figure6", "tableA1", "--profile", "small.json", "-o", str(tmp_path)]
-    assert main(command) == 0
+    targets = ["table2", "figure3", "figure4", "figure5", "figure6", "tableA1"]
+    assert main(["reproduce", *targets, "--profile", "small.json", "-o", str(tmp_path)]) == 0
     costs = (tmp_path / "table2.md").read_text()
     assert "ESTIMATE" not in costs and "total [core hours]" in costs and costs.count("| OFA (w/") == 2
     figure = (tmp_path / "figure5.md").read_text()
@@ -182,6 +182,15 @@ def test_table_2_and_figures_5_and_6(done, folder, tmp_path):
     rows = (tmp_path / "figure6.csv").read_text().splitlines()
     assert sum(",OFA (w/o PS)," in row for row in rows) == 5 * 15 and any(",ours," in row for row in rows)
     assert "ours above OFA (w/o PS), mean AP" in (tmp_path / "figure6.md").read_text()
+    operations = json.loads((done[0].folder / "operations.json").read_text())
+    rows = [row.split(",") for row in (tmp_path / "figure3.csv").read_text().splitlines()[1:]]
+    assert len(rows) == len(operations["operations"]) and sum(row[-1] == "1" for row in rows) == len(operations["removed"])
+    rows = [row.split(",") for row in (tmp_path / "figure4.csv").read_text().splitlines()[1:]]
+    thresholds = results(done[0].folder)["thresholds"]
+    for bucket, _, score, kept, *_ in rows:
+        threshold = thresholds[int(bucket) - 1]
+        assert int(kept) == (threshold is None or float(score) >= threshold - 1e-6)
+    assert {row[3] for row in rows} == {"0", "1"}, "some are kept, some pruned"
     assert (tmp_path / "tableA1.csv").exists()
 
 
@@ -203,6 +212,39 @@ def test_the_filters_tables_and_figure_8(done, folder, tmp_path):
     assert len(before) > 8
     assert main(["reproduce", "tableA3", "--profile", "small.json", "-o", str(tmp_path)]) == 0
     assert before == {file: file.stat().st_mtime_ns for file in study.rglob("*") if file.is_file()}
+
+
+def test_figure_7_starts_from_the_fullnets_weights(done, folder, tmp_path):
+    """Those that `ship` copies from a pre-training of which only the largest path was trained."""
+    assert main(["-f", "p.json", "hparams.fullnet_epochs=1", "hparams.epochs=0", "hparams.paths=0", "-o", "largest"]) == 0
+    assert main(["ship", "largest", "weights", "--name", "tiny"]) == 0
+    assert [file.name for file in Path("weights").iterdir()] == ["tiny_fullnet.h5"]
+    content = json.loads(Path("small.json").read_text())
+    content["data_sets"]["digits"]["pretraining"]["fullnet"] = "weights/tiny_fullnet.h5"
+    Path("with_fullnet.json").write_text(json.dumps(content))
+    assert main(["reproduce", "figure7", "--profile", "with_fullnet.json", "-o", str(tmp_path)]) == 0
+    rows = [row.split(",") for row in (tmp_path / "figure7.csv").read_text().splitlines()[1:]]
+    assert {row[0].split(": ")[-1] for row in rows} == {experiment.title for experiment in experiments.PRETRAININGS}
+    started = {
+        name: Path("runs/profiles/with_fullnet", f"digits-{name}-0", "config.json") for name in ("fullnet-ofa", "scratch-ofa")
+    }
+    weights = {
+        name: json.loads(file.read_text())["network"]["centernet_ofa_resnet50"]["weights"] for name, file in started.items()
+    }
+    assert weights == {"fullnet-ofa": "weights/tiny_fullnet.h5", "scratch-ofa": None}
+
+
+@pytest.mark.parametrize("name", ["demo", "bccd", "paper"])
+def test_every_baseline_has_a_config_of_its_own(name, monkeypatch):
+    """That of the run which the tables and figures take for it."""
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    profile = profiles.load(name)
+    fullnet = experiments.Experiment("fullnet", "fullnet", ("args.runner=fullnet",))
+    for key in profile.data_sets:
+        for experiment in (fullnet, experiments.OFA, experiments.OFA_PS, experiments.COMPOFA, *experiments.PRETRAININGS[2:]):
+            run = experiments.Run(profile, key, experiment, 0)
+            file = Path("configs/baselines", f"{key}_{experiment.name.replace('-', '_')}.json")
+            assert configs.load(file).config_hash == run.config.config_hash, file
 
 
 def test_a_run_that_fails_is_named_with_its_last_words(profile):
