@@ -68,7 +68,7 @@ def compare(runs: Sequence[FilePath]) -> dict:
 
 def _names(runs: Sequence[FilePath]) -> list[str]:
     """The folders' names, with as many folders above them as tell all apart."""
-    parts = [run.resolve().parts for run in runs]
+    parts = [run.absolute().parts for run in runs]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]
         if len(set(names)) == len(names):

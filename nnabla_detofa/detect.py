@@ -137,14 +137,13 @@ def detect(
         "objects": [{"box": [x1, y1, x2, y2], "class", "score"}]}; boxes are in pixels of the photograph.
 
     Raises:
-        UserError: no file is an image, a picture would replace a photograph, or the folder cannot be made.
+        UserError: no file is an image, the folder is that of a photograph, or the folder cannot be made.
     """
-    here = {file.resolve() for file in files}
+    if any(file.resolve().parent == folder.resolve() for file in files):
+        raise UserError(f"--output must be another folder than that of the images, which would be replaced, got {folder}")
     entries, taken = [], set()
     for file, image in read_images(files, note):
         picture = free_name(file, taken)
-        if (folder / picture).resolve() in here:
-            raise UserError(f"--output must be another folder than that of the images: {folder / picture} would be replaced")
         found = detector(image, threshold)
         if not entries:
             make_folder(folder)

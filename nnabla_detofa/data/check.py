@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -274,7 +274,7 @@ def check_coco(
             report.fatal.append(f"{folder} is not a folder: the images that {file} lists must be there; {coco.ORIGIN}")
             continue
         sizes = _check_images(report, seen, split, content["images"], file, folder)
-        _check_objects(report, split, content["annotations"], file, sizes, categories)
+        _check_objects(report, split, content, file, sizes, categories)
         if not sizes:
             report.fatal.append(f"{file} must list at least one image")
         unlisted = sum(entry.suffix.lower() in EXTENSIONS for entry in folder.iterdir()) - split.images
@@ -314,11 +314,12 @@ def _check_images(
 
 
 def _check_objects(
-    report: DataReport, split: Split, entries: list, file: Path, sizes: dict, categories: dict[int, str]
+    report: DataReport, split: Split, content: Mapping[str, list], file: Path, sizes: dict, categories: dict[int, str]
 ) -> None:
     known: set[int] = set()
     filled: set[int] = set()
-    for number, entry in enumerate(entries):
+    listed = {entry.get("id") for entry in content["images"] if isinstance(entry, dict)}  # those with other faults too
+    for number, entry in enumerate(content["annotations"]):
         where = f"annotations[{number}] of {file}"
         found = report.attempt(coco._annotation, entry, where)
         if found is None:
@@ -329,11 +330,11 @@ def _check_objects(
                 report.fatal.append(f"{where} must have an integer id of its own, got {entry['id']!r}")
             else:
                 known.add(entry["id"])
-        if image not in sizes:
+        if image not in listed:
             report.fatal.append(f"{where}: image_id must be the id of one of its images, got {image!r}")
-        elif label not in categories:
+        if label not in categories:
             report.fatal.append(f"{where}: category_id must be the id of one of its categories, got {label!r}")
-        elif _sound_box(report, where, box, sizes[image], box):
+        elif image in sizes and _sound_box(report, where, box, sizes[image], box):
             filled.add(image)
             split.difficult += crowd
             split.objects[categories[label]] += not crowd
