@@ -561,7 +561,7 @@ def detect_arguments(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         metavar="FOLDER",
-        help="for the pictures and detections.json, whose boxes are in pixels of the photographs (default: detections/<run>)",
+        help="for the pictures and detections.json, whose boxes are in pixels of the photographs (default: RUN/detections)",
     )
 
 
@@ -569,7 +569,7 @@ def detect(args: argparse.Namespace) -> None:
     """Draw what a run's detector finds in photographs, and print how many objects there are in each."""
     if not 0 <= args.threshold <= 1:
         raise UserError(f"--threshold must be in [0, 1], got {args.threshold:g}")
-    output = Path(args.output or Path("detections", Path(args.run).name))
+    output = Path(args.output or Path(args.run, "detections"))
     if output.exists() and not output.is_dir():
         raise UserError(f"--output must be a folder, and {output} is a file")
     overrides = [text for text in args.images if re.match(r"[a-z_]+\.[\w.]+=", text)]
@@ -628,7 +628,12 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def doctor_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-f", "--file", metavar="FILE", help="a config: examine what its run needs too")
+    parser.add_argument(
+        "-f",
+        "--file",
+        metavar="FILE",
+        help="a config: examine what its run needs too; the exit status is 2 if something stops it",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the config")
 
 

@@ -39,7 +39,7 @@ def describe(run: FilePath) -> dict:
         state "done", "under way" or "to come", wall-clock "seconds", "device_seconds", and under way "share" in [0, 1] and
         "detail", where they can be told), "device_time" (unit, total, and by kind), "thresholds", "refused_share",
         "kendall_tau", "pruned" (operations removed, of how many; paths left, of how many; "space", the lines of Figure 3's
-        notation), "detectors" (name, budget, flops, params, loss, ap50, and by COCO's rules ap), "accuracy" (of a
+        notation), "detectors" (name, budget, flops, params, loss, ap50, path, and by COCO's rules ap), "accuracy" (of a
         pre-training: the largest and four random paths), "files" (what -> where).
 
     Raises:
@@ -219,7 +219,7 @@ def _detectors(run: FilePath, config: configs.Config, summary: Mapping) -> list[
             {
                 "name": name,
                 "budget": budgets[number - 1] if number and number <= len(budgets) else None,
-                **{key: result[key] for key in ("flops", "params", "loss", "ap50", "ap") if key in result},
+                **{key: result[key] for key in ("flops", "params", "loss", "ap50", "ap", "path") if key in result},
             }
         )
     return rows
@@ -244,6 +244,7 @@ def _files(run: FilePath, config: configs.Config) -> Iterator[tuple[str, str]]:
         "operations, their scores, the pruned space": "operations.json",
         "detections of the fullnet on the test images": "fullnet_detections.json",
         "checkpoints": "checkpoint",
+        "pictures of detections": "detections",
         "a table of latencies": "latency.json",
         "the last search": "found.json",
         "what it shares with another run": "shared.json",

@@ -75,7 +75,7 @@ def phase_names(config: Config) -> tuple[str, ...]:
     """All phases of the run that a config describes, in their order: those of `training_phases`, and what is between them."""
     fullnet, *supernet = (phase.name for phase in training_phases(config))
     if not isinstance(config.hparams, DetofaHparams):
-        return (fullnet, *supernet, "paths", "path filter")
+        return (fullnet, *supernet, *(("paths", "path filter") if config.hparams.paths else ()))
     if not supernet:
         return (fullnet, "evaluation")
     if config.args.runner == "detofa":

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,4 +160,4 @@ def test_bad_input_is_one_sentence(extra, message, capsys):
     assert main(["detect", str(tiny.detofa_run()), image, "-c", "cpu", *extra]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error
-    assert not Path("detections").exists()
+    assert not (tiny.detofa_run() / "detections").exists()

@@ -318,7 +318,8 @@ def _check_objects(
 ) -> None:
     known: set[int] = set()
     filled: set[int] = set()
-    listed = {entry.get("id") for entry in content["images"] if isinstance(entry, dict)}  # those with other faults too
+    ids = (entry.get("id") for entry in content["images"] if isinstance(entry, dict))  # of those with other faults too
+    listed = set(filter(coco._integer, ids))
     for number, entry in enumerate(content["annotations"]):
         where = f"annotations[{number}] of {file}"
         found = report.attempt(coco._annotation, entry, where)
