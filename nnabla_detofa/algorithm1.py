@@ -35,21 +35,6 @@ class DetOFASearcher(SupernetRunner):
     path filter (`hparams.filter.weights`), the training data (`dataloader`), and r_op and r_path (`hparams`).
     """
 
-    phases = (
-        "fullnet",
-        "warm-up",
-        "paths",
-        "path filter",
-        "operation pruning",
-        "path thresholds",
-        "fine-tuning",
-        "paths again",
-        "path filter again",
-        "held-out paths",
-        "search",
-        "evaluation",
-    )
-
     loss_names = ("loss", "heat map", "offset", "size")
 
     def run(self) -> dict:

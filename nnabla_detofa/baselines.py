@@ -16,12 +16,6 @@ from .pruning import UniformPaths
 class BaselineSearcher(DetOFASearcher):
     """The fullnet, and then the phases that `phases.training_phases` has for the config's runner."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        _, *supernet = self.training
-        search = ("paths again", "path filter again", "held-out paths", "search") if supernet else ()
-        self.phases = ("fullnet", *supernet, *search, "evaluation")
-
     def run(self) -> dict:
         """Train and search; what was found is in summary.json, and returned."""
         _, *supernet = self.training.values()

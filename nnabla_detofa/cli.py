@@ -8,6 +8,7 @@ import argparse
 import importlib
 import json
 import logging
+import os
 import re
 import shlex
 import sys
@@ -74,25 +75,43 @@ def run(args: argparse.Namespace) -> None:
 def data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "name",
-        choices=("digits", "to-coco"),
-        help="digits: handwritten digits on photographs, in VOC's layout; to-coco: a copy of a VOC tree in COCO's format",
+        choices=("digits", "to-coco", "check"),
+        help="digits: handwritten digits on photographs, in VOC's layout; to-coco: a copy of a VOC tree in COCO's format; "
+        "check: counts of objects, and everything that is wrong with a data set",
     )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="check: entries that replace those of the config")
     parser.add_argument("--root", metavar="FOLDER", help="where to write it (default: data/<name>)")
     parser.add_argument("--seed", type=int, default=0, help="digits: another seed draws another set (default: %(default)s)")
-    parser.add_argument("--voc", metavar="FOLDER", help="to-coco: the VOC tree to copy")
+    parser.add_argument("--voc", metavar="FOLDER", help="to-coco: the VOC tree to copy; check: a VOC tree")
     parser.add_argument(
-        "--splits", nargs="+", metavar="SPLIT", default=("train", "val", "test"), help="to-coco: default: train val test"
+        "--splits",
+        nargs="+",
+        metavar="SPLIT",
+        help="to-coco: default: train val test; check --voc: default: all that are there",
+    )
+    parser.add_argument("--coco", metavar="FOLDER", help="check: a folder with annotations/instances_<split>.json and <split>/")
+    parser.add_argument("-f", "--file", metavar="FILE", help="check: the data set of a config, its splits and classes")
+    parser.add_argument(
+        "--whole",
+        action="store_true",
+        help="check: decode every photograph, which takes minutes for large sets and finds damage in the middle, and "
+        "photographs that are in two splits under two names",
     )
 
 
 def data(args: argparse.Namespace) -> None:
-    """Make a data set that needs no download."""
+    """Make a data set that needs no download, or check one."""
+    if args.name == "check":
+        check_data(args)
+        return
+    if args.overrides:
+        raise UserError(f"data {args.name} takes no config's entries, got {args.overrides[0]}")
     if args.name == "to-coco":
         from .data.coco import write_coco
 
         if not args.voc:
             raise UserError("data to-coco needs --voc, the folder of the VOC tree to copy")
-        root = write_coco(Path(args.voc), Path(args.root or "data/to-coco"), args.splits)
+        root = write_coco(Path(args.voc), Path(args.root or "data/to-coco"), args.splits or ("train", "val", "test"))
         print(f"{args.voc} in COCO's format is in {root}")
         return
     from .data.digits import write_digits
@@ -101,6 +120,37 @@ def data(args: argparse.Namespace) -> None:
         raise UserError(f"--seed must be 0 or more, got {args.seed}")
     root = write_digits(args.root or Path("data", args.name), seed=args.seed)
     print(f"the data set {args.name} is in {root}")
+
+
+def check_data(args: argparse.Namespace) -> None:
+    """Print what a data set holds and everything that is wrong with it.
+
+    Raises:
+        UserError: training would stop at something.
+    """
+    from tqdm import tqdm
+
+    from .data import check
+
+    if sum(map(bool, (args.voc, args.coco, args.file))) != 1:
+        raise UserError("data check needs one of --voc FOLDER, --coco FOLDER and -f CONFIG")
+    if args.overrides and not args.file:
+        raise UserError(f"entries of a config need the config, -f CONFIG, got {args.overrides[0]}")
+    if args.splits and not args.voc:
+        raise UserError("--splits are those of --voc")
+    with tqdm(desc="photographs", unit="image", dynamic_ncols=True, leave=False) as bar:
+        if args.voc:
+            splits = args.splits and {name: (name,) for name in args.splits}
+            report = check.check_voc(args.voc, splits, whole=args.whole, on_image=bar.update)
+        elif args.coco:
+            report = check.check_coco(args.coco, whole=args.whole, on_image=bar.update)
+        else:
+            from . import config as configs
+
+            report = check.check_config(configs.load(args.file, args.overrides), args.whole, bar.update)
+    print(report)
+    if report.fatal:
+        raise UserError(f"{report.source} is not fit for training")
 
 
 def report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -488,6 +538,124 @@ def import_ofa(args: argparse.Namespace) -> None:
     print(f"written: {args.output}")
 
 
+def detect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the folder of a run of Algorithm 1")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="photographs, and folders of photographs (without their subfolders); "
+        "key=value replaces an entry of the run's config",
+    )
+    parser.add_argument(
+        "--detector",
+        metavar="NAME",
+        help="fullnet, subnet_1, ... or a JSON file with a path, as for evaluate (default: the subnet of the largest budget)",
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.3, metavar="SCORE", help="least score of an object (default: %(default)s)"
+    )
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        help="for the pictures and detections.json, whose boxes are in pixels of the photographs (default: RUN/detections)",
+    )
+
+
+def detect(args: argparse.Namespace) -> None:
+    """Draw what a run's detector finds in photographs, and print how many objects there are in each."""
+    if not 0 <= args.threshold <= 1:
+        raise UserError(f"--threshold must be in [0, 1], got {args.threshold:g}")
+    output = Path(args.output or Path(args.run, "detections"))
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output must be a folder, and {output} is a file")
+    overrides = [text for text in args.images if re.match(r"[a-z_]+\.[\w.]+=", text)]
+
+    def note(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    from .detect import detect, find_images, load_detector
+
+    files = find_images([Path(text) for text in args.images if text not in overrides], note)
+    from .compat import Device
+
+    Device.open(args.context, args.device_id)
+    detector = load_detector(Path(args.run), args.detector, overrides)
+
+    def report_image(file: Path, found: list) -> None:
+        counts = {name: sum(item.name == name for item in found) for name in detector.classes}
+        listed = ", ".join(f"{name}: {count}" for name, count in counts.items() if count)
+        print(f"{file}: {len(found)} object{'s' * (len(found) != 1)}{f' ({listed})' if listed else ''}", flush=True)
+
+    file = detect(detector, files, output, args.threshold, note, report_image)
+    print(f"written: pictures of {detector.name} and {file.name} in {output}")
+
+
+def inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the folder of any run, finished or not")
+    parser.add_argument("--json", action="store_true", help="everything as JSON instead, for programs")
+
+
+def inspect(args: argparse.Namespace) -> None:
+    """Print how far a run is, what it cost, what it pruned, what it found, and where everything lies."""
+    from .inspect_run import describe, text
+
+    found = describe(Path(args.run))
+    print(json.dumps(found, indent=1) if args.json else text(found))
+
+
+def compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="the folders of two or more finished runs")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("-o", "--output", metavar="FILE", help="also draw AP over the budgets, .png")
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Print the AP of several runs at each budget, the differences, and whether they may be compared."""
+    refuse_output(args.output)
+    if args.output and Path(args.output).suffix != ".png":
+        raise UserError(f"--output must end in .png, got {args.output}")
+    from .compare import compare, draw, table
+
+    found = compare([Path(run) for run in args.runs])
+    print(json.dumps(found, indent=1) if args.json else table(found))
+    if args.output:
+        draw(found).savefig(args.output, dpi=110)
+        print(f"written: {args.output}", file=sys.stderr if args.json else sys.stdout)
+
+
+def doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-f",
+        "--file",
+        metavar="FILE",
+        help="a config: examine what its run needs too; the exit status is 2 if something stops it",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the config")
+
+
+def doctor(args: argparse.Namespace) -> None:
+    """Print how the installation stands, and whether a config could be run.
+
+    Raises:
+        UserError: something stops it.
+    """
+    from .doctor import PROBLEM, examine, lines
+
+    if args.overrides and not args.file:
+        raise UserError(f"entries of a config need the config, -f CONFIG, got {args.overrides[0]}")
+    problems = 0
+    for finding in examine(args.file, args.overrides):
+        print(lines(finding), flush=True)
+        problems += finding.state == PROBLEM
+    if problems:
+        what = f"{args.file} cannot be run" if args.file else "this installation does not work"
+        raise UserError(f"{what}: {problems} problem{'s' * (problems > 1)} above")
+
+
 COMMANDS = {
     "run": Command(
         "train and search as a config says",
@@ -556,16 +724,48 @@ COMMANDS = {
         "copy a pre-training's weights in half precision", ship_arguments, ship, ("runs/digits_pretrain configs/weights",)
     ),
     "data": Command(
-        "make a data set that needs no download",
+        "make a data set that needs no download, or check one",
         data_arguments,
         data,
-        ("digits --root data/digits", "to-coco --voc data/digits --root data/digits_coco"),
+        (
+            "digits --root data/digits",
+            "to-coco --voc data/digits --root data/digits_coco",
+            "check --voc data/digits --whole",
+            "check -f configs/voc_detofa.json dataloader.voc.root=/data/VOCdevkit",
+        ),
     ),
     "import-ofa": Command(
         "turn a PyTorch checkpoint of OFA's ResNet50 supernet into a weights file",
         import_ofa_arguments,
         import_ofa,
         ("ofa_resnet50_d=0+1+2_e=0.2+0.25+0.35_w=0.65+0.8+1.0 -o configs/weights/ofa_resnet50.h5",),
+    ),
+    "detect": Command(
+        "draw what a run's detector finds in photographs",
+        detect_arguments,
+        detect,
+        (
+            "runs/digits_detofa data/digits/JPEGImages/test_00000.jpg --detector subnet_2",
+            "runs/bccd_detofa photographs/ --detector fullnet --threshold 0.4 -o found",
+        ),
+    ),
+    "inspect": Command(
+        "how far a run is, what it cost, pruned and found",
+        inspect_arguments,
+        inspect,
+        ("runs/digits_detofa", "runs/digits_detofa --json"),
+    ),
+    "compare": Command(
+        "the fronts of two or more runs beside each other",
+        compare_arguments,
+        compare,
+        ("runs/digits_detofa runs/digits_ofa -o front.png",),
+    ),
+    "doctor": Command(
+        "what is wrong with this installation, or keeps a config from running",
+        doctor_arguments,
+        doctor,
+        ("", "-f configs/voc_detofa.json dataloader.voc.root=/data/VOCdevkit"),
     ),
 }
 """Every subcommand; the first is meant where none is named."""
@@ -599,6 +799,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of what is printed, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.filename is None:
             raise

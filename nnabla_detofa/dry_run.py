@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import NamedTuple
 
 import nnabla as nn
 import numpy as np
@@ -250,27 +251,53 @@ def network_lines(config: Config, facts: DataFacts, model, cost: CostModel) -> I
     yield ""
 
 
-def memory_lines(config: Config, facts: DataFacts, model, phases: tuple[TrainingPhase, ...]) -> Iterator[str]:
-    """A lower and an upper figure: the backward pass frees gradients, and what they came from, as it goes.
+class StepMemory(NamedTuple):
+    """Bytes that a training step needs, estimated from the graph.
 
-    Held against the CPU's resident memory, on the VOC config's largest path, the lower figure is about 30% too
-    large: 455 MiB an image here, 350 measured from batches of 1, 2 and 4.
+    Held against the CPU's resident memory, on the VOC config's largest path, `least` is about 30% too large: 455 MiB an image
+    here, 350 measured from batches of 1, 2 and 4.
+
+    Attributes:
+        image: activations of the largest path for one image.
+        batch: images of the mini-batch on one process.
+        kept: weights, their gradients and the solver's states.
+        teacher: weights of the fullnet that is distilled from; 0 without.
     """
+
+    image: int
+    batch: int
+    kept: int
+    teacher: int
+
+    @property
+    def least(self) -> int:
+        """Without the gradients of activations: the backward pass frees them, and what they came from, as it goes."""
+        return self.batch * self.image + self.kept + self.teacher
+
+
+def step_memory(config: Config, facts: DataFacts, model, phases: tuple[TrainingPhase, ...]) -> StepMemory:
+    """Of the phase with the largest batch."""
     arrays = synthetic(config, facts.num_classes)
     graph = build(model, model.space.largest, [nn.Variable(array.shape) for array in arrays])
     one = activation_bytes(graph.losses[0])
     weights = sum(4 * int(np.prod(p.shape)) for p in model.get_parameters(grad_only=True).values())
     batch = config.hparams.mini_batch or max(phase.batch_size for phase in phases)
     kept = weights * (2 + STATES[config.optimizer.train.name])
-    teacher = weights * any(phase.kd_ratio for phase in phases)
-    least = batch * one + kept + teacher
+    return StepMemory(one, batch, kept, weights * any(phase.kd_ratio for phase in phases))
+
+
+def memory_lines(config: Config, facts: DataFacts, model, phases: tuple[TrainingPhase, ...]) -> Iterator[str]:
+    """A lower and an upper figure; see `StepMemory`."""
+    memory = step_memory(config, facts, model, phases)
+    one, batch, kept, teacher = memory
     yield "memory of a training step (estimate from the graph, 32-bit)"
     yield f"  activations of the largest path kept for the backward pass, one image: {_megabytes(one)} (all functions' outputs)"
     yield f"  times {batch}, the mini-batch on one process: {_megabytes(batch * one)}"
     yield f"  weights, their gradients and {config.optimizer.train.name}'s states: {_megabytes(kept)}"
     if teacher:
         yield f"  weights of the teacher: {_megabytes(teacher)}"
-    yield f"  together {_megabytes(least)}; {_megabytes(least + batch * one)} if every activation had its gradient at the same"
+    most = _megabytes(memory.least + batch * one)
+    yield f"  together {_megabytes(memory.least)}; {most} if every activation had its gradient at the same"
     yield "  time (they are freed on the way back, so it is less)"
     yield "  not counted: workspace of the convolutions, a teacher's passing activations, batches waiting in the loader"
     yield ""

@@ -4,18 +4,68 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 
 from tqdm import tqdm
 
+from . import config as configs
 from . import weights
 from .algorithm1 import build
+from .data.sets import DetectionSets
 from .errors import UserError
 from .path_evaluation import statistics_images
 from .report import markdown_row
 from .run_folder import final_weights, read_result, refuse_other_classes, run_config
 from .search_space import Path, SearchSpace
 from .validation import BoxDetector, average_precision, reestimate
+
+
+@dataclass(frozen=True)
+class OpenDetector:
+    """One detector of a run, ready to run.
+
+    Attributes:
+        config: the run's. sets: its data sets.
+        boxes: the path, under its weights and with its batch-normalisation statistics.
+        scales: of the input, as the config's `test_scales`.
+    """
+
+    config: configs.Config
+    sets: DetectionSets
+    boxes: BoxDetector
+    scales: tuple[float, ...]
+
+    @property
+    def scaling(self) -> dict:
+        """What `validation.detect_images` needs besides images and their size."""
+        return {"scales": self.scales, "multiple": self.config.network.geometry.total_stride}
+
+
+def open_detector(
+    run: FilePath,
+    detector: str,
+    overrides: Sequence[str] = (),
+    flip: bool | None = None,
+    scales: Sequence[float] | None = None,
+) -> OpenDetector:
+    """A detector of a run: its statistics are re-estimated on the run's training images, which must be there.
+
+    Args and errors are `evaluate`'s.
+    """
+    config = run_config(run, overrides)
+    if config.args.runner == "pretrain":
+        raise UserError(f"{run} is not the folder of a run that trains detectors: its config.json is a pre-training's")
+    model, sets, _ = build(config, pretrained=False)
+    refuse_other_classes(run, sets.classes)
+    path = find_path(run, detector, model.space)
+    file = run / "fullnet" / "weights.h5" if detector == "fullnet" else final_weights(run, config)
+    if not file.exists():
+        raise UserError(f"{run} has no weights of {detector} yet: {file} is missing")
+    weights.load(model, file)
+    statistics = reestimate(model, path, statistics_images(sets, config))
+    boxes = BoxDetector(model, path, statistics, flip=config.hparams.flip_test if flip is None else flip)
+    return OpenDetector(config, sets, boxes, tuple(scales or config.hparams.test_scales))
 
 
 def evaluate(
@@ -40,29 +90,11 @@ def evaluate(
     Raises:
         UserError: the folder is not that of a run that got so far, or the path is not one of its space.
     """
-    config = run_config(run, overrides)
-    if config.args.runner == "pretrain":
-        raise UserError(f"{run} is not the folder of a run that trains detectors: its config.json is a pre-training's")
-    model, sets, _ = build(config, pretrained=False)
-    refuse_other_classes(run, sets.classes)
-    path = find_path(run, detector, model.space)
-    file = run / "fullnet" / "weights.h5" if detector == "fullnet" else final_weights(run, config)
-    if not file.exists():
-        raise UserError(f"{run} has no weights of {detector} yet: {file} is missing")
-    weights.load(model, file)
-    statistics = reestimate(model, path, statistics_images(sets, config))
-    hparams = config.hparams
-    scales = tuple(scales) if scales else hparams.test_scales
-    boxes = BoxDetector(model, path, statistics, flip=hparams.flip_test if flip is None else flip)
+    opened = open_detector(run, detector, overrides, flip, scales)
+    sets, config = opened.sets, opened.config
     with tqdm(total=len(sets.test), desc=f"test images of {detector}", unit="image", dynamic_ncols=True) as bar:
         result, _ = average_precision(
-            boxes,
-            sets,
-            hparams.bn_batch,
-            config.dataloader.ap_metric,
-            bar.update,
-            scales=scales,
-            multiple=config.network.geometry.total_stride,
+            opened.boxes, sets, config.hparams.bn_batch, config.dataloader.ap_metric, bar.update, **opened.scaling
         )
     return result
 
@@ -71,6 +103,14 @@ def detectors_of(run: FilePath) -> list[str]:
     """The names of a run's detectors: the fullnet, and once the run is over the subnets that it found."""
     found = read_result(run, "summary")["subnets"] if (run / "summary.json").exists() else []
     return ["fullnet", *(f"subnet_{number}" for number in range(1, len(found) + 1))]
+
+
+def default_detector(run: FilePath) -> str:
+    """The subnet of the largest budget; the fullnet where the run has found none (yet)."""
+    if len(detectors_of(run)) == 1:
+        return "fullnet"
+    budgets = [subnet["budget"] for subnet in read_result(run, "summary")["subnets"]]
+    return f"subnet_{1 + budgets.index(max(budgets))}"
 
 
 def find_path(run: FilePath, detector: str, space: SearchSpace) -> Path:

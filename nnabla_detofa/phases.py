@@ -71,6 +71,19 @@ def training_phases(config: Config) -> tuple[TrainingPhase, ...]:
     return (_fullnet(config, space), *_supernet(config, config.hparams, space))
 
 
+def phase_names(config: Config) -> tuple[str, ...]:
+    """All phases of the run that a config describes, in their order: those of `training_phases`, and what is between them."""
+    fullnet, *supernet = (phase.name for phase in training_phases(config))
+    if not isinstance(config.hparams, DetofaHparams):
+        return (fullnet, *supernet, *(("paths", "path filter") if config.hparams.paths else ()))
+    if not supernet:
+        return (fullnet, "evaluation")
+    if config.args.runner == "detofa":
+        warm_up, fine_tuning = supernet
+        supernet = [warm_up, "paths", "path filter", "operation pruning", "path thresholds", fine_tuning]
+    return (fullnet, *supernet, "paths again", "path filter again", "held-out paths", "search", "evaluation")
+
+
 def _fullnet(config: Config, space: SearchSpace) -> TrainingPhase:
     hparams = config.hparams
     epochs = hparams.fullnet_epochs

@@ -35,10 +35,6 @@ class PretrainSearcher(SupernetRunner):
     and in NNablaNAS' recipe for its ResNet50, smaller paths learn from the frozen fullnet too.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.phases = (*self.training, "paths", "path filter")
-
     def run(self) -> dict:
         """Run the phases; what came of them is in summary.json, and returned."""
         hparams = self.config.hparams

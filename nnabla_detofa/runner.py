@@ -27,7 +27,7 @@ from .evaluated_paths import EvaluatedPaths
 from .ledger import DeviceClock, entry
 from .path_evaluation import KeptEvaluation, named_rng, sample_in_buckets
 from .path_filter import PathFilter, PathScorer, Tokenizer
-from .phases import TrainingPhase, training_phases
+from .phases import TrainingPhase, phase_names, training_phases
 from .ranking import fit
 from .search_space import PathBatch, SearchSpace
 from .training import Checkpoint, Objective, PathSampler, Progress, new_optimizer, train
@@ -96,6 +96,7 @@ class SupernetRunner(Runner):
         self.sets = args["sets"]
         self.buckets = Buckets(self.space, self.cost.flops, self.config.hparams.buckets)
         self.training = {phase.name: phase for phase in training_phases(self.config)}
+        self.phases = self.phases or phase_names(self.config)
         self.stop = StopRequest()
         self.results: dict = {}
         self.seconds: dict[str, float] = self.recall("seconds", {})

@@ -296,34 +296,44 @@ class ValidationTruth:
         return summarise(detections, self.objects, self.classes, self.metric, self.areas)["ap50"]
 
 
-def detect_all(
+def detect_images(
     detector: BoxDetector,
-    sets,
-    batch: int,
-    on_images: Callable[[int], None],
+    images: Sequence[np.ndarray],
+    size: tuple[int, int],
     scales: Sequence[float] = (1.0,),
     multiple: int = 32,
-) -> tuple[list, list]:
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Boxes, scores and labels of whole photographs, as `BoxDetector` gives them.
+
+    Args:
+        images: each (H, W, 3) uint8, blue, green, red.
+        size: (height, width) of the network's input.
+        scales: of the input over `size`; the detections of several are merged by `centernet.soft_nms`.
+        multiple: of which the sides of a scaled input must be: the backbone's stride.
+    """
+    runs = []
+    for scale in scales:
+        scaled = tuple(max(multiple, round(side * scale / multiple) * multiple) for side in size)
+        fitted = [letterbox(image, scaled) for image in images]
+        runs.append(detector(np.stack([image for image, _ in fitted]), np.stack([matrix for _, matrix in fitted])))
+    if len(runs) == 1:
+        return runs[0]
+    joined = [[np.concatenate(part) for part in zip(*of_image)] for of_image in zip(*runs)]
+    return [tuple(part[: detector.top] for part in soft_nms(*image)) for image in joined]
+
+
+def detect_all(detector: BoxDetector, sets, batch: int, on_images: Callable[[int], None], **scaling) -> tuple[list, list]:
     """Detections and ground truth of every test image, as `metrics.summarise` takes them.
 
     Args:
         sets: `data.sets.DetectionSets`.
         on_images: hears how many more images are done.
-        scales: of the input over `sets.image_size`; the detections of several are merged by `centernet.soft_nms`.
-        multiple: of which the sides of a scaled input must be: the backbone's stride.
+        scaling: `scales` and `multiple` of `detect_images`.
     """
-    sizes = [tuple(max(multiple, round(side * scale / multiple) * multiple) for side in sets.image_size) for scale in scales]
     detections, truth = [], []
     for start in range(0, len(sets.test), batch):
         samples = [sets.test.load(index) for index in range(start, min(start + batch, len(sets.test)))]
-        runs = []
-        for size in sizes:
-            fitted = [letterbox(sample.image, size) for sample in samples]
-            runs.append(detector(np.stack([image for image, _ in fitted]), np.stack([matrix for _, matrix in fitted])))
-        if len(runs) > 1:
-            joined = [[np.concatenate(part) for part in zip(*of_image)] for of_image in zip(*runs)]
-            runs = [[tuple(part[: detector.top] for part in soft_nms(*image)) for image in joined]]
-        detections += runs[0]
+        detections += detect_images(detector, [sample.image for sample in samples], sets.image_size, **scaling)
         truth += [(sample.boxes, sample.labels, sample.difficult) for sample in samples]
         on_images(len(samples))
     return detections, truth

@@ -163,16 +163,11 @@ def _images(entries: list, file: Path, folder: Path) -> dict[Any, tuple[Path, tu
     on_disk: dict[Path, set[str]] = {}  # one listing a folder, not one look a file
     for number, entry in enumerate(entries):
         where = f"images[{number}] of {file}"
-        if not isinstance(entry, dict) or not _integer(entry.get("id")) or entry["id"] in found:
+        key, path, size = _image(entry, where, folder)
+        if key in found:
             raise UserError(f"{where} must have an integer id of its own, got {entry!r}")
-        name, size = entry.get("file_name"), (entry.get("height"), entry.get("width"))
-        if not isinstance(name, str) or not name or Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
-            raise UserError(f"{where}: file_name must be a path below {folder}, got {name!r}")
-        if not all(_integer(side) and 0 < side < 1 << 20 for side in size):
-            raise UserError(f"{where}: height and width must be integers above 0, got {size[0]!r} and {size[1]!r}")
-        path = folder / name
         if path in listed:
-            raise UserError(f"{where}: file_name {name!r} is that of another image too")
+            raise UserError(f"{where}: file_name {entry['file_name']!r} is that of another image too")
         listed.add(path)
         if path.parent not in on_disk:
             try:
@@ -181,10 +176,22 @@ def _images(entries: list, file: Path, folder: Path) -> dict[Any, tuple[Path, tu
                 on_disk[path.parent] = set()
         if path.name not in on_disk[path.parent]:
             raise UserError(f"{path} is missing: {file} lists it; {ORIGIN}")
-        found[entry["id"]] = path, size
+        found[key] = path, size
     if not found:
         raise UserError(f"{file} must list at least one image")
     return found
+
+
+def _image(entry: Any, where: str, folder: Path) -> tuple[int, Path, tuple[int, int]]:
+    """Id, file and (height, width) of one entry; whether the file is there is not looked at."""
+    if not isinstance(entry, dict) or not _integer(entry.get("id")):
+        raise UserError(f"{where} must have an integer id of its own, got {entry!r}")
+    name, size = entry.get("file_name"), (entry.get("height"), entry.get("width"))
+    if not isinstance(name, str) or not name or Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        raise UserError(f"{where}: file_name must be a path below {folder}, got {name!r}")
+    if not all(_integer(side) and 0 < side < 1 << 20 for side in size):
+        raise UserError(f"{where}: height and width must be integers above 0, got {size[0]!r} and {size[1]!r}")
+    return entry["id"], folder / name, size
 
 
 def _annotation(entry: Any, where: str) -> tuple[np.ndarray, Any, bool, Any]:

@@ -1,0 +1,242 @@
+"""Objects in photographs: a run's detector as a function, its boxes on the photographs, and all of them as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .data.images import read_image
+from .errors import UserError
+from .evaluate import OpenDetector, default_detector, open_detector
+from .validation import detect_images
+
+SMALLEST_PICTURE = 640
+"""Pixels of a picture's longer side, at least: a smaller photograph is enlarged, so that names fit beside boxes."""
+WRITTEN = (".jpg", ".jpeg", ".png")
+"""Pictures keep the name of their photograph where it ends so; others become .png."""
+COLOURS = matplotlib.colormaps["tab10"].colors, matplotlib.colormaps["tab20"].colors
+
+
+class Detection(NamedTuple):
+    """One object that was found.
+
+    Attributes:
+        box: x1, y1, x2, y2 in pixels of the photograph, inside it; x to the right and y down, from its upper left corner.
+        name: of its class.
+        score: in [0, 1].
+    """
+
+    box: tuple[float, float, float, float]
+    name: str
+    score: float
+
+
+@dataclass(frozen=True)
+class ImageDetector:
+    """A run's detector as a function of a photograph; see `nnabla_detofa.load_detector`.
+
+    Attributes:
+        name: "fullnet", "subnet_1", ... or the file of its path.
+        opened: the detector with its weights and statistics.
+    """
+
+    name: str
+    opened: OpenDetector
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.opened.sets.classes
+
+    def __call__(self, image: np.ndarray, threshold: float = 0.3) -> list[Detection]:
+        """The objects with a score of at least `threshold`, best first; boxes are cut at the photograph's edges.
+
+        Args:
+            image: (H, W, 3) uint8, blue, green, red, as `cv2.imread` reads it.
+
+        Raises:
+            UserError: the array is no such image.
+        """
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise UserError(f"an image must be an array (height, width, 3) of uint8 in the order blue, green, red, got {got}")
+        if not image.size:
+            raise UserError(f"an image must have at least one pixel, got {image.shape}")
+        opened, (height, width) = self.opened, image.shape[:2]
+        ((boxes, scores, labels),) = detect_images(opened.boxes, [image], opened.sets.image_size, **opened.scaling)
+        boxes = np.clip(boxes, 0, [width, height, width, height])
+        kept = (scores >= threshold) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        found = zip(boxes[kept].astype(float).tolist(), labels[kept].tolist(), scores[kept].astype(float).tolist())
+        return [Detection(tuple(box), self.classes[label], score) for box, label, score in found]
+
+
+def load_detector(run: FilePath, name: str | None = None, overrides: Sequence[str] = ()) -> ImageDetector:
+    """See `nnabla_detofa.load_detector`."""
+    run = FilePath(run)
+    name = name or default_detector(run)
+    return ImageDetector(name, open_detector(run, name, overrides))
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def find_images(given: Iterable[FilePath], note: Callable[[str], None]) -> list[FilePath]:
+    """The files that `given` names and those directly in its folders, each once; which of them are images shows later.
+
+    Args:
+        note: hears of folders without a file.
+
+    Raises:
+        UserError: there is no such file or folder.
+    """
+    files: dict[FilePath, None] = {}
+    for place in given:
+        if not place.exists():
+            raise UserError(f"images must be files or folders that are there, got {place}")
+        inside = sorted(file for file in place.iterdir() if file.is_file()) if place.is_dir() else [place]
+        if not inside:
+            note(f"{place} is skipped: the folder holds no file")
+        files.update(dict.fromkeys(inside))
+    return list(files)
+
+
+def read_images(files: Iterable[FilePath], note: Callable[[str], None]) -> Iterator[tuple[FilePath, np.ndarray]]:
+    """The files that are images, read one by one; `note` hears of the others."""
+    for file in files:
+        try:
+            image = read_image(file)
+        except UserError as error:
+            note(f"skipped: {error}")
+            continue
+        yield file, image
+
+
+def detect(
+    detector: ImageDetector,
+    files: Sequence[FilePath],
+    folder: FilePath,
+    threshold: float = 0.3,
+    note: Callable[[str], None] = print,
+    on_image: Callable[[FilePath, list[Detection]], None] = lambda file, found: None,
+) -> FilePath:
+    """Write a picture of each photograph with what was found in it, and detections.json.
+
+    Args:
+        files: as `find_images` gives them; those that are not images are skipped.
+        folder: made if it is not there. Pictures are named after their photographs, two of one name are numbered.
+        note: hears of what is skipped. on_image: hears what was found in each photograph.
+
+    Returns:
+        detections.json: "detector", "threshold", "classes" and "images", a list of {"image", "picture", "width", "height",
+        "objects": [{"box": [x1, y1, x2, y2], "class", "score"}]}; boxes are in pixels of the photograph.
+
+    Raises:
+        UserError: no file is an image, the folder is that of a photograph, or the folder cannot be made.
+    """
+    if any(file.resolve().parent == folder.resolve() for file in files):
+        raise UserError(f"--output must be another folder than that of the images, which would be replaced, got {folder}")
+    entries, taken = [], set()
+    for file, image in read_images(files, note):
+        picture = free_name(file, taken)
+        found = detector(image, threshold)
+        if not entries:
+            make_folder(folder)
+        draw(image, found, detector.classes).save(folder / picture, quality=92)
+        entries.append(
+            {
+                "image": str(file),
+                "picture": picture,
+                "width": image.shape[1],
+                "height": image.shape[0],
+                "objects": [
+                    {"box": [round(x, 2) for x in box], "class": name, "score": round(score, 4)} for box, name, score in found
+                ],
+            }
+        )
+        on_image(file, found)
+    if not entries:
+        raise UserError(f"at least one file must be an image that OpenCV reads; none of the {len(files)} given is")
+    head = json.dumps({"detector": detector.name, "threshold": threshold, "classes": detector.classes})
+    lines = ",\n ".join(map(json.dumps, entries))  # an image a line: boxes with a line for each number are hard to read
+    (folder / "detections.json").write_text(f'{head[:-1]}, "images": [\n {lines}\n]}}\n')
+    return folder / "detections.json"
+
+
+def make_folder(folder: FilePath) -> None:
+    """Make the folder that results go to.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output must be a folder that can be made, got {folder} ({error.strerror})") from error
+
+
+def free_name(file: FilePath, taken: set[str]) -> str:
+    """The name of a photograph's picture, which is added to `taken`."""
+    suffix = file.suffix if file.suffix.lower() in WRITTEN else ".png"
+    name, number = f"{file.stem}{suffix}", 1
+    while name in taken:
+        number += 1
+        name = f"{file.stem}_{number}{suffix}"
+    taken.add(name)
+    return name
+
+
+# --- Pictures ---------------------------------------------------------------------------------------------------------
+
+
+def draw(image: np.ndarray, found: Sequence[Detection], classes: Sequence[str]) -> Image.Image:
+    """The photograph with a box, a name and a score for each detection, a colour for each class.
+
+    Small photographs are enlarged; lines and letters grow with large ones. A label stands where it covers no other label, if
+    there is such a place at its box: above, inside or below.
+
+    Args:
+        image: (H, W, 3) uint8, blue, green, red.
+    """
+    height, width = image.shape[:2]
+    factor = max(1, -(-SMALLEST_PICTURE // max(height, width)))
+    picture = Image.fromarray(image[:, :, ::-1]).resize((width * factor, height * factor), Image.Resampling.BICUBIC)
+    longest = max(picture.size)
+    line, canvas = max(2, round(longest / 250)), ImageDraw.Draw(picture)
+    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", max(13, round(longest / 50)))
+    colours = COLOURS[len(classes) > len(COLOURS[0])]
+    styles = {name: tuple(round(255 * part) for part in colours[label % len(colours)]) for label, name in enumerate(classes)}
+    for box, name, _ in reversed(found):
+        canvas.rectangle([factor * x for x in box], outline=styles[name], width=line)
+    placed: list[tuple[float, ...]] = []
+    for box, name, score in found:
+        text = f"{name} {score:.2f}"
+        size = font.getbbox(text)[2] + 2 * line, sum(font.getmetrics())
+        place = _label_place([factor * x for x in box], size, picture.size, placed)
+        placed.append(place)
+        canvas.rectangle(place, fill=styles[name])
+        light = np.dot(styles[name], (0.299, 0.587, 0.114)) > 140
+        canvas.text((place[0] + line, place[1]), text, fill="black" if light else "white", font=font)
+    return picture
+
+
+def _label_place(
+    box: Sequence[float], size: tuple[float, float], picture: tuple[int, int], placed: Sequence[tuple[float, ...]]
+) -> tuple[float, float, float, float]:
+    """x1 y1 x2 y2 of a label: the first place at the box, inside the picture, where no label is yet; else above it."""
+    (x1, y1, x2, y2), (wide, high) = box, size
+    places = []
+    for x in (x1, x2 - wide):
+        for y in (y1 - high, y1, y2, y2 - high):
+            left, top = max(0.0, min(x, picture[0] - wide)), max(0.0, min(y, picture[1] - high))
+            places.append((left, top, left + wide, top + high))
+
+    def free(place: tuple[float, ...]) -> bool:
+        return all(place[2] <= p[0] or p[2] <= place[0] or place[3] <= p[1] or p[3] <= place[1] for p in placed)
+
+    return next(filter(free, places), places[0])

@@ -1,0 +1,163 @@
+"""Objects in photographs: the run's own detections, whatever files are given, and pictures that can be read."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from nnabla_detofa import detect
+from nnabla_detofa.cli import main
+from nnabla_detofa.data.images import read_image
+from nnabla_detofa.detect import Detection, draw, find_images, load_detector
+from nnabla_detofa.errors import UserError
+
+
+class TwoCells:
+    """Stands in for a detector: one cell in the upper left quarter of each image, one of its lower right corner."""
+
+    name, classes = "two cells", ("red", "white")
+
+    def __call__(self, image, threshold):
+        height, width = image.shape[:2]
+        found = [
+            Detection((0.0, 0.0, width / 2, height / 2), "white", 0.9),
+            Detection((width - 4.0, height - 4.0, float(width), float(height)), "red", 0.4),
+        ]
+        return [item for item in found if item.score >= threshold]
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of two photographs, a truncated one and a text, and a photograph of the same name elsewhere."""
+    folder, other = tmp_path / "photographs", tmp_path / "other"
+    folder.mkdir()
+    other.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "a.png")
+    Image.fromarray(pixels).save(folder / "b.bmp")
+    Image.fromarray(pixels).save(other / "a.png")
+    whole = (tiny.digits() / "JPEGImages/test_00000.jpg").read_bytes()
+    (folder / "c.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "d.txt").write_text("no image")
+    (folder / "subfolder").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("name", ["fullnet", "subnet_2"])
+def test_a_photograph_of_the_test_split_has_the_detections_of_the_run(name):
+    detector = load_detector(tiny.detofa_run(), name)
+    entries = json.loads((tiny.detofa_run() / f"{name}_detections.json").read_text())
+    assert sum(len(entry["boxes"]) for entry in entries) > 0
+    for entry in entries:
+        image = read_image(tiny.digits() / "JPEGImages" / f"{entry['image']}.jpg")
+        found = detector(image, 0.05)
+        np.testing.assert_allclose([item.score for item in found], entry["scores"], atol=1e-3)
+        boxes = np.clip(np.reshape(entry["boxes"], (-1, 4)), 0, image.shape[1])
+        np.testing.assert_allclose(np.reshape([item.box for item in found], (-1, 4)), boxes, atol=0.1)
+        assert [item.name for item in found] == [detector.classes[label] for label in entry["labels"]]
+
+
+def test_the_subnet_of_the_largest_budget_is_meant_where_none_is_named():
+    assert load_detector(tiny.detofa_run()).name == "subnet_2"
+    assert load_detector(tiny.fullnet_run()).name == "fullnet"
+
+
+@pytest.mark.parametrize("image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8), "a.png"])
+def test_what_is_no_image_is_refused(image):
+    detector = detect.ImageDetector("fullnet", None)
+    with pytest.raises(UserError, match="an image must"):
+        detector(image)
+
+
+def test_pictures_and_json(photographs, tmp_path):
+    notes, heard = [], []
+    files = find_images([photographs, tmp_path / "other" / "a.png"], notes.append)
+    file = detect.detect(TwoCells(), files, tmp_path / "out", 0.3, notes.append, lambda file, found: heard.append(file.name))
+    assert heard == ["a.png", "b.bmp", "a.png"]
+    assert [note.split(" is ")[0] for note in notes] == [f"skipped: {photographs / name}" for name in ("c.jpg", "d.txt")]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "b.png", "a_2.png", "detections.json"}
+    content = json.loads(file.read_text())
+    assert (content["detector"], content["threshold"], content["classes"]) == ("two cells", 0.3, ["red", "white"])
+    first, _, third = content["images"]
+    assert (first["image"], first["width"], first["height"]) == (str(photographs / "a.png"), 40, 30)
+    assert third["picture"] == "a_2.png"
+    assert first["objects"] == [
+        {"box": [0, 0, 20, 15], "class": "white", "score": 0.9},
+        {"box": [36, 26, 40, 30], "class": "red", "score": 0.4},
+    ]
+
+
+def test_a_threshold_leaves_out(photographs, tmp_path):
+    detect.detect(TwoCells(), [photographs / "a.png"], tmp_path / "out", 0.5)
+    (entry,) = json.loads((tmp_path / "out/detections.json").read_text())["images"]
+    assert [item["class"] for item in entry["objects"]] == ["white"]
+
+
+def test_files_that_must_not_be_given(photographs, tmp_path):
+    with pytest.raises(UserError, match="none of the 2 given is"):
+        detect.detect(TwoCells(), [photographs / "c.jpg", photographs / "d.txt"], tmp_path / "out", note=lambda text: None)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="--output must be another folder"):
+        detect.detect(TwoCells(), [photographs / "a.png"], photographs)
+    with pytest.raises(UserError, match="files or folders that are there, got .*nothing"):
+        find_images([photographs / "nothing"], print)
+    notes = []
+    assert find_images([photographs / "subfolder"], notes.append) == [] and "holds no file" in notes[0]
+
+
+@pytest.mark.parametrize("side, factor", [(16, 40), (320, 2), (640, 1), (2000, 1)])
+def test_small_photographs_are_enlarged_and_boxes_with_them(side, factor):
+    image = np.zeros((side // 2, side, 3), np.uint8)
+    picture = draw(image, [Detection((side / 4, side / 4, side / 2, side / 2), "red", 0.5)], ("red", "white"))
+    assert picture.size == (factor * side, factor * (side // 2))
+    pixels = np.array(picture)
+    x, y = factor * side // 2, factor * side // 4 + factor * side // 8
+    assert pixels[y, x].max() > 100, "the right edge"
+    assert pixels[y, x - factor * side // 8].max() == 0, "the middle"
+
+
+def test_labels_are_inside_the_picture_and_beside_each_other():
+    rng = np.random.default_rng(1)
+    placed = []
+    for _ in range(8):
+        corner = rng.uniform(0, 500, 2)
+        place = detect._label_place([*corner, *(corner + 120)], (80, 20), (640, 640), placed)
+        assert min(place) >= 0 and place[2] <= 640 and place[3] <= 640
+        placed.append(place)
+    same = [detect._label_place([300, 300, 400, 400], (80, 20), (640, 640), [])]
+    for _ in range(3):
+        same.append(detect._label_place([300, 300, 400, 400], (80, 20), (640, 640), same))
+    assert len(set(same)) == len(same)
+
+
+def test_the_command(photographs, tmp_path, capsys):
+    shutil.copy(tiny.digits() / "JPEGImages/test_00001.jpg", photographs)
+    line = ["detect", str(tiny.detofa_run()), str(photographs), "-c", "cpu", "-o", str(tmp_path / "out")]
+    assert main([*line, "--detector", "subnet_1", "--threshold", "0.05"]) == 0
+    said = capsys.readouterr()
+    assert "pictures of subnet_1 and detections.json" in said.out and "skipped: " in said.err
+    entries = json.loads((tmp_path / "out/detections.json").read_text())["images"]
+    for entry in entries:
+        count = len(entry["objects"])
+        assert f"{entry['image']}: {count} object{'s' * (count != 1)}" in said.out
+
+
+@pytest.mark.parametrize(
+    "extra, message",
+    [
+        (["--threshold", "2"], "--threshold must be in [0, 1], got 2"),
+        (["--detector", "subnet_9"], "fullnet, subnet_1, subnet_2 or a JSON file with a path, got subnet_9"),
+        (["dataloader.voc.root=nowhere"], "nowhere is not a folder"),
+        (["nowhere.png"], "files or folders that are there, got nowhere.png"),
+        (["-o", __file__], "--output must be a folder"),
+    ],
+)
+def test_bad_input_is_one_sentence(extra, message, capsys):
+    image = str(tiny.digits() / "JPEGImages/test_00000.jpg")
+    assert main(["detect", str(tiny.detofa_run()), image, "-c", "cpu", *extra]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+    assert not (tiny.detofa_run() / "detections").exists()
