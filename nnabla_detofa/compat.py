@@ -99,13 +99,11 @@ class NoEvents:
         """Nothing to keep in step with."""
 
 
-def _visible_gpus(device_id: str, ranks: int) -> str:
+def _visible_gpus(device_id: str) -> str:
     """CUDA_VISIBLE_DEVICES for the GPUs numbered in `device_id`, counted among those visible when we were imported."""
     ids = [part.strip() for part in device_id.split(",")]
     if not all(part.isdigit() for part in ids):
         raise UserError(f'args.device_id must be the number of a GPU like "0", a list like "0,1", or "-1", got {device_id!r}')
-    if len(ids) < ranks:
-        raise UserError(f"args.device_id must name a GPU for each of {ranks} ranks, like 0,1; got {device_id!r}")
     if not VISIBLE_GPUS:
         return ",".join(ids)
     visible = VISIBLE_GPUS.split(",")
@@ -166,7 +164,7 @@ class Device:
     def _open_cuda(cls, device_id: str, type_config: str) -> Device:
         if device_id != "-1":
             # NCCL takes the GPU whose number is the local rank, so the choice is made by what is visible (as upstream does).
-            os.environ["CUDA_VISIBLE_DEVICES"] = _visible_gpus(device_id, launched_here())
+            os.environ["CUDA_VISIBLE_DEVICES"] = _visible_gpus(device_id)
         try:
             cuda = importlib.import_module("nnabla_ext.cuda")
             if not cuda.get_device_count():
@@ -174,6 +172,8 @@ class Device:
             ctx = importlib.import_module("nnabla_ext.cudnn").context(device_id="0", type_config=type_config)
         except Exception as error:  # ImportError without it or its driver, nvml's errors, ValueError for a GPU it cannot use
             raise _NoCuda(" ".join(str(error).split()) or type(error).__name__) from error
+        if device_id != "-1" and len(device_id.split(",")) < launched_here():
+            raise UserError(f"args.device_id must name a GPU for each of {launched_here()} ranks, like 0,1; got {device_id!r}")
         if type_config == "half":
             logger.warning("type_config half: there is no loss scaling, and NaNs were seen with cuDNN 8.0.5")
         return cls._joined("cudnn", ctx, NnablaCommunicator, lambda comm: cuda.StreamEventHandler(int(comm.ctx.device_id)))

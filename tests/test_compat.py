@@ -165,6 +165,13 @@ def test_each_rank_needs_a_gpu(cuda, monkeypatch):
         Device.open("cudnn")
 
 
+def test_ranks_on_a_machine_without_a_gpu_need_none(monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "mpi4py", mpi(TwinWorld()))
+    assert Device.open("auto").comm.n_procs == 2
+
+
 def test_ranks_that_cannot_talk_are_refused(cuda, monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "mpi4py", None)
