@@ -45,7 +45,7 @@ setup(
         "cuda110": ["nnabla-ext-cuda110==1.39.0"],
         "cuda116": ["nnabla-ext-cuda116==1.39.0"],
         "cuda120": ["nnabla-ext-cuda120==1.39.0"],
-        "mpi": ["mpi4py", "openmpi"],  # several processes on CPUs
+        "mpi": ["mpi4py>=4.1", "openmpi>=5"],  # one run on several processes; CPUs talk through mpi4py
         "torch": ["torch>=2.6"],  # reads the published OFA checkpoints
         "export": ["nnabla-converter==1.39.0"],  # ONNX; brings TensorFlow: use a virtual environment of its own
         "search": ["pymoo==0.6.2"],  # fronts: NSGA-II

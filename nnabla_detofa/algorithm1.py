@@ -93,11 +93,12 @@ class DetOFASearcher(SupernetRunner):
     def prune_operations(self, space: SearchSpace, scorer: PathScorer) -> SearchSpace:
         """Line 6: score every operation and take the weak ones out of the space."""
         hparams, pruning = self.config.hparams, self.config.hparams.operation_pruning
-        with self.phase("operation pruning"):
+
+        def pruned_by_score():
             scores = operation_scores(
                 space, scorer, self.cost.stage_flops, hparams.paths_per_operation, self.rng("operation scores")
             )
-            pruned = prune_operations(
+            return scores, prune_operations(
                 scores,
                 pruning.strategy,
                 space.largest,
@@ -107,6 +108,9 @@ class DetOFASearcher(SupernetRunner):
                 pruning.r_op2,
                 hparams.buckets,
             )
+
+        with self.phase("operation pruning"):
+            scores, pruned = self.comm.once(pruned_by_score)
             smaller = space.without(pruned.removed)
         self.results["pruned_operations"] = len(pruned.removed)
         self.results["total_operations"] = len(scores.operations)
@@ -125,8 +129,9 @@ class DetOFASearcher(SupernetRunner):
         """Line 7: for each bucket the score below which paths are pruned."""
         hparams = self.config.hparams
         with self.phase("path thresholds"):
-            thresholds = path_thresholds(
-                scorer, space, self.buckets, hparams.r_path, hparams.threshold_paths, self.rng("path thresholds")
+            rng = self.rng("path thresholds")
+            thresholds = self.comm.once(
+                lambda: path_thresholds(scorer, space, self.buckets, hparams.r_path, hparams.threshold_paths, rng)
             )
         self.results["thresholds"] = [float(t) if np.isfinite(t) else None for t in thresholds]
         self.log("thresholds: " + ", ".join(f"{t:.4f}" for t in thresholds))
@@ -208,25 +213,29 @@ class DetOFASearcher(SupernetRunner):
         options, name = self.config.hparams.search, f"search up to {most / 1e9:.4g} GFLOPs"
         if (known := self.recall("search", {}).get(f"{least} {most}")) is not None:
             return Path.from_ofa(known, space.geometry)
-        with self.progress(name, options.generations, unit="generation") as bar:
 
-            def on_generation(generation: int, score: float) -> None:
-                bar.update()
-                bar.set_postfix(score=f"{score:.4f}")
-                self.stop.check()
+        def found() -> Path:
+            with self.progress(name, options.generations, unit="generation") as bar:
 
-            result = search(
-                space,
-                scorer,
-                self.cost.flops,
-                most,
-                self.rng(name),
-                **options.evolution,
-                constraints=[between(self.cost.flops, least, most)],
-                progress=on_generation,
-            )
-        self.remember("search", self.recall("search", {}) | {f"{least} {most}": result.path.to_ofa(space.geometry)})
-        return result.path
+                def on_generation(generation: int, score: float) -> None:
+                    bar.update()
+                    bar.set_postfix(score=f"{score:.4f}")
+                    self.stop.check_here()
+
+                return search(
+                    space,
+                    scorer,
+                    self.cost.flops,
+                    most,
+                    self.rng(name),
+                    **options.evolution,
+                    constraints=[between(self.cost.flops, least, most)],
+                    progress=on_generation,
+                ).path
+
+        path = self.comm.once(found)
+        self.remember("search", self.recall("search", {}) | {f"{least} {most}": path.to_ofa(space.geometry)})
+        return path
 
     def evaluate(self, found: list[tuple[float, Path]]) -> dict:
         """Evaluate the found subnets on the test split, without any fine-tuning of them, and write the summary."""
@@ -261,6 +270,7 @@ class DetOFASearcher(SupernetRunner):
                 bar.update,
                 scales=hparams.test_scales,
                 multiple=self.space.geometry.total_stride,
+                comm=self.comm,
             )
         result = {
             "flops": int(self.cost.flops(batch)[0]),
@@ -269,7 +279,8 @@ class DetOFASearcher(SupernetRunner):
             **ap,
             "path": path.to_ofa(self.space.geometry),
         }
-        save_detections(self.folder / f"{slug(name)}_detections.json", self.sets, detections)
+        if self.comm.rank == 0:
+            save_detections(self.folder / f"{slug(name)}_detections.json", self.sets, detections)
         self.remember(slug(name), result)
         return result
 

@@ -1,22 +1,25 @@
 """The command line: `nnabla_nas -f CONFIG`, and the tools around it. The only place that exits.
 
 What the user can mend is one sentence on stderr and status 2; a run that was stopped is status 130; anything else that
-goes wrong is a defect, and shows its traceback.
+goes wrong is a defect, and shows its traceback. Of several ranks, one says it, and all end.
 """
 
 import argparse
+import contextlib
 import importlib
+import io
 import json
 import logging
 import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import __version__
+from . import __version__, launch
 from .errors import UserError
 
 # Imports inside the functions: `--help` answers at once, without nnabla.
@@ -31,11 +34,14 @@ RUNNERS = {
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: what `--help` says of it, the arguments it takes, and what it does with them."""
+    """A subcommand: what `--help` says of it, the arguments it takes, and what it does with them.
+
+    What it returns is the exit status; None is 0.
+    """
 
     help: str
     arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], None]
+    run: Callable[[argparse.Namespace], int | None]
     examples: tuple[str, ...] = ()
 
 
@@ -45,16 +51,28 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), help="replaces args.context")
     parser.add_argument("-d", "--device-id", metavar="DEVICE", help="replaces args.device_id: a GPU, or one per rank: 0,1")
     parser.add_argument("-o", "--output-path", metavar="OUTPUT", help="replaces args.output_path (default: runs/<config>)")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="processes on this machine that share the work, each a core or a GPU: starts mpirun (nnabla-detofa[mpi] has one)",
+    )
     parser.add_argument("--restart", action="store_true", help="start anew instead of going on where the run was stopped")
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be run, try one step of each phase on the CPU, write nothing"
     )
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int | None:
     """Run a config: read it, choose the device, hand both to the runner."""
     from . import config as configs
 
+    _, size = launch.launched()
+    if args.processes is not None and args.processes < 1:
+        raise UserError(f"--processes must be 1 or more, got {args.processes}")
+    if size > 1 and (args.dry_run or args.processes not in (None, size)):
+        other = "--dry-run is one process" if args.dry_run else f"--processes is {args.processes}"
+        raise UserError(f"{size} ranks were launched, and {other}: leave out one of the two")
     flags = {"context": args.context, "device_id": args.device_id, "output_path": args.output_path}
     overrides = [f"args.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
     config = configs.load(args.file, [*args.overrides, *overrides])
@@ -63,13 +81,16 @@ def run(args: argparse.Namespace) -> None:
 
         for line in dry_run(config):
             print(line, flush=True)
-        return
+        return None
+    if (args.processes or 1) > size:
+        return launch.launch(args.processes, [sys.executable, "-m", "nnabla_detofa", *args.command_line])
 
     from .compat import Device
 
     runner = importlib.import_module(RUNNERS[config.args.runner])
     device = Device.open(config.args.context, config.args.device_id, config.args.type_config)
     runner.run(config, device, config.output_path, restart=args.restart)
+    return None
 
 
 def data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -665,6 +686,7 @@ COMMANDS = {
             "-f configs/digits_detofa.json",
             "-f configs/voc_detofa.json -c cudnn -d 0 dataloader.voc.root=/data/VOCdevkit hparams.r_path=0.5",
             "-f configs/voc_detofa.json --dry-run",
+            "-f configs/digits_detofa.json --processes 2",
         ),
     ),
     "report": Command(
@@ -788,28 +810,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0].startswith("-"):
         argv.insert(0, next(iter(COMMANDS)))
     name, *rest = argv
+    rank, size = launch.launched()
     try:
         if name not in COMMANDS:
             raise UserError(f"there is no command {name}; known are {', '.join(COMMANDS)}")
+        if size > 1 and name != "run":
+            raise UserError(f"{size} ranks were launched, but only run is shared out: start {name} as one process")
         logging.basicConfig(format="%(message)s")
-        logging.getLogger(__package__).setLevel(logging.INFO)
-        arguments = _parser(program, name).parse_intermixed_args(rest)
+        logging.getLogger(__package__).setLevel(logging.INFO if rank == 0 else logging.ERROR)
+        with contextlib.redirect_stderr(sys.stderr if rank == 0 else io.StringIO()):  # wrong usage is rank 0's to tell
+            arguments = _parser(program, name).parse_intermixed_args(rest)
         arguments.command_line = [name, *rest]
-        COMMANDS[name].run(arguments)
+        return COMMANDS[name].run(arguments) or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _failed(f"error: {error}", 2)
     except BrokenPipeError:  # the reader of what is printed, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and size == 1:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        return _failed(f"error: {error.filename}: {error.strerror}" if error.filename else traceback.format_exc(), 2)
+    except launch.Stopped:
+        if rank == 0:
+            print(STOPPED, file=sys.stderr)
         return 130
-    return 0
+    except KeyboardInterrupt:
+        return _failed(STOPPED, 130)
+    except Exception:
+        if size == 1:
+            raise
+        return _failed(traceback.format_exc(), 1)
+
+
+STOPPED = "stopped; the same command goes on"
+
+
+def _failed(message: str, status: int) -> int:
+    """Say it and return the status; where there are other ranks, end with them."""
+    if launch.launched()[1] > 1:
+        launch.end(message, status)
+    print(message, file=sys.stderr)
+    return status
 
 
 def _parser(program: str, name: str) -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
 """What we stand on, made ready: nnabla and nnabla-nas repaired, the device chosen, Hydra's state filled in.
 
-The only file that knows Hydra, CUDA events and communicators, and what is wrong in the nnabla-nas wheel. Modules that
-build networks take what they need of nnabla-nas from here, so that a plain `import nnabla_detofa.supernet` works:
+The only file that knows Hydra and CUDA events, and what is wrong in the nnabla-nas wheel; `ranks.py` knows communicators.
+Modules that build networks take what they need of nnabla-nas from here, so that a plain `import nnabla_detofa.supernet` works:
 
     from .compat import Mo, Model, Runner
 """
@@ -13,24 +13,20 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from .errors import UserError
+from .launch import launched, launched_here
+from .ranks import Communicator, MpiCommunicator, NnablaCommunicator
 
 logger = logging.getLogger(__name__)
 
 NETWORKS = "nnabla_nas.contrib.classification.ofa.networks"
-# Sizes that launchers of several ranks announce: Open MPI; MPICH, Intel MPI and Hydra; MVAPICH.
-LAUNCHED_RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-LAUNCHED_LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
-
 VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES", "")
 
 
@@ -84,7 +80,6 @@ with _own_logging_only():
     import nnabla as nn
 
     repair()
-    import nnabla.communicators as C
     import nnabla_nas.module as Mo
     from nnabla.ext_utils import get_extension_context
     from nnabla_nas.contrib.model import Model
@@ -104,103 +99,11 @@ class NoEvents:
         """Nothing to keep in step with."""
 
 
-class Communicator:
-    """One process alone, and the interface of those that are not: that of upstream's CommunicatorWrapper.
-
-    Attributes:
-        ctx: the context this process computes in.
-        rank: number of this process, from 0; rank 0 writes files and logs.
-        local_rank: number of this process on its machine, from 0.
-        n_procs: how many processes train together.
-    """
-
-    def __init__(self, ctx: nn.Context, rank: int = 0, local_rank: int = 0, n_procs: int = 1):
-        self.ctx = ctx
-        self.rank = rank
-        self.local_rank = local_rank
-        self.n_procs = n_procs
-
-    @property
-    def size(self) -> int:
-        return self.n_procs
-
-    def all_reduce(self, arrays: Sequence[nn.NdArray], division: bool = False, inplace: bool = True) -> None:
-        """Replace each array by the sum over all processes, or with `division` by the mean.
-
-        Args:
-            inplace: add up array by array, without one packed buffer (slower for many small arrays, no extra memory).
-        """
-
-    def barrier(self) -> None:
-        """Return once every process has called this."""
-
-
-class NnablaCommunicator(Communicator):
-    """Processes on GPUs, one on each, joined by nnabla's own communicator (NCCL)."""
-
-    def __init__(self, ctx: nn.Context):
-        try:
-            self._comm = C.MultiProcessDataParallelCommunicator(ctx)
-            self._comm.init()
-        except Exception as error:  # nnabla raises RuntimeError, or what a missing MPI or NCCL library makes of it
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"several ranks were launched, but nnabla has no communicator here ({reason}): install MPI and NCCL, "
-                "or start one process"
-            ) from error
-        super().__init__(ctx, self._comm.rank, self._comm.local_rank, self._comm.size)
-        ctx.device_id = str(self.local_rank)
-
-    def all_reduce(self, arrays: Sequence[nn.NdArray], division: bool = False, inplace: bool = True) -> None:
-        self._comm.all_reduce(list(arrays), division=division, inplace=inplace)
-
-    def barrier(self) -> None:
-        self._comm.barrier()
-
-
-class MpiCommunicator(Communicator):
-    """Processes on CPUs, joined by mpi4py: nnabla's CPU build has no communicator of its own."""
-
-    def __init__(self, ctx: nn.Context):
-        try:
-            from mpi4py import MPI
-        except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py finds no MPI library
-            raise UserError(
-                f"several ranks were launched, but on the CPU they talk through mpi4py, which does not load ({error}): "
-                "install nnabla-detofa[mpi], or start one process"
-            ) from error
-        self._mpi = MPI
-        self._world = MPI.COMM_WORLD
-        local = self._world.Split_type(MPI.COMM_TYPE_SHARED)
-        super().__init__(ctx, self._world.Get_rank(), local.Get_rank(), self._world.Get_size())
-
-    def all_reduce(self, arrays: Sequence[nn.NdArray], division: bool = False, inplace: bool = True) -> None:
-        groups = [[array] for array in arrays] if inplace else [list(arrays)]
-        for group in filter(None, groups):
-            packed = np.concatenate([array.data.ravel() for array in group])
-            self._world.Allreduce(self._mpi.IN_PLACE, packed, op=self._mpi.SUM)
-            if division:
-                packed /= self.n_procs
-            ends = np.cumsum([array.size for array in group])[:-1]
-            for array, part in zip(group, np.split(packed, ends)):
-                array.data = part.reshape(array.shape)
-
-    def barrier(self) -> None:
-        self._world.Barrier()
-
-
-def _announced(names: Sequence[str], environ: Mapping[str, str]) -> int:
-    """The number a launcher put into the environment under one of `names`; 1 where none did."""
-    return max([int(environ[name]) for name in names if environ.get(name, "").isdigit()], default=1)
-
-
-def _visible_gpus(device_id: str, ranks: int) -> str:
+def _visible_gpus(device_id: str) -> str:
     """CUDA_VISIBLE_DEVICES for the GPUs numbered in `device_id`, counted among those visible when we were imported."""
     ids = [part.strip() for part in device_id.split(",")]
     if not all(part.isdigit() for part in ids):
         raise UserError(f'args.device_id must be the number of a GPU like "0", a list like "0,1", or "-1", got {device_id!r}')
-    if len(ids) < ranks:
-        raise UserError(f"args.device_id must name a GPU for each of {ranks} ranks, like 0,1; got {device_id!r}")
     if not VISIBLE_GPUS:
         return ",".join(ids)
     visible = VISIBLE_GPUS.split(",")
@@ -261,7 +164,7 @@ class Device:
     def _open_cuda(cls, device_id: str, type_config: str) -> Device:
         if device_id != "-1":
             # NCCL takes the GPU whose number is the local rank, so the choice is made by what is visible (as upstream does).
-            os.environ["CUDA_VISIBLE_DEVICES"] = _visible_gpus(device_id, _announced(LAUNCHED_LOCAL_RANKS, os.environ))
+            os.environ["CUDA_VISIBLE_DEVICES"] = _visible_gpus(device_id)
         try:
             cuda = importlib.import_module("nnabla_ext.cuda")
             if not cuda.get_device_count():
@@ -269,17 +172,22 @@ class Device:
             ctx = importlib.import_module("nnabla_ext.cudnn").context(device_id="0", type_config=type_config)
         except Exception as error:  # ImportError without it or its driver, nvml's errors, ValueError for a GPU it cannot use
             raise _NoCuda(" ".join(str(error).split()) or type(error).__name__) from error
+        if device_id != "-1" and len(device_id.split(",")) < launched_here():
+            raise UserError(f"args.device_id must name a GPU for each of {launched_here()} ranks, like 0,1; got {device_id!r}")
         if type_config == "half":
             logger.warning("type_config half: there is no loss scaling, and NaNs were seen with cuDNN 8.0.5")
         return cls._joined("cudnn", ctx, NnablaCommunicator, lambda comm: cuda.StreamEventHandler(int(comm.ctx.device_id)))
 
     @classmethod
     def _joined(cls, name: str, ctx: nn.Context, several: type[Communicator], make_event) -> Device:
-        ranks = _announced(LAUNCHED_RANKS, os.environ)
+        _, ranks = launched()
         comm = several(ctx) if ranks > 1 else Communicator(ctx)
         if comm.n_procs != ranks:
             # Each rank would otherwise run the whole job alone, and write the same files.
-            raise UserError(f"{ranks} ranks were launched, but they find {comm.n_procs}: their MPI is not the launcher's")
+            raise UserError(
+                f"{ranks} ranks were launched, but they find {comm.n_procs}: their MPI is not the launcher's "
+                "(srun may need --mpi=pmix)"
+            )
         nn.set_default_context(comm.ctx)
         return cls(name, comm.ctx, comm, make_event(comm))
 

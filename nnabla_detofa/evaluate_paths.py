@@ -83,5 +83,5 @@ def evaluate_sampled(
 
     evaluations = evaluation.add(kept, missing, on_path)
     if evaluations:
-        note(timing(evaluations, evaluation.evaluator.processes))
+        note(timing(evaluations, evaluation.evaluator.at_once))
     return kept

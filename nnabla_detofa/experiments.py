@@ -1,8 +1,9 @@
 """The runs that the paper's tables and figures are made of: Algorithm 1 and what is changed in it, seed by seed.
 
-A run that is there, finished, with an equal config, is used wherever it lies; one that was stopped goes on. Runs that have
-their first phases in common train them once: a branch starts with copies of what those phases left, which gives the same
-bits as doing them again, since everything random comes from the seed and the phase's name.
+A run that is there, finished, with an equal config, is used wherever it lies, unless it had other mini-batches, as several
+processes make them where the config does not say; one that was stopped goes on. Runs that have their first phases in common
+train them once: a branch starts with copies of what those phases left, which gives the same bits as doing them again, since
+everything random comes from the seed and the phase's name.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tqdm import tqdm
 from . import config as configs
 from .errors import UserError
 from .profiles import DataSet, Profile
-from .runner import differences, write_json
+from .runner import differences, kept_mini_batch, write_json
 
 RUNS = FilePath("runs")
 
@@ -205,14 +206,14 @@ class Run:
         own = profile_folder(self.profile) / self.name
         if not own.exists():
             for file in sorted(RUNS.glob("*/config.json")):
-                if (file.parent / "summary.json").exists() and _hash(file) == self.config.config_hash:
+                if _is_finished(file.parent, self.config):
                     return file.parent
         return own
 
     @property
     def finished(self) -> bool:
         """Has it run to the end? A run of another config in its folder is refused when it is started."""
-        return (self.folder / "summary.json").exists() and _hash(self.folder / "config.json") == self.config.config_hash
+        return _is_finished(self.folder, self.config)
 
     @property
     def command(self) -> str:
@@ -223,6 +224,12 @@ class Run:
 def profile_folder(profile: Profile) -> FilePath:
     """Where a profile's runs and studies are."""
     return RUNS / "profiles" / profile.name
+
+
+def _is_finished(folder: FilePath, config: configs.Config) -> bool:
+    """Does a folder hold the whole run of this config, with the mini-batches that it has in one process?"""
+    here = (folder / "summary.json").exists() and kept_mini_batch(folder) is None
+    return here and _hash(folder / "config.json") == config.config_hash
 
 
 def _hash(file: FilePath) -> str | None:
@@ -339,6 +346,11 @@ def ensure(runs: Sequence[Run], jobs: int, log: Callable[[str], None] = print) -
             "start those printed above"
         )
     for run in missing:
+        if (mini := kept_mini_batch(run.folder)) is not None:
+            raise UserError(
+                f"{run.folder} holds a run of several processes with mini-batches of {mini}, which its config does not say: "
+                "move it away, and start such runs with hparams.mini_batch"
+            )
         source = run.data_set.pretraining
         if run.experiment.needs_fullnet and not FilePath(source.fullnet).is_file():
             raise UserError(

@@ -18,6 +18,7 @@ from .data.augment import letterbox_matrix
 from .data.sets import ClassificationSets, DetectionSets, eval_batches
 from .errors import UserError
 from .evaluated_paths import EvaluatedPath, EvaluatedPaths
+from .ranks import Communicator
 from .search_space import Path, PathBatch, SearchSpace
 from .validation import Evaluation, PathEvaluator, ValidationTruth
 
@@ -55,17 +56,22 @@ def statistics_images(sets: Sets, config: configs.Config) -> list[np.ndarray]:
     return [arrays[0] for arrays in eval_batches(sets, sets.train, chosen, config.hparams.bn_batch)]
 
 
-def path_evaluator(model, sets: Sets, config: configs.Config, ap: bool = False) -> PathEvaluator:
-    """Evaluates the paths of `model`, in `args.evaluation_processes` where it computes on the CPU.
+def path_evaluator(
+    model, sets: Sets, config: configs.Config, ap: bool = False, comm: Communicator | None = None
+) -> PathEvaluator:
+    """Evaluates the paths of `model`, in `args.evaluation_processes` where one rank computes on the CPU.
 
     Args:
         ap: measure AP50 too, by the config's `ap_metric`.
+        comm: ranks that share out the paths.
     """
+    comm = comm or Communicator()
     judged = validation_indices(sets, config)
-    processes = config.args.evaluation_processes if nn.get_current_context().backend == ["cpu:float"] else 1
+    forks = comm.n_procs == 1 and nn.get_current_context().backend == ["cpu:float"]
+    processes = config.args.evaluation_processes if forks else 1
     batches = list(eval_batches(sets, sets.val, judged, config.hparams.bn_batch))
     truth = _truth(sets, judged, config.dataloader.ap_metric) if ap else None
-    return PathEvaluator(model, statistics_images(sets, config), batches, processes, truth)
+    return PathEvaluator(model, statistics_images(sets, config), batches, processes, truth, comm)
 
 
 def _truth(sets: DetectionSets, indices: np.ndarray, metric: str) -> ValidationTruth:
@@ -186,9 +192,18 @@ class KeptEvaluation:
     settings: dict[str, object]
 
     @classmethod
-    def of(cls, model, sets: Sets, config: configs.Config, cost: CostModel, buckets: Buckets, ap: bool = False):
+    def of(
+        cls,
+        model,
+        sets: Sets,
+        config: configs.Config,
+        cost: CostModel,
+        buckets: Buckets,
+        ap: bool = False,
+        comm: Communicator | None = None,
+    ) -> KeptEvaluation:
         """Of a supernet, with the images that the config says; see `path_evaluator`."""
-        evaluator = path_evaluator(model, sets, config, ap)
+        evaluator = path_evaluator(model, sets, config, ap, comm)
         return cls(evaluator, cost, buckets, evaluation_settings(sets, config, buckets, evaluator))
 
     def open(self, file: str | PathLike) -> EvaluatedPaths:
@@ -206,11 +221,15 @@ class KeptEvaluation:
         return paths[[index for index in first if paths[int(index)] not in kept]]
 
     def add(self, kept: EvaluatedPaths, paths: PathBatch, progress: Callable[[], None] = lambda: None) -> list[Evaluation]:
-        """Evaluate paths that are not in the file; each is on disk before `progress` is called."""
+        """Evaluate paths that are not in the file; each is on disk before `progress` is called.
+
+        Ranks share out the paths, and only the first one's `kept` gets them.
+        """
         flops, params, evaluations = self.cost.flops(paths), self.cost.params(paths), []
         rows = zip(paths, self.buckets.index(flops).tolist(), flops.tolist(), params.tolist())
         for row, evaluation in zip(rows, self.evaluator.evaluations(paths)):
-            kept.append(EvaluatedPath(*row, evaluation.loss, evaluation.ap))
+            if self.evaluator.comm.rank == 0:
+                kept.append(EvaluatedPath(*row, evaluation.loss, evaluation.ap))
             evaluations.append(evaluation)
             progress()
         return evaluations

@@ -47,11 +47,12 @@ class PretrainSearcher(SupernetRunner):
                     sort_middle_channels(self.model, phase.sorted_ratios)
                 sampler = UniformPaths(phase.space, self.rng(phase.name))
                 self.train_phase(phase, sampler, self.new_optimizer(phase), self.objective(phase))
-        weights.write(self.folder / "supernet.h5", self.model.get_parameters(), self.space.geometry.strides)
+        if self.comm.rank == 0:
+            weights.write(self.folder / "supernet.h5", self.model.get_parameters(), self.space.geometry.strides)
         few = PathBatch.concatenate(
             [PathBatch.from_paths([self.space.largest], self.space.geometry), self.space.sample_many(self.rng("shown"), 4)]
         )
-        self.results["accuracy"] = [self.accuracy(path) for path in few]
+        self.results["accuracy"] = list(self.comm.map(self.accuracy, few))
         self.log("accuracy of the largest and of four random paths: " + ", ".join(f"{a:.3f}" for a in self.results["accuracy"]))
         if hparams.paths:
             with self.phase("paths"):

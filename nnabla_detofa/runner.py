@@ -24,24 +24,31 @@ from .costs import Buckets, CostModel
 from .data.loader import Loader
 from .errors import UserError
 from .evaluated_paths import EvaluatedPaths
+from .launch import STOP_SIGNALS, Stopped
 from .ledger import DeviceClock, entry
 from .path_evaluation import KeptEvaluation, named_rng, sample_in_buckets
 from .path_filter import PathFilter, PathScorer, Tokenizer
 from .phases import TrainingPhase, phase_names, training_phases
 from .ranking import fit
+from .ranks import Communicator
 from .search_space import PathBatch, SearchSpace
 from .training import Checkpoint, Objective, PathSampler, Progress, new_optimizer, train
 from .validation import PathEvaluator, timing, validation_loss
+from .weights import digest
 
 
 class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a request that is honoured between two steps; the second stops at once."""
+    """Turns the first of the `STOP_SIGNALS` into a request that is honoured between two steps; the second stops at once.
 
-    def __init__(self):
-        self.requested = False
+    Attributes:
+        requested: of this process. comm: ranks that stop together, whichever of them got the signal.
+    """
+
+    def __init__(self, comm: Communicator):
+        self.requested, self.comm = False, comm
 
     def __enter__(self) -> StopRequest:
-        self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.signal(number, self._hear) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:
@@ -53,10 +60,19 @@ class StopRequest:
             raise KeyboardInterrupt
         self.requested = True
 
+    def agreed(self) -> bool:
+        """Was a stop asked for, of any rank? All must ask this at the same point."""
+        return any(self.comm.gather(self.requested))
+
     def check(self) -> None:
-        """Raise KeyboardInterrupt if a stop was asked for."""
+        """Raise Stopped if a stop was asked for, of any rank."""
+        if self.agreed():
+            raise Stopped
+
+    def check_here(self) -> None:
+        """Raise Stopped if a stop was asked for of this process: where others wait in `Communicator.once` for what it does."""
         if self.requested:
-            raise KeyboardInterrupt
+            raise Stopped
 
 
 def slug(name: str) -> str:
@@ -97,7 +113,7 @@ class SupernetRunner(Runner):
         self.buckets = Buckets(self.space, self.cost.flops, self.config.hparams.buckets)
         self.training = {phase.name: phase for phase in training_phases(self.config)}
         self.phases = self.phases or phase_names(self.config)
-        self.stop = StopRequest()
+        self.stop = StopRequest(self.comm)
         self.results: dict = {}
         self.seconds: dict[str, float] = self.recall("seconds", {})
         self.clock = DeviceClock(self.comm.ctx.backend != ["cpu:float"], self.comm.n_procs)
@@ -123,12 +139,13 @@ class SupernetRunner(Runner):
 
     def remember(self, name: str, content) -> None:
         """Keep something as <name>.json in the run's folder."""
-        write_json(self.folder / f"{name}.json", content)
+        if self.comm.rank == 0:
+            write_json(self.folder / f"{name}.json", content)
 
     def recall(self, name: str, default=None):
-        """What was remembered as `name`, or `default`."""
+        """What was remembered as `name`, or `default`; all ranks must ask."""
         file = self.folder / f"{name}.json"
-        return json.loads(file.read_text()) if file.exists() else default
+        return self.comm.once(lambda: json.loads(file.read_text()) if file.exists() else default)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -176,12 +193,12 @@ class SupernetRunner(Runner):
         name, epochs = phase.name, phase.epochs
         tags = objective.names if objective else self.loss_names
         done, checkpoint = Checkpoint(self.folder / slug(name)), Checkpoint(self.folder / "checkpoint" / slug(name))
-        if (state := done.load(self.model, optimizer)) is not None:
+        if (state := self._loaded(done, optimizer)) is not None:
             paths.restore(state["paths"])
             return
         per_epoch = phase.steps_per_epoch(len(self.dataloader["train"]))
         first, last = epochs.start * per_epoch, epochs.stop * per_epoch
-        if (state := checkpoint.load(self.model, optimizer)) is not None:
+        if (state := self._loaded(checkpoint, optimizer)) is not None:
             first = state["step"]
             paths.restore(state["paths"])
             self.log(f"{name} goes on at step {first} of {last}")
@@ -194,11 +211,13 @@ class SupernetRunner(Runner):
         def on_step(progress: Progress) -> None:
             bar.update()
             self._report(name, tags, progress, bar)
-            if self.stop.requested or (progress.step + 1) % every == 0:
+            stopping = self.stop.agreed()
+            if self.comm.rank == 0 and (stopping or (progress.step + 1) % every == 0):
                 checkpoint.save(self.model, optimizer, state_now(progress.step + 1))
             if (progress.step + 1) % per_epoch == 0:
                 self.callback_on_epoch_end()
-            self.stop.check()
+            if stopping:
+                raise Stopped
 
         with bar:
             train(
@@ -215,8 +234,25 @@ class SupernetRunner(Runner):
                 event=self.event,
                 on_step=on_step,
             )
-        done.save(self.model, optimizer, state_now(last))
-        checkpoint.remove()
+        if self.comm.rank == 0:
+            done.save(self.model, optimizer, state_now(last))
+            checkpoint.remove()
+        self.comm.barrier()
+
+    def _loaded(self, checkpoint: Checkpoint, optimizer: Optimizer) -> dict | None:
+        """What `checkpoint.load` gives, on all ranks; their weights are then the same.
+
+        Raises:
+            UserError: they are not: ranks read other files.
+        """
+        state = checkpoint.load(self.model, optimizer)
+        weights = digest(self.model.get_parameters()) if self.comm.n_procs > 1 else ""
+        if len(set(self.comm.gather((state is None, weights)))) > 1:
+            raise UserError(
+                f"the ranks have different weights: {self.folder}, and the weights that a config names, must be the same files "
+                "for all of them"
+            )
+        return state
 
     def _report(self, name: str, tags: Sequence[str], progress: Progress, bar: tqdm) -> None:
         """TensorBoard at every step; a line of the log every `print_frequency` steps."""
@@ -254,7 +290,7 @@ class SupernetRunner(Runner):
     @cached_property
     def evaluation(self) -> KeptEvaluation:
         """Evaluates this run's paths."""
-        return KeptEvaluation.of(self.model, self.sets, self.config, self.cost, self.buckets)
+        return KeptEvaluation.of(self.model, self.sets, self.config, self.cost, self.buckets, comm=self.comm)
 
     @property
     def evaluator(self) -> PathEvaluator:
@@ -263,8 +299,12 @@ class SupernetRunner(Runner):
 
     def evaluate_paths(self, name: str, paths: PathBatch) -> EvaluatedPaths:
         """Validation losses of `paths` under the present weights, kept in <name>.jsonl as they come."""
-        kept = self.evaluation.open(self.folder / f"{slug(name)}.jsonl")
-        missing = self.evaluation.missing(kept, paths)
+
+        def opened() -> tuple[EvaluatedPaths, PathBatch]:
+            kept = self.evaluation.open(self.folder / f"{slug(name)}.jsonl")
+            return kept, self.evaluation.missing(kept, paths)
+
+        kept, missing = self.comm.once(opened)
         total = len(np.unique(paths.keys))
         with self.progress(name, total, total - len(missing), "path") as bar:
 
@@ -274,8 +314,8 @@ class SupernetRunner(Runner):
 
             evaluations = self.evaluation.add(kept, missing, progress)
         if evaluations:
-            self.log(f"{name}: {timing(evaluations, self.evaluator.processes)}")
-        return kept
+            self.log(f"{name}: {timing(evaluations, self.evaluator.at_once)}")
+        return self.comm.once(lambda: kept)
 
     def sample_paths(self, name: str, per_bucket: int, space: SearchSpace) -> PathBatch:
         """`per_bucket` paths of each FLOPs bucket, uniform inside it (Alg. 1 line 4); an empty bucket gives none."""
@@ -302,16 +342,17 @@ class SupernetRunner(Runner):
     def train_filter(self, name: str, start: PathFilter, paths: EvaluatedPaths) -> PathScorer:
         """Fit a copy of `start` to evaluated paths with Eq. 5 and 6, and keep it as <name>.h5."""
         file, options = self.folder / f"{slug(name)}.h5", self.config.hparams.filter
-        with self.phase(name):
+        trained = start.copy()
+
+        def fitted() -> dict[str, np.ndarray]:
             if file.exists():
-                return self.scorer(PathFilter.load(file))
-            trained = start.copy()
+                return PathFilter.load(file).get_weights()
             with self.progress(name, options.epochs, unit="epoch") as bar:
 
                 def on_epoch(epoch: int, train_loss: float, validation_loss: float) -> None:
                     bar.update()
                     bar.set_postfix(loss=f"{train_loss:.3f}", validation=f"{validation_loss:.3f}")
-                    self.stop.check()
+                    self.stop.check_here()
 
                 result = fit(
                     trained,
@@ -331,6 +372,10 @@ class SupernetRunner(Runner):
                 f"{result.validation_losses[result.best_epoch]:.4f} (before: {result.validation_losses[0]:.4f})"
             )
             trained.save(file)
+            return trained.get_weights()
+
+        with self.phase(name):
+            trained.set_weights(self.comm.once(fitted))
         return self.scorer(trained)
 
 
@@ -366,6 +411,44 @@ def claim(output: FilePath, config: configs.Config, restart: bool) -> None:
         write_json(file, config.to_dict())
     except OSError as error:
         raise UserError(f"args.output_path must be a folder that can be written, got {output} ({error.strerror})") from error
+
+
+MINI_BATCH = "mini_batch.json"
+"""Of a run whose mini-batches, over which batch normalisation takes its statistics, are not those of one process."""
+
+
+def kept_mini_batch(output: FilePath) -> int | None:
+    """The mini-batch of the run in `output`; None where it is that of one process, or there is no run."""
+    file = output / MINI_BATCH
+    return json.loads(file.read_text())["mini_batch"] if file.exists() else None
+
+
+def mini_batch(config: configs.Config, processes: int, output: FilePath, restart: bool = False) -> int:
+    """Images of one pass through the network: each process' share of a batch, or `hparams.mini_batch`.
+
+    A run keeps what it began with, since batch normalisation makes of other mini-batches other numbers: so another number of
+    processes may go on with it if they can share a batch so. A finished run trains no more, and takes any.
+
+    Raises:
+        UserError: batches cannot be cut so.
+    """
+    own, batch = config.hparams.mini_batch, config.hparams.batch_size
+    goes_on = (output / "config.json").exists() and not (output / "summary.json").exists() and not restart
+    kept = (kept_mini_batch(output) or own or batch) if goes_on else None
+    mini = kept or own or max(1, batch // processes)
+    sizes = {"hparams.batch_size": batch}
+    sizes |= {f"the batch_size of the phase {phase.name}": phase.batch_size for phase in training_phases(config)}
+    for name, size in sizes.items():
+        if size % (mini * processes):
+            if kept and not own:
+                raise UserError(
+                    f"{output} was begun with mini-batches of {mini}, and {processes} processes cannot share {size} images so: "
+                    "go on with fewer processes, or --restart to lose that run"
+                )
+            raise UserError(
+                f"{name} must be a multiple of mini_batch times the number of processes ({mini} x {processes}), got {size}"
+            )
+    return mini
 
 
 def aside(output: FilePath) -> FilePath:
@@ -404,19 +487,9 @@ def start(
         model: a `SearchNet`. sets: the data sets. cost: what a path costs.
         output: the run's folder. restart: begin anew what is there.
     """
+    comm = device.comm
     size, batch = list(sets.image_size), config.hparams.batch_size
-    mini = config.hparams.mini_batch or batch // device.comm.n_procs
-    if batch % (mini * device.comm.n_procs):
-        raise UserError(
-            f"hparams.batch_size must be a multiple of mini_batch times the number of processes "
-            f"({mini} x {device.comm.n_procs}), got {batch}"
-        )
-    for phase in training_phases(config):
-        if phase.batch_size % (mini * device.comm.n_procs):
-            raise UserError(
-                f"the batch_size of the phase {phase.name} must be a multiple of mini_batch times the number of processes "
-                f"({mini} x {device.comm.n_procs}), got {phase.batch_size}"
-            )
+    mini = comm.once(lambda: mini_batch(config, comm.n_procs, output, restart))
     hparams = {
         "batch_size_train": batch,
         "mini_batch_train": mini,
@@ -426,10 +499,16 @@ def start(
         "target_shapes": sets.target_shapes(),
         "loss_weights": None,
     }
-    goes_on = (output / "config.json").exists() and not restart
-    if device.comm.rank == 0:
+
+    def claimed() -> bool:
+        goes_on = (output / "config.json").exists() and not restart
         claim(output, config, restart)
-    args = {"comm": device.comm, "event": device.event, "output_path": "", "config": config, "cost": cost, "sets": sets}
+        if not goes_on and mini != (config.hparams.mini_batch or batch):
+            write_json(output / MINI_BATCH, {"mini_batch": mini, "processes": comm.n_procs})
+        return goes_on
+
+    goes_on = comm.once(claimed)
+    args = {"comm": comm, "event": device.event, "output_path": "", "config": config, "cost": cost, "sets": sets}
     with hydra_state(output):
         runner = searcher(model, {}, {}, {"train": sets.train, "valid": sets.val}, hparams, args)
         try:
@@ -438,14 +517,23 @@ def start(
             runner.callback_on_start()
         except UserError:
             runner.callback_on_finish()
-            if not goes_on:
+            if not goes_on and comm.rank == 0:
                 shutil.rmtree(output)
                 if aside(output).exists():
                     os.replace(aside(output), output)
             raise
-        shutil.rmtree(aside(output), ignore_errors=True)
+        if comm.rank == 0:
+            shutil.rmtree(aside(output), ignore_errors=True)
         with runner.stop:
             try:
-                return runner.run()
-            finally:
+                result = runner.run()
+            except Stopped:
                 runner.callback_on_finish()
+                comm.barrier()  # the first to leave ends the others, who may still write
+                raise
+            except BaseException:
+                runner.callback_on_finish()
+                raise
+            runner.callback_on_finish()
+            comm.barrier()
+            return result

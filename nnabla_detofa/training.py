@@ -22,6 +22,7 @@ from . import search_space, weights
 from .compat import Mo, Optimizer
 from .config import Solver
 from .errors import UserError
+from .ranks import Communicator
 from .supernet import BATCH
 
 
@@ -118,16 +119,20 @@ def build(
     net: Mo.Module,
     path: search_space.Path,
     inputs: Sequence[nn.Variable],
-    accumulate: int = 1,
+    parts: int = 1,
     objective: Objective | None = None,
 ) -> Graph:
-    """The loss of `path` on a batch; `inputs` are the images and then what `net.losses` takes as targets."""
+    """The loss of `path` on a mini-batch, one of `parts` whose gradients are added up.
+
+    Args:
+        inputs: the images, and then what `net.losses` takes as targets.
+    """
     images, *targets = inputs
     outputs = net(images, path, BATCH)
     losses = objective(outputs, images, targets) if objective else net.losses(outputs, targets)
     for loss in losses:
         loss.persistent = True
-    total = losses[0] / accumulate if accumulate > 1 else losses[0]
+    total = losses[0] / parts if parts > 1 else losses[0]
     return Graph(inputs, (total, *losses))
 
 
@@ -148,6 +153,32 @@ def step(graph: Graph) -> None:
     """Add the gradients of the loaded batch to those of the parameters."""
     graph.losses[0].forward(clear_no_need_grad=True)
     graph.losses[0].backward(clear_buffer=True)
+
+
+class GradientSum:
+    """Adds up the gradients of mini-batches, each taken from zero, in their order.
+
+    Several processes that have a mini-batch each add up in the same order: so they get the same bits as one process that
+    has them all.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Variable]):
+        self._parameters, self._sums = parameters, {}
+
+    def take(self) -> None:
+        """Add the parameters' gradients, which begin at zero again."""
+        for name, parameter in self._parameters.items():
+            if name in self._sums:
+                self._sums[name] += parameter.grad
+            else:
+                self._sums[name] = nn.NdArray(parameter.shape)
+                self._sums[name].copy_from(parameter.grad)
+            parameter.grad.zero()
+
+    def give(self) -> None:
+        """The sum becomes the parameters' gradients."""
+        for name, parameter in self._parameters.items():
+            parameter.grad.copy_from(self._sums[name])
 
 
 class NotFinite(UserError):
@@ -175,7 +206,7 @@ def train(
     accumulate: int = 1,
     paths_per_step: int = 1,
     objective: Objective | None = None,
-    comm=None,
+    comm: Communicator | None = None,
     event=None,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
@@ -183,47 +214,55 @@ def train(
 
     Args:
         optimizer: holds the parameters to train; its schedule decides the learning rate.
-        paths: gives the path of each step. With several processes each must be given the same sequence.
-        loader: `data.loader.Loader`; step s takes its batch s.
+        paths: gives the path of each step; of several processes only the first one's is asked.
+        loader: `data.loader.Loader`; step s takes its batch s, or this process' part of it.
         inputs: variables for one mini-batch: images, then targets. They take the shapes of each batch's.
         steps: the global steps to do.
-        accumulate: mini-batches that a batch is cut into; their gradients make one update.
+        accumulate: mini-batches that a batch, or this process' part of it, is cut into; their gradients make one update.
         paths_per_step: paths drawn in each step; all see its batch, and their gradients are added (not averaged), as OFA
             does with its "dynamic batch size".
         objective: what is minimised; by default `net.losses`.
+        comm: processes that share each batch; their weights must be equal at the start, and then stay so.
         on_step: called after each update, for logs and checkpoints.
 
     Raises:
-        NotFinite: the loss is NaN or infinite; the weights are those before that update.
+        NotFinite: the loss is NaN or infinite, on all processes if on one; the weights are those before that update.
     """
+    comm = comm or Communicator()
+    parts = accumulate * comm.n_procs
     with closing(loader.batches(steps.start)) as batches:
         for number in steps:
             optimizer.zero_grad()
             batch = next(batches)
             size = len(batch[0]) // accumulate
             fit_shapes(inputs, [array[:size] for array in batch])
-            seen = []
-            for _ in range(paths_per_step):
-                path = paths.next()
-                graph = build(net, path, inputs, accumulate, objective)
-                for start in range(0, size * accumulate, size):
+            chosen = [comm.once(paths.next) for _ in range(paths_per_step)]
+            graphs = [build(net, path, inputs, parts, objective) for path in chosen]
+            gradients, seen = GradientSum(optimizer.get_parameters()), []
+            for start in range(0, size * accumulate, size):
+                for graph in graphs:
                     load(graph, [array[start : start + size] for array in batch])
                     step(graph)
                     seen.append([float(loss.d) for loss in graph.losses[1:]])
-            losses = tuple(np.mean(seen, axis=0).tolist())
+                if accumulate > 1:
+                    gradients.take()
+            if accumulate > 1:
+                gradients.give()
+            losses = tuple(np.mean([values for part in comm.gather(seen) for values in part], axis=0).tolist())
             if not math.isfinite(losses[0]):
                 raise NotFinite(
                     f"the loss became {losses[0]} at step {number}, learning rate {optimizer.get_learning_rate():.3g}, on the "
-                    f"path {json.dumps(path.to_ofa())}: a lower optimizer.train.lr may help"
+                    f"path {json.dumps(chosen[-1].to_ofa())}: a lower optimizer.train.lr may help"
                 )
-            if comm is not None and comm.n_procs > 1:
-                event.default_stream_synchronize()
-                comm.all_reduce([p.grad for p in optimizer.get_parameters().values()], division=True, inplace=False)
+            if comm.n_procs > 1:
+                if event is not None:
+                    event.default_stream_synchronize()
+                comm.all_reduce([p.grad for p in optimizer.get_parameters().values()], inplace=False)
             rate = optimizer.get_learning_rate()
             optimizer.update()
             if event is not None:
                 event.add_default_stream_event()
-            on_step(Progress(number, path, losses, rate))
+            on_step(Progress(number, chosen[-1], losses, rate))
 
 
 # --- Checkpoints ------------------------------------------------------------------------------------------------------

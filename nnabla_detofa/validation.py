@@ -7,7 +7,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from .centernet import Detector, decode, soft_nms
 from .compat import Mo
 from .data.augment import invert, letterbox, transform_boxes
 from .metrics import summarise
+from .ranks import Communicator
 from .search_space import Path
 from .supernet import CollectedStatistics, GivenStatistics
 
@@ -129,8 +130,10 @@ class PathEvaluator:
         net: the supernet.
         statistics_batches: images for re-estimating batch normalisation.
         validation_batches: (images, targets ...) for the loss.
-        processes: paths are shared out over this many processes. Each is forked, so this is for the CPU.
+        processes: paths are shared out over this many processes. Each is forked, so this is for the CPU, and for one rank:
+            an MPI library does not survive that.
         truth: of the validation images, where AP50 is to be measured.
+        comm: ranks that share out the paths instead.
     """
 
     net: Mo.Module
@@ -138,6 +141,7 @@ class PathEvaluator:
     validation_batches: Sequence[Sequence[np.ndarray]]
     processes: int = 1
     truth: ValidationTruth | None = None
+    comm: Communicator = field(default_factory=Communicator)
 
     def evaluate(self, path: Path) -> Evaluation:
         """Validation loss, and AP50 if there is a `truth`, of `path` with its own statistics."""
@@ -150,8 +154,15 @@ class PathEvaluator:
         return Evaluation(loss, ap, watch.seconds)
 
     def evaluations(self, paths: Iterable[Path]) -> Iterator[Evaluation]:
-        """One for each path, in their order, as soon as it and all before it are known."""
+        """One for each path, in their order, as soon as it and all before it are known; all ranks get all of them."""
+        if self.comm.n_procs > 1:
+            return self.comm.map(self.evaluate, paths)
         return map_forked(self.evaluate, paths, self.processes)
+
+    @property
+    def at_once(self) -> int:
+        """How many paths are evaluated at the same time."""
+        return self.comm.n_procs if self.comm.n_procs > 1 else self.processes
 
     def losses(self, paths: Iterable[Path]) -> np.ndarray:
         """(n,) validation losses."""
@@ -322,20 +333,34 @@ def detect_images(
     return [tuple(part[: detector.top] for part in soft_nms(*image)) for image in joined]
 
 
-def detect_all(detector: BoxDetector, sets, batch: int, on_images: Callable[[int], None], **scaling) -> tuple[list, list]:
+def detect_all(
+    detector: BoxDetector,
+    sets,
+    batch: int,
+    on_images: Callable[[int], None],
+    comm: Communicator | None = None,
+    **scaling,
+) -> tuple[list, list]:
     """Detections and ground truth of every test image, as `metrics.summarise` takes them.
 
     Args:
         sets: `data.sets.DetectionSets`.
         on_images: hears how many more images are done.
+        comm: ranks that share out the batches; all get all detections.
         scaling: `scales` and `multiple` of `detect_images`.
     """
-    detections, truth = [], []
-    for start in range(0, len(sets.test), batch):
-        samples = [sets.test.load(index) for index in range(start, min(start + batch, len(sets.test)))]
-        detections += detect_images(detector, [sample.image for sample in samples], sets.image_size, **scaling)
-        truth += [(sample.boxes, sample.labels, sample.difficult) for sample in samples]
-        on_images(len(samples))
+
+    def detect(indices: range) -> tuple[list, list]:
+        samples = [sets.test.load(index) for index in indices]
+        found = detect_images(detector, [sample.image for sample in samples], sets.image_size, **scaling)
+        return found, [(sample.boxes, sample.labels, sample.difficult) for sample in samples]
+
+    everything, detections, truth = range(len(sets.test)), [], []
+    batches = [everything[start : start + batch] for start in range(0, len(everything), batch)]
+    for found, true in (comm or Communicator()).map(detect, batches):
+        detections += found
+        truth += true
+        on_images(len(true))
     return detections, truth
 
 

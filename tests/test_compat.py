@@ -1,3 +1,4 @@
+import itertools
 import logging
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from hydra.core.hydra_config import HydraConfig
 
-from nnabla_detofa import compat
+from nnabla_detofa import compat, launch
 from nnabla_detofa.compat import Device, Model, Optimizer, Runner, hydra_state
 from nnabla_detofa.errors import UserError
 
@@ -31,7 +32,7 @@ def context(device_id="0", type_config="float"):
 @pytest.fixture(autouse=True)
 def as_found(monkeypatch):
     """No launcher, no GPU chosen, and nnabla's default context as it was."""
-    for name in (*compat.LAUNCHED_RANKS, *compat.LAUNCHED_LOCAL_RANKS):
+    for name in itertools.chain(*launch.LAUNCHERS):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(compat, "VISIBLE_GPUS", "")
@@ -158,9 +159,17 @@ def test_wrong_arguments_are_named(arguments, message, cuda, monkeypatch):
 
 def test_each_rank_needs_a_gpu(cuda, monkeypatch):
     cuda()
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "2")
     with pytest.raises(UserError, match="args.device_id must name a GPU for each of 2 ranks, like 0,1; got '0'"):
         Device.open("cudnn")
+
+
+def test_ranks_on_a_machine_without_a_gpu_need_none(monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "mpi4py", mpi(TwinWorld()))
+    assert Device.open("auto").comm.n_procs == 2
 
 
 def test_ranks_that_cannot_talk_are_refused(cuda, monkeypatch):
@@ -188,12 +197,22 @@ class TwinWorld:
     def Split_type(self, kind):
         return self
 
-    def Allreduce(self, place, packed, op):
-        packed *= self.size
+    def Ibarrier(self):
+        return self
+
+    def Test(self):
+        return True
+
+    def Alltoall(self, sent, received):
+        self.values = sent.copy()
+        received[:] = np.split(sent, self.size)[1]
+
+    def Allgather(self, sent, received):
+        received[:] = self.size * self.values
 
 
 def mpi(world):
-    return types.SimpleNamespace(MPI=types.SimpleNamespace(COMM_WORLD=world, COMM_TYPE_SHARED=0, IN_PLACE=None, SUM=None))
+    return types.SimpleNamespace(MPI=types.SimpleNamespace(COMM_WORLD=world, COMM_TYPE_SHARED=0))
 
 
 @pytest.mark.parametrize("inplace", [True, False])
