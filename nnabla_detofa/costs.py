@@ -29,8 +29,6 @@ FLOPS, PARAMS, MEMORY = range(3)
 """Places of the measures in the tables' last axis."""
 FORBIDDEN = 2**52
 """A layer cost over that of any network; the sum over all layers still fits into int64."""
-HEAD_OUTPUTS = 2 + 2
-"""Channels of CenterNet's offset and size maps; the class heat map has one per class."""
 MOST_PARTS = 2 * 10**7
 """Beginnings, or ends, of paths that are listed at most: some 70 bytes each. OFA-ResNet50 has half a million."""
 
@@ -279,6 +277,10 @@ class CostModel:
         """[MACs, parameters] of a bottleneck's middle layer with this choice (of `Geometry.ratios`), on `pixels` outputs."""
         return conv_cost(3, channels, channels, pixels)
 
+    def map_channels(self, head: HeadGeometry) -> tuple[int, ...]:
+        """Channels of each head's map, in the order of the graph: CenterNet's heat map, offset and size."""
+        return head.num_classes, 2, 2
+
     def head_cost(self, channels: int, size: MapSize) -> np.ndarray:
         """[MACs, parameters, bytes] of what follows a feature map of these channels and this size."""
         total, tensors = np.zeros(2, np.int64), [0]
@@ -293,13 +295,14 @@ class CostModel:
                 tensors.append(channels * size.area + 4 * filters * size.area)
                 channels, size = filters, MapSize(2 * size.height, 2 * size.width)
             hidden, finished = head.head_channels, 0
-            for outputs in (head.num_classes, HEAD_OUTPUTS // 2, HEAD_OUTPUTS // 2):
+            maps = self.map_channels(head)
+            for number, outputs in enumerate(maps, 1):
                 total += conv_cost(3, channels, hidden, size.area, per_channel=1)
                 total += conv_cost(1, hidden, outputs, size.area, per_channel=1)
-                last = finished == head.num_classes + HEAD_OUTPUTS // 2
+                waiting = channels if number < len(maps) else 0
                 tensors += [
                     (finished + channels + hidden) * size.area,
-                    (finished + (0 if last else channels) + hidden + outputs) * size.area,
+                    (finished + waiting + hidden + outputs) * size.area,
                 ]
                 finished += outputs
         return np.array([*total, peak_bytes(*tensors)])
