@@ -29,8 +29,8 @@ FLOPS, PARAMS, MEMORY = range(3)
 """Places of the measures in the tables' last axis."""
 FORBIDDEN = 2**52
 """A layer cost over that of any network; the sum over all layers still fits into int64."""
-MOST_PARTS = 2 * 10**7
-"""Beginnings, or ends, of paths that are listed at most: some 70 bytes each. OFA-ResNet50 has half a million."""
+MOST_PARTS = 5 * 10**6
+"""Beginnings, or ends, of paths that are listed at most: some 100 bytes each. OFA-ResNet50 has half a million."""
 
 
 @dataclass(frozen=True, eq=False)
