@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import nnabla as nn
 import nnabla.functions as F
@@ -86,14 +86,32 @@ class Head(Mo.Module):
         return F.convolution(F.relu(F.convolution(x, w1, b1, pad=(1, 1)), inplace=True), w2, b2)
 
 
+class Backbone(Protocol):
+    """What a detector asks of an elastic backbone, a `Model` as `ElasticResNet50` is one.
+
+    Every batch normalisation in it goes through `statistics` (see `supernet.ConvBN.run`), under a name of its own.
+
+    Attributes:
+        channels: of its last feature map, at most.
+    """
+
+    channels: int
+
+    def __call__(self, x: nn.Variable, path: Path, statistics) -> nn.Variable: ...
+
+
 class Detector(Model):
     """The supernet f^trg: elastic backbone, up-convolutions and CenterNet's heads (section 4.1).
+
+    A detector with other heads is a subclass that has its own `make_heads`, `heads` and `losses`, and for its detections
+    `maps`, `with_mirrored` and `decode`.
 
     Args:
         head: filters and number of classes.
         heat_map_std: standard deviation of the heat map's last weights. CenterNet's is 0.001; nets of a few
             channels learn only with about 0.1.
         geometry, zero_init_residual, rng, path: see `ElasticResNet50`.
+        backbone: another backbone, in place of the one that geometry, zero_init_residual and path describe.
     """
 
     def __init__(
@@ -104,16 +122,21 @@ class Detector(Model):
         heat_map_std: float = 0.001,
         rng: np.random.Generator | None = None,
         path: Path | None = None,
+        backbone: Backbone | None = None,
     ):
         super().__init__(name="")
         rng = rng or np.random.default_rng(0)
-        self.backbone = ElasticResNet50(geometry, zero_init_residual, rng, path)
-        channels = geometry.stage_out(geometry.stages - 1, path.stage_widths[-1] if path else max(geometry.widths))
+        self.backbone = backbone or ElasticResNet50(geometry, zero_init_residual, rng, path)
+        channels = self.backbone.channels
         deconvs = {}
         for index, filters in enumerate(head.deconv_channels):
             deconvs[index] = DeconvBN(f"deconv/{index}", channels, filters, rng)
             channels = filters
         self.deconv = Named(deconvs)
+        self.make_heads(channels, head, heat_map_std, rng)
+
+    def make_heads(self, channels: int, head: HeadGeometry, heat_map_std: float, rng: np.random.Generator) -> None:
+        """Make the modules that `heads` runs on a map of `channels`."""
         self.heat_map = Head(channels, head.head_channels, head.num_classes, rng, heat_map_std, HEAT_MAP_BIAS)
         self.offset = Head(channels, head.head_channels, 2, rng)
         self.size = Head(channels, head.head_channels, 2, rng)
@@ -142,7 +165,20 @@ class Detector(Model):
 
     def loss(self, outputs: Outputs, targets: Sequence[nn.Variable], loss_weights=None) -> nn.Variable:
         """What paths are compared by: the whole loss."""
-        return self.losses(outputs, targets).total
+        return self.losses(outputs, targets)[0]
+
+    def maps(self, outputs: Outputs) -> tuple[nn.Variable, ...]:
+        """What `decode` reads, (B, channels, h, w) each: here the heat map in [0, 1], offset and size."""
+        return F.sigmoid(outputs.heat_map), outputs.offset, outputs.size
+
+    def with_mirrored(self, maps: Sequence[np.ndarray], mirrored: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """The maps of images, averaged with those of the mirrored images: heat map and size, as in CenterNet's flip test."""
+        heat_map, offset, size = maps
+        return (heat_map + mirrored[0][..., ::-1]) / 2, offset, (size + mirrored[2][..., ::-1]) / 2
+
+    def decode(self, maps: Sequence[np.ndarray], top: int = 100) -> tuple[Sequence[np.ndarray], ...]:
+        """For each image of the maps its boxes (n, 4) in cells, scores (n,) and labels (n,), best first, `top` at most."""
+        return decode(*maps, top=top)
 
 
 # --- Loss -------------------------------------------------------------------------------------------------------------

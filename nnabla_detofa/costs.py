@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Context
 from functools import cached_property, lru_cache
@@ -29,8 +29,8 @@ FLOPS, PARAMS, MEMORY = range(3)
 """Places of the measures in the tables' last axis."""
 FORBIDDEN = 2**52
 """A layer cost over that of any network; the sum over all layers still fits into int64."""
-HEAD_OUTPUTS = 2 + 2
-"""Channels of CenterNet's offset and size maps; the class heat map has one per class."""
+MOST_PARTS = 5 * 10**6
+"""Beginnings, or ends, of paths that are listed at most: some 100 bytes each. OFA-ResNet50 has half a million."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,18 +232,18 @@ class CostModel:
         """Stem, first layers, other layers and head as in `LayerCost`, with a last axis [MACs, parameters, bytes]."""
         net = self.backbone
         n_widths, n_ratios = len(net.widths), len(net.ratios)
-        image = _Size(*self.size)
+        image = MapSize(*self.size)
         size = image.shrunk(2)
         pooled = size.shrunk(2)
         stem = np.zeros((2, n_widths, n_widths, 3), np.int64)
         for w0, mid in enumerate(map(net.stem_mid, net.widths)):
             for w1, out in enumerate(map(net.stem_out, net.widths)):
-                stem[:, w0, w1, :MEMORY] = _conv(3, 3, mid, size.area) + _conv(3, mid, out, size.area)
-                stem[1, w0, w1, :MEMORY] += _conv(3, mid, mid, size.area)
-                stem[:, w0, w1, MEMORY] = _peak(
+                stem[:, w0, w1, :MEMORY] = conv_cost(3, 3, mid, size.area) + conv_cost(3, mid, out, size.area)
+                stem[1, w0, w1, :MEMORY] += conv_cost(3, mid, mid, size.area)
+                stem[:, w0, w1, MEMORY] = peak_bytes(
                     3 * image.area + mid * size.area, (mid + out) * size.area, out * (size.area + pooled.area)
                 )
-                stem[1, w0, w1, MEMORY] = max(stem[1, w0, w1, MEMORY], _peak(2 * mid * size.area))
+                stem[1, w0, w1, MEMORY] = max(stem[1, w0, w1, MEMORY], peak_bytes(2 * mid * size.area))
         size = pooled
         ins = [net.stem_out(w) for w in net.widths]
         first_tables, other_tables = [], []
@@ -255,51 +255,60 @@ class CostModel:
             for w, out in enumerate(outs):
                 for e, ratio in enumerate(net.ratios):
                     mid = net.middle(out, ratio)
-                    inner = _conv(3, mid, mid, after.area) + _conv(1, mid, out, after.area)
-                    other[w, e, :MEMORY] = _conv(1, out, mid, after.area) + inner
+                    inner = self.middle_cost(mid, after.area, ratio) + conv_cost(1, mid, out, after.area)
+                    other[w, e, :MEMORY] = conv_cost(1, out, mid, after.area) + inner
                     other[w, e, MEMORY] = _branch_peak(out * after.area, mid * after.area, mid * after.area, out * after.area)
                     for w_in, before in enumerate(ins):
-                        shortcut = _conv(1, before, out, after.area)
-                        first[w_in, w, e, :MEMORY] = _conv(1, before, mid, size.area) + inner + shortcut
+                        shortcut = conv_cost(1, before, out, after.area)
+                        first[w_in, w, e, :MEMORY] = conv_cost(1, before, mid, size.area) + inner + shortcut
                         x, y = before * size.area, out * after.area
                         pool = before * after.area if stride > 1 else 0
                         first[w_in, w, e, MEMORY] = max(
                             _branch_peak(x, mid * size.area, mid * after.area, y),
-                            _peak(y + x + pool, y + (pool or x) + y),
+                            peak_bytes(y + x + pool, y + (pool or x) + y),
                         )
             first_tables.append(first)
             other_tables.append(other)
             ins, size = outs, after
-        head = np.stack([self._head(channels, size) for channels in ins])
+        head = np.stack([self.head_cost(channels, size) for channels in ins])
         return stem, first_tables, other_tables, head
 
-    def _head(self, channels: int, size: _Size) -> np.ndarray:
+    def middle_cost(self, channels: int, pixels: int, choice: Hashable) -> np.ndarray:
+        """[MACs, parameters] of a bottleneck's middle layer with this choice (of `Geometry.ratios`), on `pixels` outputs."""
+        return conv_cost(3, channels, channels, pixels)
+
+    def map_channels(self, head: HeadGeometry) -> tuple[int, ...]:
+        """Channels of each head's map, in the order of the graph: CenterNet's heat map, offset and size."""
+        return head.num_classes, 2, 2
+
+    def head_cost(self, channels: int, size: MapSize) -> np.ndarray:
         """[MACs, parameters, bytes] of what follows a feature map of these channels and this size."""
         total, tensors = np.zeros(2, np.int64), [0]
         if self.scope == "classifier":
-            total += _conv(1, channels, self.num_classes, 1, per_channel=1)
+            total += conv_cost(1, channels, self.num_classes, 1, per_channel=1)
             tensors += [channels * (size.area + 1), channels + self.num_classes]
         elif self.scope == "detector":
             head = self.head or HeadGeometry(self.num_classes)
             for filters in head.deconv_channels:
                 # Each input pixel meets all 4 x 4 weights of every filter; 4x4, stride 2, padding 1 doubles the size.
-                total += _conv(4, channels, filters, size.area)
+                total += conv_cost(4, channels, filters, size.area)
                 tensors.append(channels * size.area + 4 * filters * size.area)
-                channels, size = filters, _Size(2 * size.height, 2 * size.width)
+                channels, size = filters, MapSize(2 * size.height, 2 * size.width)
             hidden, finished = head.head_channels, 0
-            for outputs in (head.num_classes, HEAD_OUTPUTS // 2, HEAD_OUTPUTS // 2):
-                total += _conv(3, channels, hidden, size.area, per_channel=1)
-                total += _conv(1, hidden, outputs, size.area, per_channel=1)
-                last = finished == head.num_classes + HEAD_OUTPUTS // 2
+            maps = self.map_channels(head)
+            for number, outputs in enumerate(maps, 1):
+                total += conv_cost(3, channels, hidden, size.area, per_channel=1)
+                total += conv_cost(1, hidden, outputs, size.area, per_channel=1)
+                waiting = channels if number < len(maps) else 0
                 tensors += [
                     (finished + channels + hidden) * size.area,
-                    (finished + (0 if last else channels) + hidden + outputs) * size.area,
+                    (finished + waiting + hidden + outputs) * size.area,
                 ]
                 finished += outputs
-        return np.array([*total, _peak(*tensors)])
+        return np.array([*total, peak_bytes(*tensors)])
 
 
-class _Size(NamedTuple):
+class MapSize(NamedTuple):
     """Pixels of a feature map."""
 
     height: int
@@ -309,12 +318,12 @@ class _Size(NamedTuple):
     def area(self) -> int:
         return self.height * self.width
 
-    def shrunk(self, stride: int) -> _Size:
+    def shrunk(self, stride: int) -> MapSize:
         """After a 3x3 convolution or max-pool with padding 1, or a ceil-mode average pooling, of this stride."""
-        return _Size(-(-self.height // stride), -(-self.width // stride))
+        return MapSize(-(-self.height // stride), -(-self.width // stride))
 
 
-def _conv(kernel: int, ins: int, outs: int, pixels: int, per_channel: int = 2) -> np.ndarray:
+def conv_cost(kernel: int, ins: int, outs: int, pixels: int, per_channel: int = 2) -> np.ndarray:
     """[MACs, parameters] of a convolution over `pixels` positions with BatchNorm (gamma, beta: 2 per output channel).
 
     `per_channel` 1 is a bias without BatchNorm.
@@ -323,14 +332,14 @@ def _conv(kernel: int, ins: int, outs: int, pixels: int, per_channel: int = 2) -
     return np.array([weights * pixels, weights + per_channel * outs], np.int64)
 
 
-def _peak(*numbers: int) -> int:
+def peak_bytes(*numbers: int) -> int:
     """Bytes of the largest of these numbers of float32 values."""
     return 4 * max(numbers)
 
 
 def _branch_peak(x: int, one: int, two: int, y: int) -> int:
     """Peak of a bottleneck's three convolutions x -> one -> two -> y, by sizes of tensors; x waits for the shortcut."""
-    return _peak(x + one, x + one + two, x + two + y)
+    return peak_bytes(x + one, x + one + two, x + two + y)
 
 
 def in_unit(values: Sequence[float], unit: str, scale: float) -> str:
@@ -563,6 +572,14 @@ class _Joint:
             after,
         )
         half = geometry.stages // 2
+        numbers = [len(cases.mass) for cases in self.cases]
+        for parts in (n * math.prod(numbers[:half]), math.prod(numbers[half:])):
+            if parts > MOST_PARTS:
+                raise UserError(
+                    f"the space {space.name} has too many choices for exact counts and samples: a half of its stages makes "
+                    f"{parts} cases, allowed are {MOST_PARTS}; a search takes the cost as a plain function, "
+                    "which is not counted but tried"
+                )
         for cases in self.cases[:half]:
             begins = begins.extended(cases)
         self.begin_shape = begins.shape

@@ -6,9 +6,9 @@ Pure arithmetic, shared by the search space, the cost model and the networks, so
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, fields
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from .errors import UserError
@@ -24,6 +24,11 @@ def _refuse_no_counts(owner: str, **values: tuple) -> None:
     for name, numbers in values.items():
         if not all(map(is_count, numbers)):
             raise UserError(f"{name} of {owner} must be 1 or more, and whole, got {', '.join(map(str, numbers))}")
+
+
+def choice_word(choice: Hashable) -> str:
+    """A layer's choice in messages and tokens: "E0.25" for a ratio; a choice of another kind says it itself, by `str`."""
+    return f"E{choice}" if isinstance(choice, Real) else str(choice)
 
 
 def make_divisible(value: float, divisor: int) -> int:
@@ -43,10 +48,14 @@ class Geometry:
     stem's too, and the channel divisor with it (8 at scale 1, never below 1): with a fixed divisor of 8 the width choices
     of a small network would collapse into one (paper is silent: small experiments are ours).
 
+    What a layer chooses need not be E alone. In a subclass `ratios` may hold any values that can be hashed and ordered, such
+    as named tuples of E and a kernel size, where `expand_ratio` says the E of each: space, costs, tokens, pruning and search
+    only count and compare them (docs/extending.md).
+
     Attributes:
         depths: the choices of D, layers added to a stage's base depth.
         widths: the choices of W, multipliers of a stage's output channels.
-        ratios: the choices of E, middle channels of a bottleneck as a share of its output channels.
+        ratios: the choices of each layer: E, middle channels of a bottleneck as a share of its output channels.
         base_depths: layers of each stage at D = 0.
         stage_channels: output channels of each stage at W = 1 and `width_scale` 1.
         strides: stride of the first layer of each stage.
@@ -73,7 +82,8 @@ class Geometry:
                 raise UserError(f"{name} of {owner} must be one or more numbers that rise, got {choices}")
         if not all(is_count(depth + 1) for depth in self.depths):
             raise UserError(f"depths of {owner} must be 0 or more, and whole, got {self.depths}")
-        for name, numbers in (("widths", self.widths), ("ratios", self.ratios), ("width_scale", (self.width_scale,))):
+        ratios = tuple(map(self.expand_ratio, self.ratios))
+        for name, numbers in (("widths", self.widths), ("ratios", ratios), ("width_scale", (self.width_scale,))):
             if not all(0 < number < math.inf for number in numbers):
                 raise UserError(f"{name} of {owner} must be positive and finite, got {', '.join(map(str, numbers))}")
         per_stage = {"base_depths": self.base_depths, "stage_channels": self.stage_channels, "strides": self.strides}
@@ -137,9 +147,19 @@ class Geometry:
         """Channels after stage `stage` (0-based) for width multiplier `width`."""
         return make_divisible(self.stage_channels[stage] * self.width_scale * width, self.divisor)
 
-    def middle(self, out_channels: int, ratio: float) -> int:
-        """Middle channels of a bottleneck with `out_channels` outputs and expand ratio `ratio`."""
-        return make_divisible(round(out_channels * ratio), self.divisor)
+    def expand_ratio(self, choice: Hashable) -> float:
+        """E of a layer that chooses `choice`, one of `ratios`: the choice itself."""
+        return choice
+
+    def choice(self, value: Any) -> Hashable:
+        """The one of `ratios` that equals `value`, which may be a list in place of a tuple, as JSON has it; else `value`."""
+        value = tuple(value) if isinstance(value, list) else value
+        known = value in self.ratios and not isinstance(value, bool)  # True equals a ratio of 1
+        return self.ratios[self.ratios.index(value)] if known else value
+
+    def middle(self, out_channels: int, ratio: Hashable) -> int:
+        """Middle channels of a bottleneck with `out_channels` outputs and the layer's choice `ratio`."""
+        return make_divisible(round(out_channels * self.expand_ratio(ratio)), self.divisor)
 
 
 @dataclass(frozen=True)

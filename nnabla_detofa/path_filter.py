@@ -17,7 +17,7 @@ import numpy as np
 from . import weights
 from .compat import Mo
 from .errors import UserError
-from .geometry import OFA_RESNET50, Geometry
+from .geometry import OFA_RESNET50, Geometry, choice_word
 from .search_space import Path, PathBatch, layer_stages
 
 SKIP = "SC"
@@ -43,7 +43,7 @@ class Tokenizer:
 
     def __init__(self, geometry: Geometry = OFA_RESNET50, stem_tokens: bool = True):
         self.geometry, self.stem_tokens = geometry, stem_tokens
-        words = [f"W{width}_E{ratio}" for width in geometry.widths for ratio in geometry.ratios]
+        words = [f"W{width}_{choice_word(ratio)}" for width in geometry.widths for ratio in geometry.ratios]
         stem = [f"STEM_W{width}" for width in geometry.widths] + ["STEM_R"] + [f"OUT_W{width}" for width in geometry.widths]
         self._skip = len(words)
         self.vocabulary: tuple[str, ...] = (*words, SKIP, *(stem if stem_tokens else ()))
@@ -299,7 +299,8 @@ class PathFilter(Mo.Module):
         """The filter that `save` wrote.
 
         Args:
-            expected: settings, as the constructor names them, that the file's must equal.
+            expected: settings, as the constructor names them, that the file's must equal. A geometry of a class of your
+                own must be among them, since a file does not name the class.
 
         Raises:
             UserError: the file is missing, damaged or not a path filter's, or was made with other settings.
@@ -309,7 +310,7 @@ class PathFilter(Mo.Module):
             text = opened.attrs.get("path_filter")
         try:
             settings = json.loads(text)
-            geometry = Geometry.from_json(settings["geometry"])
+            geometry = type(expected.get("geometry", OFA_RESNET50)).from_json(settings["geometry"])
             settings = {"pooling": "mean"} | settings | {"geometry": geometry}  # older files do not name the pooling
             loaded = cls(**settings, rng=np.random.default_rng(0))
         except (TypeError, ValueError, KeyError, AttributeError) as error:

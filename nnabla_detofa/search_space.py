@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .errors import UserError
-from .geometry import OFA_RESNET50, Geometry
+from .geometry import OFA_RESNET50, Geometry, choice_word
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Path:
         stem_widths: W of the stem's first convolutions and of its output.
         stage_depths: D of each stage.
         stage_widths: W of each stage.
-        expand_ratios: for each stage, E of each ACTIVE layer: base depth + D values.
+        expand_ratios: for each stage, E (see `Geometry.ratios`) of each ACTIVE layer: base depth + D values.
     """
 
     stem_depth: int
@@ -50,9 +50,10 @@ class Path:
             values = arch[key]
             if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, np.ndarray)) or len(values) != length:
                 raise UserError(f"{key} of a path must be a list of {length} values, got {values!r}")
+        ratios = [geometry.choice(value) for value in arch["e"]]
         allowed = {"d": geometry.depths, "e": geometry.ratios, "w": tuple(range(len(geometry.widths)))}
         for key, choices in allowed.items():
-            for value in arch[key]:
+            for value in ratios if key == "e" else arch[key]:
                 if isinstance(value, bool) or value not in choices:
                     raise UserError(f"{key} of a path holds {value!r}; allowed are {', '.join(map(str, choices))}")
         if arch["d"][0] not in geometry.stem_depths:
@@ -60,7 +61,6 @@ class Path:
         first = np.cumsum((0, *per_stage[:-1]))
         widths = [geometry.widths[int(index)] for index in arch["w"]]
         depths = [int(depth) for depth in arch["d"]]
-        ratios = [float(ratio) for ratio in arch["e"]]
         return cls(
             stem_depth=depths[0],
             stem_widths=(widths[0], widths[1]),
@@ -188,7 +188,7 @@ class Operation:
     ratio: float
 
     def __str__(self) -> str:
-        return f"stage {self.stage + 1} (D{self.depth}, W{self.width:g}, E{self.ratio:g})"
+        return f"stage {self.stage + 1} (D{self.depth}, W{self.width:g}, {choice_word(self.ratio)})"
 
 
 class _Tables(NamedTuple):
@@ -382,21 +382,26 @@ class SearchSpace:
         }
 
     @staticmethod
-    def from_json(data: Mapping) -> SearchSpace:
+    def from_json(data: Mapping, geometry_type: type[Geometry] = Geometry) -> SearchSpace:
         """The space that `to_json` wrote; a `PrunedSpace` where it wrote one.
+
+        Args:
+            geometry_type: class of the space's geometry, which JSON does not name.
 
         Raises:
             UserError: an entry is missing or malformed, or the space breaks a rule of its class.
         """
         try:
             if "parent" in data:
-                return SearchSpace.from_json(data["parent"]).without(_from_stages(data["removed"]))
+                parent = SearchSpace.from_json(data["parent"], geometry_type)
+                return parent.without(_from_stages(data["removed"], parent.geometry))
+            geometry = geometry_type.from_json(data["geometry"])
             return SearchSpace(
                 str(data["name"]),
-                _from_stages(data["operations"]),
+                _from_stages(data["operations"], geometry),
                 tuple(data["stem_depths"]),
                 tuple(tuple(widths) for widths in data["stem_widths"]),
-                Geometry.from_json(data["geometry"]),
+                geometry,
             )
         except UserError:
             raise
@@ -439,9 +444,8 @@ class PrunedSpace(SearchSpace):
 def _figure3(kept: Mapping, full: Mapping) -> list[str]:
     """The pairs of one stage -> groups such as "(D1, {W0.65, W0.8}, *)": per D, the W with equal sets of E together."""
 
-    def one_of(letter: str, values: Sequence[float]) -> str:
-        names = ", ".join(f"{letter}{value}" for value in values)
-        return names if len(values) == 1 else f"{{{names}}}"
+    def one_of(words: Sequence[str]) -> str:
+        return words[0] if len(words) == 1 else f"{{{', '.join(words)}}}"
 
     groups = []
     for depth in sorted({depth for depth, _ in kept}):
@@ -449,10 +453,10 @@ def _figure3(kept: Mapping, full: Mapping) -> list[str]:
         by_ratios: dict[str, list[float]] = {}
         for d, w in kept:
             if d == depth:
-                ratios = "*" if kept[d, w] == full[d, w] else one_of("E", kept[d, w])
+                ratios = "*" if kept[d, w] == full[d, w] else one_of([*map(choice_word, kept[d, w])])
                 by_ratios.setdefault(ratios, []).append(w)
         for ratios, widths in by_ratios.items():
-            groups.append(f"(D{depth}, {'*' if widths == all_widths else one_of('W', widths)}, {ratios})")
+            groups.append(f"(D{depth}, {'*' if widths == all_widths else one_of([f'W{w}' for w in widths])}, {ratios})")
     return groups
 
 
@@ -469,9 +473,13 @@ def _by_stage(operations: Iterable[Operation], stages: int) -> list[list[list]]:
     return found
 
 
-def _from_stages(stages: Sequence[Sequence[Sequence]]) -> frozenset[Operation]:
+def _from_stages(stages: Sequence[Sequence[Sequence]], geometry: Geometry) -> frozenset[Operation]:
     """The inverse of `_by_stage`."""
-    return frozenset(Operation(stage, *values) for stage, operations in enumerate(stages) for values in operations)
+    return frozenset(
+        Operation(stage, depth, width, geometry.choice(ratio))
+        for stage, operations in enumerate(stages)
+        for depth, width, ratio in operations
+    )
 
 
 def product_space(

@@ -6,9 +6,10 @@ or remembered inside. Parameters have the names of NNablaNAS' own `ofa_resnet50`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from typing import ClassVar
 
 import nnabla as nn
 import nnabla.functions as F
@@ -139,7 +140,7 @@ class ConvBN(Mo.Module):
 
     def __init__(self, name, inputs, outputs, kernel, rng, stride=1, relu=True, gamma=1.0):
         super().__init__(name=name)
-        self._stride, self._pad, self._relu = (stride, stride), (kernel // 2, kernel // 2), relu
+        self._stride, self._relu = (stride, stride), relu
         shape = (1, outputs, 1, 1)
         weight = he_normal(rng, (outputs, inputs, kernel, kernel), outputs * kernel * kernel)
         # The slashes give the parameter names of NNablaNAS' nested modules without the nesting.
@@ -159,19 +160,25 @@ class ConvBN(Mo.Module):
 
     def __call__(self, x: nn.Variable, outputs: int, statistics) -> nn.Variable:
         """(B, C, H, W) with any C up to `inputs` -> (B, outputs, H', W')."""
-        weight = slice_weight(self.parameters["conv/conv/_W"], outputs, x.shape[1])
+        return self.run(x, slice_weight(self.parameters["conv/conv/_W"], outputs, x.shape[1]), statistics)
+
+    def run(self, x: nn.Variable, weight: nn.Variable, statistics) -> nn.Variable:
+        """The layer with this weight (outputs, C, k, k), however it was made of the layer's own."""
+        outputs, _, *kernel = weight.shape
         gamma, beta = (slice_channels(self.parameters[f"bn/bn/{key}"], outputs) for key in ("_gamma", "_beta"))
-        y = statistics(self, partial(F.convolution, x, pad=self._pad, stride=self._stride), weight, gamma, beta)
+        pad = tuple(side // 2 for side in kernel)
+        y = statistics(self, partial(F.convolution, x, pad=pad, stride=self._stride), weight, gamma, beta)
         return F.relu(y, inplace=True) if self._relu else y
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """Channels of one bottleneck layer of a path."""
+    """Channels of one bottleneck layer of a path, and the choice (of `Geometry.ratios`) that gave the middle ones."""
 
     inputs: int
     middle: int
     outputs: int
+    choice: Hashable = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -195,7 +202,7 @@ class Plan:
         for stage, (width, ratios) in enumerate(zip(path.stage_widths, path.expand_ratios)):
             outputs, layers = geometry.stage_out(stage, width), []
             for ratio in ratios:
-                layers.append(LayerPlan(channels, geometry.middle(outputs, ratio), outputs))
+                layers.append(LayerPlan(channels, geometry.middle(outputs, ratio), outputs, ratio))
                 channels = outputs
             stages.append(tuple(layers))
         return cls(stem, path.stem_depth == max(geometry.depths), tuple(stages))
@@ -212,14 +219,22 @@ class Bottleneck(Mo.Module):
         super().__init__(name=name)
         self._stride = stride
         self.conv1 = ConvBN(f"{name}/conv1", plan.inputs, plan.middle, 1, rng)
-        self.conv2 = ConvBN(f"{name}/conv2", plan.middle, plan.middle, 3, rng, stride=stride)
+        self.conv2 = self.middle_layer(f"{name}/conv2", plan, stride, rng)
         self.conv3 = ConvBN(f"{name}/conv3", plan.middle, plan.outputs, 1, rng, relu=False, gamma=0.0 if zero_init else 1.0)
         if first:
             self.downsample = ConvBN(f"{name}/downsample", plan.inputs, plan.outputs, 1, rng, relu=False)
 
+    def middle_layer(self, name: str, plan: LayerPlan, stride: int, rng) -> Mo.Module:
+        """The layer between the two 1x1 convolutions, with the weights of `plan`. Override it together with `middle`."""
+        return ConvBN(name, plan.middle, plan.middle, 3, rng, stride=stride)
+
+    def middle(self, y: nn.Variable, plan: LayerPlan, statistics) -> nn.Variable:
+        """Run that layer as `plan` has it: (B, plan.middle, H, W) -> (B, plan.middle, H', W')."""
+        return self.conv2(y, plan.middle, statistics)
+
     def __call__(self, x: nn.Variable, plan: LayerPlan, statistics) -> nn.Variable:
         y = self.conv1(x, plan.middle, statistics)
-        y = self.conv2(y, plan.middle, statistics)
+        y = self.middle(y, plan, statistics)
         y = self.conv3(y, plan.outputs, statistics)
         if "downsample" in self.modules:
             if self._stride > 1:
@@ -268,7 +283,13 @@ class ElasticResNet50(Model):
         zero_init_residual: see `Bottleneck`.
         rng: draws the initial weights.
         path: allocate exactly this path's weights instead of the largest path's (a static network).
+
+    Attributes:
+        channels: of the last feature map at most; of the path's with `path`.
     """
+
+    layer_type: ClassVar[type[Bottleneck]] = Bottleneck
+    """What the stages are made of; a subclass may have another."""
 
     def __init__(self, geometry=OFA_RESNET50, zero_init_residual=True, rng=None, path: Path | None = None):
         super().__init__(name="")
@@ -284,11 +305,12 @@ class ElasticResNet50(Model):
         for layers, stride, most in zip(allocated.stages, geometry.strides, geometry.layers_per_stage):
             for place, layer in enumerate(layers):
                 index = first + place
-                blocks[index] = Bottleneck(
+                blocks[index] = self.layer_type(
                     f"blocks/{index}", layer, stride if place == 0 else 1, place == 0, zero_init_residual, rng
                 )
             first += most
         self.blocks = Named(blocks)
+        self.channels = allocated.stages[-1][-1].outputs
 
     def __call__(self, x: nn.Variable, path: Path, statistics=STORED) -> nn.Variable:
         """Images (B, 3, H, W) -> the last feature map (B, C, H / total_stride, W / total_stride)."""
@@ -362,8 +384,7 @@ class Classifier(ElasticResNet50):
         rng = rng or np.random.default_rng(0)
         super().__init__(geometry, zero_init_residual, rng, path)
         self._label_smoothing = label_smoothing
-        features = geometry.stage_out(geometry.stages - 1, path.stage_widths[-1] if path else max(geometry.widths))
-        weight = rng.normal(0.0, 0.01, (features, num_classes)).astype(np.float32)
+        weight = rng.normal(0.0, 0.01, (self.channels, num_classes)).astype(np.float32)
         self.classifier = Linear(weight)
 
     def __call__(self, x: nn.Variable, path: Path, statistics=STORED) -> nn.Variable:
@@ -410,13 +431,17 @@ def classification_loss(logits: nn.Variable, labels: nn.Variable, smoothing: flo
 
 
 def copy_leading(source: Mapping[str, nn.Variable], target: Mapping[str, nn.Variable]) -> None:
-    """Fill every target parameter with the leading part of the source parameter of the same name.
+    """Fill every target parameter with the leading channels of the source parameter of the same name.
+
+    Of a kernel larger than the target's it is the centre (as in OFA's elastic kernels).
 
     Raises:
         KeyError: the source lacks a name.
     """
     for name, parameter in target.items():
-        parameter.d = source[name].d[tuple(slice(0, size) for size in parameter.shape)]
+        whole, shape = source[name].d, parameter.shape
+        starts = [0 if axis < 2 else (most - size) // 2 for axis, (most, size) in enumerate(zip(whole.shape, shape))]
+        parameter.d = whole[tuple(slice(start, start + size) for start, size in zip(starts, shape))]
 
 
 def take_over(target: Mo.Module, source: Mo.Module, statistics: Mapping | None = None) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path as FilePath
 from typing import NamedTuple
 
 import nnabla as nn
-import nnabla.functions as F
 import numpy as np
 from scipy.special import expit
 
@@ -220,7 +219,7 @@ class BoxDetector:
     Attributes:
         net, path, statistics: the supernet, the path, and the path's re-estimated statistics.
         top: detections kept in an image.
-        flip: average the heat map and the sizes with those of the mirrored image, as CenterNet's flip test does.
+        flip: average the maps with those of the mirrored image, as `Detector.with_mirrored` does.
     """
 
     net: Detector
@@ -239,19 +238,16 @@ class BoxDetector:
             images: (B, 3, H, W) as `data.augment.eval_transform` makes them.
             matrices: (B, 2, 3) that brought the originals to the input.
         """
-        heat_map, offset, size = self._outputs(images)
+        maps = self._outputs(images)
         if self.flip:
-            mirrored_heat_map, _, mirrored_size = self._outputs(images[..., ::-1])
-            heat_map = (heat_map + mirrored_heat_map[..., ::-1]) / 2
-            size = (size + mirrored_size[..., ::-1]) / 2
-        return boxes_in_images(heat_map, offset, size, matrices, images.shape[-1] // heat_map.shape[-1], self.top)
+            maps = self.net.with_mirrored(maps, self._outputs(images[..., ::-1]))
+        return boxes_in_images(self.net.decode(maps, self.top), matrices, images.shape[-1] // maps[0].shape[-1])
 
     def _outputs(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Heat map (B, K, h, w) in [0, 1], offset and size (B, 2, h, w)."""
+        """The network's maps (see `Detector.maps`)."""
         if images.shape not in self._graphs:
             x = nn.Variable(images.shape)
-            y = self.net(x, self.path, GivenStatistics(self.statistics))
-            outputs = (F.sigmoid(y.heat_map), y.offset, y.size)
+            outputs = self.net.maps(self.net(x, self.path, GivenStatistics(self.statistics)))
             for output in outputs:
                 output.persistent = True
             self._graphs[images.shape] = x, outputs
@@ -262,16 +258,16 @@ class BoxDetector:
 
 
 def boxes_in_images(
-    heat_map: np.ndarray, offset: np.ndarray, size: np.ndarray, matrices: np.ndarray, stride: int, top: int = 100
+    decoded: Sequence[Sequence[np.ndarray]], matrices: np.ndarray, stride: int
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Decoded detections of each image of a batch, in pixels of the original: boxes (n, 4), scores (n,), labels (n,).
+    """Detections of each image of a batch, in pixels of the original: boxes (n, 4), scores (n,), labels (n,).
 
     Args:
-        heat_map: (B, K, h, w) in [0, 1]. offset, size: (B, 2, h, w), in cells.
+        decoded: boxes in cells, scores and labels, as `Detector.decode` gives them.
         matrices: (B, 2, 3) that brought the originals to the input.
         stride: input pixels per cell.
     """
-    boxes, scores, labels = decode(heat_map, offset, size, top=top)
+    boxes, scores, labels = decoded
     return [(transform_boxes(b * stride, invert(m)), s, k) for b, m, s, k in zip(boxes, matrices, scores, labels)]
 
 
@@ -303,7 +299,7 @@ class ValidationTruth:
         detections: list = []
         for logits, offset, size in maps:
             matrices = self.matrices[len(detections) : len(detections) + len(logits)]
-            detections += boxes_in_images(expit(logits), offset, size, matrices, self.stride)
+            detections += boxes_in_images(decode(expit(logits), offset, size), matrices, self.stride)
         return summarise(detections, self.objects, self.classes, self.metric, self.areas)["ap50"]
 
 

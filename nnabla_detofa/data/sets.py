@@ -77,17 +77,21 @@ class DetectionSets:
         """Augmented image (3, H, W) and its targets: what a `Loader` stacks."""
         sample = dataset.load(index)
         image, boxes, _ = train_transform(sample, self.image_size, rng, self.augmentation)
-        return self._with_targets(image, boxes, sample.labels)
+        return (image, *self.targets(boxes / self.stride, sample.labels))
 
     def eval_item(self, dataset, index: int) -> Arrays:
         """The whole image fitted into the input, and its targets."""
         sample = dataset.load(index)
         image, boxes, _ = eval_transform(sample, self.image_size)
-        return self._with_targets(image, boxes, sample.labels)
+        return (image, *self.targets(boxes / self.stride, sample.labels))
 
-    def _with_targets(self, image, boxes, labels) -> Arrays:
-        targets = make_targets(boxes / self.stride, labels, len(self.classes), self.map_size, self.max_objects)
-        return (image, *targets)
+    def targets(self, boxes: np.ndarray, labels: np.ndarray) -> Arrays:
+        """CenterNet's targets of one image, of `target_shapes`; a detector with other heads has others, in a subclass.
+
+        Args:
+            boxes: (n, 4) x1 y1 x2 y2 in cells, clipped or not. labels: (n,).
+        """
+        return make_targets(boxes, labels, len(self.classes), self.map_size, self.max_objects)
 
 
 @dataclass(frozen=True)
