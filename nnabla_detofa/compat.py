@@ -197,7 +197,7 @@ def _announced(names: Sequence[str], environ: Mapping[str, str]) -> int:
 def _visible_gpus(device_id: str, ranks: int) -> str:
     """CUDA_VISIBLE_DEVICES for the GPUs numbered in `device_id`, counted among those visible when we were imported."""
     ids = [part.strip() for part in device_id.split(",")]
-    if not all(part.isdigit() for part in ids):
+    if not all(part.isdecimal() and part.isascii() for part in ids):
         raise UserError(f'args.device_id must be the number of a GPU like "0", a list like "0,1", or "-1", got {device_id!r}')
     if len(ids) < ranks:
         raise UserError(f"args.device_id must name a GPU for each of {ranks} ranks, like 0,1; got {device_id!r}")

@@ -5,6 +5,7 @@ Leaves supernet.h5 and path_filter.h5 in the run's folder, which `algorithm1` st
 
 from __future__ import annotations
 
+import re
 from pathlib import Path as FilePath
 
 import nnabla as nn
@@ -137,8 +138,10 @@ def ship(run_folder: FilePath, folder: FilePath, name: str) -> list[FilePath]:
         <folder>/<name>_supernet.h5 and <folder>/<name>_path_filter.h5.
 
     Raises:
-        UserError: the run has not finished.
+        UserError: the run has not finished, or the name is none for a file.
     """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise UserError(f"--name must be letters, digits, - or _, got {name!r}")
     copies = []
     for kind in ("supernet", "path_filter"):
         source, target = run_folder / f"{kind}.h5", folder / f"{name}_{kind}.h5"

@@ -29,6 +29,7 @@ from .path_evaluation import KeptEvaluation, named_rng, sample_in_buckets
 from .path_filter import PathFilter, PathScorer, Tokenizer
 from .phases import TrainingPhase, training_phases
 from .ranking import fit
+from .reading import parse_json
 from .search_space import PathBatch, SearchSpace
 from .training import Checkpoint, Objective, PathSampler, Progress, new_optimizer, train
 from .validation import PathEvaluator, timing, validation_loss
@@ -341,7 +342,7 @@ def claim(output: FilePath, config: configs.Config, restart: bool) -> None:
     """
     file = output / "config.json"
     try:
-        before = json.loads(file.read_text()) if file.is_file() else None
+        before = parse_json(file.read_text()) if file.is_file() else None
     except ValueError:
         before = {}
     if before is not None and not (isinstance(before, dict) and {"args", "network", "hparams"} <= before.keys()):
@@ -415,6 +416,11 @@ def start(
             raise UserError(
                 f"the batch_size of the phase {phase.name} must be a multiple of mini_batch times the number of processes "
                 f"({mini} x {device.comm.n_procs}), got {phase.batch_size}"
+            )
+        if phase.batch_size > len(sets.train):  # before anything of that size is made
+            raise UserError(
+                f"the batch_size of the phase {phase.name} must be at most the number of images, {len(sets.train)}, "
+                f"got {phase.batch_size}"
             )
     hparams = {
         "batch_size_train": batch,
