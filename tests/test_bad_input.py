@@ -1,4 +1,4 @@
-"""Malformed input of every kind is refused in one sentence, without a trace: the corpus, and some of it in a process of its own."""
+"""Malformed input of every kind is refused in one sentence, without a trace: the corpus, and some in a process of its own."""
 
 import subprocess
 import sys

@@ -79,7 +79,7 @@ def _checked(path: Path) -> tuple[bytes, tuple[int, int]]:
     """The bytes of an image file, and its (height, width) as its header has them."""
     data = read_bytes(path, "the image", MOST_BYTES)
     if data.startswith(JPEG):
-        if data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda"):
+        if data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
             raise UserError(f"{path} is truncated: the JPEG data stop before the end-of-image marker; copy the file again")
         size = _jpeg_size(data)
     else:

@@ -15,7 +15,6 @@ WITH_DATA = ("voc", "run")
 EXCLUDE = ("evaluate-paths", "run", "--per-bucket", "1", "-c", "cpu", "-o", "out.jsonl", "--exclude", "run/paths.jsonl")
 EXTEND = ("evaluate-paths", "run", "--per-bucket", "1", "-c", "cpu", "-o", "run/paths.jsonl")
 DEEP = "[" * 900 + "]" * 900
-WHOLE = {"stem_depth": 0}
 
 
 def line(number: int, change: Callable[[dict], object]) -> Callable[[Path], None]:
@@ -76,7 +75,7 @@ PATHS: dict[str, tuple] = {
     "a geometry with a word": (line(0, in_geometry(width_scale="wide")), "line 1"),
     "a geometry with NaN": (line(0, in_geometry(width_scale=float("nan"))), "line 1", "width_scale"),
     "a huge geometry": (line(0, in_geometry(base_depths=[10**15] * 4)), "line 1", "base_depths"),
-    "another geometry": (line(0, in_geometry(width_scale=0.5)), "line 2" if False else "paths.jsonl"),
+    "another geometry": (line(0, in_geometry(width_scale=0.5)), "width_scale=0.5"),
     "a line that is text": (line(2, lambda e: "path"), "line 3"),
     "a line that is a list": (line(2, lambda e: "[]"), "line 3"),
     "a line deep inside lists": (line(2, lambda e: "[" * 50_000), "line 3"),
@@ -159,7 +158,7 @@ def cases() -> Iterator[Case]:
     yield Case("path file", "a device", (*named, "/dev/zero"), ("/dev/zero", "fullnet, subnet_1"), parts=WITH_DATA)
 
     kind = "run folder"
-    for command, folder in ((SEARCH, "run"), (EVALUATE, "run"), (REPORT, "run"), (EXTEND, "run")):
+    for command, folder in ((SEARCH, "run"), (EVALUATE, "run"), (REPORT, "run"), (EXCLUDE, "run")):
         yield Case(kind, f"missing, {command[0]}", command, (folder, "not the folder of"))
         yield Case(kind, f"empty, {command[0]}", command, (folder, "not the folder of"), lambda f: (f / "run").mkdir())
         yield Case(kind, f"a file, {command[0]}", command, (folder, "not the folder of"), put("run", "x"))

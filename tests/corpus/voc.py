@@ -111,7 +111,7 @@ IMAGES: dict[str, tuple] = {
     "one byte": (b"\xff", "JPEG or PNG"),
     "text": (b"not an image", "JPEG or PNG"),
     "zero bytes": (bytes(5000), "JPEG or PNG"),
-    "the first bytes of a JPEG": (PICTURE[:2], "truncated"),
+    "the first bytes of a JPEG": (PICTURE[:2], "JPEG or PNG"),
     "half a JPEG": (PICTURE[: len(PICTURE) // 2], "truncated"),
     "a JPEG without its end": (PICTURE[:-2], "truncated"),
     "a JPEG without its tables": (PICTURE[:20] + b"\xff\xd9", "JPEG or PNG"),
