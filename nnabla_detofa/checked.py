@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import UserError
+from .reading import short, shown
 
 
 def read(kind: Any, value: Any, where: str, interval: str = "") -> Any:
@@ -42,7 +43,7 @@ def read(kind: Any, value: Any, where: str, interval: str = "") -> Any:
         return None if value is None else read(inner, value, where)
     if origin is Literal:
         if value not in parts:
-            raise UserError(f"{where} must be {listed(parts, 'or')}, got {value!r}{_near(value, parts)}")
+            raise UserError(f"{where} must be {listed(parts, 'or')}, got {shown(value)}{_near(value, parts)}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
@@ -77,11 +78,15 @@ def _scalar(kind: type, value: Any, where: str, interval: str) -> Any:
     names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{where} must be {names[kind]}{f' in {interval}' if interval else ''}, got {value!r}")
+        raise UserError(f"{where} must be {names[kind]}{f' in {interval}' if interval else ''}, got {shown(value)}")
     if interval and not _inside(value, interval):
-        raise UserError(f"{where} must be in {interval}, got {value!r}")
+        raise UserError(f"{where} must be in {interval}, got {shown(value)}")
     if kind is float and not abs(value) <= sys.float_info.max:  # infinite, no number, or too large an integer
-        raise UserError(f"{where} must be finite, got {value!r}")
+        raise UserError(f"{where} must be finite, got {shown(value)}")
+    if kind is int and abs(value) > sys.maxsize:
+        raise UserError(f"{where} must be at most {sys.maxsize}, got {shown(value)}")
+    if kind is str and any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
+        raise UserError(f"{where} must be text without zero bytes and halves of characters, got {shown(value)}")
     return kind(value)
 
 
@@ -98,11 +103,11 @@ def refuse_unknown(where: str, content: Mapping, known: Iterable[str]) -> None:
     for key in content:
         if key not in known:
             hint = _near(key, known) or f"; known are {listed(known, 'and')}"
-            raise UserError(f"{where}.{key} is not a key{hint}".removeprefix("."))
+            raise UserError(f"{where}.{short(str(key))} is not a key{hint}".removeprefix("."))
 
 
 def _near(value: Any, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(value, list(known), n=1) if isinstance(value, str) else []
+    found = difflib.get_close_matches(value, list(known), n=1) if isinstance(value, str) and len(value) < 100 else []
     return f"; did you mean {found[0]}?" if found else ""
 
 
@@ -115,4 +120,4 @@ def listed(names: Iterable[Any], last: str) -> str:
 def kind_of(value: Any) -> str:
     """What an error calls a value that should have been of another kind."""
     kinds = {dict: "a mapping", list: "a list", str: "a string", bool: "a boolean", type(None): "nothing"}
-    return kinds.get(type(value), repr(value))
+    return kinds.get(type(value)) or shown(value)

@@ -18,9 +18,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from . import __version__, launch
 from .errors import UserError
+from .reading import short
 
 # Imports inside the functions: `--help` answers at once, without nnabla.
 
@@ -181,9 +183,10 @@ def report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """Write the tables and figures of a run, and print its table."""
+    output = Path(args.output or Path("results", Path(args.run).name))
+    refuse_output_folder(output)
     from .report import write_report
 
-    output = Path(args.output or Path("results", Path(args.run).name))
     files = write_report(Path(args.run), output)
     print((output / "table.md").read_text())
     print(f"written: {', '.join(map(str, files))}")
@@ -211,6 +214,21 @@ def refuse_output(output: str | None) -> None:
     """Raise UserError before the work if its result could not be written."""
     if output and (Path(output).is_dir() or not Path(output).absolute().parent.is_dir()):
         raise UserError(f"--output must be a file in a folder that is there, got {output}")
+
+
+def refuse_output_folder(output: Path) -> None:
+    """Raise UserError before the work if its results could not go into this folder, there or not."""
+    there = next(folder for folder in (output, *output.parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"--output must be a folder, or the place for one, got {output}: {there} is a file")
+
+
+def refuse_numbers(args: argparse.Namespace, **most: int) -> None:
+    """Raise UserError for the first of these arguments that is below 1, or above its most."""
+    for name, limit in most.items():
+        value = getattr(args, name)
+        if value is not None and not 1 <= value <= limit:
+            raise UserError(f"--{name.replace('_', '-')} must be in [1, {limit}], got {value}")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -306,9 +324,7 @@ def supernet_of(args: argparse.Namespace):
     from .compat import Device
     from .run_folder import run_config, run_weights
 
-    for name in ("per_bucket", "images", "bn_images"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(args, name)}")
+    refuse_numbers(args, per_bucket=10**6, images=10**9, bn_images=10**9)
     overrides = list(args.overrides)
     if args.file and args.run and "=" in args.run:
         overrides, args.run = [args.run, *overrides], None
@@ -369,8 +385,7 @@ def evaluation_study_arguments(parser: argparse.ArgumentParser) -> None:
 def evaluation_study(args: argparse.Namespace) -> None:
     """Print how the order of paths depends on the number of images that evaluate them."""
     refuse_output(args.output)
-    if args.pairs < 1:
-        raise UserError(f"--pairs must be 1 or more, got {args.pairs}")
+    refuse_numbers(args, pairs=1000)
     from tqdm import tqdm
 
     command = f"python -m nnabla_detofa {shlex.join(args.command_line)}"
@@ -416,6 +431,7 @@ def table1_arguments(parser: argparse.ArgumentParser) -> None:
 
 def table1(args: argparse.Namespace) -> None:
     """Write and print the sizes of the search spaces."""
+    refuse_output_folder(Path(args.output))
     from .table1 import write
 
     files = write(Path(args.output))
@@ -445,15 +461,14 @@ def reproduce(args: argparse.Namespace) -> None:
     from .profiles import load
     from .reproduce import Order, reproduce
 
-    for name in ("seeds", "jobs"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} must be 1 or more, got {getattr(args, name)}")
+    refuse_numbers(args, seeds=1000, jobs=256)
     Device.open(args.context, args.device_id)
     profile = load(args.profile)
     overrides = [entry for text in args.set for entry in re.split(r"\s+(?=[\w.]+=)", text.strip())]  # values may have spaces
     flags = {"context": args.context, "device_id": args.device_id}
     overrides += [f"args.{key}={value}" for key, value in flags.items() if value not in ("auto", "0")]
     output = Path(args.output or Path("results", profile.name))
+    refuse_output_folder(output)
     for file in reproduce(args.targets, Order(profile, args.seeds, tuple(overrides), output, args.jobs)):
         print(file.read_text())
         written = [file.with_suffix(suffix) for suffix in (".md", ".csv", ".png")]
@@ -496,11 +511,10 @@ def measure_latency_arguments(parser: argparse.ArgumentParser) -> None:
 def measure_latency(args: argparse.Namespace) -> None:
     """Time the layers of a config's supernet, and say how well their sums predict whole networks."""
     refuse_output(args.output)
-    for name in ("repeats", "paths", "classes"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} must be 1 or more, got {getattr(args, name)}")
-    if args.image_size and len(args.image_size) > 2:
-        raise UserError(f"--image-size must be a side, or height and width, got {' '.join(map(str, args.image_size))}")
+    refuse_numbers(args, repeats=10**6, paths=10**6, classes=10**5)
+    if args.image_size and (len(args.image_size) > 2 or max(args.image_size) > 16384):
+        sides = " ".join(map(str, args.image_size))
+        raise UserError(f"--image-size must be a side, or height and width, of at most 16384 pixels, got {sides}")
     import numpy as np
     from tqdm import tqdm
 
@@ -552,6 +566,8 @@ def import_ofa(args: argparse.Namespace) -> None:
 
     if Path(args.output).suffix != ".h5":
         raise UserError(f"the weights file to write must end in .h5, got {args.output}")
+    if Path(args.output).is_dir():
+        raise UserError(f"the weights file to write must be a file, and {args.output} is a folder")
     found = import_checkpoint(args.checkpoint, args.output, args.keep_channels)
     print(f"{found.placed + found.dropped} tensors read, {found.placed} placed, {found.dropped} dropped (num_batches_tracked)")
     print(f"{found.classes} classes")
@@ -797,7 +813,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line.
 
     Returns:
-        The exit status: 0, 2 for what the user can mend, 130 when stopped. Wrong usage exits with 2 here, as argparse does.
+        The exit status: 0, 2 for what the user can mend, 130 when stopped. `--help` exits here, as argparse does.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     program = "nnabla_nas" if Path(sys.argv[0]).name == "nnabla_nas" else "python -m nnabla_detofa"
@@ -813,7 +829,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank, size = launch.launched()
     try:
         if name not in COMMANDS:
-            raise UserError(f"there is no command {name}; known are {', '.join(COMMANDS)}")
+            raise UserError(f"there is no command {short(name)}; known are {', '.join(COMMANDS)}")
         if size > 1 and name != "run":
             raise UserError(f"{size} ranks were launched, but only run is shared out: start {name} as one process")
         logging.basicConfig(format="%(message)s")
@@ -823,14 +839,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.command_line = [name, *rest]
         return COMMANDS[name].run(arguments) or 0
     except UserError as error:
-        return _failed(f"error: {error}", 2)
+        return _failed(f"error: {_one_line(str(error))}", 2)
     except BrokenPipeError:  # the reader of what is printed, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         if error.filename is None and size == 1:
             raise
-        return _failed(f"error: {error.filename}: {error.strerror}" if error.filename else traceback.format_exc(), 2)
+        told = f"error: {_one_line(f'{error.filename}: {error.strerror}')}" if error.filename else traceback.format_exc()
+        return _failed(told, 2)
     except launch.Stopped:
         if rank == 0:
             print(STOPPED, file=sys.stderr)
@@ -854,9 +871,21 @@ def _failed(message: str, status: int) -> int:
     return status
 
 
+def _one_line(message: str) -> str:
+    """A message that quotes what others wrote: line breaks and what steers a terminal are shown, not obeyed."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, as all errors here, instead of printing the usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help says what is allowed")
+
+
 def _parser(program: str, name: str) -> argparse.ArgumentParser:
     command = COMMANDS[name]
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"{program} {name}",
         description=f"{command.help[0].upper()}{command.help[1:]}.",
         epilog="\n".join(["examples:", *(f"  {program} {name} {example}" for example in command.examples)]),

@@ -102,7 +102,7 @@ class NoEvents:
 def _visible_gpus(device_id: str) -> str:
     """CUDA_VISIBLE_DEVICES for the GPUs numbered in `device_id`, counted among those visible when we were imported."""
     ids = [part.strip() for part in device_id.split(",")]
-    if not all(part.isdigit() for part in ids):
+    if not all(part.isdecimal() and part.isascii() for part in ids):
         raise UserError(f'args.device_id must be the number of a GPU like "0", a list like "0,1", or "-1", got {device_id!r}')
     if not VISIBLE_GPUS:
         return ",".join(ids)

@@ -21,6 +21,7 @@ import yaml
 from .checked import kind_of, listed, read, refuse_unknown
 from .errors import UserError
 from .geometry import OFA_RESNET50, Geometry, HeadGeometry
+from .reading import parse_json, read_text, refuse_depth, short, shown, too_deep
 
 
 def flops(value: Any) -> Any:
@@ -44,6 +45,12 @@ Share = Annotated[float, "[0, 1)"]
 UpToOne = Annotated[float, "(0, 1]"]
 Positive = Annotated[float, "(0, inf)"]
 NonNegative = Annotated[float, "[0, inf)"]
+# What memory depends on has an upper end, far above any sensible value: a slip of the keyboard is refused, not tried.
+Side = Annotated[int, "[32, 16384]"]
+Channels = Annotated[int, "[1, 8192]"]
+Classes = Annotated[int, "[1, 100000]"]
+Paths = Annotated[int, "[1, 1000000]"]
+Scale = Annotated[float, "(0, 8]"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- args
@@ -72,8 +79,8 @@ class Args:
     device_id: Annotated[str, text] = "0"
     type_config: Literal["float", "half"] = "float"
     output_path: Annotated[str, text] | None = None
-    workers: Natural = 2
-    evaluation_processes: Count = 1
+    workers: Annotated[int, "[0, 256]"] = 2
+    evaluation_processes: Annotated[int, "[1, 256]"] = 1
     print_frequency: Count = 50
 
 
@@ -93,7 +100,7 @@ class OfaResnet50:
         weights: file (.h5) of a pre-trained supernet.
     """
 
-    num_classes: Count | None = None
+    num_classes: Classes | None = None
     width_scale: UpToOne = 1.0
     strides: tuple[Annotated[int, "[1, 2]"], ...] = (1, 2, 2, 2)
     elastic_stem: bool = True
@@ -119,8 +126,8 @@ class CenternetOfaResnet50(OfaResnet50):
         heat_map_std: standard deviation of the first weights of the heat map's last convolution.
     """
 
-    deconv_channels: tuple[Count, ...] = (256, 256, 256)
-    head_channels: Count = 64
+    deconv_channels: tuple[Channels, ...] = (256, 256, 256)
+    head_channels: Channels = 64
     heat_map_std: NonNegative = 0.001
 
     def __post_init__(self):
@@ -154,16 +161,19 @@ class DetectionData:
 
     holdout: Natural = 0
     classes: tuple[str, ...] | None = None
-    image_size: Annotated[int, "[32, inf)"] = 384
+    image_size: Side = 384
     flip: bool = True
     crop: bool = True
-    scale_range: tuple[Positive, Positive] = (0.6, 1.3)
+    scale_range: tuple[Scale, Scale] = (0.6, 1.3)
     colour: bool = True
-    max_objects: Count = 128
+    max_objects: Annotated[int, "[1, 10000]"] = 128
 
     def __post_init__(self):
         if self.scale_range[0] > self.scale_range[1]:
             raise UserError(f"scale_range must be the smallest and the largest scale, got {list(self.scale_range)}")
+        if self.classes is not None and not 0 < len(self.classes) == len(set(self.classes)):
+            names = ", ".join(map(short, self.classes[:20])) or "none"
+            raise UserError(f"classes must name at least one class, and each once, got {names}")
         if bool(self.val) == bool(self.holdout):
             raise UserError(f"val must say where paths are evaluated, or else holdout; got {self.val!r} and {self.holdout}")
 
@@ -220,11 +230,11 @@ class ImageFolderData:
     root: str
     train: str = "train"
     val: str = "val"
-    image_size: Annotated[int, "[32, inf)"] = 224
+    image_size: Side = 224
     flip: bool = True
     crop_area: tuple[UpToOne, UpToOne] = (0.35, 1.0)
     centre_share: UpToOne = 0.875
-    train_sizes: tuple[Annotated[int, "[32, inf)"], ...] = ()
+    train_sizes: tuple[Side, ...] = ()
 
     def __post_init__(self):
         if self.crop_area[0] > self.crop_area[1]:
@@ -287,10 +297,10 @@ class Filter:
     """
 
     weights: str | None = None
-    dim: Count = 128
+    dim: Annotated[int, "[1, 4096]"] = 128
     heads: Count = 4
-    layers: Count = 3
-    feed_forward: Count = 128
+    layers: Annotated[int, "[1, 64]"] = 3
+    feed_forward: Annotated[int, "[1, 16384]"] = 128
     stem_tokens: bool = True
     block_encoding: bool = True
     encoding: Literal["paper", "transformer"] = "paper"
@@ -298,7 +308,7 @@ class Filter:
     flops_bounded: bool = True
     lr: Positive = 3e-4
     epochs: Count = 200
-    batch_size: Count = 32
+    batch_size: Annotated[int, "[1, 65536]"] = 32
     patience: Count = 30
 
     def __post_init__(self):
@@ -339,7 +349,7 @@ class Search:
 
     budgets: tuple[Annotated[float, flops, "(0, inf)"], ...] = ()
     generations: Count = 500
-    population: Count = 100
+    population: Annotated[int, "[1, 100000]"] = 100
     parent_ratio: UpToOne = 0.25
     mutate_prob: Annotated[float, "[0, 1]"] = 0.1
     mutation_ratio: Annotated[float, "[0, 1]"] = 0.5
@@ -368,7 +378,7 @@ class CommonHparams:
 
     batch_size: Count = 32
     mini_batch: Count | None = None
-    buckets: Count = 5
+    buckets: Annotated[int, "[1, 1000]"] = 5
     bn_images: Count = 256
     bn_batch: Count = 32
     val_images: Count | None = None
@@ -402,17 +412,22 @@ class DetofaHparams(CommonHparams):
     fullnet_epochs: Natural = 70
     warmup_epochs: Natural = 5
     epochs: Natural = 65
-    paths_per_bucket: Annotated[int, "[8, inf)"] = 100
-    paths_per_operation: Count = 100
+    paths_per_bucket: Annotated[int, "[8, 1000000]"] = 100
+    paths_per_operation: Paths = 100
     operation_pruning: OperationPruning = OperationPruning()
     path_pruning: Literal["score", "uniform", "none"] = "score"
     r_path: Share = 0.25
-    threshold_paths: Count = 1000
+    threshold_paths: Paths = 1000
     cost_scope: Literal["detector", "backbone"] = "detector"
     flip_test: bool = False
-    test_scales: tuple[Positive, ...] = (1.0,)
-    heldout_paths_per_bucket: Natural = 20
+    test_scales: tuple[Scale, ...] = (1.0,)
+    heldout_paths_per_bucket: Annotated[int, "[0, 1000000]"] = 20
     search: Search = Search()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.test_scales:
+            raise UserError("test_scales must hold at least one scale, got none")
 
 
 @dataclass(frozen=True)
@@ -478,7 +493,7 @@ class PretrainHparams(CommonHparams):
     shrinking: tuple[Shrinking, ...] = ()
     kd_ratio: NonNegative = 0.0
     label_smoothing: Share = 0.1
-    paths: Natural = 10000
+    paths: Annotated[int, "[0, 10000000]"] = 10000
 
     def __post_init__(self):
         super().__post_init__()
@@ -655,8 +670,17 @@ class _YamlLoader(yaml.SafeLoader):
     """YAML 1.1 takes 5e-4 for a string; people, YAML 1.2 and JSON take it for a number. And a key stands once."""
 
     def construct_mapping(self, node, deep=False):
-        _without_duplicates([(key.value, None) for key, _ in node.value])
+        if odd := [key for key, _ in node.value if not isinstance(key, yaml.ScalarNode)]:
+            raise ValueError(f"line {odd[0].start_mark.line + 1}: a key must be a word or a number")
+        without_duplicates([(key.value, None) for key, _ in node.value])
         return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent, index):
+        # A few lines of aliases of aliases are a value of billions of entries, and one of itself has no end.
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event()
+            raise ValueError(f"line {alias.start_mark.line + 1}: the alias *{alias.anchor} is not allowed: write it out")
+        return super().compose_node(parent, index)
 
 
 _YamlLoader.add_implicit_resolver(
@@ -664,7 +688,8 @@ _YamlLoader.add_implicit_resolver(
 )
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of these pairs, for a parser of JSON or YAML; ValueError where a key stands twice."""
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -672,37 +697,57 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
+MOST_BASES = 16
+
+
 def _parse(path: Path) -> dict[str, Any]:
-    try:
-        source = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the config {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
     if path.suffix not in (".json", ".yaml", ".yml"):
         raise UserError(f"a config's name must end in .json, .yaml or .yml, got {path}")
+    source = read_text(path, "the config")
     try:
-        if path.suffix == ".json":
-            content = json.loads(source, object_pairs_hook=_without_duplicates)
-        else:
-            content = yaml.load(source, _YamlLoader)
+        content = parse_json(source, without_duplicates) if path.suffix == ".json" else _parse_yaml(source)
     except json.JSONDecodeError as error:
         raise UserError(f"the config {path} does not parse: line {error.lineno}: {error.msg}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"the config {path} does not parse: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise UserError(f"the config {path} does not parse: {short(' '.join(str(error).split()), 400)}") from error
     if not isinstance(content, dict):
         raise UserError(f"the config {path} must hold a mapping of sections, got {kind_of(content)}")
     return content
 
 
+def _parse_yaml(source: str) -> Any:
+    """The value of a YAML text, of plain values alone.
+
+    Raises:
+        ValueError: it is no YAML, holds an alias or a tag of another kind, or is nested too deeply.
+    """
+    try:
+        value = yaml.load(source, _YamlLoader)
+    except RecursionError:
+        raise too_deep() from None
+    except (
+        yaml.YAMLError,
+        LookupError,
+        AttributeError,
+        TypeError,
+    ) as error:  # "!!bool x" is a KeyError
+        raise ValueError(f"{'' if isinstance(error, yaml.YAMLError) else 'a value does not suit its tag: '}{error}") from error
+    refuse_depth(value)
+    return value
+
+
 def _with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The content of `path` merged over that of its base, and of the base's base."""
+    content = _parse(path)
     if path.resolve() in above:
         raise UserError(f"the config {path} is based on itself, by way of {above[-1]}")
-    content = _parse(path)
+    if len(above) > MOST_BASES:
+        raise UserError(f"the config {above[0]} must have at most {MOST_BASES} bases, one below the other")
     base = content.pop("base", None)
     if base is None:
         return content
     if not isinstance(base, str):
-        raise UserError(f"base must be the path of a config, beside {path.name}, got {base!r}")
+        raise UserError(f"base must be the path of a config, beside {path.name}, got {shown(base)}")
     below = _with_base(path.parent / base, (*above, path.resolve()))
     below.pop("about", None)  # it speaks of the base
     for section in ("network", "dataloader"):
@@ -724,9 +769,9 @@ def overridden(content: dict[str, Any], override: str) -> dict[str, Any]:
     key, equals, source = override.partition("=")
     names = key.split(".")
     if not equals or not all(names):
-        raise UserError(f"an override must look like hparams.epochs=3, got {override!r}")
+        raise UserError(f"an override must look like hparams.epochs=3, got {shown(override)}")
     try:
-        value = json.loads(source)
+        value = parse_json(source)
     except ValueError:
         value = source
     for name in reversed(names):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -15,8 +14,9 @@ from .algorithm1 import build
 from .data.sets import DetectionSets
 from .errors import UserError
 from .path_evaluation import statistics_images
+from .reading import read_json
 from .report import markdown_row
-from .run_folder import final_weights, read_result, refuse_other_classes, run_config
+from .run_folder import final_weights, read_result, reading, refuse_other_classes, run_config
 from .search_space import Path, SearchSpace
 from .validation import BoxDetector, average_precision, reestimate
 
@@ -101,8 +101,16 @@ def evaluate(
 
 def detectors_of(run: FilePath) -> list[str]:
     """The names of a run's detectors: the fullnet, and once the run is over the subnets that it found."""
-    found = read_result(run, "summary")["subnets"] if (run / "summary.json").exists() else []
-    return ["fullnet", *(f"subnet_{number}" for number in range(1, len(found) + 1))]
+    return ["fullnet", *(f"subnet_{number}" for number in range(1, len(_subnets(run)) + 1))]
+
+
+def _subnets(run: FilePath) -> list[dict]:
+    """What a run found, with the path of each; nothing before its end."""
+    if not (run / "summary.json").exists():
+        return []
+    summary = read_result(run, "summary")
+    with reading(run / "summary.json"):
+        return [{"path": subnet["path"]} for subnet in summary["subnets"]]
 
 
 def default_detector(run: FilePath) -> str:
@@ -119,14 +127,12 @@ def find_path(run: FilePath, detector: str, space: SearchSpace) -> Path:
         return space.largest
     known = detectors_of(run)
     if detector in known:
-        return Path.from_ofa(read_result(run, "summary")["subnets"][known.index(detector) - 1]["path"], space.geometry)
+        with reading(run / "summary.json"):
+            return Path.from_ofa(_subnets(run)[known.index(detector) - 1]["path"], space.geometry)
     file = FilePath(detector)
     if not file.is_file():
-        raise UserError(f"a detector of {run} must be {', '.join(known)} or a JSON file with a path, got {detector}")
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"the path {file} cannot be read as JSON ({error})") from error
+        raise UserError(f"a detector of {run} must be {', '.join(known)} or a JSON file with a path, got {detector!r}")
+    content = read_json(file, "the path")
     try:
         path = Path.from_ofa(content.get("path", content), space.geometry)
     except (TypeError, KeyError, ValueError, AttributeError) as error:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -16,9 +17,11 @@ import numpy as np
 
 from .errors import UserError
 from .geometry import Geometry
+from .reading import parse_json, read_text, shown
 from .search_space import Path, PathBatch
 
 FORMAT = "evaluated paths, version 2"
+MOST_BYTES = 1 << 31
 START = b'{"format": "evaluated paths'
 
 
@@ -102,24 +105,27 @@ class EvaluatedPaths:
             UserError: the file is missing, is of another format or geometry, or is damaged before its last line.
         """
         file = FilePath(file)
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"the evaluated paths {file} cannot be read ({error})") from error
+        text = read_text(file, "the evaluated paths", MOST_BYTES)
         whole = text[: text.rfind("\n") + 1]  # what follows the last line's end is torn
         if not whole:
             raise UserError(f"{file} holds no evaluated paths, not even a first line that says of what")
         items: list[EvaluatedPath] = []
+        known: set[Path] = set()
         for number, line in enumerate(whole.splitlines(), 1):
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
                 if number == 1:
                     header = entry
                     if header["format"] != FORMAT:
                         raise UserError(f"its format is {header['format']!r}, not {FORMAT!r}: evaluate its paths again")
                     own = Geometry(**{key: _tuple(value) for key, value in header["geometry"].items()})
+                    if not isinstance(header["weights"], str) or not isinstance(header["settings"], dict):
+                        raise UserError("weights must be their hash, and settings a mapping")
                 else:
-                    items.append(EvaluatedPath(**entry | {"path": Path.from_ofa(entry["path"], own)}))
+                    items.append(_checked(EvaluatedPath(**entry | {"path": Path.from_ofa(entry["path"], own)})))
+                    if items[-1].path in known:
+                        raise UserError("its path is there twice")
+                    known.add(items[-1].path)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise UserError(f"line {number} of {file} is not an evaluated path ({error})") from error
         if geometry not in (None, own):
@@ -183,6 +189,22 @@ class EvaluatedPaths:
     def aps(self) -> np.ndarray:
         """(n,) AP50 of each path on the validation images, NaN where it was not measured."""
         return np.array([item.ap for item in self.items], float)
+
+
+def _checked(item: EvaluatedPath) -> EvaluatedPath:
+    """The item, or UserError where a value is not what it must be."""
+    for name in ("bucket", "flops", "params"):
+        value = getattr(item, name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+            raise UserError(f"{name} must be an integer of 0 or more, got {shown(value)}")
+    for name, least, most in (("loss", -sys.float_info.max, sys.float_info.max), ("ap", 0, 1)):
+        value = getattr(item, name)
+        if name == "ap" and value is None:
+            continue
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
+            wanted = "a finite number" if name == "loss" else "a number in [0, 1], or null"
+            raise UserError(f"{name} must be {wanted}, got {shown(value)}")
+    return item
 
 
 @contextmanager

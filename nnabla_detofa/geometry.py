@@ -13,6 +13,9 @@ from typing import Any
 
 from .errors import UserError
 
+MOST_LAYERS = 1000
+"""Of a stage: what a file says of a network is believed before the network is made."""
+
 
 def is_count(value: Any) -> bool:
     """Whether `value` is an integer of 1 or more."""
@@ -86,6 +89,8 @@ class Geometry:
         for name, numbers in (("widths", self.widths), ("ratios", ratios), ("width_scale", (self.width_scale,))):
             if not all(0 < number < math.inf for number in numbers):
                 raise UserError(f"{name} of {owner} must be positive and finite, got {', '.join(map(str, numbers))}")
+        if max(self.depths) > MOST_LAYERS or not all(depth <= MOST_LAYERS for depth in self.base_depths):
+            raise UserError(f"depths and base_depths of {owner} must be at most {MOST_LAYERS}")
         per_stage = {"base_depths": self.base_depths, "stage_channels": self.stage_channels, "strides": self.strides}
         _refuse_no_counts(owner, **per_stage, stem_channels=(self.stem_channels,))
         if not self.stages or len(set(map(len, per_stage.values()))) > 1:

@@ -154,7 +154,7 @@ def convert_nnablanas(arrays: Mapping[str, np.ndarray], keep_channels: bool = Fa
         UserError: the names or shapes are not those of its largest supernet.
     """
     bias = arrays.get("classifier/0/linear/linear/_b")
-    if bias is None:
+    if bias is None or bias.ndim != 1:
         raise UserError("the weights lack classifier/0/linear/linear/_b: are they those of NNablaNAS' ofa_resnet50?")
     parameters = Classifier(len(bias)).get_parameters()
     extra = [name for name in arrays if name not in parameters]

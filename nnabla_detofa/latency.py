@@ -23,6 +23,7 @@ from .config import CenternetOfaResnet50, Config
 from .costs import AdditiveCost, CostModel
 from .errors import UserError
 from .geometry import Geometry, HeadGeometry
+from .reading import read_json
 from .search_space import Path, SearchSpace, ofa_resnet50
 from .supernet import STORED, Bottleneck, Classifier, LayerPlan, Plan
 
@@ -49,13 +50,20 @@ class Latency(AdditiveCost):
     def from_json(cls, data: dict) -> Latency:
         """What `to_json` gave."""
         geometry = Geometry.from_json(data["geometry"])
-        stem, head = (np.array(data[name], np.int64) for name in ("stem", "head"))
-        first, other = (tuple(np.array(table, np.int64) for table in data[name]) for name in ("first", "other"))
+        stem, head = (_whole(data[name]) for name in ("stem", "head"))
+        first, other = (tuple(map(_whole, data[name])) for name in ("first", "other"))
         w, e = len(geometry.widths), len(geometry.ratios)
         shapes = [stem.shape, head.shape, *(t.shape for t in first), *(t.shape for t in other)]
         if shapes != [(2, w, w), (w,), *[(w, w, e)] * geometry.stages, *[(w, e + 1)] * geometry.stages]:
             raise ValueError(f"its tables have the shapes {shapes}")
         return cls("latency", "ms", 1e6, geometry, stem, first, other, head)
+
+
+def _whole(table: list) -> np.ndarray:
+    array = np.array(table)
+    if array.dtype != np.int64:
+        raise ValueError("a latency is no whole number of nanoseconds")
+    return array
 
 
 def read(file: FilePath, model: CostModel) -> Latency:
@@ -65,14 +73,14 @@ def read(file: FilePath, model: CostModel) -> Latency:
         UserError: the file is missing or damaged, or was measured for other networks.
     """
     try:
-        data = json.loads(file.read_text())
+        data = read_json(file, "the latency table")
         if data["format"] != FORMAT:
             raise ValueError(f"its format is {data['format']!r}")
         latency, size = Latency.from_json(data), tuple(int(side) for side in data["image_size"])
         if len(size) != 2 or any(np.min(table) < 0 for table in (latency.stem, latency.head, *latency.first, *latency.other)):
             raise ValueError("an image size has two sides, and no latency is negative")
         measured = {"scope": data["scope"], "num_classes": data["num_classes"], "head": data["head_filters"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{file} is not a latency table that can be read ({error})") from error
     if latency.geometry != model.backbone:
         raise UserError(f"the latency table {file} is for {latency.geometry}, the run's supernet is {model.backbone}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path as FilePath
 
@@ -17,7 +17,8 @@ import numpy as np
 from . import weights
 from .compat import Mo
 from .errors import UserError
-from .geometry import OFA_RESNET50, Geometry, choice_word
+from .geometry import OFA_RESNET50, Geometry, choice_word, is_count
+from .reading import parse_json
 from .search_space import Path, PathBatch, layer_stages
 
 SKIP = "SC"
@@ -309,17 +310,32 @@ class PathFilter(Mo.Module):
         with h5py.File(file, "r") as opened:
             text = opened.attrs.get("path_filter")
         try:
-            settings = json.loads(text)
+            settings = parse_json(text)
             geometry = type(expected.get("geometry", OFA_RESNET50)).from_json(settings["geometry"])
             settings = {"pooling": "mean"} | settings | {"geometry": geometry}  # older files do not name the pooling
+            _refuse_other_sizes(settings, arrays)
             loaded = cls(**settings, rng=np.random.default_rng(0))
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+        except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
             raise UserError(f"{file} is not the weights file of a path filter: its settings are missing or damaged") from error
         for name, value in expected.items():
             if settings[name] != value:
                 raise UserError(f"the path filter in {file} was made with {name} {settings[name]}; this run has {value}")
         weights.fill(loaded.get_parameters(), arrays, str(file))
         return loaded
+
+
+def _refuse_other_sizes(settings: Mapping, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError unless sizes are those of the arrays: a slip in one would build a filter of any size."""
+    (buckets, dim), layers = arrays["bucket_embedding"].shape, {name.split("/")[1] for name in arrays if name[:8] == "encoder/"}
+    found = {"buckets": buckets, "dim": dim, "layers": len(layers)}
+    if any(not is_count(settings[name]) or settings[name] != size for name, size in found.items()):
+        raise ValueError(f"its arrays are those of {found}")
+    if not is_count(settings["heads"]) or not is_count(settings["feed_forward"]):
+        raise ValueError("heads and feed_forward are no numbers")
+    if settings["feed_forward"] not in {
+        size for name, array in arrays.items() if name[:8] == "encoder/" for size in array.shape
+    }:
+        raise ValueError("its arrays have another feed_forward")
 
 
 def embedding(rows: int, dim: int, rng: np.random.Generator) -> Mo.Parameter:

@@ -5,6 +5,7 @@ Leaves supernet.h5 and path_filter.h5 in the run's folder, which `algorithm1` st
 
 from __future__ import annotations
 
+import re
 from pathlib import Path as FilePath
 
 import nnabla as nn
@@ -136,8 +137,10 @@ def ship(run_folder: FilePath, folder: FilePath, name: str) -> list[FilePath]:
         <name>_path_filter.h5 where there is a filter.
 
     Raises:
-        UserError: the run has not finished, or is none of pre-training.
+        UserError: the run has not finished, or is none of pre-training, or the name is none for a file.
     """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise UserError(f"--name must be letters, digits, - or _, got {name!r}")
     read_result(run_folder, "summary")
     config = run_config(run_folder)
     if not isinstance(config.hparams, PretrainHparams):

@@ -5,18 +5,22 @@ A profile is a JSON file in configs/profiles; the dataclasses below are its sche
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
 from . import config as configs
-from .checked import listed, read, refuse_unknown
+from .checked import kind_of, listed, read, refuse_unknown
 from .config import Count
 from .errors import UserError
+from .reading import parse_json, read_text, shown
 
 FOLDER = FilePath("configs/profiles")
+
+PARTS = ("whole run", "branch", "filter study")
+"""Of the work, whose minutes a profile may tell."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +130,10 @@ def load(name: str) -> Profile:
         known = sorted(found.stem for found in FOLDER.glob("*.json"))
         found = f"{FOLDER} has {listed(known, 'and')}" if known else f"there is no {FOLDER} in this folder"
         raise UserError(f"--profile must be one of {FOLDER}, or a .json file, got {name}; {found}")
+    source = read_text(file, "the profile")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = parse_json(source, configs.without_duplicates)
+    except ValueError as error:
         raise UserError(f"the profile {file} does not parse: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"the profile {file} must hold a mapping")
@@ -145,8 +150,12 @@ def _profile(name: str, content: Mapping[str, Any]) -> Profile:
         raise UserError("data_sets must map the key of each data set to its config, its pretraining and its needs")
     if len(data_sets) > 1 and set(data_sets) != {"voc", "coco"}:
         raise UserError(f"data_sets must be one, or voc and coco, got {listed(data_sets, 'and')}")
+    for key in data_sets:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", key):  # a part of the names of folders
+            raise UserError(f"a name in data_sets must be letters, digits, - or _, got {shown(key)}")
     if not isinstance(minutes, dict):
-        raise UserError("minutes must map parts to numbers")
+        raise UserError(f"minutes must map parts to numbers, got {kind_of(minutes)}")
+    refuse_unknown("minutes", minutes, PARTS)
     return Profile(
         name,
         read(tuple[str, ...], content.get("about", []), "about"),

@@ -13,10 +13,10 @@ import matplotlib
 import numpy as np
 
 from . import __version__
-from . import config as configs
 from .data.sets import open_sets
+from .errors import UserError
 from .evaluated_paths import EvaluatedPaths
-from .run_folder import read_result
+from .run_folder import read_result, reading, run_config
 
 matplotlib.use("Agg")  # files, not windows
 import matplotlib.pyplot as plt  # noqa: E402
@@ -32,19 +32,24 @@ def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
 
     Returns:
         the files.
+
+    Raises:
+        UserError: the run has not finished, or one of its files is damaged; nothing is written then.
     """
     summary = read_result(run, "summary")
+    with reading(run / "summary.json"):
+        columns, rows = table_rows(summary)
+        text = markdown(columns, rows, summary)
+        figures = {"pareto.png": draw_pareto(summary), "detections.png": draw_detections(run, summary)}
+        if any(tau is not None for tau in summary.get("kendall_tau", ())):
+            figures["scores.png"] = draw_scores(run, summary)
     output.mkdir(parents=True, exist_ok=True)
     for name in ("summary.json", "config.json"):
         shutil.copy(run / name, output / name)
-    columns, rows = table_rows(summary)
     command = shlex.join(["python", "-m", "nnabla_detofa", "report", str(run), "-o", str(output)])
-    (output / "table.md").write_text(markdown(columns, rows, summary) + f"\nMade by `{command}` at {revision()}.\n")
+    (output / "table.md").write_text(f"{text}\nMade by `{command}` at {revision()}.\n")
     with open(output / "table.csv", "w", newline="") as opened:
         csv.writer(opened).writerows([columns, *rows])
-    figures = {"pareto.png": draw_pareto(summary), "detections.png": draw_detections(run, summary)}
-    if any(tau is not None for tau in summary.get("kendall_tau", ())):
-        figures["scores.png"] = draw_scores(run, summary)
     for name, figure in figures.items():
         figure.savefig(output / name, dpi=110, bbox_inches="tight")
         plt.close(figure)
@@ -147,12 +152,13 @@ def draw_scores(run: FilePath, summary: dict) -> plt.Figure:
 
 def draw_detections(run: FilePath, summary: dict) -> plt.Figure:
     """Six test images with what the subnet of the largest budget finds, or else the fullnet, and dashed what is there."""
-    config = configs.from_dict(read_result(run, "config"), run.name)
-    sets = open_sets(config)
+    sets = open_sets(run_config(run))
     detector, title = "fullnet", "the fullnet"
     if budgets := [result["budget"] for result in summary["subnets"]]:
         detector, title = f"subnet_{1 + int(np.argmax(budgets))}", f"budget {max(budgets) / 1e9:.4g} GFLOPs"
-    found = {entry["image"]: entry for entry in read_result(run, f"{detector}_detections")}
+    detections = read_result(run, f"{detector}_detections")
+    with reading(run / f"{detector}_detections.json"):
+        found = {entry["image"]: entry for entry in detections}
     figure, panels = plt.subplots(2, 3, figsize=(10, 7))
     for panel in panels.flat:
         panel.axis("off")
@@ -163,7 +169,8 @@ def draw_detections(run: FilePath, summary: dict) -> plt.Figure:
         panel.imshow(sample.image[:, :, ::-1])
         for box in sample.boxes:
             panel.add_patch(_rectangle(box, "white", linewidth=0.8, linestyle="--"))
-        entry = found[sample.image_id]
+        if (entry := found.get(sample.image_id)) is None:
+            raise UserError(f"{run}/{detector}_detections.json is damaged: it has nothing of the test image {sample.image_id}")
         for box, score, label in zip(entry["boxes"], entry["scores"], entry["labels"]):
             if score >= SHOWN_SCORE:
                 colour = colours[label % len(colours)]

@@ -137,11 +137,12 @@ def reproduce(names: Sequence[str], order: Order, log: Callable[[str], None] = p
     wanted = [TARGETS[name] for name in names if TARGETS[name].runs in started]
     once = {run.name: run for target in wanted for run in order.runs(target)}
     ensure(sorted(once.values(), key=lambda run: run.experiment != OURS), order.jobs, log)
+    runs = {name: order.runs(TARGETS[name]) for name in names}
     order.output.mkdir(parents=True, exist_ok=True)
     made = []
     for name in names:
         log(f"{name} ({order.profile.name}): {TARGETS[name].title}")
-        made += TARGETS[name].write(order, TARGETS[name], name, order.runs(TARGETS[name]))
+        made += TARGETS[name].write(order, TARGETS[name], name, runs[name])
     return made
 
 

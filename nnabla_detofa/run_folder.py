@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -11,6 +11,7 @@ from . import config as configs
 from .checked import kind_of
 from .errors import UserError
 from .phases import training_phases
+from .reading import read_json, short
 from .runner import slug
 from .search_space import SearchSpace
 
@@ -24,15 +25,29 @@ def read_result(run: FilePath, name: str) -> Any:
     file = run / f"{name}.json"
     if not file.exists():
         raise UserError(f"{run} is not the folder of a finished run: {file.name} is missing")
+    return read_json(file, "the result")
+
+
+@contextmanager
+def reading(file: FilePath) -> Iterator[None]:
+    """Turn what goes wrong with the values of a result file, while the block uses them, into a UserError."""
     try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: it is not JSON ({error})") from error
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise UserError(f"{file} is damaged: it does not hold what a finished run leaves ({short(repr(error))})") from error
+
+
+def trained_classes(run: FilePath) -> tuple[str, ...]:
+    """The classes that a run's detectors were trained for, in their order."""
+    with reading(run / "fullnet.json"):
+        return tuple(map(str, dict(read_result(run, "fullnet")["ap50_per_class"])))
 
 
 def refuse_other_classes(run: FilePath, classes: Sequence[str]) -> None:
     """Raise UserError if a run's detectors were not trained for these classes, in this order."""
-    trained = tuple(read_result(run, "fullnet")["ap50_per_class"])
+    trained = trained_classes(run)
     if trained != tuple(classes):
         raise UserError(
             f"the detectors of {run} know the classes {', '.join(trained)}, in this order; the data have {', '.join(classes)}"
@@ -54,6 +69,10 @@ def run_config(run: FilePath, overrides: Sequence[str] = ()) -> configs.Config:
     content = read_result(run, "config")
     if not isinstance(content, dict):
         raise UserError(f"{run} holds a damaged config.json: it is {kind_of(content)}, not a mapping")
+    try:
+        configs.from_dict(content, run.name)
+    except UserError as error:
+        raise UserError(f"{run} holds a damaged config.json: {error}") from error
     for override in overrides:
         content = configs.overridden(content, override)
     return configs.from_dict(content, run.name)
@@ -88,12 +107,12 @@ def searched_space(run: FilePath, config: configs.Config) -> SearchSpace:
     """
     if config.args.runner != "detofa":
         return training_phases(config)[-1].space
-    try:
-        return SearchSpace.from_json(read_result(run, "operations")["space"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{run} holds a damaged operations.json ({error!r})") from error
+    content = read_result(run, "operations")
+    with reading(run / "operations.json"):
+        try:
+            return SearchSpace.from_json(content["space"])
+        except UserError as error:
+            raise UserError(f"{run} holds a damaged operations.json: {error}") from error
 
 
 def final_weights(run: FilePath, config: configs.Config) -> FilePath:

@@ -31,6 +31,7 @@ from .path_filter import PathFilter, PathScorer, Tokenizer
 from .phases import TrainingPhase, phase_names, training_phases
 from .ranking import fit
 from .ranks import Communicator
+from .reading import parse_json
 from .search_space import PathBatch, SearchSpace
 from .training import Checkpoint, Objective, PathSampler, Progress, new_optimizer, train
 from .validation import PathEvaluator, timing, validation_loss
@@ -387,7 +388,7 @@ def claim(output: FilePath, config: configs.Config, restart: bool) -> None:
     """
     file = output / "config.json"
     try:
-        before = json.loads(file.read_text()) if file.is_file() else None
+        before = parse_json(file.read_text()) if file.is_file() else None
     except ValueError:
         before = {}
     if before is not None and not (isinstance(before, dict) and {"args", "network", "hparams"} <= before.keys()):
@@ -490,6 +491,12 @@ def start(
     comm = device.comm
     size, batch = list(sets.image_size), config.hparams.batch_size
     mini = comm.once(lambda: mini_batch(config, comm.n_procs, output, restart))
+    for phase in training_phases(config):
+        if phase.batch_size > len(sets.train):  # before anything of that size is made
+            raise UserError(
+                f"the batch_size of the phase {phase.name} must be at most the number of images, {len(sets.train)}, "
+                f"got {phase.batch_size}"
+            )
     hparams = {
         "batch_size_train": batch,
         "mini_batch_train": mini,

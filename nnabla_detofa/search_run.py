@@ -19,8 +19,9 @@ from .errors import UserError
 from .evolution import Constraint, NoPath, at_most, between, front, search
 from .path_evaluation import named_rng, path_evaluator
 from .path_filter import PathFilter, PathScorer
+from .reading import short
 from .report import markdown_row
-from .run_folder import final_weights, read_result, refuse_other_classes, run_config, searched_space
+from .run_folder import final_weights, refuse_other_classes, run_config, searched_space, trained_classes
 from .search_space import Path, PathBatch, SearchSpace, ofa_resnet50
 
 COUNTS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -46,7 +47,7 @@ def parse_bound(name: str, text: str) -> float:
     bound = float(f"{bound:.15g}")  # 0.00203 * 1e6 is a little over 2030; a bound may be a path's very cost
     if not 0 < bound < math.inf:
         known = ", ".join(unit or "none" for unit in UNITS[name])
-        raise UserError(f"--{name} must be a positive number with a unit ({known}), like {EXAMPLES[name]}, got {text}")
+        raise UserError(f"--{name} must be a positive number with a unit ({known}), like {EXAMPLES[name]}, got {short(text)}")
     return bound
 
 
@@ -83,10 +84,7 @@ def load_run(folder: FilePath, overrides: Sequence[str] = (), latency_table: Fil
     scope, config = run_config(folder).hparams.cost_scope, run_config(folder, overrides)
     if config.hparams.cost_scope != scope:
         raise UserError(f"hparams.cost_scope must be the run's, {scope}, on which its path filter was trained")
-    try:
-        classes = tuple(read_result(folder, "fullnet")["ap50_per_class"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder} holds a damaged fullnet.json ({error!r})") from error
+    classes = trained_classes(folder)
     space = searched_space(folder, config)
     if space.geometry != config.network.geometry:
         raise UserError(f"{folder} searched {space.geometry}; the config with these overrides has {config.network.geometry}")

@@ -15,6 +15,7 @@ import numpy as np
 
 from .errors import UserError
 from .geometry import OFA_RESNET50, Geometry, choice_word
+from .reading import shown
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,13 @@ class Path:
                 raise UserError(f"a path in OFA's notation has the keys d, e and w; {key} is missing")
             values = arch[key]
             if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, np.ndarray)) or len(values) != length:
-                raise UserError(f"{key} of a path must be a list of {length} values, got {values!r}")
+                raise UserError(f"{key} of a path must be a list of {length} values, got {shown(values)}")
         ratios = [geometry.choice(value) for value in arch["e"]]
         allowed = {"d": geometry.depths, "e": geometry.ratios, "w": tuple(range(len(geometry.widths)))}
         for key, choices in allowed.items():
             for value in ratios if key == "e" else arch[key]:
                 if isinstance(value, bool) or value not in choices:
-                    raise UserError(f"{key} of a path holds {value!r}; allowed are {', '.join(map(str, choices))}")
+                    raise UserError(f"{key} of a path holds {shown(value)}; allowed are {', '.join(map(str, choices))}")
         if arch["d"][0] not in geometry.stem_depths:
             raise UserError(f"the stem's depth is {arch['d'][0]!r}; allowed are {geometry.stem_depths}")
         first = np.cumsum((0, *per_stage[:-1]))

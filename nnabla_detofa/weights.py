@@ -17,6 +17,7 @@ import numpy as np
 
 from .compat import Mo
 from .errors import UserError
+from .reading import short, shown
 
 logger = logging.getLogger(__name__)
 
@@ -31,22 +32,45 @@ def read(file: str | os.PathLike) -> dict[str, np.ndarray]:
     if not file.is_file():
         raise UserError(f"the weights file {file} does not exist")
     found: dict[str, np.ndarray] = {}
+    left = MOST_BYTES
 
     def visit(name: str, item) -> None:
+        nonlocal left
         if isinstance(item, h5py.Dataset):
+            _refuse_odd(item, name, file, left)
+            left -= item.nbytes
             found[name] = item[...]
 
     try:
         with h5py.File(file, "r") as opened:
             opened.visititems(visit)
-    except (OSError, RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"the weights file {file} cannot be read as HDF5 ({error})") from error
+    except UserError:
+        raise
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
+        raise UserError(f"the weights file {file} cannot be read as HDF5 ({short(str(error))})") from error
     if not found:
         raise UserError(f"the weights file {file} holds no parameters")
     for name, array in found.items():
-        if array.dtype.kind not in "fiu" or not np.all(np.isfinite(array)):
+        # Networks compute in float32, where 1e300 is infinite.
+        if not np.all(np.abs(array.astype(np.float64)) <= np.finfo(np.float32).max):
             raise UserError(f"the parameter {name} in {file} is not made of finite numbers")
     return found
+
+
+MOST_BYTES = 1 << 30
+"""Of all arrays of a weights file; those of the paper's largest network have 0.2 GB."""
+
+
+def _refuse_odd(item: h5py.Dataset, name: str, file: FilePath, most: int) -> None:
+    """Raise UserError, before it is read, for what no parameter is: not numbers, more than the file holds, another file's."""
+    if item.dtype.kind not in "fiu" or item.shape is None:
+        raise UserError(f"the parameter {name} in {file} is not made of finite numbers")
+    if item.is_virtual or item.external:
+        raise UserError(f"the parameter {name} in {file} lies in another file: all parameters must be in this one")
+    if item.compression is None and item.id.get_storage_size() < item.nbytes:
+        raise UserError(f"the parameter {name} in {file} announces {item.nbytes} bytes, and the file stores fewer")
+    if item.nbytes > most:
+        raise UserError(f"the parameters in {file} must have at most {MOST_BYTES} bytes, and {name} goes beyond")
 
 
 STRIDES = "strides"
@@ -72,9 +96,18 @@ def write(file: str | os.PathLike, parameters: Mapping[str, nn.Variable], stride
 
 
 def strides_of(file: str | os.PathLike) -> tuple[int, ...] | None:
-    """The strides that `write` kept in a weights file; None where it has none."""
+    """The strides that `write` kept in a weights file; None where it has none.
+
+    Raises:
+        UserError: they are no integers.
+    """
     with h5py.File(file, "r") as opened:
-        return tuple(int(stride) for stride in opened.attrs[STRIDES]) if STRIDES in opened.attrs else None
+        kept = opened.attrs.get(STRIDES)
+    if kept is None:
+        return None
+    if np.ndim(kept) != 1 or np.asarray(kept).dtype.kind not in "iu":
+        raise UserError(f"the strides kept in {file} must be a list of integers, got {shown(kept)}")
+    return tuple(int(stride) for stride in kept)
 
 
 def convert(source: str | os.PathLike, target: str | os.PathLike, dtype) -> None:

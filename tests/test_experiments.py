@@ -321,7 +321,7 @@ def test_profiles_are_checked(tmp_path, monkeypatch):
     assert "data_sets must map" in error({})
     assert "must be one, or voc and coco, got a and b" in error({"data_sets": {"a": entry, "b": entry}})
     assert "data_sets.a.config is missing" in error({"data_sets": {"a": {"title": "t"}}})
-    assert "minutes.x must be in (0, inf), got 0" in error({"data_sets": {"a": entry}, "minutes": {"x": 0}})
+    assert "minutes.branch must be in (0, inf), got 0" in error({"data_sets": {"a": entry}, "minutes": {"branch": 0}})
     assert "did you mean starts_runs?" in error({"data_sets": {"a": entry}, "start_runs": True})
     with pytest.raises(UserError, match="must be one of configs/profiles"):
         profiles.load("demo")

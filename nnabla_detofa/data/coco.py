@@ -14,11 +14,13 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..reading import read_bytes, short, shown
 from .images import check_whole, read_image
 from .voc import Objects, Sample, VOCDataset
 
 log = logging.getLogger("nnabla_detofa")
 
+MOST_BYTES = 1 << 31  # COCO's own largest file has 470 MB
 ORIGIN = "COCO itself is at cocodataset.org: annotations_trainval2017.zip, train2017.zip and val2017.zip unpack side by side"
 
 
@@ -58,7 +60,7 @@ class COCODataset:
         label_of = {name: label for label, name in enumerate(self.classes)}
         for name in names.values():
             if name not in label_of:
-                raise UserError(f"{file} has the category {name!r}; known are {', '.join(label_of)}")
+                raise UserError(f"{file} has the category {shown(name)}; known are {', '.join(label_of)}")
         entries = _images(content["images"], file, folder)
         self.files = [path for path, _ in entries.values()]
         self.image_ids = tuple(path.relative_to(folder).as_posix() for path in self.files)
@@ -70,12 +72,12 @@ class COCODataset:
             box, label, crowd, image = _annotation(entry, where)
             if "id" in entry:
                 if not _integer(entry["id"]) or entry["id"] in known:
-                    raise UserError(f"{where} must have an integer id of its own, got {entry['id']!r}")
+                    raise UserError(f"{where} must have an integer id of its own, got {shown(entry['id'])}")
                 known.add(entry["id"])
             if image not in entries:
-                raise UserError(f"{where}: image_id must be the id of one of its images, got {image!r}")
+                raise UserError(f"{where}: image_id must be the id of one of its images, got {shown(image)}")
             if label not in names:
-                raise UserError(f"{where}: category_id must be the id of one of its categories, got {label!r}")
+                raise UserError(f"{where}: category_id must be the id of one of its categories, got {shown(label)}")
             if crowd and not keep_crowds:
                 continue
             height, width = entries[image][1]
@@ -106,13 +108,14 @@ class COCODataset:
         return self._areas[index]
 
     def check_images(self) -> None:
-        """Look at the end of every photograph: a truncated one is found now, not when it is read.
+        """Look at both ends of every photograph: a truncated one, or another one, is found now, not when it is read.
 
         Raises:
-            UserError: a photograph is truncated or not readable.
+            UserError: as `load`.
         """
-        for file in self.files:
-            check_whole(file)
+        for index, file in enumerate(self.files):
+            if check_whole(file) != self._sizes[index]:
+                self.load(index)
 
     def load(self, index: int) -> Sample:
         """Read image `index`.
@@ -132,9 +135,11 @@ class COCODataset:
 
 def _read(file: Path) -> Mapping[str, list]:
     try:
-        content = json.loads(file.read_bytes())
-    except OSError as error:
-        raise UserError(f"the annotations {file} cannot be read ({error.strerror}); {ORIGIN}") from error
+        data = read_bytes(file, "the annotations", MOST_BYTES)
+    except UserError as error:
+        raise UserError(f"{error}; {ORIGIN}") from error
+    try:
+        content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UserError(f"the annotations {file} are not JSON ({error})") from error
     for key in ("images", "annotations", "categories"):
@@ -148,8 +153,8 @@ def _categories(entries: list, file: Path) -> dict[int, str]:
     found: dict[int, str] = {}
     for number, entry in enumerate(entries):
         key, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
-        if not _integer(key) or not isinstance(name, str) or key in found or name in found.values():
-            raise UserError(f"categories[{number}] of {file} must have an id and a name of its own, got {entry!r}")
+        if not _integer(key) or not isinstance(name, str) or not name or key in found or name in found.values():
+            raise UserError(f"categories[{number}] of {file} must have an id and a name of its own, got {shown(entry)}")
         found[key] = name
     if not found:
         raise UserError(f"{file} must have at least one category")
@@ -165,17 +170,17 @@ def _images(entries: list, file: Path, folder: Path) -> dict[Any, tuple[Path, tu
         where = f"images[{number}] of {file}"
         key, path, size = _image(entry, where, folder)
         if key in found:
-            raise UserError(f"{where} must have an integer id of its own, got {entry!r}")
+            raise UserError(f"{where} must have an integer id of its own, got {shown(entry)}")
         if path in listed:
-            raise UserError(f"{where}: file_name {entry['file_name']!r} is that of another image too")
+            raise UserError(f"{where}: file_name {shown(entry['file_name'])} is that of another image too")
         listed.add(path)
         if path.parent not in on_disk:
             try:
                 on_disk[path.parent] = set(os.listdir(path.parent))
-            except OSError:
+            except (OSError, ValueError):  # ValueError: half a character in its name
                 on_disk[path.parent] = set()
         if path.name not in on_disk[path.parent]:
-            raise UserError(f"{path} is missing: {file} lists it; {ORIGIN}")
+            raise UserError(f"{short(str(path))} is missing: {file} lists it; {ORIGIN}")
         found[key] = path, size
     if not found:
         raise UserError(f"{file} must list at least one image")
@@ -185,12 +190,12 @@ def _images(entries: list, file: Path, folder: Path) -> dict[Any, tuple[Path, tu
 def _image(entry: Any, where: str, folder: Path) -> tuple[int, Path, tuple[int, int]]:
     """Id, file and (height, width) of one entry; whether the file is there is not looked at."""
     if not isinstance(entry, dict) or not _integer(entry.get("id")):
-        raise UserError(f"{where} must have an integer id of its own, got {entry!r}")
+        raise UserError(f"{where} must have an integer id of its own, got {shown(entry)}")
     name, size = entry.get("file_name"), (entry.get("height"), entry.get("width"))
-    if not isinstance(name, str) or not name or Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
-        raise UserError(f"{where}: file_name must be a path below {folder}, got {name!r}")
+    if not isinstance(name, str) or not _is_below(Path(name)):
+        raise UserError(f"{where}: file_name must be a path below {folder}, got {shown(name)}")
     if not all(_integer(side) and 0 < side < 1 << 20 for side in size):
-        raise UserError(f"{where}: height and width must be integers above 0, got {size[0]!r} and {size[1]!r}")
+        raise UserError(f"{where}: height and width must be integers above 0, got {shown(size[0])} and {shown(size[1])}")
     return entry["id"], folder / name, size
 
 
@@ -198,18 +203,23 @@ def _annotation(entry: Any, where: str) -> tuple[np.ndarray, Any, bool, Any]:
     """Box x1 y1 x2 y2, category id, crowd, image id."""
     box = entry.get("bbox") if isinstance(entry, dict) else None
     if not isinstance(box, list) or len(box) != 4 or not all(_number(value) for value in box):
-        raise UserError(f"{where}: bbox must be four finite numbers (x, y, width, height), got {box!r}")
+        raise UserError(f"{where}: bbox must be four finite numbers (x, y, width, height), got {shown(box)}")
     if entry.get("iscrowd", 0) not in (0, 1):
-        raise UserError(f"{where}: iscrowd must be 0 or 1, got {entry['iscrowd']!r}")
+        raise UserError(f"{where}: iscrowd must be 0 or 1, got {shown(entry['iscrowd'])}")
     if not _number(entry.get("area", 0.0)) or entry.get("area", 0.0) < 0:
-        raise UserError(f"{where}: area must be a number of 0 or more, got {entry['area']!r}")
+        raise UserError(f"{where}: area must be a number of 0 or more, got {shown(entry['area'])}")
     ids = entry.get("category_id"), entry.get("image_id")
     if not all(map(_integer, ids)):
-        raise UserError(f"{where}: category_id and image_id must be integers, got {ids[0]!r} and {ids[1]!r}")
+        raise UserError(f"{where}: category_id and image_id must be integers, got {shown(ids[0])} and {shown(ids[1])}")
     x, y, width, height = map(float, box)
     if width < 0 or height < 0:
-        raise UserError(f"{where}: width and height of bbox must not be negative, got {box!r}")
+        raise UserError(f"{where}: width and height of bbox must not be negative, got {shown(box)}")
     return np.array([x, y, x + width, y + height]), ids[0], bool(entry.get("iscrowd", 0)), ids[1]
+
+
+def _is_below(name: Path) -> bool:
+    """Does a relative path lead to something below where it begins?"""
+    return bool(name.name) and not name.is_absolute() and ".." not in name.parts and "\0" not in str(name)
 
 
 def _integer(value: Any) -> bool:
@@ -241,6 +251,8 @@ def write_coco(voc: Path, root: Path, splits: Sequence[str]) -> Path:
         raise UserError(f"--root must be a new or an empty folder, and {root} is not")
     classes = VOCDataset(voc, splits).classes
     datasets = {split: VOCDataset(voc, split, classes) for split in splits}
+    for dataset in datasets.values():
+        dataset.check_images()
     with tqdm(total=sum(map(len, datasets.values())), desc="to COCO", unit="image", dynamic_ncols=True) as bar:
         for split, dataset in datasets.items():
             name = split.replace("/", "_")

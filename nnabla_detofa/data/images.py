@@ -1,55 +1,150 @@
 """Reading one image file, and noticing when it is not whole."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from ..errors import UserError
+from ..reading import read_bytes
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 """The image files that are looked for, in this order and in either case."""
 
+MOST_BYTES = 1 << 28
+MOST_PIXELS = 1 << 26
+"""Of one image: the largest of ImageNet has 51 million; a file of a few bytes may announce thousands of millions."""
 
 TAIL = 1 << 16
-"""Bytes at the end of an image file, among which the mark of its end is looked for first."""
+"""Bytes at both ends of a JPEG file, among which its size and the mark of its end are looked for first."""
+
+JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
+SIZES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of a JPEG file behind which its height and width stand."""
+
+PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+"""Colour type -> bits of a channel."""
 
 
-def check_whole(path: Path) -> None:
-    """Find a file that `read_image` would refuse, mostly without reading more than its end.
+def check_whole(path: Path) -> tuple[int, int]:
+    """Find a file that `read_image` would refuse, of a JPEG mostly without reading more than its ends.
+
+    Returns:
+        (height, width) as they are stored; `read_image` turns the image where its camera says so.
 
     Raises:
         UserError: as `read_image`.
     """
+    if not path.is_file():  # a pipe would keep us waiting
+        return _checked(path)[1]
     try:
         with path.open("rb") as file:
-            head = file.read(8)
+            head = file.read(TAIL)
             file.seek(max(0, path.stat().st_size - TAIL))
-            tail = file.read()
+            tail = file.read(TAIL)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    jpeg = head.startswith(b"\xff\xd8") and tail.rfind(b"\xff\xd9") > tail.rfind(b"\xff\xda")
-    png = head == b"\x89PNG\r\n\x1a\n" and b"IEND" in tail
-    if not (jpeg or png):
-        read_image(path)
+    size = _jpeg_size(head) if head.startswith(JPEG) else None
+    if size and 0 < size[0] * size[1] <= MOST_PIXELS and tail.rfind(b"\xff\xd9") > tail.rfind(b"\xff\xda"):
+        return size
+    data, size = _checked(path)
+    if data.startswith(PNG) and not _png_is_filled(data, size):
+        raise UserError(f"{path} is damaged: the PNG data are not as many as its header says; copy the file again")
+    return size
 
 
 def read_image(path: Path) -> np.ndarray:
     """Read an image as (H, W, 3) uint8, channels in the order blue, green, red.
 
-    OpenCV may fill the missing part of a truncated JPEG with grey and carry on, so the end-of-image marker is looked for:
-    it must follow the last start-of-scan marker (neither can occur inside compressed data).
+    Grey images, palettes, transparency and 16 bits are converted. OpenCV may fill the missing part of a truncated JPEG with
+    grey and carry on, so the end-of-image marker is looked for: it must follow the last start-of-scan marker (neither can
+    occur inside compressed data). A PNG's checksums are compared.
 
     Raises:
-        UserError: the file is missing, truncated or not an image.
+        UserError: the file is missing, truncated, larger than `MOST_PIXELS` or not an image.
     """
+    data, _ = _checked(path)
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-        raise UserError(f"{path} is truncated: the JPEG data stop before the end-of-image marker; copy the file again")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        image = None
     if image is None:
-        raise UserError(f"{path} is not a readable image ({len(data)} bytes): JPEG or PNG is expected, and whole")
+        raise _unreadable(path, data)
     return image
+
+
+def _checked(path: Path) -> tuple[bytes, tuple[int, int]]:
+    """The bytes of an image file, and its (height, width) as its header has them."""
+    data = read_bytes(path, "the image", MOST_BYTES)
+    if data.startswith(JPEG):
+        if data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+            raise UserError(f"{path} is truncated: the JPEG data stop before the end-of-image marker; copy the file again")
+        size = _jpeg_size(data)
+    else:
+        size = _png_size(data, path) if data.startswith(PNG) else None
+    if size is None or 0 in size:
+        raise _unreadable(path, data)
+    if size[0] * size[1] > MOST_PIXELS:
+        raise UserError(f"{path} must have at most {MOST_PIXELS} pixels, and has {size[0]} x {size[1]} (height x width)")
+    return data, size
+
+
+def _png_is_filled(data: bytes, size: tuple[int, int]) -> bool:
+    """Whether a PNG's compressed data are those of an image of this size; of an interlaced one only whether there are any."""
+    depth, colour, interlaced = data[24], data[25], data[28]
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    left = 1 if interlaced else size[0] * (1 + -(-size[1] * channels * depth // 8))
+    unpacker, at = zlib.decompressobj(), len(PNG)
+    try:
+        while left > 0 and at < len(data):
+            length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+            packed = data[at + 8 : at + 8 + length] if kind == b"IDAT" else b""
+            while packed and left > 0:
+                left -= len(unpacker.decompress(packed, TAIL))
+                packed = unpacker.unconsumed_tail
+            at += 12 + length
+    except zlib.error:
+        return False
+    return left <= 0
+
+
+def _unreadable(path: Path, data: bytes) -> UserError:
+    return UserError(f"{path} is not a readable image ({len(data)} bytes): JPEG or PNG is expected, and whole")
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) from the first frame's header; None where there is none before the first scan."""
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker in SIZES:
+            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
+            return height, width
+        if marker in (0xD9, 0xDA):
+            return None
+        alone = marker in (0xFF, 0x01) or 0xD0 <= marker <= 0xD8  # a fill byte, or a marker without content
+        at += (1 if marker == 0xFF else 2) if alone else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
+def _png_size(data: bytes, path: Path) -> tuple[int, int] | None:
+    """(height, width) from the header; None where there is none. Every chunk must be there, with its checksum."""
+    at, size, pixels = len(PNG), None, False
+    while at < len(data):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        end = at + 12 + length
+        if end > len(data):
+            break
+        if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise UserError(f"{path} is damaged: a checksum of the PNG data is wrong; copy the file again")
+        if at == len(PNG) and kind == b"IHDR" and length == 13:
+            width, height, depth, colour, *others = struct.unpack(">IIBBBBB", data[at + 8 : at + 21])
+            if depth in PNG_DEPTHS.get(colour, ()) and others in ([0, 0, 0], [0, 0, 1]):
+                size = height, width
+        pixels |= kind == b"IDAT"
+        if kind == b"IEND":
+            return size if pixels else None
+        at = end
+    raise UserError(f"{path} is truncated: the PNG data stop before their end; copy the file again")

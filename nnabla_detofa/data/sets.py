@@ -135,6 +135,8 @@ def open_sets(config: Config, stride: int | None = None) -> DetectionSets | Clas
     if isinstance(data, ImageFolderData):
         train = ImageFolder(f"{data.root}/{data.train}")
         val = ImageFolder(f"{data.root}/{data.val}", train.classes)
+        for folder in (train, val):
+            folder.check_images()
         return ClassificationSets(
             train.classes, CachedDataset(train), CachedDataset(val), size, data.flip, data.crop_area, data.centre_share
         )

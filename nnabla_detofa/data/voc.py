@@ -13,6 +13,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from ..errors import UserError
+from ..reading import read_bytes, short, shown
 from .images import EXTENSIONS, check_whole, read_image
 
 log = logging.getLogger("nnabla_detofa")
@@ -95,7 +96,9 @@ class VOCDataset:
         for annotation in annotations:
             unknown = [name for name in annotation.names if name not in label_of]
             if unknown:
-                raise UserError(f"{annotation.path} has an object of class {unknown[0]!r}; known are {', '.join(label_of)}")
+                raise UserError(
+                    f"{annotation.path} has an object of class {shown(unknown[0])}; known are {', '.join(label_of)}"
+                )
         self._annotations = annotations if keep_difficult else [_without_difficult(a) for a in annotations]
         self._labels = [np.array([label_of[name] for name in a.names], np.int64) for a in self._annotations]
         self._objects = [self._clip(i) for i in range(len(self))]
@@ -177,7 +180,7 @@ def _find_images(root: Path, splits: Sequence[str]) -> list[Path]:
         for image_id in _read_split(list_file):
             if image_id not in on_disk:
                 raise UserError(
-                    f"{tree / 'JPEGImages' / image_id}.jpg is missing (no .jpeg or .png either): {list_file} lists it"
+                    f"{tree / 'JPEGImages' / short(image_id)}.jpg is missing (no .jpeg or .png either): {list_file} lists it"
                 )
             repeated += on_disk[image_id] in images
             images[on_disk[image_id]] = None
@@ -189,6 +192,7 @@ def _find_images(root: Path, splits: Sequence[str]) -> list[Path]:
 def _splits(root: Path) -> list[str]:
     """The splits below `root`, as they are written in a config; VOC's per-class lists (`cat_train`) are left out."""
     files = sorted([*root.glob("ImageSets/Main/*.txt"), *root.glob("*/ImageSets/Main/*.txt")])
+    files = [file for file in files if file.is_file()]
     names = [(file.parents[2].relative_to(root) / file.stem).as_posix() for file in files]
     plain = {file.stem for file in files}
     return [name for name, file in zip(names, files) if file.stem.rpartition("_")[2] not in plain - {file.stem}]
@@ -203,10 +207,16 @@ def _list_images(folder: Path) -> dict[str, Path]:
     return {file.stem: file for file in sorted(files, key=lambda file: ranked[file.suffix.lower()])}
 
 
+MOST_SPLIT = 1 << 26
+"""Bytes of a split file."""
+MOST_PIXELS = 1 << 20
+"""Of a side of an image, and of a coordinate on either side of 0."""
+
+
 def _read_split(file: Path) -> list[str]:
     """The image names in a split file: the first column, since per-class splits have -1, 0 or 1 in a second one."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_bytes(file, "the split", MOST_SPLIT).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{file} must be a text file in UTF-8 with one image name per line: {error}") from error
     return [line.split()[0] for line in lines if line.strip()]
@@ -219,20 +229,26 @@ def _read_annotation(image: Path) -> _Annotation:
     data set. Entities are refused (defusedxml), so a small file cannot grow to fill the memory or read another one.
     """
     path = image.parents[1] / "Annotations" / f"{image.stem}.xml"
+    content = read_bytes(path, "the annotation")
     try:
-        root = fromstring(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        root = fromstring(content)
     except DefusedXmlException as error:
         raise UserError(f"{path} declares XML entities, which an annotation must not: {error}") from error
     except (ParseError, LookupError, ValueError) as error:
         raise UserError(f"{path} is not well-formed XML: {error}") from error
+    if root.tag != "annotation":
+        raise UserError(f"{path} must hold an <annotation>, as VOC's do, got <{short(root.tag)}>")
     objects = root.findall("object")
     corners = [[_number(o, f"bndbox/{corner}", path) for corner in ("xmin", "ymin", "xmax", "ymax")] for o in objects]
     names = tuple((o.findtext("name") or "").strip() for o in objects)
+    if not all(names):
+        raise UserError(f"{path}: <name> of <object> must be the name of a class, got nothing in object {names.index('') + 1}")
     difficult = np.array([(o.findtext("difficult") or "0").strip().lower() in ("1", "true") for o in objects], bool)
     # A few tools leave the size out or write 0; then only the photograph can tell.
     height, width = (int(_number(root, f"size/{side}", path, missing=0)) for side in ("height", "width"))
+    for side, pixels in (("height", height), ("width", width)):
+        if pixels < 0:
+            raise UserError(f"{path}: <size/{side}> of <annotation> must be a number of 0 or more, got '{pixels}'")
     size = (height, width) if height > 0 and width > 0 else read_image(image).shape[:2]
     return _Annotation(path, np.array(corners, np.float32).reshape(-1, 4) - 1, names, difficult, size)
 
@@ -245,6 +261,7 @@ def _number(element: Element, tag: str, path: Path, missing: float | None = None
         number = float(text or "")
     except ValueError:
         number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"{path}: <{tag}> of <{element.tag}> must be a number, got {text!r}")
+    if not abs(number) <= MOST_PIXELS:
+        wanted = f"a number from -{MOST_PIXELS} to {MOST_PIXELS}"
+        raise UserError(f"{path}: <{tag}> of <{element.tag}> must be {wanted}, got {shown(text)}")
     return number

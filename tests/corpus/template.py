@@ -1,0 +1,123 @@
+"""Good inputs, small ones, that the cases break."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+from small import detofa_config, pretrain_config
+
+from nnabla_detofa import algorithm1, pretrain, weights
+from nnabla_detofa import config as configs
+from nnabla_detofa.costs import Buckets
+from nnabla_detofa.evaluated_paths import EvaluatedPath, EvaluatedPaths
+from nnabla_detofa.latency import Latency, write
+from nnabla_detofa.path_filter import PathFilter
+from nnabla_detofa.search_space import ofa_resnet50
+
+SPLITS = {"train": 8, "val": 4, "test": 4}
+CLASSES = ("cat", "dog")
+SIDE = 64
+BOX = (9, 9, 40, 48)
+
+
+def annotation(*objects: str, size: str = f"<size><width>{SIDE}</width><height>{SIDE}</height></size>") -> str:
+    return f"<annotation>{size}{''.join(objects)}</annotation>"
+
+
+def an_object(name: object = "cat", corners: tuple = BOX) -> str:
+    tags = "".join(f"<{tag}>{value}</{tag}>" for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), corners))
+    return f"<object><name>{name}</name><bndbox>{tags}</bndbox></object>"
+
+
+def image(suffix: str, *sides: int) -> bytes:
+    """A picture of noise; an alpha channel, or none at all, where a third side says so."""
+    pixels = np.random.default_rng(0).integers(0, 256, sides or (SIDE, SIDE, 3), np.uint8)
+    return cv2.imencode(suffix, pixels)[1].tobytes()
+
+
+def make(folder: Path) -> Path:
+    """Write all of it: voc, coco and classes with their configs, a run's folder, weights, and a profile."""
+    folder.mkdir()
+    _write_data(folder)
+    contents = {"voc": detofa_config("voc"), "coco": detofa_config("coco"), "classes": pretrain_config("classes")}
+    split = {name: {"annotations": f"{name}.json", "images": name} for name in SPLITS}
+    contents["coco"]["dataloader"] = {"coco": {"root": "coco", "image_size": SIDE, "max_objects": 8, **split}}
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    _write_run(folder / "run", configs.from_dict(contents["voc"], "voc"))
+    classifier = pretrain.make_model(configs.from_dict(contents["classes"], "classes"), len(CLASSES))
+    weights.write(folder / "supernet.h5", classifier.get_parameters())
+    (folder / "profile.json").write_text(json.dumps(profile()))
+    return folder
+
+
+def profile() -> dict:
+    files = {"config": "classes.json", "supernet": "supernet.h5", "path_filter": "run/path_filter.h5", "fullnet": "supernet.h5"}
+    return {
+        "data_sets": {"cats": {"title": "cats", "config": "voc.json", "pretraining": files}},
+        "starts_runs": False,
+        "minutes": {"whole run": 1},
+    }
+
+
+def _write_data(folder: Path) -> None:
+    picture, number = image(".jpg"), 0
+    for part in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (folder / "voc" / part).mkdir(parents=True)
+    for split, count in SPLITS.items():
+        names = [f"{split}{index}" for index in range(count)]
+        (folder / f"voc/ImageSets/Main/{split}.txt").write_text("\n".join(names) + "\n")
+        (folder / "coco" / split).mkdir(parents=True)
+        images, found = [], []
+        for index, name in enumerate(names):
+            cls = index % len(CLASSES)
+            (folder / f"voc/JPEGImages/{name}.jpg").write_bytes(picture)
+            (folder / f"voc/Annotations/{name}.xml").write_text(annotation(an_object(CLASSES[cls])))
+            (folder / f"coco/{split}/{name}.jpg").write_bytes(picture)
+            images.append({"id": index, "file_name": f"{name}.jpg", "height": SIDE, "width": SIDE})
+            box = [BOX[0], BOX[1], BOX[2] - BOX[0], BOX[3] - BOX[1]]
+            found.append({"id": number, "image_id": index, "category_id": cls, "bbox": box, "area": 1209, "iscrowd": 0})
+            number += 1
+        categories = [{"id": index, "name": name} for index, name in enumerate(CLASSES)]
+        content = {"images": images, "annotations": found, "categories": categories}
+        (folder / f"coco/{split}.json").write_text(json.dumps(content))
+    for split in ("train", "val"):
+        for name in CLASSES:
+            (folder / "classes" / split / name).mkdir(parents=True)
+            for index in range(8):
+                (folder / "classes" / split / name / f"{index}.png").write_bytes(image(".png", 32, 32, 3))
+
+
+def _write_run(run: Path, config: configs.Config) -> None:
+    """The folder of a finished run of Algorithm 1, with weights that were never trained."""
+    run.mkdir()
+    model, cost = algorithm1.make_model(config, 2), algorithm1.make_cost(config, 2, (SIDE, SIDE))
+    space = ofa_resnet50(config.network.geometry)
+    buckets = Buckets(space, cost.flops, config.hparams.buckets)
+    paths = space.sample_many(np.random.default_rng(0), 4)
+    result = {"flops": 10, "params": 10, "loss": 1.0, "ap50": 0.5, "ap50_per_class": dict.fromkeys(CLASSES, 0.5)}
+    subnet = result | {"budget": 20.0, "path": paths[0].to_ofa(space.geometry)}
+    contents = {
+        "config": config.to_dict(),
+        "fullnet": result,
+        "operations": {"space": space.to_json()},
+        "summary": {"fullnet": result, "subnets": [subnet], "seconds": {"search": 1.0}},
+        "subnet_1_detections": [],
+    }
+    for name, content in contents.items():
+        (run / f"{name}.json").write_text(json.dumps(content))
+    for phase in ("fullnet", "warm_up", "fine_tuning"):
+        weights.write(run / phase / "weights.h5", model.get_parameters())
+    options = config.hparams.filter
+    path_filter = PathFilter(
+        space.geometry, 5, options.dim, options.heads, options.layers, options.feed_forward, rng=np.random.default_rng(0)
+    )
+    for name in ("path_filter", "path_filter_again"):
+        path_filter.save(run / f"{name}.h5")
+    kept = EvaluatedPaths.open(run / "paths.jsonl", "0" * 16, {"bn_images": 8}, space.geometry)
+    for path, flops in zip(paths, cost.flops(paths).tolist()):
+        kept.append(EvaluatedPath(path, int(buckets.index(np.array([flops]))[0]), flops, 10, 1.0))
+    flops = cost.flops
+    table = Latency("latency", "ms", 1e6, space.geometry, flops.stem, flops.first, flops.other, flops.head)
+    write(run / "latency.json", table, cost, "none", 1, {})
