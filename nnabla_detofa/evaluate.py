@@ -4,18 +4,75 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 
 from tqdm import tqdm
 
 from . import weights
 from .algorithm1 import build
+from .centernet import Detector
+from .config import Config
+from .costs import CostModel
+from .data.sets import DetectionSets
 from .errors import UserError
 from .path_evaluation import statistics_images
 from .report import markdown_row
-from .run_folder import final_weights, read_result, refuse_other_classes, run_config
-from .search_space import Path, SearchSpace
-from .validation import BoxDetector, average_precision, reestimate
+from .run_folder import FINE_TUNED, final_weights, fine_tuned, read_result, refuse_other_classes, run_config
+from .search_space import Path, SearchSpace, ofa_resnet50
+from .supernet import take_over
+from .validation import BoxDetector, Statistics, average_precision, reestimate
+
+
+@dataclass(frozen=True)
+class OpenDetector:
+    """A detector of a run, with its weights.
+
+    Attributes:
+        config, sets, cost: of the run.
+        net: the network with the weights: the supernet, or the path alone where it was fine-tuned alone.
+        path: the detector's path in it.
+    """
+
+    config: Config
+    sets: DetectionSets
+    cost: CostModel
+    net: Detector
+    path: Path
+
+    def statistics(self) -> Statistics:
+        """The path's batch-normalisation statistics, re-estimated on the images that the config says."""
+        return reestimate(self.net, self.path, statistics_images(self.sets, self.config))
+
+
+def open_detector(run: FilePath, detector: str, overrides: Sequence[str] = ()) -> OpenDetector:
+    """The detector that `detector` names, with its weights; for arguments and errors see `evaluate`."""
+    config = run_config(run, overrides)
+    if config.args.runner == "pretrain":
+        raise UserError(f"{run} is not the folder of a run that trains detectors: its config.json is a pre-training's")
+    path = find_path(run, detector, ofa_resnet50(config.network.geometry, config.network.elastic_stem))
+    file = run / "fullnet" / "weights.h5" if detector == "fullnet" else final_weights(run, config)
+    if not file.exists():
+        raise UserError(f"{run} has no weights of {detector} yet: {file} is missing")
+    net, sets, cost = build(config, pretrained=False)
+    refuse_other_classes(run, sets.classes)
+    if detector == FINE_TUNED:
+        net = alone(config, net, path)
+    weights.load(net, file)
+    return OpenDetector(config, sets, cost, net, path)
+
+
+def alone(config: Config, net: Detector, path: Path, statistics: Statistics | None = None) -> Detector:
+    """`path` cut out of a network as one that has nothing else, its weights copied; it is called as before: alone(x, path).
+
+    Args:
+        config: that the network was made by. statistics: see `supernet.take_over`.
+    """
+    classes = net.get_parameters()["heat_map/conv2/_b"].shape[0]
+    cut_out = Detector(config.network.head_geometry(classes), config.network.geometry, path=path)
+    cut_out.space = net.space
+    take_over(cut_out, net, statistics)
+    return cut_out
 
 
 def evaluate(
@@ -28,9 +85,9 @@ def evaluate(
     """Average precision on the test split.
 
     Args:
-        run: the folder of a run of Algorithm 1.
+        run: the folder of a run of Algorithm 1, or of a fine-tuning.
         detector: "fullnet" (with its own weights, of line 2), "subnet_1", "subnet_2", ... (with the supernet's), or a JSON
-            file with a path in OFA's notation, alone or as its "path" (what `search` writes).
+            file with a path in OFA's notation, alone or as its "path" (what `search` writes); "finetuned" of a fine-tuning.
         overrides: "key=value" entries of the run's config to replace, such as the place of the data.
         flip, scales: instead of the config's `flip_test` and `test_scales`.
 
@@ -40,20 +97,12 @@ def evaluate(
     Raises:
         UserError: the folder is not that of a run that got so far, or the path is not one of its space.
     """
-    config = run_config(run, overrides)
-    if config.args.runner == "pretrain":
-        raise UserError(f"{run} is not the folder of a run that trains detectors: its config.json is a pre-training's")
-    model, sets, _ = build(config, pretrained=False)
-    refuse_other_classes(run, sets.classes)
-    path = find_path(run, detector, model.space)
-    file = run / "fullnet" / "weights.h5" if detector == "fullnet" else final_weights(run, config)
-    if not file.exists():
-        raise UserError(f"{run} has no weights of {detector} yet: {file} is missing")
-    weights.load(model, file)
-    statistics = reestimate(model, path, statistics_images(sets, config))
+    opened = open_detector(run, detector, overrides)
+    sets, config = opened.sets, opened.config
     hparams = config.hparams
     scales = tuple(scales) if scales else hparams.test_scales
-    boxes = BoxDetector(model, path, statistics, flip=hparams.flip_test if flip is None else flip)
+    flip = hparams.flip_test if flip is None else flip
+    boxes = BoxDetector(opened.net, opened.path, opened.statistics(), flip=flip)
     with tqdm(total=len(sets.test), desc=f"test images of {detector}", unit="image", dynamic_ncols=True) as bar:
         result, _ = average_precision(
             boxes,
@@ -68,13 +117,19 @@ def evaluate(
 
 
 def detectors_of(run: FilePath) -> list[str]:
-    """The names of a run's detectors: the fullnet, and once the run is over the subnets that it found."""
+    """The names of a run's detectors: the fullnet and, once the run is over, the subnets found; or what was fine-tuned."""
+    if fine_tuned(run):
+        return [FINE_TUNED]
     found = read_result(run, "summary")["subnets"] if (run / "summary.json").exists() else []
     return ["fullnet", *(f"subnet_{number}" for number in range(1, len(found) + 1))]
 
 
 def find_path(run: FilePath, detector: str, space: SearchSpace) -> Path:
     """The path that `detector` names; see `evaluate`."""
+    if origin := fine_tuned(run):
+        if detector != FINE_TUNED:
+            raise UserError(f"the only detector of {run} is {FINE_TUNED}, got {detector}")
+        return Path.from_ofa(origin["path"], space.geometry)
     if detector == "fullnet":
         return space.largest
     known = detectors_of(run)
@@ -82,7 +137,8 @@ def find_path(run: FilePath, detector: str, space: SearchSpace) -> Path:
         return Path.from_ofa(read_result(run, "summary")["subnets"][known.index(detector) - 1]["path"], space.geometry)
     file = FilePath(detector)
     if not file.is_file():
-        raise UserError(f"a detector of {run} must be {', '.join(known)} or a JSON file with a path, got {detector}")
+        later = "" if (run / "summary.json").exists() else "; subnets are known when the run is over"
+        raise UserError(f"a detector of {run} must be {', '.join(known)} or a JSON file with a path, got {detector}{later}")
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:

@@ -32,7 +32,7 @@ def read_result(run: FilePath, name: str) -> Any:
 
 def refuse_other_classes(run: FilePath, classes: Sequence[str]) -> None:
     """Raise UserError if a run's detectors were not trained for these classes, in this order."""
-    trained = tuple(read_result(run, "fullnet")["ap50_per_class"])
+    trained = tuple(read_result(run, "before" if fine_tuned(run) else "fullnet")["ap50_per_class"])
     if trained != tuple(classes):
         raise UserError(
             f"the detectors of {run} know the classes {', '.join(trained)}, in this order; the data have {', '.join(classes)}"
@@ -96,6 +96,17 @@ def searched_space(run: FilePath, config: configs.Config) -> SearchSpace:
         raise UserError(f"{run} holds a damaged operations.json ({error!r})") from error
 
 
+FINE_TUNED = "finetuned"
+"""The one detector in the folder of a fine-tuning, and its phase."""
+
+
+def fine_tuned(run: FilePath) -> dict:
+    """What a fine-tuning's folder says of where it began (`finetune.Origin`); empty for any other run's."""
+    return read_result(run, "origin") if (run / "origin.json").exists() else {}
+
+
 def final_weights(run: FilePath, config: configs.Config) -> FilePath:
     """The weights file that the run's last training phase leaves."""
+    if fine_tuned(run):
+        return run / FINE_TUNED / "weights.h5"
     return run / slug(training_phases(config)[-1].name) / "weights.h5"
