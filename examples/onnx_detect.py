@@ -29,7 +29,7 @@ def detect(network: str, image: np.ndarray, top: int = 100) -> list[tuple[str, f
     peaks = np.where(heat == windows.max((3, 4)), heat, 0).ravel()
     order = np.argsort(-peaks, kind="stable")[:top]
     label, y, x = np.unravel_index(order, heat.shape)
-    centre, half = np.stack([x, y]) + offset[:, y, x], extent[:, y, x] / 2
+    centre, half = np.stack([x, y]) + offset[:, y, x], np.abs(extent[:, y, x]) / 2
     boxes = (np.concatenate([centre - half, centre + half]).T * about["stride"] - shift * 2) / zoom
     return [(about["classes"][c], float(peaks[i]), box.tolist()) for c, i, box in zip(label, order, boxes)]
 

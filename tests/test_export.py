@@ -241,6 +241,9 @@ def test_onnx_in_another_environment_finds_what_we_find(run, opened, fold, tmp_p
 def test_every_operation_of_the_full_width_converts(fold, tmp_path):
     config = configs.load(ROOT / "configs" / "voc_detofa.json", ["network.centernet_ofa_resnet50.weights=null"])
     net, rng = make_model(config, 20), np.random.default_rng(0)
+    for name, parameter in net.get_parameters().items():
+        if name.endswith("_gamma"):
+            parameter.d = rng.uniform(0.5, 1.5, parameter.shape).astype(np.float32)
     path, images = net.space.sample(rng), rng.normal(size=(1, 1, 3, 128, 128)).astype(np.float32)
     statistics = reestimate(net, path, [rng.normal(size=(2, 3, 128, 128))])
     graph = StaticGraph(alone(config, net, path, statistics), path, (1, 3, 128, 128), False, statistics if fold else None)

@@ -17,7 +17,7 @@ def finished_run(folder: Path, root) -> Path:
     rng, net = np.random.default_rng(0), make_model(config, 10)
     for name, parameter in net.get_parameters().items():
         if name.endswith(("_gamma", "_beta")):  # residual branches start at gamma 0, where a wrong one would not be seen
-            parameter.d = rng.uniform(0.5, 1.5, parameter.shape)
+            parameter.d = rng.uniform(0.5, 1.5, parameter.shape).astype(np.float32)
     for phase in ("fullnet", "fine_tuning"):
         weights.write(folder / phase / "weights.h5", net.get_parameters(), net.space.geometry.strides)
     classes = dict.fromkeys("0123456789", 0.25)
