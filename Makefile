@@ -1,6 +1,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+EXPORT := .venv-export
+EXPORT_READY := $(EXPORT)/.ready
 IS_310 := -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 10))'
 
 PROFILE ?= demo
@@ -13,7 +15,8 @@ GROUP_figures := $(FIGURES)
 GROUP_paper := $(TABLES) $(FIGURES)
 STUDIES := $(TABLES) $(FIGURES) tables figures paper
 
-.PHONY: help setup setup-mpi test test-slow parity lint demo pretrain evaluation-study table1 report test-page bench-space bench-filter $(STUDIES) data/digits clean
+.PHONY: help setup setup-mpi setup-export test test-slow test-export parity lint demo pretrain evaluation-study table1 report \
+    test-page bench-space bench-filter $(STUDIES) data/digits clean
 
 help: ## This list
 	@sed -n 's/^\([a-zA-Z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-17s %s\n' "$$target" "$$text"; done
@@ -103,8 +106,13 @@ bench-space: $(READY) ## Speed of costs, sampling and evolution against plain Py
 bench-filter: $(READY) ## Speed of the path filter against its bare matrix products (2 minutes)
 	$(BIN)/python tests/bench_filter.py
 
-clean: ## Remove .venv and what tools left behind; data/ and runs/ stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+setup-export: $(EXPORT_READY) ## Make .venv-export, which writes and runs ONNX (2 GB, 3 minutes)
+
+test-export: $(EXPORT_READY) ## Run the tests of exported detectors, ONNX included (3 minutes)
+	$(BIN)/python -m pytest tests/test_export.py
+
+clean: ## Remove .venv, .venv-export and what tools left behind; data/ and runs/ stay
+	rm -rf $(VENV) $(EXPORT) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A python3.10 on the PATH may be a pyenv shim that fails, so every candidate is tried by running it. The lock goes in
@@ -130,3 +138,10 @@ $(READY): requirements.lock setup.py
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@grep -q nnabla_detofa $(BIN)/nnabla_nas || { echo "error: $(BIN)/nnabla_nas is not the command of this package" >&2; exit 2; }
 	@touch $(READY)
+
+# nnabla-converter brings TensorFlow and onnx, whose versions would hold back everything else: so an environment of its own.
+$(EXPORT_READY): requirements-export.lock | $(READY)
+	@echo "installing requirements-export.lock into $(EXPORT) (2 GB, about 3 minutes)"
+	@$(BIN)/python -m venv --clear $(EXPORT)
+	@$(EXPORT)/bin/python -m pip install -qq --disable-pip-version-check -r requirements-export.lock
+	@touch $(EXPORT_READY)

@@ -47,7 +47,7 @@ setup(
         "cuda120": ["nnabla-ext-cuda120==1.39.0"],
         "mpi": ["mpi4py>=4.1", "openmpi>=5"],  # one run on several processes; CPUs talk through mpi4py
         "torch": ["torch>=2.6"],  # reads the published OFA checkpoints
-        "export": ["nnabla-converter==1.39.0"],  # ONNX; brings TensorFlow: use a virtual environment of its own
+        "export": ["nnabla-converter==1.39.0", "onnxruntime"],  # brings TensorFlow: make setup-export
         "search": ["pymoo==0.6.2"],  # fronts: NSGA-II
         "dev": ["hypothesis", "pymoo==0.6.2", "pytest", "ruff"],
     },

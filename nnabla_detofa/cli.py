@@ -693,6 +693,79 @@ def doctor(args: argparse.Namespace) -> None:
         raise UserError(f"{what}: {problems} problem{'s' * (problems > 1)} above")
 
 
+def detector_arguments(parser: argparse.ArgumentParser) -> None:
+    """One detector of a run."""
+    parser.add_argument("run", metavar="RUN", help="the folder of a run of Algorithm 1, or of a fine-tuning")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the run's config")
+    parser.add_argument(
+        "--detector",
+        required=True,
+        metavar="NAME",
+        help="fullnet, subnet_1, ..., finetuned, or a JSON file with a path in OFA's notation (what search writes)",
+    )
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+
+
+def export_arguments(parser: argparse.ArgumentParser) -> None:
+    detector_arguments(parser)
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="what to write, .nnp or .onnx")
+    parser.add_argument(
+        "--size", type=int, nargs="+", metavar="PIXELS", help="of the input: side, or height and width (default: the run's)"
+    )
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images of the input (default: %(default)s)")
+    parser.add_argument(
+        "--normalised",
+        action="store_true",
+        help="the input is (pixels / 255 - mean) / std; by default pixels from 0 to 255, normalised in the network",
+    )
+    parser.add_argument("--fold", action="store_true", help="fold batch normalisation into the convolutions")
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write one detector as a static network, and compare it with the supernet's path."""
+    from .compat import Device
+    from .export import about_file, check_output, export
+
+    file, run = Path(args.output), Path(args.run)
+    if args.size and len(args.size) > 2:
+        raise UserError(f"--size must be a side, or height and width, got {' '.join(map(str, args.size))}")
+    check_output(file)
+    from .evaluate import open_detector
+
+    Device.open(args.context, args.device_id)
+    opened = open_detector(run, args.detector, args.overrides)
+    size = (args.size * 2)[:2] if args.size else None
+    about = export(opened, run, args.detector, file, size, args.batch, not args.normalised, args.fold)
+    difference, images = about["largest_difference"], about["compared_images"]
+    print(f"largest difference from the supernet's path on {images} test images: {difference:.2g}")
+    print(f"written: {file}, {file.stat().st_size / 1e6:.2f} MB, and {about_file(file)}")
+
+
+def finetune_arguments(parser: argparse.ArgumentParser) -> None:
+    detector_arguments(parser)
+    parser.add_argument("--epochs", type=int, required=True, metavar="N", help="of the run's training images")
+    parser.add_argument("--lr", type=float, metavar="RATE", help="learning rate at the start (default: a tenth of the run's)")
+    parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="a run's folder, with the detector finetuned")
+    parser.add_argument("--restart", action="store_true", help="start anew instead of going on where it was stopped")
+
+
+def finetune(args: argparse.Namespace) -> None:
+    """Train one detector further, alone, and print its average precision before and after."""
+    from .compat import Device
+    from .evaluate import open_detector, table
+    from .finetune import finetune
+    from .run_folder import run_config
+
+    run = Path(args.run)
+    config = run_config(run, args.overrides)
+    device = Device.open(args.context, args.device_id, config.args.type_config)
+    opened = open_detector(run, args.detector, args.overrides)
+    results = finetune(opened, run, args.detector, Path(args.output), args.epochs, device, lr=args.lr, restart=args.restart)
+    print(table(results))
+    print(f"written: {args.output}; its detector is finetuned")
+
+
 COMMANDS = {
     "run": Command(
         "train and search as a config says",
@@ -804,6 +877,21 @@ COMMANDS = {
         doctor_arguments,
         doctor,
         ("", "-f configs/voc_detofa.json dataloader.voc.root=/data/VOCdevkit"),
+    ),
+    "export": Command(
+        "write one detector of a run as NNP or ONNX, and check the file",
+        export_arguments,
+        export,
+        (
+            "runs/digits_detofa --detector subnet_2 -o subnet_2.nnp",
+            "runs/voc_detofa --detector found.json -o found.onnx",
+        ),
+    ),
+    "finetune": Command(
+        "train one detector of a run further, alone",
+        finetune_arguments,
+        finetune,
+        ("runs/digits_detofa --detector subnet_2 --epochs 5 -o runs/subnet_2",),
     ),
 }
 """Every subcommand; the first is meant where none is named."""

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .data.images import read_image
 from .errors import UserError
 from .evaluate import OpenDetector, default_detector, open_detector
-from .validation import detect_images
+from .validation import BoxDetector, detect_images
 
 SMALLEST_PICTURE = 640
 """Pixels of a picture's longer side, at least: a smaller photograph is enlarged, so that names fit beside boxes."""
@@ -44,11 +44,13 @@ class ImageDetector:
 
     Attributes:
         name: "fullnet", "subnet_1", ... or the file of its path.
-        opened: the detector with its weights and statistics.
+        opened: the detector with its weights.
+        boxes: it with its statistics.
     """
 
     name: str
     opened: OpenDetector
+    boxes: BoxDetector
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -69,7 +71,7 @@ class ImageDetector:
         if not image.size:
             raise UserError(f"an image must have at least one pixel, got {image.shape}")
         opened, (height, width) = self.opened, image.shape[:2]
-        ((boxes, scores, labels),) = detect_images(opened.boxes, [image], opened.sets.image_size, **opened.scaling)
+        ((boxes, scores, labels),) = detect_images(self.boxes, [image], opened.sets.image_size, **opened.scaling())
         boxes = np.clip(boxes, 0, [width, height, width, height])
         kept = (scores >= threshold) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         found = zip(boxes[kept].astype(float).tolist(), labels[kept].tolist(), scores[kept].astype(float).tolist())
@@ -80,7 +82,8 @@ def load_detector(run: FilePath, name: str | None = None, overrides: Sequence[st
     """See `nnabla_detofa.load_detector`."""
     run = FilePath(run)
     name = name or default_detector(run)
-    return ImageDetector(name, open_detector(run, name, overrides))
+    opened = open_detector(run, name, overrides)
+    return ImageDetector(name, opened, opened.boxes())
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------

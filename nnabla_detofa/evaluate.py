@@ -11,61 +11,78 @@ from tqdm import tqdm
 from . import config as configs
 from . import weights
 from .algorithm1 import build
+from .centernet import Detector
+from .costs import CostModel
 from .data.sets import DetectionSets
 from .errors import UserError
 from .path_evaluation import statistics_images
 from .reading import read_json
 from .report import markdown_row
-from .run_folder import final_weights, read_result, reading, refuse_other_classes, run_config
-from .search_space import Path, SearchSpace
-from .validation import BoxDetector, average_precision, reestimate
+from .run_folder import FINE_TUNED, final_weights, fine_tuned, read_result, reading, refuse_other_classes, run_config
+from .search_space import Path, SearchSpace, ofa_resnet50
+from .supernet import take_over
+from .validation import BoxDetector, Statistics, average_precision, reestimate
 
 
 @dataclass(frozen=True)
 class OpenDetector:
-    """One detector of a run, ready to run.
+    """A detector of a run, with its weights.
 
     Attributes:
-        config: the run's. sets: its data sets.
-        boxes: the path, under its weights and with its batch-normalisation statistics.
-        scales: of the input, as the config's `test_scales`.
+        config, sets, cost: of the run.
+        net: the network with the weights: the supernet, or the path alone where it was fine-tuned alone.
+        path: the detector's path in it.
     """
 
     config: configs.Config
     sets: DetectionSets
-    boxes: BoxDetector
-    scales: tuple[float, ...]
+    cost: CostModel
+    net: Detector
+    path: Path
 
-    @property
-    def scaling(self) -> dict:
-        """What `validation.detect_images` needs besides images and their size."""
-        return {"scales": self.scales, "multiple": self.config.network.geometry.total_stride}
+    def statistics(self) -> Statistics:
+        """The path's batch-normalisation statistics, re-estimated on the images that the config says."""
+        return reestimate(self.net, self.path, statistics_images(self.sets, self.config))
+
+    def boxes(self, flip: bool | None = None) -> BoxDetector:
+        """It as a detector of boxes; `flip` instead of the config's `flip_test`."""
+        flip = self.config.hparams.flip_test if flip is None else flip
+        return BoxDetector(self.net, self.path, self.statistics(), flip=flip)
+
+    def scaling(self, scales: Sequence[float] | None = None) -> dict:
+        """What `validation.detect_images` needs besides images and their size; `scales` instead of the `test_scales`."""
+        scales = tuple(scales or self.config.hparams.test_scales)
+        return {"scales": scales, "multiple": self.config.network.geometry.total_stride}
 
 
-def open_detector(
-    run: FilePath,
-    detector: str,
-    overrides: Sequence[str] = (),
-    flip: bool | None = None,
-    scales: Sequence[float] | None = None,
-) -> OpenDetector:
-    """A detector of a run: its statistics are re-estimated on the run's training images, which must be there.
-
-    Args and errors are `evaluate`'s.
-    """
+def open_detector(run: FilePath, detector: str, overrides: Sequence[str] = ()) -> OpenDetector:
+    """The detector that `detector` names, with its weights; for arguments and errors see `evaluate`."""
     config = run_config(run, overrides)
     if config.args.runner == "pretrain":
         raise UserError(f"{run} is not the folder of a run that trains detectors: its config.json is a pre-training's")
-    model, sets, _ = build(config, pretrained=False)
-    refuse_other_classes(run, sets.classes)
-    path = find_path(run, detector, model.space)
+    path = find_path(run, detector, ofa_resnet50(config.network.geometry, config.network.elastic_stem))
     file = run / "fullnet" / "weights.h5" if detector == "fullnet" else final_weights(run, config)
     if not file.exists():
         raise UserError(f"{run} has no weights of {detector} yet: {file} is missing")
-    weights.load(model, file)
-    statistics = reestimate(model, path, statistics_images(sets, config))
-    boxes = BoxDetector(model, path, statistics, flip=config.hparams.flip_test if flip is None else flip)
-    return OpenDetector(config, sets, boxes, tuple(scales or config.hparams.test_scales))
+    net, sets, cost = build(config, pretrained=False)
+    refuse_other_classes(run, sets.classes)
+    if detector == FINE_TUNED:
+        net = alone(config, net, path)
+    weights.load(net, file)
+    return OpenDetector(config, sets, cost, net, path)
+
+
+def alone(config: configs.Config, net: Detector, path: Path, statistics: Statistics | None = None) -> Detector:
+    """`path` cut out of a network as one that has nothing else, its weights copied; it is called as before: alone(x, path).
+
+    Args:
+        config: that the network was made by. statistics: see `supernet.take_over`.
+    """
+    classes = net.get_parameters()["heat_map/conv2/_b"].shape[0]
+    cut_out = Detector(config.network.head_geometry(classes), config.network.geometry, path=path)
+    cut_out.space = net.space
+    take_over(cut_out, net, statistics)
+    return cut_out
 
 
 def evaluate(
@@ -78,9 +95,9 @@ def evaluate(
     """Average precision on the test split.
 
     Args:
-        run: the folder of a run of Algorithm 1.
+        run: the folder of a run of Algorithm 1, or of a fine-tuning.
         detector: "fullnet" (with its own weights, of line 2), "subnet_1", "subnet_2", ... (with the supernet's), or a JSON
-            file with a path in OFA's notation, alone or as its "path" (what `search` writes).
+            file with a path in OFA's notation, alone or as its "path" (what `search` writes); "finetuned" of a fine-tuning.
         overrides: "key=value" entries of the run's config to replace, such as the place of the data.
         flip, scales: instead of the config's `flip_test` and `test_scales`.
 
@@ -90,39 +107,45 @@ def evaluate(
     Raises:
         UserError: the folder is not that of a run that got so far, or the path is not one of its space.
     """
-    opened = open_detector(run, detector, overrides, flip, scales)
-    sets, config = opened.sets, opened.config
+    opened = open_detector(run, detector, overrides)
+    sets, config, boxes = opened.sets, opened.config, opened.boxes(flip)
     with tqdm(total=len(sets.test), desc=f"test images of {detector}", unit="image", dynamic_ncols=True) as bar:
         result, _ = average_precision(
-            opened.boxes, sets, config.hparams.bn_batch, config.dataloader.ap_metric, bar.update, **opened.scaling
+            boxes, sets, config.hparams.bn_batch, config.dataloader.ap_metric, bar.update, **opened.scaling(scales)
         )
     return result
 
 
 def detectors_of(run: FilePath) -> list[str]:
-    """The names of a run's detectors: the fullnet, and once the run is over the subnets that it found."""
+    """The names of a run's detectors: the fullnet and, once the run is over, the subnets found; or what was fine-tuned."""
+    if fine_tuned(run):
+        return [FINE_TUNED]
     return ["fullnet", *(f"subnet_{number}" for number in range(1, len(_subnets(run)) + 1))]
 
 
 def _subnets(run: FilePath) -> list[dict]:
-    """What a run found, with the path of each; nothing before its end."""
+    """What a run found, with the path and the budget of each; nothing before its end."""
     if not (run / "summary.json").exists():
         return []
     summary = read_result(run, "summary")
     with reading(run / "summary.json"):
-        return [{"path": subnet["path"]} for subnet in summary["subnets"]]
+        return [{key: subnet[key] for key in ("path", "budget")} for subnet in summary["subnets"]]
 
 
 def default_detector(run: FilePath) -> str:
-    """The subnet of the largest budget; the fullnet where the run has found none (yet)."""
-    if len(detectors_of(run)) == 1:
-        return "fullnet"
-    budgets = [subnet["budget"] for subnet in read_result(run, "summary")["subnets"]]
-    return f"subnet_{1 + budgets.index(max(budgets))}"
+    """The subnet of the largest budget; the fullnet where the run has found none (yet); or what was fine-tuned."""
+    if found := _subnets(run):
+        budgets = [subnet["budget"] for subnet in found]
+        return f"subnet_{1 + budgets.index(max(budgets))}"
+    return detectors_of(run)[0]
 
 
 def find_path(run: FilePath, detector: str, space: SearchSpace) -> Path:
     """The path that `detector` names; see `evaluate`."""
+    if origin := fine_tuned(run):
+        if detector != FINE_TUNED:
+            raise UserError(f"the only detector of {run} is {FINE_TUNED}, got {detector}")
+        return Path.from_ofa(origin["path"], space.geometry)
     if detector == "fullnet":
         return space.largest
     known = detectors_of(run)
@@ -131,7 +154,8 @@ def find_path(run: FilePath, detector: str, space: SearchSpace) -> Path:
             return Path.from_ofa(_subnets(run)[known.index(detector) - 1]["path"], space.geometry)
     file = FilePath(detector)
     if not file.is_file():
-        raise UserError(f"a detector of {run} must be {', '.join(known)} or a JSON file with a path, got {detector!r}")
+        later = "" if (run / "summary.json").exists() else "; subnets are known when the run is over"
+        raise UserError(f"a detector of {run} must be {', '.join(known)} or a JSON file with a path, got {detector!r}{later}")
     content = read_json(file, "the path")
     try:
         path = Path.from_ofa(content.get("path", content), space.geometry)

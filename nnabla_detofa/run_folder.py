@@ -41,8 +41,9 @@ def reading(file: FilePath) -> Iterator[None]:
 
 def trained_classes(run: FilePath) -> tuple[str, ...]:
     """The classes that a run's detectors were trained for, in their order."""
-    with reading(run / "fullnet.json"):
-        return tuple(map(str, dict(read_result(run, "fullnet")["ap50_per_class"])))
+    name = "before" if fine_tuned(run) else "fullnet"
+    with reading(run / f"{name}.json"):
+        return tuple(map(str, dict(read_result(run, name)["ap50_per_class"])))
 
 
 def refuse_other_classes(run: FilePath, classes: Sequence[str]) -> None:
@@ -115,6 +116,17 @@ def searched_space(run: FilePath, config: configs.Config) -> SearchSpace:
             raise UserError(f"{run} holds a damaged operations.json: {error}") from error
 
 
+FINE_TUNED = "finetuned"
+"""The one detector in the folder of a fine-tuning, and its phase."""
+
+
+def fine_tuned(run: FilePath) -> dict:
+    """What a fine-tuning's folder says of where it began (`finetune.Origin`); empty for any other run's."""
+    return read_result(run, "origin") if (run / "origin.json").exists() else {}
+
+
 def final_weights(run: FilePath, config: configs.Config) -> FilePath:
     """The weights file that the run's last training phase leaves."""
+    if fine_tuned(run):
+        return run / FINE_TUNED / "weights.h5"
     return run / slug(training_phases(config)[-1].name) / "weights.h5"
