@@ -50,6 +50,7 @@ class DetOFASearcher(SupernetRunner):
         "evaluation",
     )
 
+    lines = {"fullnet": "2", "warm-up": "3", "fine-tuning": "8 to 17"}
     loss_names = ("loss", "heat map", "offset", "size")
 
     def run(self) -> dict:
@@ -228,7 +229,7 @@ class DetOFASearcher(SupernetRunner):
             def on_generation(generation: int, score: float) -> None:
                 bar.update()
                 bar.set_postfix(score=f"{score:.4f}")
-                self.stop.check()
+                self.pause()
 
             result = search(
                 space,

@@ -5,13 +5,17 @@ goes wrong is a defect, and shows its traceback.
 """
 
 import argparse
+import errno
 import importlib
 import json
 import logging
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +30,8 @@ RUNNERS = {
     **dict.fromkeys(("fullnet", "ofa", "ofa_ps", "compofa"), "nnabla_detofa.baselines"),
 }
 """Where `args.runner` finds its module, which has a function run(config, device, output, restart=False)."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+"""Errors of writing, which the user can mend and which may name no file."""
 
 
 @dataclass(frozen=True)
@@ -595,19 +601,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(__package__).setLevel(logging.INFO)
         arguments = _parser(program, name).parse_intermixed_args(rest)
         arguments.command_line = [name, *rest]
-        COMMANDS[name].run(arguments)
+        with _terminated_as_interrupted():
+            COMMANDS[name].run(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in DISK_ERRORS:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {error.filename or 'a file cannot be written'}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM is as good as Ctrl-C, from the first moment on: a command may take long to open its data."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may say so
+        yield
+        return
+
+    def stop(number: int, frame) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser(program: str, name: str) -> argparse.ArgumentParser:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,11 +22,17 @@ from scipy.special import expit
 from .centernet import Detector, decode, soft_nms
 from .compat import Mo
 from .data.augment import invert, letterbox, transform_boxes
+from .errors import UserError
+from .files import write_bytes
 from .metrics import summarise
 from .search_space import Path
 from .supernet import CollectedStatistics, GivenStatistics
 
 FORK_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PR_SET_PDEATHSIG = 1
+"""Of Linux' prctl: the signal that a process gets when its parent ends."""
+LOOK_AFTER_WORKERS = 2.0
+"""Seconds without a result after which forked processes are counted."""
 Statistics = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -176,19 +185,38 @@ def map_forked(function: Callable, items: Iterable, processes: int) -> Iterator:
     # Until `_adopt` has run, a forked process has this one's signal handlers: a pool that ended so early would wait for it
     # for ever. So signals stay blocked in it until then.
     signal.pthread_sigmask(signal.SIG_BLOCK, FORK_SIGNALS)
+    before = set(multiprocessing.active_children())
     try:
-        pool = multiprocessing.get_context("fork").Pool(processes, _adopt, (function,))
-    finally:
+        pool = multiprocessing.get_context("fork").Pool(processes, _adopt, (function, os.getpid()))
+    except BaseException:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, FORK_SIGNALS)
+        raise
     with pool:
-        yield from pool.imap(_call_adopted, items)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORK_SIGNALS)
+        workers = set(multiprocessing.active_children()) - before
+        results = pool.imap(_call_adopted, items)
+        while True:
+            try:
+                yield results.next(timeout=LOOK_AFTER_WORKERS)
+            except StopIteration:
+                return
+            except multiprocessing.TimeoutError:
+                if not workers <= set(multiprocessing.active_children()):  # what it was at would be waited for for ever
+                    raise UserError(
+                        "a process that evaluated paths was ended from outside, perhaps for want of memory: fewer "
+                        "args.evaluation_processes need less"
+                    ) from None
 
 
-def _adopt(function: Callable) -> None:
-    """Runs in a forked process: keep the function there, which could not be sent to it.
+def _adopt(function: Callable, parent: int) -> None:
+    """Runs in a forked process: keep the function there, which could not be sent to it, and end with the parent.
 
     Signals are the parent's business: a forked handler that only takes note would keep the pool from ending its processes.
     """
+    if sys.platform == "linux":  # elsewhere a process whose parent was killed stays until it is ended by hand
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was killed before
+        os._exit(1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FORK_SIGNALS)
@@ -355,4 +383,4 @@ def save_detections(file: FilePath, sets, detections: Sequence, least: float = 0
                 "labels": labels[kept].tolist(),
             }
         )
-    file.write_text(json.dumps(entries))
+    write_bytes(file, json.dumps(entries).encode())
