@@ -9,8 +9,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path as FilePath
 from typing import NamedTuple
 
@@ -31,8 +33,6 @@ from .supernet import CollectedStatistics, GivenStatistics
 FORK_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PR_SET_PDEATHSIG = 1
 """Of Linux' prctl: the signal that a process gets when its parent ends."""
-LOOK_AFTER_WORKERS = 2.0
-"""Seconds without a result after which forked processes are counted."""
 Statistics = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -182,49 +182,69 @@ def map_forked(function: Callable, items: Iterable, processes: int) -> Iterator:
     if processes <= 1:
         yield from map(function, items)
         return
-    # Until `_adopt` has run, a forked process has this one's signal handlers: a pool that ended so early would wait for it
-    # for ever. So signals stay blocked in it until then.
+    items = list(items)
+    context, workers = multiprocessing.get_context("fork"), {}
+    # A forked process has this one's signal handlers at first, so signals stay blocked in it until `_work` has its own.
     signal.pthread_sigmask(signal.SIG_BLOCK, FORK_SIGNALS)
-    before = set(multiprocessing.active_children())
     try:
-        pool = multiprocessing.get_context("fork").Pool(processes, _adopt, (function, os.getpid()))
-    except BaseException:
+        for _ in range(min(processes, len(items))):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(function, items, theirs, os.getpid()), daemon=True)
+            process.start()
+            theirs.close()  # so that its end is noticed, and before another process is forked that would keep it open
+            workers[ours] = process
         signal.pthread_sigmask(signal.SIG_UNBLOCK, FORK_SIGNALS)
-        raise
-    with pool:
+        yield from _in_order(workers, len(items))
+    finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, FORK_SIGNALS)
-        workers = set(multiprocessing.active_children()) - before
-        results = pool.imap(_call_adopted, items)
-        while True:
-            try:
-                yield results.next(timeout=LOOK_AFTER_WORKERS)
-            except StopIteration:
-                return
-            except multiprocessing.TimeoutError:
-                if not workers <= set(multiprocessing.active_children()):  # what it was at would be waited for for ever
+        for process in workers.values():
+            process.kill()
+        for process in workers.values():
+            process.join()
+
+
+def _in_order(workers: Mapping, count: int) -> Iterator:
+    """Hand the numbers of items to whichever process is free, and yield the results in the order of the items."""
+    waiting, results = deque(range(count)), {}
+    for worker in workers:
+        worker.send(waiting.popleft())
+    for number in range(count):
+        while number not in results:
+            for worker in connection.wait(list(workers)):
+                try:
+                    done, result, error = worker.recv()
+                except (EOFError, ConnectionError):
                     raise UserError(
                         "a process that evaluated paths was ended from outside, perhaps for want of memory: fewer "
                         "args.evaluation_processes need less"
                     ) from None
+                if error is not None:
+                    raise error
+                results[done] = result
+                if waiting:
+                    worker.send(waiting.popleft())
+        yield results.pop(number)
 
 
-def _adopt(function: Callable, parent: int) -> None:
-    """Runs in a forked process: keep the function there, which could not be sent to it, and end with the parent.
+def _work(function: Callable, items: Sequence, parent_end, parent: int) -> None:
+    """Runs in a forked process: apply the function to the items that are asked for, and end with the parent.
 
-    Signals are the parent's business: a forked handler that only takes note would keep the pool from ending its processes.
+    Signals are the parent's business: it ends its processes itself.
     """
-    if sys.platform == "linux":  # elsewhere a process whose parent was killed stays until it is ended by hand
+    if sys.platform == "linux":  # elsewhere the pipe's end says it, once the item at hand is done
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it was killed before
-        os._exit(1)
+        return
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FORK_SIGNALS)
-    _call_adopted.function = function
-
-
-def _call_adopted(item):
-    return _call_adopted.function(item)
+    while True:
+        number = parent_end.recv()
+        try:
+            answer = number, function(items[number]), None
+        except Exception as error:
+            answer = number, None, error
+        parent_end.send(answer)
 
 
 # --- Detections -------------------------------------------------------------------------------------------------------
