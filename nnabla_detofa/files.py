@@ -12,8 +12,11 @@ from pathlib import Path as FilePath
 import h5py
 
 
-def write_bytes(file: str | os.PathLike, content: bytes) -> None:
+def write_bytes(file: str | os.PathLike, content: bytes, sync: bool = True) -> None:
     """Write a file beside its place, bring it to the disk, and then rename it.
+
+    Args:
+        sync: wait for the disk, so that a machine that stops leaves a whole file too; a process that does, always does.
 
     Raises:
         OSError: it cannot be written, for want of room or otherwise; it names the file, and what was there is still there.
@@ -25,18 +28,18 @@ def write_bytes(file: str | os.PathLike, content: bytes) -> None:
             with open(fresh, "wb") as opened:
                 opened.write(content)
                 opened.flush()
-                os.fsync(opened.fileno())
+                if sync:
+                    os.fsync(opened.fileno())
             os.replace(fresh, file)
-            sync_folder(file.parent)
         except OSError:
             with suppress(OSError):
                 fresh.unlink()  # a full disk needs the room
             raise
 
 
-def write_json(file: str | os.PathLike, content) -> None:
+def write_json(file: str | os.PathLike, content, sync: bool = True) -> None:
     """`write_bytes` of JSON."""
-    write_bytes(file, (json.dumps(content, indent=1) + "\n").encode())
+    write_bytes(file, (json.dumps(content, indent=1) + "\n").encode(), sync)
 
 
 @contextmanager

@@ -137,9 +137,9 @@ class SupernetRunner(Runner):
 
     # --- Phases and their results -----------------------------------------------------------------------------------
 
-    def remember(self, name: str, content) -> None:
-        """Keep something as <name>.json in the run's folder."""
-        write_json(self.folder / f"{name}.json", content)
+    def remember(self, name: str, content, sync: bool = True) -> None:
+        """Keep something as <name>.json in the run's folder; `sync` as `files.write_bytes` has it."""
+        write_json(self.folder / f"{name}.json", content, sync)
 
     def recall(self, name: str, default=None):
         """What was remembered as `name`, or `default`.
@@ -169,10 +169,10 @@ class SupernetRunner(Runner):
         name, start, device_start = self._accounted
         self._accounted = name, time.perf_counter(), self.clock()
         self.seconds[name] = self.seconds.get(name, 0.0) + self._accounted[1] - start
-        self.remember("seconds", self.seconds)
+        self.remember("seconds", self.seconds, sync=False)
         spent = self.ledger["phases"].get(name, {"seconds": 0.0})["seconds"]
         self.ledger["phases"][name] = entry(name, spent + self._accounted[2] - device_start)
-        self.remember("ledger", self.ledger)
+        self.remember("ledger", self.ledger, sync=False)
 
     def pause(self) -> None:
         """Between two pieces of a phase's work: honour a stop, and account every `ACCOUNT_EVERY` seconds."""
