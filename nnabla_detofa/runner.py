@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path as FilePath
 
@@ -161,8 +161,11 @@ class SupernetRunner(Runner):
         self._accounted = name, time.perf_counter(), self.clock()
         try:
             yield
-        finally:
-            self.account()
+        except BaseException:
+            with suppress(OSError):  # the first error says what is wrong
+                self.account()
+            raise
+        self.account()
 
     def account(self) -> None:
         """Add what the phase has cost since it began, or since this was called last, to what is kept of it."""
@@ -453,7 +456,8 @@ def start(
                 runner.callback_on_start()
             except BaseException:
                 if runner:
-                    runner.callback_on_finish()
+                    with suppress(OSError):
+                        runner.callback_on_finish()
                 if claim:
                     claim.withdraw()
                 raise
@@ -461,9 +465,13 @@ def start(
                 claim.confirm()
             with runner.stop:
                 try:
-                    return runner.run()
-                finally:
-                    runner.callback_on_finish()
+                    found = runner.run()
+                except BaseException:
+                    with suppress(OSError):
+                        runner.callback_on_finish()
+                    raise
+                runner.callback_on_finish()
+                return found
     except OSError as error:
         raise UserError(
             f"{error.filename or output} cannot be written ({error.strerror or error}): what was done before is kept, and the "
