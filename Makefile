@@ -15,8 +15,8 @@ GROUP_figures := $(FIGURES)
 GROUP_paper := $(TABLES) $(FIGURES)
 STUDIES := $(TABLES) $(FIGURES) tables figures paper
 
-.PHONY: help setup setup-mpi setup-export test test-slow test-export parity lint demo pretrain evaluation-study table1 report \
-    test-page bench-space bench-filter $(STUDIES) data/digits clean
+.PHONY: help setup setup-mpi setup-export test test-slow test-faults test-export parity lint demo pretrain evaluation-study \
+    table1 report test-page bench-space bench-filter $(STUDIES) data/digits clean
 
 help: ## This list
 	@sed -n 's/^\([a-zA-Z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-17s %s\n' "$$target" "$$text"; done
@@ -32,6 +32,9 @@ test: $(READY) ## Run the tests (8 minutes)
 
 test-slow: $(READY) ## Run the tests that take minutes (4 in all)
 	$(BIN)/python -m pytest -m slow -s
+
+test-faults: $(READY) ## Kill runs at random moments and compare what they lead to with a run left alone (10 minutes)
+	$(BIN)/python tests/faults_by_kill.py
 
 parity: $(READY) ## Compare with the figures of independent implementations and print each error (15 seconds)
 	$(BIN)/python tests/parity.py

@@ -35,6 +35,7 @@ class DetOFASearcher(SupernetRunner):
     path filter (`hparams.filter.weights`), the training data (`dataloader`), and r_op and r_path (`hparams`).
     """
 
+    lines = {"fullnet": "2", "warm-up": "3", "fine-tuning": "8 to 17"}
     loss_names = ("loss", "heat map", "offset", "size")
 
     def run(self) -> dict:
@@ -220,7 +221,7 @@ class DetOFASearcher(SupernetRunner):
                 def on_generation(generation: int, score: float) -> None:
                     bar.update()
                     bar.set_postfix(score=f"{score:.4f}")
-                    self.stop.check_here()
+                    self.pause(alone=True)
 
                 return search(
                     space,

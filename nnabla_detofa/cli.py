@@ -5,7 +5,7 @@ goes wrong is a defect, and shows its traceback. Of several ranks, one says it, 
 """
 
 import argparse
-import contextlib
+import errno
 import importlib
 import io
 import json
@@ -13,9 +13,12 @@ import logging
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -32,6 +35,8 @@ RUNNERS = {
     **dict.fromkeys(("fullnet", "ofa", "ofa_ps", "compofa"), "nnabla_detofa.baselines"),
 }
 """Where `args.runner` finds its module, which has a function run(config, device, output, restart=False)."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+"""Errors of writing, which the user can mend and which may name no file."""
 
 
 @dataclass(frozen=True)
@@ -922,20 +927,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{size} ranks were launched, but only run is shared out: start {name} as one process")
         logging.basicConfig(format="%(message)s")
         logging.getLogger(__package__).setLevel(logging.INFO if rank == 0 else logging.ERROR)
-        with contextlib.redirect_stderr(sys.stderr if rank == 0 else io.StringIO()):  # wrong usage is rank 0's to tell
+        with redirect_stderr(sys.stderr if rank == 0 else io.StringIO()):  # wrong usage is rank 0's to tell
             arguments = _parser(program, name).parse_intermixed_args(rest)
         arguments.command_line = [name, *rest]
-        return COMMANDS[name].run(arguments) or 0
+        with _terminated_as_interrupted():
+            return COMMANDS[name].run(arguments) or 0
     except UserError as error:
         return _failed(f"error: {_one_line(str(error))}", 2)
     except BrokenPipeError:  # the reader of what is printed, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.filename is None and size == 1:
+        known = error.filename is not None or error.errno in DISK_ERRORS
+        if not known and size == 1:
             raise
-        told = f"error: {_one_line(f'{error.filename}: {error.strerror}')}" if error.filename else traceback.format_exc()
-        return _failed(told, 2)
+        sentence = f"{error.filename or 'a file cannot be written'}: {error.strerror}"
+        return _failed(f"error: {_one_line(sentence)}" if known else traceback.format_exc(), 2 if known else 1)
     except launch.Stopped:
         if rank == 0:
             print(STOPPED, file=sys.stderr)
@@ -969,6 +976,24 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help says what is allowed")
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """The other stop signals are as good as Ctrl-C, from the first moment on: a command may take long to open its data."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may say so
+        yield
+        return
+
+    def stop(number: int, frame) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in launch.STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _parser(program: str, name: str) -> argparse.ArgumentParser:

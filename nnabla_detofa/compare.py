@@ -11,10 +11,10 @@ import matplotlib
 import numpy as np
 
 from .budget_figures import metric, points
+from .claim import differences
 from .errors import UserError
 from .report import markdown_row
 from .run_folder import read_result, run_config
-from .runner import differences
 
 matplotlib.use("Agg")  # files, not windows
 import matplotlib.pyplot as plt  # noqa: E402

@@ -16,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from .errors import UserError
+from .files import naming
 from .geometry import Geometry
 from .reading import parse_json, read_text, shown
 from .search_space import Path, PathBatch
@@ -210,7 +211,7 @@ def _checked(item: EvaluatedPath) -> EvaluatedPath:
 @contextmanager
 def _locked(file: FilePath) -> Iterator[BinaryIO]:
     """The file, opened to read and append, for this process alone while the block runs."""
-    with open(file, "a+b") as opened:
+    with naming(file), open(file, "a+b") as opened:
         fcntl.flock(opened, fcntl.LOCK_EX)
         yield opened
 

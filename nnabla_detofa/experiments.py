@@ -27,9 +27,11 @@ from pathlib import Path as FilePath
 from tqdm import tqdm
 
 from . import config as configs
+from .claim import differences
 from .errors import UserError
+from .files import write_json
 from .profiles import DataSet, Profile
-from .runner import differences, kept_mini_batch, write_json
+from .runner import kept_mini_batch
 
 RUNS = FilePath("runs")
 
@@ -388,8 +390,7 @@ def _finishing(runs: Sequence[Run], all_runs: Sequence[Run], jobs: int, log: Cal
         while waiting or started:
             while waiting and len(started) < jobs:
                 run = waiting.pop(0)
-                branch(run, [trunk for trunk in all_runs if trunk.finished])
-                started[run] = _start(run, cores)
+                started[run] = _start(run, cores, [trunk for trunk in all_runs if trunk.finished])
                 log(f"{run.name} is running, its output is in {console(run)}")
             for run, process in list(started.items()):
                 if process.poll() is not None:
@@ -406,7 +407,8 @@ def console(run: Run) -> FilePath:
     return profile_folder(run.profile) / f"{run.name}.txt"
 
 
-def _start(run: Run, cores: int) -> subprocess.Popen:
+def _start(run: Run, cores: int, trunks: Sequence[Run] = ()) -> subprocess.Popen:
+    """Start a run, or go on with it, as a process; a new one branches off `trunks` where it can."""
     file = console(run)
     file.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "nnabla_detofa", "run", "-f", run.data_set.config, *run.arguments]
@@ -416,6 +418,7 @@ def _start(run: Run, cores: int) -> subprocess.Popen:
             fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{run.name} is being run by another process, see {file}: wait for its end, or stop it") from None
+        branch(run, trunks)
         # a session of its own: stopping it is our business
         return subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True)
 

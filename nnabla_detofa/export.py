@@ -25,9 +25,9 @@ from .centernet import Detector
 from .data.augment import MEAN, STD, letterbox, letterbox_matrix
 from .errors import UserError
 from .evaluate import OpenDetector, alone, detectors_of
+from .files import write_json
 from .report import revision
 from .run_folder import read_result
-from .runner import write_json
 from .search_space import Path, PathBatch
 from .supernet import STORED, GivenStatistics
 from .validation import Statistics

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 
 KINDS = ("fullnet", "training", "path evaluation", "path filter", "search", "reporting")
 """What time is for. Reporting is what only the tables need: held-out paths, and AP on the test split."""
@@ -28,8 +30,8 @@ KIND_OF = {
 class DeviceClock:
     """Seconds that a device was busy with this process.
 
-    A GPU is taken as busy all the time. A core is busy while this process, or one that it forked and has ended, computes: so
-    runs that share a machine do not count each other's work.
+    A GPU is taken as busy all the time. A core is busy while this process, or one that it forked, computes: so runs that
+    share a machine do not count each other's work.
 
     Attributes:
         on_gpu: which of the two.
@@ -45,7 +47,19 @@ class DeviceClock:
 
     def __call__(self) -> float:
         """Seconds so far; only differences mean something."""
-        return self.processes * (time.perf_counter() if self.on_gpu else sum(os.times()[:4]))
+        if self.on_gpu:
+            return self.processes * time.perf_counter()
+        at_work = sum(_core_seconds(child.pid) for child in multiprocessing.active_children())
+        return self.processes * (at_work + sum(os.times()[:4]))
+
+
+def _core_seconds(pid: int) -> float:
+    """Core seconds of a process that is still at work; 0 where the system has no such file: `os.times` knows of it later."""
+    try:
+        fields = FilePath(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def entry(phase: str, seconds: float) -> dict:

@@ -7,7 +7,6 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path as FilePath
 
 import h5py
 import nnabla as nn
@@ -288,12 +287,8 @@ class PathFilter(Mo.Module):
 
     def save(self, file: str | os.PathLike) -> None:
         """Write weights and settings into one .h5; the file appears complete or not at all."""
-        file = FilePath(file)
-        fresh = file.with_name(file.name + ".part")
-        weights.write(fresh, self.get_parameters())
-        with h5py.File(fresh, "r+") as opened:
-            opened.attrs["path_filter"] = json.dumps(self.settings | {"geometry": asdict(self.settings["geometry"])})
-        os.replace(fresh, file)
+        settings = json.dumps(self.settings | {"geometry": asdict(self.settings["geometry"])})
+        weights.write(file, self.get_parameters(), path_filter=settings)
 
     @classmethod
     def load(cls, file: str | os.PathLike, **expected) -> PathFilter:

@@ -6,12 +6,11 @@ A phase leaves its result in the run's folder and is not done again: the same co
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path as FilePath
 
@@ -19,11 +18,13 @@ import numpy as np
 from tqdm import tqdm
 
 from . import config as configs
+from .claim import Claim, claimed
 from .compat import Device, Optimizer, Runner, hydra_state
 from .costs import Buckets, CostModel
 from .data.loader import Loader
 from .errors import UserError
 from .evaluated_paths import EvaluatedPaths
+from .files import write_json
 from .launch import STOP_SIGNALS, Stopped
 from .ledger import DeviceClock, entry
 from .path_evaluation import KeptEvaluation, named_rng, sample_in_buckets
@@ -33,13 +34,19 @@ from .ranking import fit
 from .ranks import Communicator
 from .reading import parse_json
 from .search_space import PathBatch, SearchSpace
-from .training import Checkpoint, Objective, PathSampler, Progress, new_optimizer, train
+from .training import Checkpoint, NotFinite, Objective, PathSampler, Progress, new_optimizer, train
 from .validation import PathEvaluator, timing, validation_loss
 from .weights import digest
 
+ACCOUNT_EVERY = 10.0
+"""Seconds of work, at most, that a kill may leave out of the record of what a run cost, outside training."""
+
 
 class StopRequest:
-    """Turns the first of the `STOP_SIGNALS` into a request that is honoured between two steps; the second stops at once.
+    """Turns the first of the `STOP_SIGNALS` into KeyboardInterrupt.
+
+    Whatever is kept is kept whole or not at all, so that may be at any moment; but inside `deferred`, and always where several
+    ranks must stop at the same point, the first one is only noted, and honoured by `check`. A second one stops at once.
 
     Attributes:
         requested: of this process. comm: ranks that stop together, whichever of them got the signal.
@@ -47,6 +54,7 @@ class StopRequest:
 
     def __init__(self, comm: Communicator):
         self.requested, self.comm = False, comm
+        self._deferring = self._always = comm.n_procs > 1
 
     def __enter__(self) -> StopRequest:
         self._before = {number: signal.signal(number, self._hear) for number in STOP_SIGNALS}
@@ -57,9 +65,19 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _hear(self, number: int, frame) -> None:
-        if self.requested:
+        at_once, self.requested = self.requested or not self._deferring, True
+        if at_once:
             raise KeyboardInterrupt
-        self.requested = True
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only take note of a first signal while the block lasts."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = self._always
+        self.check()
 
     def agreed(self) -> bool:
         """Was a stop asked for, of any rank? All must ask this at the same point."""
@@ -81,13 +99,6 @@ def slug(name: str) -> str:
     return name.replace(" ", "_").replace("-", "_")
 
 
-def write_json(file: FilePath, content) -> None:
-    """Write JSON that is there completely or not at all."""
-    fresh = file.with_name(file.name + ".new")
-    fresh.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(fresh, file)
-
-
 class SupernetRunner(Runner):
     """Base of the runners: data, networks, the training loop and the evaluation of paths, with everything resumable.
 
@@ -102,6 +113,7 @@ class SupernetRunner(Runner):
     """
 
     phases: tuple[str, ...] = ()
+    lines: dict[str, str] = {}  # of Algorithm 1 that training phases are, for their checkpoints
     loss_names: tuple[str, ...] = ("loss",)  # what the model's `losses` returns
 
     def __init__(self, model, optimizer, regularizer, dataloader, hparams, args):
@@ -133,35 +145,69 @@ class SupernetRunner(Runner):
         """Called after each epoch of a training phase; for subclasses."""
 
     def callback_on_finish(self) -> None:
-        """Close the log."""
-        self.monitor.close()
+        """Close the log, and say the first error of writing if there is one."""
+        try:
+            self.monitor.close()
+        finally:
+            if self.comm.rank == 0:  # its file stays open where TensorBoard's cannot be written
+                self.monitor.file.close()
 
     # --- Phases and their results -----------------------------------------------------------------------------------
 
-    def remember(self, name: str, content) -> None:
-        """Keep something as <name>.json in the run's folder."""
+    def remember(self, name: str, content, sync: bool = True) -> None:
+        """Keep something as <name>.json in the run's folder; `sync` as `files.write_bytes` has it."""
         if self.comm.rank == 0:
-            write_json(self.folder / f"{name}.json", content)
+            write_json(self.folder / f"{name}.json", content, sync)
 
     def recall(self, name: str, default=None):
-        """What was remembered as `name`, or `default`; all ranks must ask."""
+        """What was remembered as `name`, or `default`; all ranks must ask.
+
+        Raises:
+            UserError: its file is damaged.
+        """
         file = self.folder / f"{name}.json"
-        return self.comm.once(lambda: json.loads(file.read_text()) if file.exists() else default)
+
+        def read():
+            try:
+                return parse_json(file.read_text()) if file.exists() else default
+            except ValueError as error:
+                raise UserError(f"{file} is damaged ({error}): remove it to have it made again") from error
+
+        return self.comm.once(read)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Announce a phase, and add its time to what the run has cost so far, interrupted or not."""
         number = self.phases.index(name) + 1
         self.log(f"[{number}/{len(self.phases)}] {name}")
-        start, device_start = time.perf_counter(), self.clock()
+        self._accounted = name, time.perf_counter(), self.clock()
         try:
             yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-            self.remember("seconds", self.seconds)
-            spent = self.ledger["phases"].get(name, {"seconds": 0.0})["seconds"]
-            self.ledger["phases"][name] = entry(name, spent + self.clock() - device_start)
-            self.remember("ledger", self.ledger)
+        except BaseException:
+            with suppress(OSError):  # the first error says what is wrong
+                self.account()
+            raise
+        self.account()
+
+    def account(self) -> None:
+        """Add what the phase has cost since it began, or since this was called last, to what is kept of it."""
+        name, start, device_start = self._accounted
+        self._accounted = name, time.perf_counter(), self.clock()
+        self.seconds[name] = self.seconds.get(name, 0.0) + self._accounted[1] - start
+        self.remember("seconds", self.seconds, sync=False)
+        spent = self.ledger["phases"].get(name, {"seconds": 0.0})["seconds"]
+        self.ledger["phases"][name] = entry(name, spent + self._accounted[2] - device_start)
+        self.remember("ledger", self.ledger, sync=False)
+
+    def pause(self, alone: bool = False) -> None:
+        """Between two pieces of a phase's work: honour a stop, and account every `ACCOUNT_EVERY` seconds.
+
+        Args:
+            alone: rank 0 does this work while the others wait; otherwise all must call this.
+        """
+        self.stop.check_here() if alone else self.stop.check()
+        if time.perf_counter() - self._accounted[1] > ACCOUNT_EVERY:
+            self.account()
 
     def log(self, message: str) -> None:
         """A line of the log, on the screen and in the file."""
@@ -193,50 +239,83 @@ class SupernetRunner(Runner):
         """
         name, epochs = phase.name, phase.epochs
         tags = objective.names if objective else self.loss_names
-        done, checkpoint = Checkpoint(self.folder / slug(name)), Checkpoint(self.folder / "checkpoint" / slug(name))
+        done = Checkpoint(self.folder / slug(name), self.log)
+        checkpoint = Checkpoint(self.folder / "checkpoint" / slug(name), self.log)
         if (state := self._loaded(done, optimizer)) is not None:
             paths.restore(state["paths"])
+            if self.comm.rank == 0:
+                checkpoint.remove()
             return
         per_epoch = phase.steps_per_epoch(len(self.dataloader["train"]))
         first, last = epochs.start * per_epoch, epochs.stop * per_epoch
         if (state := self._loaded(checkpoint, optimizer)) is not None:
+            if state.get("config", self.config.config_hash) != self.config.config_hash:
+                raise UserError(f"the checkpoint {checkpoint.folder} is another config's: remove it to start this phase over")
             first = state["step"]
             paths.restore(state["paths"])
             self.log(f"{name} goes on at step {first} of {last}")
         every = self.config.hparams.checkpoint_every_epochs * per_epoch
         bar = self.progress(name, last - epochs.start * per_epoch, first - epochs.start * per_epoch)
 
-        def state_now(step: int) -> dict:
-            return {"step": step, "paths": paths.state()}
+        def state_after(step: int) -> dict:
+            return {
+                "phase": name,
+                "line": self.lines.get(name),
+                "config": self.config.config_hash,
+                "epoch": step // per_epoch,
+                "step": step,
+                "paths": paths.state(),
+            }
+
+        latest, saved = state_after(first), first if state else None
+
+        def save(where: Checkpoint) -> None:
+            nonlocal saved
+            if self.comm.rank == 0:
+                where.save(self.model, optimizer, latest)
+            saved = latest["step"]
+            self.account()
 
         def on_step(progress: Progress) -> None:
+            nonlocal latest
+            latest = state_after(progress.step + 1)
             bar.update()
             self._report(name, tags, progress, bar)
             stopping = self.stop.agreed()
-            if self.comm.rank == 0 and (stopping or (progress.step + 1) % every == 0):
-                checkpoint.save(self.model, optimizer, state_now(progress.step + 1))
-            if (progress.step + 1) % per_epoch == 0:
+            if stopping or latest["step"] % every == 0:
+                save(checkpoint)
+            if latest["step"] % per_epoch == 0:
                 self.callback_on_epoch_end()
             if stopping:
                 raise Stopped
 
-        with bar:
-            train(
-                self.model,
-                optimizer,
-                paths,
-                self.loader(phase),
-                self.inputs(),
-                range(first, last),
-                accumulate=phase.batch_size // self.comm.n_procs // self.mbs_train,
-                paths_per_step=phase.paths_per_step,
-                objective=objective,
-                comm=self.comm,
-                event=self.event,
-                on_step=on_step,
-            )
+        with bar, self.stop.deferred():
+            try:
+                train(
+                    self.model,
+                    optimizer,
+                    paths,
+                    self.loader(phase),
+                    self.inputs(),
+                    range(first, last),
+                    accumulate=phase.batch_size // self.comm.n_procs // self.mbs_train,
+                    paths_per_step=phase.paths_per_step,
+                    objective=objective,
+                    comm=self.comm,
+                    event=self.event,
+                    on_step=on_step,
+                )
+            except NotFinite as error:
+                kept = "there is no checkpoint of this phase yet"
+                if saved is not None:
+                    kept = f"the last good checkpoint is {checkpoint.folder}, of step {saved}"
+                raise NotFinite(f"{name}: {error}; {kept}") from error
+            except UserError:  # a photograph is gone, or broken: the weights are those of the last whole step
+                if latest["step"] != saved:
+                    save(checkpoint)
+                raise
+            save(done)
         if self.comm.rank == 0:
-            done.save(self.model, optimizer, state_now(last))
             checkpoint.remove()
         self.comm.barrier()
 
@@ -311,7 +390,7 @@ class SupernetRunner(Runner):
 
             def progress() -> None:
                 bar.update()
-                self.stop.check()
+                self.pause()
 
             evaluations = self.evaluation.add(kept, missing, progress)
         if evaluations:
@@ -353,7 +432,7 @@ class SupernetRunner(Runner):
                 def on_epoch(epoch: int, train_loss: float, validation_loss: float) -> None:
                     bar.update()
                     bar.set_postfix(loss=f"{train_loss:.3f}", validation=f"{validation_loss:.3f}")
-                    self.stop.check_here()
+                    self.pause(alone=True)
 
                 result = fit(
                     trained,
@@ -378,40 +457,6 @@ class SupernetRunner(Runner):
         with self.phase(name):
             trained.set_weights(self.comm.once(fitted))
         return self.scorer(trained)
-
-
-def claim(output: FilePath, config: configs.Config, restart: bool) -> None:
-    """Make `output` the folder of this config's run; with `restart` the run that is there is set aside first.
-
-    Raises:
-        UserError: it holds the run of a config with another result, or something that is not a run.
-    """
-    file = output / "config.json"
-    try:
-        before = parse_json(file.read_text()) if file.is_file() else None
-    except ValueError:
-        before = {}
-    if before is not None and not (isinstance(before, dict) and {"args", "network", "hparams"} <= before.keys()):
-        raise UserError(f"args.output_path {output} holds a config.json that is not a run's: take another folder")
-    if before is not None and restart:
-        shutil.rmtree(aside(output), ignore_errors=True)
-        os.replace(output, aside(output))
-    if output.exists() and not output.is_dir():
-        raise UserError(f"args.output_path must be a folder, and {output} is a file")
-    if output.exists() and not file.exists() and any(output.iterdir()):
-        raise UserError(f"args.output_path {output} holds something that is not a run: take a new or an empty folder")
-    if file.exists():
-        changed = [key for key in differences(before, config.to_dict()) if not configs.without_effect(key)]
-        if changed:
-            raise UserError(
-                f"{output} holds a run with another config (differing: {', '.join(changed)}): "
-                "take another -o, or --restart to lose that run"
-            )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        write_json(file, config.to_dict())
-    except OSError as error:
-        raise UserError(f"args.output_path must be a folder that can be written, got {output} ({error.strerror})") from error
 
 
 MINI_BATCH = "mini_batch.json"
@@ -452,23 +497,6 @@ def mini_batch(config: configs.Config, processes: int, output: FilePath, restart
     return mini
 
 
-def aside(output: FilePath) -> FilePath:
-    """Where a run waits while `--restart` checks what replaces it."""
-    return output.with_name(output.name + ".before")
-
-
-def differences(before: dict, now: dict, prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ."""
-    found: list[str] = []
-    for key in sorted(before.keys() | now.keys()):
-        left, right = before.get(key), now.get(key)
-        if isinstance(left, dict) and isinstance(right, dict):
-            found += differences(left, right, f"{prefix}{key}.")
-        elif left != right:
-            found.append(prefix + key)
-    return found
-
-
 FILTER_SETTINGS = ("dim", "heads", "layers", "feed_forward", "stem_tokens", "block_encoding", "encoding", "pooling")
 
 
@@ -506,41 +534,72 @@ def start(
         "target_shapes": sets.target_shapes(),
         "loss_weights": None,
     }
-
-    def claimed() -> bool:
-        goes_on = (output / "config.json").exists() and not restart
-        claim(output, config, restart)
-        if not goes_on and mini != (config.hparams.mini_batch or batch):
-            write_json(output / MINI_BATCH, {"mini_batch": mini, "processes": comm.n_procs})
-        return goes_on
-
-    goes_on = comm.once(claimed)
     args = {"comm": comm, "event": device.event, "output_path": "", "config": config, "cost": cost, "sets": sets}
-    with hydra_state(output):
-        runner = searcher(model, {}, {}, {"train": sets.train, "valid": sets.val}, hparams, args)
+    first = comm.rank == 0
+    with ExitStack() as held:
+
+        def hold() -> Claim:
+            claim = held.enter_context(claimed(output, config, restart))
+            if claim.fresh and mini != (config.hparams.mini_batch or batch):
+                write_json(output / MINI_BATCH, {"mini_batch": mini, "processes": comm.n_procs})
+            return claim
+
+        claim = comm.once(hold)
+        held.enter_context(_writing(output))
+        held.enter_context(hydra_state(output))
+        held.enter_context(_quiet_threads())
+        runner = None
         try:
+            runner = searcher(model, {}, {}, {"train": sets.train, "valid": sets.val}, hparams, args)
             for phase in runner.training.values():
                 runner.loader(phase)  # is there a batch to be had?
             runner.callback_on_start()
-        except UserError:
-            runner.callback_on_finish()
-            if not goes_on and comm.rank == 0:
-                shutil.rmtree(output)
-                if aside(output).exists():
-                    os.replace(aside(output), output)
+        except BaseException:
+            if runner:
+                with suppress(OSError):
+                    runner.callback_on_finish()
+            if first:
+                claim.withdraw()
             raise
-        if comm.rank == 0:
-            shutil.rmtree(aside(output), ignore_errors=True)
+        if first:
+            claim.confirm()
         with runner.stop:
             try:
-                result = runner.run()
-            except Stopped:
-                runner.callback_on_finish()
-                comm.barrier()  # the first to leave ends the others, who may still write
-                raise
-            except BaseException:
-                runner.callback_on_finish()
+                found = runner.run()
+            except BaseException as error:
+                with suppress(OSError):
+                    runner.callback_on_finish()
+                if isinstance(error, Stopped):
+                    comm.barrier()  # the first to leave ends the others, who may still write
                 raise
             runner.callback_on_finish()
             comm.barrier()
-            return result
+            return found
+
+
+@contextmanager
+def _writing(output: FilePath) -> Iterator[None]:
+    """Turn an OSError of a run in `output` into the sentence that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or output} cannot be written ({error.strerror or error}): what was done before is kept, and the "
+            "same command goes on once that is mended"
+        ) from error
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """What TensorBoard's thread cannot write is raised again in ours, so its own traceback says nothing new."""
+    before = threading.excepthook
+
+    def report(args) -> None:
+        if not issubclass(args.exc_type, OSError):
+            before(args)
+
+    threading.excepthook = report
+    try:
+        yield
+    finally:
+        threading.excepthook = before

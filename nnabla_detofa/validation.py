@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
+import os
 import signal
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import connection
 from pathlib import Path as FilePath
 from typing import NamedTuple
 
@@ -18,12 +23,16 @@ from scipy.special import expit
 from .centernet import Detector, decode, soft_nms
 from .compat import Mo
 from .data.augment import invert, letterbox, transform_boxes
+from .errors import UserError
+from .files import write_bytes
 from .metrics import summarise
 from .ranks import Communicator
 from .search_space import Path
 from .supernet import CollectedStatistics, GivenStatistics
 
 FORK_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PR_SET_PDEATHSIG = 1
+"""Of Linux' prctl: the signal that a process gets when its parent ends."""
 Statistics = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -183,30 +192,69 @@ def map_forked(function: Callable, items: Iterable, processes: int) -> Iterator:
     if processes <= 1:
         yield from map(function, items)
         return
-    # Until `_adopt` has run, a forked process has this one's signal handlers: a pool that ended so early would wait for it
-    # for ever. So signals stay blocked in it until then.
+    items = list(items)
+    context, workers = multiprocessing.get_context("fork"), {}
+    # A forked process has this one's signal handlers at first, so signals stay blocked in it until `_work` has its own.
     signal.pthread_sigmask(signal.SIG_BLOCK, FORK_SIGNALS)
     try:
-        pool = multiprocessing.get_context("fork").Pool(processes, _adopt, (function,))
+        for _ in range(min(processes, len(items))):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(function, items, theirs, os.getpid()), daemon=True)
+            process.start()
+            theirs.close()  # so that its end is noticed, and before another process is forked that would keep it open
+            workers[ours] = process
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORK_SIGNALS)
+        yield from _in_order(workers, len(items))
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, FORK_SIGNALS)
-    with pool:
-        yield from pool.imap(_call_adopted, items)
+        for process in workers.values():
+            process.kill()
+        for process in workers.values():
+            process.join()
 
 
-def _adopt(function: Callable) -> None:
-    """Runs in a forked process: keep the function there, which could not be sent to it.
+def _in_order(workers: Mapping, count: int) -> Iterator:
+    """Hand the numbers of items to whichever process is free, and yield the results in the order of the items."""
+    waiting, results = deque(range(count)), {}
+    for worker in workers:
+        worker.send(waiting.popleft())
+    for number in range(count):
+        while number not in results:
+            for worker in connection.wait(list(workers)):
+                try:
+                    done, result, error = worker.recv()
+                except (EOFError, ConnectionError):
+                    raise UserError(
+                        "a process that evaluated paths was ended from outside, perhaps for want of memory: fewer "
+                        "args.evaluation_processes need less"
+                    ) from None
+                if error is not None:
+                    raise error
+                results[done] = result
+                if waiting:
+                    worker.send(waiting.popleft())
+        yield results.pop(number)
 
-    Signals are the parent's business: a forked handler that only takes note would keep the pool from ending its processes.
+
+def _work(function: Callable, items: Sequence, parent_end, parent: int) -> None:
+    """Runs in a forked process: apply the function to the items that are asked for, and end with the parent.
+
+    Signals are the parent's business: it ends its processes itself.
     """
+    if sys.platform == "linux":  # elsewhere the pipe's end says it, once the item at hand is done
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was killed before
+        return
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FORK_SIGNALS)
-    _call_adopted.function = function
-
-
-def _call_adopted(item):
-    return _call_adopted.function(item)
+    while True:
+        number = parent_end.recv()
+        try:
+            answer = number, function(items[number]), None
+        except Exception as error:
+            answer = number, None, error
+        parent_end.send(answer)
 
 
 # --- Detections -------------------------------------------------------------------------------------------------------
@@ -386,4 +434,4 @@ def save_detections(file: FilePath, sets, detections: Sequence, least: float = 0
                 "labels": labels[kept].tolist(),
             }
         )
-    file.write_text(json.dumps(entries))
+    write_bytes(file, json.dumps(entries).encode())

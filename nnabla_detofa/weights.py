@@ -17,6 +17,7 @@ import numpy as np
 
 from .compat import Mo
 from .errors import UserError
+from .files import new_hdf5
 from .reading import short, shown
 
 logger = logging.getLogger(__name__)
@@ -77,22 +78,24 @@ STRIDES = "strides"
 """Attribute of a weights file: the strides of the supernet's stages, which its shapes do not tell."""
 
 
-def write(file: str | os.PathLike, parameters: Mapping[str, nn.Variable], strides: Sequence[int] | None = None) -> None:
+def write(
+    file: str | os.PathLike, parameters: Mapping[str, nn.Variable], strides: Sequence[int] | None = None, **attributes: str
+) -> None:
     """Write parameters as `nnabla.save_parameters` would; the file appears complete or not at all.
 
     Args:
         strides: kept with them as `STRIDES`.
+        attributes: kept with them under their names.
     """
     file = FilePath(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_name(file.name + ".new")
-    with h5py.File(fresh, "w") as opened:
+    with new_hdf5(file) as opened:
         for index, (name, variable) in enumerate(parameters.items()):
             data = opened.create_dataset(name, data=variable.d)
             data.attrs["index"], data.attrs["need_grad"] = index, variable.need_grad
         if strides is not None:
             opened.attrs[STRIDES] = list(strides)
-    os.replace(fresh, file)
+        opened.attrs.update(attributes)
 
 
 def strides_of(file: str | os.PathLike) -> tuple[int, ...] | None:
@@ -118,13 +121,11 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, dtype) -> None
     """
     arrays, target = read(source), FilePath(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.with_name(target.name + ".new")
-    with h5py.File(source, "r") as theirs, h5py.File(fresh, "w") as ours:
+    with h5py.File(source, "r") as theirs, new_hdf5(target) as ours:
         ours.attrs.update(theirs.attrs)
         for name, array in arrays.items():
             data = ours.create_dataset(name, data=array.astype(dtype))
             data.attrs.update(theirs[name].attrs)
-    os.replace(fresh, target)
 
 
 def fill(parameters: Mapping[str, nn.Variable], arrays: Mapping[str, np.ndarray], source: str) -> None:
