@@ -67,7 +67,7 @@ def test_the_subnet_of_the_largest_budget_is_meant_where_none_is_named():
 
 @pytest.mark.parametrize("image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8), "a.png"])
 def test_what_is_no_image_is_refused(image):
-    detector = detect.ImageDetector("fullnet", None)
+    detector = detect.ImageDetector("fullnet", None, None)
     with pytest.raises(UserError, match="an image must"):
         detector(image)
 

@@ -22,7 +22,10 @@ def finished_run(folder: Path, root) -> Path:
         weights.write(folder / phase / "weights.h5", net.get_parameters(), net.space.geometry.strides)
     classes = dict.fromkeys("0123456789", 0.25)
     paths = [path.to_ofa(net.space.geometry) for path in net.space.sample_many(rng, 2)]
-    subnets = [{"ap50": ap, "ap50_per_class": classes, "path": path} for ap, path in zip((0.125, 0.375), paths)]
+    subnets = [
+        {"budget": budget, "ap50": ap, "ap50_per_class": classes, "path": path}
+        for budget, ap, path in zip((3e6, 5e6), (0.125, 0.375), paths)
+    ]
     results = {f"subnet_{number}": subnet for number, subnet in enumerate(subnets, 1)}
     results |= {"config": config.to_dict(), "fullnet": {"ap50_per_class": classes}, "summary": {"subnets": subnets}}
     for name, content in results.items():
