@@ -20,12 +20,17 @@ from .errors import UserError
 from .evaluated_paths import EvaluatedPaths
 from .evolution import between, search
 from .path_filter import PathFilter, PathScorer
+from .pictures import draw, in_pixels
 from .pruning import HashedPaths, KeptPaths, UniformPaths, operation_scores, path_thresholds, prune_operations
 from .ranking_metrics import baseline_scores, kendall_tau, per_bucket
 from .runner import SupernetRunner, slug, start
 from .search_space import Path, PathBatch, SearchSpace
 from .training import OnePath, PathSampler
 from .validation import BoxDetector, average_precision, reestimate, save_detections, validation_loss
+
+SHOWN_PHOTOGRAPHS = 6
+SHOWN_SCORE = 0.3
+"""What TensorBoard shows of the test split, and the least score of an object there."""
 
 
 class DetOFASearcher(SupernetRunner):
@@ -167,6 +172,10 @@ class DetOFASearcher(SupernetRunner):
         self.results["kendall_tau_of_baselines"] = taus
         self.remember("scores", {"scores": scores.tolist()})
         self.log("Kendall's tau in each bucket: " + ", ".join(map(str, self.results["kendall_tau"])))
+        for ranked_by, values in {"path filter": self.results["kendall_tau"], **taus}.items():
+            for bucket, tau in enumerate(values, 1):
+                if tau is not None:
+                    self.show(f"Kendall's tau of each bucket/{ranked_by}", tau, bucket)
 
     def taus(self, scores: np.ndarray, paths: EvaluatedPaths) -> list[float | None]:
         """Kendall's tau of scores and losses in each bucket; None where fewer than two paths, or equal scores, give none."""
@@ -282,8 +291,18 @@ class DetOFASearcher(SupernetRunner):
         }
         if self.comm.rank == 0:
             save_detections(self.folder / f"{slug(name)}_detections.json", self.sets, detections)
+            self.show_detections(name, detections)
+        self.show(f"AP50 on the test split/{name}", result["ap50"], result["flops"] // 10**6)
         self.remember(slug(name), result)
         return result
+
+    def show_detections(self, name: str, detections: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
+        """Some test photographs with what was found in them, for TensorBoard."""
+        test, classes = self.sets.test, self.sets.classes
+        for number, index in enumerate(np.linspace(0, len(test) - 1, min(SHOWN_PHOTOGRAPHS, len(test))).astype(int)):
+            image = test.load(int(index)).image
+            found = in_pixels(detections[index], classes, *image.shape[:2], SHOWN_SCORE)
+            self.show_picture(f"detections of {name}/{number + 1}", draw(image, found, classes))
 
 
 def check_budgets(config: Config, space: SearchSpace, cost: CostModel) -> None:

@@ -12,9 +12,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path as FilePath
 
 import numpy as np
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from . import config as configs
@@ -213,6 +216,19 @@ class SupernetRunner(Runner):
         """A line of the log, on the screen and in the file."""
         self.monitor.info(message + "\n")
 
+    def show(self, tag: str, value: float, step: int) -> None:
+        """A point of a curve in TensorBoard."""
+        if self.comm.rank == 0:
+            self.monitor.tb.add_scalar(tag, value, step)
+
+    def show_picture(self, tag: str, picture: Image.Image) -> None:
+        """A picture in TensorBoard."""
+        encoded = BytesIO()
+        picture.save(encoded, "PNG")
+        width, height = picture.size
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded.getvalue())
+        self.monitor.tb.add_image(tag, image, 0)
+
     def progress(self, name: str, total: int, done: int = 0, unit: str = "step") -> tqdm:
         """A progress bar with the time left."""
         return tqdm(total=total, initial=done, desc=name, unit=unit, disable=self.comm.rank > 0, dynamic_ncols=True)
@@ -280,7 +296,7 @@ class SupernetRunner(Runner):
             nonlocal latest
             latest = state_after(progress.step + 1)
             bar.update()
-            self._report(name, tags, progress, bar)
+            self._report(name, tags, progress, bar, getattr(paths, "refused_share", None))
             stopping = self.stop.agreed()
             if stopping or latest["step"] % every == 0:
                 save(checkpoint)
@@ -334,8 +350,10 @@ class SupernetRunner(Runner):
             )
         return state
 
-    def _report(self, name: str, tags: Sequence[str], progress: Progress, bar: tqdm) -> None:
-        """TensorBoard at every step; a line of the log every `print_frequency` steps."""
+    def _report(
+        self, name: str, tags: Sequence[str], progress: Progress, bar: tqdm, refused_share: float | None = None
+    ) -> None:
+        """Means over `print_frequency` steps, to TensorBoard and as a line of the log; the share of draws refused so far."""
         step = progress.step + 1
         for tag, value in zip(tags, progress.losses):
             self.monitor.update(f"{tag}/{name}", value)
@@ -343,6 +361,8 @@ class SupernetRunner(Runner):
         if step % self.config.args.print_frequency == 0:
             bar.set_postfix(loss=f"{self.monitor[f'loss/{name}'].avg:.3f}")
             self.monitor.write(step)
+            if refused_share is not None:
+                self.show(f"share of draws refused/{name}", refused_share, step)
             shown = ", ".join(f"{tag} {self.monitor[f'{tag}/{name}'].avg:.4f}" for tag in tags)
             self.monitor.info(f"{name} step {step}: {shown}, rate {progress.rate:.2e}\n", view=False)
             self.monitor.reset()
@@ -432,6 +452,8 @@ class SupernetRunner(Runner):
                 def on_epoch(epoch: int, train_loss: float, validation_loss: float) -> None:
                     bar.update()
                     bar.set_postfix(loss=f"{train_loss:.3f}", validation=f"{validation_loss:.3f}")
+                    self.show(f"pair loss/{name}", train_loss, epoch)
+                    self.show(f"pair loss on validation paths/{name}", validation_loss, epoch)
                     self.pause(alone=True)
 
                 result = fit(

@@ -1,5 +1,6 @@
 """Algorithm 1 end to end on a few tiny images: it finishes, repeats itself, goes on after a stop, and speaks clearly."""
 
+import io
 import json
 import os
 import re
@@ -12,7 +13,9 @@ from pathlib import Path as FilePath
 
 import numpy as np
 import pytest
+from PIL import Image
 from small import detofa_config
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from nnabla_detofa import config as configs
 from nnabla_detofa.cli import main
@@ -106,6 +109,21 @@ def test_the_report_is_written_from_files_alone(finished, tmp_path):
     assert (tmp_path / "report" / "config.json").read_text() == (finished / "config.json").read_text()
 
 
+def test_tensorboard_shows_the_run(finished):
+    """Losses, rates, refused draws, AP, Kendall's tau, and pictures with detections."""
+    tags, sizes = set(), set()
+    for file in (finished / "tensorboard").iterdir():
+        for event in LegacyEventFileLoader(str(file)).Load():
+            tags |= {value.tag for value in event.summary.value}
+            pictures = [value.image for value in event.summary.value if value.image.encoded_image_string]
+            sizes |= {Image.open(io.BytesIO(picture.encoded_image_string)).size for picture in pictures}
+    wanted = {"loss/fullnet", "heat map/warm-up", "learning_rate/fine-tuning", "share of draws refused/fine-tuning"}
+    wanted |= {"AP50 on the test split/subnet 1", "AP50 on the test split/fullnet", "Kendall's tau of each bucket/path filter"}
+    wanted |= {"pair loss/path filter", "pair loss on validation paths/path filter again", "detections of subnet 1/1"}
+    assert wanted <= tags, wanted - tags
+    assert sizes == {(640, 640)}
+
+
 def test_evaluate_repeats_the_figures_of_the_run(finished, tmp_path, capsys):
     summary = json.loads((finished / "summary.json").read_text())
     assert main(["evaluate", str(finished), "-o", str(tmp_path / "ap.json")]) == 0
@@ -119,7 +137,10 @@ def test_evaluate_repeats_the_figures_of_the_run(finished, tmp_path, capsys):
     assert main(["evaluate", str(finished), *options]) == 0
     assert 0 <= json.loads((tmp_path / "more.json").read_text())[str(path)]["ap50"] <= 1
     for wrong, message in (
-        (["--detector", "subnet_9"], "a detector of .* must be fullnet, subnet_1, .* or a JSON file with a path, got subnet_9"),
+        (
+            ["--detector", "subnet_9"],
+            "a detector of .* must be fullnet, subnet_1, .* or a JSON file with a path, got .subnet_9",
+        ),
         (["--scales", "0"], r"--scales must be numbers in \(0, 8\], got 0"),
         (["dataloader.voc.root=nowhere"], "nowhere is not a folder"),
     ):

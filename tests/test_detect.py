@@ -8,7 +8,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from nnabla_detofa import detect
+from nnabla_detofa import detect, pictures
 from nnabla_detofa.cli import main
 from nnabla_detofa.data.images import read_image
 from nnabla_detofa.detect import Detection, draw, find_images, load_detector
@@ -124,12 +124,12 @@ def test_labels_are_inside_the_picture_and_beside_each_other():
     placed = []
     for _ in range(8):
         corner = rng.uniform(0, 500, 2)
-        place = detect._label_place([*corner, *(corner + 120)], (80, 20), (640, 640), placed)
+        place = pictures.label_place([*corner, *(corner + 120)], (80, 20), (640, 640), placed)
         assert min(place) >= 0 and place[2] <= 640 and place[3] <= 640
         placed.append(place)
-    same = [detect._label_place([300, 300, 400, 400], (80, 20), (640, 640), [])]
+    same = [pictures.label_place([300, 300, 400, 400], (80, 20), (640, 640), [])]
     for _ in range(3):
-        same.append(detect._label_place([300, 300, 400, 400], (80, 20), (640, 640), same))
+        same.append(pictures.label_place([300, 300, 400, 400], (80, 20), (640, 640), same))
     assert len(set(same)) == len(same)
 
 

@@ -363,7 +363,7 @@ def test_a_photograph_that_vanishes_is_named_and_no_step_is_lost(config, data, t
     capsys.readouterr()
     assert main([*arguments, "-o", str(tmp_path / "run")]) == 2
     monkeypatch.undo()
-    assert re.search(r"JPEGImages.*cannot be read: No such file", the_error(capsys.readouterr().err))
+    assert re.search(r"cannot read the image .*JPEGImages.*: No such file", the_error(capsys.readouterr().err))
     state = json.loads((tmp_path / "run" / "checkpoint" / "fullnet" / "state.json").read_text())
     assert 0 < state["step"] < 8 and state["phase"] == "fullnet" and state["line"] == "2" and state["epoch"] == 0
     os.replace(hidden, root / "JPEGImages")
