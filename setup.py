@@ -38,7 +38,7 @@ setup(
         "pyyaml",
         "scikit-learn",
         "scipy",
-        "tensorboardX",
+        "tensorboard",
         "tqdm",
     ],
     extras_require={

@@ -38,7 +38,7 @@ MODULES = {
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
     "scipy": "scipy",
-    "tensorboardX": "tensorboardX",
+    "tensorboard": "tensorboard",
     "tqdm": "tqdm",
 }
 """Packages that are needed always -> what they import as; nnabla-nas has a check of its own."""

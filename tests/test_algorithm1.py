@@ -158,7 +158,7 @@ def test_evaluate_repeats_the_figures_of_the_run(finished, tmp_path, capsys):
     assert "--output must be a file in a folder that is there" in capsys.readouterr().err
     (tmp_path / "config.json").write_text("{")
     assert main(["evaluate", str(tmp_path)]) == 2
-    assert "config.json is damaged: it is not JSON" in capsys.readouterr().err
+    assert "config.json is not JSON" in capsys.readouterr().err
 
 
 def test_a_run_on_data_in_coco_format(config, data, finished, tmp_path):
