@@ -5,6 +5,7 @@ goes wrong is a defect, and shows its traceback.
 """
 
 import argparse
+import errno
 import importlib
 import json
 import logging
@@ -600,9 +601,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {error.filename + ': ' if error.filename else ''}{error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)

@@ -125,9 +125,16 @@ class SupernetRunner(Runner):
         write_json(self.folder / f"{name}.json", content)
 
     def recall(self, name: str, default=None):
-        """What was remembered as `name`, or `default`."""
+        """What was remembered as `name`, or `default`.
+
+        Raises:
+            UserError: the file is damaged, as a machine that lost its power may leave it.
+        """
         file = self.folder / f"{name}.json"
-        return json.loads(file.read_text()) if file.exists() else default
+        try:
+            return json.loads(file.read_text()) if file.exists() else default
+        except ValueError as error:
+            raise UserError(f"{file} is damaged: it is not JSON ({error}); remove it, and it is made again") from error
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
