@@ -89,12 +89,13 @@ def order(curves: Sequence[Curve]) -> str:
 
 
 def gains(curves: Sequence[Curve]) -> str:
-    """By how much the last curve is above each other and off its fullnet, in a sentence; seeds are compared with their like."""
+    """The last curve against each other and against its fullnet, in a sentence; seeds are compared with their like."""
     *others, last = curves
     mean = last.ap.mean(axis=1)
-    above = ", ".join(f"{_difference(mean - other.ap.mean(axis=1))} above {other.title}" for other in others)
+    against = ", ".join(f"{_difference(mean - other.ap.mean(axis=1))} against {other.title}" for other in others)
     best = _difference(last.ap.max(axis=1) - last.fullnet)
-    return f"{last.title[0].upper()}{last.title[1:]}, mean over the budgets: {above}. Its best subnet: {best} from its fullnet."
+    title = last.title[0].upper() + last.title[1:]
+    return f"{title}, mean over the budgets: {against}. Its best subnet: {best} against its fullnet."
 
 
 def _difference(values: np.ndarray) -> str:
@@ -116,12 +117,8 @@ def fullnets(curves: Sequence[Curve]) -> str:
     groups = by_fullnet(curves)
     if len(groups) == 1:
         return f"The fullnet (line 2) has {_with_range(curves[0].fullnet)}."
-    each = "; ".join(f"{_titles(group)} {_with_range(group[0].fullnet)}" for group in groups)
+    each = "; ".join(f"{', '.join(c.title for c in group)} {_with_range(group[0].fullnet)}" for group in groups)
     return f"The fullnets (line 2) have: {each}."
-
-
-def _titles(curves: Sequence[Curve]) -> str:
-    return ", ".join(curve.title for curve in curves)
 
 
 def write_csv(file: FilePath, curves: Sequence[Curve]) -> None:
@@ -147,8 +144,8 @@ def draw(axes: plt.Axes, curves: Sequence[Curve], measure: str, title: str = "")
         colours[curve] = bars.lines[0].get_color()
     groups = by_fullnet(curves)
     for group in groups:
-        colour, label = ("0.6", "fullnet") if len(groups) == 1 else (colours[group[0]], f"fullnet: {_titles(group)}")
+        colour, label = ("0.6", "fullnet") if len(groups) == 1 else (colours[group[0]], f"fullnet of {group[0].title}, …")
         axes.axhline(group[0].fullnet.mean(), color=colour, linestyle=":", label=label)
     axes.set(xlabel="budget [GFLOPs, multiply-accumulates]", ylabel=measure, title=title)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     axes.grid(alpha=0.3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -15,7 +14,7 @@ from . import algorithm1
 from .config import Config
 from .costs import CostModel
 from .dry_run import DataFacts, SyntheticBatch, data_facts, synthetic
-from .ledger import KINDS, totals
+from .ledger import KINDS, DeviceClock, totals
 from .phases import training_phases
 from .report import markdown_row
 from .search_space import PathBatch, ofa_resnet50
@@ -32,7 +31,7 @@ PAPER_SETS = {"voc": "Pascal VOC", "coco": "COCO"}
 OVERHEAD = ("path evaluation", "path filter")
 """What the paper says that ours costs beyond OFA: lines 4 and 5 of Algorithm 1 (section 4.2), and here lines 6 and 7."""
 COLUMNS = ("fullnet", "training", *OVERHEAD, "search's filter", "search")
-ESTIMATED = "estimated hours"
+ESTIMATED = "estimated "
 EVALUATION_SHARE = 1 / 3
 """Of a training step's time that the same images cost in evaluation: a rule of thumb, one pass forward without the two that
 the backward pass amounts to."""
@@ -45,7 +44,7 @@ class Cost:
     Attributes:
         title: of the method. experiment, key: its names, for the paper's numbers.
         hours: of each of `ledger.KINDS`.
-        unit: of the hours, such as "core hours"; `ESTIMATED` where they are from a step's time, not from a run.
+        unit: of the hours, such as "core hours"; it begins with `ESTIMATED` where they are from a step's time, not from a run.
         spread: least and largest total of the seeds.
     """
 
@@ -59,7 +58,7 @@ class Cost:
     @property
     def estimated(self) -> bool:
         """Not from a run."""
-        return self.unit == ESTIMATED
+        return self.unit.startswith(ESTIMATED)
 
     @property
     def total(self) -> float:
@@ -91,9 +90,14 @@ def cost_of_runs(title: str, experiment: str, key: str, ledgers: Sequence[Mappin
         experiment,
         key,
         {kind: float(np.mean([one[kind] for one in hours])) for kind in KINDS},
-        " or ".join(sorted({ledger["unit"].replace("seconds", "hours") for ledger in ledgers})),
+        " or ".join(sorted({in_hours(ledger["unit"]) for ledger in ledgers})),
         (min(sums), max(sums)),
     )
+
+
+def in_hours(unit: str) -> str:
+    """The unit of hours that belongs to one of seconds."""
+    return unit.replace("seconds", "hours")
 
 
 @dataclass(frozen=True)
@@ -101,11 +105,13 @@ class StepTime:
     """Seconds of this device for one image of a training step, for each multiply-accumulate of the path.
 
     Attributes:
-        seconds: measured. flops: of the path that it was measured on.
+        seconds: measured, by the clock of a run's ledger. flops: of the path that it was measured on.
+        unit: of the seconds.
     """
 
     seconds: float
     flops: int
+    unit: str = "core seconds"
 
     @classmethod
     def measure(cls, config: Config, steps: int = 2) -> StepTime:
@@ -116,15 +122,16 @@ class StepTime:
         largest = model.space.largest
         phase, arrays = training_phases(config)[0], synthetic(config, facts.num_classes)
         optimizer = new_optimizer(model, phase.solver, phase.schedule(facts.train))
+        clock = DeviceClock(nn.get_current_context().backend != ["cpu:float"])
         ends: list[float] = []
         inputs = [nn.Variable(array.shape) for array in arrays]
         steps_range = range(steps + 1)
         train(
             model, optimizer, OnePath(largest), SyntheticBatch(arrays), inputs, steps_range,
-            on_step=lambda progress: ends.append(time.perf_counter()),
+            on_step=lambda progress: ends.append(clock()),
         )  # fmt: skip
         flops = cost.flops(PathBatch.from_paths([largest], model.space.geometry))
-        return cls((ends[-1] - ends[0]) / steps, int(flops[0]))
+        return cls((ends[-1] - ends[0]) / steps, int(flops[0]), clock.unit)
 
     def of(self, flops: float, images: float) -> float:
         """Seconds of training on so many images, paths of so many multiply-accumulates."""
@@ -150,7 +157,7 @@ def estimate(title: str, experiment: str, key: str, config: Config, step: StepTi
     seconds["path evaluation"] = evaluation if config.args.runner == "detofa" else 0.0
     seconds["search's filter"] = evaluation if config.args.runner != "fullnet" else 0.0
     hours = {kind: value / 3600 for kind, value in seconds.items()}
-    return Cost(title, experiment, key, hours, ESTIMATED, (0.0, 0.0))
+    return Cost(title, experiment, key, hours, ESTIMATED + in_hours(step.unit), (0.0, 0.0))
 
 
 def _evaluation(config: Config, facts: DataFacts, cost: CostModel, step: StepTime) -> float:
@@ -177,15 +184,19 @@ def table(costs: Sequence[Cost]) -> list[str]:
         days, overhead = PAPER[cost.experiment][paper_set]
         paper = f"{days:.3f}" + (f" ({overhead:.3f})" if overhead else "")
         share = f"{days / PAPER['ofa-ps'][paper_set][0]:.2f}"
-        parts = [f"{cost.hours[kind]:.3g}" for kind in COLUMNS]
+        parts = [_hours(cost.hours[kind]) for kind in COLUMNS]
         low, high = cost.spread
-        total = f"{cost.total:.3g}" + (f" ({low:.3g} to {high:.3g})" if high > low else "")
+        total = _hours(cost.total) + (f" ({_hours(low)} to {_hours(high)})" if high > low else "")
         alike = reference is not None and reference.unit == cost.unit  # an estimate and a run are of different devices
         ours = f"{cost.total / reference.total:.2f}" if alike else "-"
         title = cost.title + (" (ESTIMATE)" if cost.estimated else "")
-        ends = [total, f"{cost.overhead:.3g}", ours, f"{cost.everything:.3g}"]
+        ends = [total, _hours(cost.overhead), ours, _hours(cost.everything)]
         lines.append(markdown_row([title, paper, share, *parts, *ends]))
     return lines
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 1000 else f"{hours:.3g}"
 
 
 def _paper_set(cost: Cost) -> str:

@@ -273,7 +273,10 @@ def write_table2(order: Order, target: Target, name: str, runs: Sequence[Run]) -
     if steps:
         lines += [
             "An ESTIMATE is not a run: it is the time of a training step of the largest path on this machine, "
-            + ", ".join(f"{step.seconds:.3g} s an image of {order.profile.data_sets[key].title}" for key, step in steps.items())
+            + ", ".join(
+                f"{step.seconds:.3g} {step.unit} an image of {order.profile.data_sets[key].title}"
+                for key, step in steps.items()
+            )
             + ", times the images of all epochs and the mean FLOPs of each phase's paths; evaluating a path costs a third of a "
             "step for each of its images (a rule of thumb). The ratios mean more than the hours; there is none of an "
             "estimate and a run.",

@@ -18,10 +18,10 @@ SCRATCH = curve("scratch", [[20, 30], [20, 30]], [40, 42])
 
 def test_gains_compare_seeds_with_their_like():
     says = gains([ONE, OURS])
-    assert says.startswith("Ours, mean over the budgets: +1.50 (+1.00 to +2.00) above OFA.")
-    assert says.endswith("Its best subnet: -7.00 (-8.00 to -6.00) from its fullnet.")
+    assert says.startswith("Ours, mean over the budgets: +1.50 (+1.00 to +2.00) against OFA.")
+    assert says.endswith("Its best subnet: -7.00 (-8.00 to -6.00) against its fullnet.")
     one_seed = [curve(c.title, c.ap[:1], c.fullnet[:1]) for c in (ONE, OURS)]
-    assert gains(one_seed).startswith("Ours, mean over the budgets: +2.00 above OFA.")
+    assert gains(one_seed).startswith("Ours, mean over the budgets: +2.00 against OFA.")
 
 
 def test_means_ranges_and_deviation_are_over_seeds():
@@ -38,5 +38,5 @@ def test_another_start_has_a_fullnet_of_its_own():
     figure, axes = plt.subplots()
     draw(axes, [ONE, OURS, SCRATCH], "AP50")
     dotted = {line.get_label(): line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"}
-    assert dotted == {"fullnet: OFA, ours": 71, "fullnet: scratch": 41}
+    assert dotted == {"fullnet of OFA, …": 71, "fullnet of scratch, …": 41}
     plt.close(figure)

@@ -240,7 +240,7 @@ def test_table_2_and_figures_3_to_6(done, folder, tmp_path, capsys):
     assert "In the paper on Pascal VOC and COCO, here on digits." in costs and "GPU days, Pascal VOC" in costs
     figure = (tmp_path / "figure5.md").read_text()
     assert [title in figure for title in ("| OFA (w/ PS) |", "| OFA (w/o PS) |", "| CompOFA* |", "| ours |")] == [True] * 4
-    assert "above OFA (w/ PS)" in figure and "from its fullnet" in figure and "had line 4's paths before" in figure
+    assert "against OFA (w/ PS)" in figure and "against its fullnet" in figure and "had line 4's paths before" in figure
     kept = (tmp_path / "figure3.md").read_text()
     spared = json.loads((done[0].folder / "operations.json").read_text())["spared"]
     assert all(entry in kept for entry in spared) and ("Kept against the strategy" in kept) == bool(spared)
