@@ -407,7 +407,7 @@ def test_the_time_that_runs_will_take_is_said_or_that_it_is_not_known(profile, m
     timed["minutes"] = {"whole run": 100, "branch": 1}
     runs = plan(profile.__class__(**timed), ("voc",), experiments.PRETRAININGS, 1, ["hparams.epochs=7"])
     experiments.ensure(runs, 1, lines.append)
-    assert "about 502 minutes on two cores" in lines[1], "other weights: nothing is shared with ours"
+    assert "about 304 minutes on two cores" in lines[1], "ours, and two from other weights, which share nothing with it"
 
 
 def test_missing_weights_are_named_before_anything_starts(profile):
