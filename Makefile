@@ -90,14 +90,14 @@ paper: table1 ## All tables and figures
 # of the data sets' configs: it goes to the shell as it is, quotes and all.
 export SET
 $(STUDIES): $(if $(filter demo bccd,$(PROFILE)),data/digits,$(READY))
-	$(BIN)/python -m nnabla_detofa reproduce $(or $(GROUP_$@),$@) --profile $(PROFILE) --seeds $(SEEDS) $(if $(SET),--set "$$SET")
+	$(BIN)/python -m nnabla_detofa reproduce $(or $(GROUP_$@),$@) --profile "$(PROFILE)" --seeds "$(SEEDS)" $(if $(SET),--set "$$SET")
 
 report: $(READY) ## All results of PROFILE as one HTML page, results/<profile>/report.html
-	$(BIN)/python -m nnabla_detofa page --profile $(PROFILE)
+	$(BIN)/python -m nnabla_detofa page --profile "$(PROFILE)"
 
 test-page: $(READY) ## Open that page in Chromium at the widths of a phone and a desk; screenshots are in runs/page/
 	mkdir -p runs/page
-	$(BIN)/python -m nnabla_detofa page --profile $(PROFILE) -o runs/page/report.html
+	$(BIN)/python -m nnabla_detofa page --profile "$(PROFILE)" -o runs/page/report.html
 	$(BIN)/python tests/page_in_browser.py runs/page/report.html
 
 data/digits: $(READY) # written once; a set that is there is only checked

@@ -1,4 +1,4 @@
-"""AP over the FLOPs budgets, one curve for each experiment: Figures 9, 10 and A2, from the summaries of runs alone."""
+"""AP over the FLOPs budgets, a curve for each experiment: Figures 5, 7, 9, 10, A1 and A2, from the summaries of runs alone."""
 
 from __future__ import annotations
 
@@ -85,7 +85,40 @@ def order(curves: Sequence[Curve]) -> str:
     if seeds == 1:
         return f"Ours, mean over the budgets: {ranked}. One seed: nothing says how far another would differ."
     spread = np.mean([curve.ap.mean(axis=1).std(ddof=1) for curve in curves])
-    return f"Ours, mean over the budgets: {ranked}; the standard deviation over the {seeds} seeds is {spread:.1f} on average."
+    return f"Ours, mean over the budgets: {ranked}; its standard deviation over the {seeds} seeds is {spread:.1f} on average."
+
+
+def gains(curves: Sequence[Curve]) -> str:
+    """The last curve against each other and against its fullnet, in a sentence; seeds are compared with their like."""
+    *others, last = curves
+    mean = last.ap.mean(axis=1)
+    against = ", ".join(f"{_difference(mean - other.ap.mean(axis=1))} against {other.title}" for other in others)
+    best = _difference(last.ap.max(axis=1) - last.fullnet)
+    title = last.title[0].upper() + last.title[1:]
+    return f"{title}, mean over the budgets: {against}. Its best subnet: {best} against its fullnet."
+
+
+def _difference(values: np.ndarray) -> str:
+    """The mean of the seeds' differences, and between what they are."""
+    text = f"{values.mean():+.2f}"
+    return text if len(values) == 1 else f"{text} ({values.min():+.2f} to {values.max():+.2f})"
+
+
+def by_fullnet(curves: Sequence[Curve]) -> list[list[Curve]]:
+    """The curves in groups that have one fullnet, seed by seed: another start gives another."""
+    groups: dict[bytes, list[Curve]] = {}
+    for curve in curves:
+        groups.setdefault(curve.fullnet.tobytes(), []).append(curve)
+    return list(groups.values())
+
+
+def fullnets(curves: Sequence[Curve]) -> str:
+    """What the fullnets have, in a sentence."""
+    groups = by_fullnet(curves)
+    if len(groups) == 1:
+        return f"The fullnet (line 2) has {_with_range(curves[0].fullnet)}."
+    each = "; ".join(f"{', '.join(c.title for c in group)} {_with_range(group[0].fullnet)}" for group in groups)
+    return f"The fullnets (line 2) have: {each}."
 
 
 def write_csv(file: FilePath, curves: Sequence[Curve]) -> None:
@@ -101,14 +134,18 @@ def write_csv(file: FilePath, curves: Sequence[Curve]) -> None:
 
 
 def draw(axes: plt.Axes, curves: Sequence[Curve], measure: str, title: str = "") -> None:
-    """The curves into a panel; bars go from the least to the largest of the seeds."""
+    """The curves into a panel, and their fullnets dotted; bars go from the least to the largest of the seeds."""
+    colours = {}
     for curve in curves:
         spread = np.stack([curve.mean - curve.ap.min(axis=0), curve.ap.max(axis=0) - curve.mean])
-        axes.errorbar(
+        bars = axes.errorbar(
             curve.budgets / 1e9, curve.mean, yerr=spread if len(curve.ap) > 1 else None, marker="o", label=curve.title
         )
-    fullnet = float(np.mean([curve.fullnet.mean() for curve in curves]))
-    axes.axhline(fullnet, color="0.6", linestyle=":", label="fullnet")
+        colours[curve] = bars.lines[0].get_color()
+    groups = by_fullnet(curves)
+    for group in groups:
+        colour, label = ("0.6", "fullnet") if len(groups) == 1 else (colours[group[0]], f"fullnet of {group[0].title}, …")
+        axes.axhline(group[0].fullnet.mean(), color=colour, linestyle=":", label=label)
     axes.set(xlabel="budget [GFLOPs, multiply-accumulates]", ylabel=measure, title=title)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     axes.grid(alpha=0.3)

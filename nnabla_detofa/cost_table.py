@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -15,7 +14,7 @@ from . import algorithm1
 from .config import Config
 from .costs import CostModel
 from .dry_run import DataFacts, SyntheticBatch, data_facts, synthetic
-from .ledger import KINDS, totals
+from .ledger import KINDS, DeviceClock, totals
 from .phases import training_phases
 from .report import markdown_row
 from .search_space import PathBatch, ofa_resnet50
@@ -28,8 +27,11 @@ PAPER = {
     "detofa": {"voc": (0.800, 0.414), "coco": (5.260, 0.456)},
 }
 """Experiment -> data set -> GPU days in all, and overhead of them (Table 2)."""
+PAPER_SETS = {"voc": "Pascal VOC", "coco": "COCO"}
 OVERHEAD = ("path evaluation", "path filter")
-COLUMNS = ("fullnet", "training", "path evaluation", "path filter", "search")
+"""What the paper says that ours costs beyond OFA: lines 4 and 5 of Algorithm 1 (section 4.2), and here lines 6 and 7."""
+COLUMNS = ("fullnet", "training", *OVERHEAD, "search's filter", "search")
+ESTIMATED = "estimated "
 EVALUATION_SHARE = 1 / 3
 """Of a training step's time that the same images cost in evaluation: a rule of thumb, one pass forward without the two that
 the backward pass amounts to."""
@@ -37,11 +39,12 @@ the backward pass amounts to."""
 
 @dataclass(frozen=True)
 class Cost:
-    """What one method costs on one data set, in hours of the device.
+    """What one method costs on one data set.
 
     Attributes:
         title: of the method. experiment, key: its names, for the paper's numbers.
-        hours: of each of `ledger.KINDS`. estimated: from a step's time, not from a run.
+        hours: of each of `ledger.KINDS`.
+        unit: of the hours, such as "core hours"; it begins with `ESTIMATED` where they are from a step's time, not from a run.
         spread: least and largest total of the seeds.
     """
 
@@ -49,37 +52,52 @@ class Cost:
     experiment: str
     key: str
     hours: Mapping[str, float]
-    estimated: bool
+    unit: str
     spread: tuple[float, float]
 
     @property
+    def estimated(self) -> bool:
+        """Not from a run."""
+        return self.unit.startswith(ESTIMATED)
+
+    @property
     def total(self) -> float:
-        """What Table 2 counts: training and search, and the overhead of our method alone; not the fullnet."""
-        return self.counted(self.experiment, self.hours)
+        """What Table 2 counts: training and search, and the overhead; not the fullnet, nor the filter of the search."""
+        return self.counted(self.hours)
 
     @staticmethod
-    def counted(experiment: str, hours: Mapping[str, float]) -> float:
+    def counted(hours: Mapping[str, float]) -> float:
         """`total` of such hours."""
-        return sum(hours[kind] for kind in ("training", "search", *(OVERHEAD if experiment == "detofa" else ())))
+        return sum(hours[kind] for kind in ("training", "search", *OVERHEAD))
 
     @property
     def overhead(self) -> float:
-        """Of evaluating paths, and of the path filter."""
+        """Of lines 4 to 7, which only Algorithm 1 has."""
         return sum(self.hours[kind] for kind in OVERHEAD)
+
+    @property
+    def everything(self) -> float:
+        """All columns together: from the pre-trained weights to the subnets."""
+        return sum(self.hours[kind] for kind in COLUMNS)
 
 
 def cost_of_runs(title: str, experiment: str, key: str, ledgers: Sequence[Mapping]) -> Cost:
     """The mean of the runs' ledgers, one for each seed."""
     hours = [{kind: seconds / 3600 for kind, seconds in totals(ledger).items()} for ledger in ledgers]
-    sums = [Cost.counted(experiment, one) for one in hours]
+    sums = [Cost.counted(one) for one in hours]
     return Cost(
         title,
         experiment,
         key,
         {kind: float(np.mean([one[kind] for one in hours])) for kind in KINDS},
-        False,
+        " or ".join(sorted({in_hours(ledger["unit"]) for ledger in ledgers})),
         (min(sums), max(sums)),
     )
+
+
+def in_hours(unit: str) -> str:
+    """The unit of hours that belongs to one of seconds."""
+    return unit.replace("seconds", "hours")
 
 
 @dataclass(frozen=True)
@@ -87,11 +105,13 @@ class StepTime:
     """Seconds of this device for one image of a training step, for each multiply-accumulate of the path.
 
     Attributes:
-        seconds: measured. flops: of the path that it was measured on.
+        seconds: measured, by the clock of a run's ledger. flops: of the path that it was measured on.
+        unit: of the seconds.
     """
 
     seconds: float
     flops: int
+    unit: str = "core seconds"
 
     @classmethod
     def measure(cls, config: Config, steps: int = 2) -> StepTime:
@@ -102,15 +122,16 @@ class StepTime:
         largest = model.space.largest
         phase, arrays = training_phases(config)[0], synthetic(config, facts.num_classes)
         optimizer = new_optimizer(model, phase.solver, phase.schedule(facts.train))
+        clock = DeviceClock(nn.get_current_context().backend != ["cpu:float"])
         ends: list[float] = []
         inputs = [nn.Variable(array.shape) for array in arrays]
         steps_range = range(steps + 1)
         train(
             model, optimizer, OnePath(largest), SyntheticBatch(arrays), inputs, steps_range,
-            on_step=lambda progress: ends.append(time.perf_counter()),
+            on_step=lambda progress: ends.append(clock()),
         )  # fmt: skip
         flops = cost.flops(PathBatch.from_paths([largest], model.space.geometry))
-        return cls((ends[-1] - ends[0]) / steps, int(flops[0]))
+        return cls((ends[-1] - ends[0]) / steps, int(flops[0]), clock.unit)
 
     def of(self, flops: float, images: float) -> float:
         """Seconds of training on so many images, paths of so many multiply-accumulates."""
@@ -121,7 +142,8 @@ def estimate(title: str, experiment: str, key: str, config: Config, step: StepTi
     """What a run of the config would cost on the device of the step.
 
     Training: epochs times images, at the mean FLOPs of 200 uniform paths of a phase's space. Evaluating a path: its images for
-    re-estimation and for the loss, forward only. The filter and the search are left out: they are negligible in the paper.
+    re-estimation and for the loss, forward only. Fitting a filter and searching by its scores are left out: both are negligible
+    in the paper.
     """
     facts = data_facts(config)
     cost = algorithm1.make_cost(config, facts.num_classes, config.dataloader.image_size)
@@ -131,10 +153,11 @@ def estimate(title: str, experiment: str, key: str, config: Config, step: StepTi
         paths = paths if phase.largest_only else phase.space.sample_many(rng, 200)
         images = len(phase.epochs) * phase.steps_per_epoch(facts.train) * phase.batch_size
         seconds["fullnet" if phase.largest_only else "training"] += step.of(float(cost.flops(paths).mean()), images)
-    rounds = {"detofa": 2, "fullnet": 0}.get(config.args.runner, 1)
-    seconds["path evaluation"] = rounds * _evaluation(config, facts, cost, step)
+    evaluation = _evaluation(config, facts, cost, step)
+    seconds["path evaluation"] = evaluation if config.args.runner == "detofa" else 0.0
+    seconds["search's filter"] = evaluation if config.args.runner != "fullnet" else 0.0
     hours = {kind: value / 3600 for kind, value in seconds.items()}
-    return Cost(title, experiment, key, hours, True, (0.0, 0.0))
+    return Cost(title, experiment, key, hours, ESTIMATED + in_hours(step.unit), (0.0, 0.0))
 
 
 def _evaluation(config: Config, facts: DataFacts, cost: CostModel, step: StepTime) -> float:
@@ -146,34 +169,46 @@ def _evaluation(config: Config, facts: DataFacts, cost: CostModel, step: StepTim
     return EVALUATION_SHARE * step.of(middle, images * hparams.paths_per_bucket * hparams.buckets)
 
 
-def table(costs: Sequence[Cost], unit: str) -> list[str]:
-    """Markdown lines.
-
-    Args:
-        unit: of the hours, such as "core hours".
-    """
-    header = ["method", "paper's GPU days (overhead)", "paper: of OFA (w/ PS)", *COLUMNS, f"total [{unit}]", "overhead"]
-    lines = [markdown_row([*header, "of OFA (w/ PS)"]), markdown_row(["---"] + ["---:"] * len(header))]
+def table(costs: Sequence[Cost]) -> list[str]:
+    """Markdown lines: the paper's numbers, those of Pascal VOC for any data set but COCO, and ours."""
+    paper_set = _paper_set(costs[0])
+    of_shrinking = "of OFA (w/ PS)"
+    units = " or ".join(dict.fromkeys(cost.unit for cost in costs))
+    header = [
+        *("method", f"paper's GPU days, {PAPER_SETS[paper_set]} (overhead)", f"paper: {of_shrinking}"),
+        *(*COLUMNS, f"total [{units}]", "overhead", of_shrinking, "all columns"),
+    ]
+    lines = [markdown_row(header), markdown_row(["---"] + ["---:"] * (len(header) - 1))]
     reference = next((cost for cost in costs if cost.experiment == "ofa-ps"), None)
     for cost in costs:
-        data_set = cost.key if cost.key in ("voc", "coco") else "voc"
-        days, overhead = PAPER[cost.experiment][data_set]
+        days, overhead = PAPER[cost.experiment][paper_set]
         paper = f"{days:.3f}" + (f" ({overhead:.3f})" if overhead else "")
-        share = f"{days / PAPER['ofa-ps'][data_set][0]:.2f}"
-        parts = [f"{cost.hours[kind]:.3g}" for kind in COLUMNS]
+        share = f"{days / PAPER['ofa-ps'][paper_set][0]:.2f}"
+        parts = [_hours(cost.hours[kind]) for kind in COLUMNS]
         low, high = cost.spread
-        total = f"{cost.total:.3g}" + (f" ({low:.3g} to {high:.3g})" if high > low else "")
-        ours = "-" if reference is None else f"{cost.total / reference.total:.2f}"
+        total = _hours(cost.total) + (f" ({_hours(low)} to {_hours(high)})" if high > low else "")
+        alike = reference is not None and reference.unit == cost.unit  # an estimate and a run are of different devices
+        ours = f"{cost.total / reference.total:.2f}" if alike else "-"
         title = cost.title + (" (ESTIMATE)" if cost.estimated else "")
-        lines.append(markdown_row([title, paper, share, *parts, total, f"{cost.overhead:.3g}", ours]))
+        ends = [total, _hours(cost.overhead), ours, _hours(cost.everything)]
+        lines.append(markdown_row([title, paper, share, *parts, *ends]))
     return lines
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 1000 else f"{hours:.3g}"
+
+
+def _paper_set(cost: Cost) -> str:
+    """Whose numbers of the paper stand beside a data set's."""
+    return cost.key if cost.key in PAPER_SETS else "voc"
 
 
 def write_csv(file: FilePath, costs: Sequence[Cost]) -> None:
     """One line for each method and data set, in hours."""
     with open(file, "w", newline="") as opened:
         writer = csv.writer(opened)
-        writer.writerow(["data set", "method", "estimated", *(f"{kind} [h]" for kind in KINDS), "total [h]"])
+        writer.writerow(["data set", "method", "unit", *KINDS, "total"])
         for cost in costs:
             hours = [f"{cost.hours[kind]:.5g}" for kind in KINDS]
-            writer.writerow([cost.key, cost.title, int(cost.estimated), *hours, f"{cost.total:.5g}"])
+            writer.writerow([cost.key, cost.title, cost.unit, *hours, f"{cost.total:.5g}"])

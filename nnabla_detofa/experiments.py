@@ -31,6 +31,7 @@ from .claim import differences
 from .errors import UserError
 from .files import write_json
 from .profiles import DataSet, Profile
+from .run_folder import read_result
 from .runner import kept_mini_batch
 
 RUNS = FilePath("runs")
@@ -199,15 +200,19 @@ class Run:
 
     @property
     def suffix(self) -> str:
-        """Of the names of folders, so that replaced entries of the config do not meet the runs without them."""
-        return f"-{hashlib.sha256(' '.join(self.overrides).encode()).hexdigest()[:6]}" if self.overrides else ""
+        """Of the names of folders, so that replaced entries of the config do not meet the runs without them.
+
+        Entries that change no result, such as args.workers, do not count.
+        """
+        telling = [entry for entry in self.overrides if not configs.without_effect(entry.partition("=")[0])]
+        return f"-{hashlib.sha256(' '.join(telling).encode()).hexdigest()[:6]}" if telling else ""
 
     @cached_property
     def folder(self) -> FilePath:
         """Its folder: where a finished run with an equal config lies, or else the profile's own for it."""
         own = profile_folder(self.profile) / self.name
         if not own.exists():
-            for file in sorted(RUNS.glob("*/config.json")):
+            for file in sorted([*RUNS.glob("*/config.json"), *RUNS.glob("profiles/*/*/config.json")]):
                 if _is_finished(file.parent, self.config):
                     return file.parent
         return own
@@ -263,12 +268,12 @@ def branch(run: Run, trunks: Sequence[Run]) -> SharedPhases | None:
     Returns:
         those phases; None where there are none, or the run's folder is there already.
     """
-    records = ("seconds.json", "ledger.json")
+    records = ("seconds", "ledger")
     common = [
         (shared, trunk)
         for trunk in trunks
         if (shared := shared_phases(run.config, trunk.config))
-        and all((trunk.folder / name).exists() for name in (*shared.files, *records))
+        and all((trunk.folder / name).exists() for name in (*shared.files, *(f"{name}.json" for name in records)))
     ]
     if run.folder.exists() or not common:
         return None
@@ -279,7 +284,7 @@ def branch(run: Run, trunks: Sequence[Run]) -> SharedPhases | None:
     for name in shared.files:
         source = trunk.folder / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, fresh / name)
-    seconds, ledger = (json.loads((trunk.folder / name).read_text()) for name in records)
+    seconds, ledger = (read_result(trunk.folder, name) for name in records)
     ledger["phases"] = {phase: ledger["phases"][phase] for phase in shared.phases}
     write_json(fresh / "seconds.json", {phase: seconds[phase] for phase in shared.phases})
     write_json(fresh / "ledger.json", ledger)
@@ -359,8 +364,9 @@ def ensure(runs: Sequence[Run], jobs: int, log: Callable[[str], None] = print) -
                 f"{run.name} needs {source.fullnet}, weights of a classifier of which only the largest path was trained, which "
                 f"are missing: {source.fullnet_command}"
             )
-    minutes = sum(profile.minutes.get("whole run" if run.experiment == OURS else "branch", 0) for run in missing)
-    log(f"{len(missing)} of {len(runs)} runs are to be done, about {minutes:.0f} minutes on two cores: {_names(missing)}")
+    minutes = sum(profile.minutes.get("branch" if _branches(run) else "whole run", 0) for run in missing)
+    long = f"about {minutes:.0f} minutes on two cores" if minutes else f"the profile {profile.name} does not say how long"
+    log(f"{len(missing)} of {len(runs)} runs are to be done, {long}: {_names(missing)}")
     with tqdm(total=len(missing), desc="runs", unit="run", dynamic_ncols=True) as bar:
         for stage in (
             [run for run in missing if run.experiment == OURS],
@@ -369,6 +375,11 @@ def ensure(runs: Sequence[Run], jobs: int, log: Callable[[str], None] = print) -
             for run in _finishing(stage, runs, jobs, bar.write):
                 bar.update()
                 bar.set_postfix_str(run.name)
+
+
+def _branches(run: Run) -> bool:
+    """Has it a beginning in common with our method's run?"""
+    return run.experiment.name != OURS.name and shared_phases(run.config, replace(run, experiment=OURS).config) is not None
 
 
 def _names(runs: Sequence[Run]) -> str:

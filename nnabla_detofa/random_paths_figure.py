@@ -42,12 +42,17 @@ def table(methods: Sequence[PathsOf], buckets: int) -> list[str]:
 
 
 def _cell(points: np.ndarray) -> str:
-    return f"{points.mean():.1f} ± {points.std():.1f}; {points.max():.1f}" if len(points) else "-"
+    if not len(points):
+        return "-"
+    deviation = f" ± {points.std(ddof=1):.1f}" if len(points) > 1 else ""
+    return f"{points.mean():.1f}{deviation}; {points.max():.1f}"
 
 
 def comparison(one: PathsOf, other: PathsOf) -> str:
     """By how much the second method's paths are better on average, in the buckets where both have some."""
     both = sorted(set(one.paths.buckets) & set(other.paths.buckets))
+    if not both:
+        return f"No bucket holds paths of {one.title} and of {other.title}."
     gains = [other.in_bucket(bucket).mean() - one.in_bucket(bucket).mean() for bucket in both]
     named = ", ".join(f"{gain:+.1f} in bucket {bucket + 1}" for bucket, gain in zip(both, gains))
     return f"{other.title} above {one.title}, mean AP: {named}; {np.mean(gains):+.1f} on average."

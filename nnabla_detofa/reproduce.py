@@ -60,7 +60,7 @@ from .report import revision
 from .run_folder import final_weights, read_result, searched_space
 from .runner import named_rng
 from .search_run import load_run
-from .search_space import ofa_resnet50
+from .search_space import Path, ofa_resnet50
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,16 @@ class Order:
     def command(self, target: str) -> str:
         """What makes the target."""
         assignments = [f"SET={shlex.quote(' '.join(self.overrides))}"] if self.overrides else []
-        return " ".join(["make", target, f"PROFILE={self.profile.name}", f"SEEDS={self.seeds}", *assignments])
+        seeds = self.seeds_of(TARGETS[target])
+        return " ".join(["make", target, f"PROFILE={self.profile.name}", f"SEEDS={seeds}", *assignments])
+
+    def seeds_of(self, target: Target) -> int:
+        """How many seeds the target is made of."""
+        return 1 if target.one_seed or target.runs == "none" else self.seeds
 
     def runs(self, target: Target) -> list[Run]:
         """Every run that the target needs."""
-        seeds = 1 if target.one_seed else self.seeds
-        return plan(self.profile, target.keys, target.experiments, seeds, self.overrides)
+        return plan(self.profile, target.keys, target.experiments, self.seeds_of(target), self.overrides)
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ class Target:
         paper: what the paper says of it, where its numbers are not in our table.
         keys: the paper's data sets for it.
         experiments: whose runs it is made of.
+        note: what a reader should know of ours.
         write: (order, target, name, runs) -> its Markdown files, which it has written with their .csv and .png.
         runs: "needed"; "welcome": it does with those there are where the profile starts none; or "none".
         one_seed: it is made of the run of seed 0 alone, however many seeds are asked for.
@@ -113,6 +118,7 @@ class Target:
     write: Callable[[Order, Target, str, Sequence[Run]], list[FilePath]]
     runs: Literal["needed", "welcome", "none"] = "needed"
     one_seed: bool = False
+    note: str = ""
 
 
 def reproduce(names: Sequence[str], order: Order, log: Callable[[str], None] = print) -> list[FilePath]:
@@ -126,31 +132,54 @@ def reproduce(names: Sequence[str], order: Order, log: Callable[[str], None] = p
     """
     for name in names:
         if name not in TARGETS:
-            raise UserError(f"there is no table or figure {name}; known are {', '.join(TARGETS)}")
+            raise UserError(f"there is no table or figure {name}; known are {', '.join(TARGETS)}, and make table1")
+    starts, runs = order.profile.starts_runs, {name: order.runs(TARGETS[name]) for name in names}
+
+    def waits(name: str) -> bool:
+        """Are there runs to be done for it?"""
+        welcome = TARGETS[name].runs == "needed" or (starts and TARGETS[name].runs == "welcome")
+        return welcome and not all(run.finished for run in runs[name])
+
+    def make(some: Sequence[str]) -> list[FilePath]:
+        made = []
+        if some:
+            order.output.mkdir(parents=True, exist_ok=True)
+        for name in some:
+            log(f"{name} ({order.profile.name}): {TARGETS[name].title}")
+            made += TARGETS[name].write(order, TARGETS[name], name, runs[name])
+        return made
+
+    waiting = [name for name in names if waits(name)]
+    if not starts and waiting:  # it ends with what is missing: make what there is first
+        for file in make([name for name in names if name not in waiting]):
+            log(f"written: {file}")
     needed: dict[str, DataSet] = {}
     for name in names:
-        if TARGETS[name].runs == "needed":
+        if name in waiting or TARGETS[name].runs == "needed":
             needed |= order.profile.chosen(TARGETS[name].keys)
     for data_set in needed.values():
         order.profile.check(data_set, order.overrides)
-    started = ("needed", "welcome") if order.profile.starts_runs else ("needed",)
-    wanted = [TARGETS[name] for name in names if TARGETS[name].runs in started]
-    once = {run.name: run for target in wanted for run in order.runs(target)}
+    once = {run.name: run for name in waiting for run in runs[name]}
+    order.output.mkdir(parents=True, exist_ok=True)  # not after hours of runs
     ensure(sorted(once.values(), key=lambda run: run.experiment != OURS), order.jobs, log)
-    runs = {name: order.runs(TARGETS[name]) for name in names}
-    order.output.mkdir(parents=True, exist_ok=True)
-    made = []
-    for name in names:
-        log(f"{name} ({order.profile.name}): {TARGETS[name].title}")
-        made += TARGETS[name].write(order, TARGETS[name], name, runs[name])
-    return made
+    return make(names)
 
 
 def write_text(order: Order, target: Target, name: str, lines: Sequence[str]) -> list[FilePath]:
     """Write a target's Markdown file, with what made it."""
     file = order.output / f"{name}.md"
-    file.write_text("\n".join([f"# {target.title}", "", *lines, "", f"Made by {origin(order, name)}.", ""]), encoding="utf-8")
+    head, tail = [f"# {target.title}", "", *other_data(order, target)], ["", f"Made by {origin(order, name)}.", ""]
+    file.write_text("\n".join([*head, *lines, *tail]), encoding="utf-8")
     return [file]
+
+
+def other_data(order: Order, target: Target) -> list[str]:
+    """A line that says so where ours is not on the paper's data sets."""
+    data_sets = order.profile.chosen(target.keys)
+    if set(data_sets) <= set(cost_table.PAPER_SETS):
+        return []
+    papers = " and ".join(cost_table.PAPER_SETS[key] for key in target.keys)
+    return [f"In the paper on {papers}, here on {' and '.join(data_set.title for data_set in data_sets.values())}.", ""]
 
 
 def save_picture(order: Order, name: str, figure: plt.Figure) -> None:
@@ -191,15 +220,27 @@ def write_budget_figure(panels: Sequence[tuple[str, Sequence[Experiment]]]) -> C
                 heading = ": ".join(part for part in (data_set.title, title) if part)
                 budget_figures.draw(panel, curves, measure, heading)
                 lines += [f"## {heading}", "", budget_figures.table(curves, measure), "", budget_figures.order(curves), ""]
-                fullnets = np.unique(np.concatenate([curve.fullnet for curve in curves]).round(1))
-                lines += [f"The fullnet (line 2) has {', '.join(f'{value:.1f}' for value in fullnets)}.", ""]
+                if experiments[-1].name == OURS.name:
+                    lines += [budget_figures.gains(curves), ""]
+                lines += [budget_figures.fullnets(curves), ""]
                 everything += [Curve(f"{heading}: {c.title}", c.budgets, c.flops, c.ap, c.fullnet) for c in curves]
         save_picture(order, name, figure)
         budget_figures.write_csv(order.output / f"{name}.csv", everything)
-        lines += [f"![{target.title}]({name}.png)", "", seeds_and_runs(order, runs)]
-        return write_text(order, target, name, lines)
+        lines += [f"![{target.title}]({name}.png)", "", *([target.note, ""] if target.note else []), *searched_in_a(runs)]
+        return write_text(order, target, name, [*lines, seeds_and_runs(order, runs)])
 
     return write
+
+
+def searched_in_a(runs: Sequence[Run]) -> list[str]:
+    """A line that names the subnets that are of A, since pruning left no path within their budget."""
+    found = []
+    for run in runs:
+        space = searched_space(run.folder, run.config)
+        for subnet in read_result(run.folder, "summary")["subnets"]:
+            if Path.from_ofa(subnet["path"], space.geometry) not in space:
+                found.append(f"{run.name} (≤ {subnet['budget'] / 1e9:.3g} G)")
+    return [f"Pruning left no path within the budget, so A was searched instead: {', '.join(found)}.", ""] if found else []
 
 
 def seeds_and_runs(order: Order, runs: Sequence[Run]) -> str:
@@ -216,40 +257,39 @@ def write_table2(order: Order, target: Target, name: str, runs: Sequence[Run]) -
     """From the ledgers of runs where they have finished, otherwise estimated from a training step on this device."""
     lines, costs, steps = [f"The paper: {target.paper}", ""], [], {}
     for key, data_set in order.profile.chosen(target.keys).items():
-        ledgers: dict[str, list] = {}
         found = []
         for experiment in target.experiments:
             done = [run for run in runs if run.key == key and run.experiment.name == experiment.name and run.finished]
-            ledgers[experiment.name] = [read_result(run.folder, "ledger") for run in done]
             if done:
-                found.append(cost_table.cost_of_runs(experiment.title, experiment.name, key, ledgers[experiment.name]))
+                ledgers = [read_result(run.folder, "ledger") for run in done]
+                found.append(cost_table.cost_of_runs(experiment.title, experiment.name, key, ledgers))
                 continue
             config = next(run.config for run in runs if run.key == key and run.experiment.name == experiment.name)
             if key not in steps:
+                tqdm.write(f"timing a training step of the largest path of {data_set.title} here: seconds to two minutes")
                 steps[key] = cost_table.StepTime.measure(config)
             rng = named_rng(0, f"estimate {key}")
             found.append(cost_table.estimate(experiment.title, experiment.name, key, config, steps[key], rng))
-        units = {ledger["unit"].replace("seconds", "hours") for several in ledgers.values() for ledger in several}
-        lines += [
-            f"## {data_set.title}",
-            "",
-            *cost_table.table(found, " or ".join(sorted(units)) or "hours"),
-            "",
-        ]
+        lines += [f"## {data_set.title}", "", *cost_table.table(found), ""]
         costs += found
     if steps:
         lines += [
             "An ESTIMATE is not a run: it is the time of a training step of the largest path on this machine, "
-            + ", ".join(f"{step.seconds:.3g} s an image of {order.profile.data_sets[key].title}" for key, step in steps.items())
+            + ", ".join(
+                f"{step.seconds:.3g} {step.unit} an image of {order.profile.data_sets[key].title}"
+                for key, step in steps.items()
+            )
             + ", times the images of all epochs and the mean FLOPs of each phase's paths; evaluating a path costs a third of a "
-            "step for each of its images (a rule of thumb). The ratios mean more than the hours.",
+            "step for each of its images (a rule of thumb). The ratios mean more than the hours; there is none of an "
+            "estimate and a run.",
             "",
         ]
     lines += [
-        "The paper's 0.383 and 1.150 stand as 70 to 210 epochs: they leave out the fullnet's 70. So does our total: training, "
-        "search and, for ours, the overhead, which is evaluating paths and the path filter. The baselines are searched with a "
-        "path filter here too, which the paper does not count for them; nor does their total. AP and the held-out paths that "
-        "only these tables need are nowhere in. A run that branched off another one has its time for the phases they share.",
+        "The paper's 0.383 and 1.150 stand as 70 to 210 epochs: they leave out the fullnet's 70, and what a search needs. Its "
+        "overhead is that of lines 4 and 5 (section 4.2); ours has 6 and 7 too. So our total is training, the search by path "
+        "scores and, for Algorithm 1, the overhead. Apart stands the search's filter (section 3.3), with the paths that it is "
+        "fitted to: every method has one here. AP and the held-out paths, which only these tables need, are nowhere in. A run "
+        "that branched off another has its time for the phases they share.",
     ]
     cost_table.write_csv(order.output / f"{name}.csv", costs)
     return write_text(order, target, name, lines)
@@ -283,6 +323,8 @@ def write_figure3(order: Order, target: Target, name: str, runs: Sequence[Run]) 
     save_picture(order, name, figure)
     operation_figure.write_csv(order.output / f"{name}.csv", [scored])
     lines = [f"The paper: {target.paper}", "", *operation_figure.pruned_table(scored), ""]
+    if spared := read_result(run.folder, "operations")["spared"]:
+        lines += [f"Kept against the strategy: {'; '.join(spared)}.", ""]
     lines += ["What is left, in the paper's notation:", "", "```", str(searched_space(run.folder, run.config)), "```", ""]
     lines += [f"![{target.title}]({name}.png)", "", f"Run: `{run.folder}`."]
     return write_text(order, target, name, lines)
@@ -336,7 +378,14 @@ def write_figure6(order: Order, target: Target, name: str, runs: Sequence[Run]) 
 def random_paths(run: Run) -> EvaluatedPaths:
     """Paths of the run's final supernet, drawn from the space that it trained, with their AP."""
     weights, space = final_weights(run.folder, run.config), searched_space(run.folder, run.config)
-    return evaluated(run, run.config, weights, f"random_{run.experiment.name}", RANDOM_PATHS, [], space, ap=True)
+    name = f"random_{run.experiment.name}"
+    if not (study_folder(run) / f"{name}.jsonl").exists():
+        ledger, evaluated_before = read_result(run.folder, "ledger"), EvaluatedPaths.read(run.folder / "paths_again.jsonl")
+        count = RANDOM_PATHS * run.config.hparams.buckets
+        each = ledger["phases"]["paths again"]["seconds"] / len(evaluated_before)
+        unit = ledger["unit"].replace("seconds", "minutes")
+        tqdm.write(f"{run.name}: up to {count} random paths are to be evaluated, about {count * each / 60:.1f} {unit}")
+    return evaluated(run, run.config, weights, name, RANDOM_PATHS, [], space, ap=True)
 
 
 # --- Figure 8 ---------------------------------------------------------------------------------------------------------
@@ -422,6 +471,14 @@ def study(run: Run, name: str, inputs: StudyInputs) -> StudyResults:
 
 # --- All of them ------------------------------------------------------------------------------------------------------
 
+SEARCHES = (
+    "Each is searched in the same way, by a path filter fitted to as many paths of its final supernet. That of Algorithm 1 "
+    "had line 4's paths before, that of the baselines starts from the pre-trained one."
+)
+NO_FILTER = (
+    "Each is searched by a path filter fitted to as many paths of its final supernet. It is pre-trained for the pre-trained "
+    "supernet alone: for the others there are no paths of a classification supernet, so theirs starts anew."
+)
 TARGETS = {
     "table3": Target(
         "Table 3: the path filter for the weakest 25%",
@@ -494,21 +551,24 @@ TARGETS = {
         ("voc", "coco"),
         METHODS,
         write_budget_figure([("", METHODS)]),
+        note=SEARCHES,
     ),
     "figure7": Target(
-        "Figure 7: what the supernet is pre-trained on, Pascal VOC",
+        "Figure 7: what the supernet is pre-trained on (in the paper: for Pascal VOC)",
         "pre-training of the supernet is best, with and without progressive shrinking alike; that of the fullnet does well "
         "under large budgets only; from scratch, progressive shrinking is worth up to 3.5 points. Transfer is worth 6.55.",
         ("voc",),
         PRETRAININGS,
         write_budget_figure([("", PRETRAININGS)]),
+        note=NO_FILTER,
     ),
     "figureA1": Target(
-        "Figure A1: what the supernet is pre-trained on, COCO",
+        "Figure A1: what the supernet is pre-trained on (in the paper: for COCO)",
         "pre-training of the supernet is best; that of the fullnet is weaker under small budgets. Transfer is worth 1.85.",
         ("coco",),
         PRETRAININGS,
         write_budget_figure([("", PRETRAININGS)]),
+        note=NO_FILTER,
     ),
     "figure8": Target(
         "Figure 8: operation scores",
@@ -539,5 +599,6 @@ TARGETS = {
         ("voc",),
         PATH_PRUNINGS,
         write_budget_figure([("", PATH_PRUNINGS)]),
+        note=SEARCHES,
     ),
 }

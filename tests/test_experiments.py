@@ -21,6 +21,8 @@ from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.errors import UserError
 from nnabla_detofa.experiments import OFA, OURS, PATH_PRUNINGS, PATH_RATIOS, STRATEGIES, plan, shared_phases
 from nnabla_detofa.reproduce import TARGETS, Order
+from nnabla_detofa.run_folder import searched_space
+from nnabla_detofa.search_space import ofa_resnet50
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,62 @@ def test_tables_made_of_one_run_ask_for_one_however_many_seeds(profile):
     order = Order(profile, seeds=3)
     assert [len(order.runs(TARGETS[name])) for name in ("table3", "tableA3", "figure8")] == [1, 1, 1]
     assert len(order.runs(TARGETS["figure9"])) == 3 * 3
+
+
+def test_what_changes_no_result_changes_no_folder(profile):
+    """Or other workers, or -c cpu, would do everything again."""
+
+    def name(*overrides):
+        return plan(profile, ("voc",), [], 1, overrides)[0].name
+
+    assert name("args.workers=0", "args.context=cpu") == name() == "digits-detofa-0"
+    assert name("args.workers=0", "hparams.epochs=3") == name("hparams.epochs=3") != name()
+
+
+def test_a_file_says_the_seeds_that_it_is_made_of(profile):
+    order = Order(profile, seeds=3)
+    assert order.command("figure9").endswith("SEEDS=3") and order.command("table3").endswith("SEEDS=1")
+
+
+def test_the_papers_data_sets_are_named_where_ours_are_others(profile):
+    assert reproduce.other_data(Order(profile), TARGETS["figure5"]) == [
+        "In the paper on Pascal VOC and COCO, here on digits.",
+        "",
+    ]
+    papers = profile.__class__(**{**profile.__dict__, "data_sets": dict.fromkeys(("voc", "coco"), profile.data_sets["digits"])})
+    assert reproduce.other_data(Order(papers), TARGETS["figure5"]) == []
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_runs(profile, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "ensure", None)
+    Path("taken").touch()
+    assert main(["reproduce", "figure9", "--profile", "small.json", "-o", "taken"]) == 2
+    assert "error: taken: File exists" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_sentence(profile, tmp_path, capsys):
+    (tmp_path / "tableA1.csv").symlink_to("/dev/full")
+    assert main(["reproduce", "tableA1", "--profile", "small.json", "-o", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith("error: No space left on device\n")
+
+
+def test_missing_data_are_named_before_runs_that_are_only_welcome(profile, monkeypatch):
+    need = profiles.Need("nowhere", "make it")
+    data_set = profile.data_sets["digits"]
+    data_set = data_set.__class__(**{**data_set.__dict__, "needs": (need,)})
+    poor = profile.__class__(**{**profile.__dict__, "name": "poor", "data_sets": {"digits": data_set}})
+    monkeypatch.setattr(reproduce, "ensure", None)
+    with pytest.raises(UserError, match=r"needs for digits what is missing: nowhere \(make it\)"):
+        reproduce.reproduce(["table2"], Order(poor, output=Path("poor")))
+
+
+def test_where_no_runs_are_started_what_can_be_made_is_made_first(profile, tmp_path):
+    silent = profile.__class__(**{**profile.__dict__, "name": "silent", "starts_runs": False})
+    lines = []
+    with pytest.raises(UserError, match="starts no runs, and 3 of 3 are missing"):
+        reproduce.reproduce(["figure9", "tableA1"], Order(silent, 1, ("hparams.epochs=4",), tmp_path), lines.append)
+    assert f"written: {tmp_path / 'tableA1.md'}" in lines and not (tmp_path / "figure9.md").exists()
+    assert sum("nnabla_nas -f tiny.json" in line for line in lines) == 3
 
 
 def test_replaced_entries_may_hold_spaces_and_quotes(profile, monkeypatch):
@@ -158,6 +216,8 @@ def test_a_finished_run_is_used_wherever_it_lies(done, profile, monkeypatch):
     (run, _) = plan(other, ("voc",), [OFA], 1, [])
     assert run.folder == Path("runs/elsewhere") and run.finished
     Path("runs/elsewhere").unlink()
+    (run, _) = plan(other, ("voc",), [OFA], 1, [])
+    assert run.folder == done[0].folder and run.finished, "in another profile's folder"
 
 
 def test_figures_are_made_from_finished_runs(done, profile, tmp_path):
@@ -171,14 +231,21 @@ def test_figures_are_made_from_finished_runs(done, profile, tmp_path):
     assert np.allclose(ours, ap, atol=0.006) and (tmp_path / "figureA2.png").stat().st_size > 5000
 
 
-def test_table_2_and_figures_3_to_6(done, folder, tmp_path):
+def test_table_2_and_figures_3_to_6(done, folder, tmp_path, capsys):
     """The other baselines are run first; random paths get an AP each."""
     targets = ["table2", "figure3", "figure4", "figure5", "figure6", "tableA1"]
     assert main(["reproduce", *targets, "--profile", "small.json", "-o", str(tmp_path)]) == 0
     costs = (tmp_path / "table2.md").read_text()
     assert "ESTIMATE" not in costs and "total [core hours]" in costs and costs.count("| OFA (w/") == 2
+    assert "In the paper on Pascal VOC and COCO, here on digits." in costs and "GPU days, Pascal VOC" in costs
     figure = (tmp_path / "figure5.md").read_text()
     assert [title in figure for title in ("| OFA (w/ PS) |", "| OFA (w/o PS) |", "| CompOFA* |", "| ours |")] == [True] * 4
+    assert "against OFA (w/ PS)" in figure and "against its fullnet" in figure and "had line 4's paths before" in figure
+    kept = (tmp_path / "figure3.md").read_text()
+    spared = json.loads((done[0].folder / "operations.json").read_text())["spared"]
+    assert all(entry in kept for entry in spared) and ("Kept against the strategy" in kept) == bool(spared)
+    out = capsys.readouterr()
+    assert "up to 75 random paths are to be evaluated, about" in out.out + out.err
     rows = (tmp_path / "figure6.csv").read_text().splitlines()
     assert sum(",OFA (w/o PS)," in row for row in rows) == 5 * 15 and any(",ours," in row for row in rows)
     assert "ours above OFA (w/o PS), mean AP" in (tmp_path / "figure6.md").read_text()
@@ -247,6 +314,31 @@ def test_every_baseline_has_a_config_of_its_own(name, monkeypatch):
             assert configs.load(file).config_hash == run.config.config_hash, file
 
 
+def test_a_subnet_of_a_where_pruning_left_none_is_named(done):
+    ours, ofa = done
+    summary = json.loads((ours.folder / "summary.json").read_text())
+    space = searched_space(ours.folder, ours.config)
+    outside = next(path for path in ofa_resnet50(space.geometry).sample_many(np.random.default_rng(0), 99) if path not in space)
+    assert reproduce.searched_in_a([ofa]) == []
+    before = (ours.folder / "summary.json").read_text()
+    summary["subnets"][0]["path"] = outside.to_ofa(space.geometry)
+    (ours.folder / "summary.json").write_text(json.dumps(summary))
+    try:
+        assert f"so A was searched instead: {ours.name} (≤ " in reproduce.searched_in_a(done)[0]
+    finally:
+        (ours.folder / "summary.json").write_text(before)
+
+
+def test_a_damaged_file_of_a_run_is_named(done, tmp_path, capsys):
+    ours, _ = done
+    damaged = tmp_path / "damaged"
+    shutil.copytree(ours.folder, damaged)
+    (damaged / "summary.json").unlink()
+    (damaged / "seconds.json").write_text("")
+    assert main(["-f", "tiny.json", "-o", str(damaged)]) == 2
+    assert f"{damaged / 'seconds.json'} is damaged: it is not JSON" in capsys.readouterr().err
+
+
 def test_a_run_that_fails_is_named_with_its_last_words(profile):
     runs = plan(profile, ("voc",), [], 1, ["network.centernet_ofa_resnet50.weights=none.h5"])
     with pytest.raises(UserError, match=r"nnabla_nas -f tiny.json .* ended with status 2: .*none.h5 does not exist"):
@@ -298,6 +390,24 @@ def test_stopping_stops_the_runs_and_the_command_goes_on(profile, number):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on" in errors
     assert "stopped" in printed()
+
+
+def test_the_time_that_runs_will_take_is_said_or_that_it_is_not_known(profile, monkeypatch):
+    monkeypatch.setattr(experiments, "_finishing", lambda *_: iter(()))
+    Path("start.h5").touch()
+    pretraining = profile.data_sets["digits"].pretraining
+    pretraining = pretraining.__class__(**{**pretraining.__dict__, "fullnet": "start.h5"})
+    data_set = profile.data_sets["digits"]
+    data_set = data_set.__class__(**{**data_set.__dict__, "pretraining": pretraining})
+    timed = {**profile.__dict__, "name": "timed", "data_sets": {"digits": data_set}}
+    runs = plan(profile.__class__(**timed), ("voc",), experiments.PRETRAININGS, 1, ["hparams.epochs=7"])
+    lines = []
+    experiments.ensure(runs, 1, lines.append)
+    assert "7 of 7 runs are to be done, the profile timed does not say how long: digits-detofa-0" in lines[0]
+    timed["minutes"] = {"whole run": 100, "branch": 1}
+    runs = plan(profile.__class__(**timed), ("voc",), experiments.PRETRAININGS, 1, ["hparams.epochs=7"])
+    experiments.ensure(runs, 1, lines.append)
+    assert "about 304 minutes on two cores" in lines[1], "ours, and two from other weights, which share nothing with it"
 
 
 def test_missing_weights_are_named_before_anything_starts(profile):
