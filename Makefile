@@ -33,8 +33,10 @@ test: $(READY) ## Run the tests (8 minutes)
 test-slow: $(READY) ## Run the tests that take minutes (4 in all)
 	$(BIN)/python -m pytest -m slow -s
 
-test-faults: $(READY) ## Kill runs at random moments and compare what they lead to with a run left alone (10 minutes)
+test-faults: setup-mpi ## Kill runs at random moments, compare two processes with one, try malformed input (15 minutes)
 	$(BIN)/python tests/faults_by_kill.py
+	$(BIN)/python -m pytest -v tests/test_ranks.py
+	$(BIN)/python tests/bad_input.py
 
 parity: $(READY) ## Compare with the figures of independent implementations and print each error (15 seconds)
 	$(BIN)/python tests/parity.py
