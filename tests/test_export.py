@@ -155,7 +155,7 @@ def test_a_file_that_differs_is_not_written(run, opened, tmp_path, monkeypatch):
     [
         (["-o", "x.tflite"], "an exported detector's name must end in .nnp or .onnx, got x.tflite"),
         (["-o", "no/such/x.nnp"], "--output must be a file in a folder that is there, got no/such/x.nnp"),
-        (["-o", "x.onnx"], "ONNX is written by nnabla-converter in nowhere, which is missing: make it by make setup-export"),
+        (["-o", "x.onnx"], "ONNX is written from nowhere, which is missing or half made: run make setup-export"),
         (["--detector", "subnet_3"], "a detector of .* must be fullnet, subnet_1, subnet_2 or a JSON file .*, got subnet_3"),
         (["--size", "50"], "--size must be 32 or more and a multiple of 16 pixels, got 50 50"),
         (["--size", "64", "64", "64"], "--size must be a side, or height and width, got 64 64 64"),
