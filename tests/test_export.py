@@ -256,6 +256,17 @@ def test_every_operation_of_the_full_width_converts(fold, tmp_path):
     assert largest_difference(found, path_outputs(net, path, statistics, images)) < exports.TOLERANCE
 
 
+def test_a_half_made_environment_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(exports, "ENVIRONMENT", tmp_path)
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.touch()
+    with pytest.raises(UserError, match="is missing or half made: run make setup-export"):
+        exports.export_python()
+    (tmp_path / exports.COMPLETE).touch()
+    assert exports.export_python() == python
+
+
 @needs_environment
 def test_what_the_converter_says_is_passed_on(tmp_path):
     (tmp_path / "x.nnp").write_text("not an archive")
