@@ -111,7 +111,7 @@ bench-space: $(READY) ## Speed of costs, sampling and evolution against plain Py
 bench-filter: $(READY) ## Speed of the path filter against its bare matrix products (2 minutes)
 	$(BIN)/python tests/bench_filter.py
 
-setup-export: $(EXPORT_READY) ## Make .venv-export, which writes and runs ONNX (2 GB, 3 minutes)
+setup-export: $(EXPORT_READY) ## Make .venv-export, which writes and runs ONNX (2.3 GB, a few minutes)
 
 test-export: $(EXPORT_READY) ## Run the tests of exported detectors, ONNX included (3 minutes)
 	$(BIN)/python -m pytest tests/test_export.py
@@ -146,7 +146,7 @@ $(READY): requirements.lock setup.py
 
 # nnabla-converter brings TensorFlow and onnx, whose versions would hold back everything else: so an environment of its own.
 $(EXPORT_READY): requirements-export.lock | $(READY)
-	@echo "installing requirements-export.lock into $(EXPORT) (2 GB, about 3 minutes)"
+	@echo "installing requirements-export.lock into $(EXPORT) (2.3 GB, a few minutes)"
 	@$(BIN)/python -m venv --clear $(EXPORT)
 	@$(EXPORT)/bin/python -m pip install -qq --disable-pip-version-check -r requirements-export.lock
 	@touch $(EXPORT_READY)

@@ -1,7 +1,4 @@
-"""Boxes of one photograph: python onnx_detect.py DETECTOR.onnx PHOTO [LEAST_SCORE]
-
-Needs numpy, onnxruntime and OpenCV, and DETECTOR.onnx.json beside the network, which `export` wrote with it.
-"""
+"""Boxes of one photograph: python onnx_detect.py DETECTOR.onnx PHOTO [LEAST_SCORE]; with DETECTOR.onnx.json beside it."""
 
 import json
 import sys
@@ -11,7 +8,7 @@ import numpy as np
 import onnxruntime
 
 
-def detect(network: str, image: np.ndarray, top: int = 100) -> list[tuple[str, float, list[float]]]:
+def detect(network: str, image: np.ndarray, least: float = 0, top: int = 100) -> list[tuple[str, float, list[float]]]:
     """(class, score, [x1, y1, x2, y2] in the image's pixels) of the `top` peaks, best first; image (h, w, 3) as cv2 reads."""
     with open(network + ".json") as file:
         about = json.load(file)
@@ -24,17 +21,20 @@ def detect(network: str, image: np.ndarray, top: int = 100) -> list[tuple[str, f
     session = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider"])
     outputs = session.run(["heat_map", "offset", "size"], {"image": np.repeat(x.transpose(2, 0, 1)[None], batch, 0)})
     heat, offset, extent = (output[0] for output in outputs)
-    # A peak is the largest of its 3x3 neighbours in its class.
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(heat, ((0, 0), (1, 1), (1, 1))), (3, 3), axis=(1, 2))
-    peaks = np.where(heat == windows.max((3, 4)), heat, 0).ravel()
+    peaks = np.where(heat == windows.max((3, 4)), heat, 0).ravel()  # the largest of 3x3 neighbours in their class
     order = np.argsort(-peaks, kind="stable")[:top]
     label, y, x = np.unravel_index(order, heat.shape)
     centre, half = np.stack([x, y]) + offset[:, y, x], np.abs(extent[:, y, x]) / 2
     boxes = (np.concatenate([centre - half, centre + half]).T * about["stride"] - shift * 2) / zoom
-    return [(about["classes"][c], float(peaks[i]), box.tolist()) for c, i, box in zip(label, order, boxes)]
+    return [(about["classes"][c], float(peaks[i]), box.tolist()) for c, i, box in zip(label, order, boxes) if peaks[i] >= least]
 
 
 if __name__ == "__main__":
-    for name, score, box in detect(sys.argv[1], cv2.imread(sys.argv[2])):
-        if score >= float([*sys.argv, 0.3][3]):
-            print(name, f"{score:.2f}", *(f"{side:.1f}" for side in box))
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    cv2.setLogLevel(2)  # errors: one sentence of ours is enough
+    if (photo := cv2.imread(sys.argv[2])) is None:
+        sys.exit(f"error: OpenCV cannot read {sys.argv[2]} as an image")
+    for name, score, box in detect(sys.argv[1], photo, float([*sys.argv, 0.3][3])):
+        print(name, f"{score:.2f}", *(f"{side:.1f}" for side in box))

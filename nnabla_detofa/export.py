@@ -39,6 +39,8 @@ TOLERANCE = 1e-4
 CHECKED_IMAGES = 4
 NETWORK = "detector"
 ENVIRONMENT = FilePath(".venv-export")
+COMPLETE = ".ready"
+"""A file in it, which `make setup-export` writes last."""
 CONVERT = ("-m", "nnabla.utils.cli.cli", "convert")
 RUN_ONNX = f"""
 import sys
@@ -49,6 +51,18 @@ found = [session.run({list(OUTPUTS)}, {{"image": batch}}) for batch in numpy.loa
 numpy.savez(outputs, *map(numpy.concatenate, zip(*found)))
 """
 """Runs in the export environment, which has ONNX Runtime and not this package."""
+MEND_ONNX = """
+import sys
+import onnx
+file = sys.argv[1]
+model = onnx.load(file)
+for tensor in model.graph.initializer:
+    if list(tensor.dims) == [0] and len(tensor.raw_data) == 4:
+        tensor.dims[:] = [1]
+onnx.save(model, file)
+"""
+"""For networks with a layer of one channel: nnabla-converter 1.39 takes the sum of the sides above 1 for the length of a batch
+normalisation's parameters, 0 where (1, C, 1, 1) is (1, 1, 1, 1), and no reader accepts one number in a tensor of none."""
 
 
 # --- The network ------------------------------------------------------------------------------------------------------
@@ -148,13 +162,13 @@ def export_python() -> FilePath:
     """The Python of the export environment, in the working folder or beside this package.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or only a half-made one.
     """
     places = (ENVIRONMENT, FilePath(__file__).parent.parent / ENVIRONMENT)
-    found = next((place / "bin" / "python" for place in places if (place / "bin" / "python").exists()), None)
+    found = next((place for place in places if (place / COMPLETE).exists()), None)
     if found is None:
-        raise UserError(f"ONNX is written by nnabla-converter in {ENVIRONMENT}, which is missing: make it by make setup-export")
-    return found.absolute()
+        raise UserError(f"ONNX is written from {ENVIRONMENT}, which is missing or half made: run make setup-export")
+    return (found / "bin" / "python").absolute()
 
 
 def in_environment(*arguments: str | FilePath, failure: str) -> None:
@@ -175,6 +189,7 @@ def convert(nnp: FilePath, onnx: FilePath, batch: int) -> None:
     in_environment(*CONVERT, "-b", str(batch), nnp, onnx, failure=failure)
     if not onnx.exists():  # the converter leaves some failures at a printed line and status 0
         raise UserError(f"{failure}, without saying why")
+    in_environment("-c", MEND_ONNX, onnx, failure=failure)
 
 
 FORMATS = {".nnp": run_nnp, ".onnx": run_onnx}

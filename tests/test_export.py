@@ -155,8 +155,8 @@ def test_a_file_that_differs_is_not_written(run, opened, tmp_path, monkeypatch):
     [
         (["-o", "x.tflite"], "an exported detector's name must end in .nnp or .onnx, got x.tflite"),
         (["-o", "no/such/x.nnp"], "--output must be a file in a folder that is there, got no/such/x.nnp"),
-        (["-o", "x.onnx"], "ONNX is written by nnabla-converter in nowhere, which is missing: make it by make setup-export"),
-        (["--detector", "subnet_3"], "a detector of .* must be fullnet, subnet_1, subnet_2 or a JSON file .*, got subnet_3"),
+        (["-o", "x.onnx"], "ONNX is written from nowhere, which is missing or half made: run make setup-export"),
+        (["--detector", "subnet_3"], "a detector of .* must be fullnet, subnet_1, subnet_2 or a JSON file .*, got 'subnet_3'"),
         (["--size", "50"], "--size must be 32 or more and a multiple of 16 pixels, got 50 50"),
         (["--size", "64", "64", "64"], "--size must be a side, or height and width, got 64 64 64"),
         (["--batch", "0"], "--batch must be 1 or more, got 0"),
@@ -175,7 +175,7 @@ def test_a_run_that_is_not_over(run, tmp_path, capsys):
     folder.mkdir()
     (folder / "config.json").write_text((run / "config.json").read_text())
     for detector, message in (
-        ("subnet_1", "must be fullnet or a JSON file with a path, got subnet_1; subnets are known when the run is over"),
+        ("subnet_1", "must be fullnet or a JSON file with a path, got 'subnet_1'; subnets are known when the run is over"),
         ("fullnet", f"has no weights of fullnet yet: {folder}/fullnet/weights.h5 is missing"),
     ):
         assert main(["export", str(folder), "--detector", detector, "-o", str(tmp_path / "x.nnp"), "-c", "cpu"]) == 2
@@ -225,6 +225,8 @@ def test_the_example_is_short():
 @pytest.mark.parametrize("fold", [False, True])
 def test_onnx_in_another_environment_finds_what_we_find(run, opened, fold, tmp_path):
     file, image = tmp_path / "path.onnx", photograph(opened, tmp_path)
+    gammas = {p.shape for n, p in alone(opened.config, opened.net, opened.path).get_parameters().items() if "gamma" in n}
+    assert (1, 1, 1, 1) in gammas  # a layer of one channel, which the converter alone gets wrong
     about = export(opened, run, "subnet_2", file, size=(64, 96), fold=fold)
     assert about["largest_difference"] < 1e-5
     command = [exports.export_python(), EXAMPLE, file, image, "0"]
@@ -252,6 +254,17 @@ def test_every_operation_of_the_full_width_converts(fold, tmp_path):
     found = run_onnx(tmp_path / "voc.onnx", images)
     assert found[0].shape == (1, 20, 32, 32)
     assert largest_difference(found, path_outputs(net, path, statistics, images)) < exports.TOLERANCE
+
+
+def test_a_half_made_environment_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(exports, "ENVIRONMENT", tmp_path)
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.touch()
+    with pytest.raises(UserError, match="is missing or half made: run make setup-export"):
+        exports.export_python()
+    (tmp_path / exports.COMPLETE).touch()
+    assert exports.export_python() == python
 
 
 @needs_environment
