@@ -103,7 +103,7 @@ def test_an_option_is_one_of_a_program(page, option):
 
 
 @pytest.mark.parametrize(
-    "entry", sorted({text for page, text in SPANS if re.match(r"(args|network|dataloader|hparams)\.\S+=", text)})
+    "entry", sorted({text.strip("'") for _, text in SPANS if re.match(r"'?(args|network|dataloader|hparams)\.\S+=", text)})
 )
 def test_an_entry_can_be_set(entry):
     """In a config of one of the kinds; docs/paper-map.md gives defaults, which its own test compares."""
