@@ -16,7 +16,7 @@ GROUP_paper := $(TABLES) $(FIGURES)
 STUDIES := $(TABLES) $(FIGURES) tables figures paper
 
 .PHONY: help setup setup-mpi setup-export test test-slow test-faults test-export parity lint demo pretrain evaluation-study \
-    table1 report test-page bench-space bench-filter $(STUDIES) data/digits clean
+    table1 report test-docs test-page bench-space bench-filter $(STUDIES) data/digits clean
 
 help: ## This list
 	@sed -n 's/^\([a-zA-Z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-17s %s\n' "$$target" "$$text"; done
@@ -37,6 +37,9 @@ test-faults: setup-mpi ## Kill runs at random moments, compare two processes wit
 	$(BIN)/python tests/faults_by_kill.py
 	$(BIN)/python -m pytest -v tests/test_ranks.py
 	$(BIN)/python tests/bad_input.py
+
+test-docs: $(READY) ## Run the commands and the code of the documents, made short where they take long (some minutes)
+	$(BIN)/python tests/docs.py
 
 parity: $(READY) ## Compare with the figures of independent implementations and print each error (15 seconds)
 	$(BIN)/python tests/parity.py

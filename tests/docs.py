@@ -1,0 +1,421 @@
+"""Every command and block of code in README.md, docs/, the configs and each `--help`, run or checked as far as it can be here.
+
+    python tests/docs.py [WORD ...] [--check] [--list] [-v]
+
+The commands are run in the order of their pages, in a folder that looks like a checkout after `make demo`: without a finished
+runs/demo a tiny run of the same config stands in for it, and data/digits has only 48 images. Training is made tiny by what is
+appended to its command (`TINY`), and what cannot be run is parsed by the program's own parsers, and its config is loaded
+(`NOT_RUN` says why). Prints a line for each command, and exits with status 1 if one failed.
+
+WORD: only commands that contain one of these words, together with their places ("README.md:5", "search --help").
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnabla_detofa import cli
+from nnabla_detofa import config as configs
+from nnabla_detofa.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md")))
+TOOL = r"\.venv/bin/(nnabla_nas|python -m nnabla_detofa) "
+STARTS = ("make ", ".venv/bin/", ".venv-export/bin/", "nnabla_nas ", "python ", "mpirun ", "pip install ")
+"""How an inline piece of code begins that is a command."""
+TINY = (
+    "args.context=cpu args.device_id=0 args.workers=0 args.evaluation_processes=1 hparams.batch_size=8 hparams.bn_images=8 "
+    "hparams.bn_batch=8 hparams.val_images=8 hparams.filter.epochs=1"
+)
+TINY_DETECTION = (
+    f"{TINY} hparams.fullnet_epochs=1 hparams.warmup_epochs=1 hparams.epochs=1 hparams.paths_per_bucket=8 "
+    "hparams.heldout_paths_per_bucket=0 hparams.paths_per_operation=2 hparams.threshold_paths=40 "
+    "hparams.search.generations=1 hparams.search.population=4"
+)
+TINY_PRETRAINING = f"{TINY} hparams.fullnet_epochs=1 hparams.epochs=1 hparams.paths=40"
+MORE = {
+    "evaluate-paths": "--per-bucket 1 --images 8 --bn-images 8",
+    "evaluation-study": "--per-bucket 2 --images 16 --bn-images 16",
+    "measure-latency": "--repeats 2 --paths 2",
+    "finetune": "--epochs 1",
+    "search": "--generations 5",
+}
+"""Subcommand -> what is appended to make it short; the last of an option that is given twice counts."""
+STANDS_FOR = {"MYDATA": "data/cells", "FOLDER": "data/cells", "15ms": "10000ms"}
+"""What the reader replaces -> a VOC tree of 48 images with bccd_detofa.json's classes; a bound that any machine keeps."""
+NOT_RUN = {
+    r"/(voc|coco)_|imagenet_pretrain|/data/VOCdevkit": "the paper's data and hours",
+    r"import-ofa": "needs PyTorch and a checkpoint",
+    r"reproduce ": "minutes to hours of runs",
+    r"runs/digits_ofa": "needs a baseline's run",
+}
+"""What a command contains -> why it is only parsed, with its config loaded."""
+DRY = r"baselines/|digits_pretrain_"
+"""Configs that are tried with `--dry-run`: a run of each would be like those that are made."""
+MISSING = r"(doctor|data check) -f configs/voc|page --profile bccd"
+"""Commands that must end with status 2: what they need is not here."""
+RUN_TARGETS = ("help", "report", "table1", "tableA1", "tableA2")
+"""Targets of make whose lines are run; of the others they are parsed."""
+GIVEN = {"README.md": "import nnabla as nn; x = nn.Variable((1, 3, 64, 64))"}
+"""Page -> what its Python code takes as given."""
+LIMIT = 600
+"""Seconds of a command."""
+
+
+class Fault(Exception):
+    """Why a command or a block is wrong."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command, or all Python blocks of a page, and where it stands."""
+
+    place: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.place:<38} {self.text}"
+
+
+# --- What there is ----------------------------------------------------------------------------------------------------
+
+
+def blocks(page: str) -> list[tuple[int, str, str]]:
+    """(first line, language, text) of each fenced block."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    fenced = re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [(text.count("\n", 0, found.start()) + 2, found[1], found[2]) for found in fenced]
+
+
+def spans(page: str) -> list[tuple[int, str]]:
+    """(line, text) of each inline piece of code."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```$", lambda block: "\n" * block[0].count("\n"), text, flags=re.MULTILINE | re.DOTALL)
+    return [(text.count("\n", 0, found.start()) + 1, found[1]) for found in re.finditer(r"`([^`]+)`", text)]
+
+
+def page_commands(page: str) -> list[Command]:
+    """The shell lines of a page and its inline commands, in their order."""
+    found = [(line, text) for line, text in spans(page) if text.startswith(STARTS)]
+    for first, language, text in blocks(page):
+        if language == "sh":
+            text = re.sub(r"\\\n *", "", text)  # a command may go on in the next line
+            found += [(first + index, line) for index, line in enumerate(text.splitlines()) if shlex.split(line, comments=True)]
+    return [Command(f"{page}:{line}", text.split(" #")[0].strip()) for line, text in sorted(found)]
+
+
+def config_commands(file: str) -> list[Command]:
+    """The commands in a config's `about`, or in what a profile `needs`."""
+    content = json.loads((ROOT / file).read_text(encoding="utf-8"))
+    texts = [content["about"]] if isinstance(content.get("about"), str) else content.get("about", [])
+    texts = [piece.strip() for text in texts for piece in re.split(r"[();,]|command:|after:| does both", text)]
+    for data_set in content.get("data_sets", {}).values():
+        texts += [need["command"] for need in data_set.get("needs", [])]
+    return [Command(file, text) for text in texts if text.startswith(STARTS)]
+
+
+def help_commands() -> list[Command]:
+    """The examples of each subcommand's `--help`."""
+    commands = cli.COMMANDS.items()
+    return [
+        Command(f"{name} --help", f"python -m nnabla_detofa {name} {example}".strip())
+        for name, command in commands
+        for example in command.examples
+    ]
+
+
+def config_files() -> list[str]:
+    folders = ("configs", "configs/baselines", "configs/profiles")
+    return [f"{folder}/{file.name}" for folder in folders for file in sorted((ROOT / folder).glob("*.json"))]
+
+
+def everything() -> list[Command]:
+    """All commands, and the Python code of each page after its commands, in the order in which they are run."""
+    found = []
+    for page in PAGES:
+        found += page_commands(page)
+        if any(language == "python" for _, language, _ in blocks(page)):
+            found.append(Command(page, "its Python code"))
+    for file in config_files():
+        found += config_commands(file)
+    return found + help_commands()
+
+
+# --- Checking without running -----------------------------------------------------------------------------------------
+
+
+def check(command: Command) -> None:
+    """Raise Fault where a command could not work: its program, files, options, and the entries of its config."""
+    if command.text == "its Python code":
+        for line, language, text in blocks(command.place):
+            if language == "python":
+                compile("\n" * (line - 1) + text, command.place, "exec")
+        return
+    _check_words(shlex.split(command.text))
+
+
+def _check_words(words: list[str]) -> None:
+    program, *rest = words
+    if program == "make":
+        _check_make(rest)
+    elif program == "mpirun":
+        if rest[0] != "-n" or not rest[1].isdigit():
+            raise Fault("mpirun must begin with -n and a number")
+        _check_words(rest[2:])
+    elif program in ("nnabla_nas", ".venv/bin/nnabla_nas"):
+        _check_tool(rest)
+    elif program in ("python", ".venv/bin/python") and rest[:2] == ["-m", "nnabla_detofa"]:
+        _check_tool(rest[2:])
+    elif program in ("python", ".venv/bin/python", ".venv-export/bin/python") and re.match(
+        r"(examples|tests)/\w+\.py", rest[0]
+    ):
+        if not (ROOT / rest[0]).exists():
+            raise Fault(f"there is no {rest[0]}")
+    elif program in ("pip", ".venv/bin/pip") and rest[0] == "install":
+        _check_pip(rest[1:])
+    else:
+        raise Fault(f"{program} is a program that this check does not know")
+
+
+def _check_tool(words: list[str]) -> None:
+    if words and words[0].startswith("-"):
+        words = ["run", *words]
+    name = words[0] if words else ""
+    if name not in cli.COMMANDS:
+        raise Fault(f"there is no command {name}")
+    if words[1:] == ["--help"]:
+        return
+    try:
+        arguments = cli._parser("nnabla_nas", name).parse_intermixed_args(words[1:])
+        if file := getattr(arguments, "file", None):
+            configs.load(ROOT / file, arguments.overrides)
+        if name == "reproduce":
+            _check_reproduce(arguments)
+    except UserError as error:
+        raise Fault(str(error)) from None
+
+
+def _check_reproduce(arguments: argparse.Namespace) -> None:
+    from nnabla_detofa.profiles import load
+    from nnabla_detofa.reproduce import TARGETS
+
+    profile = load(str(ROOT / "configs/profiles" / f"{arguments.profile}.json"))
+    if unknown := set(arguments.targets) - set(TARGETS):
+        raise Fault(f"there is no target {', '.join(sorted(unknown))}")
+    for text in arguments.set:
+        for data_set in profile.data_sets.values():
+            configs.load(ROOT / data_set.config, [text])
+
+
+def _check_make(words: list[str]) -> None:
+    for line in recipe(words):
+        if re.match(TOOL, line):
+            _check_words(shlex.split(line))
+
+
+@functools.cache
+def _recipe(words: tuple[str, ...]) -> tuple[str, ...]:
+    variables = [word for word in words if "=" in word]
+    targets = [word for word in words if "=" not in word]
+    known = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    if unknown := [target for target in targets if target not in known]:
+        raise Fault(f"the Makefile has no target {', '.join(unknown)}")
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(["make", "-n", *targets, *variables], cwd=ROOT, env=outside, capture_output=True, text=True)
+    if done.returncode:
+        raise Fault(done.stderr.strip())
+    setting = dict(word.split("=", 1) for word in variables).get("SET", "")
+    return tuple(done.stdout.replace("\\\n", " ").replace('"$SET"', shlex.quote(setting)).splitlines())
+
+
+def recipe(words: list[str]) -> list[str]:
+    """The lines that make would run."""
+    return list(_recipe(tuple(words)))
+
+
+def _check_pip(words: list[str]) -> None:
+    """Extras are those of setup.py, and a package of NNabla has the version of the one that is locked."""
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    for word in words:
+        if "nnabla" in word or "[" in word:
+            extra = re.fullmatch(r"(?:nnabla-detofa|\.)\[(\w+)\]", word)
+            if f'"{extra[1]}": [' not in setup if extra else f'"{word}"' not in setup:
+                raise Fault(f"setup.py knows no {word}")
+        elif not word.startswith("-") and word != "." and not (ROOT / word).exists():
+            raise Fault(f"there is no {word}")
+
+
+# --- Running ----------------------------------------------------------------------------------------------------------
+
+
+def folder_like_a_checkout(folder: Path) -> Iterator[Command]:
+    """Fill a folder with what a checkout has after `make demo`; yields what must still be run in it."""
+    from nnabla_detofa.data.digits import write_digits
+
+    (folder / ".venv").symlink_to(sys.prefix)
+    if (ROOT / ".venv-export").exists():
+        (folder / ".venv-export").symlink_to(ROOT / ".venv-export")
+    shutil.copytree(ROOT / "configs", folder / "configs")  # `ship` writes there
+    for name in ("docs", "examples", "Makefile"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "results/demo").mkdir(parents=True)
+    for file in (ROOT / "results/demo").iterdir():
+        shutil.copy(file, folder / "results/demo")
+    (folder / "runs").mkdir()
+    write_digits(folder / "data/digits", train=24, val=16, test=8, crops_train=64, crops_val=32)
+    shutil.copytree(folder / "data/digits", folder / "data/cells")
+    classes = json.loads((ROOT / "configs/bccd_detofa.json").read_text())["dataloader"]["voc"]["classes"]
+    for file in (folder / "data/cells/Annotations").iterdir():
+        text = re.sub(r"<name>(\d)</name>", lambda name: f"<name>{classes[int(name[1]) % 3]}</name>", file.read_text())
+        file.write_text(text)
+    (folder / "photographs").mkdir()
+    for place in ("photograph.jpg", "photographs"):
+        shutil.copy(folder / "data/digits/JPEGImages/test_00003.jpg", folder / place)
+    shutil.copy(ROOT / "configs/weights/digits_supernet.h5", folder / "ofa.h5")
+    if (ROOT / "runs/demo/summary.json").exists():
+        shutil.copytree(ROOT / "runs/demo", folder / "runs/demo")
+    else:
+        yield Command("instead of make demo", ".venv/bin/nnabla_nas -f configs/digits_detofa.json -o runs/demo")
+
+
+def to_run(command: Command) -> tuple[str, str]:
+    """(what is given to the shell, ""), or ("", why it is not run)."""
+    text = command.text
+    if text == "its Python code":
+        return shlex.join([".venv/bin/python", str(ROOT / "tests/docs.py"), "--python", command.place]), ""
+    words = shlex.split(text)
+    if words[0] == "make":
+        if set(words[1:]) & set(RUN_TARGETS) and not set(words[1:]) & {"PROFILE=bccd", "PROFILE=paper"}:
+            lines = [line for line in recipe(words[1:]) if re.match(rf"{TOOL}(?!data digits)|sed ", line)]
+            return "\n".join(["set -e", *lines]), ""
+        return "", "make -n, and its lines are parsed"
+    if words[0].endswith("pip"):
+        return "", "the names are looked up in setup.py"
+    if words[0].startswith(".venv-export") and not (ROOT / ".venv-export").exists():
+        return "", "needs make setup-export"
+    if any(word.endswith(".onnx") for word in words) and not (ROOT / ".venv-export").exists():
+        return "", "needs make setup-export"
+    if ("--processes" in words or words[0] == "mpirun") and not importlib.util.find_spec("mpi4py"):
+        return "", "needs make setup-mpi"
+    if "--dry-run" not in words and not re.search(MISSING, text):
+        for pattern, reason in NOT_RUN.items():
+            if re.search(pattern, text):
+                return "", reason
+    for word, meant in STANDS_FOR.items():
+        text = re.sub(rf"\b{word}\b", meant, text)
+    if command.place.endswith("--help"):  # what they write must not go where the pages' commands wrote
+        text = text.replace(" -o runs/", " -o runs/of_help_")
+        text += " -o runs/of_help" if words[3] == "run" and "--dry-run" not in words else ""
+    text = re.sub(r"^nnabla_nas ", ".venv/bin/nnabla_nas ", re.sub(r"^python ", ".venv/bin/python ", text))
+    return " ".join([text, *_shorter(shlex.split(text))]), ""
+
+
+def _shorter(words: list[str]) -> list[str]:
+    """What is appended to make a command short."""
+    if any(word.startswith("examples/") for word in words) or "--help" in words or "--dry-run" in words:
+        return []
+    if re.search(DRY, " ".join(words)):
+        return ["--dry-run"]
+    name = next((word for word in words if word in cli.COMMANDS), "run")
+    if words[2:5] == ["nnabla_detofa", "data", "digits"]:
+        return ["--root", "data/made"]
+    if name != "run":
+        return shlex.split(MORE.get(name, ""))
+    if "pretrain" in " ".join(words):
+        return shlex.split(TINY_PRETRAINING)
+    smaller = ["dataloader.voc.image_size=112"] if "bccd" in " ".join(words) else []
+    return [*shlex.split(TINY_DETECTION), *smaller]
+
+
+def run_python(page: str) -> None:
+    """Run all Python blocks of a page, one after the other, as one program."""
+    names: dict = {"__name__": page}
+    exec(GIVEN.get(page, ""), names)
+    for line, language, text in blocks(page):
+        if language == "python":
+            exec(compile("\n" * (line - 1) + text, ROOT / page, "exec"), names)
+
+
+def run(command: Command, folder: Path) -> tuple[str, str]:
+    """(state, what was printed or why it was not run) of one command; states are run, checked and failed."""
+    try:
+        check(command)
+        text, reason = to_run(command)
+    except (Fault, SyntaxError) as fault:
+        return "failed", str(fault)
+    if reason:
+        return "checked", reason
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    try:
+        done = subprocess.run(["bash", "-c", text], cwd=folder, env=environment, capture_output=True, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        return "failed", f"more than {LIMIT} seconds: {text}"
+    said = (done.stdout + done.stderr).decode(errors="replace").strip()
+    said = re.sub(r"[^\n]*\r", "", said)  # progress bars
+    if done.returncode != (2 if re.search(MISSING, text) else 0):
+        return "failed", f"status {done.returncode}: {text}\n{said[-3000:]}"
+    return "run", said
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("words", nargs="*", metavar="WORD", help="only commands that contain one of these")
+    parser.add_argument("--check", action="store_true", help="run nothing")
+    parser.add_argument("--list", action="store_true", help="print the commands and what each would become")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print what the commands print")
+    parser.add_argument("--python", metavar="PAGE", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.python:
+        run_python(args.python)
+        return 0
+    commands = [item for item in everything() if not args.words or any(word in str(item) for word in args.words)]
+    if args.list:
+        for command in commands:
+            text, reason = to_run(command)
+            print(f"{command}\n    {text or f'not run: {reason}'}")
+        return 0
+    states: Counter = Counter()
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary).resolve()
+        if not args.check:
+            commands = [*folder_like_a_checkout(folder), *commands]
+        for number, command in enumerate(commands, 1):
+            begun = time.monotonic()
+            if args.check:
+                try:
+                    check(command)
+                    state, said = "checked", ""
+                except (Fault, SyntaxError) as fault:
+                    state, said = "failed", str(fault)
+            else:
+                state, said = run(command, folder)
+            states[state] += 1
+            why = f" ({said})" if state == "checked" and said else ""
+            print(f"[{number:>3}/{len(commands)}] {state:<8}{time.monotonic() - begun:>6.1f} s  {command}{why}", flush=True)
+            if said and (state == "failed" or args.verbose and state == "run"):
+                print("    " + said.replace("\n", "\n    "), flush=True)
+    counts = ", ".join(f"{states[state]} {state}" for state in ("run", "checked", "failed"))
+    busy = os.times()
+    cpu = busy.user + busy.system + busy.children_user + busy.children_system
+    print(f"{len(commands)} commands: {counts}; {time.monotonic() - start:.0f} seconds, {cpu:.0f} of a core")
+    return 1 if states["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

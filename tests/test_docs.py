@@ -1,0 +1,168 @@
+"""The documents: every command is known and parses, every link leads somewhere. `make test-docs` runs the commands."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import docs
+import nnabla_detofa
+from nnabla_detofa import cli
+from nnabla_detofa import config as configs
+from nnabla_detofa.errors import UserError
+
+ROOT = docs.ROOT
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = list({command.text: command for command in docs.everything() if command.text != "its Python code"}.values())
+EXPERIMENTS = [file for file in docs.config_files() if not file.startswith("configs/profiles") and "base.json" not in file]
+SPANS = [(page, text) for page in docs.PAGES for _, text in docs.spans(page)]
+
+
+def test_the_commands_are_found():
+    texts = {command.text for command in COMMANDS}
+    assert {"make demo", "make test", "make help", "make tables figures PROFILE=paper"} <= texts
+    assert "mpirun -n 4 .venv/bin/nnabla_nas -f configs/voc_detofa.json -c cudnn -d 0,1,2,3" in texts
+    assert "nnabla_nas -f configs/baselines/voc_ofa_ps.json -c cudnn" in texts
+    assert sum(command.place.endswith("--help") for command in COMMANDS) > 30
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_a_command_names_what_is_there(command):
+    docs.check(command)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("make dmeo", "no target dmeo"),
+        ("make figure5 PROFILE=demo SET=hparams.epoch=1", "hparams.epoch is not a key"),
+        (".venv/bin/python -m nnabla_detofa serach runs/demo", "no command serach"),
+        (".venv/bin/python -m nnabla_detofa search runs/demo --flop 90M", "--flop"),
+        (".venv/bin/nnabla_nas -f configs/digit_detofa.json", "digit_detofa.json"),
+        (".venv/bin/nnabla_nas -f configs/digits_detofa.json hparams.r_paht=0.5", "r_paht"),
+        ("mpirun -n 4 .venv/bin/nnabla_nas -f configs/digits_detofa.json --procs 2", "--procs"),
+        ("mpirun -c 4 .venv/bin/nnabla_nas", "mpirun"),
+        (".venv/bin/python examples/slow_start.py", "no examples/slow_start.py"),
+        ("pip install nnabla-ext-cuda120==1.38.0", "nnabla-ext-cuda120==1.38.0"),
+        ("pip install nnabla-detofa[gpu]", r"nnabla-detofa\[gpu\]"),
+        ("nohup make demo", "nohup"),
+    ],
+)
+def test_a_wrong_command_is_noticed(text, message):
+    with pytest.raises((docs.Fault, UserError), match=message):
+        docs.check(docs.Command("a page:1", text))
+
+
+def test_a_recipe_of_make_is_parsed_too():
+    lines = docs.recipe(["tables", "PROFILE=bccd", "SET=dataloader.voc.root=FOLDER"])
+    (line,) = (line for line in lines if "reproduce" in line)
+    assert line.endswith("--set dataloader.voc.root=FOLDER") and "table2" in line
+
+
+def test_what_is_not_run_says_why_and_what_is_run_is_short():
+    for command in COMMANDS:
+        text, reason = docs.to_run(command)
+        assert bool(text) != bool(reason)
+        assert "MYDATA" not in text and "FOLDER" not in text
+        if re.search(r"nnabla_nas (?!.*--dry-run)", text):
+            assert re.search(r"hparams.\w*epochs=1 ", text), text
+
+
+def test_blocks_are_of_a_known_kind():
+    for page in docs.PAGES:
+        for line, language, text in docs.blocks(page):
+            assert language in ("sh", "python"), f"{page}:{line}"
+            if language == "python":
+                names = [
+                    (node.module, alias.name)
+                    for node in ast.walk(ast.parse(text))
+                    if isinstance(node, ast.ImportFrom) and node.module == "nnabla_detofa"
+                    for alias in node.names
+                ]
+                assert all(name in nnabla_detofa.__all__ for _, name in names), f"{page}:{line}"
+
+
+def test_the_readme_names_every_function_and_example():
+    assert all(re.search(rf"\b{name}\b", README) for name in nnabla_detofa.__all__)
+    assert all(file.name in README for file in (ROOT / "examples").iterdir() if file.stem not in ("on_digits", "__pycache__"))
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS)
+def test_a_config_says_its_command(file):
+    commands = docs.config_commands(file)
+    assert any(f"-f {file}" in command.text for command in commands)
+
+
+@pytest.mark.parametrize(("page", "option"), [item for item in SPANS if item[1].startswith("--")])
+def test_an_option_is_one_of_a_program(page, option):
+    known = [cli._parser("nnabla_nas", name).format_help() for name in cli.COMMANDS]
+    known += [file.read_text(encoding="utf-8") for file in (ROOT / "examples").glob("*.py")]
+    assert any(re.search(rf"{re.escape(option.split()[0])}\b", text) for text in known)
+
+
+@pytest.mark.parametrize(
+    "entry", sorted({text.strip("'") for _, text in SPANS if re.match(r"'?(args|network|dataloader|hparams)\.\S+=", text)})
+)
+def test_an_entry_can_be_set(entry):
+    """In a config of one of the kinds; docs/paper-map.md gives defaults, which its own test compares."""
+
+    def accepts(file: str, more: tuple = ()) -> bool:
+        try:
+            configs.load(ROOT / file, [*more, entry])
+        except UserError:
+            return False
+        return True
+
+    kinds = ("bccd_detofa", "coco_detofa", "digits_pretrain", "baselines/digits_ofa_ps", "digits_detofa")
+    more = "hparams.operation_pruning.strategy=flops"  # what r_op belongs to
+    assert any(accepts(f"configs/{kind}.json") or accepts(f"configs/{kind}.json", (more,)) for kind in kinds)
+
+
+def links() -> list[tuple[str, str]]:
+    found = []
+    for page in docs.PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        found += [(page, target) for target in re.findall(r"\]\(([^)\s]+)\)", text)]
+    return found
+
+
+def anchors(file: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize(("page", "target"), links())
+def test_a_link_leads_somewhere(page, target):
+    assert "://" not in target
+    name, _, anchor = target.partition("#")
+    file = (ROOT / page).parent / name if name else ROOT / page
+    assert file.exists()
+    assert not anchor or anchor in anchors(file)
+
+
+@pytest.mark.parametrize(
+    ("page", "file"),
+    sorted({(page, text) for page, text in SPANS if re.fullmatch(r"(configs|docs|examples|results|tests)/[\w./-]+", text)}),
+)
+def test_a_file_is_there(page, file):
+    made = file == "results/demo/report.html"
+    assert made or (ROOT / file.replace("PROFILE", "demo")).exists()
+
+
+def test_the_readme_shows_the_results_that_are_there():
+    for line in (ROOT / "results/demo/table.csv").read_text().splitlines()[1:]:
+        assert f"| {line.replace(',', ' | ')} |" in README
+    told = " ".join(README.split())
+    for pattern in (r"path filter: ([\d., -]+)", r"ridge: ([\d., -]+)", r"refused draws of paths: ([\d.]+%)"):
+        assert re.search(pattern, (ROOT / "results/demo/table.md").read_text())[1] in told
+
+
+def test_the_slurm_job_is_a_shell_script_with_a_command_that_parses():
+    file = ROOT / "examples/slurm_detofa.sh"
+    assert subprocess.run(["bash", "-n", file]).returncode == 0
+    text = file.read_text(encoding="utf-8").replace('"$config"', "configs/voc_detofa.json").replace("$mini_batch", "8")
+    docs.check(docs.Command(file.name, re.search(r"\.venv/bin/nnabla_nas [^&]*", text)[0]))
+    for name in re.findall(r"CONFIG=(\S+\.json)", text):
+        assert (ROOT / name).exists()
