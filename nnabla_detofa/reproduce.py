@@ -160,7 +160,8 @@ def reproduce(names: Sequence[str], order: Order, log: Callable[[str], None] = p
     for data_set in needed.values():
         order.profile.check(data_set, order.overrides)
     once = {run.name: run for name in waiting for run in runs[name]}
-    order.output.mkdir(parents=True, exist_ok=True)  # not after hours of runs
+    if starts:
+        order.output.mkdir(parents=True, exist_ok=True)  # not after hours of runs
     ensure(sorted(once.values(), key=lambda run: run.experiment != OURS), order.jobs, log)
     return make(names)
 

@@ -297,11 +297,11 @@ class SupernetRunner(Runner):
             latest = state_after(progress.step + 1)
             bar.update()
             self._report(name, tags, progress, bar, getattr(paths, "refused_share", None))
+            if latest["step"] % per_epoch == 0:
+                self.callback_on_epoch_end()
             stopping = self.stop.agreed()
             if stopping or latest["step"] % every == 0:
                 save(checkpoint)
-            if latest["step"] % per_epoch == 0:
-                self.callback_on_epoch_end()
             if stopping:
                 raise Stopped
 

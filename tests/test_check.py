@@ -63,9 +63,12 @@ def test_a_sound_tree_is_counted(voc):
 FATAL = {
     "a truncated photograph": (lambda root: halve(root / "JPEGImages/train_00001.jpg"), "train_00001.jpg is truncated"),
     "no photograph": (lambda root: (root / "JPEGImages/val_00001.jpg").unlink(), "val_00001.jpg is missing"),
-    "no annotation": (lambda root: annotation(root).unlink(), "train_00000.xml cannot be read"),
+    "no annotation": (lambda root: annotation(root).unlink(), "train_00000.xml: No such file"),
     "no XML": (lambda root: halve(annotation(root)), "train_00000.xml is not well-formed XML"),
-    "no number": (lambda root: edit(annotation(root), "<xmin>[^<]*", "<xmin>left"), "must be a number, got 'left'"),
+    "no number": (
+        lambda root: edit(annotation(root), "<xmin>[^<]*", "<xmin>left"),
+        "to 1048576, got 'left'",
+    ),
     "no class": (lambda root: edit(annotation(root), "<name>[^<]*", "<name>duck"), "object of class 'duck'"),
     "no split": (lambda root: (root / "ImageSets/Main/test.txt").unlink(), "split 'test'"),
     "an empty split": (lambda root: (root / "ImageSets/Main/val.txt").write_text(""), "must name at least one image"),

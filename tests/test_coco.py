@@ -116,7 +116,7 @@ def test_unreadable_files_are_named(opened, content, tmp_path):
     with pytest.raises(UserError, match="has the category 'cat'; known are dog, toothbrush"):
         opened(classes=("dog", "toothbrush"))
     (tmp_path / "b.json").write_text("{")
-    for name, message in (("b.json", "are not JSON"), ("c.json", "cannot be read .*cocodataset.org")):
+    for name, message in (("b.json", "are not JSON"), ("c.json", "cannot read the annotations .*cocodataset.org")):
         with pytest.raises(UserError, match=message):
             COCODataset(tmp_path / name, tmp_path / "images")
     with pytest.raises(UserError, match="other is not a folder: .*cocodataset.org"):

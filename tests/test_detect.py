@@ -37,7 +37,7 @@ def photographs(tmp_path):
     other.mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
     Image.fromarray(pixels).save(folder / "a.png")
-    Image.fromarray(pixels).save(folder / "b.bmp")
+    Image.fromarray(pixels).save(folder / "b.bmp", "PNG")
     Image.fromarray(pixels).save(other / "a.png")
     whole = (tiny.digits() / "JPEGImages/test_00000.jpg").read_bytes()
     (folder / "c.jpg").write_bytes(whole[: len(whole) // 2])
@@ -149,7 +149,7 @@ def test_the_command(photographs, tmp_path, capsys):
     "extra, message",
     [
         (["--threshold", "2"], "--threshold must be in [0, 1], got 2"),
-        (["--detector", "subnet_9"], "fullnet, subnet_1, subnet_2 or a JSON file with a path, got subnet_9"),
+        (["--detector", "subnet_9"], "fullnet, subnet_1, subnet_2 or a JSON file with a path, got 'subnet_9'"),
         (["dataloader.voc.root=nowhere"], "nowhere is not a folder"),
         (["nowhere.png"], "files or folders that are there, got nowhere.png"),
         (["-o", __file__], "--output must be a folder"),

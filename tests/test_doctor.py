@@ -128,7 +128,7 @@ def test_a_broken_data_set_is_found(tmp_path):
     (root / "Annotations/train_00000.xml").unlink()
     config = configs.load(tiny.config_file(), [f"dataloader.voc.root={root}"])
     (found,) = doctor.config_data(config)
-    assert found.state == PROBLEM and "train_00000.xml cannot be read" in found.text
+    assert found.state == PROBLEM and "train_00000.xml: No such file" in found.text
 
 
 def test_a_config_that_is_wrong_and_a_check_that_fails(tmp_path, monkeypatch):

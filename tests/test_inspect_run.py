@@ -152,7 +152,7 @@ def test_other_folders_are_refused(tmp_path, cut):
         describe(tmp_path)
     folder = cut("[1/12]")
     (folder / "seconds.json").write_text("{")
-    with pytest.raises(UserError, match="seconds.json is damaged"):
+    with pytest.raises(UserError, match="seconds.json is not JSON"):
         describe(folder)
 
 

@@ -94,8 +94,11 @@ def test_the_command_measures_this_device(config, tmp_path, capsys):
     "flags, message",
     [
         (["--image-size", "50"], "--image-size must be multiples of the detector's stride 16, got 50 50"),
-        (["--image-size", "64", "64", "64"], "--image-size must be a side, or height and width, got 64 64 64"),
-        (["--repeats", "0"], "--repeats must be 1 or more, got 0"),
+        (
+            ["--image-size", "64", "64", "64"],
+            "--image-size must be a side, or height and width, of at most 16384 pixels, got 64 64 64",
+        ),
+        (["--repeats", "0"], "--repeats must be in [1, 1000000], got 0"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(config, flags, message, tmp_path, capsys):

@@ -251,7 +251,7 @@ def test_wrong_use_is_one_sentence(classification, run, tmp_path, capsys):
         (["-f", str(config), "--weights", file, "--pruned"], "--pruned draws from the pruned space of a run"),
         (["-f", str(config), "--weights", str(run / "warm_up" / "weights.h5")], "this network lacks|lacks the parameter"),
         ([str(run), "--exclude", str(tmp_path / "none.jsonl")], "cannot read the evaluated paths .*none.jsonl"),
-        ([str(run), "--images", "0"], "--images must be 1 or more, got 0"),
+        ([str(run), "--images", "0"], "--images must be in .*, got 0"),
     ):
         capsys.readouterr()
         assert main(["evaluate-paths", *line, *tail]) == 2, line

@@ -136,7 +136,7 @@ def without(name: str) -> Callable[[Path], None]:
 def damaged(name: str, command: tuple[str, ...], parts: tuple[str, ...] = ("run",), wrong: dict = WRONG_JSON) -> Iterator[Case]:
     """A result file of a run that is no JSON, or JSON of something else."""
     for how, content in (BROKEN_JSON | wrong).items():
-        yield Case("run folder", f"{name}: {how}", command, (name,), put(f"run/{name}", content), parts)
+        yield Case("run folder", f"{name} for {command[0]}: {how}", command, (name,), put(f"run/{name}", content), parts)
 
 
 def cases() -> Iterator[Case]:
@@ -214,12 +214,20 @@ def cases() -> Iterator[Case]:
     for how, content in BROKEN_JSON.items():
         yield Case(kind, f"to write into: {how}", claimed, ("taken", "config.json"), put("taken/config.json", content), parts)
     yield Case(kind, "of another config", (*claimed[:-1], "run", "args.seed=3"), ("run", "args.seed"), parts=(*parts, "run"))
-    yield Case("shipped run", "missing", ("ship", "nothing", "out"), ("nothing", "does not exist"))
-    yield Case("shipped run", "a file", ("ship", "voc.json", "out"), ("voc.json", "does not exist"), parts=("voc.json",))
+    yield Case("shipped run", "missing", ("ship", "nothing", "out"), ("nothing", "not the folder"))
+    yield Case("shipped run", "a file", ("ship", "voc.json", "out"), ("voc.json", "not the folder"), parts=("voc.json",))
     out = ("ship", "run", "out", "--name", "../a")
     yield Case("shipped run", "a name that climbs", out, ("--name", "'../a'"), put("run/supernet.h5", "x"))
-    both = lambda folder: [put("run/supernet.h5", "x")(folder), put("run/path_filter.h5", "x")(folder)]  # noqa: E731
-    yield Case("shipped run", "weights that are text", ("ship", "run", "out"), ("supernet.h5", "HDF5"), both)
+
+    def pretrained(folder: Path) -> None:
+        """A finished pre-training, but for its weights."""
+        (folder / "run").mkdir()
+        os.replace(folder / "classes.json", folder / "run/config.json")
+        (folder / "run/summary.json").write_text("{}")
+        (folder / "run/supernet.h5").write_text("x")
+
+    words = ("supernet.h5", "HDF5")
+    yield Case("shipped run", "weights that are text", ("ship", "run", "out"), words, pretrained, ("classes.json",))
 
     kind = "latency table"
     for how, content in (BROKEN_JSON | WRONG_JSON).items():
