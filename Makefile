@@ -27,7 +27,7 @@ setup-mpi: $(READY) ## Add mpi4py and Open MPI to .venv: one run on several proc
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-isolation -c requirements.lock -e '.[mpi]'
 	@$(BIN)/python -c 'from mpi4py import MPI; print("$(VENV) has", MPI.Get_library_version().split(",")[0])'
 
-test: $(READY) ## Run the tests (8 minutes)
+test: $(READY) ## Run the tests (11 minutes)
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(READY) ## Run the tests that take minutes (4 in all)

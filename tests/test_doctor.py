@@ -60,7 +60,7 @@ def test_other_versions(monkeypatch):
 
 def test_everything_needed_is_known():
     """setup.py's packages, and the versions of the lock."""
-    assert doctor.required().keys() >= {"nnabla", "nnabla-nas", "numpy", "opencv-python", "tensorboardx"}
+    assert doctor.required().keys() >= {"nnabla", "nnabla-nas", "numpy", "opencv-python", "tensorboard"}
     assert doctor.required().keys() <= doctor.locked().keys()
     text = (ROOT / "setup.py").read_text()
     assert all(f'"{name}' in text for name in doctor.MODULES)

@@ -333,7 +333,7 @@ def test_the_code_of_the_page_runs():
 
 
 def test_the_page_names_every_example_and_only_files_that_are_there():
-    for file in EXAMPLES:
+    for file in (*PROGRAMS, ROOT / "examples" / "on_digits.py"):
         assert f"examples/{file.name}" in PAGE
     for name in re.findall(r"\b((?:examples|docs|tests)/\w+\.\w+)", PAGE):
         assert (ROOT / name).exists(), name
