@@ -33,7 +33,7 @@ test: $(READY) ## Run the tests (11 minutes)
 test-slow: $(READY) ## Run the tests that take minutes (4 in all)
 	$(BIN)/python -m pytest -m slow -s
 
-test-faults: setup-mpi ## Kill runs at random moments, compare two processes with one, try malformed input (15 minutes)
+test-faults: setup-mpi ## Kill runs at random moments, compare two processes with one, try malformed input (not timed as a whole so far)
 	$(BIN)/python tests/faults_by_kill.py
 	$(BIN)/python -m pytest -v tests/test_ranks.py
 	$(BIN)/python tests/bad_input.py
@@ -116,7 +116,7 @@ bench-filter: $(READY) ## Speed of the path filter against its bare matrix produ
 
 setup-export: $(EXPORT_READY) ## Make .venv-export, which writes and runs ONNX (2.3 GB, a few minutes)
 
-test-export: $(EXPORT_READY) ## Run the tests of exported detectors, ONNX included (3 minutes)
+test-export: $(EXPORT_READY) ## Run the tests of exported detectors, ONNX included
 	$(BIN)/python -m pytest tests/test_export.py
 
 clean: ## Remove .venv, .venv-export and what tools left behind; data/ and runs/ stay

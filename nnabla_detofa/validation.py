@@ -25,12 +25,12 @@ from .compat import Mo
 from .data.augment import invert, letterbox, transform_boxes
 from .errors import UserError
 from .files import write_bytes
+from .launch import STOP_SIGNALS
 from .metrics import summarise
 from .ranks import Communicator
 from .search_space import Path
 from .supernet import CollectedStatistics, GivenStatistics
 
-FORK_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PR_SET_PDEATHSIG = 1
 """Of Linux' prctl: the signal that a process gets when its parent ends."""
 Statistics = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -195,7 +195,7 @@ def map_forked(function: Callable, items: Iterable, processes: int) -> Iterator:
     items = list(items)
     context, workers = multiprocessing.get_context("fork"), {}
     # A forked process has this one's signal handlers at first, so signals stay blocked in it until `_work` has its own.
-    signal.pthread_sigmask(signal.SIG_BLOCK, FORK_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         for _ in range(min(processes, len(items))):
             ours, theirs = context.Pipe()
@@ -203,10 +203,10 @@ def map_forked(function: Callable, items: Iterable, processes: int) -> Iterator:
             process.start()
             theirs.close()  # so that its end is noticed, and before another process is forked that would keep it open
             workers[ours] = process
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORK_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         yield from _in_order(workers, len(items))
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORK_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         for process in workers.values():
             process.kill()
         for process in workers.values():
@@ -247,7 +247,8 @@ def _work(function: Callable, items: Sequence, parent_end, parent: int) -> None:
         return
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORK_SIGNALS)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     while True:
         number = parent_end.recv()
         try:
