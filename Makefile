@@ -33,7 +33,7 @@ test: $(READY) ## Run the tests (11 minutes)
 test-slow: $(READY) ## Run the tests that take minutes (4 in all)
 	$(BIN)/python -m pytest -m slow -s
 
-test-faults: setup-mpi ## Kill runs at random moments, compare two processes with one, try malformed input (not timed as a whole so far)
+test-faults: setup-mpi ## Kill runs at random moments, compare two processes with one, try malformed input (13 minutes)
 	$(BIN)/python tests/faults_by_kill.py
 	$(BIN)/python -m pytest -v tests/test_ranks.py
 	$(BIN)/python tests/bad_input.py

@@ -79,7 +79,7 @@ class FcosDetector(Detector):
         negative = 0.75 * (1.0 - wanted) * p**2 * F.softplus(outputs.classes)
         classes = F.sum(positive + negative) / count
         logits = outputs.edges[:, 4:]
-        centre = F.sum(inside * F.sigmoid_cross_entropy(logits, centreness)) / count
+        centre = F.sum(inside * (F.softplus(logits) - centreness * logits)) / count  # NNabla's own wants labels of 0 or 1
         found = F.exp(F.minimum_scalar(outputs.edges[:, :4], LARGEST))
         shared = F.minimum2(found, edges)
         overlap, both = area(shared), area(found) + area(edges)

@@ -295,6 +295,9 @@ def test_the_loss_of_perfect_fcos_outputs_is_small(fcos, fcos_sets):
     nn.forward_all(losses)
     assert losses.classes.d < 1e-5 and abs(losses.edges.d) < 1e-5
     assert losses.total.d == pytest.approx(losses.centreness.d + losses.classes.d + losses.edges.d, rel=1e-6)
+    p = 1 / (1 + np.exp(-3.0))
+    wanted = centreness[classes.any(0, keepdims=True)]
+    assert losses.centreness.d == pytest.approx(-np.mean(wanted * np.log(p) + (1 - wanted) * np.log(1 - p)), rel=1e-5)
 
 
 def test_the_cost_of_the_fcos_head_is_that_of_the_built_graph(fcos):
