@@ -344,11 +344,11 @@ def _shorter(words: list[str]) -> list[str]:
 
 def run_python(page: str) -> None:
     """Run all Python blocks of a page, one after the other, as one program."""
-    names: dict = {"__name__": page}
+    names: dict = {"__name__": "__main__"}
     exec(GIVEN.get(page, ""), names)
     for line, language, text in blocks(page):
         if language == "python":
-            exec(compile("\n" * (line - 1) + text, ROOT / page, "exec"), names)
+            exec(compile("\n" * (line - 1) + text, ROOT / page, "exec", dont_inherit=True), names)
 
 
 def run(command: Command, folder: Path) -> tuple[str, str]:
