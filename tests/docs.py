@@ -50,7 +50,7 @@ TINY_DETECTION = (
 TINY_PRETRAINING = f"{TINY} hparams.fullnet_epochs=1 hparams.epochs=1 hparams.paths=40"
 MORE = {
     "evaluate-paths": "--per-bucket 1 --images 8 --bn-images 8",
-    "evaluation-study": "--per-bucket 2 --images 16 --bn-images 16",
+    "evaluation-study": "--per-bucket 2 --images 16 --bn-images 64",
     "measure-latency": "--repeats 2 --paths 2",
     "finetune": "--epochs 1",
     "search": "--generations 5",
