@@ -38,7 +38,7 @@ test-faults: setup-mpi ## Kill runs at random moments, compare two processes wit
 	$(BIN)/python -m pytest -v tests/test_ranks.py
 	$(BIN)/python tests/bad_input.py
 
-test-docs: $(READY) ## Run the commands and the code of the documents, made short where they take long (some minutes)
+test-docs: $(READY) ## Run the commands and the code of the documents, made short where they take long (8 minutes)
 	$(BIN)/python tests/docs.py
 
 parity: $(READY) ## Compare with the figures of independent implementations and print each error (15 seconds)
