@@ -30,7 +30,7 @@ setup-mpi: $(READY) ## Add mpi4py and Open MPI to .venv: one run on several proc
 test: $(READY) ## Run the tests (11 minutes)
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
-test-slow: $(READY) ## Run the tests that take minutes (4 in all)
+test-slow: $(READY) ## Run the tests that take minutes (6 in all)
 	$(BIN)/python -m pytest -m slow -s
 
 test-faults: setup-mpi ## Kill runs at random moments, compare two processes with one, try malformed input (13 minutes)

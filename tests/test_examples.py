@@ -302,10 +302,16 @@ def test_the_loss_of_perfect_fcos_outputs_is_small(fcos, fcos_sets):
 
 def test_the_cost_of_the_fcos_head_is_that_of_the_built_graph(fcos):
     path, cost = fcos["space"].largest, fcos["cost"]
-    image = nn.Variable((1, 3, 64, 64))
+    image = nn.Variable((1, 3, fcos_head.SIZE, fcos_head.SIZE))
     output = F.sink(*fcos["net"](image, path, STORED))
     assert count_macs(output) == cost.flops([path])[0]
     assert peak_memory(output, image) == cost.memory([path])[0]
+
+
+@pytest.mark.slow
+def test_the_fcos_head_detects(monkeypatch, tmp_path):
+    monkeypatch.setattr(on_digits, "MADE", write_digits(tmp_path / "digits"))
+    assert fcos_head.main(steps=300)["ap50"] > 0.5
 
 
 # --- The quick start, and the page ------------------------------------------------------------------------------------
