@@ -296,7 +296,7 @@ class SupernetRunner(Runner):
             nonlocal latest
             latest = state_after(progress.step + 1)
             bar.update()
-            self._report(name, tags, progress, bar, getattr(paths, "refused_share", None))
+            self._report(name, tags, progress, bar, latest["step"] == last, getattr(paths, "refused_share", None))
             if latest["step"] % per_epoch == 0:
                 self.callback_on_epoch_end()
             stopping = self.stop.agreed()
@@ -351,21 +351,33 @@ class SupernetRunner(Runner):
         return state
 
     def _report(
-        self, name: str, tags: Sequence[str], progress: Progress, bar: tqdm, refused_share: float | None = None
+        self,
+        name: str,
+        tags: Sequence[str],
+        progress: Progress,
+        bar: tqdm,
+        last: bool,
+        refused_share: float | None = None,
     ) -> None:
-        """Means over `print_frequency` steps, to TensorBoard and as a line of the log; the share of draws refused so far."""
+        """Mean losses since the last report, and the rate of this step, to TensorBoard and as a line of the log.
+
+        That is every `print_frequency` steps, and after the `last` step of a phase.
+
+        Args:
+            refused_share: of the draws so far.
+        """
         step = progress.step + 1
         for tag, value in zip(tags, progress.losses):
             self.monitor.update(f"{tag}/{name}", value)
-        self.monitor.update(f"learning_rate/{name}", progress.rate)
-        if step % self.config.args.print_frequency == 0:
+        if last or step % self.config.args.print_frequency == 0:
             bar.set_postfix(loss=f"{self.monitor[f'loss/{name}'].avg:.3f}")
             self.monitor.write(step)
+            self.show(f"learning_rate/{name}", progress.rate, step)
             if refused_share is not None:
                 self.show(f"share of draws refused/{name}", refused_share, step)
             shown = ", ".join(f"{tag} {self.monitor[f'{tag}/{name}'].avg:.4f}" for tag in tags)
             self.monitor.info(f"{name} step {step}: {shown}, rate {progress.rate:.2e}\n", view=False)
-            self.monitor.reset()
+            self.monitor.meters.clear()  # reset() would keep them, and the next phase would write zeros for this one
 
     def loader(self, phase: TrainingPhase) -> Loader:
         """Training batches of a phase: a function of the seed, the epoch and the step alone."""
