@@ -28,6 +28,7 @@ from .data.loader import Loader
 from .errors import UserError
 from .evaluated_paths import EvaluatedPaths
 from .files import write_json
+from .geometry import Geometry
 from .launch import STOP_SIGNALS, Stopped
 from .ledger import DeviceClock, entry
 from .path_evaluation import KeptEvaluation, named_rng, sample_in_buckets
@@ -441,15 +442,9 @@ class SupernetRunner(Runner):
 
     def new_filter(self) -> PathFilter:
         """The filter of `hparams.filter`: from its weights file, or with fresh weights."""
-        options = self.config.hparams.filter
-        settings = {key: getattr(options, key) for key in FILTER_SETTINGS} | {"buckets": self.config.hparams.buckets}
-        if not options.weights:
-            return PathFilter(self.space.geometry, **settings, rng=self.rng("path filter weights"))
-        loaded = PathFilter.load(options.weights, **settings)
-        ours, theirs = Tokenizer(self.space.geometry, options.stem_tokens), loaded.tokenizer
-        if ours.vocabulary != theirs.vocabulary or ours.blocks.tolist() != theirs.blocks.tolist():
-            raise UserError(f"the path filter in {options.weights} was trained for another search space than this run's")
-        return loaded
+        if self.config.hparams.filter.weights:
+            return given_filter(self.config, self.space.geometry)
+        return PathFilter(self.space.geometry, **filter_settings(self.config), rng=self.rng("path filter weights"))
 
     def train_filter(self, name: str, start: PathFilter, paths: EvaluatedPaths) -> PathScorer:
         """Fit a copy of `start` to evaluated paths with Eq. 5 and 6, and keep it as <name>.h5."""
@@ -532,6 +527,26 @@ def mini_batch(config: configs.Config, processes: int, output: FilePath, restart
 
 
 FILTER_SETTINGS = ("dim", "heads", "layers", "feed_forward", "stem_tokens", "block_encoding", "encoding", "pooling")
+
+
+def filter_settings(config: configs.Config) -> dict:
+    """What `PathFilter` takes besides the geometry, of `hparams`."""
+    options = config.hparams.filter
+    return {key: getattr(options, key) for key in FILTER_SETTINGS} | {"buckets": config.hparams.buckets}
+
+
+def given_filter(config: configs.Config, geometry: Geometry) -> PathFilter:
+    """The path filter that a config names.
+
+    Raises:
+        UserError: its file cannot be read, or it was made with other settings or for another search space.
+    """
+    options = config.hparams.filter
+    loaded = PathFilter.load(options.weights, **filter_settings(config))
+    ours, theirs = Tokenizer(geometry, options.stem_tokens), loaded.tokenizer
+    if ours.vocabulary != theirs.vocabulary or ours.blocks.tolist() != theirs.blocks.tolist():
+        raise UserError(f"the path filter in {options.weights} was trained for another search space than this run's")
+    return loaded
 
 
 def start(
