@@ -67,6 +67,7 @@ def examine(config_file: str | None = None, overrides: Sequence[str] = ()) -> It
         overrides: "key=value" entries of the config to replace.
     """
     checks: list[Callable[[], Iterator[Finding]]] = [python, packages, wheel, command]
+    needed: list[Callable[[Any], Iterator[Finding]]] = []
     config, broken = None, []
     if config_file is not None:
         try:
@@ -79,12 +80,17 @@ def examine(config_file: str | None = None, overrides: Sequence[str] = ()) -> It
     if config_file is None:
         checks += [known_data, lambda: disk(None)]
     elif config is not None:
-        checks += [lambda: config_data(config), lambda: weights(config), lambda: disk(config), lambda: memory(config)]
+        needed = [config_data, weights, output, disk, memory]
     for check in checks:
         try:
             yield from check()
         except Exception as error:  # an examination goes on whatever it meets
             yield Finding(WARNING, f"{getattr(check, '__name__', 'a check')} could not be examined: {_said(error)}")
+    for check in needed:
+        try:
+            yield from check(config)
+        except Exception as error:
+            yield Finding(PROBLEM, f"{check.__name__} of {config_file} could not be examined: {_said(error)}")
     yield from broken
 
 
@@ -382,9 +388,12 @@ def _where_from(config: Any) -> str:
 
 
 def weights(config: Any) -> Iterator[Finding]:
-    """Whether the weights that a config starts from are there."""
-    named = {"supernet weights": config.network.weights, "path filter": config.hparams.filter.weights}
-    for what, file in named.items():
+    """Whether the weights that a config starts from are there, whole, and those of its networks."""
+    named = {
+        "supernet weights": (config.network.weights, _load_supernet),
+        "path filter": (config.hparams.filter.weights, _load_filter),
+    }
+    for what, (file, load) in named.items():
         if not file:
             yield Finding(OK, f"{what}: none named, random weights")
         elif not Path(file).is_file():
@@ -393,33 +402,82 @@ def weights(config: Any) -> Iterator[Finding]:
             todo = f"nnabla_nas -f configs/{run}.json leaves it" if run else "train it, or name another file"
             yield Finding(PROBLEM, f"{what}: {file} is missing", todo)
         else:
-            error = _unreadable(file)
-            yield Finding(PROBLEM, f"{what}: {error}", "copy the file again") if error else Finding(OK, f"{what}: {file}")
+            try:
+                load(config)
+            except Exception as error:
+                yield Finding(PROBLEM, f"{what}: {_said(error)}", "copy the file again, or name another")
+            else:
+                yield Finding(OK, f"{what}: {file}, which fits")
 
 
-def _unreadable(file: str) -> str:
+def _load_supernet(config: Any) -> None:
+    """Load the supernet's weights as the run would; raises as that."""
+    from . import algorithm1, pretrain
+    from .config import DetofaHparams
+    from .dry_run import data_facts
+
+    if isinstance(config.hparams, DetofaHparams):  # the backbone's alone, which knows no classes
+        algorithm1.make_model(config, config.network.num_classes or 1, config.network.weights)
+    else:
+        pretrain.make_model(config, data_facts(config).num_classes, config.network.weights)
+
+
+def _load_filter(config: Any) -> None:
+    """As `_load_supernet`, of the path filter's."""
+    from .runner import given_filter
+
+    given_filter(config, config.network.geometry)
+
+
+def output(config: Any) -> Iterator[Finding]:
+    """Whether the run would get its folder: it may hold its own earlier run, and nothing else."""
+    from . import claim
+    from .errors import UserError
+
+    folder = Path(config.output_path).absolute()
     try:
-        import h5py
+        claim._check(folder, config, restart=False)
+    except UserError as error:
+        yield Finding(PROBLEM, f"output: {error}")
+        return
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    if not existing.is_dir():
+        yield Finding(PROBLEM, f"output: {folder} cannot be made: {existing} is a file", "name another folder with -o")
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        yield Finding(PROBLEM, f"output: {existing} cannot be written to", "name another folder with -o")
+    elif _is_locked(folder / claim.LOCK):
+        yield Finding(PROBLEM, f"output: another process is running in {folder}", "wait for its end, or name another with -o")
+    elif (folder / claim.CONFIG).exists() or (folder / claim.BEFORE).exists():
+        yield Finding(OK, f"output: {folder}, where the run of this config goes on")
+    else:
+        yield Finding(OK, f"output: {folder}, a new run")
 
-        h5py.File(file, "r").close()
-    except Exception as error:
-        return f"{file} cannot be read ({_said(error)})"
-    return ""
+
+def _is_locked(file: Path) -> bool:
+    """Does another process hold a lock on the file?"""
+    import fcntl
+
+    if not file.exists():
+        return False
+    with open(file, "r+b") as opened:
+        try:
+            fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+    return False
 
 
 def disk(config: Any) -> Iterator[Finding]:
     """Free space where the run would write, against what it leaves there."""
     place = Path("runs" if config is None else config.output_path).absolute()
-    existing = next(folder for folder in (place, *place.parents) if folder.exists())
+    existing = next(folder for folder in (place, *place.parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
     if config is None:
         yield Finding(OK, f"disk: {_size(free)} free in {existing}")
         return
     needed = _run_size(config)
     text = f"disk: {_size(free)} free in {existing}, the run takes about {_size(needed)}"
-    if not os.access(existing, os.W_OK):
-        yield Finding(PROBLEM, f"{existing} cannot be written to", "name another folder with -o")
-    elif free < needed:
+    if free < needed:
         yield Finding(PROBLEM, text, "make room, or name another folder with -o")
     else:
         yield Finding(WARNING if free < 2 * needed else OK, text)

@@ -133,7 +133,7 @@ def ship(run_folder: FilePath, folder: FilePath, name: str) -> list[FilePath]:
     """Copy a finished run's weights in half precision, to keep them beside the configs.
 
     Returns:
-        <folder>/<name>_supernet.h5, or <name>_fullnet.h5 where only the largest path was trained, and
+        <folder>/<name>_supernet.h5, or <name>_fullnet.h5 where the largest path was trained and no other, and
         <name>_path_filter.h5 where there is a filter.
 
     Raises:
@@ -145,10 +145,11 @@ def ship(run_folder: FilePath, folder: FilePath, name: str) -> list[FilePath]:
     config = run_config(run_folder)
     if not isinstance(config.hparams, PretrainHparams):
         raise UserError(f"{run_folder} must be a run of the runner pretrain, got {config.args.runner}")
-    supernet = any(phase.epochs for phase in training_phases(config) if not phase.largest_only)
-    kinds = {"supernet": "supernet" if supernet else "fullnet"} | (
-        {"path_filter": "path_filter"} if config.hparams.paths else {}
-    )
+    trained = [phase for phase in training_phases(config) if phase.epochs]  # none where the supernet's weights were given
+    fullnet = trained and all(phase.largest_only for phase in trained)
+    kinds = {"supernet": "fullnet" if fullnet else "supernet"}
+    if config.hparams.paths:
+        kinds["path_filter"] = "path_filter"
     copies = []
     for source, kind in kinds.items():
         copies.append(folder / f"{name}_{kind}.h5")

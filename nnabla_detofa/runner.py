@@ -28,6 +28,7 @@ from .data.loader import Loader
 from .errors import UserError
 from .evaluated_paths import EvaluatedPaths
 from .files import write_json
+from .geometry import Geometry
 from .launch import STOP_SIGNALS, Stopped
 from .ledger import DeviceClock, entry
 from .path_evaluation import KeptEvaluation, named_rng, sample_in_buckets
@@ -296,7 +297,7 @@ class SupernetRunner(Runner):
             nonlocal latest
             latest = state_after(progress.step + 1)
             bar.update()
-            self._report(name, tags, progress, bar, getattr(paths, "refused_share", None))
+            self._report(name, tags, progress, bar, latest["step"] == last, getattr(paths, "refused_share", None))
             if latest["step"] % per_epoch == 0:
                 self.callback_on_epoch_end()
             stopping = self.stop.agreed()
@@ -351,21 +352,33 @@ class SupernetRunner(Runner):
         return state
 
     def _report(
-        self, name: str, tags: Sequence[str], progress: Progress, bar: tqdm, refused_share: float | None = None
+        self,
+        name: str,
+        tags: Sequence[str],
+        progress: Progress,
+        bar: tqdm,
+        last: bool,
+        refused_share: float | None = None,
     ) -> None:
-        """Means over `print_frequency` steps, to TensorBoard and as a line of the log; the share of draws refused so far."""
+        """Mean losses since the last report, and the rate of this step, to TensorBoard and as a line of the log.
+
+        That is every `print_frequency` steps, and after the `last` step of a phase.
+
+        Args:
+            refused_share: of the draws so far.
+        """
         step = progress.step + 1
         for tag, value in zip(tags, progress.losses):
             self.monitor.update(f"{tag}/{name}", value)
-        self.monitor.update(f"learning_rate/{name}", progress.rate)
-        if step % self.config.args.print_frequency == 0:
+        if last or step % self.config.args.print_frequency == 0:
             bar.set_postfix(loss=f"{self.monitor[f'loss/{name}'].avg:.3f}")
             self.monitor.write(step)
+            self.show(f"learning_rate/{name}", progress.rate, step)
             if refused_share is not None:
                 self.show(f"share of draws refused/{name}", refused_share, step)
             shown = ", ".join(f"{tag} {self.monitor[f'{tag}/{name}'].avg:.4f}" for tag in tags)
             self.monitor.info(f"{name} step {step}: {shown}, rate {progress.rate:.2e}\n", view=False)
-            self.monitor.reset()
+            self.monitor.meters.clear()  # reset() would keep them, and the next phase would write zeros for this one
 
     def loader(self, phase: TrainingPhase) -> Loader:
         """Training batches of a phase: a function of the seed, the epoch and the step alone."""
@@ -429,15 +442,9 @@ class SupernetRunner(Runner):
 
     def new_filter(self) -> PathFilter:
         """The filter of `hparams.filter`: from its weights file, or with fresh weights."""
-        options = self.config.hparams.filter
-        settings = {key: getattr(options, key) for key in FILTER_SETTINGS} | {"buckets": self.config.hparams.buckets}
-        if not options.weights:
-            return PathFilter(self.space.geometry, **settings, rng=self.rng("path filter weights"))
-        loaded = PathFilter.load(options.weights, **settings)
-        ours, theirs = Tokenizer(self.space.geometry, options.stem_tokens), loaded.tokenizer
-        if ours.vocabulary != theirs.vocabulary or ours.blocks.tolist() != theirs.blocks.tolist():
-            raise UserError(f"the path filter in {options.weights} was trained for another search space than this run's")
-        return loaded
+        if self.config.hparams.filter.weights:
+            return given_filter(self.config, self.space.geometry)
+        return PathFilter(self.space.geometry, **filter_settings(self.config), rng=self.rng("path filter weights"))
 
     def train_filter(self, name: str, start: PathFilter, paths: EvaluatedPaths) -> PathScorer:
         """Fit a copy of `start` to evaluated paths with Eq. 5 and 6, and keep it as <name>.h5."""
@@ -520,6 +527,26 @@ def mini_batch(config: configs.Config, processes: int, output: FilePath, restart
 
 
 FILTER_SETTINGS = ("dim", "heads", "layers", "feed_forward", "stem_tokens", "block_encoding", "encoding", "pooling")
+
+
+def filter_settings(config: configs.Config) -> dict:
+    """What `PathFilter` takes besides the geometry, of `hparams`."""
+    options = config.hparams.filter
+    return {key: getattr(options, key) for key in FILTER_SETTINGS} | {"buckets": config.hparams.buckets}
+
+
+def given_filter(config: configs.Config, geometry: Geometry) -> PathFilter:
+    """The path filter that a config names.
+
+    Raises:
+        UserError: its file cannot be read, or it was made with other settings or for another search space.
+    """
+    options = config.hparams.filter
+    loaded = PathFilter.load(options.weights, **filter_settings(config))
+    ours, theirs = Tokenizer(geometry, options.stem_tokens), loaded.tokenizer
+    if ours.vocabulary != theirs.vocabulary or ours.blocks.tolist() != theirs.blocks.tolist():
+        raise UserError(f"the path filter in {options.weights} was trained for another search space than this run's")
+    return loaded
 
 
 def start(

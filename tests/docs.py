@@ -338,7 +338,8 @@ def _shorter(words: list[str]) -> list[str]:
         return shlex.split(MORE.get(name, ""))
     if "pretrain" in " ".join(words):
         return shlex.split(TINY_PRETRAINING)
-    smaller = ["dataloader.voc.image_size=112"] if "bccd" in " ".join(words) else []
+    photographs = re.search(r"configs/bccd_(coco)?", " ".join(words))
+    smaller = [f"dataloader.{photographs[1] or 'voc'}.image_size=112"] if photographs else []
     return [*shlex.split(TINY_DETECTION), *smaller]
 
 

@@ -42,6 +42,15 @@ def test_the_defaults_are_the_papers():
 SHIPPED = sorted([*CONFIGS.glob("*.json"), *CONFIGS.glob("baselines/*.json")])
 
 
+def test_bccd_in_cocos_format_differs_in_the_data_alone():
+    voc, coco = (configs.load(CONFIGS / f"{name}.json") for name in ("bccd_detofa", "bccd_coco_detofa"))
+    before, now = voc.to_dict(), coco.to_dict()
+    (before_data,), (now_data,) = before.pop("dataloader").values(), now.pop("dataloader").values()
+    assert (before["network"], before["optimizer"], before["hparams"]) == (now["network"], now["optimizer"], now["hparams"])
+    differing = {key for key in before_data.keys() & now_data.keys() if before_data[key] != now_data[key]}
+    assert differing == {"root", "train", "val", "test", "ap_metric"}
+
+
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_every_config_that_ships_loads_and_says_how_to_run_it(file):
     if file.stem.endswith("_base"):  # has no data set of its own

@@ -110,6 +110,55 @@ def test_what_stops_a_config(tmp_path, monkeypatch, capsys):
     assert "broken.json cannot be run: 4 problems above" in capsys.readouterr().err
 
 
+def test_weights_of_another_network_and_of_no_numbers_are_problems(tmp_path):
+    from nnabla_detofa import config as configs
+    from nnabla_detofa.algorithm1 import make_model
+    from nnabla_detofa.weights import write
+
+    def found(*overrides):
+        return list(doctor.weights(configs.load(tiny.config_file(), overrides)))
+
+    def named(file):
+        return f"network.centernet_ofa_resnet50.weights={file}"
+
+    net = make_model(configs.load(tiny.config_file()), 3)
+    write(tmp_path / "good.h5", net.get_parameters())
+    assert one(found(named(tmp_path / "good.h5")), "good.h5").state == OK
+    wider = one(found(named(tmp_path / "good.h5"), "network.centernet_ofa_resnet50.width_scale=0.125"), "good.h5")
+    assert wider.state == PROBLEM and "this network's is" in wider.text
+    parameter = next(iter(net.get_parameters().values()))
+    parameter.d = float("nan")
+    write(tmp_path / "nan.h5", net.get_parameters())
+    assert one(found(named(tmp_path / "nan.h5")), "finite numbers").state == PROBLEM
+    filters = one(found(f"hparams.filter.weights={tmp_path / 'good.h5'}"), "good.h5")
+    assert filters.state == PROBLEM and "not the weights file of a path filter" in filters.text
+
+
+def test_an_output_folder_that_the_run_would_not_get(tmp_path):
+    from nnabla_detofa import config as configs
+    from nnabla_detofa.claim import claimed
+
+    def found(folder, *overrides):
+        (finding,) = doctor.output(configs.load(tiny.config_file(), [f"args.output_path={folder}", *overrides]))
+        return finding.state, finding.text
+
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "1.jpg").write_text("no run")
+    assert found(tmp_path / "new" / "run") == (OK, f"output: {tmp_path / 'new' / 'run'}, a new run")
+    for folder, word in (("file", "is a file"), ("file/run", "is a file"), ("photographs", "something that is not a run")):
+        state, text = found(tmp_path / folder)
+        assert state == PROBLEM and word in text
+    run = tmp_path / "run"
+    with claimed(run, configs.load(tiny.config_file(), [f"args.output_path={run}"])):
+        ask = "import pathlib, sys; from nnabla_detofa.doctor import _is_locked; print(_is_locked(pathlib.Path(sys.argv[1])))"
+        command = [sys.executable, "-c", ask, str(run / ".lock")]
+        assert subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout == "True\n"
+    assert found(run) == (OK, f"output: {run}, where the run of this config goes on")
+    state, text = found(run, "hparams.warmup_epochs=2")
+    assert state == PROBLEM and "holds a run with another config (differing: hparams.warmup_epochs)" in text
+
+
 def test_memory_is_held_against_the_estimate(monkeypatch):
     from nnabla_detofa import config as configs
 
@@ -138,6 +187,12 @@ def test_a_config_that_is_wrong_and_a_check_that_fails(tmp_path, monkeypatch):
     found = list(doctor.examine(str(file)))
     assert one(found, "wrong.json cannot be used").state == PROBLEM
     assert one(found, "could not be examined: IndexError").state == WARNING
+
+
+def test_what_a_config_needs_and_cannot_be_examined_is_a_problem(monkeypatch):
+    monkeypatch.setattr(doctor, "disk", lambda config: iter([][0]))
+    found = list(doctor.examine(str(tiny.config_file())))
+    assert one(found, "could not be examined: IndexError").state == PROBLEM
 
 
 @pytest.mark.parametrize("width", [40, 80])

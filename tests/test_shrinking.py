@@ -19,6 +19,8 @@ from nnabla_detofa.data.loader import Loader
 from nnabla_detofa.distillation import Distillation, distillation_loss
 from nnabla_detofa.dry_run import written_files
 from nnabla_detofa.errors import UserError
+from nnabla_detofa.evaluated_paths import EvaluatedPaths
+from nnabla_detofa.path_filter import PathFilter
 from nnabla_detofa.phases import training_phases
 from nnabla_detofa.search_space import product_space, shrinking_stages
 from nnabla_detofa.supernet import BATCH, SearchNet, sort_middle_channels
@@ -87,6 +89,24 @@ def test_a_run_that_was_stopped_in_a_phase_goes_on_to_the_same_weights(finished,
     assert main(["-f", str(CONFIG), "-o", str(tmp_path / "run"), *overrides]) == 0
     expected, found = final(finished), final(tmp_path / "run")
     assert all(np.array_equal(expected[name], found[name]) for name in expected)
+
+
+def test_given_weights_are_not_trained_and_a_filter_for_them_is_shipped_with_them(finished, overrides, tmp_path):
+    """As README.md has it for the published supernet."""
+    given = [f"network.ofa_resnet50.weights={finished / 'supernet.h5'}", "hparams.kd_ratio=0", "hparams.shrinking=[]"]
+    untrained = ["hparams.fullnet_epochs=0", "hparams.epochs=0"]
+    sizes = ("paths=40", "val_images=8", "filter.dim=16", "filter.feed_forward=16", "filter.layers=1", "filter.epochs=2")
+    run, entries = tmp_path / "run", [*overrides, *given, *untrained, *(f"hparams.{size}" for size in sizes)]
+    assert main(["-f", str(CONFIG), "-o", str(run), *entries]) == 0
+    assert " step " not in (run / "log.txt").read_text()
+    assert main(["ship", str(run), str(tmp_path), "--name", "given"]) == 0
+    expected, shipped = final(finished), weights.read(tmp_path / "given_supernet.h5")
+    assert expected.keys() == shipped.keys()
+    assert all(np.array_equal(expected[name], final(run)[name]) for name in expected)
+    assert all(np.array_equal(np.float16(expected[name]), shipped[name]) for name in expected)
+    geometry = configs.load(CONFIG, entries).network.geometry
+    assert len(EvaluatedPaths.read(run / "paths.jsonl", geometry)) == 40
+    assert PathFilter.load(tmp_path / "given_path_filter.h5").tokenizer.geometry == geometry
 
 
 def test_the_distillation_loss_by_hand():

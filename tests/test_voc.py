@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from nnabla_detofa import config
+from nnabla_detofa.data.augment import letterbox
 from nnabla_detofa.data.image_folder import ImageFolder, centre_crop, random_crop
-from nnabla_detofa.data.images import read_image
+from nnabla_detofa.data.images import MOST_SIDE, check_whole, read_image
 from nnabla_detofa.data.sets import open_sets
 from nnabla_detofa.data.voc import VOC_CLASSES, VOCDataset
 from nnabla_detofa.errors import UserError
@@ -217,6 +218,48 @@ def test_truncated_photographs_are_found_without_decoding(tree, suffix, kept):
     data.files[1].write_bytes(whole[: int(kept * len(whole))])
     with pytest.raises(UserError, match=f"{data.files[1].stem}.jpg is (truncated|not a readable image)"):
         data.check_images()
+
+
+@pytest.mark.parametrize("options", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 2)])
+def test_a_jpeg_ends_where_its_own_segments_do(tmp_path, options):
+    """A film is appended by a phone, a thumbnail lies in front; neither hides that the end is missing."""
+    rng, file = np.random.default_rng(0), tmp_path / "a.jpg"
+    data = cv2.imencode(".jpg", rng.integers(0, 256, (40, 60, 3), np.uint8), options)[1].tobytes()
+    thumbnail = b"\xff\xe1" + (len(data) + 2).to_bytes(2, "big") + data
+    for whole in (data, data[:2] + thumbnail + data[2:], data[:2] + 20 * thumbnail + data[2:]):
+        for film in (b"", b"\xff\xda", data[:-2], *(rng.bytes(1 << 18) for _ in range(5))):
+            file.write_bytes(whole + film)
+            assert read_image(file).shape == (40, 60, 3) and check_whole(file) == (40, 60)
+    for cut in (data[:-2], data[:2] + thumbnail + data[2:-2], data[:2] + thumbnail, data[:-2] + data):
+        file.write_bytes(cut)
+        for read in (read_image, check_whole):
+            with pytest.raises(UserError, match="a.jpg is (truncated|not a readable image)"):
+                read(file)
+
+
+def test_a_jpeg_without_a_scan_is_found_without_decoding(tmp_path):
+    data = cv2.imencode(".jpg", np.zeros((40, 60, 3), np.uint8))[1].tobytes()
+    scan = data.index(b"\xff\xda")
+    frame = data[data.index(b"\xff\xc0") :][:19]
+    header = data[scan : scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")]
+    for content in (data[:2] + frame, data[:scan], data[:scan] + header):
+        (tmp_path / "a.jpg").write_bytes(content + b"\xff\xd9")
+        for read in (read_image, check_whole):
+            with pytest.raises(UserError, match="a.jpg is not a readable image"):
+                read(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_an_image_that_no_transform_can_take_is_refused_where_it_is_read(tmp_path, suffix):
+    file = tmp_path / f"a{suffix}"
+    for size in ((2, MOST_SIDE), (MOST_SIDE, 2)):
+        cv2.imwrite(str(file), np.zeros((*size, 3), np.uint8))
+        assert check_whole(file) == size and letterbox(read_image(file), (64, 64))[0].shape == (3, 64, 64)
+    for size in ((2, MOST_SIDE + 1), (MOST_SIDE + 1, 2), (40000, 3)):
+        cv2.imwrite(str(file), np.zeros((*size, 3), np.uint8))
+        for read in (read_image, check_whole):
+            with pytest.raises(UserError, match=f"must have sides of at most 32766 pixels, and has {size[0]} x {size[1]}"):
+                read(file)
 
 
 @pytest.mark.skipif(not BCCD, reason="DETOFA_BCCD names no folder with the BCCD photographs")

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..files import naming
 from ..reading import read_bytes, short, shown
 from .images import check_whole, read_image
 from .voc import Objects, Sample, VOCDataset
@@ -236,7 +238,7 @@ def _arrays(rows: list) -> Objects:
 
 
 def write_coco(voc: Path, root: Path, splits: Sequence[str]) -> Path:
-    """Copy splits of a VOC tree into COCO's layout: annotations/instances_<split>.json and <split>/<image>.
+    """Copy splits of a VOC tree into COCO's layout, all or nothing: annotations/instances_<split>.json and <split>/<image>.
 
     A VOC box ends with its last pixel, a COCO box at the far edge of that pixel: so its width is xmax - xmin + 1. What VOC
     calls difficult becomes a crowd: neither is counted, and neither punishes a detection.
@@ -253,32 +255,45 @@ def write_coco(voc: Path, root: Path, splits: Sequence[str]) -> Path:
     datasets = {split: VOCDataset(voc, split, classes) for split in splits}
     for dataset in datasets.values():
         dataset.check_images()
-    with tqdm(total=sum(map(len, datasets.values())), desc="to COCO", unit="image", dynamic_ncols=True) as bar:
+    place = root.resolve()  # of a link to an empty folder the folder is filled
+    place.parent.mkdir(parents=True, exist_ok=True)
+    total = sum(map(len, datasets.values()))
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as scratch,
+        tqdm(total=total, desc="to COCO", unit="image", dynamic_ncols=True) as bar,
+    ):
+        made = Path(scratch) / "made"
         for split, dataset in datasets.items():
-            name = split.replace("/", "_")
-            (root / name).mkdir(parents=True)
-            (root / "annotations").mkdir(exist_ok=True)
-            images: list[dict] = []
-            annotations: list[dict] = []
-            for index, file in enumerate(dataset.files):
-                sample = dataset.load(index)
-                shutil.copyfile(file, root / name / file.name)
-                height, width = sample.image.shape[:2]
-                images.append({"id": index + 1, "file_name": file.name, "height": height, "width": width})
-                for (x1, y1, x2, y2), label, difficult in zip(sample.boxes.tolist(), sample.labels, sample.difficult):
-                    sides = x2 - x1 + 1, y2 - y1 + 1
-                    annotations.append(
-                        {
-                            "id": len(annotations) + 1,
-                            "image_id": index + 1,
-                            "category_id": int(label) + 1,
-                            "bbox": [x1, y1, *sides],
-                            "area": sides[0] * sides[1],
-                            "iscrowd": int(difficult),
-                        }
-                    )
-                bar.update()
-            categories = [{"id": label, "name": cls} for label, cls in enumerate(classes, 1)]
-            content = {"images": images, "annotations": annotations, "categories": categories}
-            (root / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))
+            _write_split(made, split.replace("/", "_"), dataset, bar)
+        with naming(root):
+            made.rename(place)
     return root
+
+
+def _write_split(root: Path, name: str, dataset: VOCDataset, bar: tqdm) -> None:
+    """annotations/instances_<name>.json and <name>/ with the photographs."""
+    (root / name).mkdir(parents=True)
+    (root / "annotations").mkdir(exist_ok=True)
+    images: list[dict] = []
+    annotations: list[dict] = []
+    for index, file in enumerate(dataset.files):
+        sample = dataset.load(index)
+        shutil.copyfile(file, root / name / file.name)
+        height, width = sample.image.shape[:2]
+        images.append({"id": index + 1, "file_name": file.name, "height": height, "width": width})
+        for (x1, y1, x2, y2), label, difficult in zip(sample.boxes.tolist(), sample.labels, sample.difficult):
+            sides = x2 - x1 + 1, y2 - y1 + 1
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index + 1,
+                    "category_id": int(label) + 1,
+                    "bbox": [x1, y1, *sides],
+                    "area": sides[0] * sides[1],
+                    "iscrowd": int(difficult),
+                }
+            )
+        bar.update()
+    categories = [{"id": label, "name": cls} for label, cls in enumerate(dataset.classes, 1)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))

@@ -1,5 +1,6 @@
 """Reading one image file, and noticing when it is not whole."""
 
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -16,20 +17,25 @@ EXTENSIONS = (".jpg", ".jpeg", ".png")
 MOST_BYTES = 1 << 28
 MOST_PIXELS = 1 << 26
 """Of one image: the largest of ImageNet has 51 million; a file of a few bytes may announce thousands of millions."""
+MOST_SIDE = 32766
+"""Of one image: OpenCV turns and scales none that is longer."""
 
 TAIL = 1 << 16
-"""Bytes at both ends of a JPEG file, among which its size and the mark of its end are looked for first."""
+"""Bytes at the beginning of a JPEG file, among which its size and its first scan are looked for first."""
 
 JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 SIZES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Markers of a JPEG file behind which its height and width stand."""
+END, SCAN, START = 0xD9, 0xDA, 0xD8
+MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xef\xfe]")
+"""Those behind which a segment follows, END and START. Compressed data hold none; other bytes between them are skipped."""
 
 PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 """Colour type -> bits of a channel."""
 
 
 def check_whole(path: Path) -> tuple[int, int]:
-    """Find a file that `read_image` would refuse, of a JPEG mostly without reading more than its ends.
+    """Find a file that `read_image` would refuse, mostly without reading more of a large JPEG than its ends.
 
     Returns:
         (height, width) as they are stored; `read_image` turns the image where its camera says so.
@@ -42,13 +48,14 @@ def check_whole(path: Path) -> tuple[int, int]:
     try:
         with path.open("rb") as file:
             head = file.read(TAIL)
-            file.seek(max(0, path.stat().st_size - TAIL))
-            tail = file.read(TAIL)
+            file.seek(max(0, path.stat().st_size - 2))
+            ended = file.read() == bytes((0xFF, END))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    size = _jpeg_size(head) if head.startswith(JPEG) else None
-    if size and 0 < size[0] * size[1] <= MOST_PIXELS and tail.rfind(b"\xff\xd9") > tail.rfind(b"\xff\xda"):
-        return size
+    if ended and len(head) == TAIL and head.startswith(JPEG):
+        size, scanned, _ = _follow(head)
+        if size and scanned and not _misfit(size):
+            return size
     data, size = _checked(path)
     if data.startswith(PNG) and not _png_is_filled(data, size):
         raise UserError(f"{path} is damaged: the PNG data are not as many as its header says; copy the file again")
@@ -59,11 +66,11 @@ def read_image(path: Path) -> np.ndarray:
     """Read an image as (H, W, 3) uint8, channels in the order blue, green, red.
 
     Grey images, palettes, transparency and 16 bits are converted. OpenCV may fill the missing part of a truncated JPEG with
-    grey and carry on, so the end-of-image marker is looked for: it must follow the last start-of-scan marker (neither can
-    occur inside compressed data). A PNG's checksums are compared.
+    grey and carry on, so its segments are followed to its end-of-image marker; what is appended behind that, such as the film
+    of a phone's photograph, is left alone. A PNG's checksums are compared.
 
     Raises:
-        UserError: the file is missing, truncated, larger than `MOST_PIXELS` or not an image.
+        UserError: the file is missing, truncated, larger than `MOST_PIXELS` or `MOST_SIDE`, or not an image.
     """
     data, _ = _checked(path)
     try:
@@ -79,16 +86,24 @@ def _checked(path: Path) -> tuple[bytes, tuple[int, int]]:
     """The bytes of an image file, and its (height, width) as its header has them."""
     data = read_bytes(path, "the image", MOST_BYTES)
     if data.startswith(JPEG):
-        if data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        size, scanned, ended = _follow(data)
+        if size and not ended:
             raise UserError(f"{path} is truncated: the JPEG data stop before the end-of-image marker; copy the file again")
-        size = _jpeg_size(data)
+        size = size if scanned else None
     else:
         size = _png_size(data, path) if data.startswith(PNG) else None
     if size is None or 0 in size:
         raise _unreadable(path, data)
-    if size[0] * size[1] > MOST_PIXELS:
-        raise UserError(f"{path} must have at most {MOST_PIXELS} pixels, and has {size[0]} x {size[1]} (height x width)")
+    if misfit := _misfit(size):
+        raise UserError(f"{path} must have {misfit}, and has {size[0]} x {size[1]} (height x width)")
     return data, size
+
+
+def _misfit(size: tuple[int, int]) -> str:
+    """What an image of this (height, width) should have and has not; empty where it may be used."""
+    if size[0] * size[1] > MOST_PIXELS:
+        return f"at most {MOST_PIXELS} pixels"
+    return f"sides of at most {MOST_SIDE} pixels" if max(size) > MOST_SIDE else ""
 
 
 def _png_is_filled(data: bytes, size: tuple[int, int]) -> bool:
@@ -114,19 +129,25 @@ def _unreadable(path: Path, data: bytes) -> UserError:
     return UserError(f"{path} is not a readable image ({len(data)} bytes): JPEG or PNG is expected, and whole")
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) from the first frame's header; None where there is none before the first scan."""
-    at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker in SIZES:
-            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
-            return height, width
-        if marker in (0xD9, 0xDA):
-            return None
-        alone = marker in (0xFF, 0x01) or 0xD0 <= marker <= 0xD8  # a fill byte, or a marker without content
-        at += (1 if marker == 0xFF else 2) if alone else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return None
+def _follow(data: bytes) -> tuple[tuple[int, int] | None, bool, bool]:
+    """Follow the segments of a JPEG, or of its first bytes; a thumbnail lies inside one, and is skipped with it.
+
+    Returns:
+        (height, width) from the first frame's header, None where there is none above 0; whether a scan with data comes after
+        it; and whether the image's own end does.
+    """
+    at, size, scanned = len(JPEG), None, False
+    while found := MARKER.search(data, at):
+        marker, at = data[found.end() - 1], found.end()
+        if marker in (START, END):
+            return size, scanned, marker == END
+        end = at + int.from_bytes(data[at : at + 2], "big")
+        if marker in SIZES and size is None and at + 7 <= len(data):
+            sides = struct.unpack(">HH", data[at + 3 : at + 7])
+            size = sides if all(sides) else None
+        scanned |= marker == SCAN and size is not None and end < len(data) and not MARKER.match(data, end)
+        at = end
+    return size, scanned, False
 
 
 def _png_size(data: bytes, path: Path) -> tuple[int, int] | None:

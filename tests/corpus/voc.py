@@ -105,6 +105,13 @@ def jpeg(width: int, height: int) -> bytes:
     return data[: at + 5] + struct.pack(">HH", height, width) + data[at + 9 :]
 
 
+def without(data: bytes, marker: int) -> bytes:
+    """A JPEG without its segments of a kind."""
+    while (at := data.find(bytes((0xFF, marker)))) > 0:
+        data = data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :]
+    return data
+
+
 PICTURE, PNG = image(".jpg"), image(".png")
 IMAGES: dict[str, tuple] = {
     "empty": (b"", "JPEG or PNG"),
@@ -115,6 +122,8 @@ IMAGES: dict[str, tuple] = {
     "half a JPEG": (PICTURE[: len(PICTURE) // 2], "truncated"),
     "a JPEG without its end": (PICTURE[:-2], "truncated"),
     "a JPEG without its tables": (PICTURE[:20] + b"\xff\xd9", "JPEG or PNG"),
+    "a JPEG without a scan": (PICTURE[: PICTURE.index(b"\xff\xda")] + b"\xff\xd9", "JPEG or PNG"),
+    "a JPEG of 40000 x 3": (jpeg(40000, 3), "sides of at most 32766", "40000"),
     "a JPEG of 65500 x 65500": (jpeg(65500, 65500), "pixels", "65500"),
     "a JPEG of 65500 x 0": (jpeg(65500, 0), "JPEG or PNG"),
     "half a PNG": (PNG[: len(PNG) // 2], "truncated"),
@@ -122,6 +131,7 @@ IMAGES: dict[str, tuple] = {
     "a PNG whose checksum is wrong": (PNG[:60] + bytes([PNG[60] ^ 255]) + PNG[61:], "damaged"),
     "a PNG header whose checksum is wrong": (PNG[:20] + bytes([PNG[20] ^ 1]) + PNG[21:], "damaged"),
     "a PNG of 30000 x 30000": (png(30000, 30000, bytes(1000)), "pixels", "30000"),
+    "a PNG of 10 x 32767": (png(10, 32767, bytes(31 * 32767)), "sides of at most 32766", "32767"),
     "a PNG of 2147483647 x 1": (png(2**31 - 1, 1), "pixels"),
     "a PNG of 0 x 0": (png(0, 0), "JPEG or PNG"),
     "a PNG without pixels": (png(64, 64), "damaged"),
@@ -210,6 +220,8 @@ def cases() -> Iterator[Case]:
     copy = ("data", "to-coco", "--voc", "voc", "--root", "copy")
     yield Case("split file", "a copy of a name that climbs", (*copy, "--splits", "../train"), ("'../train'",), parts=PARTS)
     yield Case("image", "a copy of half a JPEG", copy, ("train0.jpg", "truncated"), put(JPG, PICTURE[:-2]), PARTS)
+    broken = put("voc/JPEGImages/val2.jpg", without(PICTURE, 0xDB))
+    yield Case("image", "a copy of what only decoding finds", copy, ("val2.jpg", "JPEG or PNG"), broken, PARTS)
 
 
 def removed_all(folder: Path) -> None:

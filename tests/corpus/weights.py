@@ -94,6 +94,13 @@ def never_written(shape: tuple[int, ...], **options: object) -> Callable[[h5py.F
     return change
 
 
+def compressed(file: h5py.File) -> None:
+    """300 MB of zeros, of which one piece is written."""
+    del file[FIRST]
+    data = file.create_dataset(FIRST, (300 << 20,), "u1", chunks=(1 << 20,), compression="gzip")
+    data[:10] = 0
+
+
 def npz() -> bytes:
     file = io.BytesIO()
     np.savez(file, a=np.array([Code()], dtype=object))
@@ -139,8 +146,10 @@ WEIGHTS: dict[str, tuple] = {
     "a link to itself": (link(h5py.SoftLink(f"/{FIRST}")), FIRST, "lacks the parameter"),
     "the bytes of another file": (edited(external), FIRST, "another file"),
     "a part of another file": (edited(virtual), FIRST, "another file"),
-    "4 TB that were never written": (edited(never_written((1 << 40,))), FIRST, "stores"),
-    "4 TB in chunks that were never written": (edited(never_written((1 << 40,), chunks=(1024,))), FIRST, "stores"),
+    "4 TB that were never written": (edited(never_written((1 << 40,))), FIRST, "at most"),
+    "4 KB that were never written": (edited(never_written((1 << 10,))), FIRST, "stores only 0"),
+    "4 KB in chunks that were never written": (edited(never_written((1 << 10,), chunks=(256,))), FIRST, "stores only 0"),
+    "300 MB in a few compressed bytes": (edited(compressed), FIRST, "314572800 bytes", "stores only"),
     "8 GB in a few compressed bytes": (
         edited(never_written((1 << 31,), chunks=(1 << 20,), compression="gzip")),
         FIRST,
