@@ -23,6 +23,7 @@ from .path_filter import PathFilter, PathScorer
 from .pictures import draw, in_pixels
 from .pruning import HashedPaths, KeptPaths, UniformPaths, operation_scores, path_thresholds, prune_operations
 from .ranking_metrics import baseline_scores, kendall_tau, per_bucket
+from .result_files import detector, found_paths
 from .runner import SupernetRunner, slug, start
 from .search_space import Path, PathBatch, SearchSpace
 from .training import OnePath, PathSampler
@@ -203,11 +204,15 @@ class DetOFASearcher(SupernetRunner):
         """Say what is trained, and refuse before the training what would fail after it.
 
         Raises:
-            UserError: no path of A is within a budget.
+            UserError: no path of A is within a budget, or a result that the run goes on with is damaged.
         """
         super().callback_on_start()
         check_budgets(self.config, self.space, self.cost)
         self.new_filter()
+        self.found_before()
+        self.evaluated_before("fullnet", self.space.largest)
+        for number in range(len(self.budgets)):
+            self.evaluated_before(f"subnet {number + 1}")
 
     def best_path(self, space: SearchSpace, scorer: PathScorer, budget: float) -> Path:
         """The best path of `space` with at most `budget` FLOPs; see `config.Search.across_buckets`."""
@@ -221,7 +226,7 @@ class DetOFASearcher(SupernetRunner):
     def evolve(self, space: SearchSpace, scorer: PathScorer, least: float, most: float) -> Path:
         """The path of `space` with the best score among those with `least` to `most` FLOPs, found by evolution."""
         options, name = self.config.hparams.search, f"search up to {most / 1e9:.4g} GFLOPs"
-        if (known := self.recall("search", {}).get(f"{least} {most}")) is not None:
+        if (known := self.found_before().get(f"{least} {most}")) is not None:
             return Path.from_ofa(known, space.geometry)
 
         def found() -> Path:
@@ -244,8 +249,12 @@ class DetOFASearcher(SupernetRunner):
                 ).path
 
         path = self.comm.once(found)
-        self.remember("search", self.recall("search", {}) | {f"{least} {most}": path.to_ofa(space.geometry)})
+        self.remember("search", self.found_before() | {f"{least} {most}": path.to_ofa(space.geometry)})
         return path
+
+    def found_before(self) -> dict[str, dict]:
+        """Paths that were found for ranges of FLOPs, in OFA's notation."""
+        return self.recall("search", {}, lambda content: found_paths(content, self.space.geometry))
 
     def evaluate(self, found: list[tuple[float, Path]]) -> dict:
         """Evaluate the found subnets on the test split, without any fine-tuning of them, and write the summary."""
@@ -265,7 +274,7 @@ class DetOFASearcher(SupernetRunner):
 
         FLOPs are those of `hparams.cost_scope`, parameters the whole detector's.
         """
-        if (known := self.recall(slug(name))) is not None:
+        if (known := self.evaluated_before(name, path)) is not None:
             return known
         statistics = reestimate(self.model, path, self.evaluator.statistics_batches)
         hparams = self.config.hparams
@@ -295,6 +304,10 @@ class DetOFASearcher(SupernetRunner):
         self.show(f"AP50 on the test split/{name}", result["ap50"], result["flops"] // 10**6)
         self.remember(slug(name), result)
         return result
+
+    def evaluated_before(self, name: str, path: Path | None = None) -> dict | None:
+        """What `evaluate_path` kept as `name`; a UserError if it is damaged, or of another than `path`."""
+        return self.recall(slug(name), check=lambda content: detector(content, self.space.geometry, path))
 
     def show_detections(self, name: str, detections: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
         """Some test photographs with what was found in them, for TensorBoard."""

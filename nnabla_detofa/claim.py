@@ -25,6 +25,11 @@ BEFORE = ".before"
 GONE = ".gone"
 """What `BEFORE` is called once it is to be removed."""
 OURS = {LOCK, BEFORE, GONE, f"{CONFIG}.new"}
+MINI_BATCH = "mini_batch.json"
+"""Of a run whose mini-batches, over which batch normalisation takes its statistics, are not those of one process. It is there
+before the run's config is, and so in every folder that goes on as that run's."""
+BEGUN = {MINI_BATCH, f"{MINI_BATCH}.new"}
+"""All that there is of a run that was killed before it had its config."""
 TRIES = 100
 
 
@@ -47,35 +52,55 @@ class Claim:
             shutil.rmtree(self.folder / GONE)
 
     def withdraw(self) -> None:
-        """The new run cannot be done: bring back what was there."""
+        """The new run cannot be done: bring back what was there, or leave the folder as empty as it was."""
         if (self.folder / BEFORE).exists():
             _bring_back(self.folder)
         elif self.fresh:
-            shutil.rmtree(self.folder)
+            _empty(self.folder)
 
 
 @contextmanager
-def claimed(folder: FilePath, config: configs.Config, restart: bool = False) -> Iterator[Claim]:
+def claimed(folder: FilePath, config: configs.Config, restart: bool = False, mini_batch: dict | None = None) -> Iterator[Claim]:
     """Hold `folder` for this config's run while the block lasts; with `restart` the run that is there is set aside.
+
+    Folders that are made for it, and are empty in the end, are removed again.
+
+    Args:
+        mini_batch: content of `MINI_BATCH`, where a new run has one.
 
     Raises:
         UserError: another process runs there, or it holds the run of a config with another result or something that is not
             a run, or it cannot be written; nothing is changed then.
     """
     _check(folder, config, restart)
-    with _locked(folder):
-        try:
-            shutil.rmtree(folder / GONE, ignore_errors=True)
-            if (folder / BEFORE).exists():
-                _bring_back(folder)
-            _check(folder, config, restart)  # again: now nobody else changes it
-            goes_on = (folder / CONFIG).exists() and not restart
-            if (folder / CONFIG).exists() and restart:
-                _set_aside(folder)
-            write_json(folder / CONFIG, config.to_dict())
-        except OSError as error:
-            raise _not_writable(folder, error) from error
-        yield Claim(folder, not goes_on)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        with _locked(folder):
+            try:
+                shutil.rmtree(folder / GONE, ignore_errors=True)
+                if (folder / BEFORE).exists():
+                    _bring_back(folder)
+                _check(folder, config, restart)  # again: now nobody else changes it
+                fresh = restart or not (folder / CONFIG).exists()
+                if fresh:
+                    _begin(folder, mini_batch)
+                write_json(folder / CONFIG, config.to_dict())
+            except OSError as error:
+                raise _not_writable(folder, error) from error
+            yield Claim(folder, fresh)
+    finally:
+        with suppress(OSError):  # one is not empty
+            for place in made:
+                place.rmdir()
+
+
+def _begin(folder: FilePath, mini_batch: dict | None) -> None:
+    """All that a new run has before its config: what a run before it left is set aside, or was never one."""
+    if (folder / CONFIG).exists():
+        _set_aside(folder)
+    (folder / MINI_BATCH).unlink(missing_ok=True)
+    if mini_batch is not None:
+        write_json(folder / MINI_BATCH, mini_batch)
 
 
 def _check(folder: FilePath, config: configs.Config, restart: bool) -> None:
@@ -86,7 +111,7 @@ def _check(folder: FilePath, config: configs.Config, restart: bool) -> None:
         return  # a restart was cut short: judged once it is put in order
     file = folder / CONFIG
     if not file.is_file():
-        if folder.exists() and any(entry.name not in OURS for entry in folder.iterdir()):
+        if folder.exists() and any(entry.name not in {*OURS, *BEGUN} for entry in folder.iterdir()):
             raise UserError(f"args.output_path {folder} holds something that is not a run: take a new or an empty folder")
         return
     try:
@@ -153,12 +178,17 @@ def _bring_back(folder: FilePath) -> None:
     """Undo `_set_aside`, however far it, or this, had come."""
     before = folder / BEFORE
     if (before / CONFIG).exists():  # all had been moved, so what is in its place belongs to the run that was not to be
-        for entry in _entries(folder):
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        _empty(folder)
         os.replace(before / CONFIG, folder / CONFIG)
     for entry in before.iterdir():
         os.replace(entry, folder / entry.name)
     before.rmdir()
+
+
+def _empty(folder: FilePath) -> None:
+    """Remove a run's own files and folders."""
+    for entry in _entries(folder):
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def _entries(folder: FilePath) -> list[FilePath]:

@@ -90,6 +90,9 @@ def run(args: argparse.Namespace) -> int | None:
             print(line, flush=True)
         return None
     if (args.processes or 1) > size:
+        from .runner import mini_batch
+
+        mini_batch(config, args.processes, config.output_path, args.restart)  # can the work be shared so?
         return launch.launch(args.processes, [sys.executable, "-m", "nnabla_detofa", *args.command_line])
 
     from .compat import Device

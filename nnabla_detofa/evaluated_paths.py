@@ -18,7 +18,7 @@ import numpy as np
 from .errors import UserError
 from .files import naming
 from .geometry import Geometry
-from .reading import parse_json, read_text, shown
+from .reading import parse_json, read_bytes, shown, whole_lines
 from .search_space import Path, PathBatch
 
 FORMAT = "evaluated paths, version 2"
@@ -49,7 +49,7 @@ class EvaluatedPaths:
     """The paths of one file; a path stands in it once.
 
     The first line says what the losses belong to: the hash of the supernet's weights and the settings of the evaluation.
-    Every line is on disk before `append` returns. A last line without an end is what a kill leaves behind; it is dropped.
+    Every line is on disk before `append` returns. A torn last line is what a kill leaves behind; it is dropped.
     Any number of processes may read the file, one may append: a second one is refused at its next path.
 
     Attributes:
@@ -73,7 +73,7 @@ class EvaluatedPaths:
             settings: whatever else changes a path's loss or bucket, as plain JSON values.
 
         Raises:
-            UserError: the file belongs to other weights or settings, or is damaged before its last line.
+            UserError: the file belongs to other weights or settings, or is damaged before its last line; it is left as it is.
         """
         file = FilePath(file)
         header = {"format": FORMAT, "weights": weights, "settings": dict(settings), "geometry": asdict(geometry)}
@@ -84,15 +84,19 @@ class EvaluatedPaths:
             content = opened.read()
             if not content.startswith(START[: len(content)]):
                 raise UserError(f"{file} is not a file of evaluated paths: take another name")
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                opened.truncate(whole)
+            whole = whole_lines(content)
             if not whole:
-                _write_line(opened, wanted)
-        found = cls.read(file)
-        if found.header != wanted:
-            name, have, want = _first_difference(found.header, wanted)
-            raise UserError(f"{file} holds paths evaluated with {name} {have!r}, this run has {want!r}: remove or rename it")
+                opened.truncate(0)
+                size = _write_line(opened, wanted)
+                return cls(file, wanted, [], geometry, size)
+            found = cls._parsed(file, whole)
+            if found.header != wanted:
+                name, have, want = _first_difference(found.header, wanted)
+                raise UserError(
+                    f"{file} holds paths evaluated with {name} {have!r}, this run has {want!r}: remove or rename it"
+                )
+            opened.truncate(min(len(whole), len(content)))
+            opened.write(whole[len(content) :])
         return found
 
     @classmethod
@@ -106,13 +110,24 @@ class EvaluatedPaths:
             UserError: the file is missing, is of another format or geometry, or is damaged before its last line.
         """
         file = FilePath(file)
-        text = read_text(file, "the evaluated paths", MOST_BYTES)
-        whole = text[: text.rfind("\n") + 1]  # what follows the last line's end is torn
+        whole = whole_lines(read_bytes(file, "the evaluated paths", MOST_BYTES))
         if not whole:
             raise UserError(f"{file} holds no evaluated paths, not even a first line that says of what")
+        found = cls._parsed(file, whole)
+        if geometry not in (None, found.geometry):
+            raise UserError(f"{file} holds paths of {found.geometry}, not of {geometry}")
+        return found
+
+    @classmethod
+    def _parsed(cls, file: FilePath, whole: bytes) -> EvaluatedPaths:
+        """What the file's whole lines hold; a UserError where they are damaged, or of another format."""
+        try:
+            lines = whole.decode().splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"cannot read the evaluated paths {file}: it is not UTF-8 text") from error
         items: list[EvaluatedPath] = []
         known: set[Path] = set()
-        for number, line in enumerate(whole.splitlines(), 1):
+        for number, line in enumerate(lines, 1):
             try:
                 entry = parse_json(line)
                 if number == 1:
@@ -129,9 +144,7 @@ class EvaluatedPaths:
                     known.add(items[-1].path)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise UserError(f"line {number} of {file} is not an evaluated path ({error})") from error
-        if geometry not in (None, own):
-            raise UserError(f"{file} holds paths of {own}, not of {geometry}")
-        return cls(file, header, items, own, len(whole.encode()))
+        return cls(file, header, items, own, len(whole))
 
     def append(self, item: EvaluatedPath) -> None:
         """Add one path, to the file first.

@@ -27,6 +27,7 @@ from pathlib import Path as FilePath
 from tqdm import tqdm
 
 from . import config as configs
+from . import result_files
 from .claim import differences
 from .errors import UserError
 from .files import write_json
@@ -235,8 +236,8 @@ def profile_folder(profile: Profile) -> FilePath:
 
 def _is_finished(folder: FilePath, config: configs.Config) -> bool:
     """Does a folder hold the whole run of this config, with the mini-batches that it has in one process?"""
-    here = (folder / "summary.json").exists() and kept_mini_batch(folder) is None
-    return here and _hash(folder / "config.json") == config.config_hash
+    here = (folder / "summary.json").exists() and _hash(folder / "config.json") == config.config_hash
+    return here and kept_mini_batch(folder) is None
 
 
 def _hash(file: FilePath) -> str | None:
@@ -278,15 +279,16 @@ def branch(run: Run, trunks: Sequence[Run]) -> SharedPhases | None:
     if run.folder.exists() or not common:
         return None
     shared, trunk = max(common, key=lambda pair: len(pair[0].phases))
+    seconds = read_result(trunk.folder, "seconds", result_files.seconds)
+    ledger = read_result(trunk.folder, "ledger", result_files.ledger)
+    ledger["phases"] = {phase: entry for phase, entry in ledger["phases"].items() if phase in shared.phases}
     fresh = run.folder.with_name(run.folder.name + ".part")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     for name in shared.files:
         source = trunk.folder / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, fresh / name)
-    seconds, ledger = (read_result(trunk.folder, name) for name in records)
-    ledger["phases"] = {phase: ledger["phases"][phase] for phase in shared.phases}
-    write_json(fresh / "seconds.json", {phase: seconds[phase] for phase in shared.phases})
+    write_json(fresh / "seconds.json", {phase: seconds[phase] for phase in shared.phases if phase in seconds})
     write_json(fresh / "ledger.json", ledger)
     write_json(fresh / "shared.json", {"from": str(trunk.folder), "phases": list(shared.phases)})
     write_json(fresh / "config.json", run.config.to_dict())

@@ -12,11 +12,8 @@ from pathlib import Path as FilePath
 import h5py
 
 
-def write_bytes(file: str | os.PathLike, content: bytes, sync: bool = True) -> None:
+def write_bytes(file: str | os.PathLike, content: bytes) -> None:
     """Write a file beside its place, bring it to the disk, and then rename it.
-
-    Args:
-        sync: wait for the disk, so that a machine that stops leaves a whole file too; a process that does, always does.
 
     Raises:
         OSError: it cannot be written, for want of room or otherwise; it names the file, and what was there is still there.
@@ -28,8 +25,7 @@ def write_bytes(file: str | os.PathLike, content: bytes, sync: bool = True) -> N
             with open(fresh, "wb") as opened:
                 opened.write(content)
                 opened.flush()
-                if sync:
-                    os.fsync(opened.fileno())
+                os.fsync(opened.fileno())
             os.replace(fresh, file)
         except OSError:
             with suppress(OSError):
@@ -37,9 +33,9 @@ def write_bytes(file: str | os.PathLike, content: bytes, sync: bool = True) -> N
             raise
 
 
-def write_json(file: str | os.PathLike, content, sync: bool = True) -> None:
+def write_json(file: str | os.PathLike, content) -> None:
     """`write_bytes` of JSON."""
-    write_bytes(file, (json.dumps(content, indent=1) + "\n").encode(), sync)
+    write_bytes(file, (json.dumps(content, indent=1) + "\n").encode())
 
 
 @contextmanager

@@ -16,12 +16,15 @@ import numpy as np
 from .config import Filter
 from .errors import UserError
 from .evaluated_paths import EvaluatedPaths
+from .files import write_bytes
 from .path_filter import PathFilter, Tokenizer
 from .ranking import FitResult, fit
 from .ranking_metrics import baseline_scores
+from .reading import parse_json, whole_lines
 from .validation import map_forked
 
 FORMAT = "scores of the filter study, version 1"
+START = b'{"format": "scores of the filter study'
 RANDOM, FLOPS, RIDGE = "random", "FLOPs", "ridge"
 BASELINES = (RANDOM, FLOPS, RIDGE)
 
@@ -274,29 +277,30 @@ def read_scores(file: FilePath, inputs: StudyInputs) -> dict[tuple[str, int], np
     """(setting or baseline, seed) -> scores, of the settings as they are now; a new file is begun, a torn line dropped.
 
     Raises:
-        UserError: the file holds scores of other paths or options, or is damaged before its last line.
+        UserError: the file holds scores of other paths or options or something else, or is damaged before its last line; it
+            is left as it is.
     """
     wanted = json.loads(json.dumps({"format": FORMAT} | inputs.fingerprint))
     content = file.read_bytes() if file.exists() else b""
-    whole = content.rfind(b"\n") + 1
-    if not whole:
-        file.write_text(json.dumps(wanted) + "\n")
-        return {}
-    if whole < len(content):
-        os.truncate(file, whole)
+    if not content.startswith(START[: len(content)]):
+        raise UserError(f"{file} is not a file of the filter study's scores: remove or rename it")
+    whole = whole_lines(content)
     known = {}
     parts = {name: {} for name in BASELINES} | {setting.name: asdict(setting) for setting in SETTINGS}
-    for number, line in enumerate(content[:whole].splitlines(), 1):
+    for number, line in enumerate(whole.splitlines(), 1):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line.decode())
             if number == 1:
                 changed = [name for name in sorted(wanted | entry) if entry.get(name) != wanted.get(name)]
             elif entry["parts"] == parts.get(entry["name"]):
-                known[entry["name"], entry["seed"]] = np.array(entry["scores"], float)
+                known[entry["name"], entry["seed"]] = np.array(entry["scores"], float).reshape(len(inputs.test))
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"line {number} of {file} is not a result of the filter study ({error})") from error
         if changed:
             raise UserError(f"{file} holds scores of a study with other {' and '.join(changed)}: remove or rename it")
+    whole = whole or (json.dumps(wanted) + "\n").encode()
+    if whole != content:
+        write_bytes(file, whole)
     return known
 
 

@@ -241,12 +241,12 @@ class UniformPaths:
 
     def restore(self, state: dict) -> None:
         """Go on where `state` was taken."""
+        self.draws, self.refused = state["draws"], state["refused"]
         self.rng.bit_generator.state = self._rng_before = state["rng"]
         if state["left"]:
             self._draw_ahead()
             start = DRAWN_AHEAD - state["left"]
             del self._ahead[:start], self._kept[:start]
-        self.draws, self.refused = state["draws"], state["refused"]
 
 
 class KeptPaths(UniformPaths):

@@ -93,6 +93,15 @@ def read_json(file: str | os.PathLike, what: str) -> Any:
         raise UserError(f"{what} {file} is not JSON ({error})") from error
 
 
+def whole_lines(content: bytes) -> bytes:
+    """JSON lines without a torn last one, which is what a kill leaves behind; one that wants only its end gets it."""
+    end = content.rfind(b"\n") + 1
+    try:
+        return content + b"\n" if isinstance(parse_json(content[end:].decode()), dict) else content[:end]
+    except ValueError:
+        return content[:end]
+
+
 def short(text: str, most: int = 120) -> str:
     """A text for an error: the middle of a long one is left out."""
     return text if len(text) <= most else f"{text[: most - 40]}...{text[-37:]}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Literal
@@ -27,6 +27,7 @@ from . import (
     operation_figure,
     pretrain,
     random_paths_figure,
+    result_files,
     space_tables,
 )
 from . import config as configs
@@ -54,6 +55,7 @@ from .filter_study import StudyInputs, StudyResults
 from .kept_paths_figure import FilteredPaths
 from .operation_figure import ScoredOperations
 from .path_filter import PathFilter, PathScorer
+from .phases import phase_names
 from .profiles import DataSet, Profile
 from .pruning import operation_scores
 from .report import revision
@@ -199,9 +201,25 @@ def origin(order: Order, name: str) -> str:
 
 def curve_of(experiment: Experiment, runs: Sequence[Run]) -> Curve:
     """The curve of an experiment among runs of one data set."""
-    return Curve.of(
-        experiment.title, [read_result(run.folder, "summary") for run in runs if run.experiment.name == experiment.name]
-    )
+    return Curve.of(experiment.title, [summary_of(run) for run in runs if run.experiment.name == experiment.name])
+
+
+def summary_of(run: Run) -> dict:
+    """What a finished run found."""
+    hparams, geometry = run.config.hparams, run.config.network.geometry
+    budgets = len(hparams.search.budgets) or hparams.buckets
+    return read_result(run.folder, "summary", lambda content: result_files.summary(content, geometry, budgets))
+
+
+def ledger_of(run: Run) -> dict:
+    """What a run cost."""
+    return read_result(run.folder, "ledger", result_files.ledger)
+
+
+def operations_of(run: Run) -> dict:
+    """What a run of Algorithm 1 pruned."""
+    geometry = run.config.network.geometry
+    return read_result(run.folder, "operations", lambda content: result_files.operations(content, geometry))
 
 
 def write_budget_figure(panels: Sequence[tuple[str, Sequence[Experiment]]]) -> Callable[..., str]:
@@ -215,7 +233,7 @@ def write_budget_figure(panels: Sequence[tuple[str, Sequence[Experiment]]]) -> C
         lines, everything = [f"The paper: {target.paper}", ""], []
         for row, (key, data_set) in zip(axes, data_sets.items()):
             of_data_set = [run for run in runs if run.key == key]
-            measure = budget_figures.metric(read_result(of_data_set[0].folder, "summary"))
+            measure = budget_figures.metric(summary_of(of_data_set[0]))
             for panel, (title, experiments) in zip(row, panels):
                 curves = [curve_of(experiment, of_data_set) for experiment in experiments]
                 heading = ": ".join(part for part in (data_set.title, title) if part)
@@ -238,7 +256,7 @@ def searched_in_a(runs: Sequence[Run]) -> list[str]:
     found = []
     for run in runs:
         space = searched_space(run.folder, run.config)
-        for subnet in read_result(run.folder, "summary")["subnets"]:
+        for subnet in summary_of(run)["subnets"]:
             if Path.from_ofa(subnet["path"], space.geometry) not in space:
                 found.append(f"{run.name} (≤ {subnet['budget'] / 1e9:.3g} G)")
     return [f"Pruning left no path within the budget, so A was searched instead: {', '.join(found)}.", ""] if found else []
@@ -256,13 +274,14 @@ def seeds_and_runs(order: Order, runs: Sequence[Run]) -> str:
 
 def write_table2(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
     """From the ledgers of runs where they have finished, otherwise estimated from a training step on this device."""
-    lines, costs, steps = [f"The paper: {target.paper}", ""], [], {}
+    lines, costs, steps, lost = [f"The paper: {target.paper}", ""], [], {}, []
     for key, data_set in order.profile.chosen(target.keys).items():
         found = []
         for experiment in target.experiments:
             done = [run for run in runs if run.key == key and run.experiment.name == experiment.name and run.finished]
             if done:
-                ledgers = [read_result(run.folder, "ledger") for run in done]
+                ledgers = [ledger_of(run) for run in done]
+                lost += [times_lost(run, ledger) for run, ledger in zip(done, ledgers)]
                 found.append(cost_table.cost_of_runs(experiment.title, experiment.name, key, ledgers))
                 continue
             config = next(run.config for run in runs if run.key == key and run.experiment.name == experiment.name)
@@ -273,6 +292,8 @@ def write_table2(order: Order, target: Target, name: str, runs: Sequence[Run]) -
             found.append(cost_table.estimate(experiment.title, experiment.name, key, config, steps[key], rng))
         lines += [f"## {data_set.title}", "", *cost_table.table(found), ""]
         costs += found
+    if lost := [line for line in lost if line]:
+        lines += [f"Too little is counted where a run's ledger was lost on its way: {'; '.join(lost)}.", ""]
     if steps:
         lines += [
             "An ESTIMATE is not a run: it is the time of a training step of the largest path on this machine, "
@@ -294,6 +315,12 @@ def write_table2(order: Order, target: Target, name: str, runs: Sequence[Run]) -
     ]
     cost_table.write_csv(order.output / f"{name}.csv", costs)
     return write_text(order, target, name, lines)
+
+
+def times_lost(run: Run, ledger: Mapping) -> str:
+    """The phases of a finished run whose time its ledger does not know, in words; empty where it knows all."""
+    phases = [name for name in phase_names(run.config) if name not in ledger["phases"]]
+    return f"{run.name} has no time of {', '.join(phases)}" if phases else ""
 
 
 def write_space_table(make: Callable[..., tuple[list[str], list]]) -> Callable[..., list[FilePath]]:
@@ -319,12 +346,12 @@ def write_figure3(order: Order, target: Target, name: str, runs: Sequence[Run]) 
     """Operations that the run of seed 0 kept and pruned (Alg. 1 line 6)."""
     run = runs[0]
     title = f"{run.data_set.title}, after warm-up"
-    scored = ScoredOperations.from_json(title, run.config.network.geometry, read_result(run.folder, "operations"))
+    scored = ScoredOperations.from_json(title, run.config.network.geometry, operations_of(run))
     figure = operation_figure.draw_pruned(scored)
     save_picture(order, name, figure)
     operation_figure.write_csv(order.output / f"{name}.csv", [scored])
     lines = [f"The paper: {target.paper}", "", *operation_figure.pruned_table(scored), ""]
-    if spared := read_result(run.folder, "operations")["spared"]:
+    if spared := operations_of(run)["spared"]:
         lines += [f"Kept against the strategy: {'; '.join(spared)}.", ""]
     lines += ["What is left, in the paper's notation:", "", "```", str(searched_space(run.folder, run.config)), "```", ""]
     lines += [f"![{target.title}]({name}.png)", "", f"Run: `{run.folder}`."]
@@ -334,7 +361,9 @@ def write_figure3(order: Order, target: Target, name: str, runs: Sequence[Run]) 
 def write_figure4(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
     """Random paths of the fine-tuned supernet's pruned space, kept or not by the filter that pruned (Alg. 1 line 12)."""
     run = runs[0]
-    paths, thresholds = random_paths(run), read_result(run.folder, "summary")["thresholds"]
+    buckets = run.config.hparams.buckets
+    thresholds = read_result(run.folder, "summary", lambda content: result_files.thresholds(content, buckets))
+    paths = random_paths(run)
     searched = load_run(run.folder)
     scorer = PathScorer(PathFilter.load(run.folder / "path_filter.h5"), searched.costs["flops"], searched.buckets.index)
     found = FilteredPaths(paths, scorer(paths.batch), np.array(thresholds, float), searched.buckets.edges)
@@ -381,11 +410,12 @@ def random_paths(run: Run) -> EvaluatedPaths:
     weights, space = final_weights(run.folder, run.config), searched_space(run.folder, run.config)
     name = f"random_{run.experiment.name}"
     if not (study_folder(run) / f"{name}.jsonl").exists():
-        ledger, evaluated_before = read_result(run.folder, "ledger"), EvaluatedPaths.read(run.folder / "paths_again.jsonl")
-        count = RANDOM_PATHS * run.config.hparams.buckets
-        each = ledger["phases"]["paths again"]["seconds"] / len(evaluated_before)
-        unit = ledger["unit"].replace("seconds", "minutes")
-        tqdm.write(f"{run.name}: up to {count} random paths are to be evaluated, about {count * each / 60:.1f} {unit}")
+        ledger, evaluated_before = ledger_of(run), EvaluatedPaths.read(run.folder / "paths_again.jsonl")
+        count, long = RANDOM_PATHS * run.config.hparams.buckets, "its ledger does not say how long"
+        if len(evaluated_before) and "paths again" in ledger["phases"]:
+            each = ledger["phases"]["paths again"]["seconds"] / len(evaluated_before)
+            long = f"about {count * each / 60:.1f} {ledger['unit'].replace('seconds', 'minutes')}"
+        tqdm.write(f"{run.name}: up to {count} random paths are to be evaluated, {long}")
     return evaluated(run, run.config, weights, name, RANDOM_PATHS, [], space, ap=True)
 
 
@@ -400,7 +430,7 @@ def write_figure8(order: Order, target: Target, name: str, runs: Sequence[Run]) 
     geometry, count = run.config.network.geometry, run.config.hparams.paths_per_operation
     supernets = [
         pretrained_operations(data_set, count),
-        ScoredOperations.from_json(after, geometry, read_result(run.folder, "operations")),
+        ScoredOperations.from_json(after, geometry, operations_of(run)),
     ]
     figure = operation_figure.draw(supernets)
     save_picture(order, name, figure)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any
 
 from . import config as configs
+from . import result_files
 from .checked import kind_of
 from .errors import UserError
 from .phases import training_phases
@@ -16,16 +17,23 @@ from .runner import slug
 from .search_space import SearchSpace
 
 
-def read_result(run: FilePath, name: str) -> Any:
+def read_result(run: FilePath, name: str, check: Callable[[Any], Any] = lambda content: content) -> Any:
     """One of the JSON files of a run's folder.
 
+    Args:
+        check: one of `result_files`, of the content.
+
     Raises:
-        UserError: the folder is not that of a finished run.
+        UserError: the folder is not that of a finished run, or the file is damaged.
     """
     file = run / f"{name}.json"
     if not file.exists():
         raise UserError(f"{run} is not the folder of a finished run: {file.name} is missing")
-    return read_json(file, "the result")
+    content = read_json(file, "the result")
+    try:
+        return check(content)
+    except UserError as error:
+        raise UserError(f"{file} is damaged: it does not hold what a finished run leaves ({error})") from error
 
 
 @contextmanager
@@ -122,7 +130,7 @@ FINE_TUNED = "finetuned"
 
 def fine_tuned(run: FilePath) -> dict:
     """What a fine-tuning's folder says of where it began (`finetune.Origin`); empty for any other run's."""
-    return read_result(run, "origin") if (run / "origin.json").exists() else {}
+    return read_result(run, "origin", result_files.origin) if (run / "origin.json").exists() else {}
 
 
 def final_weights(run: FilePath, config: configs.Config) -> FilePath:

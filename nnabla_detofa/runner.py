@@ -5,11 +5,10 @@ A phase leaves its result in the run's folder and is not done again: the same co
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from io import BytesIO
@@ -21,7 +20,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from . import config as configs
-from .claim import Claim, claimed
+from . import result_files
+from .claim import MINI_BATCH, Claim, claimed
 from .compat import Device, Optimizer, Runner, hydra_state
 from .costs import Buckets, CostModel
 from .data.loader import Loader
@@ -36,7 +36,7 @@ from .path_filter import PathFilter, PathScorer, Tokenizer
 from .phases import TrainingPhase, phase_names, training_phases
 from .ranking import fit
 from .ranks import Communicator
-from .reading import parse_json
+from .reading import parse_json, read_json, shown
 from .search_space import PathBatch, SearchSpace
 from .training import Checkpoint, NotFinite, Objective, PathSampler, Progress, new_optimizer, train
 from .validation import PathEvaluator, timing, validation_loss
@@ -132,9 +132,10 @@ class SupernetRunner(Runner):
         self.phases = self.phases or phase_names(self.config)
         self.stop = StopRequest(self.comm)
         self.results: dict = {}
-        self.seconds: dict[str, float] = self.recall("seconds", {})
+        anew = "count the time anew"
+        self.seconds: dict[str, float] = self.recall("seconds", {}, result_files.seconds, anew)
         self.clock = DeviceClock(self.comm.ctx.backend != ["cpu:float"], self.comm.n_procs)
-        self.ledger: dict = {"unit": self.clock.unit, "phases": {}} | self.recall("ledger", {})
+        self.ledger: dict = self.recall("ledger", {"unit": self.clock.unit, "phases": {}}, result_files.ledger, anew)
 
     # NNablaNAS' names for what happens on a batch; the phases call both by their own.
     train_on_batch = staticmethod(train)
@@ -158,13 +159,16 @@ class SupernetRunner(Runner):
 
     # --- Phases and their results -----------------------------------------------------------------------------------
 
-    def remember(self, name: str, content, sync: bool = True) -> None:
-        """Keep something as <name>.json in the run's folder; `sync` as `files.write_bytes` has it."""
+    def remember(self, name: str, content) -> None:
+        """Keep something as <name>.json in the run's folder."""
         if self.comm.rank == 0:
-            write_json(self.folder / f"{name}.json", content, sync)
+            write_json(self.folder / f"{name}.json", content)
 
-    def recall(self, name: str, default=None):
+    def recall(self, name: str, default=None, check: Callable = lambda content: content, remedy: str = "have it made again"):
         """What was remembered as `name`, or `default`; all ranks must ask.
+
+        Args:
+            check: one of `result_files`, of the content. remedy: what it helps to remove a damaged file for.
 
         Raises:
             UserError: its file is damaged.
@@ -173,9 +177,9 @@ class SupernetRunner(Runner):
 
         def read():
             try:
-                return parse_json(file.read_text()) if file.exists() else default
+                return check(parse_json(file.read_text())) if file.exists() else default
             except ValueError as error:
-                raise UserError(f"{file} is damaged ({error}): remove it to have it made again") from error
+                raise UserError(f"{file} is damaged ({error}): remove it to {remedy}") from error
 
         return self.comm.once(read)
 
@@ -198,10 +202,10 @@ class SupernetRunner(Runner):
         name, start, device_start = self._accounted
         self._accounted = name, time.perf_counter(), self.clock()
         self.seconds[name] = self.seconds.get(name, 0.0) + self._accounted[1] - start
-        self.remember("seconds", self.seconds, sync=False)
+        self.remember("seconds", self.seconds)
         spent = self.ledger["phases"].get(name, {"seconds": 0.0})["seconds"]
         self.ledger["phases"][name] = entry(name, spent + self._accounted[2] - device_start)
-        self.remember("ledger", self.ledger, sync=False)
+        self.remember("ledger", self.ledger)
 
     def pause(self, alone: bool = False) -> None:
         """Between two pieces of a phase's work: honour a stop, and account every `ACCOUNT_EVERY` seconds.
@@ -258,18 +262,22 @@ class SupernetRunner(Runner):
         tags = objective.names if objective else self.loss_names
         done = Checkpoint(self.folder / slug(name), self.log)
         checkpoint = Checkpoint(self.folder / "checkpoint" / slug(name), self.log)
-        if (state := self._loaded(done, optimizer)) is not None:
+        per_epoch = phase.steps_per_epoch(len(self.dataloader["train"]))
+        first, last = epochs.start * per_epoch, epochs.stop * per_epoch
+
+        def restore(state: dict) -> None:
+            if not isinstance(state["step"], int) or not first <= state["step"] <= last:
+                raise ValueError(f"its step must be in [{first}, {last}], got {shown(state['step'])}")
             paths.restore(state["paths"])
+
+        if self._loaded(done, optimizer, restore) is not None:
             if self.comm.rank == 0:
                 checkpoint.remove()
             return
-        per_epoch = phase.steps_per_epoch(len(self.dataloader["train"]))
-        first, last = epochs.start * per_epoch, epochs.stop * per_epoch
-        if (state := self._loaded(checkpoint, optimizer)) is not None:
+        if (state := self._loaded(checkpoint, optimizer, restore)) is not None:
             if state.get("config", self.config.config_hash) != self.config.config_hash:
                 raise UserError(f"the checkpoint {checkpoint.folder} is another config's: remove it to start this phase over")
             first = state["step"]
-            paths.restore(state["paths"])
             self.log(f"{name} goes on at step {first} of {last}")
         every = self.config.hparams.checkpoint_every_epochs * per_epoch
         bar = self.progress(name, last - epochs.start * per_epoch, first - epochs.start * per_epoch)
@@ -336,13 +344,13 @@ class SupernetRunner(Runner):
             checkpoint.remove()
         self.comm.barrier()
 
-    def _loaded(self, checkpoint: Checkpoint, optimizer: Optimizer) -> dict | None:
+    def _loaded(self, checkpoint: Checkpoint, optimizer: Optimizer, restore: Callable[[dict], None]) -> dict | None:
         """What `checkpoint.load` gives, on all ranks; their weights are then the same.
 
         Raises:
             UserError: they are not: ranks read other files.
         """
-        state = checkpoint.load(self.model, optimizer)
+        state = checkpoint.load(self.model, optimizer, restore)
         weights = digest(self.model.get_parameters()) if self.comm.n_procs > 1 else ""
         if len(set(self.comm.gather((state is None, weights)))) > 1:
             raise UserError(
@@ -488,14 +496,22 @@ class SupernetRunner(Runner):
         return self.scorer(trained)
 
 
-MINI_BATCH = "mini_batch.json"
-"""Of a run whose mini-batches, over which batch normalisation takes its statistics, are not those of one process."""
-
-
 def kept_mini_batch(output: FilePath) -> int | None:
-    """The mini-batch of the run in `output`; None where it is that of one process, or there is no run."""
+    """The mini-batch of the run in `output`; None where it is that of one process, or there is no run.
+
+    Raises:
+        UserError: its file is damaged.
+    """
     file = output / MINI_BATCH
-    return json.loads(file.read_text())["mini_batch"] if file.exists() else None
+    if not file.exists():
+        return None
+    content = read_json(file, "the mini-batch")
+    try:
+        return result_files.mini_batch(content)["mini_batch"]
+    except UserError as error:
+        raise UserError(
+            f"{file} is damaged ({error}): write the mini-batch there that the run began with, or --restart to lose that run"
+        ) from error
 
 
 def mini_batch(config: configs.Config, processes: int, output: FilePath, restart: bool = False) -> int:
@@ -588,10 +604,9 @@ def start(
     with ExitStack() as held:
 
         def hold() -> Claim:
-            claim = held.enter_context(claimed(output, config, restart))
-            if claim.fresh and mini != (config.hparams.mini_batch or batch):
-                write_json(output / MINI_BATCH, {"mini_batch": mini, "processes": comm.n_procs})
-            return claim
+            other = mini != (config.hparams.mini_batch or batch)
+            kept = {"mini_batch": mini, "processes": comm.n_procs} if other else None
+            return held.enter_context(claimed(output, config, restart, kept))
 
         claim = comm.once(hold)
         held.enter_context(_writing(output))
@@ -608,7 +623,8 @@ def start(
                 with suppress(OSError):
                     runner.callback_on_finish()
             if first:
-                claim.withdraw()
+                with suppress(OSError):  # the first error says what is wrong
+                    claim.withdraw()
             raise
         if first:
             claim.confirm()

@@ -20,11 +20,13 @@ import nnabla as nn
 import numpy as np
 
 from . import search_space, weights
+from .checked import kind_of
 from .compat import Mo, Optimizer
 from .config import Solver
 from .errors import UserError
 from .files import digest, new_hdf5, sync_folder, write_json
 from .ranks import Communicator
+from .reading import parse_json
 from .supernet import BATCH
 
 
@@ -318,8 +320,11 @@ class Checkpoint:
         sync_folder(self.folder.parent)
         self.damaged = False
 
-    def load(self, net: Mo.Module, optimizer: Optimizer) -> dict | None:
+    def load(self, net: Mo.Module, optimizer: Optimizer, restore: Callable[[dict], None] = lambda state: None) -> dict | None:
         """Bring weights and optimiser back and return the state; None where there is no checkpoint.
+
+        Args:
+            restore: brings back what else the state holds; where it raises, the state is damaged too.
 
         Raises:
             UserError: there is one and none is whole.
@@ -331,8 +336,9 @@ class Checkpoint:
                 state = _checked_state(place)
                 weights.load(net, place / "weights.h5")
                 optimizer.load_checkpoint({**state.pop("optimizer"), "states_path": str(place / "optim_train.h5")})
-            except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-                problems.append(f"the checkpoint {place} cannot be read ({error})")
+                restore(state)
+            except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+                problems.append(f"the checkpoint {place} cannot be read ({_said(error)})")
                 continue
             if problems:
                 self.damaged = True
@@ -369,13 +375,20 @@ def _checked_state(place: FilePath) -> dict:
     Raises:
         UserError: a file is another.
     """
-    state = json.loads((place / STATE).read_text())
+    state = parse_json((place / STATE).read_text())
+    if not isinstance(state, dict):
+        raise UserError(f"{STATE} must hold a mapping, got {kind_of(state)}")
     if state.pop("digest", None) != (_digest(state) if "digests" in state else None):
         raise UserError(f"{STATE} is damaged")
     for name, written in state.pop("digests", {}).items():
         if digest((place / name).read_bytes()) != written:
             raise UserError(f"{name} is damaged")
     return state
+
+
+def _said(error: Exception) -> str:
+    """An error's text; that of a missing key is the key alone."""
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
 def _digest(state: dict) -> str:

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from corpus import CASES
 from corpus.case import answer, fault, inside
+from corpus.results import finished
 from corpus.template import make
 
 HERE = Path(__file__).parent
@@ -58,3 +60,9 @@ def test_a_good_input_is_not_refused(template, tmp_path):
         command = ("run", "--dry-run", "-f", f"{case}.json")
         whole = type(good)("good input", case, command, (), parts=good.parts)
         assert "status 0" in fault(whole, template, scratch)
+    (tmp_path / "run").mkdir()
+    made = next(
+        found for found in CASES if "reproduce" in found.command and "figure3" in found.command and "run" in found.parts
+    )
+    whole = replace(made, make=finished)
+    assert "status 0" in fault(whole, template, tmp_path / "run")

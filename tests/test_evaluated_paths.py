@@ -51,6 +51,30 @@ def test_a_torn_last_line_is_dropped_and_the_file_goes_on(tmp_path):
     assert all(json.loads(line) for line in file.read_text().splitlines())
 
 
+def test_a_last_line_that_wants_only_its_end_is_not_torn(tmp_path):
+    file = tmp_path / "paths.jsonl"
+    for number in (0, 1):
+        opened(file).append(evaluated(number))
+        file.write_bytes(file.read_bytes()[:-1])
+    assert len(EvaluatedPaths.read(file)) == 2
+    opened(file).append(evaluated(2))
+    assert opened(file).items == [evaluated(0), evaluated(1), evaluated(2)]
+    file.write_bytes(file.read_bytes().splitlines()[0])
+    opened(file).append(evaluated(0))
+    assert opened(file).items == [evaluated(0)]
+
+
+@pytest.mark.parametrize("end", ["", '\n{"path": {"d"', "\n{}\n"])
+def test_a_file_that_is_refused_is_left_as_it_was(end, tmp_path):
+    file = tmp_path / "paths.jsonl"
+    opened(file).append(evaluated(0))
+    before = file.read_text().rstrip() + end
+    file.write_text(before)
+    with pytest.raises(UserError):
+        opened(file, "other")
+    assert file.read_text() == before
+
+
 def test_a_torn_first_line_begins_the_file_anew(tmp_path):
     file = tmp_path / "paths.jsonl"
     file.write_text('{"format": "eval')

@@ -20,6 +20,7 @@ from nnabla_detofa.cli import main
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.errors import UserError
 from nnabla_detofa.experiments import OFA, OURS, PATH_PRUNINGS, PATH_RATIOS, STRATEGIES, plan, shared_phases
+from nnabla_detofa.phases import phase_names
 from nnabla_detofa.reproduce import TARGETS, Order
 from nnabla_detofa.run_folder import run_config, searched_space
 from nnabla_detofa.search_space import ofa_resnet50
@@ -333,6 +334,29 @@ def test_a_damaged_file_of_a_run_is_named(done, tmp_path, capsys):
     (damaged / "seconds.json").write_text("")
     assert main(["-f", "tiny.json", "-o", str(damaged)]) == 2
     assert f"{damaged / 'seconds.json'} is damaged (" in capsys.readouterr().err
+
+
+def test_times_that_a_ledger_lost_are_said_and_nothing_fails_for_them(profile, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "RUNS", tmp_path)
+    trunk, run = plan(profile, ("voc",), [OFA], 1, [])
+    trunk.folder.mkdir(parents=True)
+    for name in (*experiments.FULLNET_FILES, "warm_up"):
+        (trunk.folder / name).touch()
+    ledger = {"unit": "core seconds", "phases": {"warm-up": {"kind": "training", "seconds": 3.0}, "search": {"seconds": 1.0}}}
+    (trunk.folder / "seconds.json").write_text('{"fullnet": 1}')
+    (trunk.folder / "ledger.json").write_text("[]")
+    with pytest.raises(UserError, match="ledger.json is damaged"):
+        experiments.branch(run, [trunk])
+    assert [folder.name for folder in trunk.folder.parent.iterdir()] == [trunk.folder.name]
+    (trunk.folder / "ledger.json").write_text(json.dumps(ledger))
+    assert experiments.branch(run, [trunk]).phases == ("fullnet", "warm-up")
+    kept = json.loads((run.folder / "ledger.json").read_text())
+    assert kept["phases"] == {"warm-up": ledger["phases"]["warm-up"]}
+    assert json.loads((run.folder / "seconds.json").read_text()) == {"fullnet": 1}
+    said = reproduce.times_lost(run, kept)
+    assert said.startswith(f"{run.name} has no time of fullnet, fine-tuning, paths again, ") and "warm-up" not in said
+    whole = {"phases": dict.fromkeys(phase_names(run.config), {"seconds": 1.0})}
+    assert reproduce.times_lost(run, whole) == ""
 
 
 def test_a_run_that_fails_is_named_with_its_last_words(profile):

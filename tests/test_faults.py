@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -279,6 +280,64 @@ def test_a_restart_that_is_cut_short_anywhere_loses_nothing(config, tmp_path, mo
     assert [file.name for file in folder.iterdir()] == ["config.json"]
 
 
+def test_a_run_that_cannot_be_done_leaves_its_folder_as_it_was(config, tmp_path):
+    settings = configs.load(config)
+    for name in ("empty", "target"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("target")
+    (tmp_path / "nowhere").symlink_to("missing")
+    before = {path: path.lstat().st_ino for path in tmp_path.rglob("*")}
+    for name in ("empty", "link", "deep/a/b"):
+        with claim.claimed(tmp_path / name, settings, mini_batch={"mini_batch": 2}) as held:
+            (tmp_path / name / "tensorboard").mkdir()
+            (tmp_path / name / "log.txt").write_text("log")
+            held.withdraw()
+        assert {path: path.lstat().st_ino for path in tmp_path.rglob("*")} == before, name
+    with pytest.raises(UserError, match="must be a folder that can be written"), claim.claimed(tmp_path / "nowhere", settings):
+        pass
+    with pytest.raises(ZeroDivisionError), claim.claimed(tmp_path / "deep/a/b", settings):
+        raise ZeroDivisionError
+    assert (tmp_path / "deep/a/b/config.json").exists(), "what is not withdrawn stays"
+
+
+def test_what_cannot_be_withdrawn_does_not_hide_why(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(claim, "_empty", no_room)
+    assert main(["-f", str(config), "-o", str(tmp_path / "run"), "hparams.search.budgets=[1.0]"]) == 2
+    assert "which is below the smallest path" in the_error(capsys.readouterr().err)
+
+
+def test_a_run_killed_anywhere_at_its_start_has_its_mini_batch_if_it_has_its_config(config, tmp_path, monkeypatch):
+    settings, replace, seen = configs.load(config), os.replace, set()
+    for restart in (False, True):
+        for moment in range(20):
+            folder = tmp_path / f"run{restart}{moment}"
+            if restart:
+                with claim.claimed(folder, settings):
+                    pass
+            left = [moment]
+
+            def replace_or_die(source, target, left=left):
+                if left[0] == 0:
+                    raise Killed
+                left[0] -= 1
+                replace(source, target)
+
+            monkeypatch.setattr(os, "replace", replace_or_die)
+            with suppress(Killed), claim.claimed(folder, settings, restart, {"mini_batch": 2, "processes": 2}) as held:
+                held.confirm()
+                break
+            monkeypatch.setattr(os, "replace", replace)
+            begun = folder / ".before" / "config.json" if restart else folder / "config.json"
+            kept = runner.mini_batch(settings, 1, folder)
+            seen.add((restart, (folder / "mini_batch.json").exists(), (folder / "config.json").exists(), begun.exists()))
+            assert kept == settings.hparams.batch_size or (folder / "config.json").exists()
+            with claim.claimed(folder, settings) as held:
+                assert held.fresh != restart and not (folder / "mini_batch.json").exists()
+        monkeypatch.setattr(os, "replace", replace)
+        assert runner.mini_batch(settings, 1, folder) == 2
+    assert (False, True, False, False) in seen, "a kill between the two"
+
+
 # --- Damaged files ----------------------------------------------------------------------------------------------------
 
 
@@ -305,6 +364,18 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken(tmp_path):
             for key, value in values(other).items():
                 np.testing.assert_array_equal(value, kept[2][key])
         file.write_bytes(content)
+    for damage in (
+        "null",
+        "3",
+        '"x"',
+        "[]",
+        "[" * 50_000,
+        '{"optimizer": {"current_iter": 1}}',
+        '{"optimizer": [], "step": 3}',
+    ):
+        (tmp_path / "c" / "state.json").write_text(damage)
+        assert checkpoint.load(other, fresh, lambda state: state["step"] + 1) == {"step": 2}
+        assert re.search("the checkpoint .*c cannot be read .*: going on from the one before it", said.pop())
     (tmp_path / "c" / "state.json").unlink()
     assert checkpoint.load(other, fresh) == {"step": 2}
     checkpoint.save(net, optimizer, {"step": 3})  # the whole one before it stays
@@ -313,6 +384,52 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken(tmp_path):
     (tmp_path / "c.old" / "optim_train.h5").write_bytes(b"")
     with pytest.raises(UserError, match="c cannot be read .*c.old cannot be read .*; remove .*c and .*c.old to start this"):
         checkpoint.load(other, fresh)
+
+
+def test_results_that_a_run_goes_on_with_are_checked_at_its_start(config, unbroken, tmp_path, capsys):
+    folder = shutil.copytree(unbroken, tmp_path / "run")
+    (folder / "summary.json").unlink()
+    results = {name: json.loads((folder / name).read_text()) for name in ("search.json", "subnet_1.json")}
+    key = next(iter(results["search.json"]))
+    for name, content, message in (
+        ("seconds.json", "", "Expecting value"),
+        ("ledger.json", "[]", "it must be a mapping, got a list"),
+        ("search.json", json.dumps({key: {"d": [0]}}), r"is not a path \(d of a path"),
+        ("subnet_1.json", "[]", "it must be a mapping, got a list"),
+        ("fullnet.json", json.dumps(results["subnet_1.json"]), "path is another than this run's"),
+    ):
+        before = (folder / name).read_text()
+        (folder / name).write_text(content)
+        assert main(["-f", str(config), "-o", str(folder)]) == 2
+        error = the_error(capsys.readouterr().err)
+        assert re.search(
+            rf"run/{name} is damaged \(.*{message}.*\): remove it to (have it made again|count the time anew)", error
+        ), error
+        assert (folder / name).read_text() == content
+        (folder / name).write_text(before)
+    for name in ("seconds.json", "ledger.json", "search.json", "subnet_1.json"):
+        (folder / name).unlink()
+    assert main(["-f", str(config), "-o", str(folder)]) == 0
+    assert differing(unbroken, folder) == []
+
+
+def test_a_damaged_checkpoint_of_a_phase_without_hashes_falls_back(config, unbroken_short, tmp_path, capsys):
+    """As those of older runs are: nothing but what is read tells of the damage."""
+    folder = shutil.copytree(unbroken_short, tmp_path / "run")
+    for name in ("summary.json", "fullnet.json"):
+        (folder / name).unlink()
+    shutil.copytree(folder / "fullnet", folder / "fullnet.old")
+    state = json.loads((folder / "fullnet" / "state.json").read_text())
+    old = {name: value for name, value in state.items() if name not in ("digest", "digests")}
+    for change in ({"step": ...}, {"step": "x"}, {"step": 10**6}, {"paths": ...}):
+        damaged = {name: value for name, value in (old | change).items() if value is not ...}
+        (folder / "fullnet" / "state.json").write_text(json.dumps(damaged))
+        assert main(["-f", str(config), "-o", str(folder), *SHORT]) == 0
+        assert re.search("the checkpoint .*fullnet cannot be read .*: going on from the one before it", capsys.readouterr().out)
+        assert [file for file in differing(unbroken_short, folder) if "fullnet.old" not in file] == ["fullnet/state.json"]
+        (folder / "summary.json").unlink()
+    (folder / "fullnet" / "state.json").write_text(json.dumps(old))
+    assert main(["-f", str(config), "-o", str(folder), *SHORT]) == 0 and "going on from" not in capsys.readouterr().out
 
 
 def test_the_moments_are_written_as_nnabla_does(tmp_path):

@@ -100,6 +100,30 @@ def test_scores_of_other_paths_or_options_are_refused(inputs, tmp_path):
         run(inputs, (0,), tmp_path / "study")
 
 
+def test_scores_that_are_refused_are_left_as_they_were(inputs, tmp_path):
+    file = tmp_path / "study" / "scores.jsonl"
+    run(inputs, (0,), file.parent)
+    whole, other = file.read_text(), StudyInputs("made up", inputs.train, inputs.test, Filter(dim=16), buckets=2)
+    first, *lines = whole.splitlines()
+    few = json.dumps(json.loads(lines[0]) | {"scores": [1.0]})
+    for content, asked, message in (
+        ("my notes", inputs, "is not a file of the filter study's scores"),
+        (whole[:-1], other, "scores of a study with other options"),
+        (whole + '{"name": "all thr', other, "scores of a study with other options"),
+        (f"{first}\n{few}\n{lines[1]}", inputs, "line 2 of .* is not a result"),
+        (f"{first}\n[]\n", inputs, "line 2 of .* is not a result"),
+        ("{}\n".join(["", ""]), inputs, "is not a file of the filter study's scores"),
+    ):
+        file.write_text(content)
+        with pytest.raises(UserError, match=message):
+            filter_study.read_scores(file, asked)
+        assert file.read_text() == content
+    file.write_text(whole[:-1])
+    assert len(filter_study.read_scores(file, inputs)) == len(lines) and file.read_text() == whole
+    file.write_text(first[:60])
+    assert not filter_study.read_scores(file, inputs) and file.read_text() == first + "\n"
+
+
 def test_a_filter_pre_trained_on_other_paths_is_not_used(inputs, tmp_path):
     """Also where the scores are removed, as the refusal says, and the filters are left."""
     run(inputs, (0,), tmp_path / "study")

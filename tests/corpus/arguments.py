@@ -31,6 +31,8 @@ LINES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ((*RUN, "-d", "first", "-c", "auto"), ("device_id", "'first'")),
     ((*RUN, "-d", "-2", "-c", "auto"), ("device_id", "'-2'")),
     ((*RUN, "-d", "", "-c", "auto"), ("device_id", "''")),
+    ((*RUN, "--processes", "0"), ("--processes", "0")),
+    ((*RUN, "--processes", "100000"), ("hparams.batch_size", "multiple", "1 x 100000", "4")),
     ((*RUN, "-c", "cudnn"), ("cudnn", "no usable GPU")),
     ((*SEARCH, "--flops", "3Q"), ("--flops", "3Q", "3G")),
     ((*SEARCH, "--flops", ""), ("--flops", "positive", "3G")),

@@ -53,6 +53,11 @@ def repeated(folder: Path) -> None:
     file.write_text(file.read_text() + file.read_text().splitlines()[1] + "\n")
 
 
+def endless(folder: Path) -> None:
+    file = folder / "run/paths.jsonl"
+    file.write_bytes(file.read_bytes().rstrip())
+
+
 PATHS: dict[str, tuple] = {
     "empty": (put("run/paths.jsonl", ""), "no evaluated paths"),
     "text": (put("run/paths.jsonl", "paths\n"), "line 1"),
@@ -144,6 +149,7 @@ def cases() -> Iterator[Case]:
         yield Case("evaluated paths", name, EXCLUDE, ("paths.jsonl", *words), make, WITH_DATA)
     kind = "evaluated paths"
     yield Case(kind, "of other weights, to extend", EXTEND, ("paths.jsonl", "evaluated with"), parts=WITH_DATA)
+    yield Case(kind, "without its last end, to extend", EXTEND, ("paths.jsonl", "evaluated with"), endless, WITH_DATA)
     other = put("run/paths.jsonl", "my notes\n")
     yield Case(kind, "a file of something else, to extend", EXTEND, ("paths.jsonl", "evaluated paths"), other, WITH_DATA)
     yield Case(kind, "missing", EXCLUDE, ("paths.jsonl", "No such file"), without("paths.jsonl"), WITH_DATA)
@@ -214,6 +220,9 @@ def cases() -> Iterator[Case]:
     for how, content in BROKEN_JSON.items():
         yield Case(kind, f"to write into: {how}", claimed, ("taken", "config.json"), put("taken/config.json", content), parts)
     yield Case(kind, "of another config", (*claimed[:-1], "run", "args.seed=3"), ("run", "args.seed"), parts=(*parts, "run"))
+    yield from withdrawn()
+    yield from gone_on_with()
+    yield from reproduced()
     yield Case("shipped run", "missing", ("ship", "nothing", "out"), ("nothing", "not the folder"))
     yield Case("shipped run", "a file", ("ship", "voc.json", "out"), ("voc.json", "not the folder"), parts=("voc.json",))
     out = ("ship", "run", "out", "--name", "../a")
@@ -255,6 +264,87 @@ def cases() -> Iterator[Case]:
     yield Case(kind, "missing", (*SEARCH, "--latency-table", "x.json"), ("x.json",), parts=("run",))
 
     yield from profiles()
+
+
+def withdrawn() -> Iterator[Case]:
+    """Runs that are refused when their folder is theirs already: it is left as it was."""
+    command = ("run", "-c", "cpu", "-f", "voc.json", "hparams.search.budgets=[1.0]", "-o")
+    words, parts = ("hparams.search.budgets", "below the smallest path"), ("voc", "voc.json")
+
+    def linked(folder: Path) -> None:
+        (folder / "target").mkdir()
+        (folder / "link").symlink_to("target")
+
+    kind = "refused run"
+    yield Case(kind, "its folder is new", (*command, "deep/a/b"), words, parts=parts)
+    yield Case(kind, "its folder is empty", (*command, "out"), words, lambda f: (f / "out").mkdir(), parts)
+    yield Case(kind, "its folder is linked", (*command, "link"), words, linked, parts)
+
+
+def gone_on_with() -> Iterator[Case]:
+    """The mini-batch of a run that has not finished, or of one that a table would take."""
+    words, wrong = (
+        ("mini_batch.json",),
+        {"a word": {"mini_batch": "x"}, "zero": {"mini_batch": 0}, "true": {"mini_batch": True}},
+    )
+    goes_on = ("run", "-c", "cpu", "-f", "voc.json", "-o", "run")
+    for how, content in (BROKEN_JSON | WRONG_JSON | wrong).items():
+
+        def unfinished(folder: Path, content=content) -> None:
+            (folder / "run/summary.json").unlink()
+            put("run/mini_batch.json", content)(folder)
+
+        name = f"mini_batch.json to go on with: {how}"
+        yield Case("run folder", name, goes_on, words, unfinished, ("voc", "voc.json", "run"))
+
+
+def finished(folder: Path) -> None:
+    """The run where tables and figures find it, with what those need."""
+    changed("run/summary.json", values(thresholds=[None] * 5))(folder)
+    for name in ("out", "runs"):
+        (folder / name).mkdir()
+    os.replace(folder / "run", folder / "runs/cats")
+
+
+def reproduced() -> Iterator[Case]:
+    """Results of finished runs that tables and figures are made of."""
+    parts = ("voc", "voc.json", "run", "profile.json")
+    thresholds = {
+        "thresholds that are a number": {"thresholds": 3},
+        "a threshold too few": {"thresholds": [None] * 4},
+        "a threshold that is a word": {"thresholds": [None] * 4 + ["x"]},
+    }
+    ledgers = {
+        "no phases": {"unit": "core seconds"},
+        "phases that are a list": {"unit": "core seconds", "phases": []},
+        "a phase without seconds": {"unit": "core seconds", "phases": {"search": {}}},
+        "seconds that are a word": {"unit": "core seconds", "phases": {"search": {"seconds": "x"}}},
+    }
+    operations = {
+        "no scores": values(scores=...),
+        "scores of words": lambda o: o["scores"].__setitem__(0, "x"),
+        "a score too few": lambda o: o["scores"].pop() and None,
+        "an operation too few": lambda o: o["operations"].pop() and None,
+        "an operation of words": lambda o: o["operations"].__setitem__(0, ["a"] * 4),
+        "a removed operation that is unknown": values(removed=[[0, 9, 9, 9]]),
+        "reasons that are numbers": values(spared=[3]),
+    }
+    made = {
+        "mini_batch.json": ("figure3", {"a list": [], "zero": {"mini_batch": 0}}),
+        "summary.json": ("figure4", WRONG_JSON | thresholds),
+        "ledger.json": ("figure4", WRONG_JSON | ledgers),
+        "operations.json": ("figure3", WRONG_JSON | operations),
+    }
+    for name, (target, wrong) in made.items():
+        for how, content in wrong.items():
+
+            def make(folder: Path, name=name, content=content) -> None:
+                finished(folder)
+                change = changed if callable(content) else put
+                change(f"runs/cats/{name}", content)(folder)
+
+            command = ("reproduce", target, "--profile", "profile.json", "-c", "cpu", "-o", "out")
+            yield Case("run folder", f"{name} for {target}: {how}", command, (f"runs/cats/{name}", "damaged"), make, parts)
 
 
 def _unknown_operation(content: dict) -> None:

@@ -13,6 +13,7 @@ from nnabla_detofa.costs import Buckets
 from nnabla_detofa.evaluated_paths import EvaluatedPath, EvaluatedPaths
 from nnabla_detofa.latency import Latency, write
 from nnabla_detofa.path_filter import PathFilter
+from nnabla_detofa.pruning import OperationScores
 from nnabla_detofa.search_space import ofa_resnet50
 
 SPLITS = {"train": 8, "val": 4, "test": 4}
@@ -96,12 +97,14 @@ def _write_run(run: Path, config: configs.Config) -> None:
     space = ofa_resnet50(config.network.geometry)
     buckets = Buckets(space, cost.flops, config.hparams.buckets)
     paths = space.sample_many(np.random.default_rng(0), 4)
+    every = tuple(sorted(space.operations))
+    scores = OperationScores(every, np.zeros(len(every)), np.zeros(len(every)))
     result = {"flops": 10, "params": 10, "loss": 1.0, "ap50": 0.5, "ap50_per_class": dict.fromkeys(CLASSES, 0.5)}
     subnet = result | {"budget": 20.0, "path": paths[0].to_ofa(space.geometry)}
     contents = {
         "config": config.to_dict(),
         "fullnet": result,
-        "operations": {"space": space.to_json()},
+        "operations": {**scores.to_json(), "removed": [], "spared": [], "space": space.to_json()},
         "summary": {"fullnet": result, "subnets": [subnet], "seconds": {"search": 1.0}},
         "subnet_1_detections": [],
     }

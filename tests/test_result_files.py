@@ -1,0 +1,120 @@
+"""What a run's JSON files must hold: whole ones pass as they are, and each kind of damage is named."""
+
+import copy
+import json
+from dataclasses import astuple
+
+import numpy as np
+import pytest
+from small import GEOMETRY, SPACE
+
+from nnabla_detofa import result_files
+from nnabla_detofa.errors import UserError
+from nnabla_detofa.run_folder import read_result
+
+PATHS = [path.to_ofa(GEOMETRY) for path in SPACE.sample_many(np.random.default_rng(0), 2)]
+DETECTOR = {"flops": 10, "params": 10, "loss": 1.0, "ap50": 0.5, "ap50_per_class": {"cat": None}, "path": PATHS[0]}
+SUMMARY = {"fullnet": DETECTOR, "subnets": [DETECTOR | {"budget": 20.0}], "thresholds": [None, 0.5]}
+EVERY = sorted(list(astuple(operation)) for operation in SPACE.operations)
+OPERATIONS = {"operations": EVERY, "removed": EVERY[:1], "spared": ["it: a rule"]}
+OPERATIONS |= dict.fromkeys(("scores", "flops"), [1.0] * len(EVERY))
+GONE = object()
+
+
+def ledger(content):
+    return result_files.ledger(content)
+
+
+def detector(content):
+    return result_files.detector(content, GEOMETRY)
+
+
+def summary(content):
+    return result_files.summary(content, GEOMETRY, 1)
+
+
+def thresholds(content):
+    return content if result_files.thresholds(content, 2) else None
+
+
+def operations(content):
+    return result_files.operations(content, GEOMETRY)
+
+
+WHOLE = {
+    result_files.seconds: {"fullnet": 1, "search": 2.5},
+    ledger: {"unit": "core seconds", "phases": {"fullnet": {"kind": "fullnet", "seconds": 1.5}}},
+    detector: DETECTOR,
+    summary: SUMMARY,
+    thresholds: SUMMARY,
+    operations: OPERATIONS,
+    result_files.mini_batch: {"mini_batch": 2, "processes": 2},
+}
+
+
+@pytest.mark.parametrize("check", WHOLE)
+def test_a_whole_file_passes_as_it_is_and_another_kind_of_value_does_not(check):
+    before = copy.deepcopy(WHOLE[check])
+    assert check(WHOLE[check]) is WHOLE[check] and WHOLE[check] == before
+    for other in ([], 3, None, "x"):
+        with pytest.raises(UserError, match="it must be a mapping, got"):
+            check(other)
+
+
+@pytest.mark.parametrize(
+    ("check", "where", "value", "message"),
+    [
+        (result_files.seconds, ["fullnet"], "1", "the time of fullnet must be a number, got '1'"),
+        (result_files.seconds, ["fullnet"], float("nan"), "the time of fullnet must be finite, got nan"),
+        (ledger, ["unit"], GONE, "unit is missing"),
+        (ledger, ["unit"], 3, "unit must be a string, got 3"),
+        (ledger, ["phases", "fullnet"], [], "phases.fullnet must be a mapping, got a list"),
+        (ledger, ["phases", "fullnet", "seconds"], True, "phases.fullnet.seconds must be a number, got True"),
+        (detector, ["loss"], None, "loss must be a number, got None"),
+        (detector, ["ap50_per_class"], [], "ap50_per_class must be a mapping, got a list"),
+        (detector, ["coco"], {}, "coco.AP is missing"),
+        (detector, ["path"], GONE, "path is missing"),
+        (detector, ["path", "d"], [0], "path is not a path (d of a path must be a list of 3 values"),
+        (detector, ["path", "w", 0], [], "path is not a path"),
+        (summary, ["fullnet", "ap50"], "x", "fullnet.ap50 must be a number, got 'x'"),
+        (summary, ["subnets"], [], "subnets must be a list of 1 values, got 0"),
+        (summary, ["subnets", 0], 3, "subnets[0] must be a mapping, got 3"),
+        (summary, ["subnets", 0, "budget"], GONE, "subnets[0].budget is missing"),
+        (summary, ["subnets", 0, "flops"], None, "subnets[0].flops must be a number, got None"),
+        (thresholds, ["thresholds"], {}, "thresholds must be a list, got a mapping"),
+        (thresholds, ["thresholds", 1], "x", "thresholds[1] must be a number, got 'x'"),
+        (operations, ["removed", 0], 3, "removed must hold lists of numbers, got 3"),
+        (operations, ["operations", 0], [0, 7, 1.0, 0.2], "operations holds [0, 7, 1.0, 0.2], which is not an operation of A"),
+        (operations, ["operations"], EVERY[1:], f"operations must be the {len(EVERY)} of A, got {len(EVERY) - 1}"),
+        (operations, ["scores", 0], "x", "scores[0] must be a number, got 'x'"),
+        (operations, ["spared", 0], 3, "spared[0] must be a string, got 3"),
+        (result_files.mini_batch, ["mini_batch"], 0, "mini_batch must be in [1, inf), got 0"),
+    ],
+)
+def test_damage_is_named(check, where, value, message, tmp_path):
+    content = copy.deepcopy(WHOLE[check])
+    *outer, last = where
+    inner = content
+    for key in outer:
+        inner = inner[key]
+    if value is GONE:
+        del inner[last]
+    else:
+        inner[last] = value
+    with pytest.raises(UserError) as error:
+        check(content)
+    assert str(error.value).startswith(message)
+    (tmp_path / "it.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"it\.json is damaged: it does not hold what a finished run leaves \("):
+        read_result(tmp_path, "it", check)
+
+
+def test_a_loss_may_be_none_and_a_path_must_be_the_one_that_is_asked_for():
+    content, other = DETECTOR | {"loss": float("inf")}, list(SPACE.sample_many(np.random.default_rng(0), 2))[1]
+    assert detector(content) is content
+    with pytest.raises(UserError, match="^path is another than this run's"):
+        result_files.detector(content, GEOMETRY, other)
+    found = {"0 20": PATHS[0]}
+    assert result_files.found_paths(found, GEOMETRY) is found
+    with pytest.raises(UserError, match="^0 20 is not a path .0 20 must be a mapping, got nothing"):
+        result_files.found_paths({"0 20": None}, GEOMETRY)
