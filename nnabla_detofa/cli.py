@@ -586,7 +586,7 @@ def detect_arguments(parser: argparse.ArgumentParser) -> None:
         "images",
         nargs="+",
         metavar="IMAGE",
-        help="photographs, and folders of photographs (without their subfolders); "
+        help="JPEG or PNG photographs, and folders of them (without their subfolders); "
         "key=value replaces an entry of the run's config",
     )
     parser.add_argument(
@@ -621,13 +621,16 @@ def detect(args: argparse.Namespace) -> None:
 
     from .detect import detect, find_images, load_detector
 
-    files = find_images([Path(text) for text in args.images if text not in overrides], note)
+    empty: list[str] = []
+    files = find_images([Path(text) for text in args.images if text not in overrides], empty.append)
     from .compat import Device
 
     Device.open(args.context, args.device_id)
     detector = load_detector(Path(args.run), args.detector, overrides)
 
     def report_image(file: Path, found: list) -> None:
+        while empty:  # told with the first image, as `detect` tells of what it skips
+            note(empty.pop(0))
         counts = {name: sum(item.name == name for item in found) for name in detector.classes}
         listed = ", ".join(f"{name}: {count}" for name, count in counts.items() if count)
         print(f"{file}: {len(found)} object{'s' * (len(found) != 1)}{f' ({listed})' if listed else ''}", flush=True)
@@ -909,6 +912,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for what the user can mend, 130 when stopped. `--help` exits here, as argparse does.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text, or none that the terminal knows
     program = "nnabla_nas" if Path(sys.argv[0]).name == "nnabla_nas" else "python -m nnabla_detofa"
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview(program), file=sys.stdout if argv else sys.stderr)

@@ -7,6 +7,7 @@ takes pixels and gives heat map, offset and size; peaks are looked for outside o
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from collections import OrderedDict
@@ -27,9 +28,9 @@ from .errors import UserError
 from .evaluate import OpenDetector, alone, detectors_of
 from .files import write_json
 from .report import revision
-from .run_folder import read_result
+from .run_folder import number, read_result, reading
 from .search_space import Path, PathBatch
-from .supernet import STORED, GivenStatistics
+from .supernet import STORED, ConvBN, GivenStatistics
 from .validation import Statistics
 
 OUTPUTS = ("heat_map", "offset", "size")
@@ -37,6 +38,7 @@ OUTPUTS = ("heat_map", "offset", "size")
 TOLERANCE = 1e-4
 """Largest difference between a file and the supernet's path."""
 CHECKED_IMAGES = 4
+MOST_SIDE, MOST_BATCH = 16384, 1024
 NETWORK = "detector"
 ENVIRONMENT = FilePath(".venv-export")
 COMPLETE = ".ready"
@@ -112,9 +114,9 @@ class StaticGraph:
         self.outputs = dict(zip(OUTPUTS, (F.sigmoid(y.heat_map), y.offset, y.size)))
         self.parameters |= net.get_parameters()
         if fold:
-            heads = {name: p for name, p in net.get_parameters().items() if name.split("/")[0] in OUTPUTS}
-            self.parameters = {n: self.parameters[n] for n in self.parameters if n.startswith("normalise/")}
-            self.parameters |= statistics.folded | heads
+            layers = tuple(f"{name}/" for name, module in net.get_modules() if isinstance(module, ConvBN))
+            self.parameters = {name: p for name, p in self.parameters.items() if not name.startswith(layers)}
+            self.parameters |= statistics.folded
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
         """Outputs for images of the input's shape."""
@@ -255,16 +257,20 @@ def export(
         the metadata.
 
     Raises:
-        UserError: a size does not fit, the export environment is missing, or the file differs from the supernet's path by
-            more than `TOLERANCE`: nothing is written then.
+        UserError: a size does not fit, the run's result of the detector is missing or damaged, the export environment is
+            missing, or the file differs from the supernet's path by more than `TOLERANCE`: nothing is written then.
     """
     check_output(file)
     sets, path, stride = opened.sets, opened.path, opened.config.network.geometry.total_stride
     size = tuple(size or sets.image_size)
-    if any(side < 32 or side % stride for side in size):
-        raise UserError(f"--size must be 32 or more and a multiple of {stride} pixels, got {' '.join(map(str, size))}")
-    if batch < 1:
-        raise UserError(f"--batch must be 1 or more, got {batch}")
+    if any(not 32 <= side <= MOST_SIDE or side % stride for side in size):
+        raise UserError(f"--size must be 32 to {MOST_SIDE} and a multiple of {stride} pixels, got {' '.join(map(str, size))}")
+    if not 1 <= batch <= MOST_BATCH:
+        raise UserError(f"--batch must be 1 to {MOST_BATCH}, got {batch}")
+    one = PathBatch.from_paths([path], opened.config.network.geometry)
+    cost = replace(opened.cost, scope="detector", image_size=size)
+    refuse_memory(batch * int(cost.memory(one)[0]), size, batch)
+    precision = known_precision(run, detector, opened)
     statistics = opened.statistics()
     net = alone(opened.config, opened.net, path, statistics)
     graph = StaticGraph(net, path, (batch, 3, *size), normalise, statistics if fold else None)
@@ -281,15 +287,13 @@ def export(
             raise UserError(f"{file} would differ from the supernet's path by {difference:.2g}, more than {TOLERANCE:g}")
         fresh.replace(file)
 
-    one = PathBatch.from_paths([path], opened.config.network.geometry)
-    cost = replace(opened.cost, scope="detector", image_size=size)
     about = {
         "run": run.name,
         "detector": detector,
         "path": path.to_ofa(opened.config.network.geometry),
         "flops": int(cost.flops(one)[0]),
         "parameters": int(cost.params(one)[0]),
-        **known_precision(run, detector, opened),
+        **precision,
         "classes": list(sets.classes),
         "input": {
             "name": "image",
@@ -311,6 +315,20 @@ def export(
     return about
 
 
+def refuse_memory(needed: int, size: tuple[int, int], batch: int) -> None:
+    """Raise UserError if this machine has less memory than a layer and its neighbours need.
+
+    Args:
+        needed: bytes.
+    """
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise UserError(
+            f"--batch {batch} and --size {' '.join(map(str, size))} need more than {needed / 1e9:.3g} GB of memory, "
+            f"and there are {there / 1e9:.3g} GB: take smaller ones"
+        )
+
+
 def check_images(sets, size: tuple[int, int], batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Test images as pixels, and normalised as training had them: (n, B, 3, H, W) each, at least `CHECKED_IMAGES` in all."""
     count = -(-CHECKED_IMAGES // batch) * batch
@@ -326,4 +344,6 @@ def known_precision(run: FilePath, detector: str, opened: OpenDetector) -> dict:
     if detector not in detectors_of(run):
         return {}
     found = read_result(run, detector)
-    return {key: found[key] for key in ("ap", "ap50") if key in found} | {"ap_image_size": list(opened.sets.image_size)}
+    with reading(run / f"{detector}.json"):
+        known = {key: found[key] if found[key] is None else number(found[key]) for key in ("ap", "ap50") if key in found}
+        return {"ap50": found["ap50"]} | known | {"ap_image_size": list(opened.sets.image_size)}
