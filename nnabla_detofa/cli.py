@@ -619,10 +619,11 @@ def detect(args: argparse.Namespace) -> None:
     def note(text: str) -> None:
         print(text, file=sys.stderr)
 
-    from .detect import detect, find_images, load_detector
+    from .detect import check_files, detect, find_images, load_detector
 
     empty: list[str] = []
     files = find_images([Path(text) for text in args.images if text not in overrides], empty.append)
+    check_files(files, output)
     from .compat import Device
 
     Device.open(args.context, args.device_id)
@@ -733,17 +734,19 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
 def export(args: argparse.Namespace) -> None:
     """Write one detector as a static network, and compare it with the supernet's path."""
     from .compat import Device
-    from .export import about_file, check_output, export
+    from .export import about_file, check_output, check_request, export
 
     file, run = Path(args.output), Path(args.run)
     if args.size and len(args.size) > 2:
         raise UserError(f"--size must be a side, or height and width, got {' '.join(map(str, args.size))}")
     check_output(file)
     from .evaluate import open_detector
+    from .run_folder import run_config
 
+    size = tuple((args.size * 2)[:2]) if args.size else None
+    check_request(run, args.detector, run_config(run, args.overrides), size, args.batch)
     Device.open(args.context, args.device_id)
     opened = open_detector(run, args.detector, args.overrides)
-    size = (args.size * 2)[:2] if args.size else None
     about = export(opened, run, args.detector, file, size, args.batch, not args.normalised, args.fold)
     difference, images = about["largest_difference"], about["compared_images"]
     print(f"largest difference from the supernet's path on {images} test images: {difference:.2g}")
@@ -762,11 +765,12 @@ def finetune(args: argparse.Namespace) -> None:
     """Train one detector further, alone, and print its average precision before and after."""
     from .compat import Device
     from .evaluate import open_detector, table
-    from .finetune import finetune
+    from .finetune import check_request, finetune
     from .run_folder import run_config
 
     run = Path(args.run)
     config = run_config(run, args.overrides)
+    check_request(Path(args.output), args.epochs, args.lr)
     device = Device.open(args.context, args.device_id, config.args.type_config)
     opened = open_detector(run, args.detector, args.overrides)
     results = finetune(opened, run, args.detector, Path(args.output), args.epochs, device, lr=args.lr, restart=args.restart)

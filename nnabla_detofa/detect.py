@@ -11,7 +11,7 @@ from pathlib import Path as FilePath
 import numpy as np
 from PIL import Image
 
-from .data.images import read_image
+from .data.images import check_whole, read_image
 from .errors import UserError
 from .evaluate import OpenDetector, default_detector, open_detector
 from .files import write_bytes
@@ -80,17 +80,19 @@ def find_images(given: Iterable[FilePath], note: Callable[[str], None]) -> list[
     Raises:
         UserError: there is no such file or folder, or no file at all.
     """
-    given = list(given)
+    given, empty = list(given), []
     files: dict[FilePath, None] = {}
     for place in given:
         if not place.exists():
             raise UserError(f"images must be files or folders that are there, got {place}")
         inside = sorted(file for file in place.iterdir() if file.is_file()) if place.is_dir() else [place]
         if not inside:
-            note(f"{place} is skipped: the folder holds no file")
+            empty.append(place)
         files.update(dict.fromkeys(inside))
     if not files:
         raise UserError(f"there is no file in {', '.join(map(str, given)) or 'no folder'}: JPEG or PNG images are looked for")
+    for place in empty:
+        note(f"{place} is skipped: the folder holds no file")
     return list(files)
 
 
@@ -129,8 +131,7 @@ def detect(
     Raises:
         UserError: no file is a JPEG or PNG image, the folder is that of a photograph, or the folder cannot be made.
     """
-    if any(folder.resolve() in (file.resolve().parent, file.parent.resolve()) for file in files):
-        raise UserError(f"--output must be another folder than that of the images, which would be replaced, got {folder}")
+    check_files(files, folder)
     entries: list[dict] = []
     taken: set[str] = set()
     skipped: list[str] = []  # told with the first image: where there is none, the error is all that is said
@@ -156,9 +157,27 @@ def detect(
             lines = ",\n ".join(map(json.dumps, entries))  # an image a line: a line for each number is hard to read
             write_bytes(folder / "detections.json", f'{head[:-1]}, "images": [\n {lines}\n]}}\n'.encode())
     if not entries:
-        reason = f": {skipped[0].removeprefix(SKIPPED)}" if skipped else ""
-        raise UserError(f"at least one file must be a JPEG or PNG image; none of the {len(files)} given is{reason}")
+        raise _no_image(files, skipped[0].removeprefix(SKIPPED))
     return folder / "detections.json"
+
+
+def check_files(files: Sequence[FilePath], folder: FilePath) -> None:
+    """Raise UserError, before a detector is opened, if no file is an image, or the folder is that of a photograph."""
+    if any(folder.resolve() in (file.resolve().parent, file.parent.resolve()) for file in files):
+        raise UserError(f"--output must be another folder than that of the images, which would be replaced, got {folder}")
+    reasons = []
+    for file in files:
+        try:
+            check_whole(file)
+            return
+        except UserError as error:
+            reasons.append(str(error))
+    raise _no_image(files, *reasons[:1])
+
+
+def _no_image(files: Sequence[FilePath], *reasons: str) -> UserError:
+    what = f"at least one file must be a JPEG or PNG image; none of the {len(files)} given is"
+    return UserError(": ".join((what, *reasons)))
 
 
 def entry(file: FilePath, picture: str, image: np.ndarray, found: Sequence[Detection]) -> dict:

@@ -23,6 +23,7 @@ from nnabla.utils.nnp_graph import NnpLoader
 from nnabla.utils.save import save
 
 from .centernet import Detector
+from .config import Config
 from .data.augment import MEAN, STD, letterbox, letterbox_matrix
 from .errors import UserError
 from .evaluate import OpenDetector, alone, detectors_of
@@ -227,6 +228,25 @@ def check_output(file: FilePath) -> None:
         export_python()
 
 
+def check_request(run: FilePath, detector: str, config: Config, size: tuple[int, int] | None, batch: int) -> dict:
+    """Before the weights are read: whether the input's shape is allowed, and what the run measured; see `export`.
+
+    Returns:
+        "ap50", and by COCO's rules "ap", of the run's own detector; empty for a path from elsewhere.
+    """
+    stride = config.network.geometry.total_stride
+    if size and any(not 32 <= side <= MOST_SIDE or side % stride for side in size):
+        raise UserError(f"--size must be 32 to {MOST_SIDE} and a multiple of {stride} pixels, got {' '.join(map(str, size))}")
+    if not 1 <= batch <= MOST_BATCH:
+        raise UserError(f"--batch must be 1 to {MOST_BATCH}, got {batch}")
+    if detector not in detectors_of(run):
+        return {}
+    found = read_result(run, detector)
+    with reading(run / f"{detector}.json"):
+        keys = ("ap", "ap50") if "ap" in found else ("ap50",)
+        return {key: found[key] if found[key] is None else number(found[key]) for key in keys}
+
+
 def about_file(file: FilePath) -> FilePath:
     """Where the file's metadata are: detector.onnx has detector.onnx.json beside it, never a run's subnet_1.json."""
     return file.with_name(file.name + ".json")
@@ -261,16 +281,12 @@ def export(
             missing, or the file differs from the supernet's path by more than `TOLERANCE`: nothing is written then.
     """
     check_output(file)
-    sets, path, stride = opened.sets, opened.path, opened.config.network.geometry.total_stride
+    sets, path = opened.sets, opened.path
     size = tuple(size or sets.image_size)
-    if any(not 32 <= side <= MOST_SIDE or side % stride for side in size):
-        raise UserError(f"--size must be 32 to {MOST_SIDE} and a multiple of {stride} pixels, got {' '.join(map(str, size))}")
-    if not 1 <= batch <= MOST_BATCH:
-        raise UserError(f"--batch must be 1 to {MOST_BATCH}, got {batch}")
+    precision = check_request(run, detector, opened.config, size, batch)
     one = PathBatch.from_paths([path], opened.config.network.geometry)
     cost = replace(opened.cost, scope="detector", image_size=size)
     refuse_memory(batch * int(cost.memory(one)[0]), size, batch)
-    precision = known_precision(run, detector, opened)
     statistics = opened.statistics()
     net = alone(opened.config, opened.net, path, statistics)
     graph = StaticGraph(net, path, (batch, 3, *size), normalise, statistics if fold else None)
@@ -293,7 +309,7 @@ def export(
         "path": path.to_ofa(opened.config.network.geometry),
         "flops": int(cost.flops(one)[0]),
         "parameters": int(cost.params(one)[0]),
-        **precision,
+        **(precision | {"ap_image_size": list(sets.image_size)} if precision else {}),
         "classes": list(sets.classes),
         "input": {
             "name": "image",
@@ -337,13 +353,3 @@ def check_images(sets, size: tuple[int, int], batch: int) -> tuple[np.ndarray, n
     pixels = np.stack([image.transpose(2, 0, 1) for image in fitted]).astype(np.float32)
     images = np.stack([letterbox(image, size)[0] for image in photographs])
     return tuple(part.reshape(-1, batch, *part.shape[1:]) for part in (pixels, images))
-
-
-def known_precision(run: FilePath, detector: str, opened: OpenDetector) -> dict:
-    """Average precision that the run measured, and at which size of the input; empty for a path from elsewhere."""
-    if detector not in detectors_of(run):
-        return {}
-    found = read_result(run, detector)
-    with reading(run / f"{detector}.json"):
-        known = {key: found[key] if found[key] is None else number(found[key]) for key in ("ap", "ap50") if key in found}
-        return {"ap50": found["ap50"]} | known | {"ap_image_size": list(opened.sets.image_size)}

@@ -123,10 +123,11 @@ def test_a_damaged_origin_is_named(content, run, tuned, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(tuned, copy)
     (copy / "origin.json").write_text(json.dumps(content))
+    photograph = json.loads((run / "config.json").read_text())["dataloader"]["voc"]["root"] + "/JPEGImages/test_00000.jpg"
     for line in (
         ["evaluate", str(copy), "-c", "cpu"],
         ["evaluate", str(copy), "--detector", "finetuned", "-c", "cpu"],
-        ["detect", str(copy), str(copy / "config.json"), "-c", "cpu"],
+        ["detect", str(copy), photograph, "-c", "cpu"],
         ["export", str(copy), "--detector", "finetuned", "-o", str(tmp_path / "x.nnp"), "-c", "cpu"],
         ["inspect", str(copy)],
         command(run, copy),

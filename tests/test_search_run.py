@@ -7,6 +7,7 @@ from pathlib import Path as FilePath
 
 import numpy as np
 import pytest
+import tiny
 from small import pretrain_config
 
 import nnabla_detofa
@@ -229,7 +230,7 @@ def test_a_program_names_its_table_and_its_own_arguments(folder, tmp_path):
     [
         ["search", "-c", "cpu"],
         ["evaluate", "-c", "cpu"],
-        ["detect", __file__, "-c", "cpu"],
+        ["detect", str(tiny.digits() / "JPEGImages/test_00000.jpg"), "-c", "cpu"],
         ["export", "--detector", "fullnet", "-o", "x.nnp", "-c", "cpu"],
         ["report", "-o", "out"],
         ["compare", "other"],

@@ -17,7 +17,7 @@ DETECT = ("detect", "run", "voc/JPEGImages/test0.jpg", "-c", "cpu", "-o", "out")
 EXPORT = ("export", "run", "--detector", "subnet_1", "-o", "x.nnp", "-c", "cpu")
 FINETUNE = ("finetune", "run", "--detector", "subnet_1", "--epochs", "1", "-c", "cpu", "-o", "out")
 WITH_DATA = ("voc", "run")
-WRONG = {"a list": [], "a string": "x", "null": None, "a number": 3, "NaN": float("nan"), "no entries": {}}
+WRONG = {"a list": [], "a string": '"x"', "null": None, "a number": 3, "NaN": float("nan"), "no entries": {}}
 BROKEN = {"empty": "", "cut short": '{"a": [1', "not UTF-8": b"\xff\xfe", "deep": "[" * 50_000}
 
 
@@ -111,16 +111,12 @@ def foreign() -> Iterator[Case]:
     for side in ("0", "16", "50", "-64", "16400", "9" * 30):
         words = ("--size", "16384", "multiple of 16", side)
         yield Case("export", f"a side of {side}", (*EXPORT, f"--size={side}"), words, parts=WITH_DATA)
-    large = (*EXPORT, "--batch", "1024", "--size", "16384")
-    yield Case("export", "more than there is memory for", large, ("--batch 1024", "GB of memory"), parts=WITH_DATA)
     for epochs in ("0", "-1"):
         yield Case("fine-tuning", f"{epochs} epochs", (*FINETUNE, "--epochs", epochs), ("--epochs", epochs), parts=WITH_DATA)
     for rate in ("0", "-1", "nan", "inf"):
         yield Case("fine-tuning", f"a rate of {rate}", (*FINETUNE, "--lr", rate), ("--lr", rate), parts=WITH_DATA)
     taken = (*FINETUNE, "-o", "run")
     yield Case("fine-tuning", "into the run", taken, ("run holds a run that is no fine-tuning",), parts=WITH_DATA)
-    other = (*FINETUNE, "-o", "tuned")
-    yield Case("fine-tuning", "another one's folder", other, ("tuned", "fullnet of run"), parts=(*WITH_DATA, "tuned"))
 
 
 def images() -> Iterator[Case]:
@@ -132,7 +128,7 @@ def images() -> Iterator[Case]:
         "a header alone": put("given", b"\xff\xd8\xff\xe0"),
         "a folder of texts": lambda folder: [put("given/a.txt", "a")(folder), put("given/b.jpg", "b")(folder)],
         "a device": lambda folder: os.symlink("/dev/zero", folder / "given"),
-        "half": lambda folder: put("given", (folder / picture).read_bytes()[:500])(folder),
+        "half": lambda folder: put("given", (folder / picture).read_bytes()[:-999])(folder),
     }.items():
         words = ("at least one file must be a JPEG or PNG image", "given")
         yield Case(kind, how, detect, words, make, WITH_DATA)
