@@ -71,15 +71,21 @@ def open_detector(run: FilePath, detector: str, overrides: Sequence[str] = ()) -
     config = run_config(run, overrides)
     refuse_pretraining(run, config, "a detector")
     path = find_path(run, detector, ofa_resnet50(config.network.geometry, config.network.elastic_stem))
-    file = run / "fullnet" / "weights.h5" if detector == "fullnet" else final_weights(run, config)
-    if not file.exists():
-        raise UserError(f"{run} has no weights of {detector} yet: {file} is missing")
+    file = detector_weights(run, detector, config)
     net, sets, cost = build(config, pretrained=False)
     refuse_other_classes(run, sets.classes)
     if detector == FINE_TUNED:
         net = alone(config, net, path)
     weights.load(net, file)
     return OpenDetector(config, sets, cost, net, path)
+
+
+def detector_weights(run: FilePath, detector: str, config: configs.Config) -> FilePath:
+    """The file with a detector's weights; raises UserError if it is not there yet."""
+    file = run / "fullnet" / "weights.h5" if detector == "fullnet" else final_weights(run, config)
+    if not file.exists():
+        raise UserError(f"{run} has no weights of {detector} yet: {file} is missing")
+    return file
 
 
 def alone(config: configs.Config, net: Detector, path: Path, statistics: Statistics | None = None) -> Detector:

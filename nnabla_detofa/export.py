@@ -26,7 +26,7 @@ from .centernet import Detector
 from .config import Config
 from .data.augment import MEAN, STD, letterbox, letterbox_matrix
 from .errors import UserError
-from .evaluate import OpenDetector, alone, detectors_of
+from .evaluate import OpenDetector, alone, detector_weights, detectors_of
 from .files import write_json
 from .report import revision
 from .run_folder import number, read_result, reading
@@ -241,6 +241,7 @@ def check_request(run: FilePath, detector: str, config: Config, size: tuple[int,
         raise UserError(f"--batch must be 1 to {MOST_BATCH}, got {batch}")
     if detector not in detectors_of(run):
         return {}
+    detector_weights(run, detector, config)
     found = read_result(run, detector)
     with reading(run / f"{detector}.json"):
         keys = ("ap", "ap50") if "ap" in found else ("ap50",)

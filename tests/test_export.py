@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -179,6 +180,7 @@ def test_a_damaged_result_is_noticed_before_the_work(run, opened, content, tmp_p
     folder.mkdir()
     for name in ("config", "summary"):
         (folder / f"{name}.json").write_text((run / f"{name}.json").read_text())
+    shutil.copytree(run / "fine_tuning", folder / "fine_tuning")
     if content:
         (folder / "subnet_2.json").write_text(content)
     with pytest.raises(UserError, match="subnet_2.json is damaged" if content else "subnet_2.json is missing"):
