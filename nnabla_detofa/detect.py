@@ -115,7 +115,8 @@ def detect(
     note: Callable[[str], None] = print,
     on_image: Callable[[FilePath, list[Detection]], None] = lambda file, found: None,
 ) -> FilePath:
-    """Write a picture of each photograph with what was found in it, and detections.json.
+    """Write a picture of each photograph with what was found in it, and detections.json, which has what was found till then
+    whatever stops it.
 
     Args:
         files: as `find_images` gives them; those that are not JPEG or PNG images are skipped.
@@ -125,8 +126,6 @@ def detect(
     Returns:
         detections.json: "detector", "threshold", "classes" and "images", a list of {"image", "picture", "width", "height",
         "objects": [{"box": [x1, y1, x2, y2], "class", "score"}]}; boxes are in pixels of the photograph.
-
-    Whatever stops it, detections.json has what was found till then.
 
     Raises:
         UserError: no file is a JPEG or PNG image, the folder is that of a photograph, or the folder cannot be made.
