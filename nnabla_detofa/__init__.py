@@ -131,7 +131,21 @@ def evaluate_detector(run, name=None, overrides=(), flip=None, scales=None):
     return evaluate(run, name or default_detector(run), overrides, flip, scales)
 
 
-def search(run, flops=None, latency=None, params=None, memory=None, overrides=(), **options):
+def search(
+    run,
+    flops=None,
+    latency=None,
+    params=None,
+    memory=None,
+    overrides=(),
+    *,
+    latency_table=None,
+    by_score=False,
+    whole_front=False,
+    generations=None,
+    progress=None,
+    note=None,
+):
     """The best path of a finished run under any mix of hard bounds (section 3.3).
 
     >>> found = search("runs/demo", flops="90M", memory="20MB")
@@ -139,29 +153,36 @@ def search(run, flops=None, latency=None, params=None, memory=None, overrides=()
     True
     >>> sorted(found["path"])
     ['d', 'e', 'w']
+    >>> search("runs/demo", memory=300e3, by_score=True)["memory"] <= 300e3
+    True
 
     Args:
         run: the folder of a finished run.
         flops, latency, params, memory: bounds like "3G", "40ms", "20M", "200MB", or plain numbers of multiply-accumulates,
-            nanoseconds, parameters and bytes; latency needs the run's latency.json, which `measure-latency` writes.
+            nanoseconds, parameters and bytes; latency needs a table, which `measure-latency` writes.
         overrides: "key=value" entries of the run's config to replace.
-        options: further arguments of `search_run.find`, such as `by_score=True`, which needs neither weights nor data.
+        latency_table: the table's file; None is the run's latency.json.
+        by_score: compare winners of FLOPs buckets by score, which needs neither weights nor data.
+        whole_front: all trades of FLOPs against score in each bucket instead of one path.
+        generations: of each search; None is the run's.
+        progress: called after each generation. note: hears what the user should know.
 
     Returns:
         plain JSON values: "path" in OFA's notation, its costs, and more; see `search_run.find`.
 
     Raises:
-        UserError: the run is not finished, or no path meets the bounds; then the message gives what can be reached.
+        UserError: the run is not finished, a bound is not a positive number, or no path meets the bounds; then the message
+            gives what can be reached.
     """
     from pathlib import Path
 
-    from .search_run import find, load_run, parse_bound
+    from .search_run import as_bound, find, load_run
 
     given = {"flops": flops, "latency": latency, "params": params, "memory": memory}
-    bounds = {name: parse_bound(name, str(bound)) for name, bound in given.items() if bound is not None and name != "latency"}
-    if latency is not None:  # its bare number is in ns, and a text needs a unit
-        bounds["latency"] = parse_bound("latency", latency if isinstance(latency, str) else f"{latency / 1e6!r}ms")
-    return find(load_run(Path(run), overrides), bounds, **options)
+    bounds = {name: as_bound(name, bound) for name, bound in given.items() if bound is not None}
+    finished = load_run(Path(run), overrides, latency_table and Path(latency_table))
+    told = {name: call for name, call in {"progress": progress, "note": note}.items() if call is not None}
+    return find(finished, bounds, by_score, whole_front, generations, **told)
 
 
 def compare_runs(*runs):

@@ -589,7 +589,7 @@ def detect_arguments(parser: argparse.ArgumentParser) -> None:
         "images",
         nargs="+",
         metavar="IMAGE",
-        help="photographs, and folders of photographs (without their subfolders); "
+        help="JPEG or PNG photographs, and folders of them (without their subfolders); "
         "key=value replaces an entry of the run's config",
     )
     parser.add_argument(
@@ -622,15 +622,19 @@ def detect(args: argparse.Namespace) -> None:
     def note(text: str) -> None:
         print(text, file=sys.stderr)
 
-    from .detect import detect, find_images, load_detector
+    from .detect import check_files, detect, find_images, load_detector
 
-    files = find_images([Path(text) for text in args.images if text not in overrides], note)
+    empty: list[str] = []
+    files = find_images([Path(text) for text in args.images if text not in overrides], empty.append)
+    check_files(files, output)
     from .compat import Device
 
     Device.open(args.context, args.device_id)
     detector = load_detector(Path(args.run), args.detector, overrides)
 
     def report_image(file: Path, found: list) -> None:
+        while empty:  # told with the first image, as `detect` tells of what it skips
+            note(empty.pop(0))
         counts = {name: sum(item.name == name for item in found) for name in detector.classes}
         listed = ", ".join(f"{name}: {count}" for name, count in counts.items() if count)
         print(f"{file}: {len(found)} object{'s' * (len(found) != 1)}{f' ({listed})' if listed else ''}", flush=True)
@@ -733,17 +737,19 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
 def export(args: argparse.Namespace) -> None:
     """Write one detector as a static network, and compare it with the supernet's path."""
     from .compat import Device
-    from .export import about_file, check_output, export
+    from .export import about_file, check_output, check_request, export
 
     file, run = Path(args.output), Path(args.run)
     if args.size and len(args.size) > 2:
         raise UserError(f"--size must be a side, or height and width, got {' '.join(map(str, args.size))}")
     check_output(file)
     from .evaluate import open_detector
+    from .run_folder import run_config
 
+    size = tuple((args.size * 2)[:2]) if args.size else None
+    check_request(run, args.detector, run_config(run, args.overrides), size, args.batch)
     Device.open(args.context, args.device_id)
     opened = open_detector(run, args.detector, args.overrides)
-    size = (args.size * 2)[:2] if args.size else None
     about = export(opened, run, args.detector, file, size, args.batch, not args.normalised, args.fold)
     difference, images = about["largest_difference"], about["compared_images"]
     print(f"largest difference from the supernet's path on {images} test images: {difference:.2g}")
@@ -762,11 +768,12 @@ def finetune(args: argparse.Namespace) -> None:
     """Train one detector further, alone, and print its average precision before and after."""
     from .compat import Device
     from .evaluate import open_detector, table
-    from .finetune import finetune
+    from .finetune import check_request, finetune
     from .run_folder import run_config
 
     run = Path(args.run)
     config = run_config(run, args.overrides)
+    check_request(Path(args.output), args.epochs, args.lr)
     device = Device.open(args.context, args.device_id, config.args.type_config)
     opened = open_detector(run, args.detector, args.overrides)
     results = finetune(opened, run, args.detector, Path(args.output), args.epochs, device, lr=args.lr, restart=args.restart)
@@ -912,6 +919,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for what the user can mend, 130 when stopped. `--help` exits here, as argparse does.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text, or none that the terminal knows
     program = "nnabla_nas" if Path(sys.argv[0]).name == "nnabla_nas" else "python -m nnabla_detofa"
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview(program), file=sys.stdout if argv else sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -14,7 +15,7 @@ from .budget_figures import metric, points
 from .claim import differences
 from .errors import UserError
 from .report import markdown_row
-from .run_folder import read_result, run_config
+from .run_folder import number, read_result, reading, refuse_other_kinds, run_config
 
 matplotlib.use("Agg")  # files, not windows
 import matplotlib.pyplot as plt  # noqa: E402
@@ -44,26 +45,55 @@ def compare(runs: Sequence[FilePath]) -> dict:
     names = _names(runs)
     configs = [run_config(run) for run in runs]
     for run, config in zip(runs, configs):
-        if config.args.runner == "pretrain":
-            raise UserError(f"{run} is a pre-training's folder: it has no detectors to compare")
-    summaries = [read_result(run, "summary") for run in runs]
-    budgets = sorted({subnet["budget"] for summary in summaries for subnet in summary["subnets"]})
-    found = [{subnet["budget"]: subnet for subnet in summary["subnets"]} for summary in summaries]
-    ap = [[points(subnets[budget]) if budget in subnets else None for budget in budgets] for subnets in found]
+        refuse_other_kinds(run, config, "a comparison")
+    fronts = [_front(run) for run in runs]
+    budgets = sorted({budget for front in fronts for budget in front.subnets})
+    ap, flops = ([[_at(front, budget)[part] for budget in budgets] for front in fronts] for part in (0, 1))
     contents = [config.to_dict() for config in configs]
     return {
         "runs": names,
         "folders": [str(run) for run in runs],
-        "metric": metric(summaries[0]),
+        "metric": fronts[0].metric,
         "budgets": budgets,
         "ap": ap,
-        "flops": [[subnets[budget]["flops"] if budget in subnets else None for budget in budgets] for subnets in found],
-        "fullnet": [points(summary["fullnet"]) for summary in summaries],
-        "fullnet_flops": [summary["fullnet"]["flops"] for summary in summaries],
+        "flops": flops,
+        "fullnet": [front.fullnet[0] for front in fronts],
+        "fullnet_flops": [front.fullnet[1] for front in fronts],
         "mean_difference": [_mean_difference(ap[0], other) for other in ap],
-        "unfair": list(_unfair(runs, names, configs, summaries)),
+        "unfair": list(_unfair(runs, names, configs, fronts)),
         "settings": _settings(contents),
     }
+
+
+@dataclass(frozen=True)
+class Front:
+    """What a comparison reads of a run's summary.json.
+
+    Attributes:
+        fullnet: AP in points and FLOPs of the run's fullnet.
+        subnets: the same of the subnet found for each budget.
+        classes: in their order. metric: what the AP is.
+    """
+
+    fullnet: tuple[float, float]
+    subnets: Mapping[float, tuple[float, float]]
+    classes: Sequence[str]
+    metric: str
+
+
+def _front(run: FilePath) -> Front:
+    summary = read_result(run, "summary")
+    with reading(run / "summary.json"):
+        fullnet, *subnets = [
+            (number(points(result)), number(result["flops"])) for result in (summary["fullnet"], *summary["subnets"])
+        ]
+        budgets = [number(subnet["budget"], finite=True) for subnet in summary["subnets"]]
+        classes = list(summary["fullnet"]["ap50_per_class"])
+        return Front(fullnet, dict(zip(budgets, subnets)), classes, metric(summary))
+
+
+def _at(front: Front, budget: float) -> tuple[float | None, float | None]:
+    return front.subnets.get(budget, (None, None))
 
 
 def _names(runs: Sequence[FilePath]) -> list[str]:
@@ -81,13 +111,12 @@ def _mean_difference(first: Sequence[float | None], other: Sequence[float | None
     return float(np.mean([b - a for a, b in pairs])) if pairs else None
 
 
-def _unfair(runs: Sequence[FilePath], names: Sequence[str], configs: Sequence, summaries: Sequence[Mapping]) -> Iterator[str]:
+def _unfair(runs: Sequence[FilePath], names: Sequence[str], configs: Sequence, fronts: Sequence[Front]) -> Iterator[str]:
     """Why a run's figures are not of the same kind as the first one's."""
     tested = [_test_images(run) for run in runs]
     for index in range(1, len(runs)):
         pair = f"{names[0]} and {names[index]}"
-        one, other = summaries[0]["fullnet"], summaries[index]["fullnet"]
-        if list(one["ap50_per_class"]) != list(other["ap50_per_class"]):
+        if fronts[0].classes != fronts[index].classes:
             yield f"{pair} know other classes"
         if None not in (tested[0], tested[index]) and tested[0] != tested[index]:
             shared = len(tested[0] & tested[index])
@@ -109,7 +138,9 @@ def _test_images(run: FilePath) -> set[str] | None:
     """The names of the images that the run was tested on; None where that is not kept."""
     if not (run / "fullnet_detections.json").exists():
         return None
-    return {entry["image"] for entry in read_result(run, "fullnet_detections")}
+    detections = read_result(run, "fullnet_detections")
+    with reading(run / "fullnet_detections.json"):
+        return {entry["image"] for entry in detections}
 
 
 def _settings(contents: Sequence[dict]) -> dict[str, list]:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
 import numpy as np
+from PIL import Image
 
-from .data.images import read_image
+from .data.images import check_whole, read_image
 from .errors import UserError
 from .evaluate import OpenDetector, default_detector, open_detector
+from .files import write_bytes
 from .pictures import Detection, draw, in_pixels
 from .validation import BoxDetector, detect_images
 
 WRITTEN = (".jpg", ".jpeg", ".png")
 """Pictures keep the name of their photograph where it ends so; others become .png."""
+SKIPPED = "skipped: "
 
 
 @dataclass(frozen=True)
@@ -74,16 +78,21 @@ def find_images(given: Iterable[FilePath], note: Callable[[str], None]) -> list[
         note: hears of folders without a file.
 
     Raises:
-        UserError: there is no such file or folder.
+        UserError: there is no such file or folder, or no file at all.
     """
+    given, empty = list(given), []
     files: dict[FilePath, None] = {}
     for place in given:
         if not place.exists():
             raise UserError(f"images must be files or folders that are there, got {place}")
         inside = sorted(file for file in place.iterdir() if file.is_file()) if place.is_dir() else [place]
         if not inside:
-            note(f"{place} is skipped: the folder holds no file")
+            empty.append(place)
         files.update(dict.fromkeys(inside))
+    if not files:
+        raise UserError(f"there is no file in {', '.join(map(str, given)) or 'no folder'}: JPEG or PNG images are looked for")
+    for place in empty:
+        note(f"{place} is skipped: the folder holds no file")
     return list(files)
 
 
@@ -93,7 +102,7 @@ def read_images(files: Iterable[FilePath], note: Callable[[str], None]) -> Itera
         try:
             image = read_image(file)
         except UserError as error:
-            note(f"skipped: {error}")
+            note(f"{SKIPPED}{error}")
             continue
         yield file, image
 
@@ -106,10 +115,11 @@ def detect(
     note: Callable[[str], None] = print,
     on_image: Callable[[FilePath, list[Detection]], None] = lambda file, found: None,
 ) -> FilePath:
-    """Write a picture of each photograph with what was found in it, and detections.json.
+    """Write a picture of each photograph with what was found in it, and detections.json, which has what was found till then
+    whatever stops it.
 
     Args:
-        files: as `find_images` gives them; those that are not images are skipped.
+        files: as `find_images` gives them; those that are not JPEG or PNG images are skipped.
         folder: made if it is not there. Pictures are named after their photographs, two of one name are numbered.
         note: hears of what is skipped. on_image: hears what was found in each photograph.
 
@@ -118,35 +128,68 @@ def detect(
         "objects": [{"box": [x1, y1, x2, y2], "class", "score"}]}; boxes are in pixels of the photograph.
 
     Raises:
-        UserError: no file is an image, the folder is that of a photograph, or the folder cannot be made.
+        UserError: no file is a JPEG or PNG image, the folder is that of a photograph, or the folder cannot be made.
     """
-    if any(file.resolve().parent == folder.resolve() for file in files):
-        raise UserError(f"--output must be another folder than that of the images, which would be replaced, got {folder}")
-    entries, taken = [], set()
-    for file, image in read_images(files, note):
-        picture = free_name(file, taken)
-        found = detector(image, threshold)
-        if not entries:
-            make_folder(folder)
-        draw(image, found, detector.classes).save(folder / picture, quality=92)
-        entries.append(
-            {
-                "image": str(file),
-                "picture": picture,
-                "width": image.shape[1],
-                "height": image.shape[0],
-                "objects": [
-                    {"box": [round(x, 2) for x in box], "class": name, "score": round(score, 4)} for box, name, score in found
-                ],
-            }
-        )
-        on_image(file, found)
+    check_files(files, folder)
+    entries: list[dict] = []
+    taken: set[str] = set()
+    skipped: list[str] = []  # told with the first image: where there is none, the error is all that is said
+
+    def hear(text: str) -> None:
+        note(text) if entries else skipped.append(text)
+
+    try:
+        for file, image in read_images(files, hear):
+            picture = free_name(file, taken)
+            found = detector(image, threshold)
+            if not entries:
+                make_folder(folder)
+                for text in skipped:
+                    note(text)
+            # Beside and renamed: what has this name may be a link to a photograph.
+            write_bytes(folder / picture, encoded(draw(image, found, detector.classes), picture), sync=False)
+            entries.append(entry(file, picture, image, found))
+            on_image(file, found)
+    finally:
+        if entries:
+            head = json.dumps({"detector": detector.name, "threshold": threshold, "classes": detector.classes})
+            lines = ",\n ".join(map(json.dumps, entries))  # an image a line: a line for each number is hard to read
+            write_bytes(folder / "detections.json", f'{head[:-1]}, "images": [\n {lines}\n]}}\n'.encode())
     if not entries:
-        raise UserError(f"at least one file must be an image that OpenCV reads; none of the {len(files)} given is")
-    head = json.dumps({"detector": detector.name, "threshold": threshold, "classes": detector.classes})
-    lines = ",\n ".join(map(json.dumps, entries))  # an image a line: boxes with a line for each number are hard to read
-    (folder / "detections.json").write_text(f'{head[:-1]}, "images": [\n {lines}\n]}}\n')
+        raise _no_image(files, skipped[0].removeprefix(SKIPPED))
     return folder / "detections.json"
+
+
+def check_files(files: Sequence[FilePath], folder: FilePath) -> None:
+    """Raise UserError, before a detector is opened, if no file is an image, or the folder is that of a photograph."""
+    if any(folder.resolve() in (file.resolve().parent, file.parent.resolve()) for file in files):
+        raise UserError(f"--output must be another folder than that of the images, which would be replaced, got {folder}")
+    reasons = []
+    for file in files:
+        try:
+            check_whole(file)
+            return
+        except UserError as error:
+            reasons.append(str(error))
+    raise _no_image(files, *reasons[:1])
+
+
+def _no_image(files: Sequence[FilePath], *reasons: str) -> UserError:
+    what = f"at least one file must be a JPEG or PNG image; none of the {len(files)} given is"
+    return UserError(": ".join((what, *reasons)))
+
+
+def entry(file: FilePath, picture: str, image: np.ndarray, found: Sequence[Detection]) -> dict:
+    """What detections.json says of a photograph."""
+    objects = [{"box": [round(x, 2) for x in box], "class": name, "score": round(score, 4)} for box, name, score in found]
+    return {"image": str(file), "picture": picture, "width": image.shape[1], "height": image.shape[0], "objects": objects}
+
+
+def encoded(picture: Image.Image, name: str) -> bytes:
+    """A picture as a file of this name has it."""
+    content = io.BytesIO()
+    picture.save(content, "PNG" if name.lower().endswith(".png") else "JPEG", quality=92)
+    return content.getvalue()
 
 
 def make_folder(folder: FilePath) -> None:
@@ -170,6 +213,3 @@ def free_name(file: FilePath, taken: set[str]) -> str:
         name = f"{file.stem}_{number}{suffix}"
     taken.add(name)
     return name
-
-
-# --- Pictures ---------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,7 +19,17 @@ from .errors import UserError
 from .path_evaluation import statistics_images
 from .reading import read_json
 from .report import markdown_row
-from .run_folder import FINE_TUNED, final_weights, fine_tuned, read_result, reading, refuse_other_classes, run_config
+from .run_folder import (
+    FINE_TUNED,
+    final_weights,
+    fine_tuned,
+    number,
+    read_result,
+    reading,
+    refuse_other_classes,
+    refuse_pretraining,
+    run_config,
+)
 from .search_space import Path, SearchSpace, ofa_resnet50
 from .supernet import take_over
 from .validation import BoxDetector, Statistics, average_precision, reestimate
@@ -58,18 +69,23 @@ class OpenDetector:
 def open_detector(run: FilePath, detector: str, overrides: Sequence[str] = ()) -> OpenDetector:
     """The detector that `detector` names, with its weights; for arguments and errors see `evaluate`."""
     config = run_config(run, overrides)
-    if config.args.runner == "pretrain":
-        raise UserError(f"{run} is not the folder of a run that trains detectors: its config.json is a pre-training's")
+    refuse_pretraining(run, config, "a detector")
     path = find_path(run, detector, ofa_resnet50(config.network.geometry, config.network.elastic_stem))
-    file = run / "fullnet" / "weights.h5" if detector == "fullnet" else final_weights(run, config)
-    if not file.exists():
-        raise UserError(f"{run} has no weights of {detector} yet: {file} is missing")
+    file = detector_weights(run, detector, config)
     net, sets, cost = build(config, pretrained=False)
     refuse_other_classes(run, sets.classes)
     if detector == FINE_TUNED:
         net = alone(config, net, path)
     weights.load(net, file)
     return OpenDetector(config, sets, cost, net, path)
+
+
+def detector_weights(run: FilePath, detector: str, config: configs.Config) -> FilePath:
+    """The file with a detector's weights; raises UserError if it is not there yet."""
+    file = run / "fullnet" / "weights.h5" if detector == "fullnet" else final_weights(run, config)
+    if not file.exists():
+        raise UserError(f"{run} has no weights of {detector} yet: {file} is missing")
+    return file
 
 
 def alone(config: configs.Config, net: Detector, path: Path, statistics: Statistics | None = None) -> Detector:
@@ -117,9 +133,14 @@ def evaluate(
 
 
 def detectors_of(run: FilePath) -> list[str]:
-    """The names of a run's detectors: the fullnet and, once the run is over, the subnets found; or what was fine-tuned."""
+    """The names of a run's detectors: the fullnet and, once the run is over, the subnets found; or what was fine-tuned.
+
+    Raises:
+        UserError: the folder is not that of a run, or of a pre-training, or a file in it is damaged.
+    """
     if fine_tuned(run):
         return [FINE_TUNED]
+    refuse_pretraining(run, run_config(run), "a detector")
     return ["fullnet", *(f"subnet_{number}" for number in range(1, len(_subnets(run)) + 1))]
 
 
@@ -129,15 +150,16 @@ def _subnets(run: FilePath) -> list[dict]:
         return []
     summary = read_result(run, "summary")
     with reading(run / "summary.json"):
-        return [{key: subnet[key] for key in ("path", "budget")} for subnet in summary["subnets"]]
+        return [{"path": subnet["path"], "budget": number(subnet["budget"])} for subnet in summary["subnets"]]
 
 
 def default_detector(run: FilePath) -> str:
     """The subnet of the largest budget; the fullnet where the run has found none (yet); or what was fine-tuned."""
+    known = detectors_of(run)
     if found := _subnets(run):
         budgets = [subnet["budget"] for subnet in found]
         return f"subnet_{1 + budgets.index(max(budgets))}"
-    return detectors_of(run)[0]
+    return known[0]
 
 
 def find_path(run: FilePath, detector: str, space: SearchSpace) -> Path:
@@ -145,25 +167,28 @@ def find_path(run: FilePath, detector: str, space: SearchSpace) -> Path:
     if origin := fine_tuned(run):
         if detector != FINE_TUNED:
             raise UserError(f"the only detector of {run} is {FINE_TUNED}, got {detector}")
-        return Path.from_ofa(origin["path"], space.geometry)
+        return _path_of(run / "origin.json", origin["path"], space)
     if detector == "fullnet":
         return space.largest
     known = detectors_of(run)
     if detector in known:
-        with reading(run / "summary.json"):
-            return Path.from_ofa(_subnets(run)[known.index(detector) - 1]["path"], space.geometry)
+        return _path_of(run / "summary.json", _subnets(run)[known.index(detector) - 1]["path"], space)
     file = FilePath(detector)
     if not file.is_file():
         later = "" if (run / "summary.json").exists() else "; subnets are known when the run is over"
         raise UserError(f"a detector of {run} must be {', '.join(known)} or a JSON file with a path, got {detector!r}{later}")
     content = read_json(file, "the path")
-    try:
-        path = Path.from_ofa(content.get("path", content), space.geometry)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"the path in {file} is not one in OFA's notation ({error})") from error
+    path = _path_of(file, content.get("path", content) if isinstance(content, dict) else content, space)
     if path not in space:
         raise UserError(f"the path in {file} must be one of the run's space {space.name}, and is not: was its stem elastic?")
     return path
+
+
+def _path_of(file: FilePath, notation: Any, space: SearchSpace) -> Path:
+    try:
+        return Path.from_ofa(notation, space.geometry)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"the path in {file} is not one in OFA's notation ({error})") from error
 
 
 def table(results: dict[str, dict]) -> str:

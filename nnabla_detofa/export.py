@@ -7,6 +7,7 @@ takes pixels and gives heat map, offset and size; peaks are looked for outside o
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from collections import OrderedDict
@@ -22,14 +23,15 @@ from nnabla.utils.nnp_graph import NnpLoader
 from nnabla.utils.save import save
 
 from .centernet import Detector
+from .config import Config
 from .data.augment import MEAN, STD, letterbox, letterbox_matrix
 from .errors import UserError
-from .evaluate import OpenDetector, alone, detectors_of
+from .evaluate import OpenDetector, alone, detector_weights, detectors_of
 from .files import write_json
 from .report import revision
-from .run_folder import read_result
+from .run_folder import number, read_result, reading
 from .search_space import Path, PathBatch
-from .supernet import STORED, GivenStatistics
+from .supernet import STORED, ConvBN, GivenStatistics
 from .validation import Statistics
 
 OUTPUTS = ("heat_map", "offset", "size")
@@ -37,6 +39,7 @@ OUTPUTS = ("heat_map", "offset", "size")
 TOLERANCE = 1e-4
 """Largest difference between a file and the supernet's path."""
 CHECKED_IMAGES = 4
+MOST_SIDE, MOST_BATCH = 16384, 1024
 NETWORK = "detector"
 ENVIRONMENT = FilePath(".venv-export")
 COMPLETE = ".ready"
@@ -112,9 +115,9 @@ class StaticGraph:
         self.outputs = dict(zip(OUTPUTS, (F.sigmoid(y.heat_map), y.offset, y.size)))
         self.parameters |= net.get_parameters()
         if fold:
-            heads = {name: p for name, p in net.get_parameters().items() if name.split("/")[0] in OUTPUTS}
-            self.parameters = {n: self.parameters[n] for n in self.parameters if n.startswith("normalise/")}
-            self.parameters |= statistics.folded | heads
+            layers = tuple(f"{name}/" for name, module in net.get_modules() if isinstance(module, ConvBN))
+            self.parameters = {name: p for name, p in self.parameters.items() if not name.startswith(layers)}
+            self.parameters |= statistics.folded
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
         """Outputs for images of the input's shape."""
@@ -225,6 +228,26 @@ def check_output(file: FilePath) -> None:
         export_python()
 
 
+def check_request(run: FilePath, detector: str, config: Config, size: tuple[int, int] | None, batch: int) -> dict:
+    """Before the weights are read: whether the input's shape is allowed, and what the run measured; see `export`.
+
+    Returns:
+        "ap50", and by COCO's rules "ap", of the run's own detector; empty for a path from elsewhere.
+    """
+    stride = config.network.geometry.total_stride
+    if size and any(not 32 <= side <= MOST_SIDE or side % stride for side in size):
+        raise UserError(f"--size must be 32 to {MOST_SIDE} and a multiple of {stride} pixels, got {' '.join(map(str, size))}")
+    if not 1 <= batch <= MOST_BATCH:
+        raise UserError(f"--batch must be 1 to {MOST_BATCH}, got {batch}")
+    if detector not in detectors_of(run):
+        return {}
+    detector_weights(run, detector, config)
+    found = read_result(run, detector)
+    with reading(run / f"{detector}.json"):
+        keys = ("ap", "ap50") if "ap" in found else ("ap50",)
+        return {key: found[key] if found[key] is None else number(found[key]) for key in keys}
+
+
 def about_file(file: FilePath) -> FilePath:
     """Where the file's metadata are: detector.onnx has detector.onnx.json beside it, never a run's subnet_1.json."""
     return file.with_name(file.name + ".json")
@@ -255,16 +278,16 @@ def export(
         the metadata.
 
     Raises:
-        UserError: a size does not fit, the export environment is missing, or the file differs from the supernet's path by
-            more than `TOLERANCE`: nothing is written then.
+        UserError: a size does not fit, the run's result of the detector is missing or damaged, the export environment is
+            missing, or the file differs from the supernet's path by more than `TOLERANCE`: nothing is written then.
     """
     check_output(file)
-    sets, path, stride = opened.sets, opened.path, opened.config.network.geometry.total_stride
+    sets, path = opened.sets, opened.path
     size = tuple(size or sets.image_size)
-    if any(side < 32 or side % stride for side in size):
-        raise UserError(f"--size must be 32 or more and a multiple of {stride} pixels, got {' '.join(map(str, size))}")
-    if batch < 1:
-        raise UserError(f"--batch must be 1 or more, got {batch}")
+    precision = check_request(run, detector, opened.config, size, batch)
+    one = PathBatch.from_paths([path], opened.config.network.geometry)
+    cost = replace(opened.cost, scope="detector", image_size=size)
+    refuse_memory(batch * int(cost.memory(one)[0]), size, batch)
     statistics = opened.statistics()
     net = alone(opened.config, opened.net, path, statistics)
     graph = StaticGraph(net, path, (batch, 3, *size), normalise, statistics if fold else None)
@@ -281,15 +304,13 @@ def export(
             raise UserError(f"{file} would differ from the supernet's path by {difference:.2g}, more than {TOLERANCE:g}")
         fresh.replace(file)
 
-    one = PathBatch.from_paths([path], opened.config.network.geometry)
-    cost = replace(opened.cost, scope="detector", image_size=size)
     about = {
         "run": run.name,
         "detector": detector,
         "path": path.to_ofa(opened.config.network.geometry),
         "flops": int(cost.flops(one)[0]),
         "parameters": int(cost.params(one)[0]),
-        **known_precision(run, detector, opened),
+        **(precision | {"ap_image_size": list(sets.image_size)} if precision else {}),
         "classes": list(sets.classes),
         "input": {
             "name": "image",
@@ -311,6 +332,20 @@ def export(
     return about
 
 
+def refuse_memory(needed: int, size: tuple[int, int], batch: int) -> None:
+    """Raise UserError if this machine has less memory than a layer and its neighbours need.
+
+    Args:
+        needed: bytes.
+    """
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise UserError(
+            f"--batch {batch} and --size {' '.join(map(str, size))} need more than {needed / 1e9:.3g} GB of memory, "
+            f"and there are {there / 1e9:.3g} GB: take smaller ones"
+        )
+
+
 def check_images(sets, size: tuple[int, int], batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Test images as pixels, and normalised as training had them: (n, B, 3, H, W) each, at least `CHECKED_IMAGES` in all."""
     count = -(-CHECKED_IMAGES // batch) * batch
@@ -319,11 +354,3 @@ def check_images(sets, size: tuple[int, int], batch: int) -> tuple[np.ndarray, n
     pixels = np.stack([image.transpose(2, 0, 1) for image in fitted]).astype(np.float32)
     images = np.stack([letterbox(image, size)[0] for image in photographs])
     return tuple(part.reshape(-1, batch, *part.shape[1:]) for part in (pixels, images))
-
-
-def known_precision(run: FilePath, detector: str, opened: OpenDetector) -> dict:
-    """Average precision that the run measured, and at which size of the input; empty for a path from elsewhere."""
-    if detector not in detectors_of(run):
-        return {}
-    found = read_result(run, detector)
-    return {key: found[key] for key in ("ap", "ap50") if key in found} | {"ap_image_size": list(opened.sets.image_size)}

@@ -95,10 +95,7 @@ def finetune(
     Raises:
         UserError: the folder holds something else, or the fine-tuning of another detector.
     """
-    if epochs < 1:
-        raise UserError(f"--epochs must be 1 or more, got {epochs}")
-    if lr is not None and not 0 < lr < float("inf"):
-        raise UserError(f"--lr must be positive, got {lr}")
+    check_request(output, epochs, lr)
     config, net = tuning_config(opened.config, epochs, lr), alone(opened.config, opened.net, opened.path)
     origin = {
         "run": run.name,
@@ -110,12 +107,20 @@ def finetune(
     return start(partial(Tuner, origin=origin), net, opened.sets, opened.cost, config, device, output, restart)
 
 
-def refuse_other(output: FilePath, origin: dict, restart: bool) -> None:
-    """Raise UserError if a folder holds a run that is no fine-tuning, or that of another detector or other weights."""
-    before = fine_tuned(output)
-    if (output / "config.json").exists() and not before:
+def check_request(output: FilePath, epochs: int, lr: float | None) -> None:
+    """Raise UserError before anything is opened: a number is wrong, or the folder holds a run that is no fine-tuning."""
+    if epochs < 1:
+        raise UserError(f"--epochs must be 1 or more, got {epochs}")
+    if lr is not None and not 0 < lr < float("inf"):
+        raise UserError(f"--lr must be positive, got {lr}")
+    if not fine_tuned(output) and (output / "config.json").exists():
         raise UserError(f"{output} holds a run that is no fine-tuning: take another -o")
+
+
+def refuse_other(output: FilePath, origin: dict, restart: bool) -> None:
+    """Raise UserError if a folder holds the fine-tuning of another detector or other weights."""
+    before = fine_tuned(output)
     if before and before != origin and not restart:
-        which = f"{before.get('detector')} of {before.get('run')}"
+        which = f"{before['detector']} of {before['run']}"
         other = which if which != f"{origin['detector']} of {origin['run']}" else f"other weights of {which}"
         raise UserError(f"{output} holds the fine-tuning of {other}: take another -o, or --restart to lose it")

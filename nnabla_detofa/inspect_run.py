@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -16,9 +16,11 @@ import numpy as np
 from . import config as configs
 from .config import DetofaHparams
 from .errors import UserError
+from .finetune import Tuner, tuning_phase
 from .ledger import totals
 from .phases import TrainingPhase, phase_names, training_phases
-from .run_folder import final_weights, read_result, run_config, searched_space
+from .reading import parse_json
+from .run_folder import FINE_TUNED, final_weights, fine_tuned, number, read_result, reading, run_config, searched_space
 from .runner import slug
 from .search_space import PrunedSpace, ofa_resnet50
 
@@ -27,6 +29,7 @@ KEPT = {
     "operation pruning": "operations.json",
     "path filter again": "path_filter_again.h5",
     "evaluation": "summary.json",
+    "before": "before.json",
 }
 """Phase -> the file that says it is over. Training phases have a folder; those not named here are over when the next began."""
 
@@ -40,20 +43,21 @@ def describe(run: FilePath) -> dict:
         "detail", where they can be told), "device_time" (unit, total, and by kind), "thresholds", "refused_share",
         "kendall_tau", "pruned" (operations removed, of how many; paths left, of how many; "space", the lines of Figure 3's
         notation), "detectors" (name, budget, flops, params, loss, ap50, path, and by COCO's rules ap), "accuracy" (of a
-        pre-training: the largest and four random paths), "files" (what -> where).
+        pre-training: the largest and four random paths), "fine_tuning" (None, or of which run and detector, and epochs; its
+        detectors are that before and after), "files" (what -> where).
 
     Raises:
         UserError: the folder is not that of a run, or a file in it is damaged.
     """
     config = run_config(run)
     log = _read_log(run)
-    summary = read_result(run, "summary") if (run / "summary.json").exists() else {}
+    origin, summary = fine_tuned(run), _summary(run)
     result: dict[str, Any] = {
         "run": str(run),
         "runner": config.args.runner,
         "about": list(config.about),
-        "finished": bool(summary),
-        "written": time.time() - max(file.stat().st_mtime for file in run.iterdir()),
+        "finished": (run / f"{FINE_TUNED}.json").exists() if origin else bool(summary),
+        "written": time.time() - _last_written(run),
         "phases": phase_states(run, config, log),
         "device_time": _device_time(run),
         "thresholds": summary.get("thresholds", _logged_numbers(log, r"^thresholds: (.+)$")),
@@ -62,9 +66,21 @@ def describe(run: FilePath) -> dict:
         "pruned": _pruned(run, config),
         "detectors": _detectors(run, config, summary),
         "accuracy": summary.get("accuracy"),
+        "fine_tuning": None,
         "files": dict(_files(run, config)),
     }
+    if origin:
+        result["fine_tuning"] = {"run": origin["run"], "detector": origin["detector"], "epochs": config.hparams.epochs}
     return result
+
+
+def _last_written(run: FilePath) -> float:
+    """When something was last written into the folder, in seconds since 1970."""
+    times = [run.stat().st_mtime]
+    for file in run.iterdir():
+        with suppress(OSError):  # a link to nothing, or a file that its writer has renamed meanwhile
+            times.append(file.stat().st_mtime)
+    return max(times[1:] or times)
 
 
 # --- How far it is ----------------------------------------------------------------------------------------------------
@@ -72,12 +88,10 @@ def describe(run: FilePath) -> dict:
 
 def phase_states(run: FilePath, config: configs.Config, log: str) -> list[dict]:
     """Each phase of the run with its state; see `describe`."""
-    names = phase_names(config)
-    seconds = read_result(run, "seconds") if (run / "seconds.json").exists() else {}
-    ledger = read_result(run, "ledger")["phases"] if (run / "ledger.json").exists() else {}
+    names, training = _phases(run, config)
+    seconds, ledger = _seconds(run), (_ledger(run) or {"phases": {}})["phases"]
     begun = {name for _, name in re.findall(r"^\[(\d+)/\d+\] (.+)$", log, re.MULTILINE)} | seconds.keys()
     reached = max((index for index, name in enumerate(names) if name in begun), default=-1)
-    training = {phase.name: phase for phase in training_phases(config)}
     states = []
     for index, name in enumerate(names):
         kept = KEPT.get(name, f"{slug(name)}/state.json" if name in training else "")
@@ -94,6 +108,13 @@ def phase_states(run: FilePath, config: configs.Config, log: str) -> list[dict]:
             entry |= {"share": share, "detail": detail}
         states.append(entry)
     return states
+
+
+def _phases(run: FilePath, config: configs.Config) -> tuple[tuple[str, ...], dict[str, TrainingPhase]]:
+    """The names of all phases, and the training phases by name."""
+    if fine_tuned(run):
+        return Tuner.phases, {FINE_TUNED: tuning_phase(config, ofa_resnet50(config.network.geometry))}
+    return tuple(phase_names(config)), {phase.name: phase for phase in training_phases(config)}
 
 
 def _progress(
@@ -124,7 +145,7 @@ def _steps(
 ) -> tuple[float | None, str]:
     saved = _saved_step(run / "checkpoint" / slug(phase.name))
     said = re.findall(rf"^{re.escape(phase.name)} (?:step (\d+):|goes on at step (\d+) of \d+)", log, re.MULTILINE)
-    step = max(saved or 0, int("".join(said[-1])) if said else 0)
+    step = max(saved or 0, int("".join(said[-1])[:18]) if said else 0)
     per_epoch = _steps_per_epoch(run, config, phase, phases)
     resumes = f"; a checkpoint at step {saved}" if saved else ""
     if not per_epoch:
@@ -150,8 +171,8 @@ def _steps_per_epoch(
 
 def _saved_step(folder: FilePath) -> int | None:
     try:
-        return int(json.loads((folder / "state.json").read_text())["step"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(parse_json((folder / "state.json").read_text())["step"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
@@ -179,14 +200,47 @@ def _logged_numbers(log: str, pattern: str) -> list[float | None] | None:
 
 
 def _logged_share(log: str) -> float | None:
-    found = re.findall(r"^refused ([\d.]+)% of \d+ draws$", log, re.MULTILINE)
+    found = re.findall(r"^refused (\d+\.?\d*)% of \d+ draws$", log, re.MULTILINE)
     return float(found[-1]) / 100 if found else None
 
 
-def _device_time(run: FilePath) -> dict | None:
+def _summary(run: FilePath) -> dict:
+    """Of summary.json what a description shows, and the budgets; empty where the run is not over."""
+    if not (run / "summary.json").exists():
+        return {}
+    summary = read_result(run, "summary")
+    with reading(run / "summary.json"):
+        found: dict[str, Any] = {"seconds": dict(summary["seconds"])}
+        for name in {"thresholds", "kendall_tau", "accuracy"} & summary.keys():
+            found[name] = [value if value is None else number(value) for value in summary[name]]
+        if "refused_share" in summary:
+            found["refused_share"] = number(summary["refused_share"])
+        found["budgets"] = [number(subnet["budget"]) for subnet in summary.get("subnets", ())]
+    return found
+
+
+def _seconds(run: FilePath) -> dict[str, float]:
+    """Wall-clock seconds of each phase so far."""
+    if not (run / "seconds.json").exists():
+        return {}
+    seconds = read_result(run, "seconds")
+    with reading(run / "seconds.json"):
+        return {name: number(value, finite=True) for name, value in seconds.items()}
+
+
+def _ledger(run: FilePath) -> dict | None:
+    """The content of ledger.json, as `ledger.totals` takes it; None where there is none yet."""
     if not (run / "ledger.json").exists():
         return None
     ledger = read_result(run, "ledger")
+    with reading(run / "ledger.json"):
+        phases = {name: {"seconds": number(entry["seconds"], finite=True)} for name, entry in ledger["phases"].items()}
+        return {"unit": str(ledger["unit"]), "phases": phases}
+
+
+def _device_time(run: FilePath) -> dict | None:
+    if (ledger := _ledger(run)) is None:
+        return None
     kinds = {kind: seconds for kind, seconds in totals(ledger).items() if seconds}
     return {"unit": ledger["unit"], "total": sum(kinds.values()), "kinds": kinds}
 
@@ -208,25 +262,26 @@ def _pruned(run: FilePath, config: configs.Config) -> dict | None:
 def _detectors(run: FilePath, config: configs.Config, summary: Mapping) -> list[dict]:
     if not isinstance(config.hparams, DetofaHparams):
         return []
-    budgets = [subnet["budget"] for subnet in summary.get("subnets", ())] or list(config.hparams.search.budgets)
-    rows = []
-    for number in range(1 + (len(budgets) or config.hparams.buckets)):
-        name = f"subnet_{number}" if number else "fullnet"
-        if not (run / f"{name}.json").exists():
-            continue
-        result = read_result(run, name)
-        rows.append(
-            {
-                "name": name,
-                "budget": budgets[number - 1] if number and number <= len(budgets) else None,
-                **{key: result[key] for key in ("flops", "params", "loss", "ap50", "ap", "path") if key in result},
-            }
-        )
-    return rows
+    budgets = summary.get("budgets") or list(config.hparams.search.budgets)
+    names = [f"subnet_{index}" for index in range(1, 1 + (len(budgets) or config.hparams.buckets))]
+    named = dict.fromkeys(("fullnet", *names)) | dict(zip(names, budgets))
+    if fine_tuned(run):
+        named = dict.fromkeys(("before", FINE_TUNED))
+    return [_detector(run, name, budget) for name, budget in named.items() if (run / f"{name}.json").exists()]
+
+
+def _detector(run: FilePath, name: str, budget: float | None) -> dict:
+    result = read_result(run, name)
+    with reading(run / f"{name}.json"):
+        row = {"name": name, "budget": budget, **{key: number(result[key]) for key in ("flops", "params", "loss")}}
+        for key in ("ap50", "ap") if "ap" in result else ("ap50",):
+            row[key] = result[key] if result[key] is None else number(result[key])
+        return row | ({"path": result["path"]} if "path" in result else {})
 
 
 def _files(run: FilePath, config: configs.Config) -> Iterator[tuple[str, str]]:
     """What -> file or folder, of what is there."""
+    trained = "detector" if fine_tuned(run) else "supernet"
     named = {
         "config": "config.json",
         "log": "log.txt",
@@ -234,7 +289,7 @@ def _files(run: FilePath, config: configs.Config) -> Iterator[tuple[str, str]]:
         "all results": "summary.json",
         "weights of the fullnet": "fullnet/weights.h5",
         "weights of the supernet after warm-up": "warm_up/weights.h5",
-        "weights of the supernet": final_weights(run, config).relative_to(run).as_posix(),
+        f"weights of the {trained}": final_weights(run, config).relative_to(run).as_posix(),
         "pre-trained supernet": "supernet.h5",
         "path filter": "path_filter.h5",
         "path filter of the search": "path_filter_again.h5",
@@ -243,6 +298,10 @@ def _files(run: FilePath, config: configs.Config) -> Iterator[tuple[str, str]]:
         "held-out paths": "held_out_paths.jsonl",
         "operations, their scores, the pruned space": "operations.json",
         "detections of the fullnet on the test images": "fullnet_detections.json",
+        "results before": "before.json",
+        "results after": f"{FINE_TUNED}.json",
+        "detections on the test images before": "before_detections.json",
+        "detections on the test images after": f"{FINE_TUNED}_detections.json",
         "checkpoints": "checkpoint",
         "pictures of detections": "detections",
         "a table of latencies": "latency.json",
@@ -276,16 +335,22 @@ def text(found: Mapping, width: int | None = None) -> str:
             cells = [cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, wide))]
             lines.append("  " + "  ".join(cells).rstrip())
 
-    phases = found["phases"]
+    tuned, phases = found["fine_tuning"], found["phases"]
+    goes_on = f"-f {found['run']}/config.json -o {found['run']} goes on"
+    if tuned:
+        goes_on = f"finetune with the same arguments (--detector {tuned['detector']} -o {found['run']} ...) goes on"
     done = sum(phase["state"] == "done" for phase in phases)
     if found["finished"]:
         state = "finished"
     else:
         state = (
             f"not finished: {done} of {len(phases)} phases are done, last written {duration(found['written'])} ago; "
-            f"if it was stopped, nnabla_nas -f {found['run']}/config.json -o {found['run']} goes on"
+            f"if it was stopped, nnabla_nas {goes_on}"
         )
-    say(f"{found['run']}: runner {found['runner']}, {state}")
+    what = f"runner {found['runner']}"
+    if tuned:
+        what = f"fine-tuning of {tuned['detector']} of the run {tuned['run']}, epochs: {tuned['epochs']}"
+    say(f"{found['run']}: {what}, {state}")
     say("")
     say("phases")
     table = [("", "", "time", "device time", "")]

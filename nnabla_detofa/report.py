@@ -16,7 +16,7 @@ from . import __version__
 from .data.sets import open_sets
 from .errors import UserError
 from .evaluated_paths import EvaluatedPaths
-from .run_folder import read_result, reading, run_config
+from .run_folder import read_result, reading, refuse_other_kinds, run_config
 
 matplotlib.use("Agg")  # files, not windows
 import matplotlib.pyplot as plt  # noqa: E402
@@ -34,8 +34,12 @@ def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
         the files.
 
     Raises:
-        UserError: the run has not finished, or one of its files is damaged; nothing is written then.
+        UserError: the run has not finished, or one of its files is damaged, or `output` is the run's own folder; nothing is
+            written then.
     """
+    refuse_other_kinds(run, run_config(run), "a report")
+    if output.resolve() == run.resolve():
+        raise UserError(f"--output must be another folder than the run's own, got {output}")
     summary = read_result(run, "summary")
     with reading(run / "summary.json"):
         columns, rows = table_rows(summary)

@@ -109,8 +109,11 @@ def mini_batch(content: Any) -> dict:
 
 
 def origin(content: Any) -> dict:
-    """origin.json: where the weights of a fine-tuning came from."""
-    return _mapping(content, "it")
+    """origin.json of a fine-tuning: the run, detector and path that it began from, and their weights' digest."""
+    for name, kind in {"run": str, "detector": str, "path": dict, "weights": str}.items():
+        if not isinstance(value := _entry(content, name, "it"), kind):
+            raise UserError(f"{name} is {checked.kind_of(value)}")
+    return content
 
 
 def _mapping(content: Any, where: str) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path as FilePath
@@ -45,6 +46,34 @@ def reading(file: FilePath) -> Iterator[None]:
         raise
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{file} is damaged: it does not hold what a finished run leaves ({short(repr(error))})") from error
+
+
+def number(value: Any, finite: bool = False) -> int | float:
+    """A number of a result file, as it is; what is none raises an error for `reading`.
+
+    Args:
+        finite: refuse infinity and NaN, which a loss may be and a duration may not.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{short(repr(value))} is not a number")
+    if not abs(float(value)) < math.inf and finite:  # float: an integer of 400 digits is no number for what reads it
+        raise ValueError(f"{value} is not finite")
+    return value
+
+
+def refuse_pretraining(run: FilePath, config: configs.Config, what: str) -> None:
+    """Raise UserError if a folder holds a pre-training, which has not got what `what` needs."""
+    if config.args.runner == "pretrain":
+        raise UserError(f"{run} is a pre-training's folder: {what} needs a run that trains detectors")
+
+
+def refuse_other_kinds(run: FilePath, config: configs.Config, what: str) -> None:
+    """Raise UserError if a folder holds a pre-training or a fine-tuning, which have not got what `what` needs."""
+    refuse_pretraining(run, config, what)
+    if fine_tuned(run):
+        raise UserError(
+            f"{run} is a fine-tuning's folder, which has one detector: {what} needs a run of Algorithm 1 or of a baseline"
+        )
 
 
 def trained_classes(run: FilePath) -> tuple[str, ...]:
@@ -129,7 +158,11 @@ FINE_TUNED = "finetuned"
 
 
 def fine_tuned(run: FilePath) -> dict:
-    """What a fine-tuning's folder says of where it began (`finetune.Origin`); empty for any other run's."""
+    """What a fine-tuning's folder says of where it began (see `finetune.finetune`); empty for any other run's.
+
+    Raises:
+        UserError: its origin.json is damaged.
+    """
     return read_result(run, "origin", result_files.origin) if (run / "origin.json").exists() else {}
 
 

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import math
+import numbers
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
+from typing import Any
 
 import numpy as np
 
 from . import config as configs
 from . import latency, weights
 from .algorithm1 import build, make_cost
+from .checked import listed
 from .costs import Buckets, LayerCost, cost_range
 from .errors import UserError
 from .evolution import Constraint, NoPath, at_most, between, front, search
 from .path_evaluation import named_rng, path_evaluator
 from .path_filter import PathFilter, PathScorer
-from .reading import short
+from .reading import short, shown
 from .report import markdown_row
-from .run_folder import final_weights, refuse_other_classes, run_config, searched_space, trained_classes
+from .run_folder import (
+    final_weights,
+    refuse_other_classes,
+    refuse_other_kinds,
+    run_config,
+    searched_space,
+    trained_classes,
+)
 from .search_space import Path, PathBatch, SearchSpace, ofa_resnet50
 
 COUNTS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -35,8 +45,11 @@ UNITS: dict[str, dict[str, float]] = {
 EXAMPLES = {"flops": "3G", "latency": "40ms", "params": "20M", "memory": "200MB"}
 
 
-def parse_bound(name: str, text: str) -> float:
+def parse_bound(name: str, text: str, called: str = "--{}") -> float:
     """A bound such as "3G" or "40ms" in the unit of its cost.
+
+    Args:
+        called: what an error calls it.
 
     Raises:
         UserError: it is not a positive number with a unit of `UNITS[name]`.
@@ -47,7 +60,25 @@ def parse_bound(name: str, text: str) -> float:
     bound = float(f"{bound:.15g}")  # 0.00203 * 1e6 is a little over 2030; a bound may be a path's very cost
     if not 0 < bound < math.inf:
         known = ", ".join(unit or "none" for unit in UNITS[name])
-        raise UserError(f"--{name} must be a positive number with a unit ({known}), like {EXAMPLES[name]}, got {short(text)}")
+        what = f"{called.format(name)} must be a positive number with a unit ({known})"
+        raise UserError(f"{what}, like {EXAMPLES[name]}, got {short(text)}")
+    return bound
+
+
+def as_bound(name: str, value: str | float) -> float:
+    """A bound that a program gives: a text as `parse_bound` reads it, or a plain number in the unit of its cost.
+
+    Raises:
+        UserError: it is neither, or not positive.
+    """
+    if isinstance(value, str):
+        return parse_bound(name, value, "{}")
+    try:
+        bound = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.inf
+    except OverflowError:
+        bound = math.inf
+    if not 0 < bound < math.inf:
+        raise UserError(f"{name} must be a positive number, or a text like {EXAMPLES[name]}, got {shown(value)}")
     return bound
 
 
@@ -60,7 +91,8 @@ class FinishedRun:
         space: the pruned space. buckets: FLOPs buckets of A.
         scorer: the path filter as it was re-trained before the run's own search.
         costs: by the names of `UNITS`; latency only where a table was given. FLOPs are those of the config's `cost_scope`,
-            as in the run; all else is what the device must bear: that of the whole detector.
+            as in the run; all else is what the device must bear: that of the whole detector. A cost of one's own may be added
+            under another name, `replace(run, costs={**run.costs, "energy": cost})`, and is bounded and listed like these.
     """
 
     folder: FilePath
@@ -81,7 +113,9 @@ def load_run(folder: FilePath, overrides: Sequence[str] = (), latency_table: Fil
     Raises:
         UserError: the folder is not that of a run that got so far, or the table does not fit it.
     """
-    scope, config = run_config(folder).hparams.cost_scope, run_config(folder, overrides)
+    own, config = run_config(folder), run_config(folder, overrides)
+    refuse_other_kinds(folder, own, "a search")
+    scope = own.hparams.cost_scope
     if config.hparams.cost_scope != scope:
         raise UserError(f"hparams.cost_scope must be the run's, {scope}, on which its path filter was trained")
     classes = trained_classes(folder)
@@ -133,13 +167,14 @@ def find(
     are compared by validation loss, under the run's final weights. Where the weights or the data are not there, with
     `by_score`, and where the config's `search.across_buckets` is "score", they are compared by score, which is Eq. 3.
 
-    Where a bound is below every path of the pruned space, A is searched, as in Algorithm 1's own search; `note` hears it.
+    Where a bound is below every path of the pruned space, A is searched, as in Algorithm 1's own search, and where no path of
+    the pruned space was found within all bounds together; `note` hears it.
 
     A mix of bounds on FLOPs and memory alone is known exactly to hold paths or not. With bounds on parameters or latency as
     well, a bucket in which neither drawing nor breeding finds a path counts as empty, which `note` hears.
 
     Args:
-        bounds: largest allowed costs, inclusive, by the names of `UNITS`.
+        bounds: largest allowed costs, inclusive, by the names of `run.costs`.
         whole_front: for each bucket all trades of FLOPs against score instead of one winner; nothing is compared.
         generations: of each search; by default the run's `hparams.search.generations`.
         progress: called after each generation. note: hears what the user should know.
@@ -151,12 +186,16 @@ def find(
 
     Raises:
         NoPath: no path meets the bounds; the message gives the reachable range of each cost.
+        UserError: a bound is of a cost that the run has not got.
     """
     for name in bounds:
         if name not in run.costs:
-            raise UserError(
-                "a bound on latency needs a table of this device: measure-latency writes one, --latency-table names it"
-            )
+            if name == "latency":
+                raise UserError(
+                    "a bound on latency needs a table of this device, which measure-latency writes: "
+                    "it is named by --latency-table, or in Python by latency_table"
+                )
+            raise UserError(f"a bound must be on {listed(run.costs, 'or')}, got {name}")
     start = time.perf_counter()
     constraints = {name: at_most(run.costs[name], most) for name, most in bounds.items()}
     if missed := _unreachable(run, bounds):
@@ -168,8 +207,47 @@ def find(
     by_score = by_score or run.config.hparams.search.across_buckets == "score"
     others = [bound for name, bound in constraints.items() if name != "flops"]
     options = run.config.hparams.search.evolution | ({} if generations is None else {"generations": generations})
-    score, rows, scored = TimedScore(run.scorer), [], 0
-    for least, most in run.buckets.below(bounds.get("flops", math.inf), run.space):
+    score, most_flops = TimedScore(run.scorer), bounds.get("flops", math.inf)
+    settings = (score, most_flops, others, options, whole_front, progress, note)
+    rows, scored = _searched(run, *settings)
+    if not rows and run.space.operations != run.buckets.space.operations:
+        wanted = " and ".join(map(str, constraints.values()))
+        note(f"no path of {run.space.name} was found with {wanted}: {run.buckets.space.name} is searched")
+        run = replace(run, space=run.buckets.space)
+        rows, scored = _searched(run, *settings)
+    seconds = time.perf_counter() - start
+    if not rows:
+        raise _no_path(run, constraints)
+    result = {
+        "bounds": dict(bounds),
+        "flops_of": run.config.hparams.cost_scope,
+        "space": run.space.name,
+        "seconds": seconds,
+        "scoring_share": score.seconds / seconds,
+        "scored": scored,
+    }
+    if whole_front:
+        return result | {"rows": rows}
+    losses = None if by_score else _losses(run, rows, note)
+    if losses is not None:
+        rows = [row | {"loss": loss} for row, loss in zip(rows, losses)]
+    best = max(rows, key=lambda row: row["score"]) if losses is None else min(rows, key=lambda row: row["loss"])
+    return best | result | {"compared_by": "score" if losses is None else "loss", "rows": rows}
+
+
+def _searched(
+    run: FinishedRun,
+    score: Callable[[PathBatch], np.ndarray],
+    most_flops: float,
+    others: Sequence[Constraint],
+    options: Mapping[str, Any],
+    whole_front: bool,
+    progress: Callable[[], None],
+    note: Callable[[str], None],
+) -> tuple[list[dict], int]:
+    """The winner, or the front, of each FLOPs bucket of the run's space, and how many paths were scored; see `find`."""
+    rows, scored = [], 0
+    for least, most in run.buckets.below(most_flops, run.space):
         within = [between(run.costs["flops"], least, most), *others]
         rng = named_rng(run.config.args.seed, f"search up to {most / 1e9:.4g} GFLOPs")
         try:
@@ -203,24 +281,7 @@ def find(
             continue
         scored += found.scored
         rows += _rows(run, paths, scores)
-    seconds = time.perf_counter() - start
-    if not rows:
-        raise _no_path(run, constraints)
-    result = {
-        "bounds": dict(bounds),
-        "flops_of": run.config.hparams.cost_scope,
-        "space": run.space.name,
-        "seconds": seconds,
-        "scoring_share": score.seconds / seconds,
-        "scored": scored,
-    }
-    if whole_front:
-        return result | {"rows": rows}
-    losses = None if by_score else _losses(run, rows, note)
-    if losses is not None:
-        rows = [row | {"loss": loss} for row, loss in zip(rows, losses)]
-    best = max(rows, key=lambda row: row["score"]) if losses is None else min(rows, key=lambda row: row["loss"])
-    return best | result | {"compared_by": "score" if losses is None else "loss", "rows": rows}
+    return rows, scored
 
 
 def _unreachable(run: FinishedRun, bounds: Mapping[str, float]) -> list[str]:
@@ -271,6 +332,8 @@ def table(result: dict) -> str:
     }
     scales = {"flops": 1e9, "params": 1e6, "memory": 1e6, "latency": 1e6}
     rows = result["rows"]
+    own = [name for name in rows[0] if name not in {*columns, "bucket", "score", "loss", "path"}]
+    columns, scales = columns | dict(zip(own, own)), scales | dict.fromkeys(own, 1)
     costs = [name for name in columns if name in rows[0]]
     judged = [name for name in ("score", "loss") if name in rows[0]]
     titles = ["FLOPs bucket", *(columns[name] for name in costs), *judged, ""]

@@ -93,6 +93,19 @@ def test_the_command_draws(write, tmp_path, capsys):
     assert '"mean_difference"' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["summary", "fullnet_detections"])
+@pytest.mark.parametrize("content", [[], "x", None, 3, float("nan"), {}, {"fullnet": {}, "subnets": [{}]}, [3]])
+def test_damaged_files_are_named(name, content, write):
+    good, bad = write("good", {1e9: 0.5}), write("bad", {1e9: 0.5})
+    (bad / f"{name}.json").write_text(json.dumps(content))
+    if name == "fullnet_detections" and content in ([], {}):  # no image, or none by name
+        assert "different images" in compare([good, bad])["unfair"][0]
+        return
+    for runs in ([good, bad], [bad, good]):
+        with pytest.raises(UserError, match=f"bad/{name}.json is damaged"):
+            compare(runs)
+
+
 def test_bad_input_is_one_sentence(write, tmp_path, capsys):
     folder = write("a", {1e9: 0.5})
     with pytest.raises(UserError, match="at least two runs, got 1"):

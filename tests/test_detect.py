@@ -1,6 +1,7 @@
 """Objects in photographs: the run's own detections, whatever files are given, and pictures that can be read."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -105,7 +106,53 @@ def test_files_that_must_not_be_given(photographs, tmp_path):
     with pytest.raises(UserError, match="files or folders that are there, got .*nothing"):
         find_images([photographs / "nothing"], print)
     notes = []
-    assert find_images([photographs / "subfolder"], notes.append) == [] and "holds no file" in notes[0]
+    with pytest.raises(UserError, match="there is no file in .*subfolder: JPEG or PNG images are looked for"):
+        find_images([photographs / "subfolder"], notes.append)
+    assert not notes and find_images([photographs / "subfolder", photographs / "d.txt"], notes.append)
+    assert "holds no file" in notes[0]
+
+
+def test_photographs_behind_links_are_kept(photographs, tmp_path):
+    original, links, out = (photographs / "a.png").read_bytes(), tmp_path / "links", tmp_path / "out"
+    for folder in (links, out):
+        folder.mkdir()
+        (folder / "a.png").symlink_to(photographs / "a.png")
+    for folder in (links, photographs):
+        with pytest.raises(UserError, match="--output must be another folder"):
+            detect.detect(TwoCells(), [links / "a.png"], folder)
+    detect.detect(TwoCells(), [links / "a.png"], out)
+    assert (photographs / "a.png").read_bytes() == original
+    assert not (out / "a.png").is_symlink() and read_image(out / "a.png").shape == (480, 640, 3)
+
+
+def test_what_was_found_is_kept_when_it_is_stopped(photographs, tmp_path):
+    def stop(file, found):
+        if file.name == "b.bmp":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        detect.detect(TwoCells(), [photographs / name for name in ("a.png", "b.bmp", "a.png")], tmp_path / "out", on_image=stop)
+    content = json.loads((tmp_path / "out/detections.json").read_text())
+    assert [entry["picture"] for entry in content["images"]] == ["a.png", "b.png"]
+
+
+def test_a_name_that_is_no_text_is_shown_escaped(photographs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(detect, "load_detector", lambda *arguments: TwoCells())
+    name = os.fsdecode(b"\xff.png")
+    shutil.copy(photographs / "a.png", tmp_path / "other" / name)
+    assert main(["detect", "run", str(tmp_path / "other"), "-c", "cpu", "-o", str(tmp_path / "out")]) == 0
+    assert "other/\\udcff.png: 2 objects" in capsys.readouterr().out
+    entries = json.loads((tmp_path / "out/detections.json").read_text())["images"]
+    assert [entry["picture"] for entry in entries] == ["a.png", name] and (tmp_path / "out" / name).exists()
+
+
+def test_one_sentence_where_no_file_is_an_image(photographs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(detect, "load_detector", lambda *arguments: TwoCells())
+    given = [str(photographs / name) for name in ("d.txt", "subfolder")]
+    assert main(["detect", "run", *given, "-c", "cpu", "-o", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: at least one file must be a JPEG or PNG image; none of the 1 given is: ")
+    assert said.count("\n") == 1 and "d.txt is not a readable image" in said
 
 
 @pytest.mark.parametrize("side, factor", [(16, 40), (320, 2), (640, 1), (2000, 1)])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -157,9 +158,12 @@ def test_a_file_that_differs_is_not_written(run, opened, tmp_path, monkeypatch):
         (["-o", "no/such/x.nnp"], "--output must be a file in a folder that is there, got no/such/x.nnp"),
         (["-o", "x.onnx"], "ONNX is written from nowhere, which is missing or half made: run make setup-export"),
         (["--detector", "subnet_3"], "a detector of .* must be fullnet, subnet_1, subnet_2 or a JSON file .*, got 'subnet_3'"),
-        (["--size", "50"], "--size must be 32 or more and a multiple of 16 pixels, got 50 50"),
+        (["--size", "50"], "--size must be 32 to 16384 and a multiple of 16 pixels, got 50 50"),
+        (["--size", "16400"], "--size must be 32 to 16384 and a multiple of 16 pixels, got 16400 16400"),
         (["--size", "64", "64", "64"], "--size must be a side, or height and width, got 64 64 64"),
-        (["--batch", "0"], "--batch must be 1 or more, got 0"),
+        (["--batch", "0"], "--batch must be 1 to 1024, got 0"),
+        (["--batch", "1025"], "--batch must be 1 to 1024, got 1025"),
+        (["--batch", "1024", "--size", "16384"], "--batch 1024 and --size 16384 16384 need more than .* GB of memory, .*"),
     ],
 )
 def test_what_cannot_be_written_is_one_sentence(run, options, message, tmp_path, monkeypatch, capsys):
@@ -168,6 +172,20 @@ def test_what_cannot_be_written_is_one_sentence(run, options, message, tmp_path,
     assert main(["export", str(run), "--detector", "subnet_2", "-o", "x.nnp", "-c", "cpu", *options]) == 2
     assert re.fullmatch(f"error: {message}", capsys.readouterr().err.splitlines()[-1])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [None, "null", "[]", "{}", '{"ap50": "x"}', "NaN"])
+def test_a_damaged_result_is_noticed_before_the_work(run, opened, content, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config", "summary"):
+        (folder / f"{name}.json").write_text((run / f"{name}.json").read_text())
+    shutil.copytree(run / "fine_tuning", folder / "fine_tuning")
+    if content:
+        (folder / "subnet_2.json").write_text(content)
+    with pytest.raises(UserError, match="subnet_2.json is damaged" if content else "subnet_2.json is missing"):
+        export(opened, folder, "subnet_2", tmp_path / "path.nnp")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_run_that_is_not_over(run, tmp_path, capsys):

@@ -15,6 +15,7 @@ from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.data.loader import Loader
 from nnabla_detofa.evaluate import alone, detectors_of, open_detector
 from nnabla_detofa.finetune import Tuner, tuning_config, tuning_phase
+from nnabla_detofa.inspect_run import describe, text
 from nnabla_detofa.training import OnePath, new_optimizer, train
 
 
@@ -99,6 +100,43 @@ def test_its_folder_is_a_runs(run, tuned, tmp_path, capsys):
     assert {name: array.shape for name, array in trained(tuned).items()} == {name: p.shape for name, p in own.items()}
 
 
+def test_what_its_folder_says(run, tuned, tmp_path, capsys):
+    results = {name: json.loads((tuned / f"{name}.json").read_text()) for name in ("before", "finetuned")}
+    found = describe(tuned)
+    assert found["finished"] and found["fine_tuning"] == {"run": "tiny", "detector": "subnet_1", "epochs": 2}
+    assert [(row["name"], row["ap50"]) for row in found["detectors"]] == [(n, r["ap50"]) for n, r in results.items()]
+    assert [(phase["name"], phase["state"]) for phase in found["phases"]] == [("before", "done"), ("finetuned", "done")]
+    assert found["files"]["weights of the detector"].endswith("finetuned/weights.h5")
+    shown = " ".join(text(found, 200).split())
+    assert f"{tuned}: fine-tuning of subnet_1 of the run tiny, epochs: 2, finished" in shown and "goes on" not in shown
+    for line, what in (
+        (["compare", str(run), str(tuned)], "a comparison"),
+        (["report", str(tuned), "-o", str(tmp_path / "out")], "a report"),
+        (["search", str(tuned), "-c", "cpu"], "a search"),
+    ):
+        assert main(line) == 2
+        assert f"error: {tuned} is a fine-tuning's folder, which has one detector: {what} needs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, [1], "x", None, {}, {"run": 1, "detector": "x", "path": {}, "weights": "x"}])
+def test_a_damaged_origin_is_named(content, run, tuned, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(tuned, copy)
+    (copy / "origin.json").write_text(json.dumps(content))
+    photograph = json.loads((run / "config.json").read_text())["dataloader"]["voc"]["root"] + "/JPEGImages/test_00000.jpg"
+    for line in (
+        ["evaluate", str(copy), "-c", "cpu"],
+        ["evaluate", str(copy), "--detector", "finetuned", "-c", "cpu"],
+        ["detect", str(copy), photograph, "-c", "cpu"],
+        ["export", str(copy), "--detector", "finetuned", "-o", str(tmp_path / "x.nnp"), "-c", "cpu"],
+        ["inspect", str(copy)],
+        command(run, copy),
+    ):
+        capsys.readouterr()
+        assert main(line) == 2
+        assert f"error: {copy}/origin.json is damaged: " in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_the_table_shows_before_and_after(run, tmp_path, capsys):
     assert main(command(run, tmp_path / "again", "--lr", "1e-5")) == 0
     printed = capsys.readouterr().out
@@ -112,6 +150,11 @@ def test_a_stopped_fine_tuning_goes_on(run, tuned, tmp_path, monkeypatch, capsys
         patch.setattr(Tuner, "callback_on_epoch_end", lambda self: setattr(self.stop, "requested", True))
         assert main(command(run, folder)) == 130
     assert not (folder / "finetuned.json").exists()
+    found = describe(folder)
+    assert not found["finished"] and [phase["state"] for phase in found["phases"]] == ["done", "under way"]
+    shown = " ".join(text(found, 200).split())
+    assert "not finished: 1 of 2 phases are done" in shown and "step 2 of 4" in shown
+    assert f"nnabla_nas finetune with the same arguments (--detector subnet_1 -o {folder} ...) goes on" in shown
     capsys.readouterr()
     assert main(command(run, folder)) == 0
     assert "finetuned goes on at step 2 of 4" in capsys.readouterr().out

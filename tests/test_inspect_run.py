@@ -147,6 +147,25 @@ def test_the_command_as_json(capsys):
     assert printed["phases"] == describe(tiny.detofa_run())["phases"]
 
 
+def test_files_that_vanish_do_not_matter(cut):
+    folder = cut("[1/12]")
+    (folder / "state.json.new").symlink_to(folder / "renamed")
+    assert 0 <= describe(folder)["written"] < 60
+
+
+@pytest.mark.parametrize("content", ["[]", '"x"', "null", "3", "NaN", "{}", '{"a": 1}', '{"a": NaN}'])
+@pytest.mark.parametrize("name", ["summary", "seconds", "ledger", "fullnet"])
+def test_damaged_files_are_named(name, content, cut, capsys):
+    folder = cut("[1/12]")
+    (folder / f"{name}.json").write_text(content)
+    if name == "seconds" and content in ("{}", '{"a": 1}'):
+        assert main(["inspect", str(folder)]) == 0
+        return
+    for more in ([], ["--json"]):
+        assert main(["inspect", str(folder), *more]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {folder}/{name}.json is damaged: ")
+
+
 def test_other_folders_are_refused(tmp_path, cut):
     with pytest.raises(UserError, match="config.json is missing"):
         describe(tmp_path)

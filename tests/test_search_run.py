@@ -3,10 +3,14 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path as FilePath
 
 import numpy as np
 import pytest
+import tiny
+from small import pretrain_config
 
+import nnabla_detofa
 from nnabla_detofa import config as configs
 from nnabla_detofa.cli import main
 from nnabla_detofa.costs import CostModel, cost_range
@@ -16,7 +20,7 @@ from nnabla_detofa.evolution import NoPath
 from nnabla_detofa.geometry import HeadGeometry
 from nnabla_detofa.latency import Latency, write
 from nnabla_detofa.path_filter import PathFilter
-from nnabla_detofa.search_run import find, load_run, parse_bound, table
+from nnabla_detofa.search_run import EXAMPLES, UNITS, find, load_run, parse_bound, table
 from nnabla_detofa.search_space import Operation, Path, PathBatch, ofa_resnet50
 
 CONTENT = {
@@ -154,6 +158,94 @@ def test_bounds_possible_alone_but_not_together(folder):
         assert find(odd, {name: most}, by_score=True)[name] == most
     with pytest.raises(NoPath, match="FLOPs <= .* GFLOPs and latency <= .* ms; reachable, each alone, are FLOPs"):
         find(odd, bounds, by_score=True)
+
+
+def layers_of_stage_1(run):
+    """A cost of 1 for each layer of the first stage after its first."""
+    flops = run.costs["flops"]
+    first, other = ([np.zeros_like(table) for table in tables] for tables in (flops.first, flops.other))
+    other[0][:, :-1] = 1  # the last column is that of no layer
+    zero = {"stem": np.zeros_like(flops.stem), "head": np.zeros_like(flops.head)}
+    return replace(flops, name="depth", unit="layers", scale=1.0, first=tuple(first), other=tuple(other), **zero)
+
+
+@pytest.mark.parametrize("whole_front", [False, True])
+def test_a_mix_that_no_pruned_path_meets_is_searched_in_a(folder, whole_front):
+    """The cheapest path left has more layers in stage 1 than the shallowest left: D0 of the smallest width was pruned there."""
+    run, heard = load_run(folder), []
+    run = replace(run, costs={**run.costs, "depth": layers_of_stage_1(run)})
+    bounds = {name: run.costs[name].extremes(run.space)[0] for name in ("flops", "depth")}
+    found = find(run, bounds, by_score=True, whole_front=whole_front, note=heard.append)
+    assert found["space"] == "A" and all(row[name] <= most for row in found["rows"] for name, most in bounds.items())
+    assert re.match("no path of A pruned was found with FLOPs <= .* and depth <= 1 layers: A is searched", heard[-1])
+
+
+def test_a_cost_of_ones_own(folder):
+    """The code that docs/extending.md shows."""
+    page = (FilePath(__file__).parent.parent / "docs/extending.md").read_text(encoding="utf-8")
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def with_energy" in block]
+    names = {"replace": replace}
+    exec(block, names)
+    run = load_run(folder)
+    most = 3 * float(np.quantile(run.costs["flops"](run.space.sample_many(np.random.default_rng(0), 500)), 0.25))
+    found = names["frugal"](run, most)
+    assert found["energy"] == 3 * found["flops"] <= most and found["bounds"] == {"energy": most}
+    assert "| energy |" in table(found)
+    with pytest.raises(NoPath, match="energy <= 1e-09 mJ; reachable, each alone, are .* energy .* mJ"):
+        names["frugal"](run, 1.0)
+    with pytest.raises(UserError, match="a bound must be on flops, params, memory or latency, got energy"):
+        find(run, {"energy": most})
+
+
+@pytest.mark.parametrize("kind", [int, float, np.float32, np.int64])
+def test_a_program_gives_plain_numbers(folder, model, kind):
+    paths = load_run(folder).space.sample_many(np.random.default_rng(0), 500)
+    most = {name: kind(np.median(getattr(model, name)(paths))) for name in ("flops", "params", "memory")}
+    found = nnabla_detofa.search(folder, **most, latency=most["flops"], by_score=True, generations=1)
+    assert found["bounds"] == most | {"latency": most["flops"]}
+    assert all(found[name] <= bound for name, bound in found["bounds"].items())
+
+
+@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), 10**400, True, [3], b"3", np.float32(-2)])
+def test_a_programs_wrong_number_is_named(folder, name, value):
+    with pytest.raises(UserError, match=f"^{name} must be a positive number, or a text like {EXAMPLES[name]}, got "):
+        nnabla_detofa.search(folder, **{name: value})
+
+
+def test_a_program_names_its_table_and_its_own_arguments(folder, tmp_path):
+    (tmp_path / "other.json").write_text((folder / "latency.json").read_text())
+    found = nnabla_detofa.search(folder, latency="9ms", latency_table=tmp_path / "other.json", by_score=True, generations=0)
+    assert found["latency"] <= 9e6
+    with pytest.raises(UserError, match="nothing.json"):
+        nnabla_detofa.search(folder, latency="9ms", latency_table="nothing.json")
+    with pytest.raises(UserError, match="^memory must be a positive number with a unit"):
+        nnabla_detofa.search(folder, memory="300000")
+    with pytest.raises(TypeError, match=r"^search\(\) got an unexpected keyword argument 'foo'"):
+        nnabla_detofa.search(folder, foo=1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["search", "-c", "cpu"],
+        ["evaluate", "-c", "cpu"],
+        ["detect", str(tiny.digits() / "JPEGImages/test_00000.jpg"), "-c", "cpu"],
+        ["export", "--detector", "fullnet", "-o", "x.nnp", "-c", "cpu"],
+        ["report", "-o", "out"],
+        ["compare", "other"],
+    ],
+)
+def test_a_pre_training_is_called_so(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("run", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(configs.from_dict(pretrain_config("crops"), "x").to_dict()))
+        (tmp_path / name / "summary.json").write_text(json.dumps({"accuracy": [0.5], "seconds": {}}))
+    command, *more = line
+    assert main([command, "run", *more]) == 2
+    assert re.match("error: run is a pre-training's folder: a .* needs a run that trains detectors", capsys.readouterr().err)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "run"]
 
 
 def test_the_command_writes_a_path_that_evaluate_reads(folder, tmp_path, capsys):

@@ -10,6 +10,7 @@ from small import detofa_config, pretrain_config
 from nnabla_detofa import algorithm1, pretrain, weights
 from nnabla_detofa import config as configs
 from nnabla_detofa.costs import Buckets
+from nnabla_detofa.evaluate import alone
 from nnabla_detofa.evaluated_paths import EvaluatedPath, EvaluatedPaths
 from nnabla_detofa.latency import Latency, write
 from nnabla_detofa.path_filter import PathFilter
@@ -20,6 +21,7 @@ SPLITS = {"train": 8, "val": 4, "test": 4}
 CLASSES = ("cat", "dog")
 SIDE = 64
 BOX = (9, 9, 40, 48)
+RESULT = {"flops": 10, "params": 10, "loss": 1.0, "ap50": 0.5, "ap50_per_class": dict.fromkeys(CLASSES, 0.5)}
 
 
 def annotation(*objects: str, size: str = f"<size><width>{SIDE}</width><height>{SIDE}</height></size>") -> str:
@@ -38,7 +40,7 @@ def image(suffix: str, *sides: int) -> bytes:
 
 
 def make(folder: Path) -> Path:
-    """Write all of it: voc, coco and classes with their configs, a run's folder, weights, and a profile."""
+    """Write all of it: voc, coco and classes with their configs, folders of each kind of run, weights, and a profile."""
     folder.mkdir()
     _write_data(folder)
     contents = {"voc": detofa_config("voc"), "coco": detofa_config("coco"), "classes": pretrain_config("classes")}
@@ -46,8 +48,11 @@ def make(folder: Path) -> Path:
     contents["coco"]["dataloader"] = {"coco": {"root": "coco", "image_size": SIDE, "max_objects": 8, **split}}
     for name, content in contents.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
-    _write_run(folder / "run", configs.from_dict(contents["voc"], "voc"))
-    classifier = pretrain.make_model(configs.from_dict(contents["classes"], "classes"), len(CLASSES))
+    config, pretraining = (configs.from_dict(contents[name], name) for name in ("voc", "classes"))
+    _write_run(folder / "run", config)
+    _write_fine_tuning(folder / "tuned", config)
+    _write_json(folder / "pretrained", {"config": pretraining.to_dict(), "summary": {"accuracy": [0.5], "seconds": {}}})
+    classifier = pretrain.make_model(pretraining, len(CLASSES))
     weights.write(folder / "supernet.h5", classifier.get_parameters())
     (folder / "profile.json").write_text(json.dumps(profile()))
     return folder
@@ -90,26 +95,42 @@ def _write_data(folder: Path) -> None:
                 (folder / "classes" / split / name / f"{index}.png").write_bytes(image(".png", 32, 32, 3))
 
 
+def _write_json(folder: Path, contents: dict) -> None:
+    folder.mkdir()
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def _write_fine_tuning(folder: Path, config: configs.Config) -> None:
+    """The folder of a finished fine-tuning of the largest path, with weights that were never trained."""
+    model = algorithm1.make_model(config, 2)
+    path = model.space.largest.to_ofa(model.space.geometry)
+    origin = {"run": "run", "detector": "fullnet", "path": path, "weights": "0" * 16}
+    results = dict.fromkeys(("before", "finetuned"), RESULT | {"path": path})
+    _write_json(folder, {"config": config.to_dict(), "origin": origin, **results})
+    weights.write(folder / "finetuned" / "weights.h5", alone(config, model, model.space.largest).get_parameters())
+
+
 def _write_run(run: Path, config: configs.Config) -> None:
     """The folder of a finished run of Algorithm 1, with weights that were never trained."""
-    run.mkdir()
     model, cost = algorithm1.make_model(config, 2), algorithm1.make_cost(config, 2, (SIDE, SIDE))
     space = ofa_resnet50(config.network.geometry)
     buckets = Buckets(space, cost.flops, config.hparams.buckets)
     paths = space.sample_many(np.random.default_rng(0), 4)
     every = tuple(sorted(space.operations))
     scores = OperationScores(every, np.zeros(len(every)), np.zeros(len(every)))
-    result = {"flops": 10, "params": 10, "loss": 1.0, "ap50": 0.5, "ap50_per_class": dict.fromkeys(CLASSES, 0.5)}
-    subnet = result | {"budget": 20.0, "path": paths[0].to_ofa(space.geometry)}
+    subnet = RESULT | {"budget": 20.0, "path": paths[0].to_ofa(space.geometry)}
     contents = {
         "config": config.to_dict(),
-        "fullnet": result,
+        "fullnet": RESULT,
+        "subnet_1": subnet,
+        "seconds": {"search": 1.0},
+        "ledger": {"unit": "core seconds", "phases": {"search": {"kind": "search", "seconds": 1.0}}},
         "operations": {**scores.to_json(), "removed": [], "spared": [], "space": space.to_json()},
-        "summary": {"fullnet": result, "subnets": [subnet], "seconds": {"search": 1.0}},
+        "summary": {"fullnet": RESULT, "subnets": [subnet], "seconds": {"search": 1.0}},
         "subnet_1_detections": [],
     }
-    for name, content in contents.items():
-        (run / f"{name}.json").write_text(json.dumps(content))
+    _write_json(run, contents)
     for phase in ("fullnet", "warm_up", "fine_tuning"):
         weights.write(run / phase / "weights.h5", model.get_parameters())
     options = config.hparams.filter
