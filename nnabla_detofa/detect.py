@@ -147,7 +147,7 @@ def detect(
                 for text in skipped:
                     note(text)
             # Beside and renamed: what has this name may be a link to a photograph.
-            write_bytes(folder / picture, encoded(draw(image, found, detector.classes), picture), sync=False)
+            write_bytes(folder / picture, encoded(draw(image, found, detector.classes), picture))
             entries.append(entry(file, picture, image, found))
             on_image(file, found)
     finally:
