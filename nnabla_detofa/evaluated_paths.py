@@ -95,8 +95,9 @@ class EvaluatedPaths:
                 raise UserError(
                     f"{file} holds paths evaluated with {name} {have!r}, this run has {want!r}: remove or rename it"
                 )
-            opened.truncate(min(len(whole), len(content)))
-            opened.write(whole[len(content) :])
+            if whole != content:
+                opened.truncate(min(len(whole), len(content)))
+                opened.write(whole[len(content) :])
         return found
 
     @classmethod
