@@ -72,7 +72,7 @@ def claimed(folder: FilePath, config: configs.Config, restart: bool = False, min
         UserError: another process runs there, or it holds the run of a config with another result or something that is not
             a run, or it cannot be written; nothing is changed then.
     """
-    _check(folder, config, restart)
+    check(folder, config, restart)
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         with _locked(folder):
@@ -80,7 +80,7 @@ def claimed(folder: FilePath, config: configs.Config, restart: bool = False, min
                 shutil.rmtree(folder / GONE, ignore_errors=True)
                 if (folder / BEFORE).exists():
                     _bring_back(folder)
-                _check(folder, config, restart)  # again: now nobody else changes it
+                check(folder, config, restart)  # again: now nobody else changes it
                 fresh = restart or not (folder / CONFIG).exists()
                 if fresh:
                     _begin(folder, mini_batch)
@@ -103,7 +103,7 @@ def _begin(folder: FilePath, mini_batch: dict | None) -> None:
         write_json(folder / MINI_BATCH, mini_batch)
 
 
-def _check(folder: FilePath, config: configs.Config, restart: bool) -> None:
+def check(folder: FilePath, config: configs.Config, restart: bool) -> None:
     """Raise UserError if the config's run may not be done in the folder."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"args.output_path must be a folder, and {folder} is a file")
@@ -158,6 +158,18 @@ def _lock(folder: FilePath) -> int:
                 return opened
         os.close(opened)
     raise UserError(f"another process is running in {folder}: wait for its end, stop it, or take another -o")
+
+
+def is_locked(folder: FilePath) -> bool:
+    """Does another process run in the folder? To be asked where this one does not: it would lose its own lock by it."""
+    if not (folder / LOCK).exists():
+        return False
+    with open(folder / LOCK, "r+b") as opened:
+        try:
+            fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+    return False
 
 
 def _not_writable(folder: FilePath, error: OSError) -> UserError:

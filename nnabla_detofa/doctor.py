@@ -436,7 +436,7 @@ def output(config: Any) -> Iterator[Finding]:
 
     folder = Path(config.output_path).absolute()
     try:
-        claim._check(folder, config, restart=False)
+        claim.check(folder, config, restart=False)
     except UserError as error:
         yield Finding(PROBLEM, f"output: {error}")
         return
@@ -445,26 +445,12 @@ def output(config: Any) -> Iterator[Finding]:
         yield Finding(PROBLEM, f"output: {folder} cannot be made: {existing} is a file", "name another folder with -o")
     elif not os.access(existing, os.W_OK | os.X_OK):
         yield Finding(PROBLEM, f"output: {existing} cannot be written to", "name another folder with -o")
-    elif _is_locked(folder / claim.LOCK):
+    elif claim.is_locked(folder):
         yield Finding(PROBLEM, f"output: another process is running in {folder}", "wait for its end, or name another with -o")
     elif (folder / claim.CONFIG).exists() or (folder / claim.BEFORE).exists():
         yield Finding(OK, f"output: {folder}, where the run of this config goes on")
     else:
         yield Finding(OK, f"output: {folder}, a new run")
-
-
-def _is_locked(file: Path) -> bool:
-    """Does another process hold a lock on the file?"""
-    import fcntl
-
-    if not file.exists():
-        return False
-    with open(file, "r+b") as opened:
-        try:
-            fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return True
-    return False
 
 
 def disk(config: Any) -> Iterator[Finding]:

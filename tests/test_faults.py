@@ -243,6 +243,19 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing here handles it."""
 
 
+def dying(moment):
+    """`os.replace` that works so many times and then kills."""
+    replace, left = os.replace, [moment]
+
+    def replace_or_die(source, target):
+        if left[0] == 0:
+            raise Killed
+        left[0] -= 1
+        replace(source, target)
+
+    return replace_or_die
+
+
 def test_a_restart_that_is_cut_short_anywhere_loses_nothing(config, tmp_path, monkeypatch):
     settings, replace = configs.load(config), os.replace
     for moment in range(20):
@@ -251,15 +264,7 @@ def test_a_restart_that_is_cut_short_anywhere_loses_nothing(config, tmp_path, mo
             (folder / "fullnet").mkdir()
             (folder / "fullnet" / "weights.h5").write_text("weights")
             (folder / "log.txt").write_text("log")
-        left = [moment]
-
-        def replace_or_die(source, target, left=left):
-            if left[0] == 0:
-                raise Killed
-            left[0] -= 1
-            replace(source, target)
-
-        monkeypatch.setattr(os, "replace", replace_or_die)
+        monkeypatch.setattr(os, "replace", dying(moment))
         try:
             with claim.claimed(folder, settings, restart=True) as held:
                 (folder / "log.txt").write_text("the new run's")
@@ -314,15 +319,7 @@ def test_a_run_killed_anywhere_at_its_start_has_its_mini_batch_if_it_has_its_con
             if restart:
                 with claim.claimed(folder, settings):
                     pass
-            left = [moment]
-
-            def replace_or_die(source, target, left=left):
-                if left[0] == 0:
-                    raise Killed
-                left[0] -= 1
-                replace(source, target)
-
-            monkeypatch.setattr(os, "replace", replace_or_die)
+            monkeypatch.setattr(os, "replace", dying(moment))
             with suppress(Killed), claim.claimed(folder, settings, restart, {"mini_batch": 2, "processes": 2}) as held:
                 held.confirm()
                 break
