@@ -472,7 +472,7 @@ class Shrinking:
                 raise UserError(f"{key} must be one or more of {', '.join(map(str, allowed))}, each once, got {list(values)}")
 
 
-RESERVED_PHASES = ("fullnet", "supernet", "paths", "path filter", "checkpoint", "tensorboard")
+RESERVED_PHASES = ("fullnet", "start", "supernet", "paths", "path filter", "checkpoint", "tensorboard")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from . import algorithm1
 from .config import Config
 from .costs import CostModel
 from .dry_run import DataFacts, SyntheticBatch, data_facts, synthetic
+from .errors import UserError
 from .ledger import KINDS, DeviceClock, totals
 from .phases import training_phases
 from .report import markdown_row
@@ -82,7 +83,14 @@ class Cost:
 
 
 def cost_of_runs(title: str, experiment: str, key: str, ledgers: Sequence[Mapping]) -> Cost:
-    """The mean of the runs' ledgers, one for each seed."""
+    """The mean of the runs' ledgers, one for each seed.
+
+    Raises:
+        UserError: they are in different units, as those of a GPU and of a CPU are.
+    """
+    units = sorted({in_hours(ledger["unit"]) for ledger in ledgers})
+    if len(units) > 1:
+        raise UserError(f"the runs of {title} count {' and '.join(units)}, which have no mean: ask for seeds of one device")
     hours = [{kind: seconds / 3600 for kind, seconds in totals(ledger).items()} for ledger in ledgers]
     sums = [Cost.counted(one) for one in hours]
     return Cost(
@@ -90,7 +98,7 @@ def cost_of_runs(title: str, experiment: str, key: str, ledgers: Sequence[Mappin
         experiment,
         key,
         {kind: float(np.mean([one[kind] for one in hours])) for kind in KINDS},
-        " or ".join(sorted({in_hours(ledger["unit"]) for ledger in ledgers})),
+        units[0],
         (min(sums), max(sums)),
     )
 
@@ -170,20 +178,23 @@ def _evaluation(config: Config, facts: DataFacts, cost: CostModel, step: StepTim
 
 
 def table(costs: Sequence[Cost]) -> list[str]:
-    """Markdown lines: the paper's numbers, those of Pascal VOC for any data set but COCO, and ours."""
-    paper_set = _paper_set(costs[0])
+    """Markdown lines: the paper's numbers of the data set, of both of its own for any other one, and ours."""
+    paper_sets = [costs[0].key] if costs[0].key in PAPER_SETS else [*PAPER_SETS]
     of_shrinking = "of OFA (w/ PS)"
     units = " or ".join(dict.fromkeys(cost.unit for cost in costs))
     header = [
-        *("method", f"paper's GPU days, {PAPER_SETS[paper_set]} (overhead)", f"paper: {of_shrinking}"),
+        "method",
+        *(part for key in paper_sets for part in (f"paper's GPU days, {PAPER_SETS[key]} (overhead)", f"paper: {of_shrinking}")),
         *(*COLUMNS, f"total [{units}]", "overhead", of_shrinking, "all columns"),
     ]
     lines = [markdown_row(header), markdown_row(["---"] + ["---:"] * (len(header) - 1))]
     reference = next((cost for cost in costs if cost.experiment == "ofa-ps"), None)
     for cost in costs:
-        days, overhead = PAPER[cost.experiment][paper_set]
-        paper = f"{days:.3f}" + (f" ({overhead:.3f})" if overhead else "")
-        share = f"{days / PAPER['ofa-ps'][paper_set][0]:.2f}"
+        paper = []
+        for key in paper_sets:
+            days, overhead = PAPER[cost.experiment][key]
+            share = days / PAPER["ofa-ps"][key][0]
+            paper += [f"{days:.3f}" + (f" ({overhead:.3f})" if overhead else ""), f"{share:.2f}"]
         parts = [_hours(cost.hours[kind]) for kind in COLUMNS]
         low, high = cost.spread
         total = _hours(cost.total) + (f" ({_hours(low)} to {_hours(high)})" if high > low else "")
@@ -191,17 +202,12 @@ def table(costs: Sequence[Cost]) -> list[str]:
         ours = f"{cost.total / reference.total:.2f}" if alike else "-"
         title = cost.title + (" (ESTIMATE)" if cost.estimated else "")
         ends = [total, _hours(cost.overhead), ours, _hours(cost.everything)]
-        lines.append(markdown_row([title, paper, share, *parts, *ends]))
+        lines.append(markdown_row([title, *paper, *parts, *ends]))
     return lines
 
 
 def _hours(hours: float) -> str:
     return f"{hours:,.0f}" if hours >= 1000 else f"{hours:.3g}"
-
-
-def _paper_set(cost: Cost) -> str:
-    """Whose numbers of the paper stand beside a data set's."""
-    return cost.key if cost.key in PAPER_SETS else "voc"
 
 
 def write_csv(file: FilePath, costs: Sequence[Cost]) -> None:

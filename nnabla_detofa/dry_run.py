@@ -144,7 +144,7 @@ def activation_bytes(loss: nn.Variable) -> int:
 def written_files(config: Config) -> list[str]:
     """Files and folders of the run's output folder; a folder ends in /."""
     phases = [f"{slug(phase.name)}/" for phase in training_phases(config)]
-    files = ["config.json", "log.txt", "tensorboard/", "seconds.json", "ledger.json", "checkpoint/", *phases]
+    files = ["config.json", "provenance.json", "log.txt", "tensorboard/", "seconds.json", "ledger.json", "checkpoint/", *phases]
     if not isinstance(config.hparams, DetofaHparams):
         fitted = ["paths.jsonl", "path_filter.h5"] if config.hparams.paths else []
         return [*files, "supernet.h5", *fitted, "summary.json"]

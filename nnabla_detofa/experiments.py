@@ -1,7 +1,8 @@
 """The runs that the paper's tables and figures are made of: Algorithm 1 and what is changed in it, seed by seed.
 
-A run that is there, finished, with an equal config, is used wherever it lies, unless it had other mini-batches, as several
-processes make them where the config does not say; one that was stopped goes on. Runs that have their first phases in common
+A run that is there, finished, with an equal config, is used wherever it lies, unless it began from other contents of its
+weights files, or had other mini-batches, as several processes make them where the config does not say; one that was stopped
+goes on. Runs that have their first phases in common
 train them once: a branch starts with copies of what those phases left, which gives the same bits as doing them again, since
 everything random comes from the seed and the phase's name.
 """
@@ -27,7 +28,7 @@ from pathlib import Path as FilePath
 from tqdm import tqdm
 
 from . import config as configs
-from . import result_files
+from . import provenance, result_files
 from .claim import differences
 from .errors import UserError
 from .files import write_json
@@ -235,9 +236,9 @@ def profile_folder(profile: Profile) -> FilePath:
 
 
 def _is_finished(folder: FilePath, config: configs.Config) -> bool:
-    """Does a folder hold the whole run of this config, with the mini-batches that it has in one process?"""
+    """Does a folder hold the whole run of this config, from the weights that there are, with one process' mini-batches?"""
     here = (folder / "summary.json").exists() and _hash(folder / "config.json") == config.config_hash
-    return here and kept_mini_batch(folder) is None
+    return here and kept_mini_batch(folder) is None and not provenance.changed_weights(folder, config)
 
 
 def _hash(file: FilePath) -> str | None:
@@ -290,6 +291,8 @@ def branch(run: Run, trunks: Sequence[Run]) -> SharedPhases | None:
         (shutil.copytree if source.is_dir() else shutil.copy)(source, fresh / name)
     write_json(fresh / "seconds.json", {phase: seconds[phase] for phase in shared.phases if phase in seconds})
     write_json(fresh / "ledger.json", ledger)
+    if (trunk.folder / provenance.FILE).exists():  # that code, and those weights, made the beginning
+        shutil.copy(trunk.folder / provenance.FILE, fresh / provenance.FILE)
     write_json(fresh / "shared.json", {"from": str(trunk.folder), "phases": list(shared.phases)})
     write_json(fresh / "config.json", run.config.to_dict())
     os.replace(fresh, run.folder)

@@ -28,7 +28,7 @@ from .data.augment import MEAN, STD, letterbox, letterbox_matrix
 from .errors import UserError
 from .evaluate import OpenDetector, alone, detector_weights, detectors_of
 from .files import write_json
-from .report import revision
+from .provenance import revision
 from .run_folder import number, read_result, reading
 from .search_space import Path, PathBatch
 from .supernet import STORED, ConvBN, GivenStatistics

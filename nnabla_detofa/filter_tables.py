@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path as FilePath
 
 import numpy as np
@@ -53,19 +54,24 @@ SHARE = (
 )
 MEASURES = Weakest._fields
 COLUMNS = (
-    *(f"paper's {column}" for column in ("accuracy", "precision", "TP/N")),
+    *(f"paper's {column}" for column in ("accuracy", "precision", '"recall"')),
     *("accuracy", "precision", "95% interval", "recall", "TP/N"),
 )
 
 
 def table3(
-    results: StudyResults, output: FilePath, command: str, rng: np.random.Generator, file_name: str = "table3"
+    results: StudyResults,
+    output: FilePath,
+    supernet: str,
+    command: str,
+    rng: np.random.Generator,
+    file_name: str = "table3",
 ) -> list[FilePath]:
     """Write table3.md, .csv and .png: each setting, for the weakest 25% of each FLOPs bucket; and tau and rho.
 
     Args:
-        command: what makes this table, to be printed under it.
-        rng: draws the bootstrap's paths.
+        supernet: where it is whose paths are ranked, to be printed under the table. command: what makes the table, too.
+        rng: draws the bootstrap's paths, the same ones for every row.
         file_name: of the files, without their endings.
 
     Returns:
@@ -87,7 +93,7 @@ def table3(
         buckets = [f"bucket {bucket + 1}" for bucket in range(results.inputs.buckets)]
         columns = (f"{order}, ours", *buckets, "mean of buckets", "all paths together")
         lines += ["", *markdown_table(columns, [(name, *cells) for name, cells in values.items()])]
-    lines += ["", *verdict(results, rng), "", *notes(results, command), f"- {READING}", f"- {SHARE}", ""]
+    lines += ["", *verdict(results, rng), "", *notes(results, supernet, command), f"- {READING}", f"- {SHARE}", ""]
 
     csv_rows = []
     for name, values in found.items():
@@ -105,7 +111,7 @@ def table3(
     return write(output, file_name, lines, csv_rows, draw_table3(results, found, intervals))
 
 
-def table_a3(results: StudyResults, output: FilePath, command: str, rng: np.random.Generator) -> list[FilePath]:
+def table_a3(results: StudyResults, output: FilePath, supernet: str, command: str, rng: np.random.Generator) -> list[FilePath]:
     """Write tableA3.md, .csv and .png: the filter with most parts on, several shares of weakest paths; see `table3`."""
     name = fullest(results)
     rivals = [f"precision of {BASELINE_NAMES[baseline]}" for baseline in BASELINES]
@@ -127,7 +133,7 @@ def table_a3(results: StudyResults, output: FilePath, command: str, rng: np.rand
         "",
         *markdown_table(("r_path", *COLUMNS, *rivals), rows),
         "",
-        *notes(results, command),
+        *notes(results, supernet, command),
         "- The paper's row of 0.25 is the last of its Table 3.",
         f"- {SHARE}",
         "",
@@ -166,7 +172,7 @@ def precision_interval(results: StudyResults, name: str, rng: np.random.Generato
     def precision(rows: np.ndarray) -> float:
         return mean([weakest(scores[rows], losses[rows], ratio, buckets[rows]).precision for scores in results.scores[name]])
 
-    return bootstrap_interval(precision, buckets, rng)
+    return bootstrap_interval(precision, buckets, deepcopy(rng))
 
 
 def precision_gain(results: StudyResults, name: str, rival: str, rng: np.random.Generator) -> tuple[float, float, float]:
@@ -180,7 +186,7 @@ def precision_gain(results: StudyResults, name: str, rival: str, rng: np.random.
         )
         return next(both) - next(both)
 
-    return gain(np.arange(len(losses))), *bootstrap_interval(gain, buckets, rng)
+    return gain(np.arange(len(losses))), *bootstrap_interval(gain, buckets, deepcopy(rng))
 
 
 def order_in_bucket(results: StudyResults, name: str, measure: Measure, bucket: int) -> list[float]:
@@ -257,7 +263,7 @@ def verdict(results: StudyResults, rng: np.random.Generator) -> list[str]:
     return lines
 
 
-def notes(results: StudyResults, command: str) -> list[str]:
+def notes(results: StudyResults, supernet: str, command: str) -> list[str]:
     """What is said under both tables."""
     inputs = results.inputs
     options = inputs.fingerprint["options"]
@@ -266,10 +272,10 @@ def notes(results: StudyResults, command: str) -> list[str]:
     counts = ", ".join(f"{len(paths)} {name}" for name, paths in inputs.sets.items())
     missing = "" if inputs.pretraining else " There are no pre-training paths, so the settings with pre-training are missing."
     return [
-        f"- Ours: {inputs.label}; paths: {counts}.{missing}",
-        f"- {len(results.seeds)} seeds ({', '.join(map(str, results.seeds))}): the mean, and in brackets the least and the "
-        "largest where they differ. The interval is a bootstrap's over the test paths, drawn again inside each bucket, of the "
-        "mean over seeds.",
+        f"- Ours: {inputs.label}; paths: {counts}.{missing} One supernet: {supernet}.",
+        f"- The filter is fitted with {len(results.seeds)} seeds ({', '.join(map(str, results.seeds))}): the mean, and in "
+        "brackets the least and the largest where they differ; of another supernet they say nothing. The interval is a "
+        "bootstrap's over the test paths, drawn again inside each bucket, of the mean over seeds.",
         "- Weak are the paths with the largest measured losses of their bucket, predicted weak those with the least scores.",
         f"- A mean of buckets is over those with at least {LEAST_PATHS} test paths{left_out}.",
         "- Filter: " + ", ".join(f"{key} {value}" for key, value in options.items()) + f", buckets {inputs.buckets}.",

@@ -12,11 +12,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from io import BytesIO
 from pathlib import Path as FilePath
 from typing import Any
 from urllib.parse import unquote
 
 from markdown_it import MarkdownIt
+from PIL import Image
 
 from . import config as configs
 from .errors import UserError
@@ -29,7 +31,8 @@ TABLE1 = "table1"
 TITLES = {TABLE1: "Table 1: the sizes of the search spaces"} | {name: target.title for name, target in TARGETS.items()}
 MAIN_RUN = "table"
 MAIN_RUN_PICTURES = ("pareto.png", "scores.png", "detections.png")
-PNG = b"\x89PNG\r\n\x1a\n"
+SEED = re.compile(r"\(seed (\d+)\)")
+COMPUTED = re.compile(r"computed by (.+?)(?=;|\. |\.?$)", re.MULTILINE)
 ORIGIN = re.compile(r"Made by `(?P<command>[^`]+)` at (?P<revision>.+)\.$", re.MULTILINE)
 
 STYLE = """
@@ -98,7 +101,9 @@ def write_page(profile: Profile, results: FilePath, output: FilePath) -> int:
         sections.append(Section("missing", "What is missing, and what makes it", f"<ul>\n{''.join(entries)}</ul>\n"))
     sections.append(Section("settings", "Settings", settings(profile, results)))
     rows = [origin_row(file) for file in (main_run, *(file for name in made for file in files[name])) if file.is_file()]
-    sections.append(Section("origins", "What made each", html_table(("file", "seeds of the runs", "code", "command"), rows)))
+    sections.append(
+        Section("origins", "What made each", html_table(("file", "seeds", "code of the runs", "code of this", "command"), rows))
+    )
     about = escape(" ".join(profile.about))
     count = f"{len(made)} of the paper's {len(files)} tables and figures are here."
     output.write_text(page(f"DetOFA: the results of the profile {profile.name}", [about, count], sections), encoding="utf-8")
@@ -133,9 +138,12 @@ def main_run_commands(profile: Profile, results: FilePath) -> list[str]:
 def read_text(file: FilePath) -> str:
     """The text of a result file."""
     try:
-        return file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is damaged: it is not UTF-8 text") from error
+    if not text.strip():
+        raise UserError(f"{file} is damaged: it is empty")
+    return text
 
 
 def result_section(file: FilePath, title: str, pictures: Sequence[str]) -> Section:
@@ -173,21 +181,27 @@ def picture(file: FilePath, name: str) -> str:
     if not source.is_file():
         raise UserError(f"{file} shows {name}, which must be a PNG file in {file.parent} and is missing")
     content = source.read_bytes()
-    if not content.startswith(PNG):
-        raise UserError(f"{source} is damaged: it is not a PNG file")
+    try:
+        with Image.open(BytesIO(content), formats=["PNG"]) as opened:
+            opened.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{source} is damaged: it is not a whole PNG file") from error
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
 def origin_row(file: FilePath) -> tuple[str, ...]:
-    """The file, its seeds, the code and the command, as its text has them; the main run's seed is in its config."""
-    found = ORIGIN.search(read_text(file))
-    count = found and re.search(r"\bSEEDS=(\d+)", found["command"])
-    seeds = ", ".join(map(str, range(int(count[1])))) if count else "-"
+    """The file, seeds and code of its runs, its own code and the command, as its text has them.
+
+    The seed of the main run is in its config.
+    """
+    text = read_text(file)
+    found, seeds = ORIGIN.search(text), ", ".join(sorted(set(SEED.findall(text)), key=int)) or "-"
     if file.stem == MAIN_RUN and (file.parent / "config.json").is_file():
         seeds = str(run_config(file.parent).args.seed)
+    computed = "; ".join(dict.fromkeys(map(escape, COMPUTED.findall(text)))) or "-"
     if not found:
-        return code(file.name), seeds, "not recorded", "-"
-    return code(file.name), seeds, escape(found["revision"]), code(found["command"])
+        return code(file.name), seeds, computed, "not recorded", "-"
+    return code(file.name), seeds, computed, escape(found["revision"]), code(found["command"])
 
 
 def settings(profile: Profile, results: FilePath) -> str:

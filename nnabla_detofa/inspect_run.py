@@ -19,6 +19,7 @@ from .errors import UserError
 from .finetune import Tuner, tuning_phase
 from .ledger import totals
 from .phases import TrainingPhase, phase_names, training_phases
+from .provenance import recorded
 from .reading import parse_json
 from .run_folder import FINE_TUNED, final_weights, fine_tuned, number, read_result, reading, run_config, searched_space
 from .runner import slug
@@ -38,9 +39,10 @@ def describe(run: FilePath) -> dict:
     """What is known of a run, as plain JSON values; what it has not got to yet is missing or None.
 
     Returns:
-        "run", "runner", "about", "finished", "written" (seconds since the folder was last written to), "phases" (name,
-        state "done", "under way" or "to come", wall-clock "seconds", "device_seconds", and under way "share" in [0, 1] and
-        "detail", where they can be told), "device_time" (unit, total, and by kind), "thresholds", "refused_share",
+        "run", "runner", "about", "code" (commits or versions that computed it, in their order), "finished", "written"
+        (seconds since the folder was last written to), "phases" (name, state "done", "under way" or "to come", wall-clock
+        "seconds", "device_seconds", and under way "share" in [0, 1] and "detail", where they can be told), "device_time"
+        (unit, total, and by kind), "thresholds", "refused_share",
         "kendall_tau", "pruned" (operations removed, of how many; paths left, of how many; "space", the lines of Figure 3's
         notation), "detectors" (name, budget, flops, params, loss, ap50, path, and by COCO's rules ap), "accuracy" (of a
         pre-training: the largest and four random paths), "fine_tuning" (None, or of which run and detector, and epochs; its
@@ -56,6 +58,7 @@ def describe(run: FilePath) -> dict:
         "run": str(run),
         "runner": config.args.runner,
         "about": list(config.about),
+        "code": recorded(run)["code"],
         "finished": (run / f"{FINE_TUNED}.json").exists() if origin else bool(summary),
         "written": time.time() - _last_written(run),
         "phases": phase_states(run, config, log),
@@ -351,6 +354,8 @@ def text(found: Mapping, width: int | None = None) -> str:
     if tuned:
         what = f"fine-tuning of {tuned['detector']} of the run {tuned['run']}, epochs: {tuned['epochs']}"
     say(f"{found['run']}: {what}, {state}")
+    if found["code"]:
+        say(f"computed by {', then '.join(found['code'])}")
     say("")
     say("phases")
     table = [("", "", "time", "device time", "")]

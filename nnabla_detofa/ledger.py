@@ -14,6 +14,7 @@ KINDS = ("fullnet", "training", "path evaluation", "path filter", "search's filt
 the tables need: held-out paths, and AP on the test split."""
 KIND_OF = {
     "fullnet": "fullnet",
+    "start": "fullnet",
     "paths": "path evaluation",
     "path filter": "path filter",
     "operation pruning": "path filter",

@@ -12,6 +12,9 @@ from .config import Config, DetofaHparams, PretrainHparams, Solver
 from .search_space import SearchSpace, compofa, ofa_resnet50, product_space, shrinking_stages
 from .training import Schedule
 
+GIVEN = "start"
+"""The first phase of a pre-training that trains no fullnet."""
+
 
 @dataclass(frozen=True)
 class TrainingPhase:
@@ -125,8 +128,14 @@ def _supernet(config: Config, hparams: DetofaHparams, space: SearchSpace) -> tup
 
 
 def _pretrain(config: Config, hparams: PretrainHparams, space: SearchSpace) -> tuple[TrainingPhase, ...]:
-    """The fullnet, then either uniform paths of A or the phases of progressive shrinking."""
+    """The fullnet, then either uniform paths of A or the phases of progressive shrinking.
+
+    Without epochs for it the first phase has another name: the weights that it keeps, as those of a teacher, are the given
+    ones, and nobody is to take them for a fullnet's.
+    """
     solver, fullnet = config.optimizer.train, _fullnet(config, space)
+    if not hparams.fullnet_epochs:
+        fullnet = dataclasses.replace(fullnet, name=GIVEN, paths="none: the weights that the supernet starts from")
     if not hparams.shrinking:
         uniform = TrainingPhase(
             "supernet",

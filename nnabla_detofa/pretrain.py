@@ -40,7 +40,7 @@ class PretrainSearcher(SupernetRunner):
         """Run the phases; what came of them is in summary.json, and returned."""
         hparams = self.config.hparams
         fullnet, *supernet = self.training.values()
-        with self.phase("fullnet"):
+        with self.phase(fullnet.name):
             self.train_phase(fullnet, OnePath(self.space.largest), self.new_optimizer(fullnet))
         for phase in supernet:
             with self.phase(phase.name):
@@ -67,10 +67,10 @@ class PretrainSearcher(SupernetRunner):
         return self.results
 
     def objective(self, phase: TrainingPhase) -> Objective | None:
-        """What the phase minimises: with distillation the teacher is the fullnet that the first phase left."""
+        """What the phase minimises: with distillation the teacher is the largest path that the first phase left."""
         if not phase.kd_ratio:
             return None
-        trained = weights.read(self.folder / "fullnet" / "weights.h5")
+        trained = weights.read(self.folder / next(iter(self.training)) / "weights.h5")
         return Distillation(self.model, self.space.largest, trained, phase.kd_ratio)
 
     def accuracy(self, path: Path) -> float:

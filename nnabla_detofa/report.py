@@ -5,17 +5,16 @@ from __future__ import annotations
 import csv
 import shlex
 import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path as FilePath
 
 import matplotlib
 import numpy as np
 
-from . import __version__
 from .data.sets import open_sets
 from .errors import UserError
 from .evaluated_paths import EvaluatedPaths
+from .provenance import code_of, revision
 from .run_folder import read_result, reading, refuse_other_kinds, run_config
 
 matplotlib.use("Agg")  # files, not windows
@@ -51,7 +50,9 @@ def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
     for name in ("summary.json", "config.json"):
         shutil.copy(run / name, output / name)
     command = shlex.join(["python", "-m", "nnabla_detofa", "report", str(run), "-o", str(output)])
-    (output / "table.md").write_text(f"{text}\nMade by `{command}` at {revision()}.\n")
+    (output / "table.md").write_text(
+        f"{text}\nThe run was computed by {code_of(run)}.\n\nMade by `{command}` at {revision()}.\n"
+    )
     with open(output / "table.csv", "w", newline="") as opened:
         csv.writer(opened).writerows([columns, *rows])
     for name, figure in figures.items():
@@ -104,20 +105,6 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], summary: dic
             lines.append(f"  - {name}: " + ", ".join("-" if tau is None else f"{tau:.2f}" for tau in values))
     seconds = ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in summary["seconds"].items())
     return "\n".join([*lines, f"- seconds: {seconds}", ""])
-
-
-def revision() -> str:
-    """The commit that this is, or the version where there is no repository."""
-    here = FilePath(__file__).parent.parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changed = bool(git("status", "--porcelain", "--untracked-files=no", "--", "nnabla_detofa", "configs"))
-        return f"commit {git('rev-parse', '--short=12', 'HEAD')}" + (" with changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return f"version {__version__}"
 
 
 def markdown_row(cells: Sequence[str]) -> str:

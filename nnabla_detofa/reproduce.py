@@ -1,6 +1,7 @@
 """The paper's tables and figures, each from the runs that it needs: the paper's numbers and ours, side by side.
 
-Every target leaves <target>.md, .csv and .png in the output folder, from result files alone.
+Every target leaves <target>.md, .csv and .png in the output folder: from result files alone, but for those that evaluate
+paths of their own.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ from .operation_figure import ScoredOperations
 from .path_filter import PathFilter, PathScorer
 from .phases import phase_names
 from .profiles import DataSet, Profile
+from .provenance import code_of, revision
 from .pruning import operation_scores
-from .report import revision
 from .run_folder import final_weights, read_result, searched_space
 from .runner import named_rng
 from .search_run import load_run
@@ -107,10 +108,11 @@ class Target:
         paper: what the paper says of it, where its numbers are not in our table.
         keys: the paper's data sets for it.
         experiments: whose runs it is made of.
-        note: what a reader should know of ours.
+        note: (runs) -> what a reader should know of ours.
         write: (order, target, name, runs) -> its Markdown files, which it has written with their .csv and .png.
         runs: "needed"; "welcome": it does with those there are where the profile starts none; or "none".
         one_seed: it is made of the run of seed 0 alone, however many seeds are asked for.
+        evaluates: it evaluates paths itself, for which it needs the data.
     """
 
     title: str
@@ -120,7 +122,8 @@ class Target:
     write: Callable[[Order, Target, str, Sequence[Run]], list[FilePath]]
     runs: Literal["needed", "welcome", "none"] = "needed"
     one_seed: bool = False
-    note: str = ""
+    evaluates: bool = False
+    note: Callable[[Sequence[Run]], str] = lambda runs: ""
 
 
 def reproduce(names: Sequence[str], order: Order, log: Callable[[str], None] = print) -> list[FilePath]:
@@ -157,7 +160,7 @@ def reproduce(names: Sequence[str], order: Order, log: Callable[[str], None] = p
             log(f"written: {file}")
     needed: dict[str, DataSet] = {}
     for name in names:
-        if name in waiting or TARGETS[name].runs == "needed":
+        if name in waiting or TARGETS[name].evaluates:
             needed |= order.profile.chosen(TARGETS[name].keys)
     for data_set in needed.values():
         order.profile.check(data_set, order.overrides)
@@ -196,6 +199,14 @@ def origin(order: Order, name: str) -> str:
     return f"`{order.command(name)}` at {revision()}"
 
 
+def runs_and_code(runs: Sequence[Run]) -> str:
+    """Where runs are, and what computed them."""
+    by_code: dict[str, list[str]] = {}
+    for run in runs:
+        by_code.setdefault(code_of(run.folder), []).append(f"`{run.folder}` (seed {run.seed})")
+    return "; ".join(f"{', '.join(folders)}, computed by {code}" for code, folders in by_code.items())
+
+
 # --- Figures of AP over budgets ---------------------------------------------------------------------------------------
 
 
@@ -230,6 +241,8 @@ def write_budget_figure(panels: Sequence[tuple[str, Sequence[Experiment]]]) -> C
         figure, axes = plt.subplots(
             len(data_sets), len(panels), figsize=(5.2 * len(panels), 4.2 * len(data_sets)), squeeze=False, layout="constrained"
         )
+        shown = {experiment.name for _, experiments in panels for experiment in experiments}
+        runs = [run for run in runs if run.experiment.name in shown]
         lines, everything = [f"The paper: {target.paper}", ""], []
         for row, (key, data_set) in zip(axes, data_sets.items()):
             of_data_set = [run for run in runs if run.key == key]
@@ -245,8 +258,8 @@ def write_budget_figure(panels: Sequence[tuple[str, Sequence[Experiment]]]) -> C
                 everything += [Curve(f"{heading}: {c.title}", c.budgets, c.flops, c.ap, c.fullnet) for c in curves]
         save_picture(order, name, figure)
         budget_figures.write_csv(order.output / f"{name}.csv", everything)
-        lines += [f"![{target.title}]({name}.png)", "", *([target.note, ""] if target.note else []), *searched_in_a(runs)]
-        return write_text(order, target, name, [*lines, seeds_and_runs(order, runs)])
+        lines += [f"![{target.title}]({name}.png)", "", " ".join(filter(None, (target.note(runs), BY_ITSELF))), ""]
+        return write_text(order, target, name, [*lines, *searched_in_a(runs), seeds_and_runs(order, runs)])
 
     return write
 
@@ -265,8 +278,8 @@ def searched_in_a(runs: Sequence[Run]) -> list[str]:
 def seeds_and_runs(order: Order, runs: Sequence[Run]) -> str:
     """Which seeds, and where the runs are."""
     seeds = ", ".join(str(seed) for seed in range(order.seeds))
-    folders = ", ".join(f"`{run.folder}`" for run in runs)
-    return f"AP in points, of the subnet found for each budget, without fine-tuning of it. Seeds: {seeds}. Runs: {folders}."
+    about = "AP in points, of the subnet found for each budget, without fine-tuning of it."
+    return f"{about} Seeds: {seeds}. Runs: {runs_and_code(runs)}."
 
 
 # --- Tables 2, A1 and A2 ----------------------------------------------------------------------------------------------
@@ -274,12 +287,13 @@ def seeds_and_runs(order: Order, runs: Sequence[Run]) -> str:
 
 def write_table2(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
     """From the ledgers of runs where they have finished, otherwise estimated from a training step on this device."""
-    lines, costs, steps, lost = [f"The paper: {target.paper}", ""], [], {}, []
+    lines, costs, steps, lost, finished = [f"The paper: {target.paper}", ""], [], {}, [], []
     for key, data_set in order.profile.chosen(target.keys).items():
         found = []
         for experiment in target.experiments:
             done = [run for run in runs if run.key == key and run.experiment.name == experiment.name and run.finished]
             if done:
+                finished += done
                 ledgers = [ledger_of(run) for run in done]
                 lost += [times_lost(run, ledger) for run, ledger in zip(done, ledgers)]
                 found.append(cost_table.cost_of_runs(experiment.title, experiment.name, key, ledgers))
@@ -313,6 +327,8 @@ def write_table2(order: Order, target: Target, name: str, runs: Sequence[Run]) -
         "fitted to: every method has one here. AP and the held-out paths, which only these tables need, are nowhere in. A run "
         "that branched off another has its time for the phases they share.",
     ]
+    if finished:
+        lines += ["", f"Runs, of several seeds the mean: {runs_and_code(finished)}."]
     cost_table.write_csv(order.output / f"{name}.csv", costs)
     return write_text(order, target, name, lines)
 
@@ -354,7 +370,7 @@ def write_figure3(order: Order, target: Target, name: str, runs: Sequence[Run]) 
     if spared := operations_of(run)["spared"]:
         lines += [f"Kept against the strategy: {'; '.join(spared)}.", ""]
     lines += ["What is left, in the paper's notation:", "", "```", str(searched_space(run.folder, run.config)), "```", ""]
-    lines += [f"![{target.title}]({name}.png)", "", f"Run: `{run.folder}`."]
+    lines += [f"![{target.title}]({name}.png)", "", f"One run: {runs_and_code([run])}."]
     return write_text(order, target, name, lines)
 
 
@@ -375,7 +391,8 @@ def write_figure4(order: Order, target: Target, name: str, runs: Sequence[Run]) 
         f"![{target.title}]({name}.png)",
         "",
         f"{RANDOM_PATHS} uniformly drawn paths of each FLOPs bucket of the pruned space, where it holds any; their AP50 on the "
-        f"validation images under the final weights. Scores are of the filter of lines 5 to 14. Run: `{run.folder}`.",
+        "validation images under the final weights. Scores are of the filter of lines 5 to 14. "
+        f"One run: {runs_and_code([run])}.",
     ]
     return write_text(order, target, name, lines)
 
@@ -384,12 +401,13 @@ def write_figure6(order: Order, target: Target, name: str, runs: Sequence[Run]) 
     """AP on the validation images of random paths: of A without pruning, of the pruned space with it."""
     data_sets = order.profile.chosen(target.keys)
     figure, axes = plt.subplots(len(data_sets), 1, figsize=(6.5, 4 * len(data_sets)), squeeze=False, layout="constrained")
-    lines, groups = [f"The paper: {target.paper}", ""], []
+    lines, groups, shown = [f"The paper: {target.paper}", ""], [], []
     for panel, (key, data_set) in zip(axes[:, 0], data_sets.items()):
         found = []
         for experiment in target.experiments:
             run = next(run for run in runs if run.key == key and run.experiment.name == experiment.name and run.seed == 0)
             found.append(random_paths_figure.PathsOf(experiment.title, random_paths(run)))
+            shown.append(run)
         random_paths_figure.draw(panel, found, data_set.title)
         lines += [f"## {data_set.title}", "", *random_paths_figure.table(found, run.config.hparams.buckets), ""]
         lines += [random_paths_figure.comparison(*found), ""]
@@ -400,7 +418,7 @@ def write_figure6(order: Order, target: Target, name: str, runs: Sequence[Run]) 
         f"![{target.title}]({name}.png)",
         "",
         f"AP50 on the validation images of {RANDOM_PATHS} uniformly drawn paths of each FLOPs bucket, seed 0: of A for OFA "
-        "(w/o PS), of the pruned space for ours, whose buckets may hold none.",
+        f"(w/o PS), of the pruned space for ours, whose buckets may hold none. Runs: {runs_and_code(shown)}.",
     ]
     return write_text(order, target, name, lines)
 
@@ -449,7 +467,7 @@ def write_figure8(order: Order, target: Target, name: str, runs: Sequence[Run]) 
             f"![{target.title}]({name}.png)",
             "",
             f"A score is the mean of g over {count} uniformly drawn paths with the operation put into its stage; × marks what "
-            f"was pruned. Run: `{run.folder}`.",
+            f"was pruned. One run: {runs_and_code([run])}.",
         ],
     )
 
@@ -471,25 +489,42 @@ def pretrained_operations(data_set: DataSet, count: int) -> ScoredOperations:
 
 def write_table3(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
     """The path filter on the detection supernet after warm-up, as in the paper, and on the classification supernet."""
-    files = []
-    for place, inputs in (("", detection_paths(runs[0])), ("_classification", classification_paths(runs[0]))):
-        results = study(runs[0], f"filter_study{place}", inputs)
-        files += filter_tables.table3(results, order.output, origin(order, name), named_rng(0, "bootstrap"), name + place)
+    run, files = runs[0], []
+    announce_study(run, ("", "_classification"))
+    for place, inputs, supernet in (
+        ("", detection_paths(run), runs_and_code([run])),
+        ("_classification", classification_paths(run), f"`{run.data_set.pretraining.supernet}`"),
+    ):
+        results, made = study(run, f"filter_study{place}", inputs), (supernet, origin(order, name))
+        files += filter_tables.table3(results, order.output, *made, named_rng(0, "bootstrap"), name + place)
     return [file for file in files if file.suffix == ".md"]
 
 
 def write_table_a3(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
     """Table 3's filter with everything on, for other shares of weakest paths."""
-    results = study(runs[0], "filter_study", detection_paths(runs[0]))
-    return filter_tables.table_a3(results, order.output, origin(order, name), named_rng(0, "bootstrap"))[:1]
+    announce_study(runs[0], ("",))
+    results, made = study(runs[0], "filter_study", detection_paths(runs[0])), (runs_and_code(runs[:1]), origin(order, name))
+    return filter_tables.table_a3(results, order.output, *made, named_rng(0, "bootstrap"))[:1]
+
+
+def announce_study(run: Run, places: Sequence[str]) -> None:
+    """Say how long the filter studies take, where there is more to do than to read what was kept."""
+    minutes = run.profile.minutes.get("filter study")
+    fits = run.profile.filter_study.seeds * (len(filter_study.SETTINGS) + len(filter_study.BASELINES))
+    files = [study_folder(run) / f"filter_study{place}" / "scores.jsonl" for place in places]
+    left = sum(1 - kept_lines(file) / (1 + fits) for file in files)
+    if minutes and left > 0:
+        tqdm.write(f"the filter study, its paths included: at most about {left * minutes / 2:.0f} minutes on two cores")
+
+
+def kept_lines(file: FilePath) -> int:
+    """How many lines a file has; 0 where there is none."""
+    return file.read_bytes().count(b"\n") if file.is_file() else 0
 
 
 def study(run: Run, name: str, inputs: StudyInputs) -> StudyResults:
     """Every setting of the filter, fitted with the profile's number of seeds."""
     seeds = range(run.profile.filter_study.seeds)
-    minutes = run.profile.minutes.get("filter study", 0) / 2  # two studies
-    if minutes and not (study_folder(run) / name / "scores.jsonl").exists():
-        tqdm.write(f"{inputs.label}: about {minutes:.0f} minutes on two cores")
     with tqdm(total=len(inputs.settings) * len(seeds), desc=name, unit="fit", dynamic_ncols=True) as bar:
 
         def on_fit(outcome: str) -> None:
@@ -502,14 +537,34 @@ def study(run: Run, name: str, inputs: StudyInputs) -> StudyResults:
 
 # --- All of them ------------------------------------------------------------------------------------------------------
 
-SEARCHES = (
-    "Each is searched in the same way, by a path filter fitted to as many paths of its final supernet. That of Algorithm 1 "
-    "had line 4's paths before, that of the baselines starts from the pre-trained one."
+BY_ITSELF = (
+    "Each budget is searched by itself: each FLOPs bucket by path scores, then the buckets' winners by validation loss. What a "
+    "smaller budget found is not a candidate again, so AP can fall where the budget grows."
 )
-NO_FILTER = (
-    "Each is searched by a path filter fitted to as many paths of its final supernet. It is pre-trained for the pre-trained "
-    "supernet alone: for the others there are no paths of a classification supernet, so theirs starts anew."
-)
+SEARCHED = "Each is searched in the same way, by a path filter fitted to as many paths of its final supernet."
+
+
+def searches(runs: Sequence[Run]) -> str:
+    """How methods that have one pre-training are searched."""
+    start = "from the pre-trained one" if pretrained_filter(runs) else "anew, as there is no pre-trained one here"
+    return f"{SEARCHED} That of Algorithm 1 had line 4's paths before, that of the baselines starts {start}."
+
+
+def searches_without_filter(runs: Sequence[Run]) -> str:
+    """How supernets that start from something else are searched."""
+    if not pretrained_filter(runs):
+        return f"{SEARCHED} There is no pre-trained one here, so each starts anew."
+    return (
+        f"{SEARCHED} It is pre-trained for the pre-trained supernet alone: for the others there are no paths of a "
+        "classification supernet, so theirs starts anew."
+    )
+
+
+def pretrained_filter(runs: Sequence[Run]) -> bool:
+    """Does any of the runs begin with a pre-trained filter?"""
+    return any(run.config.hparams.filter.weights for run in runs)
+
+
 TARGETS = {
     "table3": Target(
         "Table 3: the path filter for the weakest 25%",
@@ -518,6 +573,7 @@ TARGETS = {
         (OURS,),
         write_table3,
         one_seed=True,
+        evaluates=True,
     ),
     "tableA3": Target(
         "Table A3: the path filter at other pruning ratios",
@@ -526,6 +582,7 @@ TARGETS = {
         (OURS,),
         write_table_a3,
         one_seed=True,
+        evaluates=True,
     ),
     "table2": Target(
         "Table 2: what each method costs",
@@ -561,11 +618,12 @@ TARGETS = {
     ),
     "figure4": Target(
         "Figure 4: path pruning",
-        "an example of kept and pruned paths, 15 uniformly drawn ones of each bucket; it gives no numbers.",
+        "an example of 15 uniformly drawn paths, kept and pruned; it gives no numbers.",
         ("voc",),
         (OURS,),
         write_figure4,
         one_seed=True,
+        evaluates=True,
     ),
     "figure6": Target(
         "Figure 6: random paths of each FLOPs bucket",
@@ -574,6 +632,7 @@ TARGETS = {
         (OFA, OURS),
         write_figure6,
         one_seed=True,
+        evaluates=True,
     ),
     "figure5": Target(
         "Figure 5: the best path of each method under each budget",
@@ -582,7 +641,7 @@ TARGETS = {
         ("voc", "coco"),
         METHODS,
         write_budget_figure([("", METHODS)]),
-        note=SEARCHES,
+        note=searches,
     ),
     "figure7": Target(
         "Figure 7: what the supernet is pre-trained on (in the paper: for Pascal VOC)",
@@ -591,7 +650,7 @@ TARGETS = {
         ("voc",),
         PRETRAININGS,
         write_budget_figure([("", PRETRAININGS)]),
-        note=NO_FILTER,
+        note=searches_without_filter,
     ),
     "figureA1": Target(
         "Figure A1: what the supernet is pre-trained on (in the paper: for COCO)",
@@ -599,7 +658,7 @@ TARGETS = {
         ("coco",),
         PRETRAININGS,
         write_budget_figure([("", PRETRAININGS)]),
-        note=NO_FILTER,
+        note=searches_without_filter,
     ),
     "figure8": Target(
         "Figure 8: operation scores",
@@ -630,6 +689,6 @@ TARGETS = {
         ("voc",),
         PATH_PRUNINGS,
         write_budget_figure([("", PATH_PRUNINGS)]),
-        note=SEARCHES,
+        note=searches,
     ),
 }

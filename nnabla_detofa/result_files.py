@@ -116,6 +116,15 @@ def origin(content: Any) -> dict:
     return content
 
 
+def provenance(content: Any) -> dict:
+    """provenance.json: the code that computed a run, and the digests of the weights files that it began from."""
+    for number, code in enumerate(_list(content, "code")):
+        checked.read(str, code, f"code[{number}]")
+    for name, digest in _mapping(_entry(content, "weights", "it"), "weights").items():
+        checked.read(str, digest, f"weights.{name}")
+    return content
+
+
 def _mapping(content: Any, where: str) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{where.removeprefix('it.')} must be a mapping, got {checked.kind_of(content)}")

@@ -20,7 +20,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from . import config as configs
-from . import result_files
+from . import provenance, result_files
 from .claim import MINI_BATCH, Claim, claimed
 from .compat import Device, Optimizer, Runner, hydra_state
 from .costs import Buckets, CostModel
@@ -606,7 +606,10 @@ def start(
         def hold() -> Claim:
             other = mini != (config.hparams.mini_batch or batch)
             kept = {"mini_batch": mini, "processes": comm.n_procs} if other else None
-            return held.enter_context(claimed(output, config, restart, kept))
+            held_for_it = held.enter_context(claimed(output, config, restart, kept))
+            if not held_for_it.fresh:
+                provenance.refuse_changed_weights(output, config)
+            return held_for_it
 
         claim = comm.once(hold)
         held.enter_context(_writing(output))
@@ -628,6 +631,7 @@ def start(
             raise
         if first:
             claim.confirm()
+            provenance.record(output, config)
         with runner.stop:
             try:
                 found = runner.run()

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path as FilePath
 
 from .geometry import OFA_RESNET50, Geometry
-from .report import markdown_row, revision
+from .provenance import revision
+from .report import markdown_row
 from .search_space import SearchSpace, compofa, ofa_resnet50
 
 COLUMNS = (

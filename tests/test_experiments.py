@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from small import detofa_config, pretrain_config
 
+from nnabla_detofa import __version__, experiments, profiles, provenance, reproduce
 from nnabla_detofa import config as configs
-from nnabla_detofa import experiments, profiles, report, reproduce
 from nnabla_detofa.cli import main
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.errors import UserError
@@ -148,16 +148,24 @@ def test_replaced_entries_may_hold_spaces_and_quotes(profile, monkeypatch):
 
 
 def test_changes_beside_the_code_are_told(tmp_path, monkeypatch):
-    for folder in ("nnabla_detofa", "configs"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "file").touch()
+    for file in ("nnabla_detofa/provenance.py", "configs/file"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).touch()
     who = ["-c", "user.name=n", "-c", "user.email=e"]
     for arguments in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "m"]):
         subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
-    monkeypatch.setattr(report, "__file__", str(tmp_path / "nnabla_detofa" / "report.py"))
-    assert report.revision().startswith("commit ") and "changes" not in report.revision()
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "nnabla_detofa" / "provenance.py"))
+    assert provenance.revision().startswith("commit ") and "changes" not in provenance.revision()
     (tmp_path / "configs" / "file").write_text("changed")
-    assert report.revision().endswith(" with changes")
+    assert provenance.revision().endswith(" with changes")
+
+
+def test_another_projects_commit_is_not_ours(tmp_path, monkeypatch):
+    """An environment may lie in the repository of whoever uses the package."""
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / "nnabla_detofa").mkdir()
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "nnabla_detofa" / "provenance.py"))
+    assert provenance.revision() == f"version {__version__}"
 
 
 def test_shared_phases_follow_from_the_differing_entries():
@@ -282,7 +290,7 @@ def test_the_filters_tables_and_figure_8(done, folder, tmp_path):
     assert before == {file: file.stat().st_mtime_ns for file in study.rglob("*") if file.is_file()}
 
 
-def test_figure_7_starts_from_the_fullnets_weights(done, folder, tmp_path):
+def test_figure_7_starts_from_the_fullnets_weights(done, folder, tmp_path, capsys):
     """Those that `ship` copies from a pre-training of which only the largest path was trained."""
     assert main(["-f", "p.json", "hparams.fullnet_epochs=1", "hparams.epochs=0", "hparams.paths=0", "-o", "largest"]) == 0
     assert main(["ship", "largest", "weights", "--name", "tiny"]) == 0
@@ -296,6 +304,33 @@ def test_figure_7_starts_from_the_fullnets_weights(done, folder, tmp_path):
     runs = plan(profiles.load("with_fullnet.json"), ("voc",), experiments.PRETRAININGS[2:], 1, [])
     configured = {run.experiment.name: run_config(run.folder).network.weights for run in runs}
     assert (configured["fullnet-ofa"], configured["scratch-ofa"]) == ("weights/tiny_fullnet.h5", None)
+    assert "detofa-0`" not in (tmp_path / "figure7.md").read_text(), "no curve is of it"
+    text = (tmp_path / "figure7.md").read_text()
+    assert f"(seed 0), computed by {provenance.revision()}." in text and "so each starts anew" in text
+    shutil.copy("largest/supernet.h5", "weights/tiny_fullnet.h5")  # in single precision now
+    changed = next(run for run in runs if run.experiment.name == "fullnet-ofa")
+    assert not changed.finished and all(run.finished for run in runs if run.experiment.name.startswith("scratch"))
+    capsys.readouterr()
+    assert main(["reproduce", "figure7", "--profile", "with_fullnet.json", "-o", str(tmp_path)]) == 2
+    assert "began from other weights than weights/tiny_fullnet.h5 now holds" in capsys.readouterr().err
+
+
+def test_a_pretraining_without_a_fullnet_leaves_none(folder, monkeypatch):
+    """What its supernet starts from lay in fullnet/, and would have been taken for Figure 7's."""
+    monkeypatch.chdir(folder)
+    assert main(["-f", "p.json", "hparams.fullnet_epochs=0", "hparams.epochs=1", "hparams.paths=0", "-o", "none"]) == 0
+    assert not Path("none/fullnet").exists() and Path("none/start/weights.h5").is_file()
+
+
+def test_finished_runs_are_drawn_again_without_the_data(done, folder, tmp_path, capsys):
+    os.rename("digits", "gone")
+    try:
+        assert main(["reproduce", "figure3", "--profile", "small.json", "-o", str(tmp_path)]) == 0
+        capsys.readouterr()
+        assert main(["reproduce", "figure4", "--profile", "small.json", "-o", str(tmp_path)]) == 2
+        assert "needs for digits what is missing" in capsys.readouterr().err
+    finally:
+        os.rename("gone", "digits")
 
 
 @pytest.mark.parametrize("name", ["demo", "bccd", "paper"])

@@ -162,7 +162,7 @@ def results_of(inputs: StudyInputs, **scores) -> StudyResults:
 def test_table_3_from_perfect_and_reversed_scores(inputs, tmp_path):
     right = -inputs.test.losses
     results = results_of(inputs, all_three=np.stack([right, right]), random=np.stack([-right, right]))
-    files = filter_tables.table3(results, tmp_path, "make it", np.random.default_rng(0))
+    files = filter_tables.table3(results, tmp_path, "theirs", "make it", np.random.default_rng(0))
     assert [file.name for file in files] == ["table3.md", "table3.csv", "table3.png"] and all(f.stat().st_size for f in files)
     rows = {row["setting"]: row for row in csv.DictReader(files[1].open())}
     found = rows["all three"]
@@ -179,7 +179,7 @@ def test_table_3_from_perfect_and_reversed_scores(inputs, tmp_path):
 
 def test_table_3_says_where_the_filter_beats_nothing(inputs, tmp_path):
     results = results_of(inputs, all_three=inputs.test.losses[None], random=-inputs.test.losses[None])
-    text = filter_tables.table3(results, tmp_path, "make it", np.random.default_rng(0))[0].read_text()
+    text = filter_tables.table3(results, tmp_path, "theirs", "make it", np.random.default_rng(0))[0].read_text()
     assert "DOES NOT BEAT random order in precision for the weakest 25%: -1.00" in text
     assert "DOES NOT BEAT FLOPs alone" in text
 
@@ -188,8 +188,8 @@ def test_too_few_test_paths_decide_nothing(inputs, tmp_path):
     """A quarter of one path in each bucket is none: there is no precision, nor who beats whom."""
     few = StudyInputs("made up", inputs.train, evaluated(tmp_path, "few", 50, 2), TINY, inputs.pretraining, buckets=2)
     results = results_of(few, all_three=np.zeros((1, 2)))
-    files = filter_tables.table3(results, tmp_path, "make it", np.random.default_rng(0))
-    files += filter_tables.table_a3(results, tmp_path, "make it", np.random.default_rng(0))
+    files = filter_tables.table3(results, tmp_path, "theirs", "make it", np.random.default_rng(0))
+    files += filter_tables.table_a3(results, tmp_path, "theirs", "make it", np.random.default_rng(0))
     for file in files:
         if file.suffix != ".png":
             assert "nan" not in file.read_text()
@@ -203,7 +203,9 @@ def test_table_a3_by_hand(inputs, tmp_path):
         members = np.flatnonzero(inputs.test.buckets == bucket)
         worst = members[np.argsort(scores[members], kind="stable")[:2]]
         scores[worst] = scores[worst[::-1]]
-    files = filter_tables.table_a3(results_of(inputs, all_three=scores[None]), tmp_path, "make it", np.random.default_rng(0))
+    files = filter_tables.table_a3(
+        results_of(inputs, all_three=scores[None]), tmp_path, "theirs", "make it", np.random.default_rng(0)
+    )
     rows = list(csv.DictReader(files[1].open()))
     assert [float(row["r_path"]) for row in rows] == [0.2, 0.25, 0.3, 0.4]
     assert [float(row["share"]) for row in rows] == pytest.approx([2 / 12, 3 / 12, 4 / 12, 5 / 12], rel=1e-4)

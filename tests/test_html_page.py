@@ -33,7 +33,8 @@ def folder(tmp_path, monkeypatch):
     figure("figure9")
     (results / "figure9.md").write_text(
         "# Figure 9: operations < paths & `more`\n\n## digits\n\n" + WIDE + "\n![the curves](figure9.png)\n\n"
-        "CompOFA* (1.0), CompOFA* (2.0).\n\nMade by `make figure9 PROFILE=small SEEDS=2` at commit 0123456789ab with changes.\n"
+        "CompOFA* (1.0), CompOFA* (2.0). Runs: `a` (seed 10), `b` (seed 0), computed by version 0.1; `c` (seed 0), computed by "
+        "commit a, then commit b.\n\nMade by `make figure9 PROFILE=small SEEDS=2` at commit 0123456789ab with changes.\n"
     )
     (results / "tableA2.md").write_text("# Table A2: epochs\n\nMade by `make tableA2 PROFILE=small SEEDS=1` at version 0.1.\n")
     return results
@@ -111,8 +112,11 @@ def test_nothing_is_loaded_and_text_stays_text(folder):
 
 def test_seeds_code_and_command_are_those_of_the_files(folder):
     origins = made().partition('<h2 id="origins">')[2].replace("<wbr>", "")
-    row = "<td>0, 1</td><td>commit 0123456789ab with changes</td><td><code>make figure9 PROFILE=small SEEDS=2</code></td>"
-    assert row in origins and "<td>0</td><td>version 0.1</td>" in origins
+    computed = "<td>version 0.1; commit a, then commit b</td>"
+    row = (
+        f"<td>0, 10</td>{computed}<td>commit 0123456789ab with changes</td><td><code>make figure9 PROFILE=small SEEDS=2</code>"
+    )
+    assert row in origins and "<td>-</td><td>-</td><td>version 0.1</td>" in origins
     (folder / "tableA2.md").write_text("no origin\n")
     assert "<td>not recorded</td>" in made()
 
@@ -130,8 +134,10 @@ def test_settings_are_what_differs_from_the_defaults(folder):
     assert "args.seed" not in found and "tiny.json as it is now" in html.replace("<wbr>", "")
     (folder / "config.json").write_text(json.dumps(detofa_config("elsewhere") | {"args": {"seed": 5}}))
     html = made()
-    (folder / "table.md").write_text("Made by `python -m nnabla_detofa report r -o s` at commit a.\n")
-    assert "<td>5</td><td>commit a</td>" in made()
+    (folder / "table.md").write_text(
+        "The run was computed by commit a.\n\nMade by `python -m nnabla_detofa report r -o s` at commit b.\n"
+    )
+    assert "<td>5</td><td>commit a</td><td>commit b</td>" in made()
     assert rows(html)["args.seed"] == ["5", "0"] and rows(html)["dataloader.voc.root"][0] == '"elsewhere"'
     assert "as it is now" not in html
 
@@ -147,11 +153,16 @@ def test_faults_are_one_sentence(folder, capsys):
     assert "no results in results/none" in text and "make tableA1 PROFILE=small SEEDS=1" in text
     assert "--output must be a file" in error(capsys, "-o", "none/report.html")
     (folder / "figure9.png").write_bytes(b"GIF89a")
-    assert "figure9.png is damaged: it is not a PNG file" in error(capsys)
+    assert "figure9.png is damaged: it is not a whole PNG file" in error(capsys)
+    figure("figure9")
+    (folder / "figure9.png").write_bytes((folder / "figure9.png").read_bytes()[:-100])
+    assert "figure9.png is damaged: it is not a whole PNG file" in error(capsys)
     (folder / "figure9.png").unlink()
     assert "figure9.md shows figure9.png, which must be a PNG file" in error(capsys)
     (folder / "figure9.md").write_bytes(b"\xff\xfe\x00")
     assert "figure9.md is damaged: it is not UTF-8 text" in error(capsys)
+    (folder / "figure9.md").write_text("\n")
+    assert "figure9.md is damaged: it is empty" in error(capsys)
 
 
 def test_without_a_browser_the_command_says_how_to_get_one(monkeypatch, capsys):

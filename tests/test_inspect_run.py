@@ -131,11 +131,12 @@ def test_a_pre_training(tmp_path):
     run = tmp_path / "pretrained"
     run.mkdir()
     (run / "config.json").write_text(json.dumps(configs.from_dict(pretrain_config("crops"), "pretrained").to_dict()))
-    assert list(states(describe(run)).items()) == [
-        (name, "to come") for name in ("fullnet", "supernet", "paths", "path filter")
-    ]
-    (run / "log.txt").write_text("[1/4] fullnet\n[2/4] supernet\n[3/4] paths\n")
+    assert list(states(describe(run)).items()) == [(name, "to come") for name in ("start", "supernet", "paths", "path filter")]
+    (run / "log.txt").write_text("[1/4] start\n[2/4] supernet\n[3/4] paths\n")
     assert under_way(describe(run))["name"] == "paths" and under_way(describe(run))["detail"] == "0 of at most 40 paths"
+    assert describe(run)["code"] == [] and "computed by" not in text(describe(run))
+    (run / "provenance.json").write_text(json.dumps({"code": ["commit a", "commit b"], "weights": {}}))
+    assert "computed by commit a, then commit b" in text(describe(run))
     (run / "summary.json").write_text(json.dumps({"accuracy": [0.9, 0.75], "seconds": {}}))
     found = describe(run)
     assert found["finished"] and found["detectors"] == [] and "0.900, 0.750" in text(found, 80)

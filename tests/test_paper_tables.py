@@ -11,6 +11,7 @@ from nnabla_detofa import config as configs
 from nnabla_detofa import ledger
 from nnabla_detofa.cost_table import StepTime, cost_of_runs, estimate, table
 from nnabla_detofa.data.digits import write_digits
+from nnabla_detofa.errors import UserError
 from nnabla_detofa.space_tables import PAPER_CHOICES, PAPER_EPOCHS, table_a1, table_a2
 
 CONFIGS = FilePath(__file__).parent.parent / "configs"
@@ -49,8 +50,14 @@ def test_the_overhead_is_line_4_and_what_every_method_needs_for_its_search_stand
     assert shrinking.total == pytest.approx(3.0) and shrinking.overhead == 0
     lines = table([shrinking, costs])
     assert "paper's GPU days, Pascal VOC (overhead)" in lines[0] and "total [core hours]" in lines[0]
-    assert lines[3].startswith("| ours | 0.800 (0.414) | 0.70 | 0.5 |")
+    assert lines[3].startswith("| ours | 0.800 (0.414) | 0.70 | 5.260 (0.456) | 0.37 | 0.5 |")
     assert lines[3].endswith("| 3.75 (3.5 to 4) | 0.75 | 1.25 | 5.75 |")
+
+
+def test_hours_of_two_kinds_of_device_have_no_mean():
+    seeds = [of(fine_tuning=3600), of(fine_tuning=3600) | {"unit": "GPU seconds"}]
+    with pytest.raises(UserError, match="the runs of ours count GPU hours and core hours, which have no mean"):
+        cost_of_runs("ours", "detofa", "digits", seeds)
 
 
 def test_a_step_is_timed_by_the_clock_of_the_ledgers(monkeypatch, tmp_path):

@@ -329,7 +329,14 @@ def reproduced() -> Iterator[Case]:
         "a removed operation that is unknown": values(removed=[[0, 9, 9, 9]]),
         "reasons that are numbers": values(spared=[3]),
     }
+    provenance = {
+        "no code": {"weights": {}},
+        "code that is a number": {"code": [1], "weights": {}},
+        "weights that are a list": {"code": [], "weights": []},
+        "a digest that is a number": {"code": [], "weights": {"x.h5": 1}},
+    }
     made = {
+        "provenance.json": ("figure3", WRONG_JSON | provenance),
         "mini_batch.json": ("figure3", {"a list": [], "zero": {"mini_batch": 0}}),
         "summary.json": ("figure4", WRONG_JSON | thresholds),
         "ledger.json": ("figure4", WRONG_JSON | ledgers),
