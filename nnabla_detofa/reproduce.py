@@ -538,8 +538,8 @@ def study(run: Run, name: str, inputs: StudyInputs) -> StudyResults:
 # --- All of them ------------------------------------------------------------------------------------------------------
 
 BY_ITSELF = (
-    "Each budget is searched by itself: each FLOPs bucket by path scores, then the buckets' winners by validation loss. What a "
-    "smaller budget found is not a candidate again, so AP can fall where the budget grows."
+    "Each budget is searched by itself: what a smaller one found is not a candidate of a larger one again, so AP can fall "
+    "where the budget grows."
 )
 SEARCHED = "Each is searched in the same way, by a path filter fitted to as many paths of its final supernet."
 
