@@ -15,6 +15,7 @@ GROUP_figures := $(FIGURES)
 GROUP_paper := $(TABLES) $(FIGURES)
 STUDIES := $(TABLES) $(FIGURES) tables figures paper
 
+.NOTPARALLEL: # what needs both cores takes both
 .PHONY: help setup setup-mpi setup-export test test-slow test-faults test-export parity lint demo pretrain evaluation-study \
     table1 report test-docs test-page bench-space bench-filter $(STUDIES) data/digits clean
 
@@ -92,17 +93,19 @@ figures: ## All figures
 paper: table1 ## All tables and figures
 
 # PROFILE=demo, bccd or paper; SEEDS=3 for the seeds 0, 1 and 2 where several seeds count; SET="key=value ..." replaces entries
-# of the data sets' configs: it goes to the shell as it is, quotes and all.
+# of the data sets' configs. They reach the program as they are, quotes and all.
 export SET
+# A text as one word of the shell, whatever it holds.
+quoted = '$(subst ','\'',$(1))'
 $(STUDIES): $(if $(filter demo bccd,$(PROFILE)),data/digits,$(READY))
-	$(BIN)/python -m nnabla_detofa reproduce $(or $(GROUP_$@),$@) --profile "$(PROFILE)" --seeds "$(SEEDS)" $(if $(SET),--set "$$SET")
+	$(BIN)/python -m nnabla_detofa reproduce $(or $(GROUP_$@),$@) --profile $(call quoted,$(PROFILE)) --seeds $(call quoted,$(SEEDS)) $(if $(SET),--set "$$SET")
 
 report: $(READY) ## All results of PROFILE as one HTML page, results/<profile>/report.html
-	$(BIN)/python -m nnabla_detofa page --profile "$(PROFILE)"
+	$(BIN)/python -m nnabla_detofa page --profile $(call quoted,$(PROFILE))
 
 test-page: $(READY) ## Open that page in Chromium at the widths of a phone and a desk; screenshots are in runs/page/
 	mkdir -p runs/page
-	$(BIN)/python -m nnabla_detofa page --profile "$(PROFILE)" -o runs/page/report.html
+	$(BIN)/python -m nnabla_detofa page --profile $(call quoted,$(PROFILE)) -o runs/page/report.html
 	$(BIN)/python tests/page_in_browser.py runs/page/report.html
 
 data/digits: $(READY) # written once; a set that is there is only checked

@@ -10,6 +10,7 @@ from pathlib import Path as FilePath
 import matplotlib.pyplot as plt
 import numpy as np
 
+from .errors import UserError
 from .report import markdown_row
 
 
@@ -34,6 +35,8 @@ class Curve:
     def of(cls, title: str, summaries: Sequence[Mapping]) -> Curve:
         """The curve of the summaries of an experiment's runs, one for each seed."""
         subnets = [summary["subnets"] for summary in summaries]
+        if len({tuple(subnet["budget"] for subnet in found) for found in subnets}) > 1:
+            raise UserError(f"the budgets of the runs of {title} must be the same for all seeds")
         return cls(
             title,
             np.array([subnet["budget"] for subnet in subnets[0]]),
@@ -46,6 +49,14 @@ class Curve:
     def mean(self) -> np.ndarray:
         """(b,) AP over the seeds."""
         return self.ap.mean(axis=0)
+
+
+def check_budgets(curves: Sequence[Curve]) -> None:
+    """Raise UserError unless all curves have the same budgets, which their table has as columns."""
+    for curve in curves[1:]:
+        if not np.array_equal(curve.budgets, curves[0].budgets):
+            names = [f"{one.title} has {', '.join(f'{budget:.0f}' for budget in one.budgets)}" for one in (curves[0], curve)]
+            raise UserError(f"the runs' budgets, in FLOPs, must be the same: {' and '.join(names)}")
 
 
 def points(result: Mapping) -> float:
@@ -133,19 +144,20 @@ def write_csv(file: FilePath, curves: Sequence[Curve]) -> None:
                 )
 
 
-def draw(axes: plt.Axes, curves: Sequence[Curve], measure: str, title: str = "") -> None:
-    """The curves into a panel, and their fullnets dotted; bars go from the least to the largest of the seeds."""
-    colours = {}
+def draw(axes: plt.Axes, curves: Sequence[Curve], measure: str, colours: Mapping[str, str], title: str = "") -> None:
+    """The curves into a panel, and their fullnets dotted; bars go from the least to the largest of the seeds.
+
+    Args:
+        colours: of the curves, by their titles.
+    """
     for curve in curves:
         spread = np.stack([curve.mean - curve.ap.min(axis=0), curve.ap.max(axis=0) - curve.mean])
-        bars = axes.errorbar(
-            curve.budgets / 1e9, curve.mean, yerr=spread if len(curve.ap) > 1 else None, marker="o", label=curve.title
-        )
-        colours[curve] = bars.lines[0].get_color()
+        seeds = {"yerr": spread} if len(curve.ap) > 1 else {}
+        axes.errorbar(curve.budgets / 1e9, curve.mean, marker="o", color=colours[curve.title], label=curve.title, **seeds)
     groups = by_fullnet(curves)
     for group in groups:
-        colour, label = ("0.6", "fullnet") if len(groups) == 1 else (colours[group[0]], f"fullnet of {group[0].title}, …")
+        colour, label = ("0.6", "fullnet") if len(groups) == 1 else (colours[group[0].title], f"fullnet of {group[0].title}, …")
         axes.axhline(group[0].fullnet.mean(), color=colour, linestyle=":", label=label)
-    axes.set(xlabel="budget [GFLOPs, multiply-accumulates]", ylabel=measure, title=title)
+    axes.set(xlabel="budget [GFLOPs, multiply-accumulates]", ylabel=f"{measure} [points]", title=title)
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     axes.grid(alpha=0.3)

@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import shlex
-import signal
 import sys
 import threading
 import traceback
@@ -457,7 +456,7 @@ def reproduce_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="an entry of the configs to replace")
     parser.add_argument("--profile", default="demo", help="demo, bccd, paper, or a .json file (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="the seeds 0 to N - 1 (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: 2, but 1 on a GPU)")
     parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
     parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
     parser.add_argument("-o", "--output", metavar="FOLDER", help="default: results/<profile>")
@@ -470,14 +469,15 @@ def reproduce(args: argparse.Namespace) -> None:
     from .reproduce import Order, reproduce
 
     refuse_numbers(args, seeds=1000, jobs=256)
-    Device.open(args.context, args.device_id)
+    device = Device.open(args.context, args.device_id)
     profile = load(args.profile)
     overrides = [entry for text in args.set for entry in re.split(r"\s+(?=[\w.]+=)", text.strip())]  # values may have spaces
     flags = {"context": args.context, "device_id": args.device_id}
     overrides += [f"args.{key}={value}" for key, value in flags.items() if value not in ("auto", "0")]
-    output = Path(args.output or Path("results", profile.name))
+    output = Path(args.output or profile.results)
     refuse_output_folder(output)
-    for file in reproduce(args.targets, Order(profile, args.seeds, tuple(overrides), output, args.jobs)):
+    jobs = args.jobs or (2 if device.name == "cpu" else 1)  # two on one GPU would each count the other's time as theirs
+    for file in reproduce(args.targets, Order(profile, output, args.seeds, tuple(overrides), jobs)):
         print(file.read_text())
         written = [file.with_suffix(suffix) for suffix in (".md", ".csv", ".png")]
         print(f"written: {', '.join(str(path) for path in written if path.exists())}")  # some tables have no picture
@@ -495,8 +495,10 @@ def page(args: argparse.Namespace) -> None:
     from .profiles import load
 
     refuse_output(args.output)
+    if args.output and not args.output.endswith(".html"):  # the results themselves are no output
+        raise UserError(f"--output must be a file whose name ends in .html, got {args.output}")
     profile = load(args.profile)
-    results = Path(args.results or Path("results", profile.name))
+    results = Path(args.results or profile.results)
     output = Path(args.output or results / "report.html")
     made = write_page(profile, results, output)
     print(f"written: {output}, {output.stat().st_size / 1e6:.1f} MB, with {made} of the paper's tables and figures")
@@ -1001,12 +1003,8 @@ def _terminated_as_interrupted() -> Iterator[None]:
     def stop(number: int, frame) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in launch.STOP_SIGNALS}
-    try:
+    with launch.handling(stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _parser(program: str, name: str) -> argparse.ArgumentParser:

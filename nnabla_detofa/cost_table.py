@@ -177,9 +177,8 @@ def _evaluation(config: Config, facts: DataFacts, cost: CostModel, step: StepTim
     return EVALUATION_SHARE * step.of(middle, images * hparams.paths_per_bucket * hparams.buckets)
 
 
-def table(costs: Sequence[Cost]) -> list[str]:
-    """Markdown lines: the paper's numbers of the data set, of both of its own for any other one, and ours."""
-    paper_sets = [costs[0].key] if costs[0].key in PAPER_SETS else [*PAPER_SETS]
+def table(costs: Sequence[Cost], paper_sets: Sequence[str]) -> list[str]:
+    """Markdown lines: the paper's numbers of some of its data sets, and ours."""
     of_shrinking = "of OFA (w/ PS)"
     units = " or ".join(dict.fromkeys(cost.unit for cost in costs))
     header = [
@@ -195,7 +194,8 @@ def table(costs: Sequence[Cost]) -> list[str]:
             days, overhead = PAPER[cost.experiment][key]
             share = days / PAPER["ofa-ps"][key][0]
             paper += [f"{days:.3f}" + (f" ({overhead:.3f})" if overhead else ""), f"{share:.2f}"]
-        parts = [_hours(cost.hours[kind]) for kind in COLUMNS]
+        left_out = ("search", *(["path filter"] if cost.hours["path evaluation"] else [])) if cost.estimated else ()
+        parts = ["-" if kind in left_out else _hours(cost.hours[kind]) for kind in COLUMNS]
         low, high = cost.spread
         total = _hours(cost.total) + (f" ({_hours(low)} to {_hours(high)})" if high > low else "")
         alike = reference is not None and reference.unit == cost.unit  # an estimate and a run are of different devices

@@ -1,8 +1,8 @@
 """The runs that the paper's tables and figures are made of: Algorithm 1 and what is changed in it, seed by seed.
 
 A run that is there, finished, with an equal config, is used wherever it lies, unless it began from other contents of its
-weights files, or had other mini-batches, as several processes make them where the config does not say; one that was stopped
-goes on. Runs that have their first phases in common
+weights files or of its data, or had other mini-batches, as several processes make them where the config does not say; one that
+was stopped goes on. Runs that have their first phases in common
 train them once: a branch starts with copies of what those phases left, which gives the same bits as doing them again, since
 everything random comes from the seed and the phase's name.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import shlex
 import shutil
@@ -32,7 +31,9 @@ from . import provenance, result_files
 from .claim import differences
 from .errors import UserError
 from .files import write_json
+from .launch import handling
 from .profiles import DataSet, Profile
+from .reading import parse_json
 from .run_folder import read_result
 from .runner import kept_mini_batch
 
@@ -172,7 +173,7 @@ class Run:
 
     Attributes:
         key: of the data set in the profile.
-        overrides: entries of the config given on the command line, which all runs have.
+        overrides: entries of the config given on the command line; those of another data set's section do not count.
     """
 
     profile: Profile
@@ -185,12 +186,16 @@ class Run:
     def data_set(self) -> DataSet:
         return self.profile.data_sets[self.key]
 
+    @cached_property
+    def own_overrides(self) -> tuple[str, ...]:
+        return self.profile.own_overrides(self.data_set, self.overrides)
+
     @property
     def arguments(self) -> tuple[str, ...]:
         """The entries of the config that are replaced."""
         seed = () if self.seed == 0 else (f"args.seed={self.seed}",)
         fullnet = self.data_set.pretraining.fullnet
-        return (*self.overrides, *(entry.replace("{fullnet}", fullnet) for entry in self.experiment.overrides), *seed)
+        return (*self.own_overrides, *(entry.replace("{fullnet}", fullnet) for entry in self.experiment.overrides), *seed)
 
     @cached_property
     def config(self) -> configs.Config:
@@ -206,22 +211,36 @@ class Run:
 
         Entries that change no result, such as args.workers, do not count.
         """
-        telling = [entry for entry in self.overrides if not configs.without_effect(entry.partition("=")[0])]
+        telling = [entry for entry in self.own_overrides if not configs.without_effect(entry.partition("=")[0])]
         return f"-{hashlib.sha256(' '.join(telling).encode()).hexdigest()[:6]}" if telling else ""
+
+    @property
+    def usual_folder(self) -> FilePath:
+        """The profile's own folder for it."""
+        return profile_folder(self.profile) / self.name
 
     @cached_property
     def folder(self) -> FilePath:
-        """Its folder: where a finished run with an equal config lies, or else the profile's own for it."""
-        own = profile_folder(self.profile) / self.name
+        """Its folder: where it was begun, or where a finished run with an equal config lies, or else a new one."""
+        own = self.usual_folder.with_name(self.usual_folder.name + self.variant)
         if not own.exists():
             for file in sorted([*RUNS.glob("*/config.json"), *RUNS.glob("profiles/*/*/config.json")]):
                 if _is_finished(file.parent, self.config):
                     return file.parent
         return own
 
+    @cached_property
+    def variant(self) -> str:
+        """Of the names of folders where the usual one holds a run of a config, weights or data as they were before a change."""
+        usual = self.usual_folder
+        if not (usual / "config.json").exists() or _is_of(usual, self.config):
+            return ""
+        inputs = [self.config.config_hash, *provenance.inputs(self.config)]
+        return f"-{hashlib.sha256(' '.join(inputs).encode()).hexdigest()[:6]}"
+
     @property
     def finished(self) -> bool:
-        """Has it run to the end? A run of another config in its folder is refused when it is started."""
+        """Has it run to the end?"""
         return _is_finished(self.folder, self.config)
 
     @property
@@ -237,15 +256,20 @@ def profile_folder(profile: Profile) -> FilePath:
 
 def _is_finished(folder: FilePath, config: configs.Config) -> bool:
     """Does a folder hold the whole run of this config, from the weights that there are, with one process' mini-batches?"""
-    here = (folder / "summary.json").exists() and _hash(folder / "config.json") == config.config_hash
-    return here and kept_mini_batch(folder) is None and not provenance.changed_weights(folder, config)
+    return (folder / "summary.json").exists() and kept_mini_batch(folder) is None and _is_of(folder, config)
+
+
+def _is_of(folder: FilePath, config: configs.Config) -> bool:
+    """Is this the folder of a run of this config, from the weights and the data that there are?"""
+    return _hash(folder / "config.json") == config.config_hash and not provenance.changed_inputs(folder, config)
 
 
 def _hash(file: FilePath) -> str | None:
     """`Config.config_hash` of the config in a run's folder; None where it is none that we read."""
     try:
-        return configs.from_dict(json.loads(file.read_text()), file.parent.name).config_hash
-    except (OSError, ValueError, AttributeError, UserError):
+        content = parse_json(file.read_text())
+        return configs.from_dict(content, file.parent.name).config_hash if isinstance(content, dict) else None
+    except (OSError, ValueError, UserError):
         return None
 
 
@@ -349,6 +373,9 @@ def ensure(runs: Sequence[Run], jobs: int, log: Callable[[str], None] = print) -
     missing = [run for run in runs if not run.finished]
     if not missing:
         return
+    for run in missing:
+        if run.variant:
+            log(f"{run.usual_folder} stays: its config, weights or data are not those of now, which go to {run.folder}")
     profile = missing[0].profile
     if not profile.starts_runs:
         for run in missing:
@@ -402,11 +429,13 @@ def _finishing(runs: Sequence[Run], all_runs: Sequence[Run], jobs: int, log: Cal
     """
     waiting, started = list(runs), {}
     cores = max(1, (os.cpu_count() or 1) // max(1, min(jobs, len(runs))))
-    with _stopping_all(started):
+    with _stopping_all(started) as stop:
         while waiting or started:
             while waiting and len(started) < jobs:
                 run = waiting.pop(0)
-                started[run] = _start(run, cores, [trunk for trunk in all_runs if trunk.finished])
+                trunks = [trunk for trunk in all_runs if trunk.finished]
+                with stop.held():  # a process that is in no list would outlive us
+                    started[run] = _start(run, cores, trunks)
                 log(f"{run.name} is running, its output is in {console(run)}")
             for run, process in list(started.items()):
                 if process.poll() is not None:
@@ -439,19 +468,40 @@ def _start(run: Run, cores: int, trunks: Sequence[Run] = ()) -> subprocess.Popen
         return subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
+@dataclass
+class _Stop:
+    """A signal upon which the block of `_stopping_all` ends, but not inside `held`."""
+
+    requested: bool = False
+    holding: bool = False
+
+    def hear(self, number: int, frame) -> None:
+        self.requested = True
+        if not self.holding:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        self.holding = True
+        try:
+            yield
+        finally:
+            self.holding = False
+        if self.requested:
+            raise KeyboardInterrupt
+
+
 @contextmanager
-def _stopping_all(started: dict[Run, subprocess.Popen]) -> Iterator[None]:
-    """Whatever ends the block, also SIGTERM, the processes save what they have and end first."""
-
-    def stop(number: int, frame) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        for process in started.values():
-            process.send_signal(signal.SIGINT)
-        for process in started.values():
-            process.wait()
-        signal.signal(signal.SIGTERM, before)
+def _stopping_all(started: dict[Run, subprocess.Popen]) -> Iterator[_Stop]:
+    """Whatever ends the block, also a signal, the processes save what they have and end first."""
+    stop = _Stop()
+    with handling(stop.hear):
+        try:
+            yield stop
+        finally:
+            stop.holding = True  # until all have been told
+            for process in started.values():
+                process.send_signal(signal.SIGINT)
+            stop.holding = False
+            for process in started.values():
+                process.wait()

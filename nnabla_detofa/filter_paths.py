@@ -19,7 +19,7 @@ from .search_space import SearchSpace
 
 def study_folder(run: Run) -> FilePath:
     """Where what is measured and fitted for the tables is kept."""
-    return profile_folder(run.profile) / f"{run.key}-filter{run.suffix}"
+    return profile_folder(run.profile) / f"{run.key}-filter{run.suffix}{run.variant}"
 
 
 def detection_paths(run: Run) -> StudyInputs:
@@ -35,7 +35,7 @@ def detection_paths(run: Run) -> StudyInputs:
 def classification_paths(run: Run) -> StudyInputs:
     """Paths of the classification supernet: as many to fit and to test as of the detection supernet, and those before."""
     source, pretraining = run.data_set.pretraining, pretraining_paths(run)
-    config = configs.load(source.config)
+    config = source.load()
     count = run.config.hparams.paths_per_bucket
     train = evaluated(run, config, source.supernet, "classification_train", count, [pretraining.file])
     count = run.profile.filter_study.test_paths_per_bucket
@@ -47,7 +47,7 @@ def classification_paths(run: Run) -> StudyInputs:
 def pretraining_paths(run: Run) -> EvaluatedPaths:
     """Paths of the classification supernet that the filter is pre-trained on."""
     source = run.data_set.pretraining
-    config = configs.load(source.config)
+    config = source.load()
     if source.paths is not None:
         return EvaluatedPaths.read(source.paths, config.network.geometry)
     count = run.profile.filter_study.pretraining_paths_per_bucket

@@ -54,8 +54,8 @@ SHARE = (
 )
 MEASURES = Weakest._fields
 COLUMNS = (
-    *(f"paper's {column}" for column in ("accuracy", "precision", '"recall"')),
-    *("accuracy", "precision", "95% interval", "recall", "TP/N"),
+    *("paper's accuracy", "accuracy", "paper's precision", "precision", "95% interval", "recall"),
+    *('paper\'s "recall"', "TP/N"),
 )
 
 
@@ -85,8 +85,8 @@ def table3(
         accuracy, precision, recall, share = (spread(values[:, place]) for place in range(len(MEASURES)))
         paper = [f"{value:.3f}" for value in PAPER_TABLE3.get(name, ())] or ["-"] * 3
         low, high = intervals[name]
-        rows.append((title(name), *paper, accuracy, precision, reach(low, high), recall, share))
-    heading = f"# Table 3: finding the weakest {RATIO:.0%} of the paths of each FLOPs bucket"
+        rows.append((title(name), paper[0], accuracy, paper[1], precision, reach(low, high), recall, paper[2], share))
+    heading = f"# Table 3: finding the weakest {RATIO:.0%} of the paths of each FLOPs bucket, {results.inputs.label}"
     lines = [heading, "", *markdown_table(("setting", *COLUMNS), rows)]
     for order, measure in orders.items():
         values = {title(name): order_cells(results, name, measure) for name in found}
@@ -120,9 +120,10 @@ def table_a3(results: StudyResults, output: FilePath, supernet: str, command: st
         values = weakest_of(results, name, ratio)
         low, high = intervals[ratio] = precision_interval(results, name, rng, ratio)
         others = {baseline: weakest_of(results, baseline, ratio)[:, 1] for baseline in BASELINES}
-        cells = [spread(values[:, place]) for place in range(len(MEASURES))]
-        cells.insert(2, reach(low, high))
-        rows.append((f"{ratio:g}", *(f"{v:.3f}" for v in paper), *cells, *(number(mean(v), 3) for v in others.values())))
+        papers = [f"{value:.3f}" for value in paper]
+        accuracy, precision, recall, share = (spread(values[:, place]) for place in range(len(MEASURES)))
+        cells = (papers[0], accuracy, papers[1], precision, reach(low, high), recall, papers[2], share)
+        rows.append((f"{ratio:g}", *cells, *(number(mean(v), 3) for v in others.values())))
         row = {"r_path": ratio} | dict(zip(("paper_accuracy", "paper_precision", "paper_share"), paper))
         for place, key in enumerate(MEASURES):
             row |= summary(key, values[:, place])
@@ -138,7 +139,7 @@ def table_a3(results: StudyResults, output: FilePath, supernet: str, command: st
         f"- {SHARE}",
         "",
     ]
-    return write(output, "tableA3", lines, csv_rows, draw_table_a3(csv_rows, title(name)))
+    return write(output, "tableA3", lines, csv_rows, draw_table_a3(csv_rows, title(name), results.inputs.label))
 
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------
@@ -259,7 +260,7 @@ def verdict(results: StudyResults, rng: np.random.Generator) -> list[str]:
     for before, after, part in zip(rows, rows[1:], ("Block encoding", "The FLOPs-bounded loss", "Pre-training")):
         gain, low, high = precision_gain(results, after, before, rng)
         paper = PAPER_TABLE3[after][1] - PAPER_TABLE3[before][1]
-        lines.append(f"- {part} adds {gain:+.2f} ({low:+.2f} to {high:+.2f}) to it; in the paper {paper:+.2f}.")
+        lines.append(f"- {part} adds {gain:+.2f} ({low:+.2f} to {high:+.2f}) to that precision; in the paper {paper:+.2f}.")
     return lines
 
 
@@ -326,7 +327,7 @@ def draw_table3(results: StudyResults, found: dict[str, np.ndarray], intervals: 
     return figure
 
 
-def draw_table_a3(rows: Sequence[dict], name: str) -> plt.Figure:
+def draw_table_a3(rows: Sequence[dict], name: str, label: str) -> plt.Figure:
     """Precision over the share of weakest paths: ours with its interval, the baselines, and the paper's."""
     figure, axes = plt.subplots(figsize=(6.5, 4))
     ratios = [row["r_path"] for row in rows]
@@ -340,6 +341,7 @@ def draw_table_a3(rows: Sequence[dict], name: str) -> plt.Figure:
     for baseline, style in zip(BASELINES, (":", "--", "-.")):
         axes.plot(ratios, column(f"precision_of_{baseline}"), style, color="0.4", label=title(baseline))
     axes.set(xlabel="r_path, share of weakest paths", ylabel="precision", ylim=(-0.02, 1.02), xticks=ratios)
+    axes.set_title(label)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure

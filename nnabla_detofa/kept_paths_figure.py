@@ -89,7 +89,7 @@ def draw(found: FilteredPaths, title: str) -> plt.Figure:
         axes.grid(alpha=0.3, axis="y")
     upper.set(ylabel="path score g(a); lines: thresholds", title=title)
     upper.legend()
-    lower.set(xlabel="GFLOPs (multiply-accumulates); vertical lines: buckets", ylabel="AP50 on validation images")
+    lower.set(xlabel="GFLOPs (multiply-accumulates); vertical lines: buckets", ylabel="AP50 on validation images [points]")
     return figure
 
 

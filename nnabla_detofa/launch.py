@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,8 +27,9 @@ LAUNCHERS = (
 )
 """Where a launcher says how many ranks there are, which one this is, and how many are on this machine. The first counts:
 mpirun inside a Slurm job starts one daemon on each machine with srun, whose numbers its ranks see too."""
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""SIGUSR1 is the one that Open MPI's mpirun passes on to its ranks, and that Slurm sends ahead of a time limit."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""SIGHUP comes where a terminal is closed or a connection is lost; where it is ignored, as nohup has it, it stays so. SIGUSR1
+is the one that Open MPI's mpirun passes on to its ranks, and that Slurm sends ahead of a time limit."""
 GRACE = 3.0
 """Seconds that ranks other than 0 leave it to say what went wrong, where the same went wrong on all."""
 
@@ -47,6 +49,31 @@ def launched_here(environ: Mapping[str, str] = os.environ) -> int:
         return 1
     found = (re.match(r"\d+", environ.get(here, "")) for _, _, here in LAUNCHERS)  # Slurm's are like 4(x2)
     return next((int(match[0]) for match in found if match), 1)
+
+
+@contextmanager
+def handling(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Have the `STOP_SIGNALS` go to `handler` while the block lasts. What is printed after SIGHUP has no terminal to go to."""
+    terminals = [stream for stream in (1, 2) if os.isatty(stream)]
+
+    def hang_up(number: int, frame) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in terminals:
+            os.dup2(nowhere, stream)
+        os.close(nowhere)
+        handler(number, frame)
+
+    handlers = dict.fromkeys(STOP_SIGNALS, handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        del handlers[signal.SIGHUP]
+    else:
+        handlers[signal.SIGHUP] = hang_up
+    before = {number: signal.signal(number, chosen) for number, chosen in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 class Stopped(KeyboardInterrupt):
@@ -69,8 +96,8 @@ def end(message: str, status: int) -> NoReturn:
 def launch(processes: int, command: Sequence[str]) -> int:
     """Run a command as so many ranks on this machine, and wait for their end.
 
-    SIGINT and SIGTERM are passed on as SIGUSR1, upon which ranks save and stop: mpirun itself would kill them half a second
-    after it had told them. A second one is passed on as it is.
+    The first of the `STOP_SIGNALS` is passed on as SIGUSR1, upon which ranks save and stop: mpirun itself would kill them half
+    a second after it had told them. A second one is passed on as SIGTERM.
 
     Returns:
         the exit status: that of the first rank that failed.
@@ -94,14 +121,11 @@ def launch(processes: int, command: Sequence[str]) -> int:
 
     def pass_on(number: int, frame) -> None:
         if job is not None:
-            job.send_signal(signal.SIGTERM if told else signal.SIGUSR1)
-        told.append(number)
+            job.send_signal(signal.SIGTERM if told and number != signal.SIGHUP else signal.SIGUSR1)
+        if number != signal.SIGHUP:  # it may come with another, from one cause
+            told.append(number)
 
-    before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
-    try:
+    with handling(pass_on):
         job = subprocess.Popen([mpirun, *options, *command], start_new_session=True)
         status = job.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return status if status >= 0 else 128 - status

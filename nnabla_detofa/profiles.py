@@ -25,10 +25,15 @@ PARTS = ("whole run", "branch", "filter study")
 
 @dataclass(frozen=True)
 class Need:
-    """A file or folder that has to be there, and the command, or what else, that brings it."""
+    """A file or folder that has to be there, and the command, or what else, that brings it.
+
+    Attributes:
+        targets: the tables and figures that need it; none stands for all.
+    """
 
     path: str
     command: str
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,17 @@ class Pretraining:
     fullnet: str
     fullnet_command: str = "train it and name it in the profile"
     paths: str | None = None
+
+    def load(self) -> configs.Config:
+        """The config.
+
+        Raises:
+            UserError: it is not one of a pre-training, or is not right.
+        """
+        config = configs.load(self.config)
+        if config.args.runner != "pretrain":
+            raise UserError(f"pretraining.config of a profile must have args.runner=pretrain, got {self.config}")
+        return config
 
 
 @dataclass(frozen=True)
@@ -88,6 +104,7 @@ class Profile:
 
     Attributes:
         name: stem of the file's name, and of the folders of its runs and its results.
+        source: what it was loaded by, that name or the file's path.
         about: what its author says of it.
         data_sets: by their key; a table of the paper's about one of several data sets takes it by "voc" or "coco", a
             profile with one data set makes all of them on that.
@@ -96,24 +113,39 @@ class Profile:
     """
 
     name: str
+    source: str
     about: tuple[str, ...]
     data_sets: Mapping[str, DataSet]
     starts_runs: bool
     filter_study: FilterStudySizes
     minutes: Mapping[str, float]
 
+    @property
+    def results(self) -> FilePath:
+        """Where its tables and figures go, unless another folder is named."""
+        return FilePath("results", self.name)
+
     def chosen(self, keys: Sequence[str]) -> dict[str, DataSet]:
         """The data sets for a table that the paper has for those of `keys`."""
         return dict(self.data_sets) if len(self.data_sets) == 1 else {key: self.data_sets[key] for key in keys}
 
-    def check(self, data_set: DataSet, overrides: Sequence[str] = ()) -> None:
-        """Raise UserError if something that the data set's runs need is not there."""
-        root = configs.load(data_set.config, overrides).dataloader.root
+    def own_overrides(self, data_set: DataSet, overrides: Sequence[str]) -> tuple[str, ...]:
+        """Those of the entries that replace something of a data set's config: not another one's `dataloader.coco.root`."""
+        if not any(entry.startswith("dataloader.") for entry in overrides):
+            return tuple(overrides)
+        names = {configs.load(other.config).dataloader_name for other in self.data_sets.values()}
+        others = names - {configs.load(data_set.config).dataloader_name}
+        return tuple(entry for entry in overrides if not any(entry.startswith(f"dataloader.{name}.") for name in others))
+
+    def check(self, data_set: DataSet, overrides: Sequence[str] = (), targets: Sequence[str] = ()) -> None:
+        """Raise UserError if something is not there that these targets need, or their runs on the data set."""
+        root = configs.load(data_set.config, self.own_overrides(data_set, overrides)).dataloader.root
         written = configs.load(data_set.config).dataloader.root
         missing = [
             f"{path} ({need.command})"
             for need in data_set.needs
-            if not FilePath(path := root if need.path == written else need.path).exists()
+            if (not need.targets or set(need.targets) & set(targets))
+            and not FilePath(path := root if need.path == written else need.path).exists()
         ]
         if missing:
             raise UserError(f"the profile {self.name} needs for {data_set.title} what is missing: {'; '.join(missing)}")
@@ -130,6 +162,9 @@ def load(name: str) -> Profile:
         known = sorted(found.stem for found in FOLDER.glob("*.json"))
         found = f"{FOLDER} has {listed(known, 'and')}" if known else f"there is no {FOLDER} in this folder"
         raise UserError(f"--profile must be one of {FOLDER}, or a .json file, got {name}; {found}")
+    known = FOLDER / f"{file.stem}.json"
+    if known.is_file() and not known.samefile(file):  # its runs and results would be taken for the other's
+        raise UserError(f"the profile {file} must have another name than those in {FOLDER}, got {file.stem}")
     source = read_text(file, "the profile")
     try:
         content = parse_json(source, configs.without_duplicates)
@@ -138,12 +173,12 @@ def load(name: str) -> Profile:
     if not isinstance(content, dict):
         raise UserError(f"the profile {file} must hold a mapping")
     try:
-        return _profile(file.stem, content)
+        return _profile(file.stem, name, content)
     except UserError as error:
         raise UserError(f"the profile {file}: {error}") from None
 
 
-def _profile(name: str, content: Mapping[str, Any]) -> Profile:
+def _profile(name: str, source: str, content: Mapping[str, Any]) -> Profile:
     refuse_unknown("", content, ("about", "data_sets", "starts_runs", "filter_study", "minutes"))
     data_sets, minutes = content.get("data_sets"), content.get("minutes", {})
     if not isinstance(data_sets, dict) or not data_sets:
@@ -158,6 +193,7 @@ def _profile(name: str, content: Mapping[str, Any]) -> Profile:
     refuse_unknown("minutes", minutes, PARTS)
     return Profile(
         name,
+        source,
         read(tuple[str, ...], content.get("about", []), "about"),
         {key: read(DataSet, value, f"data_sets.{key}") for key, value in data_sets.items()},
         read(bool, content.get("starts_runs", True), "starts_runs"),

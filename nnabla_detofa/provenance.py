@@ -1,4 +1,4 @@
-"""What a run was made of besides its config: the code that computed it, and the weights files that it began from."""
+"""What a run was made of besides its config: the code that computed it, and the weights and data that it began from."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path as FilePath
 
 from . import __version__, files, result_files
 from .config import Config
+from .data.content import content_digest
 from .errors import UserError
 from .reading import read_json
 
@@ -67,29 +68,39 @@ def recorded(run: FilePath) -> dict:
 
 
 def record(run: FilePath, config: Config) -> None:
-    """Note in the folder of a run that is to begin or to go on: this code and, where not noted yet, its weights files."""
+    """Note in the folder of a run that is to begin or to go on: this code and, where it begins, its weights files and data."""
     if any((run / name).exists() for name in ENDS):
         return
-    before = recorded(run)
-    begun_unknown = not before["code"] and (run / "seconds.json").exists()
-    code = [UNKNOWN] if begun_unknown else before["code"]
+    before, begun = recorded(run), (run / "seconds.json").exists()
+    code = [UNKNOWN] if begun and not before["code"] else before["code"]
     code = code if code[-1:] == [revision()] else [*code, revision()]
     given = {} if (run / "origin.json").exists() else given_weights(config)  # that of a fine-tuning has the weights' digest
-    files.write_json(run / FILE, {"code": code, "weights": given | before["weights"]})
+    data = before.get("data") or (None if begun else content_digest(config.dataloader))
+    found = {"code": code, "weights": given | before["weights"]} | ({"data": data} if data else {})
+    files.write_json(run / FILE, found)
 
 
-def changed_weights(run: FilePath, config: Config) -> list[str]:
-    """Weights files of the config that are not what the run in a folder began from, as far as is recorded."""
-    before = recorded(run)["weights"]
-    return [name for name, digest in given_weights(config).items() if before.get(name, digest) != digest]
+def inputs(config: Config) -> list[str]:
+    """Digests of what a run of the config would begin from now."""
+    return [*given_weights(config).values(), content_digest(config.dataloader) or ""]
 
 
-def refuse_changed_weights(run: FilePath, config: Config) -> None:
-    """Raise UserError if the run in a folder began from other contents of a weights file than there are now."""
-    if changed := changed_weights(run, config):
+def changed_inputs(run: FilePath, config: Config) -> list[str]:
+    """Weights files of the config, and its data, that are not what the run in a folder began from, as far as is recorded."""
+    before = recorded(run)
+    weights = before["weights"]
+    changed = [name for name, digest in given_weights(config).items() if weights.get(name, digest) != digest]
+    if "data" in before and content_digest(config.dataloader) not in (None, before["data"]):
+        changed.append(f"the data in {config.dataloader.root}")
+    return changed
+
+
+def refuse_changed_inputs(run: FilePath, config: Config) -> None:
+    """Raise UserError if the run in a folder began from other weights or data than there are now."""
+    if changed := changed_inputs(run, config):
         raise UserError(
-            f"{run} holds a run that began from other weights than {' and '.join(changed)} now holds: "
-            "put those back, take another -o, or --restart to lose that run"
+            f"{run} holds a run that began before {' and '.join(changed)} changed: "
+            "put back what there was, take another -o, or --restart to lose that run"
         )
 
 

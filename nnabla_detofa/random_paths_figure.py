@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
@@ -58,11 +58,16 @@ def comparison(one: PathsOf, other: PathsOf) -> str:
     return f"{other.title} above {one.title}, mean AP: {named}; {np.mean(gains):+.1f} on average."
 
 
-def draw(axes: plt.Axes, methods: Sequence[PathsOf], title: str) -> None:
-    """Each path as a point over its FLOPs."""
+def draw(axes: plt.Axes, methods: Sequence[PathsOf], colours: Mapping[str, str], title: str) -> None:
+    """Each path as a point over its FLOPs.
+
+    Args:
+        colours: of the methods, by their titles.
+    """
     for method, marker in zip(methods, "ox^"):
-        axes.scatter(method.paths.flops / 1e9, method.points, s=18, marker=marker, alpha=0.8, label=method.title)
-    axes.set(xlabel="GFLOPs (multiply-accumulates)", ylabel="AP50 on validation images", title=title)
+        look = {"s": 18, "marker": marker, "alpha": 0.8, "color": colours[method.title]}
+        axes.scatter(method.paths.flops / 1e9, method.points, label=method.title, **look)
+    axes.set(xlabel="GFLOPs (multiply-accumulates)", ylabel="AP50 on validation images [points]", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
 

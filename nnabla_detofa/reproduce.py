@@ -10,6 +10,7 @@ import csv
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Literal
@@ -31,7 +32,6 @@ from . import (
     result_files,
     space_tables,
 )
-from . import config as configs
 from .budget_figures import Curve
 from .costs import Buckets
 from .errors import UserError
@@ -51,6 +51,7 @@ from .experiments import (
     ensure,
     plan,
 )
+from .files import digest
 from .filter_paths import classification_paths, detection_paths, evaluated, study_folder
 from .filter_study import StudyInputs, StudyResults
 from .kept_paths_figure import FilteredPaths
@@ -72,23 +73,27 @@ class Order:
 
     Attributes:
         profile: the scale.
+        output: folder of the results.
         seeds: how many: 0, 1, ...
         overrides: entries of the data sets' configs to replace.
-        output: folder of the results.
         jobs: runs at a time.
     """
 
     profile: Profile
+    output: FilePath
     seeds: int = 1
     overrides: tuple[str, ...] = ()
-    output: FilePath = FilePath("results")
     jobs: int = 2
 
     def command(self, target: str) -> str:
-        """What makes the target."""
-        assignments = [f"SET={shlex.quote(' '.join(self.overrides))}"] if self.overrides else []
-        seeds = self.seeds_of(TARGETS[target])
-        return " ".join(["make", target, f"PROFILE={self.profile.name}", f"SEEDS={seeds}", *assignments])
+        """What makes the target: make, or the program itself where the folder is one that make does not write to."""
+        seeds, replaced, source = self.seeds_of(TARGETS[target]), " ".join(self.overrides), shlex.quote(self.profile.source)
+        if self.output == self.profile.results:
+            assignments = [f"SET={shlex.quote(replaced)}"] if replaced else []
+            return " ".join(["make", target, f"PROFILE={source}", f"SEEDS={seeds}", *assignments])
+        flags = ["--set", shlex.quote(replaced)] if replaced else []
+        program = f"python -m nnabla_detofa reproduce {target} --profile {source} --seeds {seeds}"
+        return " ".join([program, *flags, "-o", shlex.quote(str(self.output))])
 
     def seeds_of(self, target: Target) -> int:
         """How many seeds the target is made of."""
@@ -113,6 +118,7 @@ class Target:
         runs: "needed"; "welcome": it does with those there are where the profile starts none; or "none".
         one_seed: it is made of the run of seed 0 alone, however many seeds are asked for.
         evaluates: it evaluates paths itself, for which it needs the data.
+        names_data: the paper says which data set it is about; where it does not, `keys` is our reading.
     """
 
     title: str
@@ -123,6 +129,7 @@ class Target:
     runs: Literal["needed", "welcome", "none"] = "needed"
     one_seed: bool = False
     evaluates: bool = False
+    names_data: bool = True
     note: Callable[[Sequence[Run]], str] = lambda runs: ""
 
 
@@ -154,20 +161,31 @@ def reproduce(names: Sequence[str], order: Order, log: Callable[[str], None] = p
             made += TARGETS[name].write(order, TARGETS[name], name, runs[name])
         return made
 
+    def announce(files: Sequence[FilePath]) -> None:
+        for file in files:
+            log(f"written: {file}")
+
     waiting = [name for name in names if waits(name)]
     if not starts and waiting:  # it ends with what is missing: make what there is first
-        for file in make([name for name in names if name not in waiting]):
-            log(f"written: {file}")
-    needed: dict[str, DataSet] = {}
-    for name in names:
-        if name in waiting or TARGETS[name].evaluates:
-            needed |= order.profile.chosen(TARGETS[name].keys)
-    for data_set in needed.values():
-        order.profile.check(data_set, order.overrides)
+        announce(make([name for name in names if name not in waiting]))
+    for key, data_set in order.profile.data_sets.items():
+        if unknown := [name for need in data_set.needs for name in need.targets if name not in TARGETS]:
+            raise UserError(f"targets in the needs of {key} in a profile must be of {', '.join(TARGETS)}, got {unknown[0]}")
+        needed = [name for name in names if name in waiting or TARGETS[name].evaluates]
+        needed = [name for name in needed if key in order.profile.chosen(TARGETS[name].keys)]
+        if needed:
+            order.profile.check(data_set, order.overrides, needed)
     once = {run.name: run for name in waiting for run in runs[name]}
     if starts:
         order.output.mkdir(parents=True, exist_ok=True)  # not after hours of runs
-    ensure(sorted(once.values(), key=lambda run: run.experiment != OURS), order.jobs, log)
+    try:
+        ensure(sorted(once.values(), key=lambda run: run.experiment != OURS), order.jobs, log)
+    except UserError as error:  # a run failed, and others are there
+        if starts and (there := [name for name in names if not waits(name)]):
+            log(f"{error}; first what can be made without it: {', '.join(there)}")
+            with suppress(UserError):  # the first error says what is wrong
+                announce(make(there))
+        raise
     return make(names)
 
 
@@ -180,12 +198,13 @@ def write_text(order: Order, target: Target, name: str, lines: Sequence[str]) ->
 
 
 def other_data(order: Order, target: Target) -> list[str]:
-    """A line that says so where ours is not on the paper's data sets."""
-    data_sets = order.profile.chosen(target.keys)
-    if set(data_sets) <= set(cost_table.PAPER_SETS):
-        return []
-    papers = " and ".join(cost_table.PAPER_SETS[key] for key in target.keys)
-    return [f"In the paper on {papers}, here on {' and '.join(data_set.title for data_set in data_sets.values())}.", ""]
+    """A line that says so where ours is not on the paper's data sets, or where the paper does not say on which it is."""
+    titles = [data_set.title for data_set in order.profile.chosen(target.keys).values()]
+    papers = [cost_table.PAPER_SETS[key] for key in target.keys]
+    ours = " and ".join(titles)
+    if not target.names_data:
+        return [f"The paper does not say on which data set; here on {ours}.", ""]
+    return [] if titles == papers else [f"In the paper on {' and '.join(papers)}, here on {ours}.", ""]
 
 
 def save_picture(order: Order, name: str, figure: plt.Figure) -> None:
@@ -197,6 +216,11 @@ def save_picture(order: Order, name: str, figure: plt.Figure) -> None:
 def origin(order: Order, name: str) -> str:
     """What made a target, in words."""
     return f"`{order.command(name)}` at {revision()}"
+
+
+def weights_file(file: str) -> str:
+    """A weights file, and which content it has."""
+    return f"`{file}` (sha256 {digest(FilePath(file).read_bytes())[:12]})"
 
 
 def runs_and_code(runs: Sequence[Run]) -> str:
@@ -242,6 +266,7 @@ def write_budget_figure(panels: Sequence[tuple[str, Sequence[Experiment]]]) -> C
             len(data_sets), len(panels), figsize=(5.2 * len(panels), 4.2 * len(data_sets)), squeeze=False, layout="constrained"
         )
         shown = {experiment.name for _, experiments in panels for experiment in experiments}
+        colours = colours_of([experiment.title for _, experiments in panels for experiment in experiments])
         runs = [run for run in runs if run.experiment.name in shown]
         lines, everything = [f"The paper: {target.paper}", ""], []
         for row, (key, data_set) in zip(axes, data_sets.items()):
@@ -249,8 +274,9 @@ def write_budget_figure(panels: Sequence[tuple[str, Sequence[Experiment]]]) -> C
             measure = budget_figures.metric(summary_of(of_data_set[0]))
             for panel, (title, experiments) in zip(row, panels):
                 curves = [curve_of(experiment, of_data_set) for experiment in experiments]
+                budget_figures.check_budgets(curves)
                 heading = ": ".join(part for part in (data_set.title, title) if part)
-                budget_figures.draw(panel, curves, measure, heading)
+                budget_figures.draw(panel, curves, measure, colours, heading)
                 lines += [f"## {heading}", "", budget_figures.table(curves, measure), "", budget_figures.order(curves), ""]
                 if experiments[-1].name == OURS.name:
                     lines += [budget_figures.gains(curves), ""]
@@ -262,6 +288,14 @@ def write_budget_figure(panels: Sequence[tuple[str, Sequence[Experiment]]]) -> C
         return write_text(order, target, name, [*lines, *searched_in_a(runs), seeds_and_runs(order, runs)])
 
     return write
+
+
+def colours_of(titles: Sequence[str]) -> dict[str, str]:
+    """A colour for each title: Figure 5's for its methods in whatever figure they are, the next free ones for others."""
+    methods = {experiment.title: f"C{number}" for number, experiment in enumerate(METHODS)}
+    colours = {title: methods[title] for title in titles if title in methods}
+    free = iter(f"C{number}" for number in range(10) if f"C{number}" not in colours.values())
+    return {title: colours.get(title) or next(free) for title in dict.fromkeys(titles)}
 
 
 def searched_in_a(runs: Sequence[Run]) -> list[str]:
@@ -287,8 +321,10 @@ def seeds_and_runs(order: Order, runs: Sequence[Run]) -> str:
 
 def write_table2(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
     """From the ledgers of runs where they have finished, otherwise estimated from a training step on this device."""
-    lines, costs, steps, lost, finished = [f"The paper: {target.paper}", ""], [], {}, [], []
+    lines, costs, steps, lost, few, finished = [f"The paper: {target.paper}", ""], [], {}, [], [], []
     for key, data_set in order.profile.chosen(target.keys).items():
+        papers = cost_table.PAPER_SETS
+        paper_sets = [key] if data_set.title == papers.get(key) else [*papers]
         found = []
         for experiment in target.experiments:
             done = [run for run in runs if run.key == key and run.experiment.name == experiment.name and run.finished]
@@ -296,6 +332,8 @@ def write_table2(order: Order, target: Target, name: str, runs: Sequence[Run]) -
                 finished += done
                 ledgers = [ledger_of(run) for run in done]
                 lost += [times_lost(run, ledger) for run, ledger in zip(done, ledgers)]
+                if len(done) < order.seeds:
+                    few.append(f"{len(done)} of {order.seeds} of {experiment.title} on {data_set.title}")
                 found.append(cost_table.cost_of_runs(experiment.title, experiment.name, key, ledgers))
                 continue
             config = next(run.config for run in runs if run.key == key and run.experiment.name == experiment.name)
@@ -304,8 +342,10 @@ def write_table2(order: Order, target: Target, name: str, runs: Sequence[Run]) -
                 steps[key] = cost_table.StepTime.measure(config)
             rng = named_rng(0, f"estimate {key}")
             found.append(cost_table.estimate(experiment.title, experiment.name, key, config, steps[key], rng))
-        lines += [f"## {data_set.title}", "", *cost_table.table(found), ""]
+        lines += [f"## {data_set.title}", "", *cost_table.table(found, paper_sets), ""]
         costs += found
+    if few:
+        lines += [f"Not all seeds have been run: {'; '.join(few)}.", ""]
     if lost := [line for line in lost if line]:
         lines += [f"Too little is counted where a run's ledger was lost on its way: {'; '.join(lost)}.", ""]
     if steps:
@@ -315,17 +355,18 @@ def write_table2(order: Order, target: Target, name: str, runs: Sequence[Run]) -
                 f"{step.seconds:.3g} {step.unit} an image of {order.profile.data_sets[key].title}"
                 for key, step in steps.items()
             )
-            + ", times the images of all epochs and the mean FLOPs of each phase's paths; evaluating a path costs a third of a "
-            "step for each of its images (a rule of thumb). The ratios mean more than the hours; there is none of an "
-            "estimate and a run.",
+            + ", times the images of all epochs and the mean FLOPs of the paths of each phase's space (ours: as before "
+            "pruning); evaluating a path costs a third of a step for each of its images (a rule of thumb). Not estimated, and "
+            "in no sum, are fitting the filter and the search by its scores. The ratios mean more than the hours; there is "
+            "none of an estimate and a run.",
             "",
         ]
     lines += [
         "The paper's 0.383 and 1.150 stand as 70 to 210 epochs: they leave out the fullnet's 70, and what a search needs. Its "
         "overhead is that of lines 4 and 5 (section 4.2); ours has 6 and 7 too. So our total is training, the search by path "
         "scores and, for Algorithm 1, the overhead. Apart stands the search's filter (section 3.3), with the paths that it is "
-        "fitted to: every method has one here. AP and the held-out paths, which only these tables need, are nowhere in. A run "
-        "that branched off another has its time for the phases they share.",
+        "fitted to: every method has one here. The fullnet's AP is in its column; that of the subnets, and the held-out paths, "
+        "which only these tables need, are nowhere in. A run that branched off another has its time for the phases they share.",
     ]
     if finished:
         lines += ["", f"Runs, of several seeds the mean: {runs_and_code(finished)}."]
@@ -408,7 +449,7 @@ def write_figure6(order: Order, target: Target, name: str, runs: Sequence[Run]) 
             run = next(run for run in runs if run.key == key and run.experiment.name == experiment.name and run.seed == 0)
             found.append(random_paths_figure.PathsOf(experiment.title, random_paths(run)))
             shown.append(run)
-        random_paths_figure.draw(panel, found, data_set.title)
+        random_paths_figure.draw(panel, found, colours_of([paths.title for paths in found]), data_set.title)
         lines += [f"## {data_set.title}", "", *random_paths_figure.table(found, run.config.hparams.buckets), ""]
         lines += [random_paths_figure.comparison(*found), ""]
         groups += [(data_set.title, paths) for paths in found]
@@ -474,7 +515,7 @@ def write_figure8(order: Order, target: Target, name: str, runs: Sequence[Run]) 
 
 def pretrained_operations(data_set: DataSet, count: int) -> ScoredOperations:
     """Operation scores by the pre-trained path filter, over `count` paths of the supernet that it was trained on."""
-    config = configs.load(data_set.pretraining.config)
+    config = data_set.pretraining.load()
     space = ofa_resnet50(config.network.geometry, config.network.elastic_stem)
     path_filter = PathFilter.load(data_set.pretraining.path_filter, geometry=space.geometry, buckets=config.hparams.buckets)
     cost = pretrain.make_cost(config, 1, config.dataloader.image_size)  # of the backbone: classes do not matter
@@ -493,7 +534,7 @@ def write_table3(order: Order, target: Target, name: str, runs: Sequence[Run]) -
     announce_study(run, ("", "_classification"))
     for place, inputs, supernet in (
         ("", detection_paths(run), runs_and_code([run])),
-        ("_classification", classification_paths(run), f"`{run.data_set.pretraining.supernet}`"),
+        ("_classification", classification_paths(run), weights_file(run.data_set.pretraining.supernet)),
     ):
         results, made = study(run, f"filter_study{place}", inputs), (supernet, origin(order, name))
         files += filter_tables.table3(results, order.output, *made, named_rng(0, "bootstrap"), name + place)
@@ -551,13 +592,30 @@ def searches(runs: Sequence[Run]) -> str:
 
 
 def searches_without_filter(runs: Sequence[Run]) -> str:
-    """How supernets that start from something else are searched."""
+    """How supernets that start from something else are searched, and what the first of them start from."""
+    shrunk = runs[0].data_set.pretraining.load().hparams.shrinking
+    start = "" if shrunk else " Supernet was pre-trained on uniform paths of A, in the paper with progressive shrinking."
     if not pretrained_filter(runs):
-        return f"{SEARCHED} There is no pre-trained one here, so each starts anew."
+        return f"{SEARCHED} There is no pre-trained one here, so each starts anew.{start}"
     return (
         f"{SEARCHED} It is pre-trained for the pre-trained supernet alone: for the others there are no paths of a "
-        "classification supernet, so theirs starts anew."
+        f"classification supernet, so theirs starts anew.{start}"
     )
+
+
+def searches_without_filter_again(runs: Sequence[Run]) -> str:
+    """The same on COCO, and where that is not another data set."""
+    same = " The runs are Figure 7's, as this profile has one data set." if len(runs[0].profile.data_sets) == 1 else ""
+    return searches_without_filter(runs) + same
+
+
+def pruned_operations(runs: Sequence[Run]) -> str:
+    """How many operations each strategy prunes: they differ in that, too, in the paper as here."""
+    counts = []
+    for experiment in STRATEGIES:
+        found = operations_of(next(run for run in runs if run.experiment.name == experiment.name and run.seed == 0))
+        counts.append(f"{experiment.title} {len(found['removed'])} of {len(found['operations'])}")
+    return f"The strategies prune different shares: {', '.join(counts)} operations (seed 0)."
 
 
 def pretrained_filter(runs: Sequence[Run]) -> bool:
@@ -574,6 +632,7 @@ TARGETS = {
         write_table3,
         one_seed=True,
         evaluates=True,
+        names_data=False,
     ),
     "tableA3": Target(
         "Table A3: the path filter at other pruning ratios",
@@ -583,6 +642,7 @@ TARGETS = {
         write_table_a3,
         one_seed=True,
         evaluates=True,
+        names_data=False,
     ),
     "table2": Target(
         "Table 2: what each method costs",
@@ -599,6 +659,7 @@ TARGETS = {
         (OFA_PS,),
         write_space_table(lambda config, title: space_tables.table_a1(config)),
         runs="none",
+        names_data=False,
     ),
     "tableA2": Target(
         "Table A2: the epochs of OFA's progressive shrinking",
@@ -607,6 +668,7 @@ TARGETS = {
         (OFA_PS,),
         write_space_table(space_tables.table_a2),
         runs="none",
+        names_data=False,
     ),
     "figure3": Target(
         "Figure 3: operation pruning",
@@ -615,6 +677,7 @@ TARGETS = {
         (OURS,),
         write_figure3,
         one_seed=True,
+        names_data=False,
     ),
     "figure4": Target(
         "Figure 4: path pruning",
@@ -624,6 +687,7 @@ TARGETS = {
         write_figure4,
         one_seed=True,
         evaluates=True,
+        names_data=False,
     ),
     "figure6": Target(
         "Figure 6: random paths of each FLOPs bucket",
@@ -658,7 +722,7 @@ TARGETS = {
         ("coco",),
         PRETRAININGS,
         write_budget_figure([("", PRETRAININGS)]),
-        note=searches_without_filter,
+        note=searches_without_filter_again,
     ),
     "figure8": Target(
         "Figure 8: operation scores",
@@ -674,6 +738,8 @@ TARGETS = {
         ("voc",),
         STRATEGIES,
         write_budget_figure([("", STRATEGIES)]),
+        note=pruned_operations,
+        names_data=False,
     ),
     "figure10": Target(
         "Figure 10: how much is pruned",
@@ -690,5 +756,6 @@ TARGETS = {
         PATH_PRUNINGS,
         write_budget_figure([("", PATH_PRUNINGS)]),
         note=searches,
+        names_data=False,
     ),
 }

@@ -117,11 +117,13 @@ def origin(content: Any) -> dict:
 
 
 def provenance(content: Any) -> dict:
-    """provenance.json: the code that computed a run, and the digests of the weights files that it began from."""
+    """provenance.json: the code that computed a run, and the digests of the weights files and data that it began from."""
     for number, code in enumerate(_list(content, "code")):
         checked.read(str, code, f"code[{number}]")
     for name, digest in _mapping(_entry(content, "weights", "it"), "weights").items():
         checked.read(str, digest, f"weights.{name}")
+    if "data" in content:
+        checked.read(str, content["data"], "data")
     return content
 
 

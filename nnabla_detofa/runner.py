@@ -29,7 +29,7 @@ from .errors import UserError
 from .evaluated_paths import EvaluatedPaths
 from .files import write_json
 from .geometry import Geometry
-from .launch import STOP_SIGNALS, Stopped
+from .launch import Stopped, handling
 from .ledger import DeviceClock, entry
 from .path_evaluation import KeptEvaluation, named_rng, sample_in_buckets
 from .path_filter import PathFilter, PathScorer, Tokenizer
@@ -50,7 +50,8 @@ class StopRequest:
     """Turns the first of the `STOP_SIGNALS` into KeyboardInterrupt.
 
     Whatever is kept is kept whole or not at all, so that may be at any moment; but inside `deferred`, and always where several
-    ranks must stop at the same point, the first one is only noted, and honoured by `check`. A second one stops at once.
+    ranks must stop at the same point, the first one is only noted, and honoured by `check`. A second one stops at once, but for
+    SIGHUP, which may come with another from one cause.
 
     Attributes:
         requested: of this process. comm: ranks that stop together, whichever of them got the signal.
@@ -58,18 +59,21 @@ class StopRequest:
 
     def __init__(self, comm: Communicator):
         self.requested, self.comm = False, comm
+        self._told = False
         self._deferring = self._always = comm.n_procs > 1
 
     def __enter__(self) -> StopRequest:
-        self._before = {number: signal.signal(number, self._hear) for number in STOP_SIGNALS}
+        self._handling = handling(self._hear)
+        self._handling.__enter__()
         return self
 
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def __exit__(self, *error) -> None:
+        self._handling.__exit__(*error)
 
     def _hear(self, number: int, frame) -> None:
-        at_once, self.requested = self.requested or not self._deferring, True
+        hung_up, self.requested = number == signal.SIGHUP, True
+        at_once = not self._deferring or (self._told and not hung_up)
+        self._told |= not hung_up
         if at_once:
             raise KeyboardInterrupt
 
@@ -135,7 +139,11 @@ class SupernetRunner(Runner):
         anew = "count the time anew"
         self.seconds: dict[str, float] = self.recall("seconds", {}, result_files.seconds, anew)
         self.clock = DeviceClock(self.comm.ctx.backend != ["cpu:float"], self.comm.n_procs)
-        self.ledger: dict = self.recall("ledger", {"unit": self.clock.unit, "phases": {}}, result_files.ledger, anew)
+        fresh = {"unit": self.clock.unit, "phases": {}}
+        self.ledger: dict = self.recall("ledger", fresh, result_files.ledger, anew)
+        if self.ledger["unit"] != self.clock.unit:
+            self.log(f"the ledger counts {self.ledger['unit']}, and here there are {self.clock.unit}: it begins anew")
+            self.ledger = fresh
 
     # NNablaNAS' names for what happens on a batch; the phases call both by their own.
     train_on_batch = staticmethod(train)
@@ -608,7 +616,7 @@ def start(
             kept = {"mini_batch": mini, "processes": comm.n_procs} if other else None
             held_for_it = held.enter_context(claimed(output, config, restart, kept))
             if not held_for_it.fresh:
-                provenance.refuse_changed_weights(output, config)
+                provenance.refuse_changed_inputs(output, config)
             return held_for_it
 
         claim = comm.once(hold)

@@ -73,12 +73,17 @@ def rows(geometry: Geometry = OFA_RESNET50) -> list[tuple[str, ...]]:
 
 def markdown() -> str:
     """The table with a note and what made it."""
-    lines = [markdown_row(COLUMNS), markdown_row(["---"] * 3 + ["---:"] * 3 + ["---"]), *map(markdown_row, rows())]
+    *columns, why = COLUMNS
+    lines = [markdown_row(columns), markdown_row(["---"] * 3 + ["---:"] * 3)]
+    reasons = [f"{why[0].upper()}{why[1:]}:", ""]
+    for *cells, reason in rows():
+        lines.append(markdown_row(cells))
+        reasons.append(f"- {cells[0]}: {reason}.")
     note = (
         "Canonical paths: the E of a layer that is not active does not count, since it does not change the network. The stem's "
         "choices (its residual convolution and two widths) are not in the paper's table, but in the published supernet."
     )
-    return "\n".join([*lines, "", note, "", f"Made by `make table1` at {revision()}.", ""])
+    return "\n".join([*lines, "", *reasons, "", note, "", f"Made by `make table1` at {revision()}.", ""])
 
 
 def write(output: FilePath) -> Sequence[FilePath]:

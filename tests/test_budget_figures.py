@@ -36,7 +36,7 @@ def test_another_start_has_a_fullnet_of_its_own():
     assert fullnets([ONE, OURS, SCRATCH]).endswith("OFA, ours 71.0 (70.0 to 72.0); scratch 41.0 (40.0 to 42.0).")
     assert by_fullnet([ONE, SCRATCH, OURS]) == [[ONE, OURS], [SCRATCH]]
     figure, axes = plt.subplots()
-    draw(axes, [ONE, OURS, SCRATCH], "AP50")
+    draw(axes, [ONE, OURS, SCRATCH], "AP50", {ONE.title: "C0", OURS.title: "C1", SCRATCH.title: "C2"})
     dotted = {line.get_label(): line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"}
     assert dotted == {"fullnet of OFA, …": 71, "fullnet of scratch, …": 41}
     plt.close(figure)

@@ -8,18 +8,21 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from small import detofa_config, pretrain_config
 
-from nnabla_detofa import __version__, experiments, profiles, provenance, reproduce
+from nnabla_detofa import __version__, budget_figures, experiments, profiles, provenance, reproduce
 from nnabla_detofa import config as configs
 from nnabla_detofa.cli import main
+from nnabla_detofa.data import content
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.errors import UserError
 from nnabla_detofa.experiments import OFA, OURS, PATH_PRUNINGS, PATH_RATIOS, STRATEGIES, plan, shared_phases
+from nnabla_detofa.filter_paths import study_folder
 from nnabla_detofa.phases import phase_names
 from nnabla_detofa.reproduce import TARGETS, Order
 from nnabla_detofa.run_folder import run_config, searched_space
@@ -74,7 +77,7 @@ def test_what_experiments_and_seeds_differ_in_cannot_be_replaced(profile):
 
 
 def test_tables_made_of_one_run_ask_for_one_however_many_seeds(profile):
-    order = Order(profile, seeds=3)
+    order = Order(profile, profile.results, seeds=3)
     assert [len(order.runs(TARGETS[name])) for name in ("table3", "tableA3", "figure8")] == [1, 1, 1]
     assert len(order.runs(TARGETS["figure9"])) == 3 * 3
 
@@ -90,17 +93,21 @@ def test_what_changes_no_result_changes_no_folder(profile):
 
 
 def test_a_file_says_the_seeds_that_it_is_made_of(profile):
-    order = Order(profile, seeds=3)
+    order = Order(profile, profile.results, seeds=3)
     assert order.command("figure9").endswith("SEEDS=3") and order.command("table3").endswith("SEEDS=1")
 
 
 def test_the_papers_data_sets_are_named_where_ours_are_others(profile):
-    assert reproduce.other_data(Order(profile), TARGETS["figure5"]) == [
+    assert reproduce.other_data(Order(profile, profile.results), TARGETS["figure5"]) == [
         "In the paper on Pascal VOC and COCO, here on digits.",
         "",
     ]
-    papers = profile.__class__(**{**profile.__dict__, "data_sets": dict.fromkeys(("voc", "coco"), profile.data_sets["digits"])})
-    assert reproduce.other_data(Order(papers), TARGETS["figure5"]) == []
+    titles = {"voc": "Pascal VOC", "coco": "COCO"}
+    papers = replace(profile, data_sets={key: replace(profile.data_sets["digits"], title=titles[key]) for key in titles})
+    assert reproduce.other_data(Order(papers, papers.results), TARGETS["figure5"]) == []
+    mine = replace(profile, data_sets={"voc": replace(profile.data_sets["digits"], title="my cells")})
+    assert reproduce.other_data(Order(mine, mine.results), TARGETS["figureA1"])[0] == "In the paper on COCO, here on my cells."
+    assert reproduce.other_data(Order(mine, mine.results), TARGETS["figure9"])[0].startswith("The paper does not say on which")
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_runs(profile, monkeypatch, capsys):
@@ -119,18 +126,17 @@ def test_a_full_disk_is_one_sentence(profile, tmp_path, capsys):
 def test_missing_data_are_named_before_runs_that_are_only_welcome(profile, monkeypatch):
     need = profiles.Need("nowhere", "make it")
     data_set = profile.data_sets["digits"]
-    data_set = data_set.__class__(**{**data_set.__dict__, "needs": (need,)})
-    poor = profile.__class__(**{**profile.__dict__, "name": "poor", "data_sets": {"digits": data_set}})
+    poor = replace(profile, name="poor", data_sets={"digits": replace(data_set, needs=(need,))})
     monkeypatch.setattr(reproduce, "ensure", None)
     with pytest.raises(UserError, match=r"needs for digits what is missing: nowhere \(make it\)"):
-        reproduce.reproduce(["table2"], Order(poor, output=Path("poor")))
+        reproduce.reproduce(["table2"], Order(poor, Path("poor")))
 
 
 def test_where_no_runs_are_started_what_can_be_made_is_made_first(profile, tmp_path):
-    silent = profile.__class__(**{**profile.__dict__, "name": "silent", "starts_runs": False})
+    silent = replace(profile, name="silent", starts_runs=False)
     lines = []
     with pytest.raises(UserError, match="starts no runs, and 3 of 3 are missing"):
-        reproduce.reproduce(["figure9", "tableA1"], Order(silent, 1, ("hparams.epochs=4",), tmp_path), lines.append)
+        reproduce.reproduce(["figure9", "tableA1"], Order(silent, tmp_path, 1, ("hparams.epochs=4",)), lines.append)
     assert f"written: {tmp_path / 'tableA1.md'}" in lines and not (tmp_path / "figure9.md").exists()
     assert sum("nnabla_nas -f tiny.json" in line for line in lines) == 3
 
@@ -143,7 +149,7 @@ def test_replaced_entries_may_hold_spaces_and_quotes(profile, monkeypatch):
     given = " ".join(entries)
     for _ in range(2):
         assert main(["reproduce", "figure9", "--profile", "small.json", "--set", given]) == 0
-        assert orders[-1].overrides == entries
+        assert orders[-1].overrides == entries and orders[-1].command("figure9").startswith("make figure9 PROFILE=small.json ")
         given = shlex.split(orders[-1].command("figure9"))[-1].removeprefix("SET=")
 
 
@@ -229,10 +235,106 @@ def test_a_finished_run_is_used_wherever_it_lies(done, profile, monkeypatch):
     assert run.folder == done[0].folder and run.finished, "in another profile's folder"
 
 
+def test_changed_data_and_a_changed_config_have_folders_of_their_own(done, profile, tmp_path):
+    """The run that is there is not used, not gone on with and not lost; with what there was it is used again."""
+
+    def ours() -> experiments.Run:
+        content._digest.cache_clear()
+        return plan(profiles.load("small.json"), ("voc",), [], 1, [])[0]
+
+    annotation = next(Path("digits", "Annotations").glob("train*"))
+    text, config = annotation.read_text(), Path("tiny.json").read_text()
+    assert ours().folder == ours().usual_folder == done[0].folder
+    annotation.write_text(text.replace("<xmax>", "<xmax>1", 1))
+    changed = ours()
+    assert not changed.finished and changed.folder.name.startswith(f"{changed.name}-") and not changed.folder.exists()
+    assert study_folder(changed) != study_folder(done[0]) and experiments.branch(changed, [done[0]]) is not None
+    shutil.rmtree(changed.folder)
+    annotation.write_text(text)
+    Path("tiny.json").write_text(config.replace('"epochs": 2', '"epochs": 3', 1))
+    assert config != Path("tiny.json").read_text() and ours().folder not in (done[0].folder, changed.folder)
+    lines = []
+    with pytest.raises(UserError, match="starts no runs"):
+        experiments.ensure([replace(ours(), profile=replace(profile, starts_runs=False))], 2, lines.append)
+    assert lines[0].startswith(f"{done[0].folder} stays: its config, weights or data are not those of now, which go to ")
+    Path("tiny.json").write_text(config)
+    assert ours().finished
+
+
+def test_entries_of_one_data_set_are_not_those_of_the_other(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    paper = profiles.load("paper")
+    voc, coco = plan(paper, ("voc", "coco"), [OURS], 1, ["dataloader.voc.root=elsewhere", "hparams.checkpoint_every_epochs=2"])
+    assert (voc.config.dataloader.root, coco.config.dataloader.root) == ("elsewhere", "data/coco")
+    assert {run.config.hparams.checkpoint_every_epochs for run in (voc, coco)} == {2}
+    paper.check(replace(paper.data_sets["coco"], needs=()), ["dataloader.voc.root=elsewhere"])
+    with pytest.raises(UserError, match="dataloader"):
+        _ = plan(paper, ("voc",), [OURS], 1, ["dataloader.vocc.root=elsewhere"])[0].config
+
+
+def test_needs_are_those_of_what_is_asked_for(profile, tmp_path):
+    needs = (profiles.Need("gone", "make it", ("table3",)),)
+    with pytest.raises(UserError, match=r"missing: gone \(make it\)"):
+        profile.check(replace(profile.data_sets["digits"], needs=needs), (), ["figure5", "table3"])
+    profile.check(replace(profile.data_sets["digits"], needs=needs), (), ["figure5"])
+
+
+def test_a_profile_has_a_name_of_its_own(profile, capsys):
+    Path("configs/profiles").mkdir(parents=True)
+    shutil.copy("small.json", "configs/profiles/taken.json")
+    shutil.copy("small.json", "taken.json")
+    assert main(["reproduce", "tableA1", "--profile", "taken.json"]) == 2
+    assert "taken.json must have another name than those in configs/profiles" in capsys.readouterr().err
+    assert profiles.load("taken").name == profiles.load("configs/profiles/taken.json").name == "taken"
+    shutil.rmtree("configs")
+
+
+def test_figure_8_needs_a_pretrainings_config(profile):
+    with pytest.raises(UserError, match="must have args.runner=pretrain, got tiny.json"):
+        replace(profile.data_sets["digits"].pretraining, config="tiny.json").load()
+
+
+@pytest.mark.parametrize("content", ["null", "5", "[" * 2000, "{}"])
+def test_foreign_folders_beside_the_runs_are_none_of_ours(profile, content):
+    folder = Path("runs/foreign")
+    folder.mkdir(parents=True)
+    (folder / "summary.json").touch()
+    (folder / "config.json").write_text(content)
+    (run,) = plan(profile, ("voc",), [], 1, ["hparams.epochs=9"])
+    assert run.folder == run.usual_folder and not run.folder.exists()
+    shutil.rmtree(folder)
+
+
+def test_budgets_that_differ_are_refused():
+    subnet = {"flops": 1, "ap50": 0.5}
+
+    def curve(*budgets):
+        return budget_figures.Curve.of("one", [{"subnets": [{**subnet, "budget": b}], "fullnet": subnet} for b in budgets])
+
+    budget_figures.check_budgets([curve(2), curve(2, 2)])
+    with pytest.raises(UserError, match="budgets of the runs of one must be the same"):
+        curve(2, 3)
+    with pytest.raises(UserError, match="one has 2 and one has 3"):
+        budget_figures.check_budgets([curve(2), curve(3)])
+
+
+def test_a_stop_waits_until_a_started_process_is_known(tmp_path):
+    """It would outlive us otherwise."""
+    started = {}
+    with pytest.raises(KeyboardInterrupt), experiments._stopping_all(started) as stop:
+        with stop.held():
+            process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+            os.kill(os.getpid(), signal.SIGHUP)
+            started["it"] = process
+        raise AssertionError("the stop was not honoured")
+    assert process.poll() is not None
+
+
 def test_figures_are_made_from_finished_runs(done, profile, tmp_path):
     assert main(["reproduce", "figureA2", "--profile", "small.json", "-o", str(tmp_path)]) == 0
     text = (tmp_path / "figureA2.md").read_text()
-    assert "| None |" in text and "Prune (Score)" in text and "make figureA2 PROFILE=small SEEDS=1" in text
+    assert "| None |" in text and "Prune (Score)" in text and "Prune (Uniform)" in text
+    assert f"`python -m nnabla_detofa reproduce figureA2 --profile small.json --seeds 1 -o {tmp_path}` at" in text
     rows = (tmp_path / "figureA2.csv").read_text().splitlines()
     assert len(rows) == 1 + 3 * 5
     ap = [100 * subnet["ap50"] for subnet in results(done[1].folder)["subnets"]]
@@ -277,9 +379,10 @@ def test_the_filters_tables_and_figure_8(done, folder, tmp_path):
     assert main(command) == 0
     table = (tmp_path / "table3.md").read_text()
     assert "detection supernet after warm-up" in table and "40 train, 25 test, 40 pretraining" in table
-    assert "make table3 PROFILE=small SEEDS=1" in table and "2 seeds (0, 1)" in table
+    assert "reproduce table3 --profile small.json --seeds 1 -o" in table and "2 seeds (0, 1)" in table
     assert "classification supernet" in (tmp_path / "table3_classification.md").read_text()
-    assert "| 0.4 | 0.830 | 0.792 |" in (tmp_path / "tableA3.md").read_text()
+    row = next(line for line in (tmp_path / "tableA3.md").read_text().splitlines() if line.startswith("| 0.4 |"))
+    assert [row.split(" | ")[place] for place in (1, 3, 7)] == ["0.830", "0.792", "0.360"]
     figure = (tmp_path / "figure8.md").read_text()
     assert figure.count("| digits, after warm-up |") == 4 and "Ours: rho of score and FLOPs" in figure
     assert len((tmp_path / "figure8.csv").read_text().splitlines()) == 1 + 2 * 108
@@ -290,7 +393,7 @@ def test_the_filters_tables_and_figure_8(done, folder, tmp_path):
     assert before == {file: file.stat().st_mtime_ns for file in study.rglob("*") if file.is_file()}
 
 
-def test_figure_7_starts_from_the_fullnets_weights(done, folder, tmp_path, capsys):
+def test_figure_7_starts_from_the_fullnets_weights(done, folder, tmp_path):
     """Those that `ship` copies from a pre-training of which only the largest path was trained."""
     assert main(["-f", "p.json", "hparams.fullnet_epochs=1", "hparams.epochs=0", "hparams.paths=0", "-o", "largest"]) == 0
     assert main(["ship", "largest", "weights", "--name", "tiny"]) == 0
@@ -308,11 +411,10 @@ def test_figure_7_starts_from_the_fullnets_weights(done, folder, tmp_path, capsy
     text = (tmp_path / "figure7.md").read_text()
     assert f"(seed 0), computed by {provenance.revision()}." in text and "so each starts anew" in text
     shutil.copy("largest/supernet.h5", "weights/tiny_fullnet.h5")  # in single precision now
-    changed = next(run for run in runs if run.experiment.name == "fullnet-ofa")
-    assert not changed.finished and all(run.finished for run in runs if run.experiment.name.startswith("scratch"))
-    capsys.readouterr()
-    assert main(["reproduce", "figure7", "--profile", "with_fullnet.json", "-o", str(tmp_path)]) == 2
-    assert "began from other weights than weights/tiny_fullnet.h5 now holds" in capsys.readouterr().err
+    again = plan(profiles.load("with_fullnet.json"), ("voc",), experiments.PRETRAININGS[2:], 1, [])
+    for before, now in zip(runs, again):
+        changed = before.experiment.needs_fullnet
+        assert before.finished == now.finished == (not changed) and (now.folder != before.folder) == changed
 
 
 def test_a_pretraining_without_a_fullnet_leaves_none(folder, monkeypatch):
@@ -418,7 +520,7 @@ def test_a_run_that_another_process_does_is_not_done_twice(profile):
 
 
 def test_a_profile_that_starts_nothing_prints_commands(profile):
-    silent = profile.__class__(**{**profile.__dict__, "name": "silent", "starts_runs": False})
+    silent = replace(profile, name="silent", starts_runs=False)
     lines = []
     runs = plan(silent, ("voc",), [OURS, OFA], 1, ["hparams.epochs=3"])
     with pytest.raises(UserError, match="starts no runs, and 2 of 2 are missing"):
@@ -426,7 +528,7 @@ def test_a_profile_that_starts_nothing_prints_commands(profile):
     assert len(lines) == 2 and lines[0].startswith("  nnabla_nas -f tiny.json hparams.epochs=3 ")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopping_stops_the_runs_and_the_command_goes_on(profile, number):
     stopped = Path(f"stopped-{int(number)}.json")
     stopped.write_text(Path("small.json").read_text())

@@ -410,6 +410,19 @@ def test_results_that_a_run_goes_on_with_are_checked_at_its_start(config, unbrok
     assert differing(unbroken, folder) == []
 
 
+def test_a_ledger_of_another_device_begins_anew(config, unbroken_short, tmp_path, capsys):
+    """Core seconds are not added to GPU seconds."""
+    folder = shutil.copytree(unbroken_short, tmp_path / "run")
+    (folder / "summary.json").unlink()
+    ledger = json.loads((folder / "ledger.json").read_text()) | {"unit": "GPU seconds"}
+    (folder / "ledger.json").write_text(json.dumps(ledger))
+    assert main(["-f", str(config), "-o", str(folder), *SHORT]) == 0
+    assert "the ledger counts GPU seconds, and here there are core seconds: it begins anew" in capsys.readouterr().out
+    after = json.loads((folder / "ledger.json").read_text())
+    assert after["unit"] == "core seconds"
+    assert after["phases"].get("fullnet", {"seconds": 0})["seconds"] < ledger["phases"]["fullnet"]["seconds"]
+
+
 def test_a_damaged_checkpoint_of_a_phase_without_hashes_falls_back(config, unbroken_short, tmp_path, capsys):
     """As those of older runs are: nothing but what is read tells of the damage."""
     folder = shutil.copytree(unbroken_short, tmp_path / "run")

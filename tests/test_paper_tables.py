@@ -48,7 +48,7 @@ def test_the_overhead_is_line_4_and_what_every_method_needs_for_its_search_stand
     assert costs.everything == pytest.approx((1 + 2 + 1 + 0.5 + 2.5 + 0.5 + 4) / 2)
     shrinking = cost_of_runs("OFA (w/ PS)", "ofa-ps", "digits", [of(warm_up=10800, paths_again=9000)])
     assert shrinking.total == pytest.approx(3.0) and shrinking.overhead == 0
-    lines = table([shrinking, costs])
+    lines = table([shrinking, costs], ["voc", "coco"])
     assert "paper's GPU days, Pascal VOC (overhead)" in lines[0] and "total [core hours]" in lines[0]
     assert lines[3].startswith("| ours | 0.800 (0.414) | 0.70 | 5.260 (0.456) | 0.37 | 0.5 |")
     assert lines[3].endswith("| 3.75 (3.5 to 4) | 0.75 | 1.25 | 5.75 |")
@@ -79,7 +79,7 @@ def test_no_ratio_of_a_run_and_an_estimate():
         configs.load(CONFIGS / "coco_detofa.json", ["args.runner=ofa_ps"]),
     )
     guess = estimate("OFA (w/ PS)", "ofa-ps", "coco", config, step, np.random.default_rng(0))
-    lines = table([guess, run])
+    lines = table([guess, run], ["coco"])
     assert "GPU days, COCO" in lines[0] and "total [estimated core hours or core hours]" in lines[0]
     assert lines[2].startswith("| OFA (w/ PS) (ESTIMATE) | 14.410 | 1.00 |") and "| 1.00 |" in lines[2][-30:]
     assert lines[3].endswith("| 1 | 0 | - | 1 |")

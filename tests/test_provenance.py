@@ -1,6 +1,7 @@
 """Which code computed a run, and that it goes on from, and is used for, no other weights than it began from."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from small import detofa_config
 
 from nnabla_detofa import config as configs
 from nnabla_detofa import provenance
+from nnabla_detofa.data import content
+from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.errors import UserError
 
 
@@ -45,23 +48,72 @@ def test_code_is_noted_when_it_goes_on_and_weights_when_it_begins(config, monkey
 
 def test_the_beginning_of_an_older_run_is_unknown(config):
     run = Path("run")
-    assert provenance.code_of(run) == provenance.UNKNOWN and not provenance.changed_weights(run, config)
+    assert provenance.code_of(run) == provenance.UNKNOWN and not provenance.changed_inputs(run, config)
     (run / "seconds.json").touch()
     provenance.record(run, config)
     assert provenance.code_of(run) == f"{provenance.UNKNOWN}, then commit a"
 
 
-def test_changed_weights_are_named_and_gone_ones_are_not(config):
+def test_changed_inputs_are_named_and_gone_ones_are_not(config):
     run = Path("run")
     provenance.record(run, config)
-    provenance.refuse_changed_weights(run, config)
+    provenance.refuse_changed_inputs(run, config)
     Path("net.h5").write_bytes(b"eno")  # as long as before
-    with pytest.raises(UserError, match=r"run holds a run that began from other weights than net.h5 now holds: put those back"):
-        provenance.refuse_changed_weights(run, config)
+    with pytest.raises(UserError, match=r"run holds a run that began before net.h5 changed: put back"):
+        provenance.refuse_changed_inputs(run, config)
     Path("net.h5").unlink()
-    provenance.refuse_changed_weights(run, config)
+    provenance.refuse_changed_inputs(run, config)
     Path("net.h5").write_bytes(b"one")
-    provenance.refuse_changed_weights(run, config)
+    provenance.refuse_changed_inputs(run, config)
+
+
+def test_changed_data_are_named_and_gone_ones_are_not(tmp_path, monkeypatch):
+    """Of a list, an annotation or a photograph; a copy elsewhere is the same."""
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    run, root = Path("run"), write_digits("data", train=3, val=2, test=2, image_size=64, crops_train=10, crops_val=10)
+    Path("c.json").write_text(json.dumps(detofa_config(root)))
+
+    def changed() -> list[str]:
+        content._digest.cache_clear()
+        return provenance.changed_inputs(run, configs.load("c.json"))
+
+    provenance.record(run, configs.load("c.json"))
+    photograph, annotation = next(Path(root, "JPEGImages").iterdir()), next(Path(root, "Annotations").iterdir())
+    for file in (photograph, annotation, Path(root, "ImageSets/Main/train.txt")):
+        before = file.read_bytes()
+        file.write_bytes(before + before[-1:] if file.suffix != ".txt" else before[: before.index(b"\n") + 1])
+        assert changed() == [f"the data in {root}"], file
+        file.write_bytes(before)
+        assert changed() == []
+    os.rename(root, "gone")
+    assert changed() == []
+
+
+def test_what_is_not_read_of_the_data_does_not_count(tmp_path):
+    """A thumbnail's database beside the photographs, or another photograph that no list names."""
+    root = write_digits(tmp_path / "data", train=3, val=2, test=2, image_size=64, crops_train=10, crops_val=10)
+    Path(root, "labels.json").write_text("{}")
+    split = configs.CocoSplit("labels.json", "JPEGImages")
+    kinds = (
+        configs.ImageFolderData(str(root / "classification")),
+        configs.CocoData(root=str(root), holdout=1, train=split, test=split),
+        configs.VocData(root=str(root), holdout=1, train=("train",), test=("test",)),
+    )
+
+    def digests() -> list[str | None]:
+        content._digest.cache_clear()
+        return [content.content_digest(data) for data in kinds]
+
+    before = digests()
+    assert None not in before and len(set(before)) == 3
+    one_class = next((root / "classification" / "train").iterdir())
+    (one_class / "Thumbs.db").touch()
+    (root / "JPEGImages" / "another.jpg").touch()
+    assert digests() == before
+    (one_class / "another.png").touch()
+    Path(root, "labels.json").write_text("[]")
+    assert [now == then for now, then in zip(digests(), before)] == [False, False, True]
 
 
 def test_a_fine_tuning_has_its_weights_elsewhere(config):
@@ -75,4 +127,4 @@ def test_a_fine_tuning_has_its_weights_elsewhere(config):
 def test_a_damaged_file_is_named(config, content):
     (Path("run") / provenance.FILE).write_text(content)
     with pytest.raises(UserError, match="provenance.json"):
-        provenance.refuse_changed_weights(Path("run"), config)
+        provenance.refuse_changed_inputs(Path("run"), config)

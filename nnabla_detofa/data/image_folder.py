@@ -53,13 +53,18 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self._items)
 
+    @property
+    def files(self) -> list[Path]:
+        """The photographs, in order."""
+        return [file for file, _ in self._items]
+
     def check_images(self) -> None:
         """Look at both ends of every photograph, of no more than `CHECKED` of them: broken ones are found now.
 
         Raises:
             UserError: a photograph is truncated or not readable.
         """
-        for file, _ in self._items[:CHECKED]:
+        for file in self.files[:CHECKED]:
             check_whole(file)
 
     def load(self, index: int) -> LabelledImage:

@@ -85,7 +85,7 @@ class VOCDataset:
                 f"{root} is not a folder: a data set in VOC layout ({LAYOUT}) must be there; Pascal VOC itself is at "
                 "host.robots.ox.ac.uk/pascal/VOC, and its archives unpack to the folders VOC2007 and VOC2012"
             )
-        self.files = _find_images(root, [splits] if isinstance(splits, str) else splits)
+        self.files = find_images(root, [splits] if isinstance(splits, str) else splits)
         if not self.files:
             raise UserError(f"splits of {root} must name at least one image, got {splits!r}")
         annotations = [_read_annotation(image) for image in self.files]
@@ -166,8 +166,8 @@ def _without_difficult(annotation: _Annotation) -> _Annotation:
     return replace(annotation, boxes=annotation.boxes[easy], names=names, difficult=annotation.difficult[easy])
 
 
-def _find_images(root: Path, splits: Sequence[str]) -> list[Path]:
-    """The photographs that `splits` list, in order, each once."""
+def find_images(root: Path, splits: Sequence[str], warn: bool = True) -> list[Path]:
+    """The photographs that `splits` list, in order, each once; with `warn` it is said where one is listed again."""
     images: dict[Path, None] = {}
     for split in splits:
         *folders, name = split.split("/")
@@ -184,7 +184,7 @@ def _find_images(root: Path, splits: Sequence[str]) -> list[Path]:
                 )
             repeated += on_disk[image_id] in images
             images[on_disk[image_id]] = None
-        if repeated:
+        if repeated and warn:
             log.warning("%s lists %d images again: each is used once", list_file, repeated)
     return list(images)
 
@@ -222,13 +222,18 @@ def _read_split(file: Path) -> list[str]:
     return [line.split()[0] for line in lines if line.strip()]
 
 
+def annotation_of(image: Path) -> Path:
+    """The file that belongs to a photograph."""
+    return image.parents[1] / "Annotations" / f"{image.stem}.xml"
+
+
 def _read_annotation(image: Path) -> _Annotation:
     """Read the annotation that belongs to `image`.
 
     Its <filename> is not looked at: real files disagree with their own name there, and a path must not lead out of the
     data set. Entities are refused (defusedxml), so a small file cannot grow to fill the memory or read another one.
     """
-    path = image.parents[1] / "Annotations" / f"{image.stem}.xml"
+    path = annotation_of(image)
     content = read_bytes(path, "the annotation")
     try:
         root = fromstring(content)

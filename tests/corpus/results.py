@@ -334,6 +334,7 @@ def reproduced() -> Iterator[Case]:
         "code that is a number": {"code": [1], "weights": {}},
         "weights that are a list": {"code": [], "weights": []},
         "a digest that is a number": {"code": [], "weights": {"x.h5": 1}},
+        "data that are a number": {"code": [], "weights": {}, "data": 1},
     }
     made = {
         "provenance.json": ("figure3", WRONG_JSON | provenance),

@@ -1,0 +1,66 @@
+"""Signals that stop: what counts as one, what a second one does, and a terminal that is gone."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from nnabla_detofa.launch import STOP_SIGNALS, handling
+from nnabla_detofa.runner import StopRequest
+
+
+def test_every_stop_signal_is_heard_but_an_ignored_hang_up(monkeypatch):
+    heard = []
+    with handling(lambda number, frame: heard.append(number)):
+        for number in STOP_SIGNALS:
+            os.kill(os.getpid(), number)
+    assert heard == list(STOP_SIGNALS)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
+    try:
+        with handling(lambda number, frame: heard.append("again")):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and "again" not in heard
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("order", [(signal.SIGHUP, signal.SIGTERM), (signal.SIGTERM, signal.SIGHUP)])
+def test_a_hang_up_beside_another_signal_is_no_second_one(order):
+    stop = StopRequest(SimpleNamespace(n_procs=2, gather=lambda value: [value]))
+    with stop:
+        for number in order:
+            os.kill(os.getpid(), number)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+PROGRAM = """
+import os, signal, sys, time
+from nnabla_detofa.launch import handling
+def stop(number, frame):
+    raise KeyboardInterrupt
+with handling(stop):
+    print("ready", flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("saved", flush=True)
+        open(sys.argv[1], "w").close()
+"""
+
+
+def test_what_is_printed_after_the_terminal_is_gone_goes_nowhere(tmp_path):
+    """It would raise, and what is to be saved would not be."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "saved")]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    assert b"ready" in os.read(ours, 100)
+    os.close(ours)
+    os.close(theirs)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=30) == 0 and (tmp_path / "saved").exists()
