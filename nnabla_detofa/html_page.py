@@ -33,6 +33,8 @@ MAIN_RUN = "table"
 MAIN_RUN_PICTURES = ("pareto.png", "scores.png", "detections.png")
 SEED = re.compile(r"\(seed (\d+)\)")
 COMPUTED = re.compile(r"computed by (.+?)(?=;|\. |\.?$)", re.MULTILINE)
+FITS = re.compile(r"fitted with \d+ seeds? \((\d[\d, ]*)\)")
+WIDE = 800  # pixels of a picture that scrolls sideways on a phone
 ORIGIN = re.compile(r"Made by `(?P<command>[^`]+)` at (?P<revision>.+)\.$", re.MULTILINE)
 
 STYLE = """
@@ -41,7 +43,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --text: #e4e6ea; --back: #16181c; --quiet: #a2a9b4; --line: #3a3f48; --band: #20242a; --link: #8ab4f8; }
 }
-body { margin: 0 auto; max-width: 62rem; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; color: var(--text);
+body { margin: 0 auto; max-width: 80rem; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; color: var(--text);
   background: var(--back); overflow-wrap: break-word; -webkit-text-size-adjust: 100%; }
 h1 { font-size: 1.6rem; line-height: 1.2; }
 h2 { font-size: 1.25rem; line-height: 1.3; margin: 2.5rem 0 .5rem; padding-top: .75rem; border-top: 1px solid var(--line); }
@@ -58,9 +60,13 @@ th { background: var(--band); vertical-align: bottom; }
 tr + tr td, tbody td { border-top: 1px solid var(--line); }
 th:first-child, td:first-child { position: sticky; left: 0; max-width: 8rem; background: var(--band);
   overflow-wrap: anywhere; }
+p, ul { max-width: 62rem; }
 li { margin: .25rem 0; }
+pre { white-space: pre-wrap; }
 code { font-size: .85em; overflow-wrap: anywhere; }
-img { display: block; max-width: 100%; height: auto; margin: 1rem auto; background: #fff; }
+img { display: block; max-width: 100%; height: auto; margin: 1rem 0; background: #fff; }
+p:has(> .wide) { overflow-x: auto; }
+.wide { min-width: 44rem; } /* its letters could not be read on a phone */
 .quiet { color: var(--quiet); }
 """
 
@@ -84,11 +90,12 @@ def write_page(profile: Profile, results: FilePath, output: FilePath) -> int:
         UserError: there are no results, or a file of them is damaged.
     """
     if not results.is_dir():
-        raise UserError(f"there are no results in {results}; the first could be made by: {Order(profile).command('tableA1')}")
+        first = Order(profile, output=results).command("tableA1")
+        raise UserError(f"there are no results in {results}; the first could be made by: {first}")
     files = {name: target_files(results, name) for name in in_paper_order(TITLES)}
     made = [name for name, several in files.items() if several]
     main_run = results / f"{MAIN_RUN}.md"
-    missing = [(TITLES[name], [command(profile, name)]) for name in files if name not in made]
+    missing = [(TITLES[name], [command(profile, results, name)]) for name in files if name not in made]
     sections = []
     if main_run.is_file():
         sections.append(result_section(main_run, "The run of Algorithm 1", MAIN_RUN_PICTURES))
@@ -121,9 +128,9 @@ def target_files(results: FilePath, name: str) -> list[FilePath]:
     return [file for file in (folder / f"{name}.md", *sorted(folder.glob(f"{name}_*.md"))) if file.is_file()]
 
 
-def command(profile: Profile, name: str) -> str:
-    """What makes a target."""
-    return f"make {TABLE1}" if name == TABLE1 else Order(profile).command(name)
+def command(profile: Profile, results: FilePath, name: str) -> str:
+    """What makes a target, into the folder of results."""
+    return f"make {TABLE1}" if name == TABLE1 else Order(profile, output=results).command(name)
 
 
 def main_run_commands(profile: Profile, results: FilePath) -> list[str]:
@@ -166,17 +173,18 @@ def result_section(file: FilePath, title: str, pictures: Sequence[str]) -> Secti
         for child in token.children or ():
             if child.type == "image":
                 name = unquote(str(child.attrs["src"]))
-                child.attrs["src"] = picture(file, name)
+                child.attrs |= picture(file, name)
                 shown.add(name)
     body = MARKDOWN.renderer.render(tokens, MARKDOWN.options, {})
     for name in pictures:
         if name not in shown and (file.parent / name).is_file():
-            body += f'<p><img src="{picture(file, name)}" alt="{escape(FilePath(name).stem)}"></p>\n'
+            attributes = " ".join(f'{key}="{value}"' for key, value in picture(file, name).items())
+            body += f'<p><img {attributes} alt="{escape(FilePath(name).stem)}"></p>\n'
     return Section(file.stem, heading, body)
 
 
-def picture(file: FilePath, name: str) -> str:
-    """A PNG beside a Markdown file, as a data URI."""
+def picture(file: FilePath, name: str) -> dict[str, str]:
+    """Attributes of <img> for a PNG beside a Markdown file: it is inside the page, as a data URI."""
     source = file.parent / name
     if not source.is_file():
         raise UserError(f"{file} shows {name}, which must be a PNG file in {file.parent} and is missing")
@@ -184,9 +192,10 @@ def picture(file: FilePath, name: str) -> str:
     try:
         with Image.open(BytesIO(content), formats=["PNG"]) as opened:
             opened.load()
-    except (OSError, SyntaxError, ValueError) as error:
+            wide = {"class": "wide"} if opened.width > WIDE else {}
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{source} is damaged: it is not a whole PNG file") from error
-    return "data:image/png;base64," + base64.b64encode(content).decode()
+    return {"src": "data:image/png;base64," + base64.b64encode(content).decode()} | wide
 
 
 def origin_row(file: FilePath) -> tuple[str, ...]:
@@ -198,6 +207,8 @@ def origin_row(file: FilePath) -> tuple[str, ...]:
     found, seeds = ORIGIN.search(text), ", ".join(sorted(set(SEED.findall(text)), key=int)) or "-"
     if file.stem == MAIN_RUN and (file.parent / "config.json").is_file():
         seeds = str(run_config(file.parent).args.seed)
+    if fits := FITS.search(text):
+        seeds = "; ".join([*([seeds] if seeds != "-" else []), f"of the filter: {fits[1]}"])
     computed = "; ".join(dict.fromkeys(map(escape, COMPUTED.findall(text)))) or "-"
     if not found:
         return code(file.name), seeds, computed, "not recorded", "-"

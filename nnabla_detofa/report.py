@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -85,8 +86,9 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], summary: dic
     """The result table, AP of each class, and what Algorithm 1 did, as Markdown."""
     lines = [markdown_row(columns), markdown_row(["---"] + ["---:"] * (len(columns) - 1)), *map(markdown_row, rows), ""]
     classes = list(summary["fullnet"]["ap50_per_class"])
+    titles = map(plain, classes)
     results = [summary["fullnet"], *summary["subnets"]]
-    lines += ["AP50 of each class:", "", markdown_row(["detector", *classes]), markdown_row(["---"] + ["---:"] * len(classes))]
+    lines += ["AP50 of each class:", "", markdown_row(["detector", *titles]), markdown_row(["---"] + ["---:"] * len(classes))]
     for (name, *_), result in zip(rows, results):
         values = [result["ap50_per_class"][cls] for cls in classes]
         lines.append(markdown_row([name, *("-" if value is None else f"{value:.3f}" for value in values)]))
@@ -107,6 +109,11 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], summary: dic
     return "\n".join([*lines, f"- seconds: {seconds}", ""])
 
 
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is, also in a table."""
+    return re.sub(r"([\\`*_~\[\]<>|!&#])", r"\\\1", " ".join(text.split()))
+
+
 def markdown_row(cells: Sequence[str]) -> str:
     """One line of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
@@ -121,6 +128,7 @@ def draw_pareto(summary: dict) -> plt.Figure:
         axes.axvline(result["budget"] / 1e9, color="0.8", linewidth=1, zorder=0)
     axes.plot(summary["fullnet"]["flops"] / 1e9, summary["fullnet"]["ap50"], "k*", markersize=12, label="fullnet (line 2)")
     axes.set(xlabel="GFLOPs (multiply-accumulates); vertical lines: budgets", ylabel="AP50 on the test split")
+    axes.set_title("What the run found for its budgets")
     axes.legend()
     axes.grid(alpha=0.3)
     return figure
@@ -135,7 +143,7 @@ def draw_scores(run: FilePath, summary: dict) -> plt.Figure:
         if inside.any():
             label = f"bucket {bucket + 1}: tau " + ("-" if tau is None else f"{tau:.2f}")
             axes.scatter(paths.losses[inside], scores[inside], s=18, label=label)
-    axes.set(xlabel="measured validation loss", ylabel="path score g(a)")
+    axes.set(xlabel="measured validation loss", ylabel="path score g(a)", title="Held-out paths of the final supernet")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     return figure

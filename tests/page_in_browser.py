@@ -21,8 +21,10 @@ WIDTHS = (360, 1200)
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 HELP = "no Chromium was found: install one (Debian and Ubuntu: apt-get install -y chromium) or name one with CHROMIUM=PROGRAM"
 MOST_PIXELS = 16000  # height of a screenshot
+MOST_SECONDS = 300  # of one start of the browser, which takes two where nothing else runs
 
-FRAME = """<!DOCTYPE html><meta charset="utf-8"><style>body{{margin:0}}iframe{{border:0;width:{width}px;height:800px}}</style>
+FRAME = """<!DOCTYPE html><meta charset="utf-8"><style>
+  html{{overflow:hidden}}body{{margin:-{above}px 0 0}}iframe{{border:0;width:{width}px;height:800px}}</style>
 <iframe srcdoc="{page}"></iframe>
 <script>
 onload = () => {{
@@ -31,13 +33,14 @@ onload = () => {{
     width: frame.contentWindow.innerWidth,
     contentWidth: root.scrollWidth,
     tooWide: [...inside.body.querySelectorAll("body *:not(.table *)")]
+      .filter(e => !e.matches("p:has(> .wide) *"))
       .filter(e => e.getBoundingClientRect().right > root.clientWidth + 0.5).map(e => e.tagName + "." + e.className),
     height: root.scrollHeight,
     images: [...inside.images].map(image => image.naturalWidth),
     scripts: inside.scripts.length,
     loaded: frame.contentWindow.performance.getEntriesByType("resource")
       .map(entry => entry.name).filter(name => !name.startsWith("data:")),
-    scrolling: [...inside.querySelectorAll(".table")].filter(box => box.scrollWidth > box.clientWidth).length,
+    scrolling: [...inside.querySelectorAll(".table, p:has(> .wide)")].filter(box => box.scrollWidth > box.clientWidth).length,
     text: inside.body.innerText,
   }};
   frame.style.height = measured.height + "px";
@@ -61,8 +64,9 @@ class Layout:
         images: natural width of each; 0 where it did not load.
         scripts: how many there are.
         loaded: what was fetched from elsewhere.
-        scrolling: boxes of tables that scroll sideways.
+        scrolling: boxes of tables and pictures that scroll sideways.
         text: what a reader sees.
+        screenshots: pictures of it (PNG), from top to bottom.
     """
 
     width: int
@@ -74,6 +78,7 @@ class Layout:
     loaded: tuple[str, ...]
     scrolling: int
     text: str
+    screenshots: tuple[FilePath, ...]
 
 
 def find_chromium() -> str | None:
@@ -83,15 +88,24 @@ def find_chromium() -> str | None:
 
 
 def measure(chromium: str, page: FilePath, width: int, screenshot: FilePath) -> Layout:
-    """Lay the page out at a width, and save a picture of it (PNG)."""
+    """Lay the page out at a width, and save pictures of it: `screenshot`, and where it is long, <its stem>-2.png and so on.
+
+    Raises:
+        RuntimeError: the browser failed, or took too long.
+    """
     with tempfile.TemporaryDirectory(dir=screenshot.parent) as folder:
         frame = FilePath(folder, "frame.html").resolve()
-        frame.write_text(FRAME.format(width=width, page=escape(page.read_text(encoding="utf-8"))), encoding="utf-8")
+        content = escape(page.read_text(encoding="utf-8"))
         command = [chromium, "--headless=new", "--disable-gpu", f"--user-data-dir={folder}/user"]
         command += ["--virtual-time-budget=10000", "--hide-scrollbars", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
 
-        def browse(*flags: str) -> str:
-            done = subprocess.run([*command, *flags, frame.as_uri()], capture_output=True, text=True, timeout=120)
+        def browse(*flags: str, above: int = 0) -> str:
+            frame.write_text(FRAME.format(width=width, above=above, page=content), encoding="utf-8")
+            whole = [*command, *flags, frame.as_uri()]
+            try:
+                done = subprocess.run(whole, capture_output=True, text=True, timeout=MOST_SECONDS)
+            except subprocess.TimeoutExpired:
+                raise RuntimeError(f"{chromium} did not end within {MOST_SECONDS} seconds") from None
             if done.returncode:
                 raise RuntimeError(f"{chromium} ended with status {done.returncode}: {done.stderr.strip()[-300:]}")
             return done.stdout
@@ -100,8 +114,11 @@ def measure(chromium: str, page: FilePath, width: int, screenshot: FilePath) -> 
         if not found:
             raise RuntimeError(f"{chromium} did not lay out {page}")
         values = json.loads(unescape(found[1]))
-        height = min(values["height"], MOST_PIXELS)
-        browse(f"--screenshot={screenshot.resolve()}", f"--window-size={width},{height}")
+        screenshots = []
+        for part, above in enumerate(range(0, values["height"], MOST_PIXELS), 1):
+            screenshots.append(screenshot if part == 1 else screenshot.with_stem(f"{screenshot.stem}-{part}"))
+            height = min(values["height"] - above, MOST_PIXELS)
+            browse(f"--screenshot={screenshots[-1].resolve()}", f"--window-size={width},{height}", above=above)
     return Layout(
         values["width"],
         values["contentWidth"],
@@ -112,6 +129,7 @@ def measure(chromium: str, page: FilePath, width: int, screenshot: FilePath) -> 
         tuple(values["loaded"]),
         values["scrolling"],
         values["text"],
+        tuple(screenshots),
     )
 
 
@@ -133,7 +151,7 @@ def faults(layout: Layout, html: str) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Check the page at each width and save screenshots beside it; 1 where something is wrong, 2 without a browser."""
+    """Check the page at each width and save screenshots beside it; 1 where something is wrong, 2 where nothing can be said."""
     page = FilePath(arguments[0])
     chromium = find_chromium()
     if chromium is None:
@@ -142,11 +160,16 @@ def main(arguments: Sequence[str]) -> int:
     wrong = 0
     for width in WIDTHS:
         screenshot = page.with_name(f"{page.stem}-{width}.png")
-        layout = measure(chromium, page, width, screenshot)
+        try:
+            layout = measure(chromium, page, width, screenshot)
+        except RuntimeError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         found = faults(layout, page.read_text(encoding="utf-8"))
         print(
             f"{width} pixels: the content is {layout.content_width} wide and {layout.height} high, {len(layout.images)} "
-            f"pictures, {layout.scrolling} tables scroll in their boxes, {len(layout.text)} characters; {screenshot}"
+            f"pictures, {layout.scrolling} tables and pictures scroll in their boxes, {len(layout.text)} characters; "
+            + ", ".join(map(str, layout.screenshots))
         )
         print("\n".join(f"  WRONG: {fault}" for fault in found) or "  nothing is wrong")
         wrong += len(found)

@@ -9,9 +9,10 @@ import matplotlib.pyplot as plt
 import page_in_browser
 import pytest
 from page_in_browser import HELP, faults, find_chromium, measure
+from PIL import Image
 from small import detofa_config
 
-from nnabla_detofa import html_page
+from nnabla_detofa import html_page, report
 from nnabla_detofa.cli import main
 from nnabla_detofa.html_page import in_paper_order
 
@@ -32,7 +33,11 @@ def folder(tmp_path, monkeypatch):
     results.mkdir(parents=True)
     figure("figure9")
     (results / "figure9.md").write_text(
-        "# Figure 9: operations < paths & `more`\n\n## digits\n\n" + WIDE + "\n![the curves](figure9.png)\n\n"
+        "# Figure 9: operations < paths & `more`\n\n## digits\n\n```\n"
+        + "D0, W1 " * 40
+        + "\n```\n\n"
+        + WIDE
+        + "\n![the curves](figure9.png)\n\n"
         "CompOFA* (1.0), CompOFA* (2.0). Runs: `a` (seed 10), `b` (seed 0), computed by version 0.1; `c` (seed 0), computed by "
         "commit a, then commit b.\n\nMade by `make figure9 PROFILE=small SEEDS=2` at commit 0123456789ab with changes.\n"
     )
@@ -73,11 +78,11 @@ def test_every_result_is_there_or_named_with_its_command(folder):
     """The whole list of the paper's tables and figures, none of them twice."""
     html = made()
     assert headings(html)[:2] == ["Figure 9: operations < paths & more", "Table A2: epochs"]
-    missing = html.partition('<h2 id="missing">')[2].partition("</section>")[0]
+    missing = html.partition('<h2 id="missing">')[2].partition("</section>")[0].replace("<wbr>", "")
     commands = re.findall("<code>make (.*?)</code>", missing)
     rest = [name for name in NAMES if name not in ("figure9", "tableA2")]
-    assert commands == ["table1", *(f"{name} PROFILE=small SEEDS=1" for name in rest[1:])]
-    assert "nnabla_detofa report" in missing.replace("<wbr>", "") and f"2 of the paper's {len(NAMES)}" in html
+    assert commands == ["table1", *(f"{name} PROFILE=small.json SEEDS=1" for name in rest[1:])]
+    assert "nnabla_detofa report" in missing and f"2 of the paper's {len(NAMES)}" in html
     for name in NAMES:
         assert html.count(f'<h2 id="{name}">') == html.count(f'href="#{name}"') == (name in ("figure9", "tableA2"))
 
@@ -94,7 +99,7 @@ def test_table_1_the_main_run_and_second_files_of_a_target(folder):
     expected = ["The run of Algorithm 1", html_page.TITLES["table1"], "Table 3", "Table 3 (classification)"]
     assert headings(html)[:4] == expected
     assert html.count("<img ") == 4 and 'alt="pareto"' in html and 'alt="table3_classification"' in html
-    assert '<td style="text-align:right">7</td>' in html
+    assert '<td style="text-align:right">7</td>' in html and html.count('class="wide"') == 4, "all are 1200 pixels wide"
 
 
 def test_nothing_is_loaded_and_text_stays_text(folder):
@@ -110,12 +115,24 @@ def test_nothing_is_loaded_and_text_stays_text(folder):
     assert "http:" not in html and "https:" not in html and "url(" not in html and "@import" not in html
 
 
+def test_names_of_classes_stay_names(folder):
+    """Whatever a data set calls them: none is a column, emphasis or a picture."""
+    names = ["car|van", "_b_", "![x](y)", "<script>", "a\\b", "`c`"]
+    result = {"ap50_per_class": dict.fromkeys(names, 0.5)}
+    summary = {"fullnet": result, "subnets": [], "seconds": {}}
+    (folder / "table.md").write_text(report.markdown(report.COLUMNS, [("fullnet",) * 6], summary))
+    cells = re.findall("<th[^>]*>(.*?)</th>", made().partition("AP50 of each class")[2].partition("</thead>")[0])
+    assert [unescape(cell) for cell in cells] == ["detector", *names]
+
+
 def test_seeds_code_and_command_are_those_of_the_files(folder):
     origins = made().partition('<h2 id="origins">')[2].replace("<wbr>", "")
     computed = "<td>version 0.1; commit a, then commit b</td>"
     row = (
         f"<td>0, 10</td>{computed}<td>commit 0123456789ab with changes</td><td><code>make figure9 PROFILE=small SEEDS=2</code>"
     )
+    (folder / "tableA3.md").write_text("Run: `r` (seed 0). The filter is fitted with 3 seeds (0, 1, 2): the mean.\n")
+    assert "<td>0; of the filter: 0, 1, 2</td>" in made()
     assert row in origins and "<td>-</td><td>-</td><td>version 0.1</td>" in origins
     (folder / "tableA2.md").write_text("no origin\n")
     assert "<td>not recorded</td>" in made()
@@ -150,9 +167,16 @@ def test_the_same_files_give_the_same_bytes(folder):
 def test_faults_are_one_sentence(folder, capsys):
     assert "got nowhere.json" in error(capsys, "--profile", "nowhere.json")
     text = error(capsys, "--results", "results/none")
-    assert "no results in results/none" in text and "make tableA1 PROFILE=small SEEDS=1" in text
+    assert "no results in results/none" in text and text.endswith(
+        "made by: python -m nnabla_detofa reproduce tableA1 --profile small.json --seeds 1 -o results/none\n"
+    )
     assert "--output must be a file" in error(capsys, "-o", "none/report.html")
+    before = (folder / "figure9.md").read_text()
+    assert "name ends in .html, got results/small/figure9.md" in error(capsys, "-o", "results/small/figure9.md")
+    assert (folder / "figure9.md").read_text() == before
     (folder / "figure9.png").write_bytes(b"GIF89a")
+    assert "figure9.png is damaged: it is not a whole PNG file" in error(capsys)
+    Image.new("1", (14000, 14000)).save(folder / "figure9.png")  # more pixels than a picture may have
     assert "figure9.png is damaged: it is not a whole PNG file" in error(capsys)
     figure("figure9")
     (folder / "figure9.png").write_bytes((folder / "figure9.png").read_bytes()[:-100])
@@ -163,6 +187,26 @@ def test_faults_are_one_sentence(folder, capsys):
     assert "figure9.md is damaged: it is not UTF-8 text" in error(capsys)
     (folder / "figure9.md").write_text("\n")
     assert "figure9.md is damaged: it is empty" in error(capsys)
+
+
+def test_long_pages_have_several_screenshots(folder, chromium, monkeypatch):
+    made()
+    monkeypatch.setattr(page_in_browser, "MOST_PIXELS", 1500)
+    layout = measure(chromium, folder / "report.html", 360, Path("page.png"))
+    names = [file.name for file in layout.screenshots]
+    assert names[:2] == ["page.png", "page-2.png"] and len(names) == -(-layout.height // 1500)
+    sizes = [Image.open(file).size for file in layout.screenshots]
+    assert sum(height for _, height in sizes) == layout.height and {width for width, _ in sizes} == {360}
+
+
+def test_a_browser_that_does_not_end_is_an_error(folder, monkeypatch, capsys):
+    made()
+    Path("browser").write_text("#!/bin/sh\nsleep 60\n")
+    Path("browser").chmod(0o755)
+    monkeypatch.setenv("CHROMIUM", "./browser")
+    monkeypatch.setattr(page_in_browser, "MOST_SECONDS", 0.2)
+    assert page_in_browser.main([str(folder / "report.html")]) == 2
+    assert "did not end within 0.2 seconds" in capsys.readouterr().err
 
 
 def test_without_a_browser_the_command_says_how_to_get_one(monkeypatch, capsys):
@@ -183,7 +227,7 @@ def test_a_browser_lays_it_out_at_the_width_of_a_phone(folder, chromium):
     html = made()
     layout = measure(chromium, folder / "report.html", 360, Path("page.png"))
     assert faults(layout, html) == []
-    assert (layout.width, layout.content_width, layout.images) == (360, 360, (1200,)) and layout.scrolling >= 1
+    assert (layout.width, layout.content_width, layout.images) == (360, 360, (1200,)) and layout.scrolling >= 2
     assert "Figure 9: operations < paths & more" in layout.text and Path("page.png").stat().st_size > 5000
 
 
