@@ -7,12 +7,14 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nnabla_detofa import config as configs
 from nnabla_detofa.cost_table import PAPER
 from nnabla_detofa.filter_tables import PAPER_TABLE3, PAPER_TABLE_A3
 from nnabla_detofa.phases import training_phases
+from nnabla_detofa.ranking import pair_loss, pairs
 from nnabla_detofa.reproduce import TARGETS
 from nnabla_detofa.search_space import compofa, ofa_resnet50
 
@@ -181,3 +183,18 @@ def test_epochs_of_progressive_shrinking():
     config = configs.load(ROOT / "configs/coco_detofa.json", ["args.runner=ofa_ps"])
     epochs = [len(phase.epochs) for phase in training_phases(config)[1:]]
     assert f"on COCO {', '.join(map(str, epochs))}" in PAGE and sum(epochs) == 210
+
+
+def test_how_many_operations_there_are_and_how_many_go():
+    space, pruning = ofa_resnet50(), configs.OperationPruning()
+    assert f"{space.geometry.stages} x 27 = {len(space.operations)}" in PAGE
+    share = 1 - (1 - pruning.r_op1) * (1 - pruning.r_op2)
+    assert PAGE.count(f"about {100 * share:.0f}%") == 2
+
+
+def test_where_the_loss_of_scores_in_0_to_1_is_least():
+    order = np.arange(20)
+    paired, least = pairs(-order), np.clip(0.5 + (2 * order - 19) / 20, 0, 1)
+    assert np.sum(least == 0) == np.sum(least == 1) == 5
+    for moved in np.concatenate([np.eye(20), -np.eye(20)]):  # the loss is convex: no path's score may be better elsewhere
+        assert pair_loss(np.clip(least + 0.001 * moved, 0, 1), paired) >= pair_loss(least, paired)
