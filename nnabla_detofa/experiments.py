@@ -2,9 +2,8 @@
 
 A run that is there, finished, with an equal config, is used wherever it lies, unless it began from other contents of its
 weights files or of its data, or had other mini-batches, as several processes make them where the config does not say; one that
-was stopped goes on. Runs that have their first phases in common
-train them once: a branch starts with copies of what those phases left, which gives the same bits as doing them again, since
-everything random comes from the seed and the phase's name.
+was stopped goes on. Runs that have their first phases in common train them once: a branch starts with copies of what those
+phases left, which gives the same bits as doing them again, since everything random comes from the seed and the phase's name.
 """
 
 from __future__ import annotations

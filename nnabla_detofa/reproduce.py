@@ -171,9 +171,8 @@ def reproduce(names: Sequence[str], order: Order, log: Callable[[str], None] = p
     for key, data_set in order.profile.data_sets.items():
         if unknown := [name for need in data_set.needs for name in need.targets if name not in TARGETS]:
             raise UserError(f"targets in the needs of {key} in a profile must be of {', '.join(TARGETS)}, got {unknown[0]}")
-        needed = [name for name in names if name in waiting or TARGETS[name].evaluates]
-        needed = [name for name in needed if key in order.profile.chosen(TARGETS[name].keys)]
-        if needed:
+        about_it = [name for name in names if key in order.profile.chosen(TARGETS[name].keys)]
+        if needed := [name for name in about_it if name in waiting or TARGETS[name].evaluates]:
             order.profile.check(data_set, order.overrides, needed)
     once = {run.name: run for name in waiting for run in runs[name]}
     if starts:
