@@ -48,6 +48,7 @@ parity: $(READY) ## Compare with the figures of independent implementations and 
 lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 # Two processes share the demo where MPI is there. Each sees half of a batch, 4 images, and so does its batch normalisation:
 # the numbers differ a little from those of one process.
