@@ -50,7 +50,7 @@ setup(
         "torch": ["torch>=2.6"],  # reads the published OFA checkpoints
         "export": ["nnabla-converter==1.39.0", "onnxruntime"],  # brings TensorFlow: make setup-export
         "search": ["pymoo==0.6.2"],  # fronts: NSGA-II
-        "dev": ["hypothesis", "import-linter", "pymoo==0.6.2", "pytest", "pytest-xdist", "ruff"],
+        "dev": ["hypothesis", "import-linter", "jsonschema", "pymoo==0.6.2", "pytest", "pytest-xdist", "ruff"],
     },
     entry_points={"console_scripts": ["nnabla_nas = nnabla_detofa.cli:main"]},
     classifiers=[

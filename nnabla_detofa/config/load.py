@@ -739,6 +739,7 @@ def _parse_yaml(source: str) -> Any:
 def _with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The content of `path` merged over that of its base, and of the base's base."""
     content = _parse(path)
+    content.pop("$schema", None)  # for editors
     if path.resolve() in above:
         raise UserError(f"the config {path} is based on itself, by way of {above[-1]}")
     if len(above) > MOST_BASES:
