@@ -141,7 +141,12 @@ def help_commands() -> list[Command]:
 
 def config_files() -> list[str]:
     folders = ("configs", "configs/baselines", "configs/profiles")
-    return [f"{folder}/{file.name}" for folder in folders for file in sorted((ROOT / folder).glob("*.json"))]
+    return [
+        f"{folder}/{file.name}"
+        for folder in folders
+        for file in sorted((ROOT / folder).glob("*.json"))
+        if file.stem != "schema"
+    ]
 
 
 def everything() -> list[Command]:
