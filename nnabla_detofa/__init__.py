@@ -8,10 +8,9 @@ was set. What the user can mend is an `errors.UserError`, one sentence.
 
 # Imports inside the functions: `import nnabla_detofa` and `--help` answer without nnabla. No function is called like a module.
 
-from .common.version import __version__
+from .common.version import __version__ as __version__
 
 __all__ = [
-    "__version__",
     "check_data",
     "compare_runs",
     "describe_run",

@@ -151,7 +151,7 @@ def test_an_output_folder_that_the_run_would_not_get(tmp_path):
         assert state == PROBLEM and word in text
     run = tmp_path / "run"
     with claimed(run, configs.load(tiny.config_file(), [f"args.output_path={run}"])):
-        ask = "import pathlib, sys; from nnabla_detofa.claim import is_locked; print(is_locked(pathlib.Path(sys.argv[1])))"
+        ask = "import pathlib, sys; from nnabla_detofa.runs.lock import is_locked; print(is_locked(pathlib.Path(sys.argv[1])))"
         command = [sys.executable, "-c", ask, str(run)]
         assert subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout == "True\n"
     assert found(run) == (OK, f"output: {run}, where the run of this config goes on")

@@ -41,7 +41,7 @@ def test_a_hang_up_beside_another_signal_is_no_second_one(order):
 
 PROGRAM = """
 import os, signal, sys, time
-from nnabla_detofa.launch import handling
+from nnabla_detofa.backend.launch import handling
 def stop(number, frame):
     raise KeyboardInterrupt
 with handling(stop):

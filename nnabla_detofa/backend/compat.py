@@ -1,7 +1,7 @@
 """What we stand on, made ready: nnabla and nnabla-nas repaired, the device chosen, Hydra's state filled in.
 
 The only file that knows Hydra and CUDA events, and what is wrong in the nnabla-nas wheel; `ranks.py` knows communicators.
-Modules that build networks take what they need of nnabla-nas from here, so that a plain `import nnabla_detofa.supernet` works:
+Modules that build networks take what they need of nnabla-nas from here, so that a plain `import nnabla_detofa.networks` works:
 
     from .compat import Mo, Model, Runner
 """

@@ -118,7 +118,7 @@ def packages() -> Iterator[Finding]:
     lock, needed = locked(), required()
     missing, other, unfit = [], [], []
     with _quiet():
-        _import_error("nnabla_detofa.compat")  # keeps nnabla's logging to nnabla, if both can be imported
+        _import_error("nnabla_detofa.backend.compat")  # keeps nnabla's logging to nnabla, if both can be imported
         failed = {name: _import_error(module) for name, module in MODULES.items() if installed(name)}
     for name in sorted({*lock, *map(_plain, MODULES), "nnabla-nas"}):
         version = installed(name)
@@ -206,7 +206,7 @@ def wheel() -> Iterator[Finding]:
     if installed("nnabla-nas") is None and importlib.util.find_spec("nnabla_nas") is None:
         return  # said already
     try:
-        compat = importlib.import_module("nnabla_detofa.compat")
+        compat = importlib.import_module("nnabla_detofa.backend.compat")
         networks = sys.modules.get(compat.NETWORKS)
         importlib.import_module("nnabla_nas.contrib.model")
     except BaseException as error:
