@@ -24,7 +24,7 @@ from nnabla_detofa.networks.centernet import Detector, Head, soft_nms
 from nnabla_detofa.networks.weights import load_backbone
 from nnabla_detofa.space.costs import CostModel
 from nnabla_detofa.space.geometry import Geometry, HeadGeometry
-from nnabla_detofa.space.paths import ofa_resnet50
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 LARGEST = 5.0  # of the logarithm of a distance in cells
 CLASSES = 10.0  # weight of their loss: with 1 it is lost beside the other two, and boxes are found long before their classes

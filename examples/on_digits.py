@@ -19,7 +19,8 @@ from nnabla_detofa.evaluation.validation import PathEvaluator
 from nnabla_detofa.path_filter.model import PathFilter, PathScorer
 from nnabla_detofa.path_filter.ranking import fit
 from nnabla_detofa.runs.phases import Schedule
-from nnabla_detofa.space.costs import AdditiveCost, Buckets
+from nnabla_detofa.space.costs import AdditiveCost
+from nnabla_detofa.space.counting import Buckets
 from nnabla_detofa.space.paths import PathBatch
 from nnabla_detofa.space.pruning import UniformPaths
 from nnabla_detofa.training.loop import train

@@ -16,7 +16,8 @@ from nnabla_detofa.evaluation.validation import BoxDetector, reestimate
 from nnabla_detofa.networks.supernet import GivenStatistics
 from nnabla_detofa.path_filter.model import PathFilter, PathScorer
 from nnabla_detofa.runs.run_folder import final_weights
-from nnabla_detofa.space.costs import Buckets, CostModel
+from nnabla_detofa.space.costs import CostModel
+from nnabla_detofa.space.counting import Buckets
 from nnabla_detofa.tools.search import load_run
 
 ROOT = Path(__file__).parent.parent

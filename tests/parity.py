@@ -26,7 +26,8 @@ from nnabla_detofa.networks.import_ofa import convert
 from nnabla_detofa.networks.supernet import Classifier, GivenStatistics
 from nnabla_detofa.networks.weights import fill
 from nnabla_detofa.space.costs import CostModel
-from nnabla_detofa.space.paths import Path, ofa_resnet50
+from nnabla_detofa.space.paths import Path
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 GOLDEN = FilePath(__file__).parent / "golden"
 OFA = json.loads((GOLDEN / "ofa_resnet50.json").read_text())

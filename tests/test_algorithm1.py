@@ -23,7 +23,8 @@ from nnabla_detofa.data.coco import write_coco
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPaths
 from nnabla_detofa.space.geometry import Geometry
-from nnabla_detofa.space.paths import Path, SearchSpace
+from nnabla_detofa.space.paths import Path
+from nnabla_detofa.space.search_space import SearchSpace
 from nnabla_detofa.tools.dry_run import written_files
 from nnabla_detofa.tools.report import write_report
 

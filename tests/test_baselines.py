@@ -10,7 +10,8 @@ from nnabla_detofa import config as configs
 from nnabla_detofa.cli.commands import main
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.runs.phases import training_phases
-from nnabla_detofa.space.paths import Path, compofa
+from nnabla_detofa.space.paths import Path
+from nnabla_detofa.space.search_space import compofa
 from nnabla_detofa.tools.dry_run import written_files
 from nnabla_detofa.tools.report import write_report
 

@@ -12,7 +12,7 @@ from nnabla_detofa.networks.centernet import Detector, TargetVariables, decode, 
 from nnabla_detofa.networks.supernet import BATCH
 from nnabla_detofa.space.costs import CostModel
 from nnabla_detofa.space.geometry import OFA_RESNET50, Geometry, HeadGeometry
-from nnabla_detofa.space.paths import ofa_resnet50
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 SMALL, HEAD = Geometry(width_scale=0.125, strides=(1, 2, 2, 1)), HeadGeometry(3, (16, 16), 8)
 

@@ -12,7 +12,7 @@ from nnabla_detofa.cli.commands import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.methods import algorithm1
 from nnabla_detofa.runs.phases import training_phases
-from nnabla_detofa.space.paths import ofa_resnet50
+from nnabla_detofa.space.search_space import ofa_resnet50
 from nnabla_detofa.tools import dry_run
 
 CONFIGS = FilePath(__file__).parent.parent / "configs"

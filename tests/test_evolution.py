@@ -17,9 +17,11 @@ from nnabla_detofa.search.evolution import (
     mutate_many,
     search,
 )
-from nnabla_detofa.space.costs import Buckets, CostModel, sample_within
+from nnabla_detofa.space.costs import CostModel
+from nnabla_detofa.space.counting import Buckets, sample_within
 from nnabla_detofa.space.geometry import Geometry, HeadGeometry
-from nnabla_detofa.space.paths import PathBatch, compofa, ofa_resnet50
+from nnabla_detofa.space.paths import PathBatch
+from nnabla_detofa.space.search_space import compofa, ofa_resnet50
 
 A = ofa_resnet50()
 MODEL = CostModel(64, backbone=GEOMETRY)

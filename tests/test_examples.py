@@ -20,9 +20,10 @@ from nnabla_detofa.evaluation.validation import reestimate
 from nnabla_detofa.networks.supernet import STORED, take_over
 from nnabla_detofa.path_filter.model import PathFilter
 from nnabla_detofa.search.evolution import mutate_many, search
-from nnabla_detofa.space.costs import Buckets, count_within
+from nnabla_detofa.space.counting import Buckets, count_within
 from nnabla_detofa.space.paths import Path as ArchPath
-from nnabla_detofa.space.paths import PathBatch, SearchSpace, ofa_resnet50
+from nnabla_detofa.space.paths import PathBatch
+from nnabla_detofa.space.search_space import SearchSpace, ofa_resnet50
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))

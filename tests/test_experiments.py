@@ -29,7 +29,7 @@ from nnabla_detofa.paper.reproduce import TARGETS, Order
 from nnabla_detofa.runs import provenance
 from nnabla_detofa.runs.phases import phase_names
 from nnabla_detofa.runs.run_folder import run_config, searched_space
-from nnabla_detofa.space.paths import ofa_resnet50
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from nnabla_detofa.methods import algorithm1
 from nnabla_detofa.path_filter import evaluated_paths
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
 from nnabla_detofa.runs import lock as claim
-from nnabla_detofa.space.paths import ofa_resnet50
+from nnabla_detofa.space.search_space import ofa_resnet50
 from nnabla_detofa.training import loop as training
 from nnabla_detofa.training import runner
 from nnabla_detofa.training.checkpoint import Checkpoint

@@ -14,7 +14,7 @@ from nnabla_detofa.networks import centernet, supernet, weights
 from nnabla_detofa.networks.loading import width_scale
 from nnabla_detofa.networks.supernet import Plan
 from nnabla_detofa.space.geometry import Geometry
-from nnabla_detofa.space.paths import ofa_resnet50
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 STRIDES = (1, 2, 2, 1)
 

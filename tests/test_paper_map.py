@@ -16,7 +16,7 @@ from nnabla_detofa.paper.reproduce import TARGETS
 from nnabla_detofa.paper.table2 import PAPER
 from nnabla_detofa.path_filter.ranking import pair_loss, pairs
 from nnabla_detofa.runs.phases import training_phases
-from nnabla_detofa.space.paths import compofa, ofa_resnet50
+from nnabla_detofa.space.search_space import compofa, ofa_resnet50
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/paper-map.md").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from nnabla_detofa.evaluation.validation import BoxDetector, average_precision, 
 from nnabla_detofa.methods import algorithm1, pretrain
 from nnabla_detofa.networks import weights
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPaths
-from nnabla_detofa.space.costs import Buckets
+from nnabla_detofa.space.counting import Buckets
 from nnabla_detofa.tools.evaluate_paths import evaluate_sampled
 from nnabla_detofa.tools.evaluation_study import image_losses, noise_share, study, tau_inside
 

@@ -20,7 +20,8 @@ from nnabla_detofa.data.images import check_whole, read_image
 from nnabla_detofa.data.voc import VOCDataset
 from nnabla_detofa.networks import weights
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
-from nnabla_detofa.space.paths import Path, PathBatch, SearchSpace
+from nnabla_detofa.space.paths import Path, PathBatch
+from nnabla_detofa.space.search_space import SearchSpace
 from nnabla_detofa.tools.search import COUNTS, UNITS, parse_bound
 
 # The same examples each time, however slow the machine is; files that examples overwrite may stay between them.

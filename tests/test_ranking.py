@@ -8,7 +8,7 @@ from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.path_filter.metrics import kendall_tau, per_bucket, weakest
 from nnabla_detofa.path_filter.model import PathFilter
 from nnabla_detofa.path_filter.ranking import fit, pair_loss, pair_loss_variable, pairs, split
-from nnabla_detofa.space.paths import ofa_resnet50
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 SPACE = ofa_resnet50()
 

@@ -15,7 +15,7 @@ from nnabla_detofa.path_filter.metrics import (
     weakest,
 )
 from nnabla_detofa.path_filter.model import Tokenizer
-from nnabla_detofa.space.paths import ofa_resnet50
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 
 def test_measures_by_hand():

@@ -37,8 +37,8 @@ from nnabla_detofa.paper import experiments, profiles
 from nnabla_detofa.paper.experiments import OURS, Run
 from nnabla_detofa.runs.phases import Schedule
 from nnabla_detofa.space.geometry import Geometry, HeadGeometry
-from nnabla_detofa.space.paths import ofa_resnet50
 from nnabla_detofa.space.pruning import UniformPaths
+from nnabla_detofa.space.search_space import ofa_resnet50
 from nnabla_detofa.training import runner
 from nnabla_detofa.training.loop import NotFinite, train
 

@@ -18,7 +18,8 @@ from nnabla_detofa.path_filter.model import PathFilter
 from nnabla_detofa.search.evolution import NoPath
 from nnabla_detofa.space.costs import CostModel, cost_range
 from nnabla_detofa.space.geometry import HeadGeometry
-from nnabla_detofa.space.paths import Operation, Path, PathBatch, ofa_resnet50
+from nnabla_detofa.space.paths import Path, PathBatch
+from nnabla_detofa.space.search_space import Operation, ofa_resnet50
 from nnabla_detofa.tools.evaluate import find_path
 from nnabla_detofa.tools.measure_latency import Latency, write
 from nnabla_detofa.tools.search import EXAMPLES, UNITS, find, load_run, parse_bound, table

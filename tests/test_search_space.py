@@ -8,10 +8,9 @@ from small import GEOMETRY, PRUNED, SPACE, every_path, probabilities
 
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.space.geometry import OFA_RESNET50, Geometry, HeadGeometry
-from nnabla_detofa.space.paths import (
+from nnabla_detofa.space.paths import Path, PathBatch
+from nnabla_detofa.space.search_space import (
     Operation,
-    Path,
-    PathBatch,
     PrunedSpace,
     SearchSpace,
     compofa,

@@ -22,7 +22,7 @@ from nnabla_detofa.networks.supernet import BATCH, SearchNet, sort_middle_channe
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPaths
 from nnabla_detofa.path_filter.model import PathFilter
 from nnabla_detofa.runs.phases import training_phases
-from nnabla_detofa.space.paths import product_space, shrinking_stages
+from nnabla_detofa.space.search_space import product_space, shrinking_stages
 from nnabla_detofa.tools.dry_run import written_files
 from nnabla_detofa.training.loop import OnePath, train
 

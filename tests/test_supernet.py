@@ -13,7 +13,8 @@ from nnabla_detofa.networks.centernet import Detector
 from nnabla_detofa.networks.supernet import BATCH, EPSILON, Classifier, GivenStatistics, slice_weight
 from nnabla_detofa.space.costs import CostModel
 from nnabla_detofa.space.geometry import Geometry, HeadGeometry
-from nnabla_detofa.space.paths import Path, ofa_resnet50
+from nnabla_detofa.space.paths import Path
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 SMALL = Geometry(width_scale=0.125)
 

@@ -7,7 +7,7 @@ from small import GEOMETRY, every_path
 
 from nnabla_detofa.cli.commands import main
 from nnabla_detofa.paper import table1
-from nnabla_detofa.space.paths import compofa, ofa_resnet50
+from nnabla_detofa.space.search_space import compofa, ofa_resnet50
 
 
 def test_the_papers_formulas_by_hand():

@@ -11,7 +11,7 @@ from nnabla_detofa.networks import weights
 from nnabla_detofa.networks.supernet import Classifier
 from nnabla_detofa.runs.phases import Schedule
 from nnabla_detofa.space.geometry import Geometry
-from nnabla_detofa.space.paths import ofa_resnet50
+from nnabla_detofa.space.search_space import ofa_resnet50
 from nnabla_detofa.training.checkpoint import Checkpoint
 from nnabla_detofa.training.loop import NotFinite, OnePath, train
 

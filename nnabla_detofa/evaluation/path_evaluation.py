@@ -18,8 +18,10 @@ from ..data.augment import letterbox_matrix
 from ..data.sets import ClassificationSets, DetectionSets, eval_batches
 from ..networks import weights
 from ..path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
-from ..space.costs import Buckets, CostModel
-from ..space.paths import Path, PathBatch, SearchSpace
+from ..space.costs import CostModel
+from ..space.counting import Buckets
+from ..space.paths import Path, PathBatch
+from ..space.search_space import SearchSpace
 from .validation import Evaluation, PathEvaluator, ValidationTruth
 
 Sets = ClassificationSets | DetectionSets

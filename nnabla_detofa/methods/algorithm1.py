@@ -25,8 +25,9 @@ from ..runs.phases import slug
 from ..runs.result_files import detector, found_paths
 from ..search.evolution import between, search
 from ..space.costs import CostModel, cost_range
-from ..space.paths import Path, PathBatch, SearchSpace
+from ..space.paths import Path, PathBatch
 from ..space.pruning import HashedPaths, KeptPaths, UniformPaths, operation_scores, path_thresholds, prune_operations
+from ..space.search_space import SearchSpace
 from ..training.loop import OnePath, PathSampler
 from ..training.runner import SupernetRunner, start
 

@@ -19,7 +19,8 @@ from ..backend.compat import Mo, Model
 from ..common.boxes import box_iou
 from ..common.errors import UserError
 from ..space.geometry import OFA_RESNET50, Geometry, HeadGeometry
-from ..space.paths import Path, ofa_resnet50
+from ..space.paths import Path
+from ..space.search_space import ofa_resnet50
 from .supernet import STORED, ConvBN, ElasticResNet50, Named, he_normal, take_over
 from .weights import load_backbone
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..common.errors import UserError
 from ..space.geometry import OFA_RESNET50, Geometry
-from ..space.paths import ofa_resnet50
+from ..space.search_space import ofa_resnet50
 from . import weights as weights_file
 from .supernet import LayerPlan, Plan
 

@@ -18,7 +18,8 @@ import numpy as np
 from ..backend.compat import Mo, Model
 from ..common.errors import UserError
 from ..space.geometry import OFA_RESNET50, Geometry
-from ..space.paths import Path, ofa_resnet50
+from ..space.paths import Path
+from ..space.search_space import ofa_resnet50
 from . import weights as weights_file
 
 EPSILON = 1e-5  # of every batch normalisation, as in OFA

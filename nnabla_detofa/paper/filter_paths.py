@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .. import config as configs
 from ..path_filter.evaluated_paths import EvaluatedPaths
-from ..space.paths import SearchSpace
+from ..space.search_space import SearchSpace
 from ..tools.evaluate_paths import evaluate_sampled
 from .experiments import Run, profile_folder
 from .filter_study import StudyInputs

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from ..space.geometry import Geometry
-from ..space.paths import Operation
+from ..space.search_space import Operation
 from ..tools.report import markdown_row
 
 TELLING = 0.1  # a difference of two means of four correlations that says something

@@ -29,9 +29,10 @@ from ..runs import result_files
 from ..runs.phases import phase_names
 from ..runs.provenance import code_of, revision
 from ..runs.run_folder import final_weights, metric, read_result, searched_space
-from ..space.costs import Buckets
-from ..space.paths import Path, ofa_resnet50
+from ..space.counting import Buckets
+from ..space.paths import Path
 from ..space.pruning import operation_scores
+from ..space.search_space import ofa_resnet50
 from ..tools.search import load_run
 from ..training.runner import named_rng
 from . import budget_figures, filter_study, filter_tables, operation_figure, space_tables

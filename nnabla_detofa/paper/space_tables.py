@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..config import Config
 from ..runs.phases import TrainingPhase, training_phases
-from ..space.paths import SearchSpace
+from ..space.search_space import SearchSpace
 from ..tools.report import markdown_row
 
 PAPER_CHOICES = (

@@ -8,7 +8,7 @@ from pathlib import Path as FilePath
 
 from ..runs.provenance import revision
 from ..space.geometry import OFA_RESNET50, Geometry
-from ..space.paths import SearchSpace, compofa, ofa_resnet50
+from ..space.search_space import SearchSpace, compofa, ofa_resnet50
 from ..tools.report import markdown_row
 
 COLUMNS = (

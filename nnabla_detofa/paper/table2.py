@@ -16,7 +16,8 @@ from ..methods import algorithm1
 from ..runs.cost_ledger import KINDS, DeviceClock, totals
 from ..runs.phases import training_phases
 from ..space.costs import CostModel
-from ..space.paths import PathBatch, ofa_resnet50
+from ..space.paths import PathBatch
+from ..space.search_space import ofa_resnet50
 from ..tools.dry_run import DataFacts, SyntheticBatch, data_facts, synthetic
 from ..tools.report import markdown_row
 from ..training.loop import OnePath, new_optimizer, train

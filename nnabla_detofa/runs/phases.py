@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from ..config import Config, DetofaHparams, PretrainHparams, Solver
-from ..space.paths import SearchSpace, compofa, ofa_resnet50, product_space, shrinking_stages
+from ..space.search_space import SearchSpace, compofa, ofa_resnet50, product_space, shrinking_stages
 
 GIVEN = "start"
 """The first phase of a pre-training that trains no fullnet."""

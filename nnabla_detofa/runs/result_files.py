@@ -13,7 +13,8 @@ from ..common import checked
 from ..common.errors import UserError
 from ..space.geometry import Geometry
 from ..common.reading import shown
-from ..space.paths import Path, ofa_resnet50
+from ..space.paths import Path
+from ..space.search_space import ofa_resnet50
 
 MEASURED = ("flops", "params", "loss", "ap50")
 """Numbers of an evaluated detector; its loss may be none, where the training has diverged."""

@@ -15,7 +15,7 @@ from ..common.errors import UserError
 from .phases import training_phases
 from ..common.reading import read_json, short
 from .phases import slug
-from ..space.paths import SearchSpace
+from ..space.search_space import SearchSpace
 
 
 def read_result(run: FilePath, name: str, check: Callable[[Any], Any] = lambda content: content) -> Any:

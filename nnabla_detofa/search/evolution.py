@@ -12,19 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..common.errors import UserError
-from ..space.costs import (
-    FORBIDDEN,
-    AdditiveCost,
-    CostModel,
-    LayerCost,
-    PeakCost,
-    cost_range,
-    in_unit,
-    layer_cost,
-    sample_within,
-    share_within,
-)
-from ..space.paths import Path, PathBatch, SearchSpace
+from ..space.costs import FORBIDDEN, AdditiveCost, CostModel, LayerCost, PeakCost, cost_range, in_unit, layer_cost
+from ..space.counting import sample_within, share_within
+from ..space.paths import Path, PathBatch
+from ..space.search_space import SearchSpace
 
 CHILD_ROUNDS = 4
 FIRST_ROUNDS = 6

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..common.errors import UserError
-from .costs import Buckets
-from .paths import Operation, Path, PathBatch, SearchSpace, layer_stages
+from .counting import Buckets
+from .paths import Path, PathBatch, layer_stages
+from .search_space import Operation, SearchSpace
 
 logger = logging.getLogger(__name__)
 

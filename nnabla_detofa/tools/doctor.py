@@ -477,7 +477,8 @@ def _run_size(config: Any) -> int:
     from ..config import DetofaHparams
     from ..methods import algorithm1, pretrain
     from ..runs.phases import training_phases
-    from ..space.paths import PathBatch, ofa_resnet50
+    from ..space.paths import PathBatch
+    from ..space.search_space import ofa_resnet50
 
     detection = isinstance(config.hparams, DetofaHparams)
     classes = config.network.num_classes or (20 if detection else 1000)

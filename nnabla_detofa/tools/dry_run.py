@@ -24,9 +24,11 @@ from ..methods import algorithm1, pretrain
 from ..networks.distillation import Distillation
 from ..networks.supernet import BATCH, sort_middle_channels
 from ..runs.phases import TrainingPhase, slug, training_phases
-from ..space.costs import Buckets, CostModel
-from ..space.paths import Path, PathBatch, SearchSpace, ofa_resnet50
+from ..space.costs import CostModel
+from ..space.counting import Buckets
+from ..space.paths import Path, PathBatch
 from ..space.pruning import UniformPaths
+from ..space.search_space import SearchSpace, ofa_resnet50
 from ..training.loop import OnePath, Progress, build, new_optimizer, train
 
 VOC_IMAGES = {

@@ -31,7 +31,8 @@ from ..runs.run_folder import (
     run_config,
 )
 from ..space.costs import CostModel
-from ..space.paths import Path, SearchSpace, ofa_resnet50
+from ..space.paths import Path
+from ..space.search_space import SearchSpace, ofa_resnet50
 from .report import markdown_row
 
 

@@ -12,8 +12,8 @@ from ..evaluation.validation import timing
 from ..methods import algorithm1, pretrain
 from ..networks import weights
 from ..path_filter.evaluated_paths import EvaluatedPaths
-from ..space.costs import Buckets
-from ..space.paths import SearchSpace
+from ..space.counting import Buckets
+from ..space.search_space import SearchSpace
 
 
 def open_supernet(config: configs.Config, weights_file: str | PathLike):

@@ -19,7 +19,7 @@ from ..evaluation.validation import Statistics, Stopwatch, average, batch_statis
 from ..networks.centernet import OFFSET_WEIGHT, SIZE_WEIGHT, Detector
 from ..networks.supernet import GivenStatistics
 from ..path_filter.metrics import kendall_tau, per_bucket
-from ..space.costs import Buckets
+from ..space.counting import Buckets
 from ..space.paths import Path
 from .evaluate_paths import open_supernet
 from .report import markdown_row

@@ -17,7 +17,8 @@ from ..methods.algorithm1 import DetOFASearcher
 from ..networks import weights
 from ..runs.phases import TrainingPhase
 from ..runs.run_folder import FINE_TUNED, fine_tuned
-from ..space.paths import Path, SearchSpace
+from ..space.paths import Path
+from ..space.search_space import SearchSpace
 from ..training.loop import OnePath
 from ..training.runner import start
 from .evaluate import OpenDetector, alone

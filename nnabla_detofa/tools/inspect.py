@@ -21,7 +21,7 @@ from ..runs.cost_ledger import totals
 from ..runs.phases import TrainingPhase, phase_names, slug, training_phases
 from ..runs.provenance import recorded
 from ..runs.run_folder import FINE_TUNED, final_weights, fine_tuned, number, read_result, reading, run_config, searched_space
-from ..space.paths import PrunedSpace, ofa_resnet50
+from ..space.search_space import PrunedSpace, ofa_resnet50
 from .finetune import Tuner, tuning_phase
 
 KEPT = {

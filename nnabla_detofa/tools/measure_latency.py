@@ -25,7 +25,8 @@ from ..networks.centernet import Detector
 from ..networks.supernet import STORED, Bottleneck, Classifier, LayerPlan, Plan
 from ..space.costs import AdditiveCost, CostModel
 from ..space.geometry import Geometry, HeadGeometry
-from ..space.paths import Path, SearchSpace, ofa_resnet50
+from ..space.paths import Path
+from ..space.search_space import SearchSpace, ofa_resnet50
 
 FORMAT = "latency table, version 1"
 WARM_UP = 2  # forward passes that are not timed: the first ones choose algorithms and get memory

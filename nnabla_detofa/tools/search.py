@@ -30,8 +30,10 @@ from ..runs.run_folder import (
     trained_classes,
 )
 from ..search.evolution import Constraint, NoPath, at_most, between, front, search
-from ..space.costs import Buckets, LayerCost, cost_range
-from ..space.paths import Path, PathBatch, SearchSpace, ofa_resnet50
+from ..space.costs import LayerCost, cost_range
+from ..space.counting import Buckets
+from ..space.paths import Path, PathBatch
+from ..space.search_space import SearchSpace, ofa_resnet50
 from . import measure_latency as latency
 from .report import markdown_row
 

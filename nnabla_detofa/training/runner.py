@@ -37,9 +37,11 @@ from ..runs import provenance, result_files
 from ..runs.cost_ledger import DeviceClock, entry
 from ..runs.lock import MINI_BATCH, Claim, claimed
 from ..runs.phases import TrainingPhase, phase_names, slug, training_phases
-from ..space.costs import Buckets, CostModel
+from ..space.costs import CostModel
+from ..space.counting import Buckets
 from ..space.geometry import Geometry
-from ..space.paths import PathBatch, SearchSpace
+from ..space.paths import PathBatch
+from ..space.search_space import SearchSpace
 from .checkpoint import Checkpoint
 from .loop import NotFinite, Objective, PathSampler, Progress, new_optimizer, train
 

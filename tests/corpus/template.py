@@ -12,9 +12,9 @@ from nnabla_detofa.methods import algorithm1, pretrain
 from nnabla_detofa.networks import weights
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
 from nnabla_detofa.path_filter.model import PathFilter
-from nnabla_detofa.space.costs import Buckets
-from nnabla_detofa.space.paths import ofa_resnet50
+from nnabla_detofa.space.counting import Buckets
 from nnabla_detofa.space.pruning import OperationScores
+from nnabla_detofa.space.search_space import ofa_resnet50
 from nnabla_detofa.tools.evaluate import alone
 from nnabla_detofa.tools.measure_latency import Latency, write
 
