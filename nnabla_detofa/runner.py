@@ -31,7 +31,7 @@ from .files import write_json
 from .geometry import Geometry
 from .launch import Stopped, handling
 from .ledger import DeviceClock, entry
-from .path_evaluation import KeptEvaluation, named_rng, sample_in_buckets
+from .path_evaluation import KeptEvaluation, named_rng, named_seed, sample_in_buckets
 from .path_filter import PathFilter, PathScorer, Tokenizer
 from .phases import TrainingPhase, phase_names, training_phases
 from .ranking import fit
@@ -397,12 +397,15 @@ class SupernetRunner(Runner):
             self.monitor.meters.clear()  # reset() would keep them, and the next phase would write zeros for this one
 
     def loader(self, phase: TrainingPhase) -> Loader:
-        """Training batches of a phase: a function of the seed, the epoch and the step alone."""
+        """Training batches of a phase: a function of the seed, the phase's schedule, the epoch and the step alone.
+
+        So no two schedules see the same order, crops, flips and colors, whichever were run before.
+        """
         return Loader(
             self.dataloader["train"],
             self.sets.train_item,
             phase.batch_size,
-            self.config.args.seed,
+            named_seed(self.config.args.seed, f"batches of {phase.schedule_name}"),
             workers=self.config.args.workers,
             rank=self.comm.rank,
             size=self.comm.n_procs,

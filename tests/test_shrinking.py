@@ -14,6 +14,7 @@ import pytest
 from nnabla_detofa import config as configs
 from nnabla_detofa import weights
 from nnabla_detofa.cli import main
+from nnabla_detofa.config import Solver
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.data.loader import Loader
 from nnabla_detofa.distillation import Distillation, distillation_loss
@@ -24,7 +25,7 @@ from nnabla_detofa.path_filter import PathFilter
 from nnabla_detofa.phases import training_phases
 from nnabla_detofa.search_space import product_space, shrinking_stages
 from nnabla_detofa.supernet import BATCH, SearchNet, sort_middle_channels
-from nnabla_detofa.training import OnePath, train
+from nnabla_detofa.training import OnePath, Schedule, new_optimizer, train
 
 REPOSITORY = FilePath(__file__).parent.parent
 CONFIG = REPOSITORY / "configs" / "digits_pretrain_ps.json"
@@ -163,6 +164,39 @@ def test_sorted_channels_change_no_path_that_was_trained():
     importance = np.abs(net.blocks[17].conv3.parameters["conv/conv/_W"].d).sum(axis=(0, 2, 3))
     edge = net.space.geometry.middle(128, 0.25)
     assert (np.diff(importance[:edge]) <= 0).all() and (np.diff(importance[edge:]) <= 0).all()
+
+
+def test_sorted_channels_change_no_path_of_a_smaller_width_that_was_trained():
+    """On detection data W shrinks before E: the groups are those of every trained pair of W and E."""
+    net = small_net()
+    trained = product_space("before", (0, 1, 2), (0.8, 1.0), (0.35,), net.space.geometry)
+    paths = [trained.largest, *trained.sample_many(np.random.default_rng(0), 4)]
+    assert any(0.8 in path.stage_widths for path in paths)
+    before = [logits(net, path) for path in paths]
+    sort_middle_channels(net, (0.35,), (0.8, 1.0))
+    for path, expected in zip(paths, before):
+        np.testing.assert_allclose(logits(net, path), expected, atol=2e-3)
+
+
+def test_moments_follow_the_channels_that_they_belong_to():
+    """Here they equal the weights, and still do."""
+    net = small_net()
+    optimizer = new_optimizer(net, Solver("Adam", 1e-3), Schedule(1e-3, "constant", 1))
+    parameters = net.get_parameters(grad_only=True)
+    rng = np.random.default_rng(0)
+    for name, parameter in parameters.items():
+        parameter.d = rng.normal(size=parameter.shape)
+        for moments in optimizer._solver.get_states()[name].pstate.values():
+            moments.d = parameter.d
+    before = {name: parameter.d.copy() for name, parameter in parameters.items()}
+    sort_middle_channels(net, (0.35,), optimizer=optimizer)
+    moved = [name for name, parameter in parameters.items() if not np.array_equal(before[name], parameter.d)]
+    assert len(moved) == 18 * 7  # of each layer: three convolutions' weights, gamma and beta of two batch normalizations
+    for name, parameter in parameters.items():
+        states = optimizer._solver.get_states()[name].pstate
+        assert len(states) == 2
+        for moments in states.values():
+            np.testing.assert_array_equal(moments.d, parameter.d, err_msg=name)
 
 
 def test_the_size_of_a_batch_is_that_of_its_seed_and_step():
