@@ -101,10 +101,15 @@ def new_optimizer(net: Mo.Module, solver: Solver, schedule: Schedule) -> Optimiz
 
 @dataclass(frozen=True)
 class Graph:
-    """The graph of one step: its input variables and the scalar losses, the first of which is minimised."""
+    """The graph of one step: its input variables and the scalar losses, the first of which is minimised.
+
+    Attributes:
+        scale: what the losses must be multiplied by to have the size of a whole batch's: they may be shares of these.
+    """
 
     inputs: Sequence[nn.Variable]
     losses: Sequence[nn.Variable]
+    scale: int = 1
 
 
 class Objective(Protocol):
@@ -137,14 +142,12 @@ def build(
     outputs = net(images, path, BATCH)
     if objective:
         losses = objective(outputs, images, targets)
-    elif counts:
-        losses = [share * parts for share in net.losses(outputs, targets, counts)]
     else:
-        losses = net.losses(outputs, targets)
+        losses = net.losses(outputs, targets, counts) if counts else net.losses(outputs, targets)
     for loss in losses:
         loss.persistent = True
-    total = losses[0] / parts if parts > 1 else losses[0]
-    return Graph(inputs, (total, *losses))
+    total = losses[0] / parts if parts > 1 and not counts else losses[0]
+    return Graph(inputs, (total, *losses), parts if counts else 1)
 
 
 def load(graph: Graph, batch: Sequence[np.ndarray]) -> None:
@@ -289,7 +292,7 @@ def train(
                 for graph in graphs:
                     load(graph, [array[start : start + size] for array in batch])
                     step(graph)
-                    seen.append([float(loss.d) for loss in graph.losses[1:]])
+                    seen.append([float(loss.d) * graph.scale for loss in graph.losses[1:]])
                 if accumulate > 1:
                     gradients.take()
             if accumulate > 1:

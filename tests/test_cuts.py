@@ -124,7 +124,7 @@ def test_weights_do_not_depend_on_the_mini_batch(solver):
 
 
 @pytest.mark.parametrize("options", [{"make": detector}, {"paths_per_step": 2}, {"make": detector, "paths_per_step": 2}])
-def test_nor_do_those_of_a_detector_or_of_several_paths_and_nor_on_processes(options):
+def test_weights_do_not_depend_on_the_cut_of_a_detector_or_of_several_paths(options):
     """A detector's losses are divided by the objects of the batch, not by those of each mini-batch."""
     expected = trained(ALONE, **options)
     assert_near(trained(ALONE, mini_batch=2, **options), expected)
@@ -143,9 +143,9 @@ def test_a_skipped_layer_stays_exactly_as_it_is(solver, mini_batch):
         used = "blocks/0/conv1/conv/conv/_W"
         assert not np.array_equal(weights[0][used], weights[-1][used])
 
-    options = {"solver": solver, "mini_batch": mini_batch, "steps": 4, "sampler": OneDeep}
+    options = {"solver": solver, "mini_batch": mini_batch, "steps": 3, "sampler": OneDeep}
     check(trained(ALONE, **options)[0])
-    if mini_batch < 8:
+    if mini_batch < 8 and solver in ("Adam", "Nesterov"):  # what is added up over processes is no solver's business
         for weights, _ in values_of(together(lambda comm: trained(comm, **options))):
             check(weights)
 
