@@ -25,7 +25,7 @@ from nnabla_detofa.path_filter import PathFilter
 from nnabla_detofa.phases import training_phases
 from nnabla_detofa.search_space import product_space, shrinking_stages
 from nnabla_detofa.supernet import BATCH, SearchNet, sort_middle_channels
-from nnabla_detofa.training import OnePath, Schedule, new_optimizer, train
+from nnabla_detofa.training import Checkpoint, OnePath, Schedule, new_optimizer, train
 
 REPOSITORY = FilePath(__file__).parent.parent
 CONFIG = REPOSITORY / "configs" / "digits_pretrain_ps.json"
@@ -197,6 +197,40 @@ def test_moments_follow_the_channels_that_they_belong_to():
         assert len(states) == 2
         for moments in states.values():
             np.testing.assert_array_equal(moments.d, parameter.d, err_msg=name)
+
+
+def test_a_stop_after_channels_were_sorted_changes_no_bit(tmp_path):
+    """The optimizer goes on from one stage to the next, as on detection data; both are sorted, then replaced."""
+
+    def item(dataset, index, rng):
+        return rng.normal(size=(3, 32, 32)).astype(np.float32), np.array([index % 3])
+
+    def fresh(seed):
+        net = small_net(seed)
+        return net, new_optimizer(net, Solver("Adam", 1e-3), Schedule(1e-3, "constant", 1))
+
+    def steps(net, optimizer, numbers):
+        inputs = [nn.Variable((4, 3, 32, 32)), nn.Variable((4, 1))]
+        train(net, optimizer, OnePath(net.space.largest), Loader(range(4), item, 4, 0, workers=0), inputs, numbers)
+
+    whole, optimizer = fresh(0)
+    steps(whole, optimizer, range(1))
+    Checkpoint(tmp_path / "stage 2").save(whole, optimizer, {"step": 1})
+    sort_middle_channels(whole, (0.35,), optimizer=optimizer)
+    steps(whole, optimizer, range(1, 2))
+    Checkpoint(tmp_path / "stage 3").save(whole, optimizer, {"step": 2})
+    steps(whole, optimizer, range(2, 3))
+
+    resumed, other = fresh(1)
+    Checkpoint(tmp_path / "stage 2").load(resumed, other)
+    sort_middle_channels(resumed, (0.35,), optimizer=other)
+    Checkpoint(tmp_path / "stage 3").load(resumed, other)
+    steps(resumed, other, range(2, 3))
+    for name, parameter in whole.get_parameters(grad_only=True).items():
+        np.testing.assert_array_equal(parameter.d, resumed.get_parameters()[name].d, err_msg=name)
+        one, two = (solver._solver.get_states()[name] for solver in (optimizer, other))
+        assert one.t == two.t == 3
+        assert all(np.array_equal(one.pstate[key].d, two.pstate[key].d) for key in one.pstate)
 
 
 def test_the_size_of_a_batch_is_that_of_its_seed_and_step():
