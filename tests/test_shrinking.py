@@ -182,20 +182,19 @@ def test_moments_follow_the_channels_that_they_belong_to():
     """Here they equal the weights, and still do."""
     net = small_net()
     optimizer = new_optimizer(net, Solver("Adam", 1e-3), Schedule(1e-3, "constant", 1))
-    parameters = net.get_parameters(grad_only=True)
+    parameters, states = net.get_parameters(grad_only=True), optimizer._solver.get_states()
     rng = np.random.default_rng(0)
     for name, parameter in parameters.items():
         parameter.d = rng.normal(size=parameter.shape)
-        for moments in optimizer._solver.get_states()[name].pstate.values():
+        for moments in states[name].pstate.values():
             moments.d = parameter.d
     before = {name: parameter.d.copy() for name, parameter in parameters.items()}
     sort_middle_channels(net, (0.35,), optimizer=optimizer)
     moved = [name for name, parameter in parameters.items() if not np.array_equal(before[name], parameter.d)]
     assert len(moved) == 18 * 7  # of each layer: three convolutions' weights, gamma and beta of two batch normalizations
     for name, parameter in parameters.items():
-        states = optimizer._solver.get_states()[name].pstate
-        assert len(states) == 2
-        for moments in states.values():
+        assert len(states[name].pstate) == 2
+        for moments in states[name].pstate.values():
             np.testing.assert_array_equal(moments.d, parameter.d, err_msg=name)
 
 
@@ -226,9 +225,11 @@ def test_a_stop_after_channels_were_sorted_changes_no_bit(tmp_path):
     sort_middle_channels(resumed, (0.35,), optimizer=other)
     Checkpoint(tmp_path / "stage 3").load(resumed, other)
     steps(resumed, other, range(2, 3))
+    states, others = (solver._solver.get_states() for solver in (optimizer, other))
+    parameters = resumed.get_parameters()
     for name, parameter in whole.get_parameters(grad_only=True).items():
-        np.testing.assert_array_equal(parameter.d, resumed.get_parameters()[name].d, err_msg=name)
-        one, two = (solver._solver.get_states()[name] for solver in (optimizer, other))
+        np.testing.assert_array_equal(parameter.d, parameters[name].d, err_msg=name)
+        one, two = states[name], others[name]
         assert one.t == two.t == 3
         assert all(np.array_equal(one.pstate[key].d, two.pstate[key].d) for key in one.pstate)
 
