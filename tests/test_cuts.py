@@ -5,16 +5,17 @@ import numpy as np
 import pytest
 from test_ranks import together, values_of
 
-from nnabla_detofa.centernet import Detector
+from nnabla_detofa.backend.ranks import Communicator
 from nnabla_detofa.config import Solver
 from nnabla_detofa.data.loader import Loader
 from nnabla_detofa.data.targets import make_targets
-from nnabla_detofa.geometry import Geometry, HeadGeometry
-from nnabla_detofa.pruning import UniformPaths
-from nnabla_detofa.ranks import Communicator
-from nnabla_detofa.search_space import ofa_resnet50
-from nnabla_detofa.supernet import STORED, Classifier
-from nnabla_detofa.training import Schedule, build, count, new_optimizer, train
+from nnabla_detofa.networks.centernet import Detector
+from nnabla_detofa.networks.supernet import STORED, Classifier
+from nnabla_detofa.runs.phases import Schedule
+from nnabla_detofa.space.geometry import Geometry, HeadGeometry
+from nnabla_detofa.space.pruning import UniformPaths
+from nnabla_detofa.space.search_space import ofa_resnet50
+from nnabla_detofa.training.loop import build, count, new_optimizer, train
 
 SMALL = Geometry(
     depths=(0, 1),

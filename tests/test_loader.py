@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from nnabla_detofa import config as configs
-from nnabla_detofa import runner
+from nnabla_detofa.backend.ranks import Communicator
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.loader import CachedDataset, Loader
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.phases import training_phases
-from nnabla_detofa.ranks import Communicator
+from nnabla_detofa.runs.phases import training_phases
+from nnabla_detofa.training import runner
 
 
 def transform(dataset, index, rng):
