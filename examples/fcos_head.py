@@ -72,11 +72,11 @@ class FcosDetector(Detector):
     def heads(self, y: nn.Variable) -> Outputs:
         return Outputs(self.classes(y), self.edges(y))
 
-    def losses(self, outputs: Outputs, targets) -> Losses:
+    def losses(self, outputs: Outputs, targets, counts=None) -> Losses:
         """Focal loss of all cells; -log IoU, weighted by centreness, and the centreness' cross entropy of cells in objects."""
         wanted, edges, centreness = targets
         inside = F.sum(wanted, axis=1, keepdims=True)
-        count = F.maximum_scalar(F.sum(inside), 1.0)
+        count, weight = (F.maximum_scalar(total, 1.0) for total in counts or (F.sum(inside), F.sum(centreness)))
         p = F.sigmoid(outputs.classes)
         positive = 0.25 * wanted * (1.0 - p) ** 2 * F.softplus(-1.0 * outputs.classes)
         negative = 0.75 * (1.0 - wanted) * p**2 * F.softplus(outputs.classes)
@@ -87,8 +87,13 @@ class FcosDetector(Detector):
         shared = F.minimum2(found, edges)
         overlap, both = area(shared), area(found) + area(edges)
         misfit = F.log((both - overlap + 1.0) / (overlap + 1.0))
-        distances = F.sum(centreness * misfit) / F.maximum_scalar(F.sum(centreness), 1.0)
+        distances = F.sum(centreness * misfit) / weight
         return Losses(CLASSES * classes + distances + centre, classes, distances, centre)
+
+    def counts(self, targets) -> tuple[float, float]:
+        """What the losses divide by: cells in objects, and the sum of their centreness."""
+        wanted, _, centreness = targets
+        return float(wanted.sum()), float(centreness.sum())
 
     def maps(self, outputs: Outputs) -> tuple[nn.Variable, ...]:
         """Scores (B, K, h, w) in [0, 1], and distances in cells (B, 4, h, w)."""

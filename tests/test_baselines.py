@@ -33,6 +33,17 @@ def test_the_schedules_are_the_papers():
     assert {whole for *_, whole in stages} == {70}
 
 
+def test_channels_are_sorted_before_a_smaller_w_or_e_is_trained():
+    """Within the groups of the stages before: W shrinks first, then E (Table A1)."""
+    stages = training_phases(configs.load(VOC, ["args.runner=ofa_ps"]))[1:]
+    assert stages[0].sorted_ratios == ()
+    assert [stage.sorted_widths for stage in stages[1:]] == [(1.0,), (0.8, 1.0), (0.65, 0.8, 1.0), (0.65, 0.8, 1.0)]
+    assert [stage.sorted_ratios for stage in stages[1:]] == [(0.35,), (0.35,), (0.35,), (0.25, 0.35)]
+    without = training_phases(configs.load(VOC, ["args.runner=ofa_ps", "hparams.shrinking_sort=false"]))
+    assert not any(stage.sorted_ratios for stage in without)
+    assert not any(phase.sorted_ratios for phase in training_phases(configs.load(VOC)))
+
+
 def test_the_spaces_are_the_papers():
     spaces = [phase.space for phase in training_phases(configs.load(VOC, ["args.runner=ofa_ps"]))[1:]]
     assert [space.size() for space in spaces] == sorted(space.size() for space in spaces)

@@ -404,6 +404,8 @@ class DetofaHparams(CommonHparams):
         r_path: the share of paths dropped in each bucket.
         threshold_paths: paths of each bucket whose scores give its threshold (paper is silent).
         cost_scope: FLOPs of the whole "detector", or of the "backbone".
+        shrinking_sort: the baseline ofa_ps sorts the bottlenecks' middle channels by importance before it trains a smaller E or
+            W, so that these take the important ones, as OFA does.
         flip_test: average the heat maps and sizes of each test image and its mirror image, as CenterNet's flip test.
         test_scales: sizes of the test input over `image_size`; the detections of several are merged by soft-NMS.
         heldout_paths_per_bucket: fresh paths on which Kendall's tau of the filter and of simple baselines is reported.
@@ -419,6 +421,7 @@ class DetofaHparams(CommonHparams):
     r_path: Share = 0.25
     threshold_paths: Paths = 1000
     cost_scope: Literal["detector", "backbone"] = "detector"
+    shrinking_sort: bool = True
     flip_test: bool = False
     test_scales: tuple[Scale, ...] = (1.0,)
     heldout_paths_per_bucket: Annotated[int, "[0, 1000000]"] = 20

@@ -33,7 +33,12 @@ CHUNKS = 200
 
 def named_rng(seed: int, name: str) -> np.random.Generator:
     """The generator of everything random that is called `name` in the run of this seed."""
-    return np.random.default_rng((seed, zlib.crc32(name.encode())))
+    return np.random.default_rng(named_seed(seed, name))
+
+
+def named_seed(seed: int, name: str) -> tuple[int, int]:
+    """The seed of everything random that is called `name` in the run of this seed."""
+    return seed, zlib.crc32(name.encode())
 
 
 # --- Images -----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from ..networks.supernet import sort_middle_channels
 from ..space.pruning import UniformPaths
 from . import algorithm1
 from .algorithm1 import DetOFASearcher
@@ -23,10 +24,13 @@ class BaselineSearcher(DetOFASearcher):
         if not supernet:
             return self.evaluate([])
         for phase in supernet:
-            if phase.epochs.start == 0:
+            if not phase.continues:
                 self.optimizer["train"] = self.new_optimizer(phase)
+            optimizer = self.optimizer["train"]
             with self.phase(phase.name):
-                self.train_phase(phase, UniformPaths(phase.space, self.rng(phase.name)), self.optimizer["train"])
+                if phase.sorted_ratios:  # again where the phase goes on: its checkpoint then replaces weights and moments
+                    sort_middle_channels(self.model, phase.sorted_ratios, phase.sorted_widths, optimizer)
+                self.train_phase(phase, UniformPaths(phase.space, self.rng(phase.name)), optimizer)
         return self.find_subnets(supernet[-1].space, self.new_filter())
 
 

@@ -45,7 +45,7 @@ class PretrainSearcher(SupernetRunner):
         for phase in supernet:
             with self.phase(phase.name):
                 if phase.sorted_ratios:  # again where the phase goes on: its checkpoint then replaces all weights
-                    sort_middle_channels(self.model, phase.sorted_ratios)
+                    sort_middle_channels(self.model, phase.sorted_ratios, phase.sorted_widths)
                 sampler = UniformPaths(phase.space, self.rng(phase.name))
                 self.train_phase(phase, sampler, self.new_optimizer(phase), self.objective(phase))
         if self.comm.rank == 0:

@@ -160,9 +160,18 @@ class Detector(Model):
         """The map at the output stride -> the three heads' outputs."""
         return Outputs(self.heat_map(y), self.offset(y), self.size(y))
 
-    def losses(self, outputs: Outputs, targets: Sequence[nn.Variable]) -> Losses:
-        """What training minimises, and its parts; targets are those of `TargetVariables`."""
-        return detection_loss(outputs, TargetVariables(*targets))
+    def losses(self, outputs: Outputs, targets: Sequence[nn.Variable], counts: Sequence[nn.Variable] | None = None) -> Losses:
+        """What training minimises, and its parts; targets are those of `TargetVariables`.
+
+        Args:
+            counts: of a batch that these images are a part of; the losses are then their shares of the batch's.
+        """
+        return detection_loss(outputs, TargetVariables(*targets), *(counts or ()))
+
+    def counts(self, targets: Sequence[np.ndarray]) -> tuple[int, int]:
+        """What the losses of images with these targets are divided by: the heat map's centers, and objects."""
+        heat_map, *_, mask = targets
+        return int(np.sum(heat_map >= 1)), int(np.sum(mask))
 
     def loss(self, outputs: Outputs, targets: Sequence[nn.Variable], loss_weights=None) -> nn.Variable:
         """What paths are compared by: the whole loss."""
@@ -194,15 +203,21 @@ class Losses(NamedTuple):
     size: nn.Variable
 
 
-def detection_loss(outputs: Outputs, targets: TargetVariables) -> Losses:
-    """CenterNet's loss: penalty-reduced focal + 1.0 offset L1 + 0.1 size L1 (Objects as Points, section 3)."""
-    heat_map = focal_loss(outputs.heat_map, targets.heat_map)
-    offset = masked_l1(outputs.offset, targets.offset, targets.index, targets.mask)
-    size = masked_l1(outputs.size, targets.size, targets.index, targets.mask)
+def detection_loss(
+    outputs: Outputs, targets: TargetVariables, centers: nn.Variable | None = None, objects: nn.Variable | None = None
+) -> Losses:
+    """CenterNet's loss: penalty-reduced focal + 1.0 offset L1 + 0.1 size L1 (Objects as Points, section 3).
+
+    Args:
+        centers, objects: scalars to divide by, see `Detector.counts`; None counts those of the targets.
+    """
+    heat_map = focal_loss(outputs.heat_map, targets.heat_map, centers)
+    offset = masked_l1(outputs.offset, targets.offset, targets.index, targets.mask, objects)
+    size = masked_l1(outputs.size, targets.size, targets.index, targets.mask, objects)
     return Losses(heat_map + OFFSET_WEIGHT * offset + SIZE_WEIGHT * size, heat_map, offset, size)
 
 
-def focal_loss(logits: nn.Variable, target: nn.Variable) -> nn.Variable:
+def focal_loss(logits: nn.Variable, target: nn.Variable, centers: nn.Variable | None = None) -> nn.Variable:
     """Penalty-reduced focal loss of logits (B, K, h, w) against a heat map in [0, 1]; divided by the number of centres.
 
     With p = sigmoid(x): (1 - p)^2 log p at centres, (1 - target)^4 p^2 log(1 - p) elsewhere. Both logarithms are taken
@@ -213,19 +228,25 @@ def focal_loss(logits: nn.Variable, target: nn.Variable) -> nn.Variable:
     centre = F.greater_equal_scalar(target, 1.0)
     positive = centre * (1.0 - p) ** 2 * F.softplus(-1.0 * logits)
     negative = (1.0 - target) ** 4 * p**2 * F.softplus(logits)  # zero at centres, where target is 1
-    return F.sum(positive + negative) / F.maximum_scalar(F.sum(centre), 1.0)
+    return F.sum(positive + negative) / F.maximum_scalar(F.sum(centre) if centers is None else centers, 1.0)
 
 
-def masked_l1(output: nn.Variable, target: nn.Variable, index: nn.Variable, mask: nn.Variable) -> nn.Variable:
-    """Mean absolute error of output (B, C, h, w), read at the objects' cells, against target (B, M, C)."""
+def masked_l1(
+    output: nn.Variable, target: nn.Variable, index: nn.Variable, mask: nn.Variable, objects: nn.Variable | None = None
+) -> nn.Variable:
+    """Mean absolute error of output (B, C, h, w), read at the objects' cells, against target (B, M, C).
+
+    Args:
+        objects: the number to take the mean over; None is that of `mask`.
+    """
     batch, channels, height, width = output.shape
-    objects = index.shape[1]
+    most = index.shape[1]
     rows = F.reshape(F.transpose(output, (0, 2, 3, 1)), (batch * height * width, channels))
     start = nn.Variable.from_numpy_array(np.arange(batch, dtype=np.float32)[:, None] * (height * width))
-    found = F.embed(F.reshape(index + start, (batch * objects,)), rows)
-    weight = F.reshape(mask, (batch * objects, 1))
-    error = F.abs(found - F.reshape(target, (batch * objects, channels))) * weight
-    return F.sum(error) / (channels * F.sum(mask) + 1e-4)
+    found = F.embed(F.reshape(index + start, (batch * most,)), rows)
+    weight = F.reshape(mask, (batch * most, 1))
+    error = F.abs(found - F.reshape(target, (batch * most, channels))) * weight
+    return F.sum(error) / (channels * (F.sum(mask) if objects is None else objects) + 1e-4)
 
 
 # --- Decoding ---------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import nnabla as nn
 import nnabla.functions as F
 import numpy as np
 
-from ..backend.compat import Mo, Model
+from ..backend.compat import Mo, Model, Optimizer
 from ..common.errors import UserError
 from ..space.geometry import OFA_RESNET50, Geometry
 from ..space.paths import Path
@@ -245,24 +245,29 @@ class Bottleneck(Mo.Module):
             x = self.downsample(x, plan.outputs, statistics)
         return F.relu(F.add2(y, x), inplace=True)
 
-    def sort_middle(self, edges: Sequence[int]) -> None:
+    def sort_middle(self, edges: Sequence[int]) -> list[tuple[nn.Variable, int, np.ndarray]]:
         """Reorder the middle channels, the most important first, without changing what the layer computes.
 
         A channel's importance is the L1 norm of the weights that read it, as in OFA.
 
         Args:
             edges: numbers of middle channels that already trained paths use; no channel crosses one of them.
+
+        Returns:
+            what was done, in its order: a parameter, the axis along which it was reordered, and the order.
         """
+        moved = []
         # conv3 reads what conv2 writes, conv2 reads what conv1 writes: two orders, the later layer's first.
         for writer, reader in ((self.conv2, self.conv3), (self.conv1, self.conv2)):
             weight = reader.parameters["conv/conv/_W"]
             importance = np.abs(weight.d).sum(axis=(0, 2, 3))
             segment = np.searchsorted(np.sort(edges), np.arange(len(importance)), side="right")
             order = np.lexsort((-importance, segment))
-            weight.d = weight.d[:, order]
-            writer.parameters["conv/conv/_W"].d = writer.parameters["conv/conv/_W"].d[order]
-            for key in ("_beta", "_gamma", "_mean", "_var"):
-                writer.parameters[f"bn/bn/{key}"].d = writer.parameters[f"bn/bn/{key}"].d[:, order]
+            moved += [(weight, 1, order), (writer.parameters["conv/conv/_W"], 0, order)]
+            moved += [(writer.parameters[f"bn/bn/{key}"], 1, order) for key in ("_beta", "_gamma", "_mean", "_var")]
+            for parameter, axis, _ in moved[-6:]:
+                parameter.d = parameter.d.take(order, axis)
+        return moved
 
 
 class _Residual(Mo.Module):
@@ -342,16 +347,28 @@ class ElasticResNet50(Model):
         return F.max_pooling(x, (3, 3), stride=(2, 2), pad=(1, 1), ignore_border=True)
 
 
-def sort_middle_channels(net: ElasticResNet50, ratios: Sequence[float]) -> None:
-    """Before a smaller E is trained: sort every bottleneck's middle channels by importance (see `Bottleneck.sort_middle`).
+def sort_middle_channels(
+    net: Model, ratios: Sequence[float], widths: Sequence[float] = (1.0,), optimizer: Optimizer | None = None
+) -> None:
+    """Before a smaller E or W is trained: sort every bottleneck's middle channels by importance (`Bottleneck.sort_middle`).
 
-    Paths with a width of 1 and expand ratios among `ratios`, those trained before, compute what they did.
+    Paths with widths among `widths` and expand ratios among `ratios`, those trained before, compute what they did.
+
+    Args:
+        net: a supernet, or a detector on one.
+        optimizer: of the training that goes on: its moments follow the weights that they belong to.
     """
     geometry, first = net.space.geometry, 0
+    names = {id(parameter): name for name, parameter in net.get_parameters().items()}
+    states = optimizer._solver.get_states() if optimizer else {}
     for stage, most in enumerate(geometry.layers_per_stage):
-        outputs = geometry.stage_out(stage, max(geometry.widths))
+        outputs = [geometry.stage_out(stage, width) for width in widths]
+        edges = [geometry.middle(channels, ratio) for channels in outputs for ratio in ratios]
         for index in range(first, first + most):
-            net.blocks[index].sort_middle([geometry.middle(outputs, ratio) for ratio in ratios])
+            for parameter, axis, order in getattr(net, "backbone", net).blocks[index].sort_middle(edges):
+                if (state := states.get(names[id(parameter)])) is not None:  # batch statistics have none
+                    for moments in state.pstate.values():
+                        moments.d = moments.d.take(order, axis)
         first += most
 
 

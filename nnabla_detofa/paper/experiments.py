@@ -145,6 +145,7 @@ UP_TO_FILTER = (
     "hparams.threshold_paths",
     "hparams.heldout_paths_per_bucket",
     "hparams.search",
+    "hparams.shrinking_sort",
 )
 UP_TO_PATHS = (*UP_TO_FILTER, "hparams.filter", "hparams.paths_per_bucket")
 FULLNET_FILES = ("fullnet", "fullnet.json", "fullnet_detections.json")

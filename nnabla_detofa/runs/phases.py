@@ -60,9 +60,10 @@ class TrainingPhase:
         warmup_epochs: added to the solver's own `warmup_steps`.
         paths_per_step: paths whose gradients are added before each update.
         kd_ratio: weight of the distillation from the fullnet; 0 is none.
-        sorted_ratios: before this phase the bottlenecks' middle channels are sorted by importance, within the groups that
-            paths of these expand ratios use, which are trained already; empty: they are not.
+        sorted_ratios, sorted_widths: before this phase the bottlenecks' middle channels are sorted by importance, within the
+            groups that paths of these expand ratios and widths use, which are trained already; without ratios they are not.
         largest_only: the largest path alone is trained.
+        continues: the phase whose schedule, optimizer and epochs of batches this one goes on with; empty: it has its own.
     """
 
     name: str
@@ -76,7 +77,14 @@ class TrainingPhase:
     paths_per_step: int = 1
     kd_ratio: float = 0.0
     sorted_ratios: tuple[float, ...] = ()
+    sorted_widths: tuple[float, ...] = (1.0,)
     largest_only: bool = False
+    continues: str = ""
+
+    @property
+    def schedule_name(self) -> str:
+        """The phase that this one's schedule begins with: phases of one schedule draw their batches from one sequence."""
+        return self.continues or self.name
 
     def steps_per_epoch(self, images: int) -> int:
         """Steps of an epoch over `images` training images: a batch that they do not fill is left out."""
@@ -130,30 +138,42 @@ def _supernet(config: Config, hparams: DetofaHparams, space: SearchSpace) -> tup
 
     OFA with progressive shrinking has Table A2's epochs for the five spaces of Table A1: 70, 5, 65, 5, 65, where 5 and 65 are
     the paper's warm-up and fine-tuning. Stage 1 is a schedule of its own, and (paper is silent) stages 2 and 3, and 4 and 5,
-    are the two parts of one.
+    are the two parts of one. Before a smaller E or W is trained, channels are sorted as in OFA (`hparams.shrinking_sort`).
     """
     solver, warm, total = config.optimizer.train, hparams.warmup_epochs, hparams.warmup_epochs + hparams.epochs
 
-    def phase(name: str, paths: str, of: SearchSpace, epochs: range) -> TrainingPhase:
-        return TrainingPhase(name, paths, of, epochs, total, solver, hparams.batch_size)
+    def phase(name: str, paths: str, of: SearchSpace, epochs: range, continues: str = "", **sorting) -> TrainingPhase:
+        return TrainingPhase(name, paths, of, epochs, total, solver, hparams.batch_size, continues=continues, **sorting)
 
     first, second, whole = range(warm), range(warm, total), range(total)
     runner, stem = config.args.runner, config.network.elastic_stem
     if runner == "fullnet":
         return ()
     if runner == "ofa_ps":
-        stages = zip(shrinking_stages(space.geometry, stem), (whole, first, second, first, second))
-        return tuple(phase(stage.name, f"uniform paths of {stage.name}", stage, epochs) for stage, epochs in stages)
+        stages = shrinking_stages(space.geometry, stem)
+        names, parts = [stage.name for stage in stages], (whole, first, second, first, second)
+        continued = ("", "", names[1], "", names[3])
+        trained = [_choices(before) if hparams.shrinking_sort else {} for before in stages[:-1]]
+        return tuple(
+            phase(name, f"uniform paths of {name}", stage, epochs, before, **sorting)
+            for name, stage, epochs, before, sorting in zip(names, stages, parts, continued, [{}, *trained])
+        )
     if runner in ("ofa", "compofa"):
         trained = compofa(space.geometry, stem) if runner == "compofa" else space
         words = f"uniform paths of {trained.name}"
-        return phase("warm-up", words, trained, first), phase("fine-tuning", words, trained, second)
+        return phase("warm-up", words, trained, first), phase("fine-tuning", words, trained, second, "warm-up")
     kept = {
         "score": f"paths of the pruned space that g(a) keeps (r_path {hparams.r_path:g})",
         "uniform": f"paths of the pruned space but for a fixed random share (r_path {hparams.r_path:g})",
         "none": "uniform paths of the pruned space",
     }[hparams.path_pruning]
-    return phase("warm-up", "uniform paths of A", space, first), phase("fine-tuning", kept, space, second)
+    return phase("warm-up", "uniform paths of A", space, first), phase("fine-tuning", kept, space, second, "warm-up")
+
+
+def _choices(stage: SearchSpace) -> dict[str, tuple[float, ...]]:
+    """What is trained after a stage of progressive shrinking, as `TrainingPhase` has it."""
+    pairs = stage.pairs[0]  # (depth, width) -> ratios, alike in all stages of the network
+    return {"sorted_widths": tuple(sorted({width for _, width in pairs})), "sorted_ratios": tuple(next(iter(pairs.values())))}
 
 
 def _pretrain(config: Config, hparams: PretrainHparams, space: SearchSpace) -> tuple[TrainingPhase, ...]:

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path as FilePath
 
 from ..common import files, version
+from ..common.version import __version__
 from . import result_files
 from ..config import Config
 from ..data.content import content_digest

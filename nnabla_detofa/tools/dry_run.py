@@ -330,7 +330,8 @@ def phase_lines(config: Config, facts: DataFacts, phases: tuple[TrainingPhase, .
             teacher = f"; distillation from the frozen fullnet, weight {phase.kd_ratio:g}" if phase.kd_ratio else ""
             yield f"     {phase.paths_per_step} path(s) per iteration{teacher}; {phase.space.size():.4g} paths in its space"
         if phase.sorted_ratios:
-            yield f"     before it the middle channels are sorted, within those of E {', '.join(map(str, phase.sorted_ratios))}"
+            groups = f"E {', '.join(map(str, phase.sorted_ratios))} and W {', '.join(map(str, phase.sorted_widths))}"
+            yield f"     before it the middle channels are sorted, within those of {groups}"
     yield ""
 
 
@@ -423,7 +424,7 @@ def step_lines(config: Config, facts: DataFacts, model, cost: CostModel, phases:
             yield f"  {phase.name}: no epochs"
             continue
         if phase.sorted_ratios:
-            sort_middle_channels(model, phase.sorted_ratios)
+            sort_middle_channels(model, phase.sorted_ratios, phase.sorted_widths)
         sampler = OnePath(largest) if phase.largest_only else UniformPaths(phase.space, rng)
         optimizer = new_optimizer(model, phase.solver, phase.schedule(facts.train))
         objective = Distillation(model, largest, fullnet, phase.kd_ratio) if phase.kd_ratio else None

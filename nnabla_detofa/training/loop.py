@@ -66,10 +66,15 @@ def new_optimizer(net: Mo.Module, solver: Solver, schedule: Schedule) -> Optimiz
 
 @dataclass(frozen=True)
 class Graph:
-    """The graph of one step: its input variables and the scalar losses, the first of which is minimised."""
+    """The graph of one step: its input variables and the scalar losses, the first of which is minimised.
+
+    Attributes:
+        scale: what the losses must be multiplied by to have the size of a whole batch's: they may be shares of these.
+    """
 
     inputs: Sequence[nn.Variable]
     losses: Sequence[nn.Variable]
+    scale: int = 1
 
 
 class Objective(Protocol):
@@ -90,19 +95,24 @@ def build(
     inputs: Sequence[nn.Variable],
     parts: int = 1,
     objective: Objective | None = None,
+    counts: Sequence[nn.Variable] = (),
 ) -> Graph:
     """The loss of `path` on a mini-batch, one of `parts` whose gradients are added up.
 
     Args:
         inputs: the images, and then what `net.losses` takes as targets.
+        counts: of the whole batch, see `count`; without them the batch's loss is the mean over its mini-batches.
     """
     images, *targets = inputs
     outputs = net(images, path, BATCH)
-    losses = objective(outputs, images, targets) if objective else net.losses(outputs, targets)
+    if objective:
+        losses = objective(outputs, images, targets)
+    else:
+        losses = net.losses(outputs, targets, counts) if counts else net.losses(outputs, targets)
     for loss in losses:
         loss.persistent = True
-    total = losses[0] / parts if parts > 1 else losses[0]
-    return Graph(inputs, (total, *losses))
+    total = losses[0] / parts if parts > 1 and not counts else losses[0]
+    return Graph(inputs, (total, *losses), parts if counts else 1)
 
 
 def load(graph: Graph, batch: Sequence[np.ndarray]) -> None:
@@ -124,11 +134,41 @@ def step(graph: Graph) -> None:
     graph.losses[0].backward(clear_buffer=True)
 
 
+def count(net: Mo.Module, targets: Sequence[np.ndarray], comm: Communicator) -> tuple[nn.Variable, ...]:
+    """What the losses of a whole batch are divided by, as scalars for `net.losses`: sums over all processes.
+
+    A detector divides by numbers of objects. Were each mini-batch divided by its own number, an object in a mini-batch
+    with few of them would count more than it does in the undivided batch. A network whose losses are means over images
+    has no `counts`, since mini-batches are of equal size.
+
+    Args:
+        targets: of this process' part of the batch.
+    """
+    if not hasattr(net, "counts"):
+        return ()
+    totals = np.sum(comm.gather(net.counts(targets)), axis=0)
+    variables = tuple(nn.Variable.from_numpy_array(np.float32(total)) for total in totals)
+    for variable in variables:
+        variable.persistent = True  # all mini-batches of the step read it
+    return variables
+
+
+def touched(parameters: dict[str, nn.Variable]) -> dict[str, nn.Variable]:
+    """The parameters that a path of this step used: those with a gradient since `zero_grad`.
+
+    NNabla's solvers ask the same question (`grad.zeroing`) and pass the other parameters over: their weights, their
+    moments and their counts of updates stay, and they do not decay. Reading or writing such a gradient would make it an
+    array of zeros, with which they are updated. The answer follows from the step's paths alone, so all processes give the
+    same one.
+    """
+    return {name: parameter for name, parameter in parameters.items() if not parameter.grad.zeroing}
+
+
 class GradientSum:
     """Adds up the gradients of mini-batches, each taken from zero, in their order.
 
     Several processes that have a mini-batch each add up in the same order: so they get the same bits as one process that
-    has them all.
+    has them all. A parameter that no path of the step used has no gradient before and after (see `touched`).
     """
 
     def __init__(self, parameters: dict[str, nn.Variable]):
@@ -136,7 +176,7 @@ class GradientSum:
 
     def take(self) -> None:
         """Add the parameters' gradients, which begin at zero again."""
-        for name, parameter in self._parameters.items():
+        for name, parameter in touched(self._parameters).items():
             if name in self._sums:
                 self._sums[name] += parameter.grad
             else:
@@ -146,8 +186,8 @@ class GradientSum:
 
     def give(self) -> None:
         """The sum becomes the parameters' gradients."""
-        for name, parameter in self._parameters.items():
-            parameter.grad.copy_from(self._sums[name])
+        for name, gradient in self._sums.items():
+            self._parameters[name].grad.copy_from(gradient)
 
 
 class NotFinite(UserError):
@@ -181,6 +221,10 @@ def train(
 ) -> None:
     """Train `net`: each step draws a path, and updates the weights that it uses (Alg. 1 lines 9 to 16).
 
+    A layer that no path of the step used stays as it is, moments included, with every solver, `accumulate`,
+    `paths_per_step` and number of processes; of a layer that was used in part, all weights are updated, as it is one array.
+    However a batch is cut, its gradient is the same, but for batch normalization, which sees a mini-batch at a time.
+
     Args:
         optimizer: holds the parameters to train; its schedule decides the learning rate.
         paths: gives the path of each step; of several processes only the first one's is asked.
@@ -206,13 +250,14 @@ def train(
             size = len(batch[0]) // accumulate
             fit_shapes(inputs, [array[:size] for array in batch])
             chosen = [comm.once(paths.next) for _ in range(paths_per_step)]
-            graphs = [build(net, path, inputs, parts, objective) for path in chosen]
+            counts = count(net, batch[1:], comm) if parts > 1 and not objective else ()
+            graphs = [build(net, path, inputs, parts, objective, counts) for path in chosen]
             gradients, seen = GradientSum(optimizer.get_parameters()), []
             for start in range(0, size * accumulate, size):
                 for graph in graphs:
                     load(graph, [array[start : start + size] for array in batch])
                     step(graph)
-                    seen.append([float(loss.d) for loss in graph.losses[1:]])
+                    seen.append([float(loss.d) * graph.scale for loss in graph.losses[1:]])
                 if accumulate > 1:
                     gradients.take()
             if accumulate > 1:
@@ -226,7 +271,8 @@ def train(
             if comm.n_procs > 1:
                 if event is not None:
                     event.default_stream_synchronize()
-                comm.all_reduce([p.grad for p in optimizer.get_parameters().values()], inplace=False)
+                used = touched(optimizer.get_parameters())
+                comm.all_reduce([parameter.grad for parameter in used.values()], inplace=False)
             rate = optimizer.get_learning_rate()
             optimizer.update()
             if event is not None:

@@ -27,7 +27,7 @@ from ..common.errors import UserError
 from ..common.files import write_json
 from ..common.reading import parse_json, read_json, shown
 from ..data.loader import Loader
-from ..evaluation.path_evaluation import KeptEvaluation, named_rng, sample_in_buckets
+from ..evaluation.path_evaluation import KeptEvaluation, named_rng, named_seed, sample_in_buckets
 from ..evaluation.validation import PathEvaluator, timing, validation_loss
 from ..networks.weights import digest
 from ..path_filter.evaluated_paths import EvaluatedPaths
@@ -395,12 +395,15 @@ class SupernetRunner(Runner):
             self.monitor.meters.clear()  # reset() would keep them, and the next phase would write zeros for this one
 
     def loader(self, phase: TrainingPhase) -> Loader:
-        """Training batches of a phase: a function of the seed, the epoch and the step alone."""
+        """Training batches of a phase: a function of the seed, the phase's schedule, the epoch and the step alone.
+
+        So no two schedules see the same order, crops, flips and colors, whichever were run before.
+        """
         return Loader(
             self.dataloader["train"],
             self.sets.train_item,
             phase.batch_size,
-            self.config.args.seed,
+            named_seed(self.config.args.seed, f"batches of {phase.schedule_name}"),
             workers=self.config.args.workers,
             rank=self.comm.rank,
             size=self.comm.n_procs,
