@@ -29,9 +29,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnabla_detofa import cli
 from nnabla_detofa import config as configs
-from nnabla_detofa.errors import UserError
+from nnabla_detofa.cli import commands as cli
+from nnabla_detofa.common.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md")))
@@ -211,8 +211,8 @@ def _check_tool(words: list[str]) -> None:
 
 
 def _check_reproduce(arguments: argparse.Namespace) -> None:
-    from nnabla_detofa.profiles import load
-    from nnabla_detofa.reproduce import TARGETS
+    from nnabla_detofa.paper.profiles import load
+    from nnabla_detofa.paper.reproduce import TARGETS
 
     profile = load(str(ROOT / "configs/profiles" / f"{arguments.profile}.json"))
     if unknown := set(arguments.targets) - set(TARGETS):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hydra.core.hydra_config import HydraConfig
 
-from nnabla_detofa import compat, launch
-from nnabla_detofa.compat import Device, Model, Optimizer, Runner, hydra_state
-from nnabla_detofa.errors import UserError
+from nnabla_detofa.backend import compat, launch
+from nnabla_detofa.backend.compat import Device, Model, Optimizer, Runner, hydra_state
+from nnabla_detofa.common.errors import UserError
 
 EXTENSION = {
     "cuda": """

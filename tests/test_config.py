@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli import RUNNERS
-from nnabla_detofa.errors import UserError
+from nnabla_detofa.cli.commands import RUNNERS
+from nnabla_detofa.common.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SMALLEST = {"network": {"centernet_ofa_resnet50": {}}, "dataloader": {"voc": {"holdout": 100}}}

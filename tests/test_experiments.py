@@ -15,18 +15,20 @@ import numpy as np
 import pytest
 from small import detofa_config, pretrain_config
 
-from nnabla_detofa import __version__, budget_figures, experiments, profiles, provenance, reproduce
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli import main
+from nnabla_detofa.cli.commands import main
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.common.version import __version__
 from nnabla_detofa.data import content
 from nnabla_detofa.data.digits import write_digits
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.experiments import OFA, OURS, PATH_PRUNINGS, PATH_RATIOS, STRATEGIES, plan, shared_phases
-from nnabla_detofa.filter_paths import study_folder
-from nnabla_detofa.phases import phase_names
-from nnabla_detofa.reproduce import TARGETS, Order
-from nnabla_detofa.run_folder import run_config, searched_space
-from nnabla_detofa.search_space import ofa_resnet50
+from nnabla_detofa.paper import budget_figures, experiments, profiles, reproduce
+from nnabla_detofa.paper.experiments import OFA, OURS, PATH_PRUNINGS, PATH_RATIOS, STRATEGIES, plan, shared_phases
+from nnabla_detofa.paper.filter_paths import study_folder
+from nnabla_detofa.paper.reproduce import TARGETS, Order
+from nnabla_detofa.runs import provenance
+from nnabla_detofa.runs.phases import phase_names
+from nnabla_detofa.runs.run_folder import run_config, searched_space
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from nnabla_detofa.launch import STOP_SIGNALS, handling
-from nnabla_detofa.runner import StopRequest
+from nnabla_detofa.backend.launch import STOP_SIGNALS, handling
+from nnabla_detofa.training.runner import StopRequest
 
 
 def test_every_stop_signal_is_heard_but_an_ignored_hang_up(monkeypatch):

@@ -4,16 +4,17 @@ import importlib
 import logging
 
 import nnabla as nn
+import nnabla_detofa.compat
 import numpy as np
 import pytest
 
-import nnabla_detofa.compat
-from nnabla_detofa import centernet, load_supernet, supernet, weights
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.geometry import Geometry
-from nnabla_detofa.loading import width_scale
-from nnabla_detofa.search_space import ofa_resnet50
-from nnabla_detofa.supernet import Plan
+from nnabla_detofa import load_supernet
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.networks import centernet, supernet, weights
+from nnabla_detofa.networks.loading import width_scale
+from nnabla_detofa.networks.supernet import Plan
+from nnabla_detofa.space.geometry import Geometry
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 STRIDES = (1, 2, 2, 1)
 
