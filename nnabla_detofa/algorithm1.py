@@ -20,11 +20,12 @@ from .errors import UserError
 from .evaluated_paths import EvaluatedPaths
 from .evolution import between, search
 from .path_filter import PathFilter, PathScorer
+from .phases import slug
 from .pictures import draw, in_pixels
 from .pruning import HashedPaths, KeptPaths, UniformPaths, operation_scores, path_thresholds, prune_operations
 from .ranking_metrics import baseline_scores, kendall_tau, per_bucket
 from .result_files import detector, found_paths
-from .runner import SupernetRunner, slug, start
+from .runner import SupernetRunner, start
 from .search_space import Path, PathBatch, SearchSpace
 from .training import OnePath, PathSampler
 from .validation import BoxDetector, average_precision, reestimate, save_detections, validation_loss

@@ -23,9 +23,8 @@ from .data.sets import open_sets
 from .data.targets import make_targets
 from .distillation import Distillation
 from .errors import UserError
-from .phases import TrainingPhase, training_phases
+from .phases import TrainingPhase, slug, training_phases
 from .pruning import UniformPaths
-from .runner import slug
 from .search_space import Path, PathBatch, SearchSpace, ofa_resnet50
 from .supernet import BATCH, sort_middle_channels
 from .training import OnePath, Progress, build, new_optimizer, train

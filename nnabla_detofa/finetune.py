@@ -16,10 +16,10 @@ from .compat import Device
 from .config import Config
 from .errors import UserError
 from .evaluate import OpenDetector, alone
-from .phases import TrainingPhase
-from .run_folder import FINE_TUNED, fine_tuned
+from .phases import FINE_TUNED, TUNING_PHASES, tuning_phase
+from .run_folder import fine_tuned
 from .runner import start
-from .search_space import Path, SearchSpace
+from .search_space import Path
 from .training import OnePath
 
 SLOWER = 10
@@ -34,7 +34,7 @@ class Tuner(DetOFASearcher):
         origin: where its weights came from; kept as origin.json (see `finetune`). The others are `SupernetRunner`'s.
     """
 
-    phases = ("before", FINE_TUNED)
+    phases = TUNING_PHASES
 
     def __init__(self, model, *args, origin: dict, **kwargs):
         super().__init__(model, *args, **kwargs)
@@ -55,12 +55,6 @@ class Tuner(DetOFASearcher):
             self.train_phase(phase, OnePath(path), self.new_optimizer(phase))
             after = self.evaluate_path(FINE_TUNED, path)
         return {"before": before, FINE_TUNED: after}
-
-
-def tuning_phase(config: Config, space: SearchSpace) -> TrainingPhase:
-    """The one phase of a fine-tuning with this config."""
-    epochs, batch_size = config.hparams.epochs, config.hparams.batch_size
-    return TrainingPhase(FINE_TUNED, "the found path alone", space, range(epochs), epochs, config.optimizer.train, batch_size)
 
 
 def tuning_config(config: Config, epochs: int, lr: float | None = None) -> Config:

@@ -16,13 +16,11 @@ import numpy as np
 from . import config as configs
 from .config import DetofaHparams
 from .errors import UserError
-from .finetune import Tuner, tuning_phase
 from .ledger import totals
-from .phases import TrainingPhase, phase_names, training_phases
+from .phases import FINE_TUNED, TUNING_PHASES, TrainingPhase, phase_names, slug, training_phases, tuning_phase
 from .provenance import recorded
 from .reading import parse_json
-from .run_folder import FINE_TUNED, final_weights, fine_tuned, number, read_result, reading, run_config, searched_space
-from .runner import slug
+from .run_folder import final_weights, fine_tuned, number, read_result, reading, run_config, searched_space
 from .search_space import PrunedSpace, ofa_resnet50
 
 KEPT = {
@@ -116,7 +114,7 @@ def phase_states(run: FilePath, config: configs.Config, log: str) -> list[dict]:
 def _phases(run: FilePath, config: configs.Config) -> tuple[tuple[str, ...], dict[str, TrainingPhase]]:
     """The names of all phases, and the training phases by name."""
     if fine_tuned(run):
-        return Tuner.phases, {FINE_TUNED: tuning_phase(config, ofa_resnet50(config.network.geometry))}
+        return TUNING_PHASES, {FINE_TUNED: tuning_phase(config, ofa_resnet50(config.network.geometry))}
     return tuple(phase_names(config)), {phase.name: phase for phase in training_phases(config)}
 
 

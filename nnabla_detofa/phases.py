@@ -9,11 +9,15 @@ import dataclasses
 from dataclasses import dataclass
 
 from .config import Config, DetofaHparams, PretrainHparams, Solver
+from .schedule import Schedule
 from .search_space import SearchSpace, compofa, ofa_resnet50, product_space, shrinking_stages
-from .training import Schedule
 
 GIVEN = "start"
 """The first phase of a pre-training that trains no fullnet."""
+FINE_TUNED = "finetuned"
+"""The one detector in the folder of a fine-tuning, and its phase."""
+TUNING_PHASES = ("before", FINE_TUNED)
+"""All phases of a fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,11 @@ class TrainingPhase:
             gamma=self.solver.gamma,
             warmup_steps=self.solver.warmup_steps + self.warmup_epochs * per_epoch,
         )
+
+
+def slug(name: str) -> str:
+    """A phase's name as a file's."""
+    return name.replace(" ", "_").replace("-", "_")
 
 
 def training_phases(config: Config) -> tuple[TrainingPhase, ...]:
@@ -169,3 +178,9 @@ def _pretrain(config: Config, hparams: PretrainHparams, space: SearchSpace) -> t
         )
         trained = part.ratios
     return tuple(phases)
+
+
+def tuning_phase(config: Config, space: SearchSpace) -> TrainingPhase:
+    """The one phase of a fine-tuning with this config."""
+    epochs, batch_size = config.hparams.epochs, config.hparams.batch_size
+    return TrainingPhase(FINE_TUNED, "the found path alone", space, range(epochs), epochs, config.optimizer.train, batch_size)

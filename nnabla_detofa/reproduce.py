@@ -7,7 +7,6 @@ paths of their own.
 from __future__ import annotations
 
 import csv
-import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -55,6 +54,7 @@ from .files import digest
 from .filter_paths import classification_paths, detection_paths, evaluated, study_folder
 from .filter_study import StudyInputs, StudyResults
 from .kept_paths_figure import FilteredPaths
+from .launch import cores
 from .operation_figure import ScoredOperations
 from .path_filter import PathFilter, PathScorer
 from .phases import phase_names
@@ -77,6 +77,7 @@ class Order:
         seeds: how many: 0, 1, ...
         overrides: entries of the data sets' configs to replace.
         jobs: runs at a time.
+        cores: that they may take together; those of a run that is alone share its work.
     """
 
     profile: Profile
@@ -84,6 +85,7 @@ class Order:
     seeds: int = 1
     overrides: tuple[str, ...] = ()
     jobs: int = 2
+    cores: int = 1
 
     def command(self, target: str) -> str:
         """What makes the target: make, or the program itself where the folder is one that make does not write to."""
@@ -178,7 +180,7 @@ def reproduce(names: Sequence[str], order: Order, log: Callable[[str], None] = p
     if starts:
         order.output.mkdir(parents=True, exist_ok=True)  # not after hours of runs
     try:
-        ensure(sorted(once.values(), key=lambda run: run.experiment != OURS), order.jobs, log)
+        ensure(sorted(once.values(), key=lambda run: run.experiment != OURS), order.jobs, log, order.cores)
     except UserError as error:  # a run failed, and others are there
         if starts and (there := [name for name in names if not waits(name)]):
             log(f"{error}; first what can be made without it: {', '.join(there)}")
@@ -572,7 +574,7 @@ def study(run: Run, name: str, inputs: StudyInputs) -> StudyResults:
             bar.update()
 
         on_cpu = nn.get_current_context().backend == ["cpu:float"]
-        return filter_study.run(inputs, seeds, study_folder(run) / name, on_fit, (os.cpu_count() or 1) if on_cpu else 1)
+        return filter_study.run(inputs, seeds, study_folder(run) / name, on_fit, cores() if on_cpu else 1)
 
 
 # --- All of them ------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from faults_by_kill import differing
 from small import GEOMETRY, detofa_config
 from test_training import Uniform, inputs, parts, values
 
-from nnabla_detofa import algorithm1, claim, evaluated_paths, runner, training, validation
+from nnabla_detofa import algorithm1, claim, evaluated_paths, mini_batch, runner, training, validation
 from nnabla_detofa import config as configs
 from nnabla_detofa.cli import main
 from nnabla_detofa.data.digits import write_digits
@@ -325,13 +325,13 @@ def test_a_run_killed_anywhere_at_its_start_has_its_mini_batch_if_it_has_its_con
                 break
             monkeypatch.setattr(os, "replace", replace)
             begun = folder / ".before" / "config.json" if restart else folder / "config.json"
-            kept = runner.mini_batch(settings, 1, folder)
+            kept = mini_batch.mini_batch(settings, 1, folder)
             seen.add((restart, (folder / "mini_batch.json").exists(), (folder / "config.json").exists(), begun.exists()))
             assert kept == settings.hparams.batch_size or (folder / "config.json").exists()
             with claim.claimed(folder, settings) as held:
                 assert held.fresh != restart and not (folder / "mini_batch.json").exists()
         monkeypatch.setattr(os, "replace", replace)
-        assert runner.mini_batch(settings, 1, folder) == 2
+        assert mini_batch.mini_batch(settings, 1, folder) == 2
     assert (False, True, False, False) in seen, "a kill between the two"
 
 

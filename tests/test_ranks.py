@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from small import detofa_config
 
-from nnabla_detofa import algorithm1, centernet, experiments, launch, profiles, runner
+from nnabla_detofa import algorithm1, centernet, experiments, launch, mini_batch, profiles
 from nnabla_detofa import config as configs
 from nnabla_detofa.algorithm1 import DetOFASearcher
 from nnabla_detofa.cli import main
@@ -284,7 +284,7 @@ def test_a_run_of_two_ranks_is_that_of_one_process_with_their_mini_batches(confi
     with pytest.raises(
         UserError, match="was begun with mini-batches of 2, and 4 processes cannot share 4 images so: go on with"
     ):
-        runner.mini_batch(config, 4, folder)
+        mini_batch.mini_batch(config, 4, folder)
     algorithm1.run(config, device(Communicator(nn.get_current_context())), folder)
     assert main(["-f", str(config_file), "-o", str(tmp_path / "one"), "hparams.mini_batch=2"]) == 0
     assert results(folder) == results(tmp_path / "one")
@@ -304,16 +304,16 @@ def test_what_goes_wrong_before_the_start_is_the_same_on_all_ranks(config_file, 
 
 def test_a_run_keeps_the_mini_batch_that_it_began_with(config_file, tmp_path):
     config = configs.load(config_file)
-    assert [runner.mini_batch(config, n, tmp_path) for n in (1, 2, 4)] == [4, 2, 1]
+    assert [mini_batch.mini_batch(config, n, tmp_path) for n in (1, 2, 4)] == [4, 2, 1]
     with pytest.raises(UserError, match=r"hparams.batch_size must be a multiple of .* \(1 x 3\), got 4"):
-        runner.mini_batch(config, 3, tmp_path)
+        mini_batch.mini_batch(config, 3, tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    assert runner.mini_batch(config, 1, tmp_path) == 4
+    assert mini_batch.mini_batch(config, 1, tmp_path) == 4
     with pytest.raises(UserError, match="was begun with mini-batches of 4, and 2 processes cannot share 4 images so"):
-        runner.mini_batch(config, 2, tmp_path)
-    assert runner.mini_batch(config, 2, tmp_path, restart=True) == 2
+        mini_batch.mini_batch(config, 2, tmp_path)
+    assert mini_batch.mini_batch(config, 2, tmp_path, restart=True) == 2
     said = configs.load(config_file, ["hparams.mini_batch=2"])
-    assert [runner.mini_batch(said, n, tmp_path) for n in (1, 2)] == [2, 2]
+    assert [mini_batch.mini_batch(said, n, tmp_path) for n in (1, 2)] == [2, 2]
 
 
 def test_a_run_of_other_mini_batches_is_no_experiment(tmp_path, monkeypatch):
@@ -433,7 +433,7 @@ def test_the_script_for_slurm_names_what_is_there(monkeypatch):
     loaded = configs.load(config, ["hparams.mini_batch=8"])
     ranks = int(re.search(r"^#SBATCH --ntasks-per-node=(\d+)", text, re.MULTILINE)[1])
     assert int(re.search(r"^#SBATCH --gpus-per-node=(\d+)", text, re.MULTILINE)[1]) == ranks
-    assert runner.mini_batch(loaded, ranks, Path("runs/none")) == 8
+    assert mini_batch.mini_batch(loaded, ranks, Path("runs/none")) == 8
     usage = subprocess.run([sys.executable, "-m", "nnabla_detofa", "run", "--help"], capture_output=True, text=True).stdout
     for option in re.findall(r" (-[a-z]) ", next(line for line in lines if "nnabla_nas" in line)):
         assert f"{option} " in usage
