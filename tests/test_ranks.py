@@ -1,7 +1,6 @@
 """Several processes do what one does: here joined by pipes, and by MPI where there is one."""
 
 import dataclasses
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -382,14 +381,7 @@ def test_tools_and_the_dry_run_are_one_process(config_file, monkeypatch, capsys)
     assert "2 processes need mpirun, which is neither beside" in capsys.readouterr().err
 
 
-def mpirun():
-    beside = Path(sys.executable).with_name("mpirun")
-    return str(beside) if beside.exists() else shutil.which("mpirun")
-
-
-needs_mpi = pytest.mark.skipif(
-    not (mpirun() and importlib.util.find_spec("mpi4py")), reason="needs mpirun and mpi4py: make setup-mpi"
-)
+needs_mpi = pytest.mark.skipif(not launch.can_launch(), reason="needs mpirun and mpi4py: make setup")
 
 
 def by_mpi(*arguments, seconds=200):
