@@ -284,6 +284,8 @@ def _gpu_names() -> str:
 
 def mpi() -> Iterator[Finding]:
     """mpi4py and a launcher: for several processes only."""
+    from .launch import mpirun
+
     launcher = mpirun() or shutil.which("mpiexec")
     error = _import_error("mpi4py.MPI")
     several = "several processes at once"

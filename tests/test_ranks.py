@@ -315,6 +315,41 @@ def test_a_run_keeps_the_mini_batch_that_it_began_with(config_file, tmp_path):
     assert [mini_batch.mini_batch(said, n, tmp_path) for n in (1, 2)] == [2, 2]
 
 
+def test_all_cores_are_taken_as_far_as_the_numbers_stay_the_same(config_file, tmp_path, monkeypatch):
+    def most(cores, *overrides):
+        return mini_batch.most_processes(configs.load(config_file, overrides), cores, tmp_path)
+
+    assert [most(8), most(8, "hparams.mini_batch=4")] == [1, 1]
+    assert [most(cores, "hparams.mini_batch=1") for cores in (1, 2, 3, 4, 8)] == [1, 2, 2, 4, 4]
+    assert most(8, "hparams.mini_batch=2", "hparams.batch_size=12") == 6
+    started = []
+    monkeypatch.setattr(launch, "cores", lambda: 3)
+    monkeypatch.setattr(launch, "can_launch", lambda: True)
+    monkeypatch.setattr(launch, "launch", lambda processes, command: started.append((processes, command[3:])) or 0)
+    line = ["-f", str(config_file), "-c", "cpu", "-o", str(tmp_path / "run"), "--processes", "auto", "hparams.mini_batch=2"]
+    assert main(line) == 0 and started == [(2, ["run", *line])]
+
+
+@pytest.mark.parametrize(
+    "name", ["digits_detofa", "digits_pretrain", "digits_pretrain_fullnet", "digits_pretrain_ps", "bccd_detofa"]
+)
+def test_the_small_configs_give_one_process_and_two_the_same_bits(name, tmp_path):
+    config = configs.load(ROOT / "configs" / f"{name}.json")
+    assert {mini_batch.mini_batch(config, processes, tmp_path) for processes in (1, 2)} == {config.hparams.mini_batch}
+    assert mini_batch.most_processes(config, 2, tmp_path) == 2 and config.args.evaluation_processes is None
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("max 100000", 4), ("200000 100000", 2), ("50000 100000", 1), ("900000 100000", 4)]
+)
+def test_cores_are_those_of_the_container(quota, cores, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)))
+    monkeypatch.setattr(launch, "QUOTA", tmp_path / "cpu.max")
+    assert launch.cores() == 4
+    launch.QUOTA.write_text(quota + "\n")
+    assert launch.cores() == cores
+
+
 def test_a_run_of_other_mini_batches_is_no_experiment(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(experiments, "RUNS", tmp_path)
@@ -401,6 +436,16 @@ def test_a_run_through_mpirun(config_file, tmp_path):
     assert (tmp_path / "two" / weights).read_bytes() == (tmp_path / "one" / weights).read_bytes()
     one, two = (json.loads((tmp_path / name / "fullnet.json").read_text()) for name in ("one", "two"))
     assert one == two
+
+
+@needs_mpi
+def test_nnabla_finds_the_mpi_of_set_up():
+    """nnabla loads it by this name; what Open MPI's wheel has there is a text for linkers."""
+    library = Path(sys.prefix, "lib", "libmpi.so")
+    if not library.with_name("libmpi.so.40").exists():
+        pytest.skip("MPI is not the wheel's")
+    command = [sys.executable, "-c", f"import ctypes; ctypes.CDLL({str(library)!r}).MPI_Init"]
+    assert subprocess.run(command, capture_output=True, text=True).stderr == ""
 
 
 @needs_mpi
