@@ -174,7 +174,7 @@ class MpiCommunicator(Communicator):
                 array.data = part.reshape(array.shape)
 
     def _sum(self, values: np.ndarray) -> None:
-        """Replace the values by their sums over ranks, in the order of ranks: MPI's Allreduce may add in any, which changes bits.
+        """Replace the values by their sums over ranks, in their order: MPI's Allreduce may add in any, which changes last bits.
 
         Each rank adds up its part of the values of all ranks, and the parts are put together.
         """
