@@ -46,7 +46,7 @@ setup(
         "cuda110": ["nnabla-ext-cuda110==1.39.0"],
         "cuda116": ["nnabla-ext-cuda116==1.39.0"],
         "cuda120": ["nnabla-ext-cuda120==1.39.0"],
-        "mpi": ["mpi4py>=4.1", "openmpi>=5"],  # one run on several processes; CPUs talk through mpi4py
+        "mpi": ["mpi4py>=4.1", "openmpi>=5"],  # one run on several processes; make setup has it, a cluster its own
         "torch": ["torch>=2.6"],  # reads the published OFA checkpoints
         "export": ["nnabla-converter==1.39.0", "onnxruntime"],  # brings TensorFlow: make setup-export
         "search": ["pymoo==0.6.2"],  # fronts: NSGA-II

@@ -54,6 +54,31 @@ def test_decoding_by_hand():
     assert labels[0].tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("kind", ["distinct", "ties", "few peaks", "negative", "nan"])
+def test_decoding_equals_a_stable_sort_of_all_cells(kind):
+    """Peaks by nine shifted maps, ordered by value and then by position; where there are too few, other cells as zeros."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        heat = rng.random((2, 3, *rng.integers(1, 8, 2))).astype(np.float32)
+        if kind == "ties":
+            heat = np.round(heat * 4) / 4
+        if kind == "few peaks":
+            heat[heat < 0.9] = 0
+        if kind == "negative":
+            heat -= 0.5
+        if kind == "nan":
+            heat[rng.random(heat.shape) < 0.2] = np.nan
+        padded = np.pad(heat, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+        height, width = heat.shape[2:]
+        shifted = [padded[:, :, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+        peaks = np.where(heat == np.maximum.reduce(shifted), heat, 0).reshape(2, -1)
+        order = np.argsort(-peaks, axis=1, kind="stable")[:, :10]
+        zeros = np.zeros((2, 2, height, width), np.float32)
+        boxes, scores, labels = decode(heat, zeros, zeros, top=10)
+        np.testing.assert_array_equal(scores, np.take_along_axis(peaks, order, axis=1))
+        np.testing.assert_array_equal(labels * height * width + boxes[..., 1] * width + boxes[..., 0], order)
+
+
 @pytest.mark.parametrize(
     "geometry, head, size",
     [

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -504,6 +505,38 @@ def test_a_run_that_fails_is_named_with_its_last_words(profile):
     runs = plan(profile, ("voc",), [], 1, ["network.centernet_ofa_resnet50.weights=none.h5"])
     with pytest.raises(UserError, match=r"nnabla_nas -f tiny.json .* ended with status 2: .*none.h5 does not exist"):
         experiments.ensure(runs, 1, lambda line: None)
+
+
+def test_runs_side_by_side_share_the_cores_and_the_last_one_has_all(profile, monkeypatch):
+    shares, done = [], SimpleNamespace(poll=lambda: 0, returncode=0)
+    monkeypatch.setattr(experiments, "_start", lambda run, share, trunks: shares.append(share) or done)
+    runs = plan(profile, ("voc",), [OURS, OFA, experiments.OFA_PS], 1, [])
+    assert len(list(experiments._finishing(runs, runs, 2, 4, lambda line: None))) == 3
+    assert shares == [2, 2, 4]
+
+
+def test_a_run_takes_its_cores_as_processes_where_the_numbers_stay_the_same(profile, monkeypatch):
+    commands = []
+    monkeypatch.setattr(experiments.subprocess, "Popen", lambda command, **options: commands.append(command))
+    for can_launch, mini_batch, ending in (
+        (True, 2, ["--processes", "2"]),
+        (True, 4, ["args.evaluation_processes=2"]),
+        (False, 2, ["args.evaluation_processes=2"]),
+    ):
+        monkeypatch.setattr(experiments, "can_launch", lambda can_launch=can_launch: can_launch)
+        (run,) = plan(profile, ("voc",), [], 1, ["hparams.batch_size=4", f"hparams.mini_batch={mini_batch}"])
+        experiments._start(run, 2)
+        assert commands[-1][-2 - len(ending) : -2] == ending
+
+
+def test_what_mpirun_adds_is_not_the_last_words(profile):
+    (run,) = plan(profile, ("voc",), [], 1, ["hparams.epochs=7"])
+    rule = "-" * 74
+    experiments.console(run).parent.mkdir(parents=True, exist_ok=True)
+    experiments.console(run).write_text(
+        f"[1/2] fullnet\nerror: no room\n{rule}\nprterun detected an error\n\n  Code: 2\n{rule}\n"
+    )
+    assert experiments._last_words(run) == "no room"
 
 
 def test_a_run_that_another_process_does_is_not_done_twice(profile):

@@ -31,7 +31,7 @@ from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPa
 from nnabla_detofa.runs import lock as claim
 from nnabla_detofa.space.search_space import ofa_resnet50
 from nnabla_detofa.training import loop as training
-from nnabla_detofa.training import runner
+from nnabla_detofa.training import mini_batch, runner
 from nnabla_detofa.training.checkpoint import Checkpoint
 from nnabla_detofa.training.loop import train
 
@@ -331,13 +331,13 @@ def test_a_run_killed_anywhere_at_its_start_has_its_mini_batch_if_it_has_its_con
                 break
             monkeypatch.setattr(os, "replace", replace)
             begun = folder / ".before" / "config.json" if restart else folder / "config.json"
-            kept = runner.mini_batch(settings, 1, folder)
+            kept = mini_batch.mini_batch(settings, 1, folder)
             seen.add((restart, (folder / "mini_batch.json").exists(), (folder / "config.json").exists(), begun.exists()))
             assert kept == settings.hparams.batch_size or (folder / "config.json").exists()
             with claim.claimed(folder, settings) as held:
                 assert held.fresh != restart and not (folder / "mini_batch.json").exists()
         monkeypatch.setattr(os, "replace", replace)
-        assert runner.mini_batch(settings, 1, folder) == 2
+        assert mini_batch.mini_batch(settings, 1, folder) == 2
     assert (False, True, False, False) in seen, "a kill between the two"
 
 

@@ -49,6 +49,16 @@ def test_an_epoch_has_each_item_once_and_an_order_of_its_own():
     assert np.concatenate([straight.indices(i) for i in range(4)]).tolist() == [*range(12), *range(4)]
 
 
+def test_the_order_of_an_epoch_is_drawn_once_for_all_its_steps(monkeypatch):
+    loader, drawn, default_rng = make_loader(100, 4), [], np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.append(seed) or default_rng(seed))
+    steps = [loader.indices(step) for step in range(30)]
+    assert len(drawn) == 2
+    np.testing.assert_array_equal(loader.indices(3), steps[3])
+    with pytest.raises(ValueError, match="read-only"):
+        steps[0][0] = 1
+
+
 def test_an_item_draws_anew_in_each_epoch_wherever_it_comes():
     loader = make_loader(4, 4)
     first, again, second = (dict(zip(loader.batch(step)[0][:, 0], loader.batch(step)[1][:, 0])) for step in (0, 0, 1))

@@ -5,6 +5,7 @@ Importing this needs no nnabla, nor anything else that is slow; `ranks.py` has h
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,6 +31,8 @@ mpirun inside a Slurm job starts one daemon on each machine with srun, whose num
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """SIGHUP comes where a terminal is closed or a connection is lost; where it is ignored, as nohup has it, it stays so. SIGUSR1
 is the one that Open MPI's mpirun passes on to its ranks, and that Slurm sends ahead of a time limit."""
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Where a container (cgroup 2) says how many microseconds of cores it may use in how many, such as "200000 100000"."""
 GRACE = 3.0
 """Seconds that ranks other than 0 leave it to say what went wrong, where the same went wrong on all."""
 
@@ -93,6 +96,26 @@ def end(message: str, status: int) -> NoReturn:
     os._exit(status)
 
 
+def cores() -> int:
+    """How many cores this process may use: those of its affinity, and fewer where its container has a smaller quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # there is no such file, or it says "max"
+        quota, period = QUOTA.read_text().split()
+        count = min(count, int(quota) // int(period))
+    return max(1, count)
+
+
+def mpirun() -> str | None:
+    """The launcher beside this Python, or else on the PATH; None where there is neither."""
+    beside = Path(sys.executable).with_name("mpirun")
+    return str(beside) if beside.exists() else shutil.which("mpirun")
+
+
+def can_launch() -> bool:
+    """Whether processes on CPUs can be launched, and talk to each other."""
+    return mpirun() is not None and importlib.util.find_spec("mpi4py") is not None
+
+
 def launch(processes: int, command: Sequence[str]) -> int:
     """Run a command as so many ranks on this machine, and wait for their end.
 
@@ -105,15 +128,14 @@ def launch(processes: int, command: Sequence[str]) -> int:
     Raises:
         UserError: there is no mpirun.
     """
-    beside = Path(sys.executable).with_name("mpirun")
-    mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
-    if mpirun is None:
+    launcher = mpirun()
+    if launcher is None:
         raise UserError(
             f"{processes} processes need mpirun, which is neither beside {sys.executable} nor on the PATH: "
-            "install nnabla-detofa[mpi], or start one process"
+            "run make setup, install nnabla-detofa[mpi], or start one process"
         )
     options = ["-n", str(processes)]
-    version = subprocess.run([mpirun, "--version"], capture_output=True, text=True).stdout
+    version = subprocess.run([launcher, "--version"], capture_output=True, text=True).stdout
     if "Open MPI" in version or "OpenRTE" in version:
         # In a container the user is root, and a machine with few cores counts as full.
         options += ["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
@@ -126,6 +148,6 @@ def launch(processes: int, command: Sequence[str]) -> int:
             told.append(number)
 
     with handling(pass_on):
-        job = subprocess.Popen([mpirun, *options, *command], start_new_session=True)
+        job = subprocess.Popen([launcher, *options, *command], start_new_session=True)
         status = job.wait()
     return status if status >= 0 else 128 - status

@@ -155,43 +155,51 @@ class MpiCommunicator(Communicator):
                 "several ranks were launched, but on the CPU they talk through mpi4py, which does not load "
                 f"({' '.join(str(error).split())}): install nnabla-detofa[mpi], or start one process"
             ) from error
-        self._world = MPI.COMM_WORLD
+        self._world, self._buffers = MPI.COMM_WORLD, {}
         local = self._world.Split_type(MPI.COMM_TYPE_SHARED)
         super().__init__(ctx, self._world.Get_rank(), local.Get_rank(), self._world.Get_size())
 
     def all_reduce(self, arrays: Sequence[nn.NdArray], division: bool = False, inplace: bool = True) -> None:
         groups = [[array] for array in arrays] if inplace else [list(arrays)]
         for group in filter(None, groups):
-            packed = self._sum(np.concatenate([array.data.ravel() for array in group]))
+            values = [array.data.ravel() for array in group]
+            ends = np.cumsum([value.size for value in values])
+            packed = self._buffer("packed", -(-ends[-1] // self.n_procs) * self.n_procs, np.result_type(*values))
+            np.concatenate(values, out=packed[: ends[-1]])
+            packed[ends[-1] :] = 0
+            self._sum(packed)
             if division:
                 packed /= self.n_procs
-            ends = np.cumsum([array.size for array in group])[:-1]
-            for array, part in zip(group, np.split(packed, ends)):
+            for array, part in zip(group, np.split(packed[: ends[-1]], ends[:-1])):
                 array.data = part.reshape(array.shape)
 
-    def _sum(self, values: np.ndarray) -> np.ndarray:
-        """The sum over ranks, in their order: MPI's own Allreduce may add in any, which changes the last bits.
+    def _sum(self, values: np.ndarray) -> None:
+        """Replace the values by their sums over ranks, in their order: MPI's Allreduce may add in any, which changes last bits.
 
         Each rank adds up its part of the values of all ranks, and the parts are put together.
         """
-        width = -(-values.size // self.n_procs)
-        padded = np.zeros(width * self.n_procs, values.dtype)
-        padded[: values.size] = values
-        parts = np.empty((self.n_procs, width), values.dtype)
+        parts = self._buffer("parts", values.size, values.dtype).reshape(self.n_procs, -1)
         self.barrier()
-        self._world.Alltoall(padded, parts)
-        total = parts[0].copy()
+        self._world.Alltoall(values, parts)
+        total = parts[0]
         for part in parts[1:]:
             total += part
-        self._world.Allgather(total, padded)
-        return padded[: values.size]
+        self._world.Allgather(total, values)
+
+    def _buffer(self, name: str, size: int, dtype: np.dtype) -> np.ndarray:
+        """Memory that is used again where the next step needs as much: the system clears fresh memory, which takes its time."""
+        kept = self._buffers.get(name)
+        if kept is None or (kept.size, kept.dtype) != (size, dtype):
+            self._buffers[name] = kept = np.empty(size, dtype)
+        return kept
 
     def barrier(self) -> None:
-        """MPI's own waiting takes a whole core and hears no signals: so look now and then whether all have come."""
-        request, patience = self._world.Ibarrier(), time.perf_counter() + 1e-3
+        """MPI's own waiting takes a whole core and hears no signals: so look ever more rarely whether all have come."""
+        request, start = self._world.Ibarrier(), time.perf_counter()
         while not request.Test():
-            if time.perf_counter() > patience:
-                time.sleep(2e-4)
+            waited = time.perf_counter() - start
+            if waited > 1e-3:
+                time.sleep(min(max(2e-4, waited / 8), 5e-3))
 
     def gather(self, value: Any) -> list:
         self.barrier()

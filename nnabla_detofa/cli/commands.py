@@ -6,7 +6,7 @@ goes wrong is a defect, and shows its traceback. Of several ranks, one says it, 
 
 import argparse
 import errno
-import importlib
+import importlib.util
 import io
 import json
 import logging
@@ -52,6 +52,13 @@ class Command:
     examples: tuple[str, ...] = ()
 
 
+def count_or_auto(text: str) -> int | str:
+    """The value of an argument that is a number or "auto"."""
+    if text != "auto" and not re.fullmatch(r"-?\d{1,18}", text):
+        raise argparse.ArgumentTypeError(f"must be a number or auto, got {text}")
+    return text if text == "auto" else int(text)
+
+
 def run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--file", required=True, metavar="FILE", help="the config, .json or .yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the config")
@@ -60,9 +67,10 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output-path", metavar="OUTPUT", help="replaces args.output_path (default: runs/<config>)")
     parser.add_argument(
         "--processes",
-        type=int,
+        type=count_or_auto,
         metavar="N",
-        help="processes on this machine that share the work, each a core or a GPU: starts mpirun (nnabla-detofa[mpi] has one)",
+        help="processes on this machine that share the work, each a core or a GPU: starts mpirun; auto: as many as there are "
+        "cores and as can share a batch in mini-batches of hparams.mini_batch, or one for each GPU of device_id",
     )
     parser.add_argument("--restart", action="store_true", help="start anew instead of going on where the run was stopped")
     parser.add_argument(
@@ -75,9 +83,9 @@ def run(args: argparse.Namespace) -> int | None:
     from .. import config as configs
 
     _, size = launch.launched()
-    if args.processes is not None and args.processes < 1:
-        raise UserError(f"--processes must be 1 or more, got {args.processes}")
-    if size > 1 and (args.dry_run or args.processes not in (None, size)):
+    if args.processes not in (None, "auto") and args.processes < 1:
+        raise UserError(f"--processes must be 1 or more, or auto, got {args.processes}")
+    if size > 1 and (args.dry_run or args.processes not in (None, "auto", size)):
         other = "--dry-run is one process" if args.dry_run else f"--processes is {args.processes}"
         raise UserError(f"{size} ranks were launched, and {other}: leave out one of the two")
     flags = {"context": args.context, "device_id": args.device_id, "output_path": args.output_path}
@@ -89,11 +97,13 @@ def run(args: argparse.Namespace) -> int | None:
         for line in dry_run(config):
             print(line, flush=True)
         return None
-    if (args.processes or 1) > size:
-        from ..training.runner import mini_batch
+    if size == 1:
+        from ..training.mini_batch import mini_batch
 
-        mini_batch(config, args.processes, config.output_path, args.restart)  # can the work be shared so?
-        return launch.launch(args.processes, [sys.executable, "-m", "nnabla_detofa", *args.command_line])
+        processes = _processes(config, args.processes, args.restart)
+        mini_batch(config, processes, config.output_path, args.restart)  # can the work be shared so?
+        if processes > 1:
+            return launch.launch(processes, [sys.executable, "-m", "nnabla_detofa", *args.command_line])
 
     from ..backend.compat import Device
 
@@ -101,6 +111,17 @@ def run(args: argparse.Namespace) -> int | None:
     device = Device.open(config.args.context, config.args.device_id, config.args.type_config)
     runner.run(config, device, config.output_path, restart=args.restart)
     return None
+
+
+def _processes(config, wanted: int | str | None, restart: bool) -> int:
+    """What `--processes` stands for. Without MPI auto is one process, which evaluates paths on all cores alone."""
+    if wanted != "auto":
+        return wanted or 1
+    from ..training.mini_batch import most_processes
+
+    if config.args.context != "cpu" and importlib.util.find_spec("nnabla_ext.cuda"):
+        return config.args.device_id.count(",") + 1
+    return most_processes(config, launch.cores(), config.output_path, restart) if launch.can_launch() else 1
 
 
 def data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -241,12 +262,12 @@ def refuse_numbers(args: argparse.Namespace, **most: int) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Print the average precision of a run's detectors, class by class."""
-    from ..backend.compat import Device
-    from ..tools.evaluate import detectors_of, evaluate, table
-
     if args.scales and not all(0 < scale <= 8 for scale in args.scales):
         raise UserError(f"--scales must be numbers in (0, 8], got {', '.join(map(str, args.scales))}")
     refuse_output(args.output)
+    from ..backend.compat import Device
+    from ..tools.evaluate import detectors_of, evaluate, table
+
     Device.open(args.context, args.device_id)
     run = Path(args.run)
     names = args.detector or detectors_of(run)
@@ -282,13 +303,12 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
 
 def search(args: argparse.Namespace) -> None:
     """Search a finished run for the best path under hard bounds."""
-    from ..tools.search import UNITS, find, load_run, parse_bound, table
-
     refuse_output(args.output)
-    bounds = {name: parse_bound(name, getattr(args, name)) for name in UNITS if getattr(args, name) is not None}
     if args.generations is not None and args.generations < 0:
         raise UserError(f"--generations must be 0 or more, got {args.generations}")
+    from ..tools.search import UNITS, find, load_run, parse_bound, table
 
+    bounds = {name: parse_bound(name, getattr(args, name)) for name in UNITS if getattr(args, name) is not None}
     from tqdm import tqdm
 
     from ..backend.compat import Device
@@ -329,7 +349,6 @@ def supernet_arguments(parser: argparse.ArgumentParser) -> None:
 def supernet_of(args: argparse.Namespace):
     """The config and the weights file that `supernet_arguments` name; opens the device."""
     from .. import config as configs
-    from ..backend.compat import Device
     from ..runs.run_folder import run_config, run_weights
 
     refuse_numbers(args, per_bucket=10**6, images=10**9, bn_images=10**9)
@@ -342,6 +361,8 @@ def supernet_of(args: argparse.Namespace):
         raise UserError("-f needs --weights, the supernet's weights file")
     config = run_config(Path(args.run), overrides) if args.run else configs.load(args.file, overrides)
     weights = run_weights(Path(args.run), config, args.weights) if args.run else Path(args.weights)
+    from ..backend.compat import Device
+
     Device.open(args.context, args.device_id, config.args.type_config)
     return config, weights
 
@@ -457,7 +478,7 @@ def reproduce_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="an entry of the configs to replace")
     parser.add_argument("--profile", default="demo", help="demo, bccd, paper, or a .json file (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="the seeds 0 to N - 1 (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: 2, but 1 on a GPU)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one for each core, or one GPU)")
     parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
     parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
     parser.add_argument("-o", "--output", metavar="FOLDER", help="default: results/<profile>")
@@ -465,20 +486,21 @@ def reproduce_arguments(parser: argparse.ArgumentParser) -> None:
 
 def reproduce(args: argparse.Namespace) -> None:
     """Make tables and figures of the paper, with the runs that they need, and print them."""
-    from ..backend.compat import Device
     from ..paper.profiles import load
-    from ..paper.reproduce import Order, reproduce
 
     refuse_numbers(args, seeds=1000, jobs=256)
-    device = Device.open(args.context, args.device_id)
     profile = load(args.profile)
     overrides = [entry for text in args.set for entry in re.split(r"\s+(?=[\w.]+=)", text.strip())]  # values may have spaces
     flags = {"context": args.context, "device_id": args.device_id}
     overrides += [f"args.{key}={value}" for key, value in flags.items() if value not in ("auto", "0")]
     output = Path(args.output or profile.results)
     refuse_output_folder(output)
-    jobs = args.jobs or (2 if device.name == "cpu" else 1)  # two on one GPU would each count the other's time as theirs
-    for file in reproduce(args.targets, Order(profile, output, args.seeds, tuple(overrides), jobs)):
+    from ..backend.compat import Device
+    from ..paper.reproduce import Order, reproduce
+
+    device = Device.open(args.context, args.device_id)
+    cores = launch.cores() if device.name == "cpu" else 1  # two on one GPU would each count the other's time as theirs
+    for file in reproduce(args.targets, Order(profile, output, args.seeds, tuple(overrides), args.jobs or cores, cores)):
         print(file.read_text())
         written = [file.with_suffix(suffix) for suffix in (".md", ".csv", ".png")]
         print(f"written: {', '.join(str(path) for path in written if path.exists())}")  # some tables have no picture
@@ -526,14 +548,15 @@ def measure_latency(args: argparse.Namespace) -> None:
     if args.image_size and (len(args.image_size) > 2 or max(args.image_size) > 16384):
         sides = " ".join(map(str, args.image_size))
         raise UserError(f"--image-size must be a side, or height and width, of at most 16384 pixels, got {sides}")
+    from .. import config as configs
+
+    config = configs.load(args.file, args.overrides)
     import numpy as np
     from tqdm import tqdm
 
-    from .. import config as configs
     from ..backend.compat import Device
     from ..tools.measure_latency import measure, model_of, validate, write
 
-    config = configs.load(args.file, args.overrides)
     size = (args.image_size * 2)[:2] if args.image_size else None
     model = model_of(config, size and tuple(size), args.classes)
     device = Device.open(args.context, args.device_id, config.args.type_config)
@@ -739,15 +762,15 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Write one detector as a static network, and compare it with the supernet's path."""
-    from ..backend.compat import Device
-    from ..tools.export import about_file, check_output, check_request, export
-
     file, run = Path(args.output), Path(args.run)
     if args.size and len(args.size) > 2:
         raise UserError(f"--size must be a side, or height and width, got {' '.join(map(str, args.size))}")
-    check_output(file)
+    from ..backend.compat import Device
     from ..runs.run_folder import run_config
     from ..tools.evaluate import open_detector
+    from ..tools.export import about_file, check_output, check_request, export
+
+    check_output(file)
 
     size = tuple((args.size * 2)[:2]) if args.size else None
     check_request(run, args.detector, run_config(run, args.overrides), size, args.batch)
@@ -769,13 +792,14 @@ def finetune_arguments(parser: argparse.ArgumentParser) -> None:
 
 def finetune(args: argparse.Namespace) -> None:
     """Train one detector further, alone, and print its average precision before and after."""
-    from ..backend.compat import Device
     from ..runs.run_folder import run_config
-    from ..tools.evaluate import open_detector, table
-    from ..tools.finetune import check_request, finetune
 
     run = Path(args.run)
     config = run_config(run, args.overrides)
+    from ..backend.compat import Device
+    from ..tools.evaluate import open_detector, table
+    from ..tools.finetune import check_request, finetune
+
     check_request(Path(args.output), args.epochs, args.lr)
     device = Device.open(args.context, args.device_id, config.args.type_config)
     opened = open_detector(run, args.detector, args.overrides)

@@ -8,8 +8,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
 
-import h5py
+if TYPE_CHECKING:
+    import h5py
 
 
 def write_bytes(file: str | os.PathLike, content: bytes) -> None:
@@ -44,6 +46,8 @@ def new_hdf5(file: str | os.PathLike) -> Iterator[h5py.File]:
 
     It is made in memory: on a full disk HDF5 itself fails late, in closing the file, and again when the process ends.
     """
+    import h5py
+
     with h5py.File(os.fspath(file), "w", driver="core", backing_store=False) as opened:
         yield opened
         opened.flush()

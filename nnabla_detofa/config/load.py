@@ -69,7 +69,7 @@ class Args:
         type_config: "half" only on GPUs, without loss scaling.
         output_path: folder of the run; None is runs/<name of the config>.
         workers: threads that load data; 0 loads between the steps.
-        evaluation_processes: processes that share the evaluation of many paths.
+        evaluation_processes: processes that share the evaluation of many paths on the CPU; None is one for each core.
         print_frequency: training steps between two lines of the log.
     """
 
@@ -80,7 +80,7 @@ class Args:
     type_config: Literal["float", "half"] = "float"
     output_path: Annotated[str, text] | None = None
     workers: Annotated[int, "[0, 256]"] = 2
-    evaluation_processes: Annotated[int, "[1, 256]"] = 1
+    evaluation_processes: Annotated[int, "[1, 256]"] | None = None
     print_frequency: Count = 50
 
 

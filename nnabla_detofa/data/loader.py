@@ -68,6 +68,7 @@ class Loader:
         self.seed = (seed,) if isinstance(seed, int) else tuple(seed)
         self.shuffle, self.drop_last, self.rank, self.size = shuffle, drop_last, rank, size
         self.sizes = tuple(sizes)
+        self._order = -1, np.arange(0)  # of the epoch that was asked for last
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -76,12 +77,20 @@ class Loader:
     def indices(self, step: int) -> np.ndarray:
         """The items of this rank's part of batch `step` (counted over all epochs)."""
         epoch, position = divmod(step, len(self))
-        count = len(self.dataset)
-        # The generator of an epoch's order is named by `count`, which is no item's index, so it is no item's generator.
-        order = np.random.default_rng((*self.seed, epoch, count)).permutation(count) if self.shuffle else np.arange(count)
-        batch = order[position * self.batch_size : (position + 1) * self.batch_size]
+        batch = self.order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
         share = self.batch_size // self.size
         return batch[self.rank * share : (self.rank + 1) * share]
+
+    def order(self, epoch: int) -> np.ndarray:
+        """All items in the order of an epoch, read-only; that of the last epoch is kept, for its other steps."""
+        if self._order[0] != epoch:
+            count = len(self.dataset)
+            # The generator of an epoch's order is named by `count`, which is no item's index, so it is no item's generator.
+            rng = np.random.default_rng((*self.seed, epoch, count))
+            order = rng.permutation(count) if self.shuffle else np.arange(count)
+            order.flags.writeable = False
+            self._order = epoch, order
+        return self._order[1]
 
     def batch(self, step: int) -> Arrays:
         """Batch `step`, made in this thread: each of the transform's arrays, stacked along a new first axis."""

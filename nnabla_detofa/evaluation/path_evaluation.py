@@ -12,6 +12,7 @@ import nnabla as nn
 import numpy as np
 
 from .. import config as configs
+from ..backend.launch import cores
 from ..backend.ranks import Communicator
 from ..common.errors import UserError
 from ..data.augment import letterbox_matrix
@@ -66,7 +67,7 @@ def statistics_images(sets: Sets, config: configs.Config) -> list[np.ndarray]:
 def path_evaluator(
     model, sets: Sets, config: configs.Config, ap: bool = False, comm: Communicator | None = None
 ) -> PathEvaluator:
-    """Evaluates the paths of `model`, in `args.evaluation_processes` where one rank computes on the CPU.
+    """Evaluates the paths of `model`, in several processes (`args.evaluation_processes`) where one rank computes on the CPU.
 
     Args:
         ap: measure AP50 too, by the config's `ap_metric`.
@@ -75,7 +76,7 @@ def path_evaluator(
     comm = comm or Communicator()
     judged = validation_indices(sets, config)
     forks = comm.n_procs == 1 and nn.get_current_context().backend == ["cpu:float"]
-    processes = config.args.evaluation_processes if forks else 1
+    processes = (config.args.evaluation_processes or cores()) if forks else 1
     batches = list(eval_batches(sets, sets.val, judged, config.hparams.bn_batch))
     truth = _truth(sets, judged, config.dataloader.ap_metric) if ap else None
     return PathEvaluator(model, statistics_images(sets, config), batches, processes, truth, comm)

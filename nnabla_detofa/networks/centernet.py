@@ -263,13 +263,9 @@ def decode(heat_map: np.ndarray, offset: np.ndarray, size: np.ndarray, top: int 
     Returns:
         boxes (B, top, 4) as x1 y1 x2 y2 in cells of the output map, scores (B, top), classes (B, top) int.
     """
-    batch, classes, height, width = heat_map.shape
-    padded = np.pad(heat_map, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
-    windows = [padded[:, :, dy : dy + height, dx : dx + width] for dy in range(3) for dx in range(3)]
-    peaks = np.where(heat_map == np.maximum.reduce(windows), heat_map, 0.0).reshape(batch, -1)
-    top = min(top, peaks.shape[1])
-    order = np.argsort(-peaks, axis=1, kind="stable")[:, :top]
-    scores = np.take_along_axis(peaks, order, axis=1)
+    batch, _, height, width = heat_map.shape
+    found = [_best_peaks(values, top) for values in heat_map]
+    order, scores = (np.stack(arrays) for arrays in zip(*found))
     label, cell = np.divmod(order, height * width)
 
     def at_cells(values: np.ndarray) -> np.ndarray:
@@ -280,6 +276,32 @@ def decode(heat_map: np.ndarray, offset: np.ndarray, size: np.ndarray, top: int 
     half = at_cells(size) / 2
     boxes = np.concatenate([centre - half, centre + half], axis=1).transpose(0, 2, 1)
     return boxes.astype(np.float32), scores.astype(np.float32), label
+
+
+def _best_peaks(heat_map: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions in the flattened heat map (K, h, w) and values of its `top` highest peaks; the first of equal ones is first."""
+    is_peak = heat_map == _max_of_3x3(heat_map)
+    positions = np.flatnonzero(is_peak & (heat_map > 0))
+    if len(positions) < top:  # other cells fill up, with the value 0
+        values = np.where(is_peak, heat_map, 0.0).ravel()
+        positions = np.argsort(-values, kind="stable")[:top]
+        return positions, values[positions]
+    values = heat_map.ravel()[positions]
+    least = np.partition(values, len(values) - top)[len(values) - top]
+    positions, values = positions[values >= least], values[values >= least]
+    best = np.argsort(-values, kind="stable")[:top]
+    return positions[best], values[best]
+
+
+def _max_of_3x3(values: np.ndarray) -> np.ndarray:
+    """The maximum of each cell's neighbourhood in its map (..., h, w): of rows, and then of columns."""
+    rows = values.copy()
+    np.maximum(rows[..., 1:], values[..., :-1], out=rows[..., 1:])
+    np.maximum(rows[..., :-1], values[..., 1:], out=rows[..., :-1])
+    found = rows.copy()
+    np.maximum(found[..., 1:, :], rows[..., :-1, :], out=found[..., 1:, :])
+    np.maximum(found[..., :-1, :], rows[..., 1:, :], out=found[..., :-1, :])
+    return found
 
 
 def soft_nms(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -26,14 +27,14 @@ from pathlib import Path as FilePath
 from tqdm import tqdm
 
 from .. import config as configs
-from ..backend.launch import handling
+from ..backend.launch import can_launch, handling
 from ..common.errors import UserError
 from ..common.files import write_json
 from ..common.reading import parse_json
 from ..runs import provenance, result_files
 from ..runs.lock import differences
 from ..runs.run_folder import read_result
-from ..training.runner import kept_mini_batch
+from ..training.mini_batch import kept_mini_batch, most_processes
 from .profiles import DataSet, Profile
 
 RUNS = FilePath("runs")
@@ -360,12 +361,13 @@ def _check_ours(run: Run) -> None:
             )
 
 
-def ensure(runs: Sequence[Run], jobs: int, log: Callable[[str], None] = print) -> None:
+def ensure(runs: Sequence[Run], jobs: int, log: Callable[[str], None] = print, cores: int = 1) -> None:
     """Bring runs to their end: those that others branch off first, then the others, `jobs` at a time.
 
     Args:
         runs: as `plan` makes them.
-        jobs: processes.
+        jobs: how many run side by side.
+        cores: that they may take together.
 
     Raises:
         UserError: a run failed, or the profile does not start runs and some are missing.
@@ -404,7 +406,7 @@ def ensure(runs: Sequence[Run], jobs: int, log: Callable[[str], None] = print) -
             [run for run in missing if run.experiment == OURS],
             [run for run in missing if run.experiment != OURS],
         ):
-            for run in _finishing(stage, runs, jobs, bar.write):
+            for run in _finishing(stage, runs, jobs, cores, bar.write):
                 bar.update()
                 bar.set_postfix_str(run.name)
 
@@ -418,31 +420,33 @@ def _names(runs: Sequence[Run]) -> str:
     return ", ".join(run.name for run in runs)
 
 
-def _finishing(runs: Sequence[Run], all_runs: Sequence[Run], jobs: int, log: Callable[[str], None]) -> Iterator[Run]:
+def _finishing(
+    runs: Sequence[Run], all_runs: Sequence[Run], jobs: int, cores: int, log: Callable[[str], None]
+) -> Iterator[Run]:
     """Start the runs as processes, `jobs` at a time, and yield each that has finished.
 
     Args:
         all_runs: off which they may branch, once finished.
+        cores: shared out over the runs that are side by side.
 
     Raises:
         UserError: one failed; the others are stopped, and go on another time.
     """
     waiting, started = list(runs), {}
-    cores = max(1, (os.cpu_count() or 1) // max(1, min(jobs, len(runs))))
     with _stopping_all(started) as stop:
         while waiting or started:
             while waiting and len(started) < jobs:
                 run = waiting.pop(0)
                 trunks = [trunk for trunk in all_runs if trunk.finished]
+                share = max(1, cores // min(jobs, len(started) + 1 + len(waiting)))
                 with stop.held():  # a process that is in no list would outlive us
-                    started[run] = _start(run, cores, trunks)
+                    started[run] = _start(run, share, trunks)
                 log(f"{run.name} is running, its output is in {console(run)}")
             for run, process in list(started.items()):
                 if process.poll() is not None:
                     del started[run]
                     if process.returncode:
-                        last = (console(run).read_text(errors="replace").strip() or "no output").splitlines()[-1]
-                        raise UserError(f"{run.command} ended with status {process.returncode}: {last.removeprefix('error: ')}")
+                        raise UserError(f"{run.command} ended with status {process.returncode}: {_last_words(run)}")
                     yield run
             time.sleep(0.2)
 
@@ -452,12 +456,20 @@ def console(run: Run) -> FilePath:
     return profile_folder(run.profile) / f"{run.name}.txt"
 
 
+def _last_words(run: Run) -> str:
+    """The last line that a run printed; mpirun prints some more about it, between rows of dashes."""
+    lines = re.sub(r"^-{20,}\n.*?^-{20,}$", "", console(run).read_text(errors="replace"), flags=re.DOTALL | re.MULTILINE)
+    return (lines.strip() or "no output").splitlines()[-1].removeprefix("error: ")
+
+
 def _start(run: Run, cores: int, trunks: Sequence[Run] = ()) -> subprocess.Popen:
-    """Start a run, or go on with it, as a process; a new one branches off `trunks` where it can."""
+    """Start a run, or go on with it, on so many cores; a new one branches off `trunks` where it can."""
     file = console(run)
     file.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "nnabla_detofa", "run", "-f", run.data_set.config, *run.arguments]
-    command += [f"args.evaluation_processes={cores}", "-o", str(run.folder)]
+    processes = most_processes(run.config, cores, run.folder) if cores > 1 and can_launch() else 1
+    command += ["--processes", str(processes)] if processes > 1 else [f"args.evaluation_processes={cores}"]
+    command += ["-o", str(run.folder)]
     with open(file, "a") as output:
         try:  # the process inherits the lock with its output: it holds as long as that runs, also where we were killed
             fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)

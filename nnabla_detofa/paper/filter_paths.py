@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path as FilePath
 
@@ -64,12 +62,11 @@ def evaluated(
     space: SearchSpace | None = None,
     ap: bool = False,
 ) -> EvaluatedPaths:
-    """Paths of each FLOPs bucket of a supernet, evaluated into a file of the study's folder, on all cores.
+    """Paths of each FLOPs bucket of a supernet, evaluated into a file of the study's folder.
 
     Args:
         exclude, space, ap: see `evaluate_paths.evaluate_sampled`.
     """
-    config = dataclasses.replace(config, args=dataclasses.replace(config.args, evaluation_processes=os.cpu_count() or 1))
     file = study_folder(run) / f"{name}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     with tqdm(desc=f"{name} paths", unit="path", dynamic_ncols=True) as bar:

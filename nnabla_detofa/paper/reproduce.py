@@ -7,7 +7,6 @@ paths of their own.
 from __future__ import annotations
 
 import csv
-import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ import nnabla as nn
 import numpy as np
 from tqdm import tqdm
 
+from ..backend.launch import cores
 from ..common.errors import UserError
 from ..common.files import digest
 from ..methods import pretrain
@@ -72,6 +72,7 @@ class Order:
         seeds: how many: 0, 1, ...
         overrides: entries of the data sets' configs to replace.
         jobs: runs at a time.
+        cores: that they may take together; those of a run that is alone share its work.
     """
 
     profile: Profile
@@ -79,6 +80,7 @@ class Order:
     seeds: int = 1
     overrides: tuple[str, ...] = ()
     jobs: int = 2
+    cores: int = 1
 
     def command(self, target: str) -> str:
         """What makes the target: make, or the program itself where the folder is one that make does not write to."""
@@ -173,7 +175,7 @@ def reproduce(names: Sequence[str], order: Order, log: Callable[[str], None] = p
     if starts:
         order.output.mkdir(parents=True, exist_ok=True)  # not after hours of runs
     try:
-        ensure(sorted(once.values(), key=lambda run: run.experiment != OURS), order.jobs, log)
+        ensure(sorted(once.values(), key=lambda run: run.experiment != OURS), order.jobs, log, order.cores)
     except UserError as error:  # a run failed, and others are there
         if starts and (there := [name for name in names if not waits(name)]):
             log(f"{error}; first what can be made without it: {', '.join(there)}")
@@ -567,7 +569,7 @@ def study(run: Run, name: str, inputs: StudyInputs) -> StudyResults:
             bar.update()
 
         on_cpu = nn.get_current_context().backend == ["cpu:float"]
-        return filter_study.run(inputs, seeds, study_folder(run) / name, on_fit, (os.cpu_count() or 1) if on_cpu else 1)
+        return filter_study.run(inputs, seeds, study_folder(run) / name, on_fit, cores() if on_cpu else 1)
 
 
 # --- All of them ------------------------------------------------------------------------------------------------------

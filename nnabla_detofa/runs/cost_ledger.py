@@ -32,16 +32,18 @@ KIND_OF = {
 class DeviceClock:
     """Seconds that a device was busy with this process.
 
-    A GPU is taken as busy all the time. A core is busy while this process, or one that it forked, computes: so runs that
-    share a machine do not count each other's work.
+    A GPU is taken as busy all the time. A core is busy while a process of the run, or one that this process forked, computes:
+    so runs that share a machine do not count each other's work.
 
     Attributes:
         on_gpu: which of the two.
         processes: that train together, each with a device of its own.
+        others: numbers of those on this machine, without this one; those on other machines count as much as these.
     """
 
     on_gpu: bool
     processes: int = 1
+    others: tuple[int, ...] = ()
 
     @property
     def unit(self) -> str:
@@ -51,8 +53,8 @@ class DeviceClock:
         """Seconds so far; only differences mean something."""
         if self.on_gpu:
             return self.processes * time.perf_counter()
-        at_work = sum(_core_seconds(child.pid) for child in multiprocessing.active_children())
-        return self.processes * (at_work + sum(os.times()[:4]))
+        at_work = sum(map(_core_seconds, (*self.others, *(child.pid for child in multiprocessing.active_children()))))
+        return self.processes / (1 + len(self.others)) * (at_work + sum(os.times()[:4]))
 
 
 def _core_seconds(pid: int) -> float:

@@ -6,43 +6,18 @@ The runners train by these, and the dry run prints them: both ask here, so they 
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 from ..config import Config, DetofaHparams, PretrainHparams, Solver
+from .schedule import Schedule
 from ..space.search_space import SearchSpace, compofa, ofa_resnet50, product_space, shrinking_stages
 
 GIVEN = "start"
 """The first phase of a pre-training that trains no fullnet."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Learning rate of each step; NNablaNAS' Optimizer asks it by `get_learning_rate`.
-
-    Attributes:
-        base: the learning rate before any decay.
-        kind: "step" (times `gamma` at each milestone), "cosine" (to 0 at the last step) or "constant".
-        steps: steps of the whole schedule.
-        milestones: steps at which "step" decays.
-        warmup_steps: the rate climbs linearly from 0 to `base` over this many steps.
-    """
-
-    base: float
-    kind: str
-    steps: int
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
-    warmup_steps: int = 0
-
-    def get_learning_rate(self, step: int) -> float:
-        """The learning rate of step `step`, counted from 0."""
-        rate = self.base * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else self.base
-        if self.kind == "step":
-            return rate * self.gamma ** sum(step >= milestone for milestone in self.milestones)
-        if self.kind == "cosine":
-            return rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / max(1, self.steps))))
-        return rate
+FINE_TUNED = "finetuned"
+"""The one detector in the folder of a fine-tuning, and its phase."""
+TUNING_PHASES = ("before", FINE_TUNED)
+"""All phases of a fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +76,11 @@ class TrainingPhase:
             gamma=self.solver.gamma,
             warmup_steps=self.solver.warmup_steps + self.warmup_epochs * per_epoch,
         )
+
+
+def slug(name: str) -> str:
+    """A phase's name as a file's."""
+    return name.replace(" ", "_").replace("-", "_")
 
 
 def training_phases(config: Config) -> tuple[TrainingPhase, ...]:
@@ -220,6 +200,7 @@ def _pretrain(config: Config, hparams: PretrainHparams, space: SearchSpace) -> t
     return tuple(phases)
 
 
-def slug(name: str) -> str:
-    """A phase's name as a file's."""
-    return name.replace(" ", "_").replace("-", "_")
+def tuning_phase(config: Config, space: SearchSpace) -> TrainingPhase:
+    """The one phase of a fine-tuning with this config."""
+    epochs, batch_size = config.hparams.epochs, config.hparams.batch_size
+    return TrainingPhase(FINE_TUNED, "the found path alone", space, range(epochs), epochs, config.optimizer.train, batch_size)

@@ -12,9 +12,8 @@ from .. import config as configs
 from . import result_files
 from ..common.checked import kind_of
 from ..common.errors import UserError
-from .phases import training_phases
+from .phases import FINE_TUNED, slug, training_phases
 from ..common.reading import read_json, short
-from .phases import slug
 from ..space.search_space import SearchSpace
 
 
@@ -151,10 +150,6 @@ def searched_space(run: FilePath, config: configs.Config) -> SearchSpace:
             return SearchSpace.from_json(content["space"])
         except UserError as error:
             raise UserError(f"{run} holds a damaged operations.json: {error}") from error
-
-
-FINE_TUNED = "finetuned"
-"""The one detector in the folder of a fine-tuning, and its phase."""
 
 
 def fine_tuned(run: FilePath) -> dict:

@@ -285,14 +285,16 @@ def _gpu_names() -> str:
 
 def mpi() -> Iterator[Finding]:
     """mpi4py and a launcher: for several processes only."""
-    launcher = shutil.which("mpirun") or shutil.which("mpiexec")
+    from ..backend.launch import mpirun
+
+    launcher = mpirun() or shutil.which("mpiexec")
     error = _import_error("mpi4py.MPI")
     several = "several processes at once"
     if not error and launcher:
         yield Finding(OK, f"MPI: mpi4py and {launcher}")
     elif not error or installed("mpi4py"):
-        lacks = f"mpi4py cannot be imported ({error})" if error else "mpirun is not on the PATH"
-        yield Finding(WARNING, f"MPI: {lacks}; it is for {several} only", "install the extra mpi")
+        lacks = f"mpi4py cannot be imported ({error})" if error else "there is no mpirun beside this Python or on the PATH"
+        yield Finding(WARNING, f"MPI: {lacks}; it is for {several} only", "run make setup, or install the extra mpi")
     else:
         extra = "" if launcher else ", nor mpirun"
         yield Finding(OK, f"MPI: mpi4py is not installed{extra}; the extra mpi is for {several} only")

@@ -15,10 +15,9 @@ from ..common.errors import UserError
 from ..config import Config
 from ..methods.algorithm1 import DetOFASearcher
 from ..networks import weights
-from ..runs.phases import TrainingPhase
-from ..runs.run_folder import FINE_TUNED, fine_tuned
+from ..runs.phases import FINE_TUNED, TUNING_PHASES, tuning_phase
+from ..runs.run_folder import fine_tuned
 from ..space.paths import Path
-from ..space.search_space import SearchSpace
 from ..training.loop import OnePath
 from ..training.runner import start
 from .evaluate import OpenDetector, alone
@@ -35,7 +34,7 @@ class Tuner(DetOFASearcher):
         origin: where its weights came from; kept as origin.json (see `finetune`). The others are `SupernetRunner`'s.
     """
 
-    phases = ("before", FINE_TUNED)
+    phases = TUNING_PHASES
 
     def __init__(self, model, *args, origin: dict, **kwargs):
         super().__init__(model, *args, **kwargs)
@@ -56,12 +55,6 @@ class Tuner(DetOFASearcher):
             self.train_phase(phase, OnePath(path), self.new_optimizer(phase))
             after = self.evaluate_path(FINE_TUNED, path)
         return {"before": before, FINE_TUNED: after}
-
-
-def tuning_phase(config: Config, space: SearchSpace) -> TrainingPhase:
-    """The one phase of a fine-tuning with this config."""
-    epochs, batch_size = config.hparams.epochs, config.hparams.batch_size
-    return TrainingPhase(FINE_TUNED, "the found path alone", space, range(epochs), epochs, config.optimizer.train, batch_size)
 
 
 def tuning_config(config: Config, epochs: int, lr: float | None = None) -> Config:

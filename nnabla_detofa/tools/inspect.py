@@ -18,11 +18,10 @@ from ..common.errors import UserError
 from ..common.reading import parse_json
 from ..config import DetofaHparams
 from ..runs.cost_ledger import totals
-from ..runs.phases import TrainingPhase, phase_names, slug, training_phases
+from ..runs.phases import FINE_TUNED, TUNING_PHASES, TrainingPhase, phase_names, slug, training_phases, tuning_phase
 from ..runs.provenance import recorded
-from ..runs.run_folder import FINE_TUNED, final_weights, fine_tuned, number, read_result, reading, run_config, searched_space
+from ..runs.run_folder import final_weights, fine_tuned, number, read_result, reading, run_config, searched_space
 from ..space.search_space import PrunedSpace, ofa_resnet50
-from .finetune import Tuner, tuning_phase
 
 KEPT = {
     "path filter": "path_filter.h5",
@@ -115,7 +114,7 @@ def phase_states(run: FilePath, config: configs.Config, log: str) -> list[dict]:
 def _phases(run: FilePath, config: configs.Config) -> tuple[tuple[str, ...], dict[str, TrainingPhase]]:
     """The names of all phases, and the training phases by name."""
     if fine_tuned(run):
-        return Tuner.phases, {FINE_TUNED: tuning_phase(config, ofa_resnet50(config.network.geometry))}
+        return TUNING_PHASES, {FINE_TUNED: tuning_phase(config, ofa_resnet50(config.network.geometry))}
     return tuple(phase_names(config)), {phase.name: phase for phase in training_phases(config)}
 
 

@@ -20,7 +20,7 @@ from ..backend.ranks import Communicator
 from ..common.errors import UserError
 from ..config import Solver
 from ..networks.supernet import BATCH
-from ..runs.phases import Schedule
+from ..runs.schedule import Schedule
 from ..space import paths as search_space
 
 

@@ -5,7 +5,9 @@ A phase leaves its result in the run's folder and is not done again: the same co
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +27,7 @@ from ..backend.launch import Stopped, handling
 from ..backend.ranks import Communicator
 from ..common.errors import UserError
 from ..common.files import write_json
-from ..common.reading import parse_json, read_json, shown
+from ..common.reading import parse_json, shown
 from ..data.loader import Loader
 from ..evaluation.path_evaluation import KeptEvaluation, named_rng, named_seed, sample_in_buckets
 from ..evaluation.validation import PathEvaluator, timing, validation_loss
@@ -35,7 +37,7 @@ from ..path_filter.model import PathFilter, PathScorer, Tokenizer
 from ..path_filter.ranking import fit
 from ..runs import provenance, result_files
 from ..runs.cost_ledger import DeviceClock, entry
-from ..runs.lock import MINI_BATCH, Claim, claimed
+from ..runs.lock import Claim, claimed
 from ..runs.phases import TrainingPhase, phase_names, slug, training_phases
 from ..space.costs import CostModel
 from ..space.counting import Buckets
@@ -44,6 +46,7 @@ from ..space.paths import PathBatch
 from ..space.search_space import SearchSpace
 from .checkpoint import Checkpoint
 from .loop import NotFinite, Objective, PathSampler, Progress, new_optimizer, train
+from .mini_batch import mini_batch
 
 ACCOUNT_EVERY = 10.0
 """Seconds of work, at most, that a kill may leave out of the record of what a run cost, outside training."""
@@ -136,7 +139,9 @@ class SupernetRunner(Runner):
         self.results: dict = {}
         anew = "count the time anew"
         self.seconds: dict[str, float] = self.recall("seconds", {}, result_files.seconds, anew)
-        self.clock = DeviceClock(self.comm.ctx.backend != ["cpu:float"], self.comm.n_procs)
+        here = self.comm.gather((socket.gethostname(), os.getpid()))
+        others = tuple(pid for host, pid in here if host == here[self.comm.rank][0] and pid != os.getpid())
+        self.clock = DeviceClock(self.comm.ctx.backend != ["cpu:float"], self.comm.n_procs, others)
         fresh = {"unit": self.clock.unit, "phases": {}}
         self.ledger: dict = self.recall("ledger", fresh, result_files.ledger, anew)
         if self.ledger["unit"] != self.clock.unit:
@@ -503,52 +508,6 @@ class SupernetRunner(Runner):
         with self.phase(name):
             trained.set_weights(self.comm.once(fitted))
         return self.scorer(trained)
-
-
-def kept_mini_batch(output: FilePath) -> int | None:
-    """The mini-batch of the run in `output`; None where it is that of one process, or there is no run.
-
-    Raises:
-        UserError: its file is damaged.
-    """
-    file = output / MINI_BATCH
-    if not file.exists():
-        return None
-    content = read_json(file, "the mini-batch")
-    try:
-        return result_files.mini_batch(content)["mini_batch"]
-    except UserError as error:
-        raise UserError(
-            f"{file} is damaged ({error}): write the mini-batch there that the run began with, or --restart to lose that run"
-        ) from error
-
-
-def mini_batch(config: configs.Config, processes: int, output: FilePath, restart: bool = False) -> int:
-    """Images of one pass through the network: each process' share of a batch, or `hparams.mini_batch`.
-
-    A run keeps what it began with, since batch normalisation makes of other mini-batches other numbers: so another number of
-    processes may go on with it if they can share a batch so. A finished run trains no more, and takes any.
-
-    Raises:
-        UserError: batches cannot be cut so.
-    """
-    own, batch = config.hparams.mini_batch, config.hparams.batch_size
-    goes_on = (output / "config.json").exists() and not (output / "summary.json").exists() and not restart
-    kept = (kept_mini_batch(output) or own or batch) if goes_on else None
-    mini = kept or own or max(1, batch // processes)
-    sizes = {"hparams.batch_size": batch}
-    sizes |= {f"the batch_size of the phase {phase.name}": phase.batch_size for phase in training_phases(config)}
-    for name, size in sizes.items():
-        if size % (mini * processes):
-            if kept and not own:
-                raise UserError(
-                    f"{output} was begun with mini-batches of {mini}, and {processes} processes cannot share {size} images so: "
-                    "go on with fewer processes, or --restart to lose that run"
-                )
-            raise UserError(
-                f"{name} must be a multiple of mini_batch times the number of processes ({mini} x {processes}), got {size}"
-            )
-    return mini
 
 
 FILTER_SETTINGS = ("dim", "heads", "layers", "feed_forward", "stem_tokens", "block_encoding", "encoding", "pooling")
