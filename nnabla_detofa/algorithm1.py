@@ -19,6 +19,7 @@ from .data.sets import DetectionSets, open_sets
 from .errors import UserError
 from .evaluated_paths import EvaluatedPaths
 from .evolution import between, search
+from .metrics import AP_TITLES, ap_keys
 from .path_filter import PathFilter, PathScorer
 from .pictures import draw, in_pixels
 from .pruning import HashedPaths, KeptPaths, UniformPaths, operation_scores, path_thresholds, prune_operations
@@ -266,7 +267,8 @@ class DetOFASearcher(SupernetRunner):
         summary = {**self.results, "subnets": subnets, "seconds": self.seconds}
         self.remember("summary", summary)
         for name, row in (("fullnet", summary["fullnet"]), *((f"<= {row['budget'] / 1e9:.4g} G", row) for row in subnets)):
-            self.log(f"{name}: {row['flops'] / 1e9:.4g} GFLOPs, {row['params'] / 1e6:.4g} M parameters, AP50 {row['ap50']:.3f}")
+            aps = ", ".join(f"{AP_TITLES[key]} {row[key]:.3f}" for key in ap_keys(row))
+            self.log(f"{name}: {row['flops'] / 1e9:.4g} GFLOPs, {row['params'] / 1e6:.4g} M parameters, {aps}")
         return summary
 
     def evaluate_path(self, name: str, path: Path) -> dict:

@@ -185,7 +185,8 @@ class VocData(DetectionData):
     Attributes:
         train, val, test: splits such as "trainval", or "VOC2007/trainval" in a folder of years.
         train_difficult: objects marked difficult are trained on (evaluation always ignores them).
-        ap_metric: "11point" is VOC 2007's average precision, "area" that of the later years.
+        ap_metric: the main metric: "11point" is VOC 2007's average precision, "area" that of the later years. Results
+            have the other one too.
     """
 
     root: str = "data/VOCdevkit"
@@ -193,7 +194,7 @@ class VocData(DetectionData):
     val: tuple[str, ...] = ()
     test: tuple[str, ...] = ("VOC2007/test",)
     train_difficult: bool = True
-    ap_metric: Literal["11point", "area"] = "area"
+    ap_metric: Literal["11point", "area"] = "11point"
 
 
 @dataclass(frozen=True)

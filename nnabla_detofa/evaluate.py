@@ -16,6 +16,7 @@ from .centernet import Detector
 from .costs import CostModel
 from .data.sets import DetectionSets
 from .errors import UserError
+from .metrics import AP_TITLES, ap_keys
 from .path_evaluation import statistics_images
 from .reading import read_json
 from .report import markdown_row
@@ -192,9 +193,9 @@ def _path_of(file: FilePath, notation: Any, space: SearchSpace) -> Path:
 
 
 def table(results: dict[str, dict]) -> str:
-    """Markdown: a row for each class, a column for each detector; AP beside AP50 where COCO's rules are used."""
-    columns = [(name, key) for name, result in results.items() for key in ("ap", "ap50") if key in result]
-    titles = [f"{name} {'AP' if key == 'ap' else 'AP50'}" for name, key in columns]
+    """Markdown: a row for each class, for each detector a column for each of its `metrics.AP_TITLES`."""
+    columns = [(name, key) for name, result in results.items() for key in ap_keys(result)]
+    titles = [f"{name} {AP_TITLES[key]}" for name, key in columns]
     first = next(iter(results.values()))
 
     def cells(name: str, values: list[float | None]) -> str:

@@ -28,6 +28,7 @@ from .data.augment import MEAN, STD, letterbox, letterbox_matrix
 from .errors import UserError
 from .evaluate import OpenDetector, alone, detector_weights, detectors_of
 from .files import write_json
+from .metrics import ap_keys
 from .provenance import revision
 from .run_folder import number, read_result, reading
 from .search_space import Path, PathBatch
@@ -232,7 +233,7 @@ def check_request(run: FilePath, detector: str, config: Config, size: tuple[int,
     """Before the weights are read: whether the input's shape is allowed, and what the run measured; see `export`.
 
     Returns:
-        "ap50", and by COCO's rules "ap", of the run's own detector; empty for a path from elsewhere.
+        the `metrics.ap_keys` of the run's own detector; empty for a path from elsewhere.
     """
     stride = config.network.geometry.total_stride
     if size and any(not 32 <= side <= MOST_SIDE or side % stride for side in size):
@@ -244,8 +245,7 @@ def check_request(run: FilePath, detector: str, config: Config, size: tuple[int,
     detector_weights(run, detector, config)
     found = read_result(run, detector)
     with reading(run / f"{detector}.json"):
-        keys = ("ap", "ap50") if "ap" in found else ("ap50",)
-        return {key: found[key] if found[key] is None else number(found[key]) for key in keys}
+        return {key: found[key] if found[key] is None else number(found[key]) for key in ap_keys(found)}
 
 
 def about_file(file: FilePath) -> FilePath:
