@@ -380,6 +380,7 @@ def make_model(config: Config, num_classes: int, weights: str | None = None) -> 
         network.heat_map_std,
         weights,
         np.random.default_rng((config.args.seed, 1)),
+        config.dataloader.normalization,
     )
 
 

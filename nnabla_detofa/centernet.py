@@ -19,6 +19,7 @@ from .compat import Mo, Model
 from .errors import UserError
 from .geometry import OFA_RESNET50, Geometry, HeadGeometry
 from .metrics import box_iou
+from .normalization import IMAGENET, Normalization
 from .search_space import Path, ofa_resnet50
 from .supernet import STORED, ConvBN, ElasticResNet50, Named, he_normal, take_over
 from .weights import load_backbone
@@ -112,6 +113,7 @@ class Detector(Model):
             channels learn only with about 0.1.
         geometry, zero_init_residual, rng, path: see `ElasticResNet50`.
         backbone: another backbone, in place of the one that geometry, zero_init_residual and path describe.
+        normalization: of the images that it takes.
     """
 
     def __init__(
@@ -123,8 +125,10 @@ class Detector(Model):
         rng: np.random.Generator | None = None,
         path: Path | None = None,
         backbone: Backbone | None = None,
+        normalization: Normalization = IMAGENET,
     ):
         super().__init__(name="")
+        self.normalization = normalization
         rng = rng or np.random.default_rng(0)
         self.backbone = backbone or ElasticResNet50(geometry, zero_init_residual, rng, path)
         channels = self.backbone.channels
@@ -298,6 +302,7 @@ class SearchNet(Detector):
             see `config.CenternetOfaResnet50`.
         weights: a weights file whose backbone is taken over: a pre-trained classification supernet's, or a detector's.
         rng: draws the initial weights.
+        normalization: of the images that it takes.
     """
 
     def __init__(
@@ -312,10 +317,11 @@ class SearchNet(Detector):
         heat_map_std: float = 0.001,
         weights: str | None = None,
         rng: np.random.Generator | None = None,
+        normalization: Normalization = IMAGENET,
     ):
         geometry = Geometry(width_scale=width_scale, strides=tuple(strides))
         head = HeadGeometry(num_classes, tuple(deconv_channels), head_channels)
-        super().__init__(head, geometry, zero_init_residual, heat_map_std, rng)
+        super().__init__(head, geometry, zero_init_residual, heat_map_std, rng, normalization=normalization)
         self.space = ofa_resnet50(geometry, elastic_stem)
         self._static = {
             "num_classes": num_classes,
