@@ -18,6 +18,7 @@ from nnabla_detofa.data.augment import letterbox
 from nnabla_detofa.data.sets import open_sets
 from nnabla_detofa.errors import UserError
 from nnabla_detofa.evaluate_paths import open_supernet
+from nnabla_detofa.export import StaticGraph
 from nnabla_detofa.normalization import COCO, FIRST_CONV, FIRST_MEAN, IMAGENET, UNRECORDED, Normalization, adapted
 from nnabla_detofa.supernet import STORED
 from nnabla_detofa.validation import BoxDetector, detect_images
@@ -181,6 +182,19 @@ def test_detection_normalizes_as_the_network_was_trained():
         net = detector(normalization)
         detect_images(Eyes(net, net.space.largest, {}), [image], (64, 64))
         np.testing.assert_array_equal(seen.pop()[0], letterbox(image, (64, 64), normalization)[0])
+
+
+@pytest.mark.parametrize("normalization", [GREY, COCO], ids=["grey", "coco"])
+def test_an_exported_graph_normalizes_pixels_as_its_network_was_trained(normalization):
+    net = detector(normalization)
+    path = net.space.largest
+    graph = StaticGraph(net, path, (1, 3, 64, 64))
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.float32)
+    outputs = graph(pixels.transpose(2, 0, 1)[None])
+    expected = net(nn.Variable.from_numpy_array(normalization(pixels / 255)[None]), path)
+    nn.forward_all([expected.offset, expected.size])
+    np.testing.assert_allclose(outputs[1], expected.offset.d, atol=1e-4)
+    np.testing.assert_allclose(outputs[2], expected.size.d, atol=1e-4)
 
 
 def test_a_runs_tools_want_the_runs_own(capsys):
