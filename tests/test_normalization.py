@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 from small import detofa_config
+from tiny_run import finished_run
 
 from nnabla_detofa import centernet, load_supernet, supernet, weights
 from nnabla_detofa import config as configs
@@ -197,9 +198,9 @@ def test_an_exported_graph_normalizes_pixels_as_its_network_was_trained(normaliz
     np.testing.assert_allclose(outputs[2], expected.size.d, atol=1e-4)
 
 
-def test_a_runs_tools_want_the_runs_own(capsys):
+def test_a_runs_tools_want_the_runs_own(tmp_path, capsys):
     """Detect, evaluate, export and fine-tune open a detector: another normalization than its weights' is one sentence."""
-    run = str(tiny.detofa_run())
+    run = str(finished_run(tmp_path / "run", tiny.digits()))
     entry = f"dataloader.voc.normalization={json.dumps(values(GREY))}"
     assert main(["evaluate", run, "--detector", "fullnet", entry]) == 2
     error = capsys.readouterr().err
