@@ -43,9 +43,9 @@ def main(run: Path = ROOT / "runs/demo", data: Path = ROOT / "data/digits", seed
     seen, new = (sorted(data.glob(names.format(split))) for split in ("train", "test" if detects else "val"))
     if seen and new:
         # Batch-normalisation statistics belong to a path: those stored in the file are of none.
-        images = np.stack([letterbox(read_image(file), (side, side))[0] for file in seen[::7][:64]])
+        images = np.stack([letterbox(read_image(file), (side, side), net.normalization)[0] for file in seen[::7][:64]])
         statistics = reestimate(net, path, [images])
-        image, matrix = letterbox(read_image(new[0]), (side, side))
+        image, matrix = letterbox(read_image(new[0]), (side, side), net.normalization)
         if detects:
             for box, likely, label in zip(*BoxDetector(net, path, statistics, top=4)(image[None], matrix[None])[0]):
                 print(f"{new[0].name}: a {label} ({likely:.2f}) at {box.round().astype(int).tolist()}")

@@ -119,7 +119,8 @@ def evaluate_detector(run, name=None, overrides=(), flip=None, scales=None):
         flip: average each image with its mirror image. scales: sizes of the input over that of training. None is the config's.
 
     Returns:
-        "ap50" and "ap50_per_class" in [0, 1]; by COCO's rules also "ap", "ap_per_class" and "coco" with all figures.
+        "ap50" and "ap50_per_class" in [0, 1], by the config's `ap_metric`; by VOC's rules also the other metric,
+        "ap50_area" or "ap50_11point", and by COCO's "ap", "ap_per_class" and "coco" with all figures.
 
     Raises:
         UserError: as `load_detector`'s.

@@ -67,7 +67,9 @@ def test_the_summary_says_what_algorithm_1_did(finished):
     assert len(summary["subnets"]) == 5 == len(summary["kendall_tau"])
     for subnet in summary["subnets"]:
         assert subnet["flops"] <= subnet["budget"]
-        assert 0 <= subnet["ap50"] <= 1
+        assert 0 <= subnet["ap50"] <= 1 and 0 <= subnet["ap50_area"] <= 1
+    log = (finished / "log.txt").read_text()
+    assert all(f"AP50 {row['ap50']:.3f}, AP50 (area) {row['ap50_area']:.3f}" in log for row in summary["subnets"])
     assert summary["total_operations"] == 108
     assert summary["pruned_operations"] == len(summary["removed_operations"]) > 20
     assert 0 < summary["refused_share"] < 1
@@ -131,7 +133,7 @@ def test_evaluate_repeats_the_figures_of_the_run(finished, tmp_path, capsys):
     table, found = capsys.readouterr().out, json.loads((tmp_path / "ap.json").read_text())
     assert found["fullnet"]["ap50_per_class"] == summary["fullnet"]["ap50_per_class"]
     assert [found[f"subnet_{i}"]["ap50"] for i in range(1, 6)] == [subnet["ap50"] for subnet in summary["subnets"]]
-    assert table.startswith("| class | fullnet AP50 | subnet_1 AP50") and table.count("\n") == 2 + 10 + 1
+    assert table.startswith("| class | fullnet AP50 | fullnet AP50 (area) | subnet_1 AP50") and table.count("\n") == 2 + 10 + 1
     path = tmp_path / "path.json"
     path.write_text(json.dumps(summary["subnets"][0]["path"]))
     options = ["--detector", str(path), "--flip", "--scales", "1", "1.5", "-o", str(tmp_path / "more.json")]

@@ -126,7 +126,7 @@ def test_every_parameter_of_the_largest_path_gets_a_gradient():
 
 def test_a_detector_starts_from_the_classifier(tmp_path):
     classifier = supernet.SearchNet(10, 0.125, (1, 2, 2, 1), rng=np.random.default_rng(5))
-    weights.write(tmp_path / "supernet.h5", classifier.get_parameters())
+    weights.save(classifier, tmp_path / "supernet.h5")
     net = centernet.SearchNet(3, 0.125, (1, 2, 2, 1), True, True, (16, 16), 8, weights=str(tmp_path / "supernet.h5"))
     theirs, ours = classifier.get_parameters(), net.backbone.get_parameters()
     for name, parameter in ours.items():

@@ -119,7 +119,7 @@ def test_the_metadata(run, opened, tmp_path, capsys):
     assert (about["ap50"], about["ap_image_size"]) == (0.375, [64, 64])
     assert about["classes"] == list("0123456789") and about["stride"] == 4
     assert about["input"]["shape"] == [3, 3, 64, 64] and not about["input"]["normalised_by_user"]
-    assert (about["input"]["mean"], about["input"]["std"]) == ([0.408, 0.447, 0.47], [0.289, 0.274, 0.278])
+    assert (about["input"]["mean"], about["input"]["std"]) == ([0.406, 0.456, 0.485], [0.225, 0.224, 0.229])
     assert about["outputs"] == {"heat_map": [3, 10, 16, 16], "offset": [3, 2, 16, 16], "size": [3, 2, 16, 16]}
     assert about["flops"] == opened.cost.flops([opened.path])[0] and about["batch_normalisation"] == "folded"
     assert re.match("commit [0-9a-f]{12}|version ", about["made_by"])

@@ -140,7 +140,10 @@ def test_a_damaged_origin_is_named(content, run, tuned, tmp_path, capsys):
 def test_the_table_shows_before_and_after(run, tmp_path, capsys):
     assert main(command(run, tmp_path / "again", "--lr", "1e-5")) == 0
     printed = capsys.readouterr().out
-    assert "| class | before AP50 | finetuned AP50 |" in printed and "| all | " in printed
+    assert (
+        "| class | before AP50 | before AP50 (area) | finetuned AP50 | finetuned AP50 (area) |" in printed
+        and "| all | " in printed
+    )
     assert json.loads((tmp_path / "again" / "config.json").read_text())["optimizer"]["train"]["lr"] == 1e-5
 
 

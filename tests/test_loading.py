@@ -31,7 +31,7 @@ def files(tmp_path_factory):
     for task, net in nets.items():
         for parameter in net.get_parameters().values():
             parameter.d = parameter.d + np.abs(rng.normal(0, 0.1, parameter.shape))
-        weights.write(folder / f"{task}.h5", net.get_parameters())
+        weights.write(folder / f"{task}.h5", net.get_parameters(), normalization=net.normalization)
     return folder, nets
 
 

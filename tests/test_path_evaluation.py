@@ -202,7 +202,7 @@ def test_what_does_not_fit_the_file_is_refused(detection, run, tmp_path):
     for options, message in (
         ({"images": 8}, "settings.images.validation|settings.val_images"),
         ({"bn_images": 4}, "settings.bn_images 8, this run has 4"),
-        ({"ap": True}, "settings.ap_metric None, this run has 'area'"),
+        ({"ap": True}, "settings.ap_metric None, this run has '11point'"),
     ):
         with pytest.raises(UserError, match=message):
             evaluate_sampled(detection, weights_file, file, 1, **options)

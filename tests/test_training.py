@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update():
 
 def test_weights_are_strict(tmp_path):
     net, *_ = parts()
-    weights.write(tmp_path / "w.h5", net.get_parameters())
+    weights.save(net, tmp_path / "w.h5")
     other = Classifier(4, SMALL)
     with pytest.raises(UserError, match="classifier.* has the shape"):
         weights.load(other, tmp_path / "w.h5")
@@ -150,6 +150,6 @@ def test_weights_are_strict(tmp_path):
     with pytest.raises(UserError, match=r"none\.h5 does not exist"):
         weights.load(net, tmp_path / "none.h5")
     few = dict(list(net.get_parameters().items())[:5])
-    weights.write(tmp_path / "few.h5", few)
+    weights.write(tmp_path / "few.h5", few, normalization=net.normalization)
     with pytest.raises(UserError, match=r"lacks the parameter .* \(302 of 307 are missing\)"):
         weights.load(net, tmp_path / "few.h5")

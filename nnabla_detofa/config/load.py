@@ -20,6 +20,7 @@ import yaml
 
 from ..common.checked import kind_of, listed, read, refuse_unknown
 from ..common.errors import UserError
+from ..common.normalization import COCO, IMAGENET, UNRECORDED, Normalization
 from ..common.reading import parse_json, read_text, refuse_depth, short, shown, too_deep
 from ..space.geometry import OFA_RESNET50, Geometry, HeadGeometry
 
@@ -157,6 +158,7 @@ class DetectionData:
         scale_range: smallest and largest size of that window, of the image's longer side, in steps of 0.1.
         colour: change brightness, contrast, saturation and lighting of training images.
         max_objects: objects of an image that become targets.
+        normalization: mean and std of its images in [0, 1], each of blue, green, red; see `normalization.Normalization`.
     """
 
     holdout: Natural = 0
@@ -167,6 +169,7 @@ class DetectionData:
     scale_range: tuple[Scale, Scale] = (0.6, 1.3)
     colour: bool = True
     max_objects: Annotated[int, "[1, 10000]"] = 128
+    normalization: Normalization = IMAGENET
 
     def __post_init__(self):
         if self.scale_range[0] > self.scale_range[1]:
@@ -185,7 +188,8 @@ class VocData(DetectionData):
     Attributes:
         train, val, test: splits such as "trainval", or "VOC2007/trainval" in a folder of years.
         train_difficult: objects marked difficult are trained on (evaluation always ignores them).
-        ap_metric: "11point" is VOC 2007's average precision, "area" that of the later years.
+        ap_metric: the main metric: "11point" is VOC 2007's average precision, "area" that of the later years. Results
+            have the other one too.
     """
 
     root: str = "data/VOCdevkit"
@@ -193,7 +197,7 @@ class VocData(DetectionData):
     val: tuple[str, ...] = ()
     test: tuple[str, ...] = ("VOC2007/test",)
     train_difficult: bool = True
-    ap_metric: Literal["11point", "area"] = "area"
+    ap_metric: Literal["11point", "area"] = "11point"
 
 
 @dataclass(frozen=True)
@@ -213,6 +217,7 @@ class CocoData(DetectionData):
     val: CocoSplit | None = None
     test: CocoSplit = CocoSplit("annotations/instances_val2017.json", "val2017")
     ap_metric: Literal["coco"] = "coco"
+    normalization: Normalization = COCO
 
 
 @dataclass(frozen=True)
@@ -225,6 +230,7 @@ class ImageFolderData:
         crop_area: smallest and largest share of a training image's area that is cut out of it.
         centre_share: side of the central square that is evaluated, as a share of an image's shorter side.
         train_sizes: sides of the training input: each step draws one, from the seed and its number. Empty: `image_size`.
+        normalization: as `DetectionData`'s.
     """
 
     root: str
@@ -235,6 +241,7 @@ class ImageFolderData:
     crop_area: tuple[UpToOne, UpToOne] = (0.35, 1.0)
     centre_share: UpToOne = 0.875
     train_sizes: tuple[Side, ...] = ()
+    normalization: Normalization = IMAGENET
 
     def __post_init__(self):
         if self.crop_area[0] > self.crop_area[1]:
@@ -649,6 +656,24 @@ def from_dict(content: Mapping[str, Any], name: str) -> Config:
         optimizer=read(Solvers, content.get("optimizer", {}), "optimizer"),
         hparams=hparams,
     )
+
+
+def from_run(content: Mapping[str, Any], name: str, overrides: Iterable[str] = ()) -> Config:
+    """Check the content of a run's config.json, with some of its entries replaced; see `from_dict` and `completed`."""
+    content = completed(content)
+    for override in overrides:
+        content = overridden(content, override)
+    return from_dict(content, name)
+
+
+def completed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a run's config.json with the normalization that its images had, where it is older than that entry."""
+    section = content.get("dataloader")
+    if not isinstance(section, Mapping):
+        return dict(content)
+    unrecorded = json.loads(json.dumps({"normalization": dataclasses.asdict(UNRECORDED)}))
+    data = {name: unrecorded | value if isinstance(value, dict) else value for name, value in section.items()}
+    return {**content, "dataloader": data}
 
 
 def _one_entry(content: Mapping, section: str, known: Mapping[str, type], usable: tuple[str, ...], runner: str) -> tuple:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from ..common.errors import UserError
-from .augment import normalise
+from ..common.normalization import IMAGENET, Normalization
 from .images import EXTENSIONS, check_whole, read_image
 
 CHECKED = 20000
@@ -78,9 +78,14 @@ class ImageFolder:
 
 
 def random_crop(
-    image: np.ndarray, size: int, rng: np.random.Generator, area: tuple[float, float] = (0.35, 1.0), flip: float = 0.5
+    image: np.ndarray,
+    size: int,
+    rng: np.random.Generator,
+    area: tuple[float, float] = (0.35, 1.0),
+    flip: float = 0.5,
+    normalization: Normalization = IMAGENET,
 ) -> np.ndarray:
-    """For training: a random part of the image, resized to a square: (3, size, size) float32, normalised.
+    """For training: a random part of the image, resized to a square: (3, size, size) float32, normalized.
 
     The part has a share of the image's area drawn from `area` and sides in a ratio between 3/4 and 4/3; after ten that do
     not fit, it is the central square. (The paper pre-trains with OFA's recipe; `area` is milder than its 0.08.)
@@ -99,17 +104,17 @@ def random_crop(
             top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
             break
     crop = _resize(image[top : top + crop_height, left : left + crop_width], size, size)
-    return normalise(np.float32(crop[:, ::-1] if rng.random() < flip else crop) / 255)
+    return normalization(np.float32(crop[:, ::-1] if rng.random() < flip else crop) / 255)
 
 
-def centre_crop(image: np.ndarray, size: int, share: float = 0.875) -> np.ndarray:
-    """For evaluation: the central square, `share` of the shorter side: (3, size, size) float32, normalised."""
+def centre_crop(image: np.ndarray, size: int, share: float = 0.875, normalization: Normalization = IMAGENET) -> np.ndarray:
+    """For evaluation: the central square, `share` of the shorter side: (3, size, size) float32, normalized."""
     shorter = round(size / share)
     factor = shorter / min(image.shape[:2])
     height, width = (max(size, round(side * factor)) for side in image.shape[:2])
     top, left = (height - size) // 2, (width - size) // 2
     resized = _resize(image, height, width)
-    return normalise(np.float32(resized[top : top + size, left : left + size]) / 255)
+    return normalization(np.float32(resized[top : top + size, left : left + size]) / 255)
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..common.errors import UserError
+from ..common.normalization import IMAGENET, Normalization
 from ..config import CocoData, CocoSplit, Config, ImageFolderData, VocData
 from .augment import Augmentation, eval_transform, train_transform
 from .coco import COCODataset
@@ -53,6 +54,7 @@ class DetectionSets:
         stride: input pixels per heat-map cell.
         max_objects: objects of an image that become targets.
         augmentation: of training images.
+        normalization: of all images.
     """
 
     classes: tuple[str, ...]
@@ -63,6 +65,7 @@ class DetectionSets:
     stride: int
     max_objects: int
     augmentation: Augmentation = field(default_factory=Augmentation)
+    normalization: Normalization = IMAGENET
 
     @property
     def map_size(self) -> tuple[int, int]:
@@ -76,13 +79,13 @@ class DetectionSets:
     def train_item(self, dataset, index: int, rng: np.random.Generator) -> Arrays:
         """Augmented image (3, H, W) and its targets: what a `Loader` stacks."""
         sample = dataset.load(index)
-        image, boxes, _ = train_transform(sample, self.image_size, rng, self.augmentation)
+        image, boxes, _ = train_transform(sample, self.image_size, rng, self.augmentation, self.normalization)
         return (image, *self.targets(boxes / self.stride, sample.labels))
 
     def eval_item(self, dataset, index: int) -> Arrays:
         """The whole image fitted into the input, and its targets."""
         sample = dataset.load(index)
-        image, boxes, _ = eval_transform(sample, self.image_size)
+        image, boxes, _ = eval_transform(sample, self.image_size, self.normalization)
         return (image, *self.targets(boxes / self.stride, sample.labels))
 
     def targets(self, boxes: np.ndarray, labels: np.ndarray) -> Arrays:
@@ -105,6 +108,7 @@ class ClassificationSets:
     flip: bool = True
     crop_area: tuple[float, float] = (0.35, 1.0)
     centre_share: float = 0.875
+    normalization: Normalization = IMAGENET
 
     def target_shapes(self) -> list[list[int]]:
         """Shape of one image's target: its label."""
@@ -113,12 +117,13 @@ class ClassificationSets:
     def train_item(self, dataset, index: int, rng: np.random.Generator, size: int | None = None) -> Arrays:
         """A random crop (3, H, W) and its label (1,); `size` is another side than `image_size`'s."""
         image, label = dataset.load(index)
-        return random_crop(image, size or self.image_size[0], rng, self.crop_area, 0.5 * self.flip), np.array([label])
+        side, flip = size or self.image_size[0], 0.5 * self.flip
+        return random_crop(image, side, rng, self.crop_area, flip, self.normalization), np.array([label])
 
     def eval_item(self, dataset, index: int) -> Arrays:
         """The centre (3, H, W) and the label (1,)."""
         image, label = dataset.load(index)
-        return centre_crop(image, self.image_size[0], self.centre_share), np.array([label])
+        return centre_crop(image, self.image_size[0], self.centre_share, self.normalization), np.array([label])
 
 
 def open_sets(config: Config, stride: int | None = None) -> DetectionSets | ClassificationSets:
@@ -138,7 +143,14 @@ def open_sets(config: Config, stride: int | None = None) -> DetectionSets | Clas
         for folder in (train, val):
             folder.check_images()
         return ClassificationSets(
-            train.classes, CachedDataset(train), CachedDataset(val), size, data.flip, data.crop_area, data.centre_share
+            train.classes,
+            CachedDataset(train),
+            CachedDataset(val),
+            size,
+            data.flip,
+            data.crop_area,
+            data.centre_share,
+            data.normalization,
         )
     name, splits = ("voc", _open_voc(data)) if isinstance(data, VocData) else ("coco", _open_coco(data))
     everything, train, val, test = splits
@@ -163,7 +175,13 @@ def open_sets(config: Config, stride: int | None = None) -> DetectionSets | Clas
         lighting=Augmentation.lighting * data.colour,
     )
     return DetectionSets(
-        everything.classes, *map(CachedDataset, (train, val, test)), size, stride or 4, data.max_objects, augmentation
+        everything.classes,
+        *map(CachedDataset, (train, val, test)),
+        size,
+        stride or 4,
+        data.max_objects,
+        augmentation,
+        data.normalization,
     )
 
 

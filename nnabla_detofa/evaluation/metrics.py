@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,10 +51,38 @@ def average_precision(recall: np.ndarray, precision: np.ndarray, metric: str = "
     return float(np.sum(np.diff(recall, prepend=0) * envelope))
 
 
+OTHER_METRIC = {"area": "11point", "11point": "area"}
+"""The two ways to average the precision of VOC's curves; results name both, the config's as "ap50"."""
+AP_TITLES = {"ap": "AP", "ap50": "AP50", "ap50_11point": "AP50 (11-point)", "ap50_area": "AP50 (area)"}
+"""Keys of `summarise` -> what tables call them."""
+
+
+def ap_keys(result: Mapping) -> list[str]:
+    """The keys of `AP_TITLES` that a result of `summarise` has, in their order: "ap50", and others by its metric."""
+    return [key for key in AP_TITLES if key == "ap50" or key in result]
+
+
 def voc_ap(
     detections: Detections, ground_truth: GroundTruth, num_classes: int, iou: float = 0.5, metric: str = "area"
 ) -> VOCResult:
-    """Pascal VOC's average precision.
+    """Pascal VOC's average precision of the curves of `voc_curves`, by one of `average_precision`'s metrics.
+
+    Raises:
+        ValueError: the two do not have as many images, a score is not finite, or there is no such metric.
+    """
+    return _voc_result(voc_curves(detections, ground_truth, num_classes, iou), metric)
+
+
+def _voc_result(curves: Sequence[tuple[np.ndarray, np.ndarray] | None], metric: str) -> VOCResult:
+    per_class = np.array([np.nan if curve is None else average_precision(*curve, metric) for curve in curves], float)
+    known = per_class[~np.isnan(per_class)]
+    return VOCResult(per_class, float(known.mean()) if len(known) else float("nan"))
+
+
+def voc_curves(
+    detections: Detections, ground_truth: GroundTruth, num_classes: int, iou: float = 0.5
+) -> list[tuple[np.ndarray, np.ndarray] | None]:
+    """Recall (n,) and precision (n,) of each class at falling scores; None where the ground truth has no object of it.
 
     As in the development kit: a detection belongs to the object of its class and image that it overlaps most; it is
     right if the overlap is at least `iou` and no detection with a higher score was right about that object before; a
@@ -83,7 +111,7 @@ def voc_ap(
     counted = [np.asarray(true_labels)[~np.asarray(difficult, bool)] for _, true_labels, difficult in ground_truth]
     totals = np.bincount(np.concatenate([*counted, []]).astype(int), minlength=num_classes)
 
-    per_class = np.full(num_classes, np.nan)
+    curves: list[tuple[np.ndarray, np.ndarray] | None] = [None] * num_classes
     for label in np.flatnonzero(totals[:num_classes]):
         of_class = np.flatnonzero(labels == label)
         ranked = of_class[np.argsort(-scores[of_class], kind="stable")]
@@ -92,9 +120,8 @@ def voc_ap(
         right = np.zeros(len(ranked))
         right[hits[np.unique(objects[ranked[hits]], return_index=True)[1]]] = 1  # the first at each object
         found = right.cumsum()
-        per_class[label] = average_precision(found / totals[label], found / np.arange(1, len(ranked) + 1), metric)
-    known = per_class[~np.isnan(per_class)]
-    return VOCResult(per_class, float(known.mean()) if len(known) else float("nan"))
+        curves[label] = found / totals[label], found / np.arange(1, len(ranked) + 1)
+    return curves
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +214,8 @@ def summarise(
         areas: see `coco_ap`.
 
     Returns:
-        "ap50" and "ap50_per_class"; by COCO's rules also "ap", "ap_per_class" and "coco" with all figures.
+        "ap50" and "ap50_per_class" by `metric`; by VOC's rules also the other one, "ap50_area" or "ap50_11point", and it
+        for each class; by COCO's also "ap", "ap_per_class" and "coco" with all figures.
     """
 
     def plain(value: float) -> float | None:
@@ -197,8 +225,15 @@ def summarise(
         return dict(zip(classes, map(plain, values)))
 
     if metric != "coco":
-        result = voc_ap(detections, ground_truth, len(classes), metric=metric)
-        return {"ap50": plain(result.mean), "ap50_per_class": named(result.per_class)}
+        curves = voc_curves(detections, ground_truth, len(classes))
+        main, other = (_voc_result(curves, name) for name in (metric, OTHER_METRIC[metric]))
+        key = f"ap50_{OTHER_METRIC[metric]}"
+        return {
+            "ap50": plain(main.mean),
+            "ap50_per_class": named(main.per_class),
+            key: plain(other.mean),
+            f"{key}_per_class": named(other.per_class),
+        }
     found = coco_ap(detections, ground_truth, len(classes), areas)
     return {
         "ap50": plain(found.figures["AP50"]),

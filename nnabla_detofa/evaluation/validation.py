@@ -369,7 +369,7 @@ def detect_images(
     runs = []
     for scale in scales:
         scaled = tuple(max(multiple, round(side * scale / multiple) * multiple) for side in size)
-        fitted = [letterbox(image, scaled) for image in images]
+        fitted = [letterbox(image, scaled, detector.net.normalization) for image in images]
         runs.append(detector(np.stack([image for image, _ in fitted]), np.stack([matrix for _, matrix in fitted])))
     if len(runs) == 1:
         return runs[0]

@@ -16,6 +16,7 @@ from ..common.drawing import draw, in_pixels
 from ..common.errors import UserError
 from ..config import Config
 from ..data.sets import DetectionSets, open_sets
+from ..evaluation.metrics import AP_TITLES, ap_keys
 from ..evaluation.validation import BoxDetector, average_precision, reestimate, save_detections, validation_loss
 from ..networks import centernet
 from ..path_filter.evaluated_paths import EvaluatedPaths
@@ -268,7 +269,8 @@ class DetOFASearcher(SupernetRunner):
         summary = {**self.results, "subnets": subnets, "seconds": self.seconds}
         self.remember("summary", summary)
         for name, row in (("fullnet", summary["fullnet"]), *((f"<= {row['budget'] / 1e9:.4g} G", row) for row in subnets)):
-            self.log(f"{name}: {row['flops'] / 1e9:.4g} GFLOPs, {row['params'] / 1e6:.4g} M parameters, AP50 {row['ap50']:.3f}")
+            aps = ", ".join(f"{AP_TITLES[key]} {row[key]:.3f}" for key in ap_keys(row))
+            self.log(f"{name}: {row['flops'] / 1e9:.4g} GFLOPs, {row['params'] / 1e6:.4g} M parameters, {aps}")
         return summary
 
     def evaluate_path(self, name: str, path: Path) -> dict:
@@ -380,6 +382,7 @@ def make_model(config: Config, num_classes: int, weights: str | None = None) -> 
         network.heat_map_std,
         weights,
         np.random.default_rng((config.args.seed, 1)),
+        config.dataloader.normalization,
     )
 
 

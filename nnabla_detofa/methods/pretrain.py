@@ -49,7 +49,7 @@ class PretrainSearcher(SupernetRunner):
                 sampler = UniformPaths(phase.space, self.rng(phase.name))
                 self.train_phase(phase, sampler, self.new_optimizer(phase), self.objective(phase))
         if self.comm.rank == 0:
-            weights.write(self.folder / "supernet.h5", self.model.get_parameters(), self.space.geometry.strides)
+            weights.save(self.model, self.folder / "supernet.h5")
         few = PathBatch.concatenate(
             [PathBatch.from_paths([self.space.largest], self.space.geometry), self.space.sample_many(self.rng("shown"), 4)]
         )
@@ -115,6 +115,7 @@ def make_model(config: Config, num_classes: int, weights: str | None = None) -> 
         weights,
         config.hparams.label_smoothing,
         np.random.default_rng((config.args.seed, 1)),
+        config.dataloader.normalization,
     )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from ..backend.compat import Mo, Model
 from ..common.boxes import box_iou
 from ..common.errors import UserError
+from ..common.normalization import IMAGENET, Normalization
 from ..space.geometry import OFA_RESNET50, Geometry, HeadGeometry
 from ..space.paths import Path
 from ..space.search_space import ofa_resnet50
@@ -113,6 +114,7 @@ class Detector(Model):
             channels learn only with about 0.1.
         geometry, zero_init_residual, rng, path: see `ElasticResNet50`.
         backbone: another backbone, in place of the one that geometry, zero_init_residual and path describe.
+        normalization: of the images that it takes.
     """
 
     def __init__(
@@ -124,8 +126,10 @@ class Detector(Model):
         rng: np.random.Generator | None = None,
         path: Path | None = None,
         backbone: Backbone | None = None,
+        normalization: Normalization = IMAGENET,
     ):
         super().__init__(name="")
+        self.normalization = normalization
         rng = rng or np.random.default_rng(0)
         self.backbone = backbone or ElasticResNet50(geometry, zero_init_residual, rng, path)
         channels = self.backbone.channels
@@ -342,6 +346,7 @@ class SearchNet(Detector):
             see `config.CenternetOfaResnet50`.
         weights: a weights file whose backbone is taken over: a pre-trained classification supernet's, or a detector's.
         rng: draws the initial weights.
+        normalization: of the images that it takes.
     """
 
     def __init__(
@@ -356,10 +361,11 @@ class SearchNet(Detector):
         heat_map_std: float = 0.001,
         weights: str | None = None,
         rng: np.random.Generator | None = None,
+        normalization: Normalization = IMAGENET,
     ):
         geometry = Geometry(width_scale=width_scale, strides=tuple(strides))
         head = HeadGeometry(num_classes, tuple(deconv_channels), head_channels)
-        super().__init__(head, geometry, zero_init_residual, heat_map_std, rng)
+        super().__init__(head, geometry, zero_init_residual, heat_map_std, rng, normalization=normalization)
         self.space = ofa_resnet50(geometry, elastic_stem)
         self._static = {
             "num_classes": num_classes,

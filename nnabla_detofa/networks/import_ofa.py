@@ -3,14 +3,9 @@
 The published supernets of `once-for-all` (d 0+1+2, e 0.2+0.25+0.35, w 0.65+0.8+1.0) are what the paper's pre-training
 would otherwise need hundreds of GPU hours for (section 3, step 1). PyTorch is needed here and nowhere else.
 
-Colours. OFA was trained on red, green, blue less ImageNet's mean over its standard deviation; every loader of this package,
-for detection and for classification alike, gives blue, green, red with CenterNet's (`data.augment.normalise`). So the
-first convolution is rewritten to see what it saw in training. Its input channels are reversed and scaled by the ratio of the
-deviations (about 1.21, 1.22 and 1.28 for red, green and blue), which is exact. The difference of the means (at most 0.07
-of a deviation) is a constant that each filter adds; it goes into the running mean of the batch normalisation behind it, exact
-except in the outputs whose window reaches over the image's edge, where the padding adds none: the first row and column (and
-the last, of odd sizes). With weights filled from their names and random images, logits move by 0.04% of the largest for it;
-reversing the channels alone moves them by 17%.
+Colors. OFA was trained on red, green, blue with ImageNet's normalization; every loader of this package gives blue, green, red.
+So the input channels of the first convolution are reversed, and the file says that its images are normalized by ImageNet's
+values. A data set of another normalization, such as COCO's, adapts them when it loads the file (`normalization.adapted`).
 """
 
 from __future__ import annotations
@@ -27,15 +22,10 @@ import nnabla as nn
 import numpy as np
 
 from ..common.errors import UserError
-from ..data.augment import MEAN, STD
+from ..common.normalization import FIRST_CONV, IMAGENET, Normalization
 from . import weights
 from .supernet import Classifier
 
-IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])
-IMAGENET_STD = np.array([0.229, 0.224, 0.225])
-"""Of images in [0, 1], red, green, blue: what torchvision's models, and OFA's, are trained with."""
-
-FIRST = "input_stem/0"  # the convolution that sees the image, and its batch normalisation
 STATISTICS = ("/_mean", "/_var")
 NAMES = {
     "conv.weight": "conv/_W",
@@ -110,7 +100,7 @@ def convert(tensors: Mapping[str, np.ndarray], keep_channels: bool = False) -> I
     Args:
         tensors: name -> array, as in OFA's state dict; `module.` in front of all names is ignored, and both the elastic
             layers' names (`bn.bn.weight`) and the plain ones of OFA's largest network (`bn.weight`) are known.
-        keep_channels: leave the first convolution for red, green, blue and ImageNet's normalisation.
+        keep_channels: leave the first convolution for red, green, blue.
 
     Raises:
         UserError: a tensor has no place, a parameter would stay empty, a shape differs, or a number is not finite.
@@ -142,7 +132,7 @@ def convert(tensors: Mapping[str, np.ndarray], keep_channels: bool = False) -> I
     if missing:
         raise UserError(f"the checkpoint has no tensor for {len(missing)} of {len(parameters)} parameters, as {missing[0]}")
     if not keep_channels:
-        arrays |= _see_our_images(arrays)
+        arrays[FIRST_CONV] = _reversed(arrays[FIRST_CONV])
     ordered = {name: arrays[name] for name in parameters}
     return Imported(ordered, len(kept), len(tensors) - len(kept), len(linear))
 
@@ -162,7 +152,9 @@ def convert_nnablanas(arrays: Mapping[str, np.ndarray], keep_channels: bool = Fa
         raise UserError(f"the weights hold {len(extra)} parameters that OFA-ResNet50 lacks, the first is {extra[0]}")
     weights.fill(parameters, arrays, "the file of NNablaNAS' ofa_resnet50")
     ours = {name: np.asarray(arrays[name], np.float32) for name in parameters}
-    return Imported(ours if keep_channels else ours | _see_our_images(ours), len(ours), 0, len(bias))
+    if not keep_channels:
+        ours[FIRST_CONV] = _reversed(ours[FIRST_CONV])
+    return Imported(ours, len(ours), 0, len(bias))
 
 
 def _place(name: str, parameters: Mapping[str, nn.Variable]) -> str | None:
@@ -178,20 +170,9 @@ def _place(name: str, parameters: Mapping[str, nn.Variable]) -> str | None:
     return None
 
 
-def _see_our_images(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The first weight and running mean, rewritten for blue, green, red images with CenterNet's mean and deviation.
-
-    With theirs = (pixel - m) / s and ours = (pixel - M) / S: theirs = ours * S / s + (M - m) / s.
-    """
-    weight = arrays[f"{FIRST}/conv/conv/_W"].astype(np.float64)
-    scale, shift = STD[::-1] / IMAGENET_STD, (MEAN[::-1] - IMAGENET_MEAN) / IMAGENET_STD
-    constant = (weight * shift[:, None, None]).sum(axis=(1, 2, 3))
-    mean = arrays[f"{FIRST}/bn/bn/_mean"] - constant[:, None, None]
-    scaled = (weight * scale[:, None, None])[:, ::-1]
-    return {
-        f"{FIRST}/conv/conv/_W": np.ascontiguousarray(scaled, np.float32),
-        f"{FIRST}/bn/bn/_mean": mean.astype(np.float32),
-    }
+def _reversed(weight: np.ndarray) -> np.ndarray:
+    """The first convolution's weight for images of the reverse order of channels."""
+    return np.ascontiguousarray(weight[:, ::-1])
 
 
 def import_checkpoint(file: str | os.PathLike, output: str | os.PathLike, keep_channels: bool = False) -> Imported:
@@ -210,5 +191,7 @@ def import_checkpoint(file: str | os.PathLike, output: str | os.PathLike, keep_c
         name: nn.Variable.from_numpy_array(array, need_grad=not name.endswith(STATISTICS))
         for name, array in imported.arrays.items()
     }
-    weights.write(output, parameters)
+    order = slice(None, None, -1 if keep_channels else 1)  # of the channels that the first convolution takes
+    normalization = Normalization(IMAGENET.mean[order], IMAGENET.std[order])
+    weights.write(output, parameters, normalization=normalization)
     return imported

@@ -36,7 +36,7 @@ def load_supernet(
         raise UserError(f"task must be {' or '.join(CLASSES)}, got {task!r}")
     kind = (centernet if task == "detection" else supernet).SearchNet
     arrays = weights_file.read(weights)
-    options = {**found_in(arrays, task, str(weights)), **options}
+    options = {"normalization": weights_file.normalization_of(weights), **found_in(arrays, task, str(weights)), **options}
     kept = weights_file.strides_of(weights)
     if kept is not None:
         options.setdefault("strides", kept)

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..backend.compat import Mo, Model, Optimizer
 from ..common.errors import UserError
+from ..common.normalization import IMAGENET, Normalization
 from ..space.geometry import OFA_RESNET50, Geometry
 from ..space.paths import Path
 from ..space.search_space import ofa_resnet50
@@ -393,14 +394,23 @@ class Classifier(ElasticResNet50):
     Args:
         num_classes: outputs of the linear layer.
         label_smoothing: of the training loss.
+        normalization: of the images that it takes.
         geometry, zero_init_residual, rng, path: see `ElasticResNet50`.
     """
 
     def __init__(
-        self, num_classes=1000, geometry=OFA_RESNET50, zero_init_residual=True, rng=None, path=None, label_smoothing=0.0
+        self,
+        num_classes=1000,
+        geometry=OFA_RESNET50,
+        zero_init_residual=True,
+        rng=None,
+        path=None,
+        label_smoothing=0.0,
+        normalization=IMAGENET,
     ):
         rng = rng or np.random.default_rng(0)
         super().__init__(geometry, zero_init_residual, rng, path)
+        self.normalization = normalization
         self._label_smoothing = label_smoothing
         weight = rng.normal(0.0, 0.01, (self.channels, num_classes)).astype(np.float32)
         self.classifier = Linear(weight)
@@ -463,12 +473,13 @@ def copy_leading(source: Mapping[str, nn.Variable], target: Mapping[str, nn.Vari
 
 
 def take_over(target: Mo.Module, source: Mo.Module, statistics: Mapping | None = None) -> None:
-    """Fill a static network from the supernet it is a path of.
+    """Fill a static network from the supernet it is a path of, whose images it takes from now on.
 
     Args:
         statistics: the path's re-estimated mean and variance of each layer; None keeps the supernet's stored ones.
     """
     copy_leading(source.get_parameters(), target.get_parameters())
+    target.normalization = source.normalization
     for layer in (module for _, module in target.get_modules() if isinstance(module, ConvBN)):
         if statistics is not None:
             layer.mean.d, layer.var.d = statistics[layer.name]
@@ -479,9 +490,10 @@ class SearchNet(Classifier):
 
     Args:
         num_classes, width_scale, strides, elastic_stem, zero_init_residual: see `config.OfaResnet50`.
-        weights: a weights file of the whole network.
+        weights: a weights file of the whole network. One for images of another normalization is adapted to this one.
         label_smoothing: of the training loss.
         rng: draws the initial weights.
+        normalization: of the images that it takes.
     """
 
     def __init__(
@@ -494,13 +506,14 @@ class SearchNet(Classifier):
         weights: str | None = None,
         label_smoothing: float = 0.0,
         rng: np.random.Generator | None = None,
+        normalization: Normalization = IMAGENET,
     ):
         geometry = Geometry(width_scale=width_scale, strides=tuple(strides))
-        super().__init__(num_classes, geometry, zero_init_residual, rng, label_smoothing=label_smoothing)
+        super().__init__(num_classes, geometry, zero_init_residual, rng, None, label_smoothing, normalization)
         self.space = ofa_resnet50(geometry, elastic_stem)
         self._static = {"num_classes": num_classes, "width_scale": width_scale, "strides": tuple(strides)}
         if weights:
-            weights_file.load(self, weights)
+            weights_file.load(self, weights, adapt=True)
 
     def get_active_subnet(self, path: Path | Mapping, statistics: Mapping | None = None) -> TrainNet:
         """`path` cut out as a static network of its own, its weights copied (NNablaNAS' name for it).

@@ -16,8 +16,10 @@ import nnabla as nn
 import numpy as np
 
 from ..backend.compat import Mo
+from ..common import checked
 from ..common.errors import UserError
 from ..common.files import new_hdf5
+from ..common.normalization import FIRST_CONV, FIRST_MEAN, UNRECORDED, Normalization, adapted
 from ..common.reading import short, shown
 
 logger = logging.getLogger(__name__)
@@ -82,17 +84,22 @@ def _refuse_odd(item: h5py.Dataset, name: str, file: FilePath, most: int) -> Non
         raise UserError(f"the parameter {name} in {file} announces {item.nbytes} bytes, and the file stores only {stored}")
 
 
-STRIDES = "strides"
-"""Attribute of a weights file: the strides of the supernet's stages, which its shapes do not tell."""
+STRIDES, NORMALIZATION = "strides", "normalization"
+"""Attributes of a weights file: what its shapes do not tell, the strides of the supernet's stages, and the mean and the
+deviation of its images as (2, 3) numbers."""
 
 
 def write(
-    file: str | os.PathLike, parameters: Mapping[str, nn.Variable], strides: Sequence[int] | None = None, **attributes: str
+    file: str | os.PathLike,
+    parameters: Mapping[str, nn.Variable],
+    strides: Sequence[int] | None = None,
+    normalization: Normalization | None = None,
+    **attributes: str,
 ) -> None:
     """Write parameters as `nnabla.save_parameters` would; the file appears complete or not at all.
 
     Args:
-        strides: kept with them as `STRIDES`.
+        strides, normalization: kept with them as `STRIDES` and `NORMALIZATION`.
         attributes: kept with them under their names.
     """
     file = FilePath(file)
@@ -103,7 +110,15 @@ def write(
             data.attrs["index"], data.attrs["need_grad"] = index, variable.need_grad
         if strides is not None:
             opened.attrs[STRIDES] = list(strides)
+        if normalization is not None:
+            opened.attrs[NORMALIZATION] = np.array([normalization.mean, normalization.std])
         opened.attrs.update(attributes)
+
+
+def save(net: Mo.Module, file: str | os.PathLike) -> None:
+    """Write a network's parameters, and what else `load` and `loading.load_supernet` need to know of it."""
+    space = getattr(net, "space", None)
+    write(file, net.get_parameters(), space and space.geometry.strides, getattr(net, "normalization", None))
 
 
 def strides_of(file: str | os.PathLike) -> tuple[int, ...] | None:
@@ -119,6 +134,25 @@ def strides_of(file: str | os.PathLike) -> tuple[int, ...] | None:
     if np.ndim(kept) != 1 or np.asarray(kept).dtype.kind not in "iu":
         raise UserError(f"the strides kept in {file} must be a list of integers, got {shown(kept)}")
     return tuple(int(stride) for stride in kept)
+
+
+def normalization_of(file: str | os.PathLike) -> Normalization:
+    """What images a weights file's network takes; `normalization.UNRECORDED` where the file does not say.
+
+    Raises:
+        UserError: the file cannot be read, or what it keeps is no mean and no deviation.
+    """
+    try:
+        with h5py.File(file, "r") as opened:
+            kept = opened.attrs.get(NORMALIZATION)
+    except OSError as error:
+        raise UserError(f"the weights file {file} cannot be read as HDF5 ({short(str(error))})") from error
+    if kept is None:
+        return UNRECORDED
+    if np.shape(kept) != (2, 3) or np.asarray(kept).dtype.kind != "f":
+        raise UserError(f"the normalization kept in {file} must be a mean and a std of 3 numbers each, got {shown(kept)}")
+    mean, std = np.asarray(kept, float).tolist()
+    return checked.read(Normalization, {"mean": mean, "std": std}, f"the normalization kept in {file}")
 
 
 def convert(source: str | os.PathLike, target: str | os.PathLike, dtype) -> None:
@@ -154,19 +188,30 @@ def fill(parameters: Mapping[str, nn.Variable], arrays: Mapping[str, np.ndarray]
         variable.d = arrays[name]
 
 
-def load(net: Mo.Module, file: str | os.PathLike, arrays: Mapping[str, np.ndarray] | None = None) -> None:
+def load(net: Mo.Module, file: str | os.PathLike, arrays: Mapping[str, np.ndarray] | None = None, adapt: bool = False) -> None:
     """Fill the whole network from a weights file, ours or NNablaNAS' own; the two must hold the same names.
 
     Args:
         arrays: what `read(file)` gave, where it was read before.
+        adapt: change weights for images of another normalization than the network's, so that they compute the same.
 
     Raises:
-        UserError: the file cannot be read, or a name is only in one of the two, or a shape differs; nothing is loaded then.
+        UserError: the file cannot be read, or a name is only in one of the two, or a shape differs, or the file's images are
+            normalized otherwise and `adapt` is off; nothing is loaded then.
     """
     parameters, arrays = net.get_parameters(), read(file) if arrays is None else arrays
     extra = [name for name in arrays if name not in parameters]
     if extra:
         raise UserError(f"{file} holds {len(extra)} parameters that this network lacks, the first is {extra[0]}")
+    given = getattr(net, "normalization", None)
+    if given is not None:
+        trained = normalization_of(file)
+        if trained != given and not adapt:
+            raise UserError(
+                f"{file} holds a network for images normalized by {trained}, not by {given}: "
+                f'set the normalization of the dataloader to {{"mean": {list(trained.mean)}, "std": {list(trained.std)}}}'
+            )
+        arrays = _for_images(arrays, "", trained, given, file)
     fill(parameters, arrays, str(file))
     logger.info("all %d parameters are loaded from %s", len(parameters), file)
 
@@ -174,7 +219,8 @@ def load(net: Mo.Module, file: str | os.PathLike, arrays: Mapping[str, np.ndarra
 def load_backbone(detector: Mo.Module, file: str | os.PathLike) -> list[str]:
     """Fill the detector's backbone from a classification supernet, or from another detector (section 3, step 2).
 
-    The log says what was loaded and what the file holds besides.
+    The log says what was loaded and what the file holds besides. Weights for images of another normalization than the
+    detector's are adapted to it (`normalization.adapted`).
 
     Returns:
         the names in the file that were not used: the classifier's, or the other detector's head.
@@ -191,9 +237,19 @@ def load_backbone(detector: Mo.Module, file: str | os.PathLike) -> list[str]:
     odd = [name for name in unused if not name.startswith(heads)]
     if odd:
         raise UserError(f"{file} holds {len(odd)} parameters that belong to no backbone or head here, the first is {odd[0]}")
-    fill(wanted, arrays, str(file))
+    fill(wanted, _for_images(arrays, prefix, normalization_of(file), detector.normalization, file), str(file))
     logger.info("the backbone's %d parameters are loaded from %s; %s", len(wanted), file, _not_used(unused))
     return unused
+
+
+def _for_images(
+    arrays: Mapping[str, np.ndarray], prefix: str, trained: Normalization, given: Normalization, file: str | os.PathLike
+) -> Mapping[str, np.ndarray]:
+    """The arrays for images normalized by `given`; those of a backbone without the stem are left as they are."""
+    if trained == given or any(prefix + name not in arrays for name in (FIRST_CONV, FIRST_MEAN)):
+        return arrays
+    logger.info("%s is for images normalized by %s: its first layer is adapted to %s", file, trained, given)
+    return {**arrays, **adapted(arrays, prefix, trained, given)}
 
 
 def _not_used(names: Sequence[str]) -> str:

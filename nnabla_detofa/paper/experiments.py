@@ -269,7 +269,7 @@ def _hash(file: FilePath) -> str | None:
     """`Config.config_hash` of the config in a run's folder; None where it is none that we read."""
     try:
         content = parse_json(file.read_text())
-        return configs.from_dict(content, file.parent.name).config_hash if isinstance(content, dict) else None
+        return configs.from_run(content, file.parent.name).config_hash if isinstance(content, dict) else None
     except (OSError, ValueError, UserError):
         return None
 

@@ -120,7 +120,7 @@ def check(folder: FilePath, config: configs.Config, restart: bool) -> None:
         before = {}
     if not (isinstance(before, dict) and {"args", "network", "hparams"} <= before.keys()):
         raise UserError(f"args.output_path {folder} holds a config.json that is not a run's: take another folder")
-    changed = [key for key in differences(before, config.to_dict()) if not configs.without_effect(key)]
+    changed = [key for key in differences(configs.completed(before), config.to_dict()) if not configs.without_effect(key)]
     if changed and not restart:
         raise UserError(
             f"{folder} holds a run with another config (differing: {', '.join(changed)}): "

@@ -51,6 +51,10 @@ def detector(content: Any, geometry: Geometry, path: Path | None = None, where: 
     for name in MEASURED:
         _number(_entry(content, name, where), f"{where}.{name}", finite=name != "loss")
     _mapping(_entry(content, "ap50_per_class", where), f"{where}.ap50_per_class")
+    for key in ("ap50_11point", "ap50_area"):
+        if key in content:
+            _number(content[key], f"{where}.{key}")
+            _mapping(_entry(content, f"{key}_per_class", where), f"{where}.{key}_per_class")
     if "coco" in content:
         _number(_entry(content["coco"], "AP", f"{where}.coco"), f"{where}.coco.AP")
     if _path(_entry(content, "path", where), f"{where}.path", geometry) != path and path is not None:

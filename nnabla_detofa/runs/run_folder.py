@@ -107,12 +107,10 @@ def run_config(run: FilePath, overrides: Sequence[str] = ()) -> configs.Config:
     if not isinstance(content, dict):
         raise UserError(f"{run} holds a damaged config.json: it is {kind_of(content)}, not a mapping")
     try:
-        configs.from_dict(content, run.name)
+        configs.from_run(content, run.name)
     except UserError as error:
         raise UserError(f"{run} holds a damaged config.json: {error}") from error
-    for override in overrides:
-        content = configs.overridden(content, override)
-    return configs.from_dict(content, run.name)
+    return configs.from_run(content, run.name, overrides)
 
 
 def run_weights(run: FilePath, config: configs.Config, named: str | None = None) -> FilePath:

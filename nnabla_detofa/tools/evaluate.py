@@ -13,6 +13,7 @@ from .. import config as configs
 from ..common.errors import UserError
 from ..common.reading import read_json
 from ..data.sets import DetectionSets
+from ..evaluation.metrics import AP_TITLES, ap_keys
 from ..evaluation.path_evaluation import statistics_images
 from ..evaluation.validation import BoxDetector, Statistics, average_precision, reestimate
 from ..methods.algorithm1 import build
@@ -193,9 +194,9 @@ def _path_of(file: FilePath, notation: Any, space: SearchSpace) -> Path:
 
 
 def table(results: dict[str, dict]) -> str:
-    """Markdown: a row for each class, a column for each detector; AP beside AP50 where COCO's rules are used."""
-    columns = [(name, key) for name, result in results.items() for key in ("ap", "ap50") if key in result]
-    titles = [f"{name} {'AP' if key == 'ap' else 'AP50'}" for name, key in columns]
+    """Markdown: a row for each class, for each detector a column for each of its `metrics.AP_TITLES`."""
+    columns = [(name, key) for name, result in results.items() for key in ap_keys(result)]
+    titles = [f"{name} {AP_TITLES[key]}" for name, key in columns]
     first = next(iter(results.values()))
 
     def cells(name: str, values: list[float | None]) -> str:

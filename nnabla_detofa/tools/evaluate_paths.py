@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from os import PathLike
 
 from .. import config as configs
@@ -19,11 +20,16 @@ from ..space.search_space import SearchSpace
 def open_supernet(config: configs.Config, weights_file: str | PathLike):
     """The supernet of a config with the weights of a file, its data sets and its cost model.
 
+    Images are normalized as the file says, whatever the config does.
+
     Raises:
         UserError: the data or the weights are missing or do not fit.
     """
-    built = (pretrain if config.args.runner == "pretrain" else algorithm1).build(config, pretrained=False)
-    weights.load(built[0], weights_file)
+    arrays = weights.read(weights_file)
+    data = replace(config.dataloader, normalization=weights.normalization_of(weights_file))
+    runner = pretrain if config.args.runner == "pretrain" else algorithm1
+    built = runner.build(replace(config, dataloader=data), pretrained=False)
+    weights.load(built[0], weights_file, arrays)
     return built
 
 

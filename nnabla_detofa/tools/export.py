@@ -26,7 +26,8 @@ from ..common.errors import UserError
 from ..common.files import write_json
 from ..common.version import REPOSITORY
 from ..config import Config
-from ..data.augment import MEAN, STD, letterbox, letterbox_matrix
+from ..data.augment import letterbox, letterbox_matrix
+from ..evaluation.metrics import ap_keys
 from ..evaluation.validation import Statistics
 from ..networks.centernet import Detector
 from ..networks.supernet import STORED, ConvBN, GivenStatistics
@@ -94,7 +95,7 @@ class StaticGraph:
         net: a network of this path alone, with its statistics (`evaluate.alone`).
         path: the path.
         shape: of the input, (B, 3, H, W).
-        normalise: take pixels from 0 to 255, and normalise them in the graph; else they come normalised.
+        normalise: take pixels from 0 to 255, and normalize them in the graph as the network's images are; else they come so.
         fold: these statistics are folded into the convolutions; None keeps the batch normalisations as layers.
 
     Attributes:
@@ -108,8 +109,8 @@ class StaticGraph:
         self.image = x = nn.Variable(shape)
         self.parameters = {}
         if normalise:
-            scale, shift = (v.astype(np.float32).reshape(1, 3, 1, 1) for v in (1 / (255 * STD), -MEAN / STD))
-            scale, shift = map(nn.Variable.from_numpy_array, (scale, shift))
+            mean, std = (np.array(v).reshape(1, 3, 1, 1) for v in (net.normalization.mean, net.normalization.std))
+            scale, shift = (nn.Variable.from_numpy_array(v.astype(np.float32)) for v in (1 / (255 * std), -mean / std))
             self.parameters = {"normalise/scale": scale, "normalise/shift": shift}
             x = F.add2(F.mul2(x, scale), shift)
         y = net(x, path, statistics)
@@ -233,7 +234,7 @@ def check_request(run: FilePath, detector: str, config: Config, size: tuple[int,
     """Before the weights are read: whether the input's shape is allowed, and what the run measured; see `export`.
 
     Returns:
-        "ap50", and by COCO's rules "ap", of the run's own detector; empty for a path from elsewhere.
+        the `metrics.ap_keys` of the run's own detector; empty for a path from elsewhere.
     """
     stride = config.network.geometry.total_stride
     if size and any(not 32 <= side <= MOST_SIDE or side % stride for side in size):
@@ -245,8 +246,7 @@ def check_request(run: FilePath, detector: str, config: Config, size: tuple[int,
     detector_weights(run, detector, config)
     found = read_result(run, detector)
     with reading(run / f"{detector}.json"):
-        keys = ("ap", "ap50") if "ap" in found else ("ap50",)
-        return {key: found[key] if found[key] is None else number(found[key]) for key in keys}
+        return {key: found[key] if found[key] is None else number(found[key]) for key in ap_keys(found)}
 
 
 def about_file(file: FilePath) -> FilePath:
@@ -319,8 +319,8 @@ def export(
             "channels": ["blue", "green", "red"],
             "values": "pixels from 0 to 255" if normalise else "(pixels / 255 - mean) / std",
             "normalised_by_user": not normalise,
-            "mean": [round(float(value), 6) for value in MEAN],
-            "std": [round(float(value), 6) for value in STD],
+            "mean": list(net.normalization.mean),
+            "std": list(net.normalization.std),
         },
         "outputs": {name: list(output.shape) for name, output in graph.outputs.items()},
         "stride": sets.stride,
@@ -353,5 +353,5 @@ def check_images(sets, size: tuple[int, int], batch: int) -> tuple[np.ndarray, n
     photographs = [sets.test.load(index % len(sets.test)).image for index in range(count)]
     fitted = [cv2.warpAffine(image, letterbox_matrix(image.shape[:2], size), size[::-1]) for image in photographs]
     pixels = np.stack([image.transpose(2, 0, 1) for image in fitted]).astype(np.float32)
-    images = np.stack([letterbox(image, size)[0] for image in photographs])
+    images = np.stack([letterbox(image, size, sets.normalization)[0] for image in photographs])
     return tuple(part.reshape(-1, batch, *part.shape[1:]) for part in (pixels, images))

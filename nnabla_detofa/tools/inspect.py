@@ -17,6 +17,7 @@ from .. import config as configs
 from ..common.errors import UserError
 from ..common.reading import parse_json
 from ..config import DetofaHparams
+from ..evaluation.metrics import AP_TITLES, ap_keys
 from ..runs.cost_ledger import totals
 from ..runs.phases import FINE_TUNED, TUNING_PHASES, TrainingPhase, phase_names, slug, training_phases, tuning_phase
 from ..runs.provenance import recorded
@@ -42,7 +43,7 @@ def describe(run: FilePath) -> dict:
         "seconds", "device_seconds", and under way "share" in [0, 1] and "detail", where they can be told), "device_time"
         (unit, total, and by kind), "thresholds", "refused_share",
         "kendall_tau", "pruned" (operations removed, of how many; paths left, of how many; "space", the lines of Figure 3's
-        notation), "detectors" (name, budget, flops, params, loss, ap50, path, and by COCO's rules ap), "accuracy" (of a
+        notation), "detectors" (name, budget, flops, params, loss, path, and the APs of `metrics.ap_keys`), "accuracy" (of a
         pre-training: the largest and four random paths), "fine_tuning" (None, or of which run and detector, and epochs; its
         detectors are that before and after), "files" (what -> where).
 
@@ -275,7 +276,7 @@ def _detector(run: FilePath, name: str, budget: float | None) -> dict:
     result = read_result(run, name)
     with reading(run / f"{name}.json"):
         row = {"name": name, "budget": budget, **{key: number(result[key]) for key in ("flops", "params", "loss")}}
-        for key in ("ap50", "ap") if "ap" in result else ("ap50",):
+        for key in ap_keys(result):
             row[key] = result[key] if result[key] is None else number(result[key])
         return row | ({"path": result["path"]} if "path" in result else {})
 
@@ -372,8 +373,8 @@ def text(found: Mapping, width: int | None = None) -> str:
     if found["detectors"]:
         say("")
         say("detectors (FLOPs are multiply-accumulates; AP is on the test split)")
-        columns = ["ap50", *(["ap"] if "ap" in found["detectors"][0] else [])]
-        table = [["", "budget [G]", "GFLOPs", "M params", *(column.upper() for column in columns)]]
+        columns = ap_keys(found["detectors"][0])
+        table = [["", "budget [G]", "GFLOPs", "M params", *(AP_TITLES[column] for column in columns)]]
         for row in found["detectors"]:
             budget = "" if row["budget"] is None else f"{row['budget'] / 1e9:.4g}"
             aps = ["-" if row[column] is None else f"{row[column]:.3f}" for column in columns]

@@ -6,7 +6,7 @@ import csv
 import re
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 
 import matplotlib
@@ -14,6 +14,7 @@ import numpy as np
 
 from ..common.errors import UserError
 from ..data.sets import open_sets
+from ..evaluation.metrics import AP_TITLES, ap_keys
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..runs.provenance import code_of, revision
 from ..runs.run_folder import read_result, reading, refuse_other_kinds, run_config
@@ -22,7 +23,14 @@ matplotlib.use("Agg")  # files, not windows
 import matplotlib.pyplot as plt  # noqa: E402
 
 COLUMNS = ("detector", "budget [GFLOPs]", "GFLOPs", "M parameters", "validation loss", "AP50")
-COCO_COLUMNS = (*COLUMNS, "AP", "AP75", "APs", "APm", "APl")
+COCO_COLUMNS = ("AP", "AP75", "APs", "APm", "APl")
+METRICS = {
+    "ap50_11point": "AP50 averages precision over all recalls, as VOC does since 2010; AP50 (11-point) is VOC 2007's average "
+    "at the recalls 0, 0.1, ..., 1.",
+    "ap50_area": "AP50 averages precision at the recalls 0, 0.1, ..., 1, as VOC 2007 does; AP50 (area) is the average over "
+    "all recalls, of VOC since 2010.",
+}
+"""The other metric's key -> what the two are."""
 SHOWN_SCORE = 0.3  # detections drawn have at least this score
 SHOWN_IMAGES = 6
 
@@ -64,11 +72,12 @@ def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
 
 def table_rows(summary: dict) -> tuple[Sequence[str], list[tuple[str, ...]]]:
     """The columns and the rows of the result table: the fullnet, then the subnet found for each budget."""
-    columns = COCO_COLUMNS if "coco" in summary["fullnet"] else COLUMNS
+    coco = COCO_COLUMNS if "coco" in summary["fullnet"] else ()
+    others = other_metrics(summary["fullnet"])
 
     def row(name: str, budget: str, result: dict) -> tuple[str, ...]:
         numbers = (result["flops"] / 1e9, result["params"] / 1e6, result["loss"], result["ap50"])
-        figures = [result["coco"][column] for column in columns[len(COLUMNS) :]]
+        figures = [*(result[key] for key in others), *(result["coco"][column] for column in coco)]
         return (
             name,
             budget,
@@ -79,20 +88,31 @@ def table_rows(summary: dict) -> tuple[Sequence[str], list[tuple[str, ...]]]:
     subnets = [
         row(f"subnet {number}", f"{result['budget'] / 1e9:.4f}", result) for number, result in enumerate(summary["subnets"], 1)
     ]
+    columns = (*COLUMNS, *(AP_TITLES[key] for key in others), *coco)
     return columns, [row("fullnet", "", summary["fullnet"]), *subnets]
+
+
+def other_metrics(result: Mapping) -> list[str]:
+    """Keys of the AP50 that a result has beside its "ap50", by VOC's rules."""
+    return [key for key in ap_keys(result) if key.startswith("ap50_")]
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], summary: dict) -> str:
     """The result table, AP of each class, and what Algorithm 1 did, as Markdown."""
     lines = [markdown_row(columns), markdown_row(["---"] + ["---:"] * (len(columns) - 1)), *map(markdown_row, rows), ""]
     classes = list(summary["fullnet"]["ap50_per_class"])
-    titles = map(plain, classes)
+    titles = [plain(cls) for cls in classes]
     results = [summary["fullnet"], *summary["subnets"]]
-    lines += ["AP50 of each class:", "", markdown_row(["detector", *titles]), markdown_row(["---"] + ["---:"] * len(classes))]
-    for (name, *_), result in zip(rows, results):
-        values = [result["ap50_per_class"][cls] for cls in classes]
-        lines.append(markdown_row([name, *("-" if value is None else f"{value:.3f}" for value in values)]))
-    lines += ["", "FLOPs are multiply-accumulates; AP50 is on the test split, the loss on the validation split.", ""]
+    head = [markdown_row(["detector", *titles]), markdown_row(["---"] + ["---:"] * len(classes))]
+    others = other_metrics(summary["fullnet"])
+    for key in ("ap50", *others):
+        lines += [f"{AP_TITLES[key]} of each class:", "", *head]
+        for (name, *_), result in zip(rows, results):
+            values = [result[f"{key}_per_class"][cls] for cls in classes]
+            lines.append(markdown_row([name, *("-" if value is None else f"{value:.3f}" for value in values)]))
+        lines.append("")
+    lines += ["FLOPs are multiply-accumulates; AP50 is on the test split, the loss on the validation split."]
+    lines += [METRICS[key] for key in others] + [""]
     if "thresholds" in summary:  # Algorithm 1; the baselines prune nothing
         thresholds = ", ".join("-" if value is None else f"{value:.3f}" for value in summary["thresholds"])
         lines += [

@@ -48,8 +48,7 @@ class Checkpoint:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         try:
-            space = getattr(net, "space", None)
-            weights.write(fresh / "weights.h5", net.get_parameters(), space and space.geometry.strides)
+            weights.save(net, fresh / "weights.h5")
             write_moments(fresh / "optim_train.h5", optimizer)
             digests = {file.name: digest(file.read_bytes()) for file in sorted(fresh.iterdir())}
             state = {**state, "optimizer": {"current_iter": optimizer._iter}, "digests": digests}

@@ -54,7 +54,7 @@ def make(folder: Path) -> Path:
     _write_fine_tuning(folder / "tuned", config)
     _write_json(folder / "pretrained", {"config": pretraining.to_dict(), "summary": {"accuracy": [0.5], "seconds": {}}})
     classifier = pretrain.make_model(pretraining, len(CLASSES))
-    weights.write(folder / "supernet.h5", classifier.get_parameters())
+    weights.save(classifier, folder / "supernet.h5")
     (folder / "profile.json").write_text(json.dumps(profile()))
     return folder
 
@@ -109,7 +109,7 @@ def _write_fine_tuning(folder: Path, config: configs.Config) -> None:
     origin = {"run": "run", "detector": "fullnet", "path": path, "weights": "0" * 16}
     results = dict.fromkeys(("before", "finetuned"), RESULT | {"path": path})
     _write_json(folder, {"config": config.to_dict(), "origin": origin, **results})
-    weights.write(folder / "finetuned" / "weights.h5", alone(config, model, model.space.largest).get_parameters())
+    weights.save(alone(config, model, model.space.largest), folder / "finetuned" / "weights.h5")
 
 
 def _write_run(run: Path, config: configs.Config) -> None:
@@ -133,7 +133,7 @@ def _write_run(run: Path, config: configs.Config) -> None:
     }
     _write_json(run, contents)
     for phase in ("fullnet", "warm_up", "fine_tuning"):
-        weights.write(run / phase / "weights.h5", model.get_parameters())
+        weights.save(model, run / phase / "weights.h5")
     options = config.hparams.filter
     path_filter = PathFilter(
         space.geometry, 5, options.dim, options.heads, options.layers, options.feed_forward, rng=np.random.default_rng(0)
