@@ -25,6 +25,7 @@ from .distillation import Distillation
 from .errors import UserError
 from .phases import TrainingPhase, training_phases
 from .pruning import UniformPaths
+from .reading import shown_names
 from .runner import slug
 from .search_space import Path, PathBatch, SearchSpace, ofa_resnet50
 from .supernet import BATCH, sort_middle_channels
@@ -47,6 +48,7 @@ class DataFacts:
 
     Attributes:
         train: images trained on, less the holdout. val: on which paths are evaluated. test: None where there is no such.
+        classes: names; empty where the data set is not there.
         problem: empty where the data set was opened, otherwise why not: then the numbers are the published ones, assumed.
     """
 
@@ -55,6 +57,7 @@ class DataFacts:
     val: int
     test: int | None
     problem: str = ""
+    classes: tuple[str, ...] = ()
 
 
 def data_facts(config: Config) -> DataFacts:
@@ -67,7 +70,9 @@ def data_facts(config: Config) -> DataFacts:
     stride = config.network.head_geometry(1).output_stride(config.network.geometry) if detection else None
     try:
         sets = open_sets(config, stride)
-        return DataFacts(len(sets.classes), len(sets.train), len(sets.val), len(sets.test) if detection else None)
+        return DataFacts(
+            len(sets.classes), len(sets.train), len(sets.val), len(sets.test) if detection else None, classes=sets.classes
+        )
     except UserError as error:
         problem = str(error)
     if isinstance(data, ImageFolderData):
@@ -213,6 +218,9 @@ def data_lines(config: Config, facts: DataFacts) -> Iterator[str]:
     yield f"data set ({f'assumed: the published sizes of {origin}' if facts.problem else 'as found'})"
     held = f" ({facts.train + data.holdout} less a holdout of {data.holdout})" if getattr(data, "holdout", 0) else ""
     yield f"  {facts.num_classes} classes, {facts.train} training images{held}"
+    if facts.classes:
+        given = getattr(data, "classes", None) is not None
+        yield f"  classes{'' if given else ', as found in the data set'}: {shown_names(facts.classes)}"
     judged = min(hparams.val_images or facts.val, facts.val)
     yield f"  paths: losses on {judged} of {facts.val} images, BatchNorm re-estimated on {min(hparams.bn_images, facts.train)}"
     if facts.test is not None:

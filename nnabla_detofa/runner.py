@@ -36,7 +36,7 @@ from .path_filter import PathFilter, PathScorer, Tokenizer
 from .phases import TrainingPhase, phase_names, training_phases
 from .ranking import fit
 from .ranks import Communicator
-from .reading import parse_json, read_json, shown
+from .reading import parse_json, read_json, shown, shown_names
 from .search_space import PathBatch, SearchSpace
 from .training import Checkpoint, NotFinite, Objective, PathSampler, Progress, new_optimizer, train
 from .validation import PathEvaluator, timing, validation_loss
@@ -153,6 +153,9 @@ class SupernetRunner(Runner):
         """Say what is trained."""
         edges = ", ".join(f"{edge / 1e9:.4g}" for edge in self.buckets.edges)
         self.log(f"search space {self.space.name}: {self.space.size():.4g} paths; FLOPs buckets at {edges} GFLOPs")
+        self.log(f"classes: {shown_names(self.sets.classes)}")
+        for text in self.sets.warnings:  # they were on the screen when the data set was opened
+            self.monitor.info(f"{text}\n", view=False)
 
     def callback_on_epoch_end(self) -> None:
         """Called after each epoch of a training phase; for subclasses."""

@@ -23,6 +23,7 @@ from scipy.special import expit
 from .centernet import Detector, decode, soft_nms
 from .compat import Mo
 from .data.augment import invert, letterbox, transform_boxes
+from .data.targets import MOST_DETECTIONS
 from .errors import UserError
 from .files import write_bytes
 from .launch import STOP_SIGNALS
@@ -273,7 +274,7 @@ class BoxDetector:
     net: Detector
     path: Path
     statistics: Statistics
-    top: int = 100
+    top: int = MOST_DETECTIONS
     flip: bool = False
 
     def __post_init__(self):

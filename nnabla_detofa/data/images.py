@@ -153,13 +153,12 @@ def _png_is_filled(data: bytes, size: tuple[int, int]) -> bool:
 def _orientation(data: bytes) -> int:
     """Which orientation OpenCV applies to an image, from the bytes of its file up to its pixels at least.
 
-    OpenCV itself tells: it reads a small picture that has the image's metadata. So nothing here interprets Exif, and what OpenCV
-    ignores (XMP, damaged Exif, a second Exif) is ignored.
+    OpenCV itself tells: it reads a small picture that has the image's metadata. So nothing here interprets Exif, and what
+    OpenCV ignores (XMP, damaged Exif, a second Exif) is ignored.
     """
     if data.startswith(JPEG):
-        metadata = b"".join(
-            data[start:end] for marker, start, end in _segments(data, SCAN) if marker not in SIZES and marker not in (START, END)
-        )
+        others = SIZES | {START, END}
+        metadata = b"".join(data[start:end] for marker, start, end in _segments(data, SCAN) if marker not in others)
         if b"\xff\xe1" not in metadata:
             return 1
         probe = JPEG + metadata + _probe(".jpg")[len(JPEG) :]
