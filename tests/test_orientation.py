@@ -135,7 +135,9 @@ def test_boxes_on_the_stored_pixels_are_turned_or_it_is_said(tmp_path, orientati
         assert said == ([], [], [])
         return
     words = f"Exif tag Orientation {orientation}", "are turned with them" if orientation > 4 else "are assumed"
-    assert [len(texts) for texts in said] == [2, 1, 1] and all(word in text for texts in said for text in texts for word in words)
+    assert [len(texts) for texts in said] == [2, 1, 1] and all(
+        word in text for texts in said for text in texts for word in words
+    )
     if orientation > 4:  # of the others nobody knows
         assert other.boxes[0].tolist() == white(other.image)
         again = write_coco(voc, tmp_path / "copy", ["train"])
