@@ -62,7 +62,7 @@ CASES = {
     "more objects than the default": (
         {"train": [box_xml(corners=corners) for corners in GRID[:130]]},
         {},
-        "2 of 130 objects of train, in 1 of 1 images, are beyond dataloader.voc.max_objects=128 and get no target: set it to 130",
+        "2 of 130 objects of train, in 1 of 1 images, are beyond dataloader.voc.max_objects=128 and get no target: set it to",
     ),
     "more objects than detections": (
         {"test": [box_xml(corners=corners) for corners in GRID[:101]]},
