@@ -19,7 +19,7 @@ from . import algorithm1, pretrain
 from .compat import Device
 from .config import CocoData, Config, DetofaHparams, ImageFolderData, Solver, VocData
 from .costs import Buckets, CostModel
-from .data.sets import open_sets
+from .data.sets import open_sets, read_all
 from .data.targets import make_targets
 from .distillation import Distillation
 from .errors import UserError
@@ -60,8 +60,11 @@ class DataFacts:
     classes: tuple[str, ...] = ()
 
 
-def data_facts(config: Config) -> DataFacts:
+def data_facts(config: Config, whole: bool = False) -> DataFacts:
     """From the data set where it is there, else from the published sizes.
+
+    Args:
+        whole: decode the images too, as a run does before it begins.
 
     Raises:
         UserError: it is not there, and its splits are none of those known here.
@@ -70,6 +73,8 @@ def data_facts(config: Config) -> DataFacts:
     stride = config.network.head_geometry(1).output_stride(config.network.geometry) if detection else None
     try:
         sets = open_sets(config, stride)
+        if whole:
+            read_all(sets)
         return DataFacts(
             len(sets.classes), len(sets.train), len(sets.val), len(sets.test) if detection else None, classes=sets.classes
         )
@@ -172,7 +177,7 @@ def dry_run(config: Config) -> Iterator[str]:
     """
     Device.open("cpu")
     detection = isinstance(config.hparams, DetofaHparams)
-    facts = data_facts(config)
+    facts = data_facts(config, whole=True)
     runner = algorithm1 if detection else pretrain
     model = runner.make_model(config, facts.num_classes)
     cost = runner.make_cost(config, facts.num_classes, config.dataloader.image_size)

@@ -25,6 +25,7 @@ from .claim import MINI_BATCH, Claim, claimed
 from .compat import Device, Optimizer, Runner, hydra_state
 from .costs import Buckets, CostModel
 from .data.loader import Loader
+from .data.sets import read_all
 from .errors import UserError
 from .evaluated_paths import EvaluatedPaths
 from .files import write_json
@@ -153,8 +154,11 @@ class SupernetRunner(Runner):
         """Say what is trained."""
         edges = ", ".join(f"{edge / 1e9:.4g}" for edge in self.buckets.edges)
         self.log(f"search space {self.space.name}: {self.space.size():.4g} paths; FLOPs buckets at {edges} GFLOPs")
+
+    def log_data(self) -> None:
+        """Say what the data set holds, with the warnings that were on the screen when it was opened."""
         self.log(f"classes: {shown_names(self.sets.classes)}")
-        for text in self.sets.warnings:  # they were on the screen when the data set was opened
+        for text in self.sets.warnings:
             self.monitor.info(f"{text}\n", view=False)
 
     def callback_on_epoch_end(self) -> None:
@@ -601,6 +605,7 @@ def start(
                 f"the batch_size of the phase {phase.name} must be at most the number of images, {len(sets.train)}, "
                 f"got {phase.batch_size}"
             )
+    comm.once(lambda: read_all(sets))
     hparams = {
         "batch_size_train": batch,
         "mini_batch_train": mini,
@@ -632,6 +637,7 @@ def start(
             for phase in runner.training.values():
                 runner.loader(phase)  # is there a batch to be had?
             runner.callback_on_start()
+            runner.log_data()
         except BaseException:
             if runner:
                 with suppress(OSError):

@@ -14,8 +14,9 @@ from nnabla_detofa import config as configs
 from nnabla_detofa.data.check import check_coco, check_config, check_folders, check_voc
 from nnabla_detofa.data.coco import write_coco
 from nnabla_detofa.data.image_folder import ImageFolder
-from nnabla_detofa.data.sets import open_sets
+from nnabla_detofa.data.sets import open_sets, read_all
 from nnabla_detofa.data.voc import VOCDataset
+from nnabla_detofa.dry_run import data_facts
 from nnabla_detofa.errors import UserError
 from nnabla_detofa.evaluate import table
 from nnabla_detofa.report import markdown_row
@@ -89,6 +90,11 @@ CASES = {
         {},
         "2 boxes with corners in 0..1 are left out (boxes must be in pixels: multiply by the image's width and height), in 1",
     ),
+    "a class that is only tested": (
+        {"test": [box_xml(), box_xml("dog")]},
+        {},
+        "class dog has no object to learn from in train, and 1 in test",
+    ),
     "no object in val": ({"val": []}, {}, "no image of val has an object"),
     "other classes": (
         {"train": [box_xml(), box_xml("dog"), box_xml("dog"), box_xml("cow")]},
@@ -143,17 +149,43 @@ def test_a_training_set_without_objects_is_refused(tmp_path, name):
     assert check_config(config).fatal == [str(error.value)]
 
 
+BROKEN = {
+    "a test image": "test",
+    "an image of val": "val",
+    "a training image": "train",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_damage_that_only_decoding_finds_is_found_before_the_run(tmp_path, name):
+    tree = tree_of(tmp_path / "voc")
+    file = tree.root / f"JPEGImages/{BROKEN[name]}.jpg"
+    data = file.read_bytes()
+    at = data.index(b"\xff\xdb")  # the quantization tables, without which nothing can be decoded
+    file.write_bytes(data[:at] + b"\xff\xfe" + data[at + 2 :].replace(b"\xff\xdb", b"\xff\xfe"))
+    sets = open_sets(config_of(tree))
+    with pytest.raises(UserError, match=f"{BROKEN[name]}.jpg is not a readable image"):
+        read_all(sets)
+    assert BROKEN[name] in data_facts_problem(config_of(tree))
+    assert any(f"{BROKEN[name]}.jpg" in text for text in check_config(config_of(tree), whole=True).fatal)
+
+
+def data_facts_problem(config: configs.Config) -> str:
+    """What a dry run would say of the data."""
+    with pytest.raises(UserError) as error:
+        data_facts(config, whole=True)
+    return str(error.value)
+
+
 def test_the_warnings_of_a_run_are_in_its_log(tmp_path):
     file = io.StringIO()
     runner = SimpleNamespace(
-        buckets=SimpleNamespace(edges=np.array([1e9])),
-        space=SimpleNamespace(name="A", size=lambda: 1.0),
         sets=SimpleNamespace(classes=("cat", "dog"), warnings=("one thing", "another")),
         log=lambda text: file.write(text + "\n"),
         monitor=SimpleNamespace(info=lambda text, view: file.write(text) if not view else None),
     )
-    SupernetRunner.callback_on_start(runner)
-    assert file.getvalue().splitlines()[1:] == ["classes: cat, dog", "one thing", "another"]
+    SupernetRunner.log_data(runner)
+    assert file.getvalue().splitlines() == ["classes: cat, dog", "one thing", "another"]
 
 
 # --- Sizes ------------------------------------------------------------------------------------------------------------

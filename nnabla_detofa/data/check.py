@@ -140,9 +140,6 @@ def check_config(config: Config, whole: bool = False, on_image: Callable[[], Non
         sets = report.attempt(open_sets, config, stride)
     if sets:
         report.warnings += object_warnings(sets, f"dataloader.{config.dataloader_name}")
-    for name in train.objects.keys() | test.objects.keys():
-        if not train.objects[name]:
-            report.warnings.append(f"class {name} has no object to learn from in train, and {test.objects[name]} in test")
     return report
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from ..config import CocoData, CocoSplit, Config, ImageFolderData, VocData
 from ..errors import UserError
 from .augment import Augmentation, eval_transform, letterbox_matrix, train_transform, transform_boxes
 from .coco import COCODataset
-from .image_folder import ImageFolder, centre_crop, random_crop
+from .image_folder import CHECKED, ImageFolder, centre_crop, random_crop
+from .images import read_image
 from .loader import CachedDataset
 from .targets import MOST_DETECTIONS, clip_to_map, make_targets
 from .voc import VOCDataset, VOCReader
@@ -38,6 +42,11 @@ class Subset:
     def load(self, index: int):
         """Image `index` of the subset."""
         return self.dataset.load(int(self.indices[index]))
+
+    @property
+    def files(self) -> list[Path]:
+        """The images, in order."""
+        return [self.dataset.files[index] for index in self.indices]
 
     def objects(self, index: int):
         """Of image `index`, without reading it."""
@@ -148,6 +157,31 @@ def open_sets(config: Config, stride: int | None = None) -> DetectionSets | Clas
     return replace(sets, warnings=tuple(warnings))
 
 
+def read_all(sets: DetectionSets | ClassificationSets) -> None:
+    """Decode every image, of no more than `CHECKED` of each split: training and evaluation then stop at none of them.
+
+    Raises:
+        UserError: an image is broken.
+    """
+    files: dict[Path, None] = {}
+    for part in ("train", "val", "test"):
+        files |= dict.fromkeys(getattr(sets, part).files[:CHECKED] if hasattr(sets, part) else ())
+
+    def read(file: Path) -> None:
+        read_image(file)
+
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(files), desc="reading all images once", unit="image", delay=2, leave=False, dynamic_ncols=True) as bar,
+    ):
+        try:
+            for _ in pool.map(read, files):
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
 @contextmanager
 def heard(quiet: bool = False) -> Iterator[list[str]]:
     """The warnings that this thread logs inside the block; with `quiet` nobody else hears of them."""
@@ -218,6 +252,13 @@ def object_warnings(sets: DetectionSets, key: str) -> list[str]:
     for part, dataset in (("train", sets.train), ("val", sets.val)):
         texts += crowded(part, dataset, sets.max_objects, key)
         texts += thin(part, dataset)
+    counts = [
+        np.bincount(np.concatenate([part.objects(i)[1] for i in range(len(part))]), minlength=len(sets.classes))
+        for part in (sets.train, sets.test)
+    ]
+    for name, trained, tested in zip(sets.classes, *counts):
+        if tested and not trained:
+            texts.append(f"class {name} has no object to learn from in train, and {tested} in test")
     if not any(len(sets.val.objects(index)[0]) for index in range(len(sets.val))):
         texts.append(f"{key}: no image of val has an object: the losses of paths say little")
     missed = [_without_target(sets, index) for index in range(len(sets.val))]
