@@ -173,7 +173,9 @@ def _by_defaults(report: DataReport, key: str, opened: Callable[[str], Any]) -> 
     """Add what a config without further settings would leave out of each split."""
     for split in () if report.fatal else report.splits:
         with heard(quiet=True):  # the report has these warnings
-            dataset = opened(split.name)
+            dataset = report.attempt(opened, split.name)
+        if dataset is None:
+            return
         report.warnings += crowded(split.name, dataset, DetectionData.max_objects, key)
         report.warnings += thin(split.name, dataset) + undetectable(split.name, dataset)
 

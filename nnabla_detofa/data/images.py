@@ -30,6 +30,8 @@ JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 SIZES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Markers of a JPEG file behind which its height and width stand."""
 END, SCAN, START = 0xD9, 0xDA, 0xD8
+METADATA = range(0xE0, 0xF0)
+"""Markers of what is stored beside the pixels, such as Exif."""
 MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xef\xfe]")
 """Those behind which a segment follows, END and START. Compressed data hold none; other bytes between them are skipped."""
 
@@ -157,13 +159,13 @@ def _orientation(data: bytes) -> int:
     OpenCV ignores (XMP, damaged Exif, a second Exif) is ignored.
     """
     if data.startswith(JPEG):
-        others = SIZES | {START, END}
-        metadata = b"".join(data[start:end] for marker, start, end in _segments(data, SCAN) if marker not in others)
+        metadata = b"".join(data[start:end] for marker, start, end in _segments(data, SCAN) if marker in METADATA)
         if b"\xff\xe1" not in metadata:
             return 1
         probe = JPEG + metadata + _probe(".jpg")[len(JPEG) :]
     else:
-        found = [data[at : at + 12 + length] for at, length, kind in _chunks(data) if kind == b"eXIf"]
+        exif = [data[at : at + 12 + length] for at, length, kind in _chunks(data) if kind == b"eXIf"]
+        found = [whole for whole in exif if whole[8:10] in (b"II", b"MM")]  # of others libpng warns, and ignores them
         if not found:
             return 1
         small = _probe(".png")
