@@ -11,16 +11,16 @@ import pytest
 from test_voc import Tree, box_xml
 
 from nnabla_detofa import config as configs
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.check import check_coco, check_config, check_folders, check_voc
 from nnabla_detofa.data.coco import write_coco
 from nnabla_detofa.data.image_folder import ImageFolder
 from nnabla_detofa.data.sets import open_sets, read_all
 from nnabla_detofa.data.voc import VOCDataset
-from nnabla_detofa.dry_run import data_facts
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.evaluate import table
-from nnabla_detofa.report import markdown_row
-from nnabla_detofa.runner import SupernetRunner
+from nnabla_detofa.tools.dry_run import data_facts
+from nnabla_detofa.tools.evaluate import table
+from nnabla_detofa.tools.report import markdown_row
+from nnabla_detofa.training.runner import SupernetRunner
 
 SPLITS = ("train", "val", "test")
 

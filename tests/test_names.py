@@ -7,12 +7,12 @@ from unicodedata import normalize
 import pytest
 from test_voc import Tree, box_xml
 
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.check import check_coco, check_voc
 from nnabla_detofa.data.coco import COCODataset, write_coco
 from nnabla_detofa.data.images import EXTENSIONS
 from nnabla_detofa.data.names import Listing
 from nnabla_detofa.data.voc import VOCDataset
-from nnabla_detofa.errors import UserError
 
 NFC, NFD = normalize("NFC", "Mädchen é"), normalize("NFD", "Mädchen é")
 

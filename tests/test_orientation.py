@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 from test_voc import Tree, box_xml
 
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.check import check_coco, check_voc
 from nnabla_detofa.data.coco import COCODataset, write_coco
 from nnabla_detofa.data.images import ImageHeader, inspect_image, read_image
 from nnabla_detofa.data.objects import orient
 from nnabla_detofa.data.voc import VOCDataset
-from nnabla_detofa.errors import UserError
 
 HEIGHT, WIDTH = 20, 40
 BOX = (4, 2, 12, 8)  # x1 y1 x2 y2, the far edges not included: a white rectangle on black

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..config import CocoData, CocoSplit, Config, DetectionData, VocData
-from ..errors import UserError
+from ..common.errors import UserError
+from ..config import CocoData, CocoSplit, Config, VocData
 from . import coco, voc
 from .image_folder import list_classes, other_files
 from .images import EXTENSIONS, ImageHeader, inspect_image, read_image
@@ -176,7 +176,7 @@ def _by_defaults(report: DataReport, key: str, opened: Callable[[str], Any]) -> 
             dataset = report.attempt(opened, split.name)
         if dataset is None:
             return
-        report.warnings += crowded(split.name, dataset, DetectionData.max_objects, key)
+        report.warnings += crowded(split.name, dataset, VocData.max_objects, key)
         report.warnings += thin(split.name, dataset) + undetectable(split.name, dataset)
 
 

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ..errors import UserError
-from ..files import naming
-from ..reading import read_bytes, short, shown
+from ..common.errors import UserError
+from ..common.files import naming
+from ..common.reading import read_bytes, short, shown
 from .images import ImageHeader, check_whole, inspect_image, read_image
 from .names import Listing, composed, is_below
 from .objects import NORMALIZED, judge, place

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..common.errors import UserError
 from ..config import CocoData, CocoSplit, Config, ImageFolderData, VocData
-from ..errors import UserError
 from .augment import Augmentation, eval_transform, letterbox_matrix, train_transform, transform_boxes
 from .coco import COCODataset
 from .image_folder import CHECKED, ImageFolder, centre_crop, random_crop

@@ -15,8 +15,8 @@ import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from ..errors import UserError
-from ..reading import read_bytes, short, shown
+from ..common.errors import UserError
+from ..common.reading import read_bytes, short, shown
 from .images import EXTENSIONS, ImageHeader, check_whole, inspect_image, read_image
 from .names import Listing, composed, is_below
 from .objects import NORMALIZED, judge, place
