@@ -80,8 +80,12 @@ FATAL = {
 WARNINGS = {
     "a box outside": (lambda root: edit(annotation(root), "<xmax>[^<]*", "<xmax>700"), "reaches outside the image"),
     "a flat box": (
-        lambda root: edit(annotation(root), "<xmin>[^<]*(.*\\s*.*\\s*)<xmax>[^<]*", r"<xmin>5\1<xmax>5"),
+        lambda root: edit(annotation(root), "<xmin>[^<]*(.*\\s*.*\\s*)<xmax>[^<]*", r"<xmin>6\1<xmax>5"),
         "has no area inside the image",
+    ),
+    "a box of one pixel's width": (
+        lambda root: edit(annotation(root), "<xmin>[^<]*(.*\\s*.*\\s*)<xmax>[^<]*", r"<xmin>5\1<xmax>5"),
+        "1 objects of train, in 1 images, are one pixel wide or high",
     ),
     "another size": (lambda root: edit(annotation(root), "<width>[^<]*", "<width>99"), "train_00000.jpg has 64 x 64"),
     "a split in a split": (

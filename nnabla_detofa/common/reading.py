@@ -3,7 +3,7 @@
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,12 @@ def whole_lines(content: bytes) -> bytes:
 def short(text: str, most: int = 120) -> str:
     """A text for an error: the middle of a long one is left out."""
     return text if len(text) <= most else f"{text[: most - 40]}...{text[-37:]}"
+
+
+def shown_names(names: Sequence[str], most: int = 20) -> str:
+    """Names for a log: at most `most` of them, and how many there are."""
+    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(map(short, names[:most])) + more
 
 
 def shown(value: Any) -> str:

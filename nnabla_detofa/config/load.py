@@ -152,6 +152,7 @@ class DetectionData:
     Attributes:
         holdout: images set aside from the training split, on which paths are evaluated; 0 where `val` names a split.
         classes: names, in the order of their indices; None takes them from the data set.
+        ignore_other_classes: objects of other classes than `classes` are left out; otherwise they are an error.
         image_size: side of the square input, in pixels.
         flip: mirror half of the training images; not where left and right matter, as in digits.
         crop: move the window over a training image; otherwise it is centred.
@@ -163,6 +164,7 @@ class DetectionData:
 
     holdout: Natural = 0
     classes: tuple[str, ...] | None = None
+    ignore_other_classes: bool = False
     image_size: Side = 384
     flip: bool = True
     crop: bool = True
@@ -177,6 +179,8 @@ class DetectionData:
         if self.classes is not None and not 0 < len(self.classes) == len(set(self.classes)):
             names = ", ".join(map(short, self.classes[:20])) or "none"
             raise UserError(f"classes must name at least one class, and each once, got {names}")
+        if self.ignore_other_classes and self.classes is None:
+            raise UserError("ignore_other_classes needs classes: the names of those that are not ignored")
         if bool(self.val) == bool(self.holdout):
             raise UserError(f"val must say where paths are evaluated, or else holdout; got {self.val!r} and {self.holdout}")
 

@@ -1,5 +1,6 @@
 """Classification data sets, one folder per class, and the transforms that pre-training uses on them."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,12 @@ import numpy as np
 from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
 from .images import EXTENSIONS, check_whole, read_image
+from .names import composed
 
+log = logging.getLogger("nnabla_detofa")
+
+OTHER_FORMATS = {".bmp", ".gif", ".tif", ".tiff", ".webp", ".heic", ".avif", ".jfif", ".jpe", ".jp2", ".ppm", ".pgm"}
+"""Extensions of images that are not read."""
 CHECKED = 20000
 """Images that are looked at before training; ImageNet's 1.3 million would take minutes each time."""
 
@@ -38,17 +44,20 @@ class ImageFolder:
         folder = Path(folder)
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder: one subfolder of JPEG or PNG images for each class must be there")
-        self.classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
+        found = list_classes(folder)
+        self.classes = tuple(found)
         if not self.classes:
             raise UserError(f"{folder} must hold one subfolder of JPEG or PNG images for each class, and has no subfolder")
         if classes is not None and self.classes != tuple(classes):
             raise UserError(f"{folder} must hold the classes {', '.join(classes)}, got {', '.join(self.classes)}")
         self._items: list[tuple[Path, int]] = []
-        for label, name in enumerate(self.classes):
-            files = [file for file in sorted((folder / name).iterdir()) if file.suffix.lower() in EXTENSIONS]
+        for label, (place, files) in enumerate(found.values()):
             if not files:
-                raise UserError(f"{folder / name} must hold at least one JPEG or PNG image")
+                raise UserError(f"{place} must hold at least one JPEG or PNG image")
             self._items += [(file, label) for file in files]
+        for place, files in found.values():
+            if text := other_files(place, len(files)):
+                log.warning("%s", text)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -75,6 +84,24 @@ class ImageFolder:
         """
         file, label = self._items[index]
         return LabelledImage(read_image(file), label)
+
+
+def list_classes(folder: Path) -> dict[str, tuple[Path, list[Path]]]:
+    """Class name -> its folder and the images in it, both sorted by name."""
+    places = sorted((composed(place.name), place) for place in folder.iterdir() if place.is_dir() and place.name[0] != ".")
+    return {
+        name: (place, [file for file in sorted(place.iterdir()) if file.suffix.lower() in EXTENSIONS]) for name, place in places
+    }
+
+
+def other_files(place: Path, used: int) -> str:
+    """What to say of images in a class's folder that are not used: of other formats, or in subfolders."""
+    entries = list(place.iterdir())
+    formats = sorted({file.suffix.lower() for file in entries} & OTHER_FORMATS)
+    others = sum(file.suffix.lower() in OTHER_FORMATS for file in entries)
+    deeper = sum(file.suffix.lower() in EXTENSIONS for file in place.rglob("*")) - used
+    texts = [f"{others} images as {', '.join(formats)}"] * bool(others) + [f"{deeper} images in subfolders"] * (deeper > 0)
+    return f"{place}: {' and '.join(texts)} are not used: JPEG and PNG files directly in it are" if texts else ""
 
 
 def random_crop(

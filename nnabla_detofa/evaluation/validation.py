@@ -26,6 +26,7 @@ from ..backend.ranks import Communicator
 from ..common.errors import UserError
 from ..common.files import write_bytes
 from ..data.augment import invert, letterbox, transform_boxes
+from ..data.targets import MOST_DETECTIONS
 from ..networks.centernet import Detector, decode, soft_nms
 from ..networks.supernet import CollectedStatistics, GivenStatistics
 from ..space.paths import Path
@@ -273,7 +274,7 @@ class BoxDetector:
     net: Detector
     path: Path
     statistics: Statistics
-    top: int = 100
+    top: int = MOST_DETECTIONS
     flip: bool = False
 
     def __post_init__(self):

@@ -17,8 +17,9 @@ import numpy as np
 
 from ..backend.compat import Device
 from ..common.errors import UserError
+from ..common.reading import shown_names
 from ..config import CocoData, Config, DetofaHparams, ImageFolderData, Solver, VocData
-from ..data.sets import open_sets
+from ..data.sets import open_sets, read_all
 from ..data.targets import make_targets
 from ..methods import algorithm1, pretrain
 from ..networks.distillation import Distillation
@@ -48,6 +49,7 @@ class DataFacts:
 
     Attributes:
         train: images trained on, less the holdout. val: on which paths are evaluated. test: None where there is no such.
+        classes: names; empty where the data set is not there.
         problem: empty where the data set was opened, otherwise why not: then the numbers are the published ones, assumed.
     """
 
@@ -56,10 +58,14 @@ class DataFacts:
     val: int
     test: int | None
     problem: str = ""
+    classes: tuple[str, ...] = ()
 
 
-def data_facts(config: Config) -> DataFacts:
+def data_facts(config: Config, whole: bool = False) -> DataFacts:
     """From the data set where it is there, else from the published sizes.
+
+    Args:
+        whole: decode the images too, as a run does before it begins.
 
     Raises:
         UserError: it is not there, and its splits are none of those known here.
@@ -68,7 +74,11 @@ def data_facts(config: Config) -> DataFacts:
     stride = config.network.head_geometry(1).output_stride(config.network.geometry) if detection else None
     try:
         sets = open_sets(config, stride)
-        return DataFacts(len(sets.classes), len(sets.train), len(sets.val), len(sets.test) if detection else None)
+        if whole:
+            read_all(sets)
+        return DataFacts(
+            len(sets.classes), len(sets.train), len(sets.val), len(sets.test) if detection else None, classes=sets.classes
+        )
     except UserError as error:
         problem = str(error)
     if isinstance(data, ImageFolderData):
@@ -168,7 +178,7 @@ def dry_run(config: Config) -> Iterator[str]:
     """
     Device.open("cpu")
     detection = isinstance(config.hparams, DetofaHparams)
-    facts = data_facts(config)
+    facts = data_facts(config, whole=True)
     runner = algorithm1 if detection else pretrain
     model = runner.make_model(config, facts.num_classes)
     cost = runner.make_cost(config, facts.num_classes, config.dataloader.image_size)
@@ -214,6 +224,9 @@ def data_lines(config: Config, facts: DataFacts) -> Iterator[str]:
     yield f"data set ({f'assumed: the published sizes of {origin}' if facts.problem else 'as found'})"
     held = f" ({facts.train + data.holdout} less a holdout of {data.holdout})" if getattr(data, "holdout", 0) else ""
     yield f"  {facts.num_classes} classes, {facts.train} training images{held}"
+    if facts.classes:
+        given = getattr(data, "classes", None) is not None
+        yield f"  classes{'' if given else ', as found in the data set'}: {shown_names(facts.classes)}"
     judged = min(hparams.val_images or facts.val, facts.val)
     yield f"  paths: losses on {judged} of {facts.val} images, BatchNorm re-estimated on {min(hparams.bn_images, facts.train)}"
     if facts.test is not None:

@@ -135,8 +135,8 @@ def plain(text: str) -> str:
 
 
 def markdown_row(cells: Sequence[str]) -> str:
-    """One line of a Markdown table."""
-    return "| " + " | ".join(cells) + " |"
+    """One line of a Markdown table; a bar or a line's end inside a cell does not end it."""
+    return "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\\|", " ".join(cell.splitlines())) for cell in cells) + " |"
 
 
 def draw_pareto(summary: dict) -> plt.Figure:

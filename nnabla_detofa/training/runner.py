@@ -27,8 +27,9 @@ from ..backend.launch import Stopped, handling
 from ..backend.ranks import Communicator
 from ..common.errors import UserError
 from ..common.files import write_json
-from ..common.reading import parse_json, shown
+from ..common.reading import parse_json, shown, shown_names
 from ..data.loader import Loader
+from ..data.sets import read_all
 from ..evaluation.path_evaluation import KeptEvaluation, named_rng, named_seed, sample_in_buckets
 from ..evaluation.validation import PathEvaluator, timing, validation_loss
 from ..networks.weights import digest
@@ -156,6 +157,12 @@ class SupernetRunner(Runner):
         """Say what is trained."""
         edges = ", ".join(f"{edge / 1e9:.4g}" for edge in self.buckets.edges)
         self.log(f"search space {self.space.name}: {self.space.size():.4g} paths; FLOPs buckets at {edges} GFLOPs")
+
+    def log_data(self) -> None:
+        """Say what the data set holds, with the warnings that were on the screen when it was opened."""
+        self.log(f"classes: {shown_names(self.sets.classes)}")
+        for text in self.sets.warnings:
+            self.monitor.info(f"{text}\n", view=False)
 
     def callback_on_epoch_end(self) -> None:
         """Called after each epoch of a training phase; for subclasses."""
@@ -558,6 +565,7 @@ def start(
                 f"the batch_size of the phase {phase.name} must be at most the number of images, {len(sets.train)}, "
                 f"got {phase.batch_size}"
             )
+    comm.once(lambda: read_all(sets))
     hparams = {
         "batch_size_train": batch,
         "mini_batch_train": mini,
@@ -589,6 +597,7 @@ def start(
             for phase in runner.training.values():
                 runner.loader(phase)  # is there a batch to be had?
             runner.callback_on_start()
+            runner.log_data()
         except BaseException:
             if runner:
                 with suppress(OSError):
