@@ -31,7 +31,7 @@ from .files import write_json
 from .provenance import revision
 from .run_folder import number, read_result, reading
 from .search_space import Path, PathBatch
-from .supernet import STORED, ConvBN, GivenStatistics
+from .supernet import STORED, ConvBN, GivenStatistics, Plain
 from .validation import Statistics
 
 OUTPUTS = ("heat_map", "offset", "size")
@@ -71,19 +71,19 @@ normalisation's parameters, 0 where (1, C, 1, 1) is (1, 1, 1, 1), and no reader 
 # --- The network ------------------------------------------------------------------------------------------------------
 
 
-class NamedFolding(GivenStatistics):
+class NamedFolding(Plain, GivenStatistics):
     """Statistics folded into the convolutions, whose weights and biases are collected under names of their own."""
 
     def __init__(self, statistics: Statistics):
         super().__init__(statistics)
         self.folded: dict[str, nn.Variable] = {}
 
-    def __call__(self, layer, convolve, weight, gamma, beta) -> nn.Variable:
+    def __call__(self, layer, convolve, weight, gamma, beta, relu=False) -> nn.Variable:
         def named(weight: nn.Variable, bias: nn.Variable) -> nn.Variable:
             self.folded[f"{layer.name}/W"], self.folded[f"{layer.name}/b"] = weight, bias
             return convolve(weight, bias)
 
-        return super().__call__(layer, named, weight, gamma, beta)
+        return super().__call__(layer, named, weight, gamma, beta, relu)
 
 
 class StaticGraph:
