@@ -303,9 +303,7 @@ def p4(options) -> dict:
 
     net, cost, config, step = demo_step()
     space, buckets = net.space, Buckets(net.space, cost)
-    scorer = PathScorer(
-        PathFilter(space.geometry, rng=np.random.default_rng(0)), lambda paths: buckets.index(cost.flops(paths))
-    )
+    scorer = PathScorer(PathFilter(space.geometry, rng=np.random.default_rng(0)), cost.flops, buckets.index)
     hparams = config.hparams
     thresholds = path_thresholds(scorer, space, buckets, hparams.r_path, hparams.threshold_paths, np.random.default_rng(1))
     kept = KeptPaths(space, scorer, thresholds, lambda paths: buckets.index(cost.flops(paths)), np.random.default_rng(2))
@@ -504,9 +502,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     busy = busy_share()
     if busy > BUSY:
-        print(
-            f"the machine is busy ({busy:.0%} of its cores' time is in use by others): times are too long, ratios less certain"
-        )
+        print(f"the machine is busy ({busy:.0%} of its cores' time is in use by others): measure again when it is idle")
     print(f"{'':<8}{'ratio':>7}  {'':<32}{'quartiles':>18}{'MiB':>7}")
     results = json.loads(options.output.read_text()) if options.output.exists() else {}
     for name in options.only:
