@@ -114,7 +114,7 @@ def step_ratio(theirs: Callable) -> dict:
     """Our supernet's step over that of `theirs(path, inputs)`, which gives a network's parameters, builder and `once`."""
     import nnabla as nn
 
-    from nnabla_detofa import supernet
+    from nnabla_detofa.networks import supernet
 
     rng = np.random.default_rng(0)
     net = supernet.SearchNet(CLASSES, rng=rng)
@@ -137,7 +137,7 @@ def step_ratio(theirs: Callable) -> dict:
 
 
 def p1(options) -> dict:
-    from nnabla_detofa.supernet import BATCH as BY_BATCH
+    from nnabla_detofa.networks.supernet import BATCH as BY_BATCH
 
     def static(net, path, inputs):
         cut_out = net.get_active_subnet(path)
@@ -157,7 +157,7 @@ def p2(options) -> dict | None:
         return None
     sys.path.insert(0, str(options.upstream))  # before anything imports nnabla_nas
 
-    import nnabla_detofa.compat  # noqa: F401, I001 - the first to import it
+    import nnabla_detofa.backend.compat  # noqa: F401, I001 - the first to import it
     from nnabla_nas.contrib.classification.ofa.networks import ofa_resnet50
 
     theirs = ofa_resnet50.OFAResNet50(
@@ -190,11 +190,12 @@ def p3(options) -> dict:
     import nnabla.functions as F
 
     from nnabla_detofa import config as configs
-    from nnabla_detofa import pretrain, weights
     from nnabla_detofa.data.sets import eval_batches
-    from nnabla_detofa.path_evaluation import path_evaluator
-    from nnabla_detofa.ranking_metrics import kendall_tau
-    from nnabla_detofa.supernet import EPSILON, Plain, slice_channels
+    from nnabla_detofa.evaluation.path_evaluation import path_evaluator
+    from nnabla_detofa.methods import pretrain
+    from nnabla_detofa.networks import weights
+    from nnabla_detofa.networks.supernet import EPSILON, Plain, slice_channels
+    from nnabla_detofa.path_filter.metrics import kendall_tau
 
     file, trained = PRETRAINED
     config = configs.load(file)
@@ -276,10 +277,11 @@ def demo_step(processes: int = 1, rank: int = 0, comm=None) -> tuple:
     """(net, its space, cost, what trains the demo's detector on a path for one step); a batch of 8 in mini-batches of 4."""
     import nnabla as nn
 
-    from nnabla_detofa import algorithm1, training
     from nnabla_detofa import config as configs
     from nnabla_detofa.data.sets import eval_batches
-    from nnabla_detofa.phases import training_phases
+    from nnabla_detofa.methods import algorithm1
+    from nnabla_detofa.runs.phases import training_phases
+    from nnabla_detofa.training import loop as training
 
     config = configs.load(DEMO)
     net, sets, cost = algorithm1.build(config)
@@ -296,10 +298,10 @@ def demo_step(processes: int = 1, rank: int = 0, comm=None) -> tuple:
 
 
 def p4(options) -> dict:
-    from nnabla_detofa.costs import Buckets
-    from nnabla_detofa.path_filter import PathFilter, PathScorer
-    from nnabla_detofa.pruning import KeptPaths, UniformPaths, path_thresholds
-    from nnabla_detofa.training import OnePath
+    from nnabla_detofa.path_filter.model import PathFilter, PathScorer
+    from nnabla_detofa.space.counting import Buckets
+    from nnabla_detofa.space.pruning import KeptPaths, UniformPaths, path_thresholds
+    from nnabla_detofa.training.loop import OnePath
 
     net, cost, config, step = demo_step()
     space, buckets = net.space, Buckets(net.space, cost)
@@ -325,7 +327,9 @@ def p7(options) -> dict:
             with tempfile.TemporaryDirectory() as folder:
                 file = FilePath(folder, "seconds")
                 program = [sys.executable, "-W", "ignore", __file__, "--rank", str(file), "--steps", str(steps)]
-                start = f"import sys; from nnabla_detofa.launch import launch; sys.exit(launch({processes}, {program!r}))"
+                start = (
+                    f"import sys; from nnabla_detofa.backend.launch import launch; sys.exit(launch({processes}, {program!r}))"
+                )
                 subprocess.run([sys.executable, "-W", "ignore", "-c", start], check=True)
                 found[processes].append(float(file.read_text()))
     one, two = np.array(found[1]), np.array(found[2])
@@ -334,8 +338,8 @@ def p7(options) -> dict:
 
 def as_rank(file: FilePath, steps: int) -> None:
     """Runs in each process of P7: rank 0 writes the wall seconds of so many steps."""
-    from nnabla_detofa.compat import Device
-    from nnabla_detofa.pruning import UniformPaths
+    from nnabla_detofa.backend.compat import Device
+    from nnabla_detofa.space.pruning import UniformPaths
 
     logging.disable(logging.INFO)
     comm = Device.open("cpu").comm
@@ -351,10 +355,11 @@ def as_rank(file: FilePath, steps: int) -> None:
 
 
 def p5(options) -> dict:
-    from nnabla_detofa.costs import Buckets, CostModel
-    from nnabla_detofa.evolution import search
-    from nnabla_detofa.path_filter import PathFilter, PathScorer
-    from nnabla_detofa.search_space import ofa_resnet50
+    from nnabla_detofa.path_filter.model import PathFilter, PathScorer
+    from nnabla_detofa.search.evolution import search
+    from nnabla_detofa.space.costs import CostModel
+    from nnabla_detofa.space.counting import Buckets
+    from nnabla_detofa.space.search_space import ofa_resnet50
 
     space, cost = ofa_resnet50(), CostModel(384, 20, "detector")
     buckets = Buckets(space, cost)
@@ -370,8 +375,8 @@ def p5(options) -> dict:
 
 
 def p6(options) -> dict:
-    from nnabla_detofa.costs import CostModel
-    from nnabla_detofa.search_space import ofa_resnet50
+    from nnabla_detofa.space.costs import CostModel
+    from nnabla_detofa.space.search_space import ofa_resnet50
 
     many, cost = ofa_resnet50().sample_many(np.random.default_rng(0), 1_000_000), CostModel(384, 20, "detector")
     times = turns([lambda: cost.flops(many)])[:, 0]
@@ -382,8 +387,8 @@ SCORED = 5000
 
 
 def p8(options) -> dict:
-    from nnabla_detofa.path_filter import PathFilter
-    from nnabla_detofa.search_space import ofa_resnet50
+    from nnabla_detofa.path_filter.model import PathFilter
+    from nnabla_detofa.space.search_space import ofa_resnet50
 
     rng = np.random.default_rng(0)
     batch, buckets = ofa_resnet50().sample_many(rng, SCORED), np.arange(SCORED) % 5
@@ -397,7 +402,7 @@ def bare_products(path_filter) -> Callable[[], None]:
     import nnabla as nn
     import nnabla.functions as F
 
-    from nnabla_detofa.path_filter import CHUNKS
+    from nnabla_detofa.path_filter.model import CHUNKS
 
     rng, plan, left_over = np.random.default_rng(0), [], SCORED
     for size in CHUNKS:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from nnabla_detofa import kernels
-from nnabla_detofa.centernet import Head, run_heads
-from nnabla_detofa.supernet import BATCH, STORED, CollectedStatistics
+from nnabla_detofa.backend import kernels
+from nnabla_detofa.networks.centernet import Head, run_heads
+from nnabla_detofa.networks.supernet import BATCH, STORED, CollectedStatistics
 
 RNG = np.random.default_rng(0)
 
@@ -172,7 +172,7 @@ def test_joined_heads_are_the_heads(outputs):
 
 PROGRAM = """
 import hashlib, numpy as np, nnabla as nn
-from nnabla_detofa import kernels
+from nnabla_detofa.backend import kernels
 rng, total = np.random.default_rng(0), hashlib.sha256()
 for shape in ((4, 33, 28, 28), (3, 5, 7, 9), (2, 8, 1, 3)):
     x, gamma, beta = (nn.Variable.from_numpy_array(rng.normal(size=s).astype("f")).apply(need_grad=True)
