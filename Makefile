@@ -17,7 +17,7 @@ STUDIES := $(TABLES) $(FIGURES) tables figures paper
 
 .NOTPARALLEL: # what needs both cores takes both
 .PHONY: help setup setup-export test test-slow test-faults test-export parity lint reference demo pretrain evaluation-study \
-    table1 report test-docs test-page bench-space bench-filter $(STUDIES) data/digits clean
+    table1 report test-docs test-page bench $(STUDIES) data/digits clean
 
 help: ## This list
 	@sed -n 's/^\([a-zA-Z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-17s %s\n' "$$target" "$$text"; done
@@ -106,11 +106,9 @@ test-page: $(READY) ## Open that page in Chromium at the widths of a phone and a
 data/digits: $(READY) # written once; a set that is there is only checked
 	$(BIN)/python -m nnabla_detofa data digits --root data/digits
 
-bench-space: $(READY) ## Speed of costs, sampling and evolution against plain Python (a minute)
-	$(BIN)/python tests/bench_space.py
-
-bench-filter: $(READY) ## Speed of the path filter against its bare matrix products (2 minutes)
-	$(BIN)/python tests/bench_filter.py
+# ONLY="P1 P3" takes these measures alone; UPSTREAM=folder of NNablaNAS' sources adds P2.
+bench: data/digits ## Speed of each part beside what bounds it; writes results/bench.json (some minutes)
+	@$(BIN)/python tests/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(UPSTREAM),--upstream $(call quoted,$(UPSTREAM)))
 
 setup-export: $(EXPORT_READY) ## Make .venv-export, which writes and runs ONNX (2.3 GB, a few minutes)
 

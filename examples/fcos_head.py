@@ -20,7 +20,8 @@ from on_digits import digits, train_steps
 
 from nnabla_detofa.data.sets import DetectionSets
 from nnabla_detofa.evaluation.validation import BoxDetector, average_precision, reestimate
-from nnabla_detofa.networks.centernet import Detector, Head, soft_nms
+from nnabla_detofa.networks.centernet import Detector, Head, run_heads, soft_nms
+from nnabla_detofa.networks.supernet import STORED
 from nnabla_detofa.networks.weights import load_backbone
 from nnabla_detofa.space.costs import CostModel
 from nnabla_detofa.space.geometry import Geometry, HeadGeometry
@@ -69,8 +70,8 @@ class FcosDetector(Detector):
         self.classes = Head(channels, head.head_channels, head.num_classes, rng, heat_map_std, bias=-4.6)
         self.edges = Head(channels, head.head_channels, 5, rng, heat_map_std)
 
-    def heads(self, y: nn.Variable) -> Outputs:
-        return Outputs(self.classes(y), self.edges(y))
+    def heads(self, y: nn.Variable, statistics=STORED) -> Outputs:
+        return Outputs(*run_heads((self.classes, self.edges), y, statistics))
 
     def losses(self, outputs: Outputs, targets, counts=None) -> Losses:
         """Focal loss of all cells; -log IoU, weighted by centreness, and the centreness' cross entropy of cells in objects."""

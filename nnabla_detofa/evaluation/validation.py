@@ -63,7 +63,7 @@ def batch_statistics(net: Mo.Module, path: Path, batches: Sequence[np.ndarray], 
     for batch in batches:
         images.d = batch
         output.forward(clear_buffer=True)
-        yield {name: (mean.d.copy(), var.d.copy()) for name, (mean, var) in collected.found.items()}
+        yield collected.read()
     watch.lap("re-estimation")
 
 

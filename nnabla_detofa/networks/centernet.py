@@ -15,6 +15,7 @@ import nnabla as nn
 import nnabla.functions as F
 import numpy as np
 
+from ..backend import kernels
 from ..backend.compat import Mo, Model
 from ..common.boxes import box_iou
 from ..common.errors import UserError
@@ -60,13 +61,10 @@ class DeconvBN(ConvBN):
 
     def __call__(self, x, statistics):
         weight = self.parameters["conv/conv/_W"]
-        inputs, outputs = weight.shape[:2]
-        if x.shape[1] < inputs:
-            weight = F.reshape(weight, (inputs, outputs * 16))
-            weight = F.reshape(F.slice(weight, (0, 0), (x.shape[1], outputs * 16)), (x.shape[1], outputs, 4, 4))
+        weight = kernels.leading(weight, x.shape[1], weight.shape[1])
         gamma, beta = (self.parameters[f"bn/bn/{key}"] for key in ("_gamma", "_beta"))
         convolve = partial(F.deconvolution, x, pad=(1, 1), stride=(2, 2))
-        return F.relu(statistics(self, convolve, weight, gamma, beta), inplace=True)
+        return statistics(self, convolve, weight, gamma, beta, relu=True)
 
 
 class Head(Mo.Module):
@@ -83,9 +81,39 @@ class Head(Mo.Module):
         for key, value in values.items():
             self.parameters[key] = Mo.Parameter(value.shape, initializer=value)
 
-    def __call__(self, x):
+    def __call__(self, x, statistics=STORED):
         w1, b1, w2, b2 = self.parameters.values()
-        return F.convolution(F.relu(F.convolution(x, w1, b1, pad=(1, 1)), inplace=True), w2, b2)
+        return F.convolution(statistics.relu(F.convolution(x, w1, b1, pad=(1, 1))), w2, b2)
+
+
+def run_heads(heads: Sequence[Head], x: nn.Variable, statistics) -> list[nn.Variable]:
+    """The outputs of several heads of one map.
+
+    Where `statistics.joins_heads`, one convolution computes all hidden maps and another all outputs, with zeros between what
+    a head does not read: three convolutions of few channels each leave most of a core idle.
+    """
+    if not statistics.joins_heads or len(heads) == 1:
+        return [head(x, statistics) for head in heads]
+    first, first_bias, second, second_bias = zip(*(head.parameters.values() for head in heads))
+    hidden = F.convolution(x, F.concatenate(*first, axis=0), F.concatenate(*first_bias, axis=0), pad=(1, 1))
+    weight, bias = block_diagonal(second), F.concatenate(*second_bias, axis=0)
+    y = F.convolution(statistics.relu(hidden), weight, bias)
+    batch, _, *size = y.shape
+    pixels = size[0] * size[1]
+    flat, ends = F.reshape(y, (batch, y.shape[1] * pixels)), np.cumsum([0, *(w.shape[0] for w in second)])
+    parts = [F.slice(flat, (0, start * pixels), (batch, end * pixels)) for start, end in zip(ends, ends[1:])]
+    return [F.reshape(part, (batch, w.shape[0], *size)) for part, w in zip(parts, second)]
+
+
+def block_diagonal(weights: Sequence[nn.Variable]) -> nn.Variable:
+    """Weights (R, C, 1, 1) of several 1x1 convolutions -> the weight of one that reads all their inputs in a row."""
+    rows, columns, before = [], sum(w.shape[1] for w in weights), 0
+    for w in weights:
+        after = columns - before - w.shape[1]
+        zeros = [F.constant(0, (w.shape[0], side, 1, 1)) for side in (before, after)]
+        rows.append(F.concatenate(*[part for part in (zeros[0], w, zeros[1]) if part.shape[1]], axis=1))
+        before += w.shape[1]
+    return F.concatenate(*rows, axis=0)
 
 
 class Backbone(Protocol):
@@ -148,7 +176,7 @@ class Detector(Model):
 
     def __call__(self, x: nn.Variable, path: Path, statistics=STORED) -> Outputs:
         """Images (B, 3, H, W) -> heat map logits, offset and size at output stride 4."""
-        return self.heads(self.trunk(x, path, statistics))
+        return self.heads(self.trunk(x, path, statistics), statistics)
 
     def trunk(self, x: nn.Variable, path: Path, statistics=STORED) -> nn.Variable:
         """The network up to its last batch normalisation: backbone and up-convolutions."""
@@ -160,9 +188,9 @@ class Detector(Model):
             y = layer(y, statistics)
         return y
 
-    def heads(self, y: nn.Variable) -> Outputs:
+    def heads(self, y: nn.Variable, statistics=STORED) -> Outputs:
         """The map at the output stride -> the three heads' outputs."""
-        return Outputs(self.heat_map(y), self.offset(y), self.size(y))
+        return Outputs(*run_heads((self.heat_map, self.offset, self.size), y, statistics))
 
     def losses(self, outputs: Outputs, targets: Sequence[nn.Variable], counts: Sequence[nn.Variable] | None = None) -> Losses:
         """What training minimises, and its parts; targets are those of `TargetVariables`.
@@ -228,10 +256,12 @@ def focal_loss(logits: nn.Variable, target: nn.Variable, centers: nn.Variable | 
     as softplus of the logit, so that no clamp is needed: CenterNet clamps p to [1e-4, 1 - 1e-4] and has no gradient
     beyond. Inside that range the two are equal. Without a centre the sum is not divided, as in CenterNet.
     """
-    p = F.sigmoid(logits)
+    times = kernels.multiply
+    p, far = F.sigmoid(logits), 1.0 - target
+    q, far = 1.0 - p, times(far, far)
     centre = F.greater_equal_scalar(target, 1.0)
-    positive = centre * (1.0 - p) ** 2 * F.softplus(-1.0 * logits)
-    negative = (1.0 - target) ** 4 * p**2 * F.softplus(logits)  # zero at centres, where target is 1
+    positive = times(times(centre, times(q, q)), F.softplus(-1.0 * logits))
+    negative = times(times(times(far, far), times(p, p)), F.softplus(logits))  # zero at centres, where target is 1
     return F.sum(positive + negative) / F.maximum_scalar(F.sum(centre) if centers is None else centers, 1.0)
 
 

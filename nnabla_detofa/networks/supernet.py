@@ -15,16 +15,15 @@ import nnabla as nn
 import nnabla.functions as F
 import numpy as np
 
+from ..backend import kernels
 from ..backend.compat import Mo, Model, Optimizer
+from ..backend.kernels import EPSILON
 from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
 from ..space.geometry import OFA_RESNET50, Geometry
 from ..space.paths import Path
 from ..space.search_space import ofa_resnet50
 from . import weights as weights_file
-
-EPSILON = 1e-5  # of every batch normalisation, as in OFA
-
 
 # --- Batch normalisation: where mean and variance come from -----------------------------------------------------------
 
@@ -33,46 +32,78 @@ Convolve = Callable[..., nn.Variable]
 """A layer's convolution of its input: call it with a weight, and a bias where there is one."""
 
 
-class StoredStatistics:
-    """Inference with the running mean and variance stored beside the weights, sliced like them."""
+class Plain:
+    """NNabla's usual functions, one for each layer, whatever the device: for graphs that are counted, timed and exported."""
 
-    def __call__(self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable) -> nn.Variable:
+    joins_heads = False
+    """Whether a detector runs the first convolutions of its heads as one."""
+
+    @staticmethod
+    def relu(x: nn.Variable) -> nn.Variable:
+        """max(x, 0), in the place of x."""
+        return F.relu(x, inplace=True)
+
+    @classmethod
+    def add_relu(cls, x: nn.Variable, y: nn.Variable) -> nn.Variable:
+        """max(x + y, 0)."""
+        return cls.relu(F.add2(x, y))
+
+
+class Quick:
+    """The functions that are quick on the device, for graphs that train and evaluate paths."""
+
+    joins_heads = True
+    relu = staticmethod(kernels.relu)
+    add_relu = staticmethod(kernels.add_relu)
+
+
+class StoredStatistics(Plain):
+    """Inference with the running mean and variance stored beside the weights, sliced like them.
+
+    As every kind of statistics it is called with a layer, its convolution, the convolution's weight, and gamma and beta of at
+    least as many channels as that gives; with `relu` it ends in a ReLU. `Plain` or `Quick` are the network's other functions.
+    """
+
+    def __call__(
+        self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable, relu: bool = False
+    ) -> nn.Variable:
         x = convolve(weight)
-        mean, var = (slice_channels(p, x.shape[1]) for p in (layer.mean, layer.var))
-        return F.batch_normalization(x, beta, gamma, mean, var, eps=EPSILON, batch_stat=False)
+        gamma, beta, mean, var = (slice_channels(p, x.shape[1]) for p in (gamma, beta, layer.mean, layer.var))
+        y = F.batch_normalization(x, beta, gamma, mean, var, eps=EPSILON, batch_stat=False)
+        return self.relu(y) if relu else y
 
 
-class BatchStatistics:
+class BatchStatistics(Quick):
     """Training: every mini-batch is normalised with its own mean and variance; nothing is remembered.
 
     Running averages would mix the statistics of different paths; what a path needs at inference is re-estimated for
     that path (`validation.reestimate`), as OFA does.
     """
 
-    def __call__(self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable) -> nn.Variable:
-        return self.normalise(convolve(weight), gamma, beta)[0]
-
-    @staticmethod
-    def normalise(x: nn.Variable, gamma: nn.Variable, beta: nn.Variable) -> list[nn.Variable]:
-        """Output, mean and variance of `x` normalised with its own statistics."""
-        mean, var = nn.Variable(beta.shape), nn.Variable(beta.shape)  # updated by the function and thrown away
-        return F.batch_normalization(x, beta, gamma, mean, var, eps=EPSILON, batch_stat=True, output_stat=True)
+    def __call__(
+        self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable, relu: bool = False
+    ) -> nn.Variable:
+        return kernels.batch_normalization(convolve(weight), gamma, beta, relu)
 
 
 class CollectedStatistics(BatchStatistics):
-    """Batch statistics that are also kept: after a forward pass `found` holds each layer's mean and variance."""
+    """Batch statistics that are also kept: after a forward pass `read` gives each layer's mean and variance."""
 
     def __init__(self):
-        self.found: dict[str, tuple[nn.Variable, nn.Variable]] = {}
+        self._found: dict[str, kernels.Read] = {}
 
-    def __call__(self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable) -> nn.Variable:
-        y, mean, var = self.normalise(convolve(weight), gamma, beta)
-        mean.persistent = var.persistent = True
-        self.found[layer.name] = (mean, var)
+    def __call__(
+        self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable, relu: bool = False
+    ) -> nn.Variable:
+        y, self._found[layer.name] = kernels.measured_batch_normalization(convolve(weight), gamma, beta, relu)
         return y
 
+    def read(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Layer name -> mean and variance of the last batch, (1, C, 1, 1) each."""
+        return {name: read() for name, read in self._found.items()}
 
-class GivenStatistics:
+
+class GivenStatistics(Quick):
     """Inference with the mean and variance of a mapping: layer name -> two arrays (1, C, 1, 1).
 
     They are folded into the convolutions, whose weights are copied as they are now: later training does not reach the graph.
@@ -81,12 +112,16 @@ class GivenStatistics:
     def __init__(self, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]):
         self.statistics = statistics
 
-    def __call__(self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable) -> nn.Variable:
+    def __call__(
+        self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable, relu: bool = False
+    ) -> nn.Variable:
         mean, var = self.statistics[layer.name]
         weight, gamma, beta = map(_value, (weight, gamma, beta))
+        gamma, beta = gamma[:, : mean.shape[1]], beta[:, : mean.shape[1]]
         scale = gamma / np.sqrt(var + EPSILON)
         folded = weight * np.moveaxis(scale, 1, layer.output_axis), (beta - mean * scale).ravel()
-        return convolve(*map(nn.Variable.from_numpy_array, folded))
+        y = convolve(*map(nn.Variable.from_numpy_array, folded))
+        return self.relu(y) if relu else y
 
 
 def _value(variable: nn.Variable) -> np.ndarray:
@@ -103,22 +138,7 @@ STORED, BATCH = StoredStatistics(), BatchStatistics()
 
 def slice_channels(p: nn.Variable, channels: int) -> nn.Variable:
     """The first `channels` of a (1, C, 1, 1) parameter."""
-    if p.shape[1] == channels:
-        return p
-    return F.reshape(F.slice(F.reshape(p, p.shape[:2]), (0, 0), (1, channels)), (1, channels, 1, 1))
-
-
-def slice_weight(w: nn.Variable, rows: int, columns: int) -> nn.Variable:
-    """`w[:rows, :columns]` of a (R, C, kh, kw) weight, through two dimensions.
-
-    NNabla's slice of a 4-D array visits single elements and is about a hundred times slower on the CPU.
-    """
-    kernel = w.shape[2:]
-    if w.shape[:2] == (rows, columns):
-        return w
-    size = int(np.prod(kernel))
-    flat = F.reshape(w, (w.shape[0], w.shape[1] * size))
-    return F.reshape(F.slice(flat, (0, 0), (rows, columns * size)), (rows, columns, *kernel))
+    return kernels.leading(p, 1, channels)
 
 
 def he_normal(rng: np.random.Generator, shape: tuple[int, ...], fan: int) -> np.ndarray:
@@ -162,15 +182,14 @@ class ConvBN(Mo.Module):
 
     def __call__(self, x: nn.Variable, outputs: int, statistics) -> nn.Variable:
         """(B, C, H, W) with any C up to `inputs` -> (B, outputs, H', W')."""
-        return self.run(x, slice_weight(self.parameters["conv/conv/_W"], outputs, x.shape[1]), statistics)
+        return self.run(x, kernels.leading(self.parameters["conv/conv/_W"], outputs, x.shape[1]), statistics)
 
     def run(self, x: nn.Variable, weight: nn.Variable, statistics) -> nn.Variable:
         """The layer with this weight (outputs, C, k, k), however it was made of the layer's own."""
-        outputs, _, *kernel = weight.shape
-        gamma, beta = (slice_channels(self.parameters[f"bn/bn/{key}"], outputs) for key in ("_gamma", "_beta"))
-        pad = tuple(side // 2 for side in kernel)
-        y = statistics(self, partial(F.convolution, x, pad=pad, stride=self._stride), weight, gamma, beta)
-        return F.relu(y, inplace=True) if self._relu else y
+        gamma, beta = (self.parameters[f"bn/bn/{key}"] for key in ("_gamma", "_beta"))
+        pad = tuple(side // 2 for side in weight.shape[2:])
+        convolve = partial(F.convolution, x, pad=pad, stride=self._stride)
+        return statistics(self, convolve, weight, gamma, beta, relu=self._relu)
 
 
 @dataclass(frozen=True)
@@ -244,7 +263,7 @@ class Bottleneck(Mo.Module):
                 # The last window of an odd-sized map is cut, not padded: its mean is over the pixels that exist.
                 x = F.average_pooling(x, kernel, stride=kernel, ignore_border=False, including_pad=False)
             x = self.downsample(x, plan.outputs, statistics)
-        return F.relu(F.add2(y, x), inplace=True)
+        return statistics.add_relu(y, x)
 
     def sort_middle(self, edges: Sequence[int]) -> list[tuple[nn.Variable, int, np.ndarray]]:
         """Reorder the middle channels, the most important first, without changing what the layer computes.

@@ -30,7 +30,7 @@ from ..data.augment import letterbox, letterbox_matrix
 from ..evaluation.metrics import ap_keys
 from ..evaluation.validation import Statistics
 from ..networks.centernet import Detector
-from ..networks.supernet import STORED, ConvBN, GivenStatistics
+from ..networks.supernet import STORED, ConvBN, GivenStatistics, Plain
 from ..runs.provenance import revision
 from ..runs.run_folder import number, read_result, reading
 from ..space.paths import Path, PathBatch
@@ -73,19 +73,19 @@ normalisation's parameters, 0 where (1, C, 1, 1) is (1, 1, 1, 1), and no reader 
 # --- The network ------------------------------------------------------------------------------------------------------
 
 
-class NamedFolding(GivenStatistics):
+class NamedFolding(Plain, GivenStatistics):
     """Statistics folded into the convolutions, whose weights and biases are collected under names of their own."""
 
     def __init__(self, statistics: Statistics):
         super().__init__(statistics)
         self.folded: dict[str, nn.Variable] = {}
 
-    def __call__(self, layer, convolve, weight, gamma, beta) -> nn.Variable:
+    def __call__(self, layer, convolve, weight, gamma, beta, relu=False) -> nn.Variable:
         def named(weight: nn.Variable, bias: nn.Variable) -> nn.Variable:
             self.folded[f"{layer.name}/W"], self.folded[f"{layer.name}/b"] = weight, bias
             return convolve(weight, bias)
 
-        return super().__call__(layer, named, weight, gamma, beta)
+        return super().__call__(layer, named, weight, gamma, beta, relu)
 
 
 class StaticGraph:
