@@ -14,7 +14,6 @@ import os
 import re
 import shlex
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -996,9 +995,6 @@ class _Parser(argparse.ArgumentParser):
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
     """The other stop signals are as good as Ctrl-C, from the first moment on: a command may take long to open its data."""
-    if threading.current_thread() is not threading.main_thread():  # only that one may say so
-        yield
-        return
 
     def stop(number: int, frame) -> None:
         raise KeyboardInterrupt

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -196,6 +197,11 @@ class _NoCuda(Exception):
     """Why there is no GPU to compute on."""
 
 
+def _literal(text: str) -> str:
+    """A string that OmegaConf reads back as it is: what starts like an interpolation, ${, is escaped."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
 @contextmanager
 def hydra_state(output_dir: str | Path) -> Iterator[Path]:
     """Fill Hydra's global state, which upstream's Runner, ProgressMeter, Optimizer and get_output_path read.
@@ -220,9 +226,9 @@ def hydra_state(output_dir: str | Path) -> Iterator[Path]:
         raise UserError(f"args.output_path must be a folder that can be made, got {output_dir} ({error.strerror})") from error
     config = OmegaConf.create({"hydra": OmegaConf.structured(HydraConf)})
     with open_dict(config):
-        config.hydra.run.dir = str(place)
+        config.hydra.run.dir = _literal(str(place))
         config.hydra.output_subdir = ""  # a part of the log's file name: log.txt
-        config.hydra.runtime.cwd = os.getcwd()
+        config.hydra.runtime.cwd = _literal(os.getcwd())
     state = HydraConfig.instance()
     before = state.cfg
     state.set_config(config)

@@ -17,6 +17,7 @@ from . import weights
 from .compat import Mo
 from .errors import UserError
 from .geometry import OFA_RESNET50, Geometry, choice_word, is_count
+from .graphs import CachedGraphs
 from .reading import parse_json
 from .search_space import Path, PathBatch, layer_stages
 
@@ -214,7 +215,7 @@ class PathFilter(Mo.Module):
         self._positions = positional_encoding(self.tokenizer.layers, dim, encoding)
         if block_encoding:
             self._positions = self._positions + positional_encoding(self.tokenizer.blocks, dim, encoding)
-        self._graphs: dict[int, tuple[nn.Variable, nn.Variable, nn.Variable]] = {}
+        self._graphs = CachedGraphs(self._graph)
         with nn.parameter_scope("path_filter", OrderedDict()):  # Mo.Parameter would enter the global scope for good
             self.token_embedding = embedding(len(self.tokenizer.vocabulary), dim, rng)
             self.bucket_embedding = embedding(buckets, dim, rng)
@@ -261,15 +262,17 @@ class PathFilter(Mo.Module):
 
     def _score_chunk(self, tokens: np.ndarray, buckets: np.ndarray, size: int) -> np.ndarray:
         """Scores of at most `size` paths, by the graph of that size, which is built once."""
-        if size not in self._graphs:
-            inputs = nn.Variable((size, self.tokenizer.length)), nn.Variable((size,))
-            self._graphs[size] = (*inputs, self(*inputs))
-        token_input, bucket_input, output = self._graphs[size]
         padding = size - len(tokens)
-        token_input.d = np.pad(tokens, ((0, padding), (0, 0)))
-        bucket_input.d = np.pad(buckets, (0, padding))
-        output.forward(clear_buffer=True)
-        return output.d[: len(tokens)]
+        with self._graphs.held(size) as (token_input, bucket_input, output):
+            token_input.d = np.pad(tokens, ((0, padding), (0, 0)))
+            bucket_input.d = np.pad(buckets, (0, padding))
+            output.forward(clear_buffer=True)
+            return output.d[: len(tokens)].copy()
+
+    def _graph(self, size: int) -> tuple[nn.Variable, nn.Variable, nn.Variable]:
+        """Tokens and buckets of `size` paths, and their scores."""
+        inputs = nn.Variable((size, self.tokenizer.length)), nn.Variable((size,))
+        return (*inputs, self(*inputs))
 
     def copy(self) -> PathFilter:
         """Another filter with the same settings and weights."""
