@@ -241,6 +241,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """Print the average precision of a run's detectors, class by class."""
     from .compat import Device
     from .evaluate import detectors_of, evaluate, table
+    from .files import write_json
 
     if args.scales and not all(0 < scale <= 8 for scale in args.scales):
         raise UserError(f"--scales must be numbers in (0, 8], got {', '.join(map(str, args.scales))}")
@@ -251,7 +252,7 @@ def evaluate(args: argparse.Namespace) -> None:
     results = {name: evaluate(run, name, args.overrides, args.flip, args.scales) for name in names}
     print(table(results))
     if args.output:
-        Path(args.output).write_text(json.dumps(results, indent=1) + "\n")
+        write_json(args.output, results)
 
 
 def search_arguments(parser: argparse.ArgumentParser) -> None:
@@ -280,6 +281,7 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
 
 def search(args: argparse.Namespace) -> None:
     """Search a finished run for the best path under hard bounds."""
+    from .files import write_json
     from .search_run import UNITS, find, load_run, parse_bound, table
 
     refuse_output(args.output)
@@ -298,7 +300,7 @@ def search(args: argparse.Namespace) -> None:
         result = find(run, bounds, args.by_score, args.front, args.generations, bar.update, bar.write)
     print(table(result))
     output = Path(args.output or folder / ("front.json" if args.front else "found.json"))
-    output.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(output, result)
     print(f"written: {output}")
 
 
@@ -397,6 +399,7 @@ def evaluation_study(args: argparse.Namespace) -> None:
     command = f"python -m nnabla_detofa {shlex.join(args.command_line)}"
     config, weights = supernet_of(args)
     from .evaluation_study import markdown, study
+    from .files import write_text
 
     numbers = (args.per_bucket, args.name, args.images, args.bn_images, args.pairs)
     with tqdm(desc="paths", unit="path", dynamic_ncols=True) as bar:
@@ -404,7 +407,7 @@ def evaluation_study(args: argparse.Namespace) -> None:
     text = markdown(result, f"{config.name}, {weights}", command)
     print(text)
     if args.output:
-        Path(args.output).write_text(text)
+        write_text(args.output, text)
 
 
 def progress_of(bar) -> Callable[[int, int], None]:
@@ -673,7 +676,9 @@ def compare(args: argparse.Namespace) -> None:
     found = compare([Path(run) for run in args.runs])
     print(json.dumps(found, indent=1) if args.json else table(found))
     if args.output:
-        draw(found).savefig(args.output, dpi=110)
+        from .figures import save
+
+        save(draw(found), args.output, dpi=110)
         print(f"written: {args.output}", file=sys.stderr if args.json else sys.stdout)
 
 

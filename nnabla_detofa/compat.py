@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -61,33 +62,50 @@ def repair() -> None:
 def _own_logging_only() -> Iterator[None]:
     """Keep nnabla's logging to nnabla: importing it gives the root logger its handler, its level and its name.
 
-    What it says while it is imported (the CPU extension, no MPI library) is left out; later it says warnings.
+    What it says while it is imported (the CPU extension, no MPI library) is left out; later it says warnings. Where the user
+    imported it before, all stays as it is. Importing it also turns off all FutureWarnings, which is undone.
     """
     root, nnabla = logging.getLogger(), logging.getLogger("nnabla")
-    handlers, level = list(root.handlers), root.level
+    handlers, level, later = list(root.handlers), root.level, logging.WARNING
+    if "nnabla" in sys.modules:
+        later = nnabla.level
     nnabla.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            yield
     finally:
         for handler in [handler for handler in root.handlers if handler not in handlers]:
             root.removeHandler(handler)
             nnabla.addHandler(handler)
             nnabla.propagate = False
         root.setLevel(level)
-        nnabla.setLevel(logging.WARNING)
+        nnabla.setLevel(later)
 
 
 with _own_logging_only():
     import nnabla as nn
 
     repair()
+    import nnabla.functions as F
+    import nnabla.solvers as S
     import nnabla_nas.module as Mo
     from nnabla.ext_utils import get_extension_context
     from nnabla_nas.contrib.model import Model
     from nnabla_nas.optimizer import Optimizer
     from nnabla_nas.runner.runner import Runner
 
-__all__ = ["Communicator", "Device", "Mo", "Model", "Optimizer", "Runner", "hydra_state", "nn", "repair"]
+__all__ = ["Communicator", "Device", "F", "Mo", "Model", "Optimizer", "Parameter", "Runner", "S", "hydra_state", "nn", "repair"]
+
+
+class Parameter(Mo.Parameter):
+    """A parameter of a module that is not entered in NNabla's global parameter scope.
+
+    NNablaNAS enters each one there for good, under its address: networks would never be freed, and `nn.save_parameters` of the
+    user's own model would write ours too.
+    """
+
+    def __init__(self, *args, **kwargs):
+        nn.Variable.__init__(self)
 
 
 class NoEvents:

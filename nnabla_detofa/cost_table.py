@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
-import nnabla as nn
 import numpy as np
 
 from . import algorithm1
+from .compat import nn
 from .config import Config
 from .costs import CostModel
 from .dry_run import DataFacts, SyntheticBatch, data_facts, synthetic
 from .errors import UserError
+from .files import whole_text
 from .ledger import KINDS, DeviceClock, totals
 from .phases import training_phases
 from .report import markdown_row
@@ -212,7 +213,7 @@ def _hours(hours: float) -> str:
 
 def write_csv(file: FilePath, costs: Sequence[Cost]) -> None:
     """One line for each method and data set, in hours."""
-    with open(file, "w", newline="") as opened:
+    with whole_text(file) as opened:
         writer = csv.writer(opened)
         writer.writerow(["data set", "method", "unit", *KINDS, "total"])
         for cost in costs:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import nnabla as nn
-import nnabla.functions as F
 import numpy as np
 
 from . import weights
+from .compat import F, nn
 from .search_space import Path
 from .supernet import BATCH, Classifier
 

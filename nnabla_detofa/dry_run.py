@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import NamedTuple
 
-import nnabla as nn
 import numpy as np
 
 from . import algorithm1, pretrain
-from .compat import Device
+from .compat import Device, nn
 from .config import CocoData, Config, DetofaHparams, ImageFolderData, Solver, VocData
 from .costs import Buckets, CostModel
 from .data.sets import open_sets

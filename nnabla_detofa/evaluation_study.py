@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import NamedTuple
 
-import nnabla as nn
 import numpy as np
 
 from . import config as configs
 from .centernet import OFFSET_WEIGHT, SIZE_WEIGHT, Detector
+from .compat import nn
 from .costs import Buckets
 from .errors import UserError
 from .evaluate_paths import open_supernet

@@ -16,13 +16,10 @@ from dataclasses import replace
 from pathlib import Path as FilePath
 
 import cv2
-import nnabla as nn
-import nnabla.functions as F
 import numpy as np
-from nnabla.utils.nnp_graph import NnpLoader
-from nnabla.utils.save import save
 
 from .centernet import Detector
+from .compat import F, nn
 from .config import Config
 from .data.augment import MEAN, STD, letterbox, letterbox_matrix
 from .errors import UserError
@@ -134,6 +131,8 @@ class StaticGraph:
         with nn.parameter_scope("", OrderedDict()):
             for name, parameter in self.parameters.items():
                 nn.parameter.set_parameter(name, parameter)
+            from nnabla.utils.save import save
+
             save(str(file), {"networks": networks, "executors": executors}, variable_batch_size=False)
 
 
@@ -142,6 +141,8 @@ class StaticGraph:
 
 def run_nnp(file: FilePath, batches: np.ndarray) -> list[np.ndarray]:
     """The outputs of an NNP file of ours for images (n, B, 3, H, W): an array of n x B images for each of `OUTPUTS`."""
+    from nnabla.utils.nnp_graph import NnpLoader
+
     network = NnpLoader(str(file)).get_network(NETWORK, batch_size=batches.shape[1])
     outputs, found = [network.outputs[name] for name in OUTPUTS], []
     for batch in batches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -36,6 +37,19 @@ def write_bytes(file: str | os.PathLike, content: bytes) -> None:
 def write_json(file: str | os.PathLike, content) -> None:
     """`write_bytes` of JSON."""
     write_bytes(file, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def write_text(file: str | os.PathLike, text: str) -> None:
+    """`write_bytes` of a text in UTF-8."""
+    write_bytes(file, text.encode())
+
+
+@contextmanager
+def whole_text(file: str | os.PathLike) -> Iterator[io.StringIO]:
+    """A text file to write into, line ends as they are given, which is written when the block ends."""
+    content = io.StringIO(newline="")
+    yield content
+    write_text(file, content.getvalue())
 
 
 @contextmanager

@@ -23,10 +23,10 @@ from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import NamedTuple
 
-import nnabla as nn
 import numpy as np
 
 from . import weights
+from .compat import nn
 from .data.augment import MEAN, STD
 from .errors import UserError
 from .supernet import Classifier

@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path as FilePath
 
-import nnabla as nn
-import nnabla.functions as F
 import numpy as np
 from scipy.stats import spearmanr
 
 from .centernet import Detector
+from .compat import F, nn
 from .config import CenternetOfaResnet50, Config
 from .costs import AdditiveCost, CostModel
 from .errors import UserError
+from .files import write_text
 from .geometry import Geometry, HeadGeometry
 from .reading import read_json
 from .search_space import Path, SearchSpace, ofa_resnet50
@@ -293,4 +293,4 @@ def write(file: FilePath, latency: Latency, model: CostModel, device: str, repea
         "validation": validation,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content) + "\n")
+    write_text(file, json.dumps(content) + "\n")

@@ -8,11 +8,11 @@ import zlib
 from collections.abc import Callable, Container, Sequence
 from os import PathLike
 
-import nnabla as nn
 import numpy as np
 
 from . import config as configs
 from . import weights
+from .compat import nn
 from .costs import Buckets, CostModel
 from .data.augment import letterbox_matrix
 from .data.sets import ClassificationSets, DetectionSets, eval_batches

@@ -8,11 +8,10 @@ from __future__ import annotations
 import re
 from pathlib import Path as FilePath
 
-import nnabla as nn
 import numpy as np
 
 from . import supernet, weights
-from .compat import Device
+from .compat import Device, nn
 from .config import Config, PretrainHparams
 from .costs import CostModel
 from .data.sets import ClassificationSets, open_sets

@@ -13,16 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import matplotlib.pyplot as plt
-import nnabla as nn
 import numpy as np
 from tqdm import tqdm
 
 from . import (
     budget_figures,
     cost_table,
+    figures,
     filter_study,
     filter_tables,
     kept_paths_figure,
@@ -33,6 +32,7 @@ from . import (
     space_tables,
 )
 from .budget_figures import Curve
+from .compat import nn
 from .costs import Buckets
 from .errors import UserError
 from .evaluated_paths import EvaluatedPaths
@@ -51,7 +51,7 @@ from .experiments import (
     ensure,
     plan,
 )
-from .files import digest
+from .files import digest, whole_text, write_text
 from .filter_paths import classification_paths, detection_paths, evaluated, study_folder
 from .filter_study import StudyInputs, StudyResults
 from .kept_paths_figure import FilteredPaths
@@ -65,6 +65,9 @@ from .run_folder import final_weights, read_result, searched_space
 from .runner import named_rng
 from .search_run import load_run
 from .search_space import Path, ofa_resnet50
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -188,11 +191,11 @@ def reproduce(names: Sequence[str], order: Order, log: Callable[[str], None] = p
     return make(names)
 
 
-def write_text(order: Order, target: Target, name: str, lines: Sequence[str]) -> list[FilePath]:
+def write_page(order: Order, target: Target, name: str, lines: Sequence[str]) -> list[FilePath]:
     """Write a target's Markdown file, with what made it."""
     file = order.output / f"{name}.md"
     head, tail = [f"# {target.title}", "", *other_data(order, target)], ["", f"Made by {origin(order, name)}.", ""]
-    file.write_text("\n".join([*head, *lines, *tail]), encoding="utf-8")
+    write_text(file, "\n".join([*head, *lines, *tail]))
     return [file]
 
 
@@ -206,10 +209,9 @@ def other_data(order: Order, target: Target) -> list[str]:
     return [] if titles == papers else [f"In the paper on {' and '.join(papers)}, here on {ours}.", ""]
 
 
-def save_picture(order: Order, name: str, figure: plt.Figure) -> None:
+def save_picture(order: Order, name: str, figure: Figure) -> None:
     """Write a target's picture."""
-    figure.savefig(order.output / f"{name}.png", dpi=110)
-    plt.close(figure)
+    figures.save(figure, order.output / f"{name}.png", dpi=110)
 
 
 def origin(order: Order, name: str) -> str:
@@ -261,7 +263,7 @@ def write_budget_figure(panels: Sequence[tuple[str, Sequence[Experiment]]]) -> C
 
     def write(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
         data_sets = order.profile.chosen(target.keys)
-        figure, axes = plt.subplots(
+        figure, axes = figures.subplots(
             len(data_sets), len(panels), figsize=(5.2 * len(panels), 4.2 * len(data_sets)), squeeze=False, layout="constrained"
         )
         shown = {experiment.name for _, experiments in panels for experiment in experiments}
@@ -284,7 +286,7 @@ def write_budget_figure(panels: Sequence[tuple[str, Sequence[Experiment]]]) -> C
         save_picture(order, name, figure)
         budget_figures.write_csv(order.output / f"{name}.csv", everything)
         lines += [f"![{target.title}]({name}.png)", "", " ".join(filter(None, (target.note(runs), BY_ITSELF))), ""]
-        return write_text(order, target, name, [*lines, *searched_in_a(runs), seeds_and_runs(order, runs)])
+        return write_page(order, target, name, [*lines, *searched_in_a(runs), seeds_and_runs(order, runs)])
 
     return write
 
@@ -370,7 +372,7 @@ def write_table2(order: Order, target: Target, name: str, runs: Sequence[Run]) -
     if finished:
         lines += ["", f"Runs, of several seeds the mean: {runs_and_code(finished)}."]
     cost_table.write_csv(order.output / f"{name}.csv", costs)
-    return write_text(order, target, name, lines)
+    return write_page(order, target, name, lines)
 
 
 def times_lost(run: Run, ledger: Mapping) -> str:
@@ -385,9 +387,9 @@ def write_space_table(make: Callable[..., tuple[list[str], list]]) -> Callable[.
     def write(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
         run = next(run for run in runs if run.experiment == OFA_PS)
         lines, rows = make(run.config, run.data_set.title)
-        with open(order.output / f"{name}.csv", "w", newline="") as opened:
+        with whole_text(order.output / f"{name}.csv") as opened:
             csv.writer(opened).writerows(rows)
-        return write_text(order, target, name, lines)
+        return write_page(order, target, name, lines)
 
     return write
 
@@ -411,7 +413,7 @@ def write_figure3(order: Order, target: Target, name: str, runs: Sequence[Run]) 
         lines += [f"Kept against the strategy: {'; '.join(spared)}.", ""]
     lines += ["What is left, in the paper's notation:", "", "```", str(searched_space(run.folder, run.config)), "```", ""]
     lines += [f"![{target.title}]({name}.png)", "", f"One run: {runs_and_code([run])}."]
-    return write_text(order, target, name, lines)
+    return write_page(order, target, name, lines)
 
 
 def write_figure4(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
@@ -434,13 +436,13 @@ def write_figure4(order: Order, target: Target, name: str, runs: Sequence[Run]) 
         "validation images under the final weights. Scores are of the filter of lines 5 to 14. "
         f"One run: {runs_and_code([run])}.",
     ]
-    return write_text(order, target, name, lines)
+    return write_page(order, target, name, lines)
 
 
 def write_figure6(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
     """AP on the validation images of random paths: of A without pruning, of the pruned space with it."""
     data_sets = order.profile.chosen(target.keys)
-    figure, axes = plt.subplots(len(data_sets), 1, figsize=(6.5, 4 * len(data_sets)), squeeze=False, layout="constrained")
+    figure, axes = figures.subplots(len(data_sets), 1, figsize=(6.5, 4 * len(data_sets)), squeeze=False, layout="constrained")
     lines, groups, shown = [f"The paper: {target.paper}", ""], [], []
     for panel, (key, data_set) in zip(axes[:, 0], data_sets.items()):
         found = []
@@ -460,7 +462,7 @@ def write_figure6(order: Order, target: Target, name: str, runs: Sequence[Run]) 
         f"AP50 on the validation images of {RANDOM_PATHS} uniformly drawn paths of each FLOPs bucket, seed 0: of A for OFA "
         f"(w/o PS), of the pruned space for ours, whose buckets may hold none. Runs: {runs_and_code(shown)}.",
     ]
-    return write_text(order, target, name, lines)
+    return write_page(order, target, name, lines)
 
 
 def random_paths(run: Run) -> EvaluatedPaths:
@@ -493,7 +495,7 @@ def write_figure8(order: Order, target: Target, name: str, runs: Sequence[Run]) 
     figure = operation_figure.draw(supernets)
     save_picture(order, name, figure)
     operation_figure.write_csv(order.output / f"{name}.csv", supernets)
-    return write_text(
+    return write_page(
         order,
         target,
         name,

@@ -16,12 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Protocol
 
-import nnabla as nn
 import numpy as np
 
 from . import search_space, weights
 from .checked import kind_of
-from .compat import Mo, Optimizer
+from .compat import Mo, Optimizer, nn
 from .config import Solver
 from .errors import UserError
 from .files import digest, new_hdf5, sync_folder, write_json

@@ -17,12 +17,11 @@ from multiprocessing import connection
 from pathlib import Path as FilePath
 from typing import NamedTuple
 
-import nnabla as nn
 import numpy as np
 from scipy.special import expit
 
 from .centernet import Detector, decode, soft_nms
-from .compat import Mo
+from .compat import Mo, nn
 from .data.augment import invert, letterbox, transform_boxes
 from .errors import UserError
 from .files import write_bytes

@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 
 import h5py
-import nnabla as nn
 import numpy as np
 
-from .compat import Mo
+from .compat import Mo, nn
 from .errors import UserError
 from .files import new_hdf5
 from .reading import short, shown
