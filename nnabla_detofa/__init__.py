@@ -45,12 +45,14 @@ def train(config, output=None, overrides=(), restart=False):
 
     from . import cli
     from . import config as configs
-    from .compat import Device
+    from .compat import Device, own_modes
+    from .process_state import given_back
 
     loaded = configs.load(config, overrides)
-    device = Device.open(loaded.args.context, loaded.args.device_id, loaded.args.type_config)
-    runner = importlib.import_module(cli.RUNNERS[loaded.args.runner])
-    return runner.run(loaded, device, Path(output or loaded.output_path), restart=restart)
+    with given_back(), own_modes():
+        device = Device.open(loaded.args.context, loaded.args.device_id, loaded.args.type_config)
+        runner = importlib.import_module(cli.RUNNERS[loaded.args.runner])
+        return runner.run(loaded, device, Path(output or loaded.output_path), restart=restart)
 
 
 def describe_run(run):

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import __version__, launch
+from .checked import nearest
 from .errors import UserError
+from .process_state import given_back
 from .reading import short
 
 # Imports inside the functions: `--help` answers at once, without nnabla.
@@ -189,7 +191,7 @@ def report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """Write the tables and figures of a run, and print its table."""
-    output = Path(args.output or Path("results", Path(args.run).name))
+    output = Path(args.output or Path("results", Path(args.run).absolute().name))
     refuse_output_folder(output)
     from .report import write_report
 
@@ -216,10 +218,23 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="FILE", help="also write the figures as JSON")
 
 
-def refuse_output(output: str | None) -> None:
+def refuse_unwritable(file: Path) -> None:
+    """Raise UserError before the work if a file cannot be written."""
+    from .files import check_writable
+
+    try:
+        check_writable(file)
+    except OSError as error:
+        raise UserError(f"--output must be a place that can be written, got {error.filename}: {error.strerror}") from error
+
+
+def refuse_output(output: str | Path | None) -> None:
     """Raise UserError before the work if its result could not be written."""
-    if output and (Path(output).is_dir() or not Path(output).absolute().parent.is_dir()):
+    if not output:
+        return
+    if Path(output).is_dir() or not Path(output).absolute().parent.is_dir():
         raise UserError(f"--output must be a file in a folder that is there, got {output}")
+    refuse_unwritable(Path(output))
 
 
 def refuse_output_folder(output: Path) -> None:
@@ -227,6 +242,7 @@ def refuse_output_folder(output: Path) -> None:
     there = next(folder for folder in (output, *output.parents) if folder.exists())
     if not there.is_dir():
         raise UserError(f"--output must be a folder, or the place for one, got {output}: {there} is a file")
+    refuse_unwritable(there / "a file")
 
 
 def refuse_numbers(args: argparse.Namespace, **most: int) -> None:
@@ -284,7 +300,8 @@ def search(args: argparse.Namespace) -> None:
     from .files import write_json
     from .search_run import UNITS, find, load_run, parse_bound, table
 
-    refuse_output(args.output)
+    output = Path(args.output or Path(args.run, "front.json" if args.front else "found.json"))
+    refuse_output(output)
     bounds = {name: parse_bound(name, getattr(args, name)) for name in UNITS if getattr(args, name) is not None}
     if args.generations is not None and args.generations < 0:
         raise UserError(f"--generations must be 0 or more, got {args.generations}")
@@ -299,7 +316,6 @@ def search(args: argparse.Namespace) -> None:
     with tqdm(desc="generations", unit="generation", dynamic_ncols=True) as bar:
         result = find(run, bounds, args.by_score, args.front, args.generations, bar.update, bar.write)
     print(table(result))
-    output = Path(args.output or folder / ("front.json" if args.front else "found.json"))
     write_json(output, result)
     print(f"written: {output}")
 
@@ -429,6 +445,7 @@ def ship_arguments(parser: argparse.ArgumentParser) -> None:
 
 def ship(args: argparse.Namespace) -> None:
     """Copy pre-trained weights in half precision."""
+    refuse_output_folder(Path(args.folder))
     from .pretrain import ship
 
     print(f"written: {', '.join(map(str, ship(Path(args.run), Path(args.folder), args.name)))}")
@@ -580,6 +597,7 @@ def import_ofa(args: argparse.Namespace) -> None:
         raise UserError(f"the weights file to write must end in .h5, got {args.output}")
     if Path(args.output).is_dir():
         raise UserError(f"the weights file to write must be a file, and {args.output} is a folder")
+    refuse_output_folder(Path(args.output).parent)
     found = import_checkpoint(args.checkpoint, args.output, args.keep_channels)
     print(f"{found.placed + found.dropped} tensors read, {found.placed} placed, {found.dropped} dropped (num_batches_tracked)")
     print(f"{found.classes} classes")
@@ -621,7 +639,8 @@ def detect(args: argparse.Namespace) -> None:
     output = Path(args.output or Path(args.run, "detections"))
     if output.exists() and not output.is_dir():
         raise UserError(f"--output must be a folder, and {output} is a file")
-    overrides = [text for text in args.images if re.match(r"[a-z_]+\.[\w.]+=", text)]
+    refuse_output_folder(output)
+    overrides = [text for text in args.images if re.match(r"[a-z_]+\.[\w.]+=", text) and not Path(text).exists()]
 
     def note(text: str) -> None:
         print(text, file=sys.stderr)
@@ -749,6 +768,7 @@ def export(args: argparse.Namespace) -> None:
     if args.size and len(args.size) > 2:
         raise UserError(f"--size must be a side, or height and width, got {' '.join(map(str, args.size))}")
     check_output(file)
+    refuse_output_folder(file.parent)
     from .evaluate import open_detector
     from .run_folder import run_config
 
@@ -925,6 +945,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for what the user can mend, 130 when stopped. `--help` exits here, as argparse does.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be no text, or none that the terminal knows
@@ -937,11 +958,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if argv[0].startswith("-"):
         argv.insert(0, next(iter(COMMANDS)))
+    with given_back():
+        return _main(program, argv)
+
+
+def _main(program: str, argv: list[str]) -> int:
+    """Run a command line that names a command."""
     name, *rest = argv
     rank, size = launch.launched()
     try:
+        _check_surroundings()
         if name not in COMMANDS:
-            raise UserError(f"there is no command {short(name)}; known are {', '.join(COMMANDS)}")
+            near = nearest(name, COMMANDS)
+            raise UserError(f"there is no command {short(name)}{near}; known are {', '.join(COMMANDS)}")
         if size > 1 and name != "run":
             raise UserError(f"{size} ranks were launched, but only run is shared out: start {name} as one process")
         logging.basicConfig(format="%(message)s")
@@ -949,13 +978,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         with redirect_stderr(sys.stderr if rank == 0 else io.StringIO()):  # wrong usage is rank 0's to tell
             arguments = _parser(program, name).parse_intermixed_args(rest)
         arguments.command_line = [name, *rest]
+        refuse_missing_runs(arguments)
         with _terminated_as_interrupted():
             return COMMANDS[name].run(arguments) or 0
     except UserError as error:
         return _failed(f"error: {_one_line(str(error))}", 2)
     except BrokenPipeError:  # the reader of what is printed, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return _failed(STOPPED, 141) if name in TRAIN else 0
     except OSError as error:
         known = error.filename is not None or error.errno in DISK_ERRORS
         if not known and size == 1:
@@ -974,6 +1004,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(traceback.format_exc(), 1)
 
 
+TRAIN = ("run", "finetune")
+"""Commands that a reader who has seen enough cuts short: their status says so, as the shell's for SIGPIPE."""
 STOPPED = "stopped; the same command goes on"
 
 
@@ -994,7 +1026,37 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, as all errors here, instead of printing the usage above it."""
 
     def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (--?[^\s=]+)", message)
+        if unknown:
+            message += nearest(unknown[1], self._option_string_actions)
         raise UserError(f"{message}; {self.prog} --help says what is allowed")
+
+
+def _open_streams() -> None:
+    """Lead input, output and errors nowhere where they are closed: files opened later would take their place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
+
+
+def _check_surroundings() -> None:
+    """Raise UserError if the working folder is gone: nothing that a command line names could be found."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError("the working folder was removed: change to one that is there, and run the command again") from error
+
+
+def refuse_missing_runs(args: argparse.Namespace) -> None:
+    """Raise UserError for the first run's folder that is none, before the slow imports."""
+    named = vars(args).get("runs") or [vars(args).get("run")]
+    for run in named:
+        if isinstance(run, str) and not Path(run, "config.json").is_file() and not (vars(args).get("file") and "=" in run):
+            raise UserError(f"{run} is not the folder of a run: config.json is missing")
 
 
 @contextmanager

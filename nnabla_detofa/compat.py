@@ -137,7 +137,7 @@ class Device:
 
     Attributes:
         name: "cpu" or "cudnn".
-        ctx: nnabla's default context since `Device.open`.
+        ctx: nnabla's current context since `Device.open`; `process_state.given_back` undoes that.
         comm: the processes that train together.
         event: keeps data loading and computing in step on a GPU's stream; does nothing on the CPU.
     """
@@ -149,7 +149,7 @@ class Device:
 
     @classmethod
     def open(cls, context: str = "auto", device_id: str = "0", type_config: str = "float") -> Device:
-        """Choose the device and make it nnabla's default.
+        """Choose the device and make it nnabla's current context.
 
         Args:
             context: "cpu", "cudnn", or "auto": a GPU where nnabla finds one, otherwise the CPU.
@@ -173,7 +173,7 @@ class Device:
                         f"args.context is cudnn, but nnabla finds no usable GPU ({error}): install nnabla-detofa with the "
                         "extra cuda110, cuda116 or cuda120 and a driver for it, or take the context cpu"
                     ) from error
-                logger.info("computing on the CPU: %s", error)
+                logger.info("no usable GPU was found, so this runs on the CPU (%s)", error)
         if type_config == "half":
             raise UserError("args.type_config half needs a GPU (args.context cudnn); the CPU computes in float")
         ctx = get_extension_context("cpu", type_config=type_config)
@@ -185,10 +185,14 @@ class Device:
             # NCCL takes the GPU whose number is the local rank, so the choice is made by what is visible (as upstream does).
             os.environ["CUDA_VISIBLE_DEVICES"] = _visible_gpus(device_id)
         try:
+            if importlib.util.find_spec("nnabla_ext") is None or importlib.util.find_spec("nnabla_ext.cuda") is None:
+                raise _NoCuda("NNabla's extension for GPUs is not installed")
             cuda = importlib.import_module("nnabla_ext.cuda")
             if not cuda.get_device_count():
                 raise RuntimeError("CUDA reports no device")
             ctx = importlib.import_module("nnabla_ext.cudnn").context(device_id="0", type_config=type_config)
+        except _NoCuda:
+            raise
         except Exception as error:  # ImportError without it or its driver, nvml's errors, ValueError for a GPU it cannot use
             raise _NoCuda(" ".join(str(error).split()) or type(error).__name__) from error
         if device_id != "-1" and len(device_id.split(",")) < launched_here():
@@ -207,12 +211,19 @@ class Device:
                 f"{ranks} ranks were launched, but they find {comm.n_procs}: their MPI is not the launcher's "
                 "(srun may need --mpi=pmix)"
             )
-        nn.set_default_context(comm.ctx)
+        importlib.import_module("nnabla.context").current_ctx = comm.ctx  # set_default_context refuses in a context_scope
         return cls(name, comm.ctx, comm, make_event(comm))
 
 
 class _NoCuda(Exception):
     """Why there is no GPU to compute on."""
+
+
+@contextmanager
+def own_modes() -> Iterator[None]:
+    """Run a block as if the caller were in no scope of NNabla's modes: graphs are built first, and have gradients."""
+    with nn.auto_forward(False), nn.no_grad(False):
+        yield
 
 
 def _literal(text: str) -> str:

@@ -1,24 +1,18 @@
 """What calls and imports leave in the user's process: nothing."""
 
-import gc
 import json
-import logging
 import pkgutil
-import resource
 import signal
 import subprocess
 import sys
-import warnings
 
 import nnabla as nn
 import numpy as np
 import pytest
 import tiny
-from nnabla.ext_utils import get_extension_context
 
 import nnabla_detofa
 from nnabla_detofa import export, path_filter, supernet, validation
-from nnabla_detofa.cli import main
 from nnabla_detofa.evaluate import open_detector
 
 IMPORTS = """
