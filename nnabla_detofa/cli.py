@@ -159,9 +159,8 @@ def check_data(args: argparse.Namespace) -> None:
     Raises:
         UserError: training would stop at something.
     """
-    from tqdm import tqdm
-
     from .data import check
+    from .progress import ProgressBar
 
     if sum(map(bool, (args.voc, args.coco, args.file))) != 1:
         raise UserError("data check needs one of --voc FOLDER, --coco FOLDER and -f CONFIG")
@@ -169,7 +168,7 @@ def check_data(args: argparse.Namespace) -> None:
         raise UserError(f"entries of a config need the config, -f CONFIG, got {args.overrides[0]}")
     if args.splits and not args.voc:
         raise UserError("--splits are those of --voc")
-    with tqdm(desc="photographs", unit="image", dynamic_ncols=True, leave=False) as bar:
+    with ProgressBar(desc="photographs", unit="image", leave=False) as bar:
         if args.voc:
             splits = args.splits and {name: (name,) for name in args.splits}
             report = check.check_voc(args.voc, splits, whole=args.whole, on_image=bar.update)
@@ -306,14 +305,13 @@ def search(args: argparse.Namespace) -> None:
     if args.generations is not None and args.generations < 0:
         raise UserError(f"--generations must be 0 or more, got {args.generations}")
 
-    from tqdm import tqdm
-
     from .compat import Device
+    from .progress import ProgressBar
 
     Device.open(args.context, args.device_id)
     folder = Path(args.run)
     run = load_run(folder, args.overrides, args.latency_table and Path(args.latency_table))
-    with tqdm(desc="generations", unit="generation", dynamic_ncols=True) as bar:
+    with ProgressBar(desc="generations", unit="generation") as bar:
         result = find(run, bounds, args.by_score, args.front, args.generations, bar.update, bar.write)
     print(table(result))
     write_json(output, result)
@@ -375,14 +373,14 @@ def evaluate_paths(args: argparse.Namespace) -> None:
     refuse_output(args.output)
     if args.pruned and args.file:
         raise UserError("--pruned draws from the pruned space of a run: it needs a run's folder instead of -f")
-    from tqdm import tqdm
+    from .progress import ProgressBar
 
     config, weights = supernet_of(args)
     from .evaluate_paths import evaluate_sampled
     from .run_folder import searched_space
 
     space = searched_space(Path(args.run), config) if args.pruned else None
-    with tqdm(desc="paths", unit="path", dynamic_ncols=True) as bar:
+    with ProgressBar(desc="paths", unit="path") as bar:
         found = evaluate_sampled(
             config,
             weights,
@@ -410,7 +408,7 @@ def evaluation_study(args: argparse.Namespace) -> None:
     """Print how the order of paths depends on the number of images that evaluate them."""
     refuse_output(args.output)
     refuse_numbers(args, pairs=1000)
-    from tqdm import tqdm
+    from .progress import ProgressBar
 
     command = f"python -m nnabla_detofa {shlex.join(args.command_line)}"
     config, weights = supernet_of(args)
@@ -418,7 +416,7 @@ def evaluation_study(args: argparse.Namespace) -> None:
     from .files import write_text
 
     numbers = (args.per_bucket, args.name, args.images, args.bn_images, args.pairs)
-    with tqdm(desc="paths", unit="path", dynamic_ncols=True) as bar:
+    with ProgressBar(desc="paths", unit="path") as bar:
         result = study(config, weights, *numbers, progress_of(bar), bar.write)
     text = markdown(result, f"{config.name}, {weights}", command)
     print(text)
@@ -545,18 +543,18 @@ def measure_latency(args: argparse.Namespace) -> None:
         sides = " ".join(map(str, args.image_size))
         raise UserError(f"--image-size must be a side, or height and width, of at most 16384 pixels, got {sides}")
     import numpy as np
-    from tqdm import tqdm
 
     from . import config as configs
     from .compat import Device
     from .latency import measure, model_of, validate, write
+    from .progress import ProgressBar
 
     config = configs.load(args.file, args.overrides)
     size = (args.image_size * 2)[:2] if args.image_size else None
     model = model_of(config, size and tuple(size), args.classes)
     device = Device.open(args.context, args.device_id, config.args.type_config)
     synchronise = device.event.default_stream_synchronize
-    with tqdm(desc="layers", unit="layer", dynamic_ncols=True) as bar:
+    with ProgressBar(desc="layers", unit="layer") as bar:
 
         def on_layer(done: int, total: int) -> None:
             bar.total = total

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
-from tqdm import tqdm
-
 from . import config as configs
 from . import weights
 from .algorithm1 import build
@@ -17,6 +15,7 @@ from .costs import CostModel
 from .data.sets import DetectionSets
 from .errors import UserError
 from .path_evaluation import statistics_images
+from .progress import ProgressBar
 from .reading import read_json
 from .report import markdown_row
 from .run_folder import (
@@ -125,7 +124,7 @@ def evaluate(
     """
     opened = open_detector(run, detector, overrides)
     sets, config, boxes = opened.sets, opened.config, opened.boxes(flip)
-    with tqdm(total=len(sets.test), desc=f"test images of {detector}", unit="image", dynamic_ncols=True) as bar:
+    with ProgressBar(total=len(sets.test), desc=f"test images of {detector}", unit="image") as bar:
         result, _ = average_precision(
             boxes, sets, config.hparams.bn_batch, config.dataloader.ap_metric, bar.update, **opened.scaling(scales)
         )

@@ -7,13 +7,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path as FilePath
 
-from tqdm import tqdm
-
 from . import config as configs
 from .evaluate_paths import evaluate_sampled
 from .evaluated_paths import EvaluatedPaths
 from .experiments import Run, profile_folder
 from .filter_study import StudyInputs
+from .progress import ProgressBar
 from .search_space import SearchSpace
 
 
@@ -72,7 +71,7 @@ def evaluated(
     config = dataclasses.replace(config, args=dataclasses.replace(config.args, evaluation_processes=os.cpu_count() or 1))
     file = study_folder(run) / f"{name}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(desc=f"{name} paths", unit="path", dynamic_ncols=True) as bar:
+    with ProgressBar(desc=f"{name} paths", unit="path") as bar:
 
         def on_path(done: int, total: int) -> None:
             bar.total, bar.n = total, done

@@ -59,6 +59,7 @@ from .operation_figure import ScoredOperations
 from .path_filter import PathFilter, PathScorer
 from .phases import phase_names
 from .profiles import DataSet, Profile
+from .progress import ProgressBar
 from .provenance import code_of, revision
 from .pruning import operation_scores
 from .run_folder import final_weights, read_result, searched_space
@@ -567,7 +568,7 @@ def kept_lines(file: FilePath) -> int:
 def study(run: Run, name: str, inputs: StudyInputs) -> StudyResults:
     """Every setting of the filter, fitted with the profile's number of seeds."""
     seeds = range(run.profile.filter_study.seeds)
-    with tqdm(total=len(inputs.settings) * len(seeds), desc=name, unit="fit", dynamic_ncols=True) as bar:
+    with ProgressBar(total=len(inputs.settings) * len(seeds), desc=name, unit="fit") as bar:
 
         def on_fit(outcome: str) -> None:
             bar.write(outcome)

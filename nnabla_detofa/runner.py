@@ -17,7 +17,6 @@ from pathlib import Path as FilePath
 import numpy as np
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tqdm import tqdm
 
 from . import config as configs
 from . import provenance, result_files
@@ -34,6 +33,7 @@ from .ledger import DeviceClock, entry
 from .path_evaluation import KeptEvaluation, named_rng, sample_in_buckets
 from .path_filter import PathFilter, PathScorer, Tokenizer
 from .phases import TrainingPhase, phase_names, training_phases
+from .progress import ProgressBar
 from .ranking import fit
 from .ranks import Communicator
 from .reading import parse_json, read_json, shown
@@ -254,9 +254,9 @@ class SupernetRunner(Runner):
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded.getvalue())
         self.monitor.tb.add_image(tag, image, 0)
 
-    def progress(self, name: str, total: int, done: int = 0, unit: str = "step") -> tqdm:
+    def progress(self, name: str, total: int, done: int = 0, unit: str = "step") -> ProgressBar:
         """A progress bar with the time left."""
-        return tqdm(total=total, initial=done, desc=name, unit=unit, disable=self.comm.rank > 0, dynamic_ncols=True)
+        return ProgressBar(total=total, initial=done, desc=name, unit=unit, disable=self.comm.rank > 0)
 
     def rng(self, name: str) -> np.random.Generator:
         """The generator of everything random that is called `name`: from the seed and the name alone."""
@@ -385,7 +385,7 @@ class SupernetRunner(Runner):
         name: str,
         tags: Sequence[str],
         progress: Progress,
-        bar: tqdm,
+        bar: ProgressBar,
         last: bool,
         refused_share: float | None = None,
     ) -> None:
@@ -548,6 +548,8 @@ def mini_batch(config: configs.Config, processes: int, output: FilePath, restart
     goes_on = (output / "config.json").exists() and not (output / "summary.json").exists() and not restart
     kept = (kept_mini_batch(output) or own or batch) if goes_on else None
     mini = kept or own or max(1, batch // processes)
+    key = f"the share of hparams.batch_size of each of {processes} processes" if processes > 1 else "hparams.batch_size"
+    configs.refuse_single_values(config.network, config.dataloader, key, mini)
     sizes = {"hparams.batch_size": batch}
     sizes |= {f"the batch_size of the phase {phase.name}": phase.batch_size for phase in training_phases(config)}
     for name, size in sizes.items():
