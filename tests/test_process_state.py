@@ -1,18 +1,22 @@
 """What calls and imports leave in the user's process: nothing."""
 
 import json
+import logging
 import pkgutil
 import signal
 import subprocess
 import sys
+import warnings
 
 import nnabla as nn
 import numpy as np
 import pytest
 import tiny
+from nnabla.ext_utils import get_extension_context
 
 import nnabla_detofa
 from nnabla_detofa import export, path_filter, supernet, validation
+from nnabla_detofa.cli import main
 from nnabla_detofa.evaluate import open_detector
 
 IMPORTS = """
@@ -121,3 +125,28 @@ def test_forked_processes_leave_the_signal_mask_as_it_was():
             assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set(blocked)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def same(context, other):
+    return (context.backend, context.array_class, context.device_id) == (other.backend, other.array_class, other.device_id)
+
+
+def test_training_works_in_any_mode_of_the_caller_and_gives_it_back(tmp_path):
+    context = get_extension_context("cpu", type_config="float", device_id="7")
+    before, mask, filters = nn.get_current_context(), signal.pthread_sigmask(signal.SIG_BLOCK, []), list(warnings.filters)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)}
+    root = logging.getLogger()
+    logs = list(root.handlers), root.level, logging.getLogger("nnabla_detofa").level
+    arguments = ["args.runner=fullnet", "args.evaluation_processes=2"]
+    with nn.context_scope(context), nn.parameter_scope("mine", {}), nn.no_grad(), nn.auto_forward(), np.errstate(all="raise"):
+        errors = np.geterr()
+        summary = nnabla_detofa.train(tiny.config_file(), tmp_path / "run", arguments)
+        assert same(nn.get_current_context(), context) and np.geterr() == errors and scope() == {}
+    assert same(nn.get_current_context(), before)
+    alone = json.loads((tiny.fullnet_run() / "summary.json").read_text())
+    assert summary["fullnet"]["loss"] == alone["fullnet"]["loss"]
+    assert main(["-f", str(tiny.config_file()), "-o", str(tmp_path / "run"), *arguments]) == 0
+    assert same(nn.get_current_context(), before)
+    assert (list(root.handlers), root.level, logging.getLogger("nnabla_detofa").level) == logs
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask and warnings.filters == filters
