@@ -16,7 +16,7 @@ GROUP_paper := $(TABLES) $(FIGURES)
 STUDIES := $(TABLES) $(FIGURES) tables figures paper
 
 .NOTPARALLEL: # what needs both cores takes both
-.PHONY: help setup setup-mpi setup-export test test-slow test-faults test-export parity lint demo pretrain evaluation-study \
+.PHONY: help setup setup-mpi setup-export test test-slow test-faults test-export parity lint reference demo pretrain evaluation-study \
     table1 report test-docs test-page bench-space bench-filter $(STUDIES) data/digits clean
 
 help: ## This list
@@ -48,10 +48,14 @@ parity: $(READY) ## Compare with the figures of independent implementations and 
 lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 # Two processes share the demo where MPI is there. Each sees half of a batch, 4 images, and so does its batch normalisation:
 # the numbers differ a little from those of one process.
 TWO = $(shell $(BIN)/python -c 'import shutil, sys; from mpi4py import MPI; sys.exit(not shutil.which("mpirun", path="$(BIN):$(PATH)"))' 2>/dev/null && echo --processes 2)
+
+reference: $(READY) ## Write configs/schema.json and docs/config.md from the schema in the code
+	$(BIN)/python -m nnabla_detofa.config.reference
 
 demo: data/digits ## Run Algorithm 1 on the digits data set and show what it finds (11 minutes; see also setup-mpi)
 	@$(if $(TWO),echo "on two processes: their mini-batches of 4 images give slightly other numbers than one process with 8")

@@ -11,8 +11,8 @@ import pytest
 import tiny
 
 import nnabla_detofa
-from nnabla_detofa import files
 from nnabla_detofa.cli import main
+from nnabla_detofa.common import files
 
 WRITERS = {"files.py", "digits.py", "coco.py", "evaluated_paths.py", "export.py"}
 """The one that writes; those whose files lie in a new folder that is renamed when it is whole; one that appends."""

@@ -15,9 +15,12 @@ import tiny
 from nnabla.ext_utils import get_extension_context
 
 import nnabla_detofa
-from nnabla_detofa import export, path_filter, supernet, validation
 from nnabla_detofa.cli import main
-from nnabla_detofa.evaluate import open_detector
+from nnabla_detofa.evaluation import validation
+from nnabla_detofa.networks import supernet
+from nnabla_detofa.path_filter import model as path_filter
+from nnabla_detofa.tools import export
+from nnabla_detofa.tools.evaluate import open_detector
 
 IMPORTS = """
 import importlib, json, logging, os, signal, sys, threading, warnings
@@ -50,7 +53,7 @@ MODULES = sorted(
     for module in pkgutil.walk_packages(nnabla_detofa.__path__, "nnabla_detofa.")
     if not module.name.endswith("__main__")
 )
-FIRST = ("weights", "supernet", "centernet", "ranking", "validation", "training", "report", "export", "reproduce")
+FIRST = ("weights", "supernet", "centernet", "ranking", "validation", "loop", "export", "reproduce")
 """Modules that are imported first, each in a process of its own; then come all others."""
 
 

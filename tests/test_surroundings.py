@@ -11,14 +11,16 @@ import pytest
 import tiny
 from small import GEOMETRY, SPACE
 
-from nnabla_detofa import latency, progress, search_run
 from nnabla_detofa.cli import main
-from nnabla_detofa.costs import FORBIDDEN, AdditiveCost, CostModel
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.evolution import Constraint, NoPath, at_most, front, search
-from nnabla_detofa.geometry import OFA_RESNET50
-from nnabla_detofa.run_folder import run_config
-from nnabla_detofa.search_space import Path
+from nnabla_detofa.common import progress
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.runs.run_folder import run_config
+from nnabla_detofa.search.evolution import Constraint, NoPath, at_most, front, search
+from nnabla_detofa.space.costs import FORBIDDEN, AdditiveCost, CostModel
+from nnabla_detofa.space.geometry import OFA_RESNET50
+from nnabla_detofa.space.paths import Path
+from nnabla_detofa.tools import search as search_run
+from nnabla_detofa.tools.measure_latency import Latency
 
 NOBODY = """
 import os, pwd, sys
@@ -224,7 +226,7 @@ def test_a_cost_whose_sums_could_overflow_is_refused(entry):
         changed = table.copy()
         changed.flat[0] = entry
         new = (changed, *tables[name][1:]) if isinstance(tables[name], tuple) else changed
-        for kind in (AdditiveCost, latency.Latency):
+        for kind in (AdditiveCost, Latency):
             with pytest.raises(UserError, match=f"must be at most {FORBIDDEN}, so that sums stay exact, got {entry}"):
                 kind(name="latency", unit="ms", scale=1e6, **(tables | {name: new}))
 

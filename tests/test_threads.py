@@ -11,13 +11,17 @@ import pytest
 import tiny
 
 import nnabla_detofa
-from nnabla_detofa import algorithm1, launch, runner, training, validation
+from nnabla_detofa.backend import launch
+from nnabla_detofa.backend.graphs import CachedGraphs
 from nnabla_detofa.cli import main
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.graphs import CachedGraphs
-from nnabla_detofa.path_filter import PathFilter
-from nnabla_detofa.search_space import ofa_resnet50
-from nnabla_detofa.supernet import SearchNet
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.evaluation import validation
+from nnabla_detofa.methods import algorithm1
+from nnabla_detofa.networks.supernet import SearchNet
+from nnabla_detofa.path_filter.model import PathFilter
+from nnabla_detofa.space.search_space import ofa_resnet50
+from nnabla_detofa.training import loop as training
+from nnabla_detofa.training import runner
 
 FULLNET = ("args.runner=fullnet", "args.evaluation_processes=2")
 

@@ -7,9 +7,9 @@ from small import detofa_config
 from tiny import config_file
 
 from nnabla_detofa import config as configs
-from nnabla_detofa import figures
-from nnabla_detofa.compat import hydra_state
-from nnabla_detofa.errors import UserError
+from nnabla_detofa.backend.compat import hydra_state
+from nnabla_detofa.common import figures
+from nnabla_detofa.common.errors import UserError
 
 NAMES = ("${now:%Y}", "a${oc.env:HOME}b", "${", "a\\${x}", "$x", "{x}", "100%", "a b")
 
