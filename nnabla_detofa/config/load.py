@@ -41,7 +41,6 @@ def text(value: Any) -> Any:
 
 def place(value: Any) -> Any:
     """A file or a folder: a text in which ~ at the beginning is the home folder, since no shell expands it in a config."""
-    value = text(value)
     if not isinstance(value, str) or not (value == "~" or value.startswith("~/")):
         return value
     try:
@@ -89,7 +88,7 @@ class Args:
     context: Literal["auto", "cpu", "cudnn"] = "auto"
     device_id: Annotated[str, text] = "0"
     type_config: Literal["float", "half"] = "float"
-    output_path: Annotated[str, place] | None = None
+    output_path: Annotated[str, text, place] | None = None
     workers: Annotated[int, "[0, 256]"] = 2
     evaluation_processes: Annotated[int, "[1, 256]"] = 1
     print_frequency: Count = 50
