@@ -114,7 +114,7 @@ def test_the_cpu_is_one_process_without_events():
             "libcuda.so.1: cannot open shared object file: No such file or directory",
         ),
         ("def get_device_count():\n    return 0", "CUDA reports no device"),
-        (None, "No module named 'nnabla_ext.cuda'"),
+        (None, "NNabla's extension for GPUs is not installed"),
     ],
 )
 def test_without_a_usable_gpu_cudnn_is_refused_and_auto_is_the_cpu(source, reason, cuda, caplog):

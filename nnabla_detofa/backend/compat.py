@@ -12,7 +12,9 @@ import importlib
 import importlib.util
 import logging
 import os
+import re
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -75,33 +77,50 @@ def _stand_in(name: str, existing: str, parts: Sequence[str]) -> None:
 def _own_logging_only() -> Iterator[None]:
     """Keep nnabla's logging to nnabla: importing it gives the root logger its handler, its level and its name.
 
-    What it says while it is imported (the CPU extension, no MPI library) is left out; later it says warnings.
+    What it says while it is imported (the CPU extension, no MPI library) is left out; later it says warnings. Where the user
+    imported it before, all stays as it is. Importing it also turns off all FutureWarnings, which is undone.
     """
     root, nnabla = logging.getLogger(), logging.getLogger("nnabla")
-    handlers, level = list(root.handlers), root.level
+    handlers, level, later = list(root.handlers), root.level, logging.WARNING
+    if "nnabla" in sys.modules:
+        later = nnabla.level
     nnabla.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            yield
     finally:
         for handler in [handler for handler in root.handlers if handler not in handlers]:
             root.removeHandler(handler)
             nnabla.addHandler(handler)
             nnabla.propagate = False
         root.setLevel(level)
-        nnabla.setLevel(logging.WARNING)
+        nnabla.setLevel(later)
 
 
 with _own_logging_only():
     import nnabla as nn
 
     repair()
+    import nnabla.functions as F
+    import nnabla.solvers as S
     import nnabla_nas.module as Mo
     from nnabla.ext_utils import get_extension_context
     from nnabla_nas.contrib.model import Model
     from nnabla_nas.optimizer import Optimizer
     from nnabla_nas.runner.runner import Runner
 
-__all__ = ["Communicator", "Device", "Mo", "Model", "Optimizer", "Runner", "hydra_state", "nn", "repair"]
+__all__ = ["Communicator", "Device", "F", "Mo", "Model", "Optimizer", "Parameter", "Runner", "S", "hydra_state", "nn", "repair"]
+
+
+class Parameter(Mo.Parameter):
+    """A parameter of a module that is not entered in NNabla's global parameter scope.
+
+    NNablaNAS enters each one there for good, under its address: networks would never be freed, and `nn.save_parameters` of the
+    user's own model would write ours too.
+    """
+
+    def __init__(self, *args, **kwargs):
+        nn.Variable.__init__(self)
 
 
 class NoEvents:
@@ -133,7 +152,7 @@ class Device:
 
     Attributes:
         name: "cpu" or "cudnn".
-        ctx: nnabla's default context since `Device.open`.
+        ctx: nnabla's current context since `Device.open`; `process_state.given_back` undoes that.
         comm: the processes that train together.
         event: keeps data loading and computing in step on a GPU's stream; does nothing on the CPU.
     """
@@ -145,7 +164,7 @@ class Device:
 
     @classmethod
     def open(cls, context: str = "auto", device_id: str = "0", type_config: str = "float") -> Device:
-        """Choose the device and make it nnabla's default.
+        """Choose the device and make it nnabla's current context.
 
         Args:
             context: "cpu", "cudnn", or "auto": a GPU where nnabla finds one, otherwise the CPU.
@@ -169,7 +188,7 @@ class Device:
                         f"args.context is cudnn, but nnabla finds no usable GPU ({error}): install nnabla-detofa with the "
                         "extra cuda110, cuda116 or cuda120 and a driver for it, or take the context cpu"
                     ) from error
-                logger.info("computing on the CPU: %s", error)
+                logger.info("no usable GPU was found, so this runs on the CPU (%s)", error)
         if type_config == "half":
             raise UserError("args.type_config half needs a GPU (args.context cudnn); the CPU computes in float")
         ctx = get_extension_context("cpu", type_config=type_config)
@@ -181,10 +200,14 @@ class Device:
             # NCCL takes the GPU whose number is the local rank, so the choice is made by what is visible (as upstream does).
             os.environ["CUDA_VISIBLE_DEVICES"] = _visible_gpus(device_id)
         try:
+            if importlib.util.find_spec("nnabla_ext") is None or importlib.util.find_spec("nnabla_ext.cuda") is None:
+                raise _NoCuda("NNabla's extension for GPUs is not installed")
             cuda = importlib.import_module("nnabla_ext.cuda")
             if not cuda.get_device_count():
                 raise RuntimeError("CUDA reports no device")
             ctx = importlib.import_module("nnabla_ext.cudnn").context(device_id="0", type_config=type_config)
+        except _NoCuda:
+            raise
         except Exception as error:  # ImportError without it or its driver, nvml's errors, ValueError for a GPU it cannot use
             raise _NoCuda(" ".join(str(error).split()) or type(error).__name__) from error
         if device_id != "-1" and len(device_id.split(",")) < launched_here():
@@ -203,12 +226,24 @@ class Device:
                 f"{ranks} ranks were launched, but they find {comm.n_procs}: their MPI is not the launcher's "
                 "(srun may need --mpi=pmix)"
             )
-        nn.set_default_context(comm.ctx)
+        importlib.import_module("nnabla.context").current_ctx = comm.ctx  # set_default_context refuses in a context_scope
         return cls(name, comm.ctx, comm, make_event(comm))
 
 
 class _NoCuda(Exception):
     """Why there is no GPU to compute on."""
+
+
+@contextmanager
+def own_modes() -> Iterator[None]:
+    """Run a block as if the caller were in no scope of NNabla's modes: graphs are built first, and have gradients."""
+    with nn.auto_forward(False), nn.no_grad(False):
+        yield
+
+
+def _literal(text: str) -> str:
+    """A string that OmegaConf reads back as it is: what starts like an interpolation, ${, is escaped."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
 @contextmanager
@@ -235,9 +270,9 @@ def hydra_state(output_dir: str | Path) -> Iterator[Path]:
         raise UserError(f"args.output_path must be a folder that can be made, got {output_dir} ({error.strerror})") from error
     config = OmegaConf.create({"hydra": OmegaConf.structured(HydraConf)})
     with open_dict(config):
-        config.hydra.run.dir = str(place)
+        config.hydra.run.dir = _literal(str(place))
         config.hydra.output_subdir = ""  # a part of the log's file name: log.txt
-        config.hydra.runtime.cwd = os.getcwd()
+        config.hydra.runtime.cwd = _literal(os.getcwd())
     state = HydraConfig.instance()
     before = state.cfg
     state.set_config(config)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path as FilePath
 
-from tqdm import tqdm
-
 from .. import config as configs
+from ..common.progress import ProgressBar
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..space.search_space import SearchSpace
 from ..tools.evaluate_paths import evaluate_sampled
@@ -69,7 +68,7 @@ def evaluated(
     """
     file = study_folder(run) / f"{name}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(desc=f"{name} paths", unit="path", dynamic_ncols=True) as bar:
+    with ProgressBar(desc=f"{name} paths", unit="path") as bar:
 
         def on_path(done: int, total: int) -> None:
             bar.total, bar.n = total, done

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import h5py
-import nnabla as nn
-import nnabla.functions as F
 import numpy as np
 
-from ..backend.compat import Mo
+from ..backend.compat import F, Mo, Parameter, nn
+from ..backend.graphs import CachedGraphs
 from ..common.errors import UserError
 from ..common.reading import parse_json
 from ..networks import weights
@@ -99,12 +97,12 @@ class EncoderLayer(Mo.Module):
     def __init__(self, dim: int, heads: int, feed_forward: int, rng: np.random.Generator):
         super().__init__()
         self._heads = heads
-        self.query = linear(dim, dim, rng, bias=False)
-        self.key = linear(dim, dim, rng, bias=False)
-        self.value = linear(dim, dim, rng, bias=False)
-        self.out = linear(dim, dim, rng, scale=0.1)  # a layer changes little at first: few paths teach it less by heart
-        self.fc1 = linear(dim, feed_forward, rng)
-        self.fc2 = linear(feed_forward, dim, rng, scale=0.1)
+        self.query = Affine(dim, dim, rng, bias=False)
+        self.key = Affine(dim, dim, rng, bias=False)
+        self.value = Affine(dim, dim, rng, bias=False)
+        self.out = Affine(dim, dim, rng, scale=0.1)  # a layer changes little at first: few paths teach it less by heart
+        self.fc1 = Affine(dim, feed_forward, rng)
+        self.fc2 = Affine(feed_forward, dim, rng, scale=0.1)
 
     def project(self, x: nn.Variable) -> list[nn.Variable]:
         """(rows, dim) -> queries, keys and values, each (rows, dim)."""
@@ -142,10 +140,18 @@ def relu(x: nn.Variable) -> nn.Variable:
     return F.maximum_scalar(x, 0.0)
 
 
-def linear(inputs: int, outputs: int, rng: np.random.Generator, bias: bool = True, scale: float = 1.0) -> Mo.Linear:
-    """An affine layer with Glorot-uniform weights, times `scale`."""
-    limit = scale * np.sqrt(6 / (inputs + outputs))
-    return Mo.Linear(inputs, outputs, w_init=rng.uniform(-limit, limit, (inputs, outputs)), bias=bias)
+class Affine(Mo.Module):
+    """An affine layer (rows, inputs) -> (rows, outputs) with Glorot-uniform weights, times `scale`."""
+
+    def __init__(self, inputs: int, outputs: int, rng: np.random.Generator, bias: bool = True, scale: float = 1.0):
+        super().__init__()
+        limit = scale * np.sqrt(6 / (inputs + outputs))
+        self._W = Parameter((inputs, outputs), initializer=rng.uniform(-limit, limit, (inputs, outputs)))
+        if bias:
+            self._b = Parameter((outputs,))
+
+    def __call__(self, x: nn.Variable) -> nn.Variable:
+        return F.affine(x, *self.parameters.values())
 
 
 def layer_norm(x: nn.Variable) -> nn.Variable:
@@ -214,15 +220,14 @@ class PathFilter(Mo.Module):
         self._positions = positional_encoding(self.tokenizer.layers, dim, encoding)
         if block_encoding:
             self._positions = self._positions + positional_encoding(self.tokenizer.blocks, dim, encoding)
-        self._graphs: dict[int, tuple[nn.Variable, nn.Variable, nn.Variable]] = {}
-        with nn.parameter_scope("path_filter", OrderedDict()):  # Mo.Parameter would enter the global scope for good
-            self.token_embedding = embedding(len(self.tokenizer.vocabulary), dim, rng)
-            self.bucket_embedding = embedding(buckets, dim, rng)
-            self.encoder = Mo.ModuleList([EncoderLayer(dim, heads, feed_forward, rng) for _ in range(layers)])
-            self.fc1 = linear(dim * (self.tokenizer.length + 1 if pooling == "concat" else 1), dim, rng)
-            # Scores start almost equal. While nothing is learned yet the pair loss only grows with their spread, and from a
-            # wide one it drove all scores to one end of the sigmoid, where the gradient is 0, in some seeds for good.
-            self.fc2 = linear(dim, 1, rng, scale=0.1)
+        self._graphs = CachedGraphs(self._graph)
+        self.token_embedding = embedding(len(self.tokenizer.vocabulary), dim, rng)
+        self.bucket_embedding = embedding(buckets, dim, rng)
+        self.encoder = Mo.ModuleList([EncoderLayer(dim, heads, feed_forward, rng) for _ in range(layers)])
+        self.fc1 = Affine(dim * (self.tokenizer.length + 1 if pooling == "concat" else 1), dim, rng)
+        # Scores start almost equal. While nothing is learned yet the pair loss only grows with their spread, and from a
+        # wide one it drove all scores to one end of the sigmoid, where the gradient is 0, in some seeds for good.
+        self.fc2 = Affine(dim, 1, rng, scale=0.1)
 
     def call(self, tokens: nn.Variable, buckets: nn.Variable) -> nn.Variable:
         """Tokens (n, L) and bucket indices (n,) -> scores (n,) in (0, 1)."""
@@ -261,15 +266,17 @@ class PathFilter(Mo.Module):
 
     def _score_chunk(self, tokens: np.ndarray, buckets: np.ndarray, size: int) -> np.ndarray:
         """Scores of at most `size` paths, by the graph of that size, which is built once."""
-        if size not in self._graphs:
-            inputs = nn.Variable((size, self.tokenizer.length)), nn.Variable((size,))
-            self._graphs[size] = (*inputs, self(*inputs))
-        token_input, bucket_input, output = self._graphs[size]
         padding = size - len(tokens)
-        token_input.d = np.pad(tokens, ((0, padding), (0, 0)))
-        bucket_input.d = np.pad(buckets, (0, padding))
-        output.forward(clear_buffer=True)
-        return output.d[: len(tokens)]
+        with self._graphs.held(size) as (token_input, bucket_input, output):
+            token_input.d = np.pad(tokens, ((0, padding), (0, 0)))
+            bucket_input.d = np.pad(buckets, (0, padding))
+            output.forward(clear_buffer=True)
+            return output.d[: len(tokens)].copy()
+
+    def _graph(self, size: int) -> tuple[nn.Variable, nn.Variable, nn.Variable]:
+        """Tokens and buckets of `size` paths, and their scores."""
+        inputs = nn.Variable((size, self.tokenizer.length)), nn.Variable((size,))
+        return (*inputs, self(*inputs))
 
     def copy(self) -> PathFilter:
         """Another filter with the same settings and weights."""
@@ -333,9 +340,9 @@ def _refuse_other_sizes(settings: Mapping, arrays: Mapping[str, np.ndarray]) -> 
         raise ValueError("its arrays have another feed_forward")
 
 
-def embedding(rows: int, dim: int, rng: np.random.Generator) -> Mo.Parameter:
+def embedding(rows: int, dim: int, rng: np.random.Generator) -> Parameter:
     """A learned embedding (rows, dim), smaller at first than the positional encodings: it generalises better."""
-    return Mo.Parameter((rows, dim), initializer=rng.normal(0, 0.3, (rows, dim)))
+    return Parameter((rows, dim), initializer=rng.normal(0, 0.3, (rows, dim)))
 
 
 def constant(array: np.ndarray) -> nn.Variable:

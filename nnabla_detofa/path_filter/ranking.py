@@ -55,7 +55,7 @@ def pair_loss_variable(scores: nn.Variable, pair_weights: nn.Variable) -> nn.Var
         scores: (n,).
         pair_weights: (n, n), `pairs` divided by their number.
     """
-    import nnabla.functions as F
+    from ..backend.compat import F
 
     n = scores.shape[0]
     gaps = F.reshape(scores, (n, 1)) - F.reshape(scores, (1, n))
@@ -128,8 +128,7 @@ def fit(
     Raises:
         UserError: there are too few paths for pairs in both parts.
     """
-    import nnabla as nn
-    import nnabla.solvers as S
+    from ..backend.compat import S, nn
 
     train, validation = split(buckets, rng)
     bounds = buckets if flops_bounded else np.zeros(len(batch), int)

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import NamedTuple
 
-import nnabla as nn
 import numpy as np
 
-from ..backend.compat import Device
+from ..backend.compat import Device, nn
 from ..common.errors import UserError
 from ..common.reading import shown_names
 from ..config import CocoData, Config, DetofaHparams, ImageFolderData, Solver, VocData

@@ -12,10 +12,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
-import nnabla as nn
 import numpy as np
 
-from ..backend.compat import Mo, Optimizer
+from ..backend.compat import Mo, Optimizer, nn
 from ..backend.ranks import Communicator
 from ..common.errors import UserError
 from ..config import Solver
