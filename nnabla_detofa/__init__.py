@@ -48,7 +48,7 @@ def train(config, output=None, overrides=(), restart=False):
     from .compat import Device
 
     loaded = configs.load(config, overrides)
-    device = Device.open(loaded.args.context, loaded.args.device_id, loaded.args.type_config)
+    device = Device.open(loaded.args.context, loaded.args.device_id)
     runner = importlib.import_module(cli.RUNNERS[loaded.args.runner])
     return runner.run(loaded, device, Path(output or loaded.output_path), restart=restart)
 

@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int | None:
     from .compat import Device
 
     runner = importlib.import_module(RUNNERS[config.args.runner])
-    device = Device.open(config.args.context, config.args.device_id, config.args.type_config)
+    device = Device.open(config.args.context, config.args.device_id)
     runner.run(config, device, config.output_path, restart=args.restart)
     return None
 
@@ -341,7 +341,7 @@ def supernet_of(args: argparse.Namespace):
         raise UserError("-f needs --weights, the supernet's weights file")
     config = run_config(Path(args.run), overrides) if args.run else configs.load(args.file, overrides)
     weights = run_weights(Path(args.run), config, args.weights) if args.run else Path(args.weights)
-    Device.open(args.context, args.device_id, config.args.type_config)
+    Device.open(args.context, args.device_id)
     return config, weights
 
 
@@ -535,7 +535,7 @@ def measure_latency(args: argparse.Namespace) -> None:
     config = configs.load(args.file, args.overrides)
     size = (args.image_size * 2)[:2] if args.image_size else None
     model = model_of(config, size and tuple(size), args.classes)
-    device = Device.open(args.context, args.device_id, config.args.type_config)
+    device = Device.open(args.context, args.device_id)
     synchronise = device.event.default_stream_synchronize
     with tqdm(desc="layers", unit="layer", dynamic_ncols=True) as bar:
 
@@ -774,9 +774,9 @@ def finetune(args: argparse.Namespace) -> None:
     from .run_folder import run_config
 
     run = Path(args.run)
-    config = run_config(run, args.overrides)
+    run_config(run, args.overrides)  # raises before the device is opened
     check_request(Path(args.output), args.epochs, args.lr)
-    device = Device.open(args.context, args.device_id, config.args.type_config)
+    device = Device.open(args.context, args.device_id)
     opened = open_detector(run, args.detector, args.overrides)
     results = finetune(opened, run, args.detector, Path(args.output), args.epochs, device, lr=args.lr, restart=args.restart)
     print(table(results))

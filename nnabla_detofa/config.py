@@ -65,8 +65,8 @@ class Args:
             "fullnet", the largest path alone, "ofa" and "ofa_ps", OFA without and with progressive shrinking, and "compofa".
         seed: of everything random in the run.
         context: "cpu", "cudnn", or "auto": a GPU where there is one.
-        device_id: the GPU, or a comma-separated list, one for each rank.
-        type_config: "half" only on GPUs, without loss scaling.
+        device_id: the GPU, or a comma-separated list, one for each rank; with "auto", "0" is the first GPU for each rank.
+        type_config: "float", 32-bit precision; NNablaNAS' "half" is rejected.
         output_path: folder of the run; None is runs/<name of the config>.
         workers: threads that load data; 0 loads between the steps.
         evaluation_processes: processes that share the evaluation of many paths.
@@ -77,11 +77,18 @@ class Args:
     seed: Natural = 0
     context: Literal["auto", "cpu", "cudnn"] = "auto"
     device_id: Annotated[str, text] = "0"
-    type_config: Literal["float", "half"] = "float"
+    type_config: Annotated[str, text] = "float"
     output_path: Annotated[str, text] | None = None
     workers: Annotated[int, "[0, 256]"] = 2
     evaluation_processes: Annotated[int, "[1, 256]"] = 1
     print_frequency: Count = 50
+
+    def __post_init__(self):
+        if self.type_config != "float":
+            raise UserError(
+                f"type_config must be float, got {self.type_config!r}: there is no mixed precision here, and in 16 bits the "
+                "focal loss and the cells' indices overflow"
+            )
 
 
 # ------------------------------------------------------------------------------------------------------------- network

@@ -5,7 +5,6 @@ Nothing here may depend on what it examines: whatever is no part of Python is im
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
@@ -21,6 +20,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from . import cuda_libraries
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 MODULES = {
@@ -253,24 +254,18 @@ def gpu(config: Any = None) -> Iterator[Finding]:
 
 def _no_gpu() -> tuple[str, str]:
     """Why no GPU is usable, and what to do; ("", "") where one is."""
-    extra = "install the extra cuda110, cuda116 or cuda120 that fits the driver"
-    driver = "install NVIDIA's driver"
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-        loaded = True
-        if code := cuda.cuInit(0):
-            return f"the driver finds no usable GPU (cuInit gives {code})", "nvidia-smi says what the driver sees"
-    except OSError:
-        loaded = False
-    try:
-        count = importlib.import_module("nnabla_ext.cuda").get_device_count()
-        importlib.import_module("nnabla_ext.cudnn").context(device_id="0")
-    except BaseException as error:
-        here = "there is no NVIDIA driver (libcuda.so.1)" if not loaded else "there is a driver"
-        if isinstance(error, ImportError) and "nnabla_ext" in str(error):
-            return f"nnabla's CUDA extension is not installed; {here}", extra if loaded else f"{driver}, then {extra}"
-        return f"nnabla's CUDA extension is not usable ({_said(error)}); {here}", extra if loaded else driver
-    return ("", "") if count else ("CUDA reports no device", "look at CUDA_VISIBLE_DEVICES and nvidia-smi")
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return "CUDA_VISIBLE_DEVICES is empty, which hides all GPUs", "unset it, or set it to the numbers of GPUs"
+    with cuda_libraries.quiet():
+        try:
+            cuda_libraries.load()
+            count = importlib.import_module("nnabla_ext.cuda").get_device_count()
+            if not count:
+                raise RuntimeError("CUDA reports no device")
+            importlib.import_module("nnabla_ext.cudnn").context(device_id="0")
+        except BaseException as error:
+            return cuda_libraries.explain(error)
+    return "", ""
 
 
 def _gpu_names() -> str:
