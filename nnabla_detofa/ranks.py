@@ -142,10 +142,10 @@ class NnablaCommunicator(Communicator):
         except Exception as error:  # nnabla raises RuntimeError, or what a missing MPI or NCCL library makes of it
             # Its messages are several lines: the kind of error, the place in its sources, and the reason.
             lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("/")]
+            reason = "; ".join(lines) or type(error).__name__
             raise UserError(
-                f"several ranks were launched, but nnabla has no communicator here ({'; '.join(lines) or type(error).__name__}): "
-                "it loads OMPI_HOME/lib/libmpi.so and NCCL_HOME/lib/libnccl.so.2 (make setup and make setup-cuda install them); "
-                "or start one process"
+                f"several ranks were launched, but nnabla has no communicator here ({reason}): it loads OMPI_HOME/lib/libmpi.so "
+                "and libnccl.so.2, which make setup and make setup-cuda install; or start one process"
             ) from error
         super().__init__(ctx, self._comm.rank, self._comm.local_rank, self._comm.size)
         ctx.device_id = str(self.local_rank)
