@@ -144,8 +144,8 @@ class NnablaCommunicator(Communicator):
             lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("/")]
             reason = "; ".join(lines) or type(error).__name__
             raise UserError(
-                f"several ranks were launched, but nnabla has no communicator here ({reason}): it loads OMPI_HOME/lib/libmpi.so "
-                "and libnccl.so.2, which make setup and make setup-cuda install; or start one process"
+                f"several ranks were launched, but nnabla has no communicator here ({reason}): it loads OMPI_HOME/lib/libmpi.so"
+                " and libnccl.so.2, which make setup and make setup-cuda install; or start one process"
             ) from error
         super().__init__(ctx, self._comm.rank, self._comm.local_rank, self._comm.size)
         ctx.device_id = str(self.local_rank)
