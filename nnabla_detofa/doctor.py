@@ -499,7 +499,7 @@ def memory(config: Any) -> Iterator[Finding]:
         )
         return
     model = runner.make_model(config, facts.num_classes)
-    needed = step_memory(config, facts, model, training_phases(config)).least
+    needed = step_memory(config, facts, model, training_phases(config)).total
     on_gpu = config.args.context != "cpu" and not _no_gpu()[0]
     free, where = (_gpu_memory(), "of GPU memory") if on_gpu else (_memory(), "of memory")
     text = f"memory: a training step takes about {_size(needed)}"
@@ -507,7 +507,7 @@ def memory(config: Any) -> Iterator[Finding]:
         yield Finding(OK, text)
         return
     text += f", {_size(free)} {where} are free"
-    if 0.7 * needed > free:  # the estimate is up to 30% too large
+    if 0.85 * needed > free:  # the estimate is within 15%
         yield Finding(
             PROBLEM, text, f"a smaller hparams.mini_batch divides it: it is {config.hparams.mini_batch or 'the batch_size'} now"
         )

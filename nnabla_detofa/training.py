@@ -23,6 +23,7 @@ from . import search_space, weights
 from .checked import kind_of
 from .compat import Mo, Optimizer
 from .config import Solver
+from .device_memory import bounded_by
 from .errors import UserError
 from .files import digest, new_hdf5, sync_folder, write_json
 from .ranks import Communicator
@@ -231,10 +232,11 @@ def train(
 
     Raises:
         NotFinite: the loss is NaN or infinite, on all processes if on one; the weights are those before that update.
+        UserError: a batch cannot be loaded, or the device's memory is full; the weights are those of the last whole step.
     """
     comm = comm or Communicator()
     parts = accumulate * comm.n_procs
-    with closing(loader.batches(steps.start)) as batches:
+    with closing(loader.batches(steps.start)) as batches, bounded_by("hparams.mini_batch", inputs[0].shape[0]):
         for number in steps:
             optimizer.zero_grad()
             batch = next(batches)
