@@ -18,7 +18,7 @@ GROUP_paper := $(TABLES) $(FIGURES)
 STUDIES := $(TABLES) $(FIGURES) tables figures paper
 
 .NOTPARALLEL: # what needs both cores takes both
-.PHONY: help setup setup-mpi setup-cuda setup-export test test-slow test-faults test-export parity lint demo pretrain evaluation-study \
+.PHONY: help setup setup-mpi setup-cuda setup-export test test-null-gpu test-gpu test-slow test-faults test-export parity lint demo pretrain evaluation-study \
     table1 report test-docs test-page bench-space bench-filter $(STUDIES) data/digits clean
 
 help: ## This list
@@ -57,6 +57,12 @@ test-docs: $(READY) ## Run the commands and the code of the documents, made shor
 
 parity: $(READY) ## Compare with the figures of independent implementations and print each error (15 seconds)
 	$(BIN)/python tests/parity.py
+
+test-null-gpu: $(READY) ## Run the CUDA extension without a GPU on counting stand-ins (gcc, binutils; 350 MB, 10 minutes)
+	$(BIN)/python tests/null_gpu/check.py
+
+test-gpu: setup-cuda ## Compare a GPU with the CPU, and measure steps, memory and paths on it (5 minutes)
+	$(BIN)/python tests/gpu_check.py
 
 lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check .

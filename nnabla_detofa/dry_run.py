@@ -242,7 +242,7 @@ def network_lines(config: Config, facts: DataFacts, model, cost: CostModel) -> I
 class StepMemory(NamedTuple):
     """Bytes that a training step needs on a device, estimated from the graph.
 
-    On a null GPU, which only counts what is allocated, the estimates are within 5% of the peaks (`make test-null-gpu`).
+    On a null GPU, which only counts what is allocated, the estimates are 2 to 6% below the peaks (`make test-null-gpu`).
 
     Attributes:
         image: values and gradients of the largest path for one image, at the moment when they are most.

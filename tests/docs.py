@@ -173,7 +173,7 @@ def _check_words(words: list[str]) -> None:
     program, *rest = words
     if program == "make":
         _check_make(rest)
-    elif program == "mpirun":
+    elif program in ("mpirun", ".venv/bin/mpirun"):
         if rest[0] != "-n" or not rest[1].isdigit():
             raise Fault("mpirun must begin with -n and a number")
         _check_words(rest[2:])
@@ -310,7 +310,7 @@ def to_run(command: Command) -> tuple[str, str]:
         return "", "needs make setup-export"
     if any(word.endswith(".onnx") for word in words) and not (ROOT / ".venv-export").exists():
         return "", "needs make setup-export"
-    if ("--processes" in words or words[0] == "mpirun") and not importlib.util.find_spec("mpi4py"):
+    if ("--processes" in words or words[0].endswith("mpirun")) and not importlib.util.find_spec("mpi4py"):
         return "", "needs make setup-mpi"
     if "--dry-run" not in words and not re.search(MISSING, text):
         for pattern, reason in NOT_RUN.items():
