@@ -120,13 +120,13 @@ def commands(folder: Path) -> dict:
     return {name: main(line) for name, line in lines.items()}
 
 
-def ranks(folder: Path) -> dict:
-    """Exit status of Algorithm 1 on two ranks, one for each GPU."""
+def algorithm1(folder: Path, *options: str) -> dict:
+    """Exit status of Algorithm 1."""
     from tiny import config_file
 
     from nnabla_detofa.cli import main
 
-    return {"status": main(["-f", str(config_file()), "-c", "auto", "--processes", "2", "-o", str(folder / "two")])}
+    return {"status": main(["-f", str(config_file()), "-o", str(folder), *options])}
 
 
 def evaluation(config) -> dict:
@@ -146,8 +146,11 @@ def evaluation(config) -> dict:
 
 
 if __name__ == "__main__":
-    what, first, *overrides = sys.argv[1:]
-    if what in ("commands", "ranks"):
-        print(json.dumps({"commands": commands, "ranks": ranks}[what](Path(first))))
+    what, first, *rest = sys.argv[1:]
+    if what == "commands":
+        found = commands(Path(first))
+    elif what == "algorithm1":
+        found = algorithm1(Path(first), *rest)
     else:
-        print(json.dumps({"step": step, "evaluation": evaluation}[what](load(first, overrides))))
+        found = {"step": step, "evaluation": evaluation}[what](load(first, rest))
+    print(json.dumps(found))
