@@ -20,6 +20,7 @@ from nnabla_detofa.config import DetofaHparams, load
 KERNEL_CALLS = ("cudnnConvolution", "cudnnBatchNormalization", "cudnnActivation", "cudnnPooling", "cudnnAddTensor",
                 "cudnnSoftmax", "cudnnReduceTensor", "cublasSgemm", "cublasGemm", "cublasSgemv", "ncclAllReduce")  # fmt: skip
 """Calls of libraries that start at least one kernel."""
+VIEWS = ("Reshape", "Identity", "Constant")
 
 
 class Counters:
@@ -48,10 +49,10 @@ class Counters:
 
 
 def elsewhere(variable) -> set[str]:
-    """Names of the functions of a graph that have no CUDA kernel; views of memory need none."""
+    """Names of the functions of a graph that have no CUDA kernel; views need none, nor constants, which the device fills."""
     names = set()
     variable.visit(lambda function: names.add(function.name))
-    return {name for name in names if "Cuda" not in name and name not in ("Reshape", "Identity")}
+    return {name for name in names if "Cuda" not in name and name not in VIEWS}
 
 
 def step(config) -> dict:
