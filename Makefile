@@ -61,7 +61,7 @@ parity: $(READY) ## Compare with the figures of independent implementations and 
 test-null-gpu: $(READY) ## Run the CUDA extension without a GPU on counting stand-ins (gcc, binutils; 350 MB, 10 minutes)
 	$(BIN)/python tests/null_gpu/check.py
 
-test-gpu: setup-cuda ## Compare a GPU with the CPU, and measure steps, memory and paths on it (5 minutes)
+test-gpu: $(READY) ## Compare a GPU with the CPU, and measure steps, memory and paths on it; after setup-cuda (5 minutes)
 	$(BIN)/python tests/gpu_check.py
 
 lint: $(READY) ## Check style and formatting
