@@ -18,7 +18,7 @@ GROUP_paper := $(TABLES) $(FIGURES)
 STUDIES := $(TABLES) $(FIGURES) tables figures paper
 
 .NOTPARALLEL: # what needs both cores takes both
-.PHONY: help setup setup-mpi setup-cuda setup-export test test-null-gpu test-gpu test-slow test-faults test-export parity lint demo pretrain evaluation-study \
+.PHONY: help setup setup-mpi setup-cuda setup-export test test-null-gpu test-gpu test-slow test-faults test-export parity lint reference demo pretrain evaluation-study \
     table1 report test-docs test-page bench-space bench-filter $(STUDIES) data/digits clean
 
 help: ## This list
@@ -39,7 +39,7 @@ setup-cuda: $(READY) ## Add NNabla's CUDA extension and NVIDIA's libraries to .v
 	@for lock in $(filter-out requirements-cuda$(CUDA).lock,$(CUDA_LOCKS)); do \
 	    $(BIN)/python -m pip uninstall -qq --disable-pip-version-check -y -r "$$lock"; done
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements-cuda$(CUDA).lock
-	@$(BIN)/python -c 'from nnabla_detofa import doctor; print(*map(doctor.lines, doctor.gpu()), sep="\n")'
+	@$(BIN)/python -c 'from nnabla_detofa.tools import doctor; print(*map(doctor.lines, doctor.gpu()), sep="\n")'
 
 test: $(READY) ## Run the tests (11 minutes)
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
@@ -67,10 +67,14 @@ test-gpu: $(READY) ## Compare a GPU with the CPU, and measure steps, memory and 
 lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 # Two processes share the demo where MPI is there. Each sees half of a batch, 4 images, and so does its batch normalisation:
 # the numbers differ a little from those of one process.
 TWO = $(shell $(BIN)/python -c 'import shutil, sys; from mpi4py import MPI; sys.exit(not shutil.which("mpirun", path="$(BIN):$(PATH)"))' 2>/dev/null && echo --processes 2)
+
+reference: $(READY) ## Write configs/schema.json and docs/config.md from the schema in the code
+	$(BIN)/python -m nnabla_detofa.config.reference
 
 demo: data/digits ## Run Algorithm 1 on the digits data set and show what it finds (11 minutes; see also setup-mpi)
 	@$(if $(TWO),echo "on two processes: their mini-batches of 4 images give slightly other numbers than one process with 8")

@@ -18,13 +18,13 @@ import nnabla.functions as F
 import numpy as np
 from on_digits import digits, train_steps
 
-from nnabla_detofa.centernet import Detector, Head, soft_nms
-from nnabla_detofa.costs import CostModel
 from nnabla_detofa.data.sets import DetectionSets
-from nnabla_detofa.geometry import Geometry, HeadGeometry
-from nnabla_detofa.search_space import ofa_resnet50
-from nnabla_detofa.validation import BoxDetector, average_precision, reestimate
-from nnabla_detofa.weights import load_backbone
+from nnabla_detofa.evaluation.validation import BoxDetector, average_precision, reestimate
+from nnabla_detofa.networks.centernet import Detector, Head, soft_nms
+from nnabla_detofa.networks.weights import load_backbone
+from nnabla_detofa.space.costs import CostModel
+from nnabla_detofa.space.geometry import Geometry, HeadGeometry
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 LARGEST = 5.0  # of the logarithm of a distance in cells
 CLASSES = 10.0  # weight of their loss: with 1 it is lost beside the other two, and boxes are found long before their classes

@@ -16,13 +16,14 @@ import nnabla.functions as F
 import numpy as np
 from on_digits import digits, fitted_scorer, train_steps
 
-from nnabla_detofa.centernet import Detector
-from nnabla_detofa.costs import Buckets, CostModel, conv_cost
-from nnabla_detofa.evolution import search
-from nnabla_detofa.geometry import Geometry, HeadGeometry
-from nnabla_detofa.pruning import operation_scores, prune_operations
-from nnabla_detofa.search_space import ofa_resnet50
-from nnabla_detofa.supernet import Bottleneck, ConvBN, ElasticResNet50, LayerPlan, slice_weight
+from nnabla_detofa.networks.centernet import Detector
+from nnabla_detofa.networks.supernet import Bottleneck, ConvBN, ElasticResNet50, LayerPlan, slice_weight
+from nnabla_detofa.search.evolution import search
+from nnabla_detofa.space.costs import CostModel, conv_cost
+from nnabla_detofa.space.counting import Buckets
+from nnabla_detofa.space.geometry import Geometry, HeadGeometry
+from nnabla_detofa.space.pruning import operation_scores, prune_operations
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 
 class Choice(NamedTuple):

@@ -10,14 +10,15 @@ import nnabla as nn
 import numpy as np
 
 from nnabla_detofa import load_supernet
-from nnabla_detofa.costs import Buckets, CostModel
 from nnabla_detofa.data.augment import letterbox
 from nnabla_detofa.data.images import read_image
-from nnabla_detofa.path_filter import PathFilter, PathScorer
-from nnabla_detofa.run_folder import final_weights
-from nnabla_detofa.search_run import load_run
-from nnabla_detofa.supernet import GivenStatistics
-from nnabla_detofa.validation import BoxDetector, reestimate
+from nnabla_detofa.evaluation.validation import BoxDetector, reestimate
+from nnabla_detofa.networks.supernet import GivenStatistics
+from nnabla_detofa.path_filter.model import PathFilter, PathScorer
+from nnabla_detofa.runs.run_folder import final_weights
+from nnabla_detofa.space.costs import CostModel
+from nnabla_detofa.space.counting import Buckets
+from nnabla_detofa.tools.search import load_run
 
 ROOT = Path(__file__).parent.parent
 

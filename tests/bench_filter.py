@@ -18,8 +18,8 @@ import nnabla as nn
 import nnabla.functions as F
 import numpy as np
 
-from nnabla_detofa.path_filter import CHUNKS, POOLINGS, PathFilter
-from nnabla_detofa.search_space import ofa_resnet50
+from nnabla_detofa.path_filter.model import CHUNKS, POOLINGS, PathFilter
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 PATHS, ROUNDS = 5000, 5
 PRODUCTS = ("Affine", "BatchMatmul")

@@ -12,10 +12,12 @@ from random import Random
 
 import numpy as np
 
-from nnabla_detofa.costs import Buckets, CostModel
-from nnabla_detofa.evolution import search
-from nnabla_detofa.geometry import OFA_RESNET50 as NET
-from nnabla_detofa.search_space import Path, PathBatch, ofa_resnet50
+from nnabla_detofa.search.evolution import search
+from nnabla_detofa.space.costs import CostModel
+from nnabla_detofa.space.counting import Buckets
+from nnabla_detofa.space.geometry import OFA_RESNET50 as NET
+from nnabla_detofa.space.paths import Path, PathBatch
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 SIZE, CLASSES = 384, 20
 PLAIN_RANDOM = Random(0)

@@ -29,9 +29,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnabla_detofa import cli
 from nnabla_detofa import config as configs
-from nnabla_detofa.errors import UserError
+from nnabla_detofa.cli import commands as cli
+from nnabla_detofa.common.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md")))
@@ -141,7 +141,12 @@ def help_commands() -> list[Command]:
 
 def config_files() -> list[str]:
     folders = ("configs", "configs/baselines", "configs/profiles")
-    return [f"{folder}/{file.name}" for folder in folders for file in sorted((ROOT / folder).glob("*.json"))]
+    return [
+        f"{folder}/{file.name}"
+        for folder in folders
+        for file in sorted((ROOT / folder).glob("*.json"))
+        if file.stem != "schema"
+    ]
 
 
 def everything() -> list[Command]:
@@ -211,8 +216,8 @@ def _check_tool(words: list[str]) -> None:
 
 
 def _check_reproduce(arguments: argparse.Namespace) -> None:
-    from nnabla_detofa.profiles import load
-    from nnabla_detofa.reproduce import TARGETS
+    from nnabla_detofa.paper.profiles import load
+    from nnabla_detofa.paper.reproduce import TARGETS
 
     profile = load(str(ROOT / "configs/profiles" / f"{arguments.profile}.json"))
     if unknown := set(arguments.targets) - set(TARGETS):

@@ -47,7 +47,7 @@ GROWTH = 2**20
 
 def batch(config, classes: int, count: int) -> list[np.ndarray]:
     """A batch of noise with one object in each image."""
-    from nnabla_detofa.dry_run import synthetic
+    from nnabla_detofa.tools.dry_run import synthetic
 
     arrays = [np.repeat(array, count, 0) for array in synthetic(config, classes)]
     arrays[0] = np.random.default_rng(0).normal(size=arrays[0].shape).astype(np.float32)
@@ -58,10 +58,11 @@ def networks(device, found: dict) -> None:
     """Losses, gradients, statistics and maps of five paths, and arrays that a step must leave alone."""
     import nnabla as nn
 
-    from nnabla_detofa import algorithm1, training
     from nnabla_detofa import config as configs
-    from nnabla_detofa.dry_run import smallest_path
-    from nnabla_detofa.validation import BoxDetector, PathEvaluator, reestimate
+    from nnabla_detofa.evaluation.validation import BoxDetector, PathEvaluator, reestimate
+    from nnabla_detofa.methods import algorithm1
+    from nnabla_detofa.tools.dry_run import smallest_path
+    from nnabla_detofa.training import loop as training
 
     config = configs.load(SMALL)
     net = algorithm1.make_model(config, 10, config.network.weights)
@@ -102,8 +103,8 @@ def train(device, net, config, arrays, paths, steps: int, on_step) -> None:
     """The training loop of the last phase of `config`."""
     import nnabla as nn
 
-    from nnabla_detofa import training
-    from nnabla_detofa.phases import training_phases
+    from nnabla_detofa.runs.phases import training_phases
+    from nnabla_detofa.training import loop as training
 
     phase = training_phases(config)[-1]
     optimizer = training.new_optimizer(net, phase.solver, phase.schedule(400))
@@ -114,10 +115,11 @@ def train(device, net, config, arrays, paths, steps: int, on_step) -> None:
 
 def steps(device, found: dict) -> None:
     """Losses of 12 steps on random paths; and which arrays a step on the smallest path leaves as they were."""
-    from nnabla_detofa import algorithm1, training
     from nnabla_detofa import config as configs
-    from nnabla_detofa.dry_run import smallest_path
-    from nnabla_detofa.pruning import UniformPaths
+    from nnabla_detofa.methods import algorithm1
+    from nnabla_detofa.space.pruning import UniformPaths
+    from nnabla_detofa.tools.dry_run import smallest_path
+    from nnabla_detofa.training import loop as training
 
     config = configs.load(SMALL)
     net = algorithm1.make_model(config, 10, config.network.weights)
@@ -136,10 +138,10 @@ def others(device, found: dict) -> None:
     import nnabla as nn
 
     from nnabla_detofa import config as configs
-    from nnabla_detofa import pretrain
-    from nnabla_detofa.path_filter import PathFilter
-    from nnabla_detofa.ranking import fit
-    from nnabla_detofa.supernet import BATCH
+    from nnabla_detofa.methods import pretrain
+    from nnabla_detofa.networks.supernet import BATCH
+    from nnabla_detofa.path_filter.model import PathFilter
+    from nnabla_detofa.path_filter.ranking import fit
 
     classifier = pretrain.make_model(configs.load(CLASSIFIER, ["network.ofa_resnet50.width_scale=0.125"]), 10)
     x = nn.Variable((4, 3, 132, 132))
@@ -157,7 +159,7 @@ def others(device, found: dict) -> None:
 
 def probe(context: str, file: str) -> None:
     """Compute all of the above on one device, and keep it."""
-    from nnabla_detofa.compat import Device
+    from nnabla_detofa.backend.compat import Device
 
     device, found = Device.open(context), {}
     for compute in (networks, steps, others):
@@ -224,11 +226,12 @@ def timed(function, seconds: list[float]):
 
 def speed(context: str, images: int, count: int) -> None:
     """Seconds of a full-size step and its parts, of evaluating a path, and memory from step 50 to step 100; as JSON."""
-    from nnabla_detofa import algorithm1, training
     from nnabla_detofa import config as configs
-    from nnabla_detofa.compat import Device
-    from nnabla_detofa.pruning import UniformPaths
-    from nnabla_detofa.validation import PathEvaluator
+    from nnabla_detofa.backend.compat import Device
+    from nnabla_detofa.evaluation.validation import PathEvaluator
+    from nnabla_detofa.methods import algorithm1
+    from nnabla_detofa.space.pruning import UniformPaths
+    from nnabla_detofa.training import loop as training
 
     device, config = Device.open(context), configs.load(FULL)
     net, arrays = algorithm1.make_model(config, 20), batch(config, 20, images)
@@ -335,9 +338,10 @@ def too_large(context: str, checks: Checks) -> None:
 
 
 def large(context: str) -> None:
-    from nnabla_detofa import algorithm1, training
     from nnabla_detofa import config as configs
-    from nnabla_detofa.compat import Device
+    from nnabla_detofa.backend.compat import Device
+    from nnabla_detofa.methods import algorithm1
+    from nnabla_detofa.training import loop as training
 
     device, config = Device.open(context), configs.load(FULL)
     net = algorithm1.make_model(config, 20)

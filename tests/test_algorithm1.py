@@ -18,14 +18,15 @@ from small import detofa_config
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli import main
+from nnabla_detofa.cli.commands import main
 from nnabla_detofa.data.coco import write_coco
 from nnabla_detofa.data.digits import write_digits
-from nnabla_detofa.dry_run import written_files
-from nnabla_detofa.evaluated_paths import EvaluatedPaths
-from nnabla_detofa.geometry import Geometry
-from nnabla_detofa.report import write_report
-from nnabla_detofa.search_space import Path, SearchSpace
+from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPaths
+from nnabla_detofa.space.geometry import Geometry
+from nnabla_detofa.space.paths import Path
+from nnabla_detofa.space.search_space import SearchSpace
+from nnabla_detofa.tools.dry_run import written_files
+from nnabla_detofa.tools.report import write_report
 
 GEOMETRY = Geometry(width_scale=0.0625, strides=(1, 2, 2, 1))
 REPOSITORY = FilePath(__file__).parent.parent

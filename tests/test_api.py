@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 import nnabla_detofa
-from nnabla_detofa import centernet, supernet, weights
+from nnabla_detofa.networks import centernet, supernet, weights
 
 
 @pytest.fixture(scope="module")

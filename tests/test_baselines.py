@@ -7,12 +7,13 @@ import pytest
 from small import detofa_config
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli import main
+from nnabla_detofa.cli.commands import main
 from nnabla_detofa.data.digits import write_digits
-from nnabla_detofa.dry_run import written_files
-from nnabla_detofa.phases import training_phases
-from nnabla_detofa.report import write_report
-from nnabla_detofa.search_space import Path, compofa
+from nnabla_detofa.runs.phases import training_phases
+from nnabla_detofa.space.paths import Path
+from nnabla_detofa.space.search_space import compofa
+from nnabla_detofa.tools.dry_run import written_files
+from nnabla_detofa.tools.report import write_report
 
 VOC = FilePath(__file__).parent.parent / "configs" / "voc_detofa.json"
 

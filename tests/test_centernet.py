@@ -7,12 +7,12 @@ import pytest
 from parity import decoding_checks, failed, loss_checks
 from visit import count_macs, peak_memory
 
-from nnabla_detofa import centernet, supernet, weights
-from nnabla_detofa.centernet import Detector, TargetVariables, decode, focal_loss, soft_nms
-from nnabla_detofa.costs import CostModel
-from nnabla_detofa.geometry import OFA_RESNET50, Geometry, HeadGeometry
-from nnabla_detofa.search_space import ofa_resnet50
-from nnabla_detofa.supernet import BATCH
+from nnabla_detofa.networks import centernet, supernet, weights
+from nnabla_detofa.networks.centernet import Detector, TargetVariables, decode, focal_loss, soft_nms
+from nnabla_detofa.networks.supernet import BATCH
+from nnabla_detofa.space.costs import CostModel
+from nnabla_detofa.space.geometry import OFA_RESNET50, Geometry, HeadGeometry
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 SMALL, HEAD = Geometry(width_scale=0.125, strides=(1, 2, 2, 1)), HeadGeometry(3, (16, 16), 8)
 

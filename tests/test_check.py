@@ -11,11 +11,11 @@ import tiny
 from PIL import Image
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli import main
+from nnabla_detofa.cli.commands import main
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.check import check_coco, check_config, check_voc
 from nnabla_detofa.data.coco import COCODataset, write_coco
 from nnabla_detofa.data.sets import eval_batches, open_sets
-from nnabla_detofa.errors import UserError
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from nnabla_detofa import __version__, cli
-from nnabla_detofa.errors import UserError
+from nnabla_detofa.cli import commands as cli
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.common.version import __version__
 
 
 @pytest.fixture

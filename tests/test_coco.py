@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from nnabla_detofa import config
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.coco import COCODataset, write_coco
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.data.sets import open_sets
 from nnabla_detofa.data.voc import VOCDataset
-from nnabla_detofa.errors import UserError
 
 
 @pytest.fixture

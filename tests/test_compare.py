@@ -5,9 +5,9 @@ import json
 import pytest
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli import main
-from nnabla_detofa.compare import compare, table
-from nnabla_detofa.errors import UserError
+from nnabla_detofa.cli.commands import main
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.tools.compare import compare, table
 
 CONTENT = {"network": {"centernet_ofa_resnet50": {}}, "dataloader": {"voc": {"holdout": 10}}}
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hydra.core.hydra_config import HydraConfig
 
-from nnabla_detofa import compat, cuda_libraries, launch
-from nnabla_detofa.compat import Device, Model, Optimizer, Runner, hydra_state
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.ranks import Communicator
+from nnabla_detofa.backend import compat, cuda_libraries, launch
+from nnabla_detofa.backend.compat import Device, Model, Optimizer, Runner, hydra_state
+from nnabla_detofa.backend.ranks import Communicator
+from nnabla_detofa.common.errors import UserError
 
 EXTENSION = {
     "cuda": """
@@ -64,7 +64,7 @@ def cuda(tmp_path, monkeypatch):
 
 def test_importing_a_network_says_nothing_and_leaves_the_root_logger_alone():
     program = (
-        "import logging, sys; import nnabla_detofa.compat; assert not logging.getLogger().handlers; "
+        "import logging, sys; import nnabla_detofa.backend.compat; assert not logging.getLogger().handlers; "
         "assert logging.getLogger().level == logging.WARNING; assert sys.modules['nnabla.nnabla'] is None; "
         "logging.getLogger('nnabla').warning('heard')"
     )

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from nnabla_detofa import cuda_libraries
-from nnabla_detofa.cuda_libraries import SETUP, UPDATE
+from nnabla_detofa.backend import cuda_libraries
+from nnabla_detofa.backend.cuda_libraries import SETUP, UPDATE
 
 ROOT = Path(__file__).parent.parent
 MISSING = "{}: cannot open shared object file: No such file or directory"
@@ -131,7 +131,7 @@ def needed(file: Path) -> set[str]:
 RESOLVE = """
 import ctypes, sys
 import nnabla
-from nnabla_detofa import cuda_libraries
+from nnabla_detofa.backend import cuda_libraries
 cuda_libraries.DRIVER = "libc.so.6"  # there may be none here
 cuda_libraries.load()
 for name in sys.argv[1:]:

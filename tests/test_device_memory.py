@@ -5,10 +5,10 @@ import re
 import pytest
 import tiny
 
-from nnabla_detofa import training
+from nnabla_detofa.backend.device_memory import bounded_by
 from nnabla_detofa.cli import main
-from nnabla_detofa.device_memory import bounded_by
-from nnabla_detofa.errors import UserError
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.training import loop as training
 
 NNABLA = "memory error in alloc\n/builds/src/nbla/memory/memory.cpp:39\nFailed `this->alloc_impl()`: allocation failed."
 

@@ -9,9 +9,9 @@ import pytest
 
 import docs
 import nnabla_detofa
-from nnabla_detofa import cli
 from nnabla_detofa import config as configs
-from nnabla_detofa.errors import UserError
+from nnabla_detofa.cli import commands as cli
+from nnabla_detofa.common.errors import UserError
 
 ROOT = docs.ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -15,18 +15,21 @@ import numpy as np
 import pytest
 from small import detofa_config, pretrain_config
 
-from nnabla_detofa import __version__, budget_figures, experiments, profiles, provenance, reproduce
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli import main
+from nnabla_detofa.cli.commands import main
+from nnabla_detofa.common import version
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.common.version import __version__
 from nnabla_detofa.data import content
 from nnabla_detofa.data.digits import write_digits
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.experiments import OFA, OURS, PATH_PRUNINGS, PATH_RATIOS, STRATEGIES, plan, shared_phases
-from nnabla_detofa.filter_paths import study_folder
-from nnabla_detofa.phases import phase_names
-from nnabla_detofa.reproduce import TARGETS, Order
-from nnabla_detofa.run_folder import run_config, searched_space
-from nnabla_detofa.search_space import ofa_resnet50
+from nnabla_detofa.paper import budget_figures, experiments, profiles, reproduce
+from nnabla_detofa.paper.experiments import OFA, OURS, PATH_PRUNINGS, PATH_RATIOS, STRATEGIES, plan, shared_phases
+from nnabla_detofa.paper.filter_paths import study_folder
+from nnabla_detofa.paper.reproduce import TARGETS, Order
+from nnabla_detofa.runs import provenance
+from nnabla_detofa.runs.phases import phase_names
+from nnabla_detofa.runs.run_folder import run_config, searched_space
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 
 @pytest.fixture(scope="module")
@@ -154,13 +157,13 @@ def test_replaced_entries_may_hold_spaces_and_quotes(profile, monkeypatch):
 
 
 def test_changes_beside_the_code_are_told(tmp_path, monkeypatch):
-    for file in ("nnabla_detofa/provenance.py", "configs/file"):
+    for file in ("nnabla_detofa/file", "configs/file"):
         (tmp_path / file).parent.mkdir()
         (tmp_path / file).touch()
     who = ["-c", "user.name=n", "-c", "user.email=e"]
     for arguments in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "m"]):
         subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "nnabla_detofa" / "provenance.py"))
+    monkeypatch.setattr(version, "REPOSITORY", tmp_path)
     assert provenance.revision().startswith("commit ") and "changes" not in provenance.revision()
     (tmp_path / "configs" / "file").write_text("changed")
     assert provenance.revision().endswith(" with changes")
@@ -170,7 +173,7 @@ def test_another_projects_commit_is_not_ours(tmp_path, monkeypatch):
     """An environment may lie in the repository of whoever uses the package."""
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     (tmp_path / "nnabla_detofa").mkdir()
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "nnabla_detofa" / "provenance.py"))
+    monkeypatch.setattr(version, "REPOSITORY", tmp_path)
     assert provenance.revision() == f"version {__version__}"
 
 

@@ -16,15 +16,15 @@ import pytest
 from tiny_run import finished_run
 
 from nnabla_detofa import config as configs
-from nnabla_detofa import export as exports
-from nnabla_detofa.algorithm1 import make_model
-from nnabla_detofa.cli import main
+from nnabla_detofa.cli.commands import main
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.augment import letterbox
 from nnabla_detofa.data.digits import write_digits
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.evaluate import alone, open_detector
-from nnabla_detofa.export import StaticGraph, check_images, export, largest_difference, path_outputs, run_nnp, run_onnx
-from nnabla_detofa.validation import BoxDetector, reestimate
+from nnabla_detofa.evaluation.validation import BoxDetector, reestimate
+from nnabla_detofa.methods.algorithm1 import make_model
+from nnabla_detofa.tools import export as exports
+from nnabla_detofa.tools.evaluate import alone, open_detector
+from nnabla_detofa.tools.export import StaticGraph, check_images, export, largest_difference, path_outputs, run_nnp, run_onnx
 
 ROOT = FilePath(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "onnx_detect.py"

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import small
 
-from nnabla_detofa import filter_study, filter_tables
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.config import Filter
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.evaluated_paths import EvaluatedPath, EvaluatedPaths
-from nnabla_detofa.filter_study import EVERYTHING, SETTINGS, StudyInputs, StudyResults, run
+from nnabla_detofa.paper import filter_study, filter_tables
+from nnabla_detofa.paper.filter_study import EVERYTHING, SETTINGS, StudyInputs, StudyResults, run
+from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
 
 TINY = Filter(dim=8, heads=2, layers=1, feed_forward=8, epochs=2, lr=2e-3)
 

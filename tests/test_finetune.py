@@ -10,13 +10,13 @@ import pytest
 from tiny_run import finished_run
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli import main
+from nnabla_detofa.cli.commands import main
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.data.loader import Loader
-from nnabla_detofa.evaluate import alone, detectors_of, open_detector
-from nnabla_detofa.finetune import Tuner, tuning_config, tuning_phase
-from nnabla_detofa.inspect_run import describe, text
-from nnabla_detofa.training import OnePath, new_optimizer, train
+from nnabla_detofa.tools.evaluate import alone, detectors_of, open_detector
+from nnabla_detofa.tools.finetune import Tuner, tuning_config, tuning_phase
+from nnabla_detofa.tools.inspect import describe, text
+from nnabla_detofa.training.loop import OnePath, new_optimizer, train
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import nnabla as nn
 import nnabla.functions as F
 
-from nnabla_detofa.graph_memory import peak_bytes
+from nnabla_detofa.tools.graph_memory import peak_bytes
 
 
 def variables():

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from parity import OFA, reference_net, reference_tensors
 
-from nnabla_detofa import cli, import_ofa, load_supernet, weights
+from nnabla_detofa import load_supernet
+from nnabla_detofa.cli import commands as cli
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.augment import MEAN, STD, normalise
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.import_ofa import IMAGENET_MEAN, IMAGENET_STD, convert, read_checkpoint
-from nnabla_detofa.search_space import Path
-from nnabla_detofa.supernet import STORED, Classifier
-from nnabla_detofa.weights import fill
+from nnabla_detofa.networks import import_ofa, weights
+from nnabla_detofa.networks.import_ofa import IMAGENET_MEAN, IMAGENET_STD, convert, read_checkpoint
+from nnabla_detofa.networks.supernet import STORED, Classifier
+from nnabla_detofa.networks.weights import fill
+from nnabla_detofa.space.paths import Path
 
 FIRST = "input_stem.0.conv.conv.weight"
 LINEAR = "classifier.linear.linear.weight"

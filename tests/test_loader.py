@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.loader import CachedDataset, Loader
-from nnabla_detofa.errors import UserError
 
 
 def transform(dataset, index, rng):

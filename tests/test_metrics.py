@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from nnabla_detofa.metrics import average_precision, box_iou, coco_ap, summarise, voc_ap
+from nnabla_detofa.common.boxes import box_iou
+from nnabla_detofa.evaluation.metrics import average_precision, coco_ap, summarise, voc_ap
 
 A, B, FAR = [0, 0, 9, 9], [20, 20, 39, 39], [60, 60, 69, 69]
 

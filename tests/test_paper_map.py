@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cost_table import PAPER
-from nnabla_detofa.filter_tables import PAPER_TABLE3, PAPER_TABLE_A3
-from nnabla_detofa.phases import training_phases
-from nnabla_detofa.ranking import pair_loss, pairs
-from nnabla_detofa.reproduce import TARGETS
-from nnabla_detofa.search_space import compofa, ofa_resnet50
+from nnabla_detofa.paper.filter_tables import PAPER_TABLE3, PAPER_TABLE_A3
+from nnabla_detofa.paper.reproduce import TARGETS
+from nnabla_detofa.paper.table2 import PAPER
+from nnabla_detofa.path_filter.ranking import pair_loss, pairs
+from nnabla_detofa.runs.phases import training_phases
+from nnabla_detofa.space.search_space import compofa, ofa_resnet50
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/paper-map.md").read_text(encoding="utf-8")

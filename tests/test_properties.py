@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from small import GEOMETRY, SPACE, detofa_config, pretrain_config
 
 from nnabla_detofa import config as configs
-from nnabla_detofa import weights
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.coco import COCODataset
 from nnabla_detofa.data.images import check_whole, read_image
 from nnabla_detofa.data.voc import VOCDataset
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.evaluated_paths import EvaluatedPath, EvaluatedPaths
-from nnabla_detofa.search_run import COUNTS, UNITS, parse_bound
-from nnabla_detofa.search_space import Path, PathBatch, SearchSpace
+from nnabla_detofa.networks import weights
+from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
+from nnabla_detofa.space.paths import Path, PathBatch
+from nnabla_detofa.space.search_space import SearchSpace
+from nnabla_detofa.tools.search import COUNTS, UNITS, parse_bound
 
 # The same examples each time, however slow the machine is; files that examples overwrite may stay between them.
 settings.register_profile(

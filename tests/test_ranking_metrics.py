@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from nnabla_detofa.path_filter import Tokenizer
-from nnabla_detofa.ranking_metrics import (
+from nnabla_detofa.path_filter.metrics import (
     baseline_scores,
     bootstrap_interval,
     kendall_tau,
@@ -15,7 +14,8 @@ from nnabla_detofa.ranking_metrics import (
     spearman_rho,
     weakest,
 )
-from nnabla_detofa.search_space import ofa_resnet50
+from nnabla_detofa.path_filter.model import Tokenizer
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 
 def test_measures_by_hand():

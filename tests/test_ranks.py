@@ -19,23 +19,28 @@ import numpy as np
 import pytest
 from small import detofa_config
 
-from nnabla_detofa import algorithm1, centernet, experiments, launch, profiles, runner
 from nnabla_detofa import config as configs
-from nnabla_detofa.algorithm1 import DetOFASearcher
-from nnabla_detofa.cli import main
-from nnabla_detofa.compat import Device, NoEvents, Optimizer
+from nnabla_detofa.backend import launch
+from nnabla_detofa.backend.compat import Device, NoEvents, Optimizer
+from nnabla_detofa.backend.launch import launched, launched_here
+from nnabla_detofa.backend.ranks import Communicator
+from nnabla_detofa.cli.commands import main
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.data.loader import Loader
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.experiments import OURS, Run
-from nnabla_detofa.geometry import Geometry, HeadGeometry
-from nnabla_detofa.launch import launched, launched_here
-from nnabla_detofa.pruning import UniformPaths
-from nnabla_detofa.ranks import Communicator
-from nnabla_detofa.search_space import ofa_resnet50
-from nnabla_detofa.supernet import Classifier
-from nnabla_detofa.training import NotFinite, Schedule, train
-from nnabla_detofa.validation import BoxDetector, PathEvaluator, detect_all, reestimate
+from nnabla_detofa.evaluation.validation import BoxDetector, PathEvaluator, detect_all, reestimate
+from nnabla_detofa.methods import algorithm1
+from nnabla_detofa.methods.algorithm1 import DetOFASearcher
+from nnabla_detofa.networks import centernet
+from nnabla_detofa.networks.supernet import Classifier
+from nnabla_detofa.paper import experiments, profiles
+from nnabla_detofa.paper.experiments import OURS, Run
+from nnabla_detofa.runs.phases import Schedule
+from nnabla_detofa.space.geometry import Geometry, HeadGeometry
+from nnabla_detofa.space.pruning import UniformPaths
+from nnabla_detofa.space.search_space import ofa_resnet50
+from nnabla_detofa.training import runner
+from nnabla_detofa.training.loop import NotFinite, train
 
 ROOT = Path(__file__).parent.parent
 SMALL = Geometry(width_scale=0.0625, strides=(1, 2, 2, 1))

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 
 from nnabla_detofa import config as configs
-from nnabla_detofa import weights
-from nnabla_detofa.cli import main
+from nnabla_detofa.cli.commands import main
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.data.loader import Loader
-from nnabla_detofa.distillation import Distillation, distillation_loss
-from nnabla_detofa.dry_run import written_files
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.evaluated_paths import EvaluatedPaths
-from nnabla_detofa.path_filter import PathFilter
-from nnabla_detofa.phases import training_phases
-from nnabla_detofa.search_space import product_space, shrinking_stages
-from nnabla_detofa.supernet import BATCH, SearchNet, sort_middle_channels
-from nnabla_detofa.training import OnePath, train
+from nnabla_detofa.networks import weights
+from nnabla_detofa.networks.distillation import Distillation, distillation_loss
+from nnabla_detofa.networks.supernet import BATCH, SearchNet, sort_middle_channels
+from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPaths
+from nnabla_detofa.path_filter.model import PathFilter
+from nnabla_detofa.runs.phases import training_phases
+from nnabla_detofa.space.search_space import product_space, shrinking_stages
+from nnabla_detofa.tools.dry_run import written_files
+from nnabla_detofa.training.loop import OnePath, train
 
 REPOSITORY = FilePath(__file__).parent.parent
 CONFIG = REPOSITORY / "configs" / "digits_pretrain_ps.json"

@@ -7,13 +7,14 @@ import pytest
 from parity import cut_out_checks, failed, small_net, subnet_checks
 from visit import count_macs, peak_memory
 
-from nnabla_detofa import supernet
-from nnabla_detofa.centernet import Detector
-from nnabla_detofa.costs import CostModel
-from nnabla_detofa.geometry import Geometry, HeadGeometry
-from nnabla_detofa.search_space import Path, ofa_resnet50
-from nnabla_detofa.supernet import BATCH, EPSILON, Classifier, GivenStatistics, slice_weight
-from nnabla_detofa.validation import reestimate
+from nnabla_detofa.evaluation.validation import reestimate
+from nnabla_detofa.networks import supernet
+from nnabla_detofa.networks.centernet import Detector
+from nnabla_detofa.networks.supernet import BATCH, EPSILON, Classifier, GivenStatistics, slice_weight
+from nnabla_detofa.space.costs import CostModel
+from nnabla_detofa.space.geometry import Geometry, HeadGeometry
+from nnabla_detofa.space.paths import Path
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 SMALL = Geometry(width_scale=0.125)
 

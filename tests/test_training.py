@@ -4,14 +4,16 @@ import nnabla as nn
 import numpy as np
 import pytest
 
-from nnabla_detofa import weights
-from nnabla_detofa.compat import Optimizer
+from nnabla_detofa.backend.compat import Optimizer
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.loader import Loader
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.geometry import Geometry
-from nnabla_detofa.search_space import ofa_resnet50
-from nnabla_detofa.supernet import Classifier
-from nnabla_detofa.training import Checkpoint, NotFinite, OnePath, Schedule, train
+from nnabla_detofa.networks import weights
+from nnabla_detofa.networks.supernet import Classifier
+from nnabla_detofa.runs.phases import Schedule
+from nnabla_detofa.space.geometry import Geometry
+from nnabla_detofa.space.search_space import ofa_resnet50
+from nnabla_detofa.training.checkpoint import Checkpoint
+from nnabla_detofa.training.loop import NotFinite, OnePath, train
 
 SMALL = Geometry(width_scale=0.0625)
 SPACE = ofa_resnet50(SMALL)

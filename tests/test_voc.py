@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from nnabla_detofa import config
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.augment import letterbox
 from nnabla_detofa.data.image_folder import ImageFolder, centre_crop, random_crop
 from nnabla_detofa.data.images import MOST_SIDE, check_whole, read_image
 from nnabla_detofa.data.sets import open_sets
 from nnabla_detofa.data.voc import VOC_CLASSES, VOCDataset
-from nnabla_detofa.errors import UserError
 
 BCCD = os.environ.get("DETOFA_BCCD")
 

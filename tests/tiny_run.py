@@ -7,8 +7,8 @@ import numpy as np
 from small import detofa_config
 
 from nnabla_detofa import config as configs
-from nnabla_detofa import weights
-from nnabla_detofa.algorithm1 import make_model
+from nnabla_detofa.methods.algorithm1 import make_model
+from nnabla_detofa.networks import weights
 
 
 def finished_run(folder: Path, root) -> Path:

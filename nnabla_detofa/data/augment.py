@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .voc import Sample
 
 MEAN = np.array([0.408, 0.447, 0.470], np.float32)

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..common.errors import UserError
 from ..config import CocoData, CocoSplit, Config, VocData
-from ..errors import UserError
 from . import coco, voc
 from .images import EXTENSIONS, check_whole, read_image
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..errors import UserError
-from ..files import naming
-from ..reading import read_bytes, short, shown
+from ..common.errors import UserError
+from ..common.files import naming
+from ..common.reading import read_bytes, short, shown
 from .images import check_whole, read_image
 from .voc import Objects, Sample, VOCDataset
 

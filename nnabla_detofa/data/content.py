@@ -7,9 +7,9 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..common.errors import UserError
+from ..common.reading import read_bytes
 from ..config import CocoData, ImageFolderData, VocData
-from ..errors import UserError
-from ..reading import read_bytes
 from .coco import MOST_BYTES
 from .image_folder import ImageFolder
 from .voc import annotation_of, find_images

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .augment import normalise
 from .images import EXTENSIONS, check_whole, read_image
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..errors import UserError
-from ..reading import read_bytes
+from ..common.errors import UserError
+from ..common.reading import read_bytes
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 """The image files that are looked for, in this order and in either case."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..common.errors import UserError
 
 Arrays = tuple[np.ndarray, ...]
 Transform = Callable[[Any, int, np.random.Generator], Arrays]

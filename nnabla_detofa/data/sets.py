@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..common.errors import UserError
 from ..config import CocoData, CocoSplit, Config, ImageFolderData, VocData
-from ..errors import UserError
 from .augment import Augmentation, eval_transform, train_transform
 from .coco import COCODataset
 from .image_folder import ImageFolder, centre_crop, random_crop

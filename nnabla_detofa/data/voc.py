@@ -12,8 +12,8 @@ import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from ..errors import UserError
-from ..reading import read_bytes, short, shown
+from ..common.errors import UserError
+from ..common.reading import read_bytes, short, shown
 from .images import EXTENSIONS, check_whole, read_image
 
 log = logging.getLogger("nnabla_detofa")

@@ -7,15 +7,16 @@ import cv2
 import numpy as np
 from small import detofa_config, pretrain_config
 
-from nnabla_detofa import algorithm1, pretrain, weights
 from nnabla_detofa import config as configs
-from nnabla_detofa.costs import Buckets
-from nnabla_detofa.evaluate import alone
-from nnabla_detofa.evaluated_paths import EvaluatedPath, EvaluatedPaths
-from nnabla_detofa.latency import Latency, write
-from nnabla_detofa.path_filter import PathFilter
-from nnabla_detofa.pruning import OperationScores
-from nnabla_detofa.search_space import ofa_resnet50
+from nnabla_detofa.methods import algorithm1, pretrain
+from nnabla_detofa.networks import weights
+from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
+from nnabla_detofa.path_filter.model import PathFilter
+from nnabla_detofa.space.counting import Buckets
+from nnabla_detofa.space.pruning import OperationScores
+from nnabla_detofa.space.search_space import ofa_resnet50
+from nnabla_detofa.tools.evaluate import alone
+from nnabla_detofa.tools.measure_latency import Latency, write
 
 SPLITS = {"train": 8, "val": 4, "test": 4}
 CLASSES = ("cat", "dog")

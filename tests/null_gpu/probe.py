@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnabla_detofa.compat import Device
+from nnabla_detofa.backend.compat import Device
 from nnabla_detofa.config import DetofaHparams, load
 
 KERNEL_CALLS = ("cudnnConvolution", "cudnnBatchNormalization", "cudnnActivation", "cudnnPooling", "cudnnAddTensor",
@@ -59,9 +59,10 @@ def step(config) -> dict:
     """The second of two training steps on the largest path, by the training loop itself."""
     import nnabla as nn
 
-    from nnabla_detofa import algorithm1, pretrain, training
-    from nnabla_detofa.dry_run import SyntheticBatch, data_facts, step_memory, synthetic
-    from nnabla_detofa.phases import training_phases
+    from nnabla_detofa.methods import algorithm1, pretrain
+    from nnabla_detofa.runs.phases import training_phases
+    from nnabla_detofa.tools.dry_run import SyntheticBatch, data_facts, step_memory, synthetic
+    from nnabla_detofa.training import loop as training
 
     device, counters = Device.open("cudnn"), Counters()
     runner = algorithm1 if isinstance(config.hparams, DetofaHparams) else pretrain
@@ -102,8 +103,8 @@ def commands(folder: Path) -> dict:
     """Exit status of each command of a user, on the smallest data set and networks."""
     from tiny import config_file, digits
 
-    from nnabla_detofa import export
     from nnabla_detofa.cli import main
+    from nnabla_detofa.tools import export
 
     export.TOLERANCE = float("inf")  # numbers mean nothing here, so an exported detector is not that of the supernet
     run, tuned = str(folder / "run"), str(folder / "tuned")
@@ -132,9 +133,9 @@ def algorithm1(folder: Path, *options: str) -> dict:
 
 def evaluation(config) -> dict:
     """Re-estimation and validation of one path, as Algorithm 1 line 5 does it."""
-    from nnabla_detofa import algorithm1
-    from nnabla_detofa.dry_run import synthetic
-    from nnabla_detofa.validation import PathEvaluator
+    from nnabla_detofa.evaluation.validation import PathEvaluator
+    from nnabla_detofa.methods import algorithm1
+    from nnabla_detofa.tools.dry_run import synthetic
 
     Device.open("cudnn")
     counters = Counters()
