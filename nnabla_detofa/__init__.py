@@ -51,7 +51,7 @@ def train(config, output=None, overrides=(), restart=False):
 
     loaded = configs.load(config, overrides)
     with given_back(), own_modes():
-        device = Device.open(loaded.args.context, loaded.args.device_id, loaded.args.type_config)
+        device = Device.open(loaded.args.context, loaded.args.device_id)
         runner = importlib.import_module(cli.RUNNERS[loaded.args.runner])
         return runner.run(loaded, device, Path(output or loaded.output_path), restart=restart)
 

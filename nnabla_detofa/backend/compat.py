@@ -24,13 +24,15 @@ from types import ModuleType
 from typing import Any
 
 from ..common.errors import UserError
+from . import cuda_libraries
 from .launch import launched, launched_here
 from .ranks import Communicator, MpiCommunicator, NnablaCommunicator
 
 logger = logging.getLogger(__name__)
 
 NETWORKS = "nnabla_nas.contrib.classification.ofa.networks"
-VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+"""As it was when this was imported: None lets all GPUs through, an empty string none."""
 
 
 def repair() -> None:
@@ -138,7 +140,7 @@ def _visible_gpus(device_id: str) -> str:
     ids = [part.strip() for part in device_id.split(",")]
     if not all(part.isdecimal() and part.isascii() for part in ids):
         raise UserError(f'args.device_id must be the number of a GPU like "0", a list like "0,1", or "-1", got {device_id!r}')
-    if not VISIBLE_GPUS:
+    if VISIBLE_GPUS is None:
         return ",".join(ids)
     visible = VISIBLE_GPUS.split(",")
     if max(map(int, ids)) >= len(visible):
@@ -163,57 +165,64 @@ class Device:
     event: Any = field(repr=False)
 
     @classmethod
-    def open(cls, context: str = "auto", device_id: str = "0", type_config: str = "float") -> Device:
+    def open(cls, context: str = "auto", device_id: str = "0") -> Device:
         """Choose the device and make it nnabla's current context.
 
         Args:
             context: "cpu", "cudnn", or "auto": a GPU where nnabla finds one, otherwise the CPU.
             device_id: the GPU to use; with several ranks one for each on this machine, like "0,1"; numbers count what
-                CUDA_VISIBLE_DEVICES lets through, and "-1" leaves that as it is. The CPU has no use for it.
-            type_config: "float", or "half" on GPUs (no loss scaling: it gave NaNs with cuDNN 8.0.5).
+                CUDA_VISIBLE_DEVICES lets through, and "-1" leaves that as it is. With the context "auto", "0" is the first
+                GPU, and with several ranks the first ones. The CPU has no use for it.
 
         Raises:
-            UserError: an argument is not one of these, there is no usable GPU, or ranks were launched that cannot talk.
+            UserError: an argument is not one of these, there is no usable GPU, there are fewer GPUs than ranks, or ranks were
+                launched that cannot talk.
         """
         if context not in ("cpu", "cudnn", "auto"):
             raise UserError(f"args.context must be cpu, cudnn or auto, got {context!r}")
-        if type_config not in ("float", "half"):
-            raise UserError(f"args.type_config must be float or half, got {type_config!r}")
         if context != "cpu":
             try:
-                return cls._open_cuda(device_id, type_config)
+                return cls._open_cuda(None if context == "auto" and device_id == "0" else device_id)
             except _NoCuda as error:
+                reason, todo = error.args
                 if context == "cudnn":
-                    raise UserError(
-                        f"args.context is cudnn, but nnabla finds no usable GPU ({error}): install nnabla-detofa with the "
-                        "extra cuda110, cuda116 or cuda120 and a driver for it, or take the context cpu"
-                    ) from error
-                logger.info("no usable GPU was found, so this runs on the CPU (%s)", error)
-        if type_config == "half":
-            raise UserError("args.type_config half needs a GPU (args.context cudnn); the CPU computes in float")
-        ctx = get_extension_context("cpu", type_config=type_config)
+                    raise UserError(f"args.context is cudnn, but {reason}: {todo}, or choose the CPU (-c cpu)") from error
+                logger.info("no usable GPU was found, so this runs on the CPU (%s)", reason)
+        ctx = get_extension_context("cpu", type_config="float")
         return cls._joined("cpu", ctx, MpiCommunicator, lambda comm: NoEvents())
 
     @classmethod
-    def _open_cuda(cls, device_id: str, type_config: str) -> Device:
-        if device_id != "-1":
-            # NCCL takes the GPU whose number is the local rank, so the choice is made by what is visible (as upstream does).
-            os.environ["CUDA_VISIBLE_DEVICES"] = _visible_gpus(device_id)
+    def _open_cuda(cls, device_id: str | None) -> Device:
+        """`device_id` as `open` has it; None: the first GPU for each rank."""
+        if VISIBLE_GPUS == "":
+            raise _NoCuda("CUDA_VISIBLE_DEVICES is empty, which hides all GPUs", "unset it, or set it to the numbers of GPUs")
+        ranks = launched_here()
+        ids = device_id
+        if ids is None:
+            first = ranks if VISIBLE_GPUS is None else min(ranks, len(VISIBLE_GPUS.split(",")))
+            ids = ",".join(map(str, range(first)))
         try:
-            if importlib.util.find_spec("nnabla_ext") is None or importlib.util.find_spec("nnabla_ext.cuda") is None:
-                raise _NoCuda("NNabla's extension for GPUs is not installed")
-            cuda = importlib.import_module("nnabla_ext.cuda")
-            if not cuda.get_device_count():
-                raise RuntimeError("CUDA reports no device")
-            ctx = importlib.import_module("nnabla_ext.cudnn").context(device_id="0", type_config=type_config)
-        except _NoCuda:
+            with cuda_libraries.quiet():
+                cuda_libraries.load()
+                # NCCL uses the GPU whose number is the local rank, so GPUs are chosen by visibility, before CUDA starts.
+                if ids != "-1":
+                    os.environ["CUDA_VISIBLE_DEVICES"] = _visible_gpus(ids)
+                cuda = importlib.import_module("nnabla_ext.cuda")
+                count = cuda.get_device_count()
+                if not count:
+                    raise RuntimeError("CUDA reports no device")
+                ctx = importlib.import_module("nnabla_ext.cudnn").context(device_id="0", type_config="float")
+        except UserError:
             raise
-        except Exception as error:  # ImportError without it or its driver, nvml's errors, ValueError for a GPU it cannot use
-            raise _NoCuda(" ".join(str(error).split()) or type(error).__name__) from error
-        if device_id != "-1" and len(device_id.split(",")) < launched_here():
-            raise UserError(f"args.device_id must name a GPU for each of {launched_here()} ranks, like 0,1; got {device_id!r}")
-        if type_config == "half":
-            logger.warning("type_config half: there is no loss scaling, and NaNs were seen with cuDNN 8.0.5")
+        except Exception as error:  # ImportError without a library, nvml's errors, ValueError for a GPU it cannot use
+            raise _NoCuda(*cuda_libraries.explain(error)) from error
+        if device_id not in (None, "-1") and len(device_id.split(",")) < ranks:
+            several = ",".join(map(str, range(ranks)))
+            raise UserError(f"args.device_id must name a GPU for each of {ranks} ranks, like {several}; got {device_id!r}")
+        if count < ranks:
+            raise UserError(
+                f"{ranks} ranks need {ranks} GPUs on this machine, usable: {count}; choose --processes 1, or the CPU: -c cpu"
+            )
         return cls._joined("cudnn", ctx, NnablaCommunicator, lambda comm: cuda.StreamEventHandler(int(comm.ctx.device_id)))
 
     @classmethod
@@ -231,7 +240,7 @@ class Device:
 
 
 class _NoCuda(Exception):
-    """Why there is no GPU to compute on."""
+    """Why there is no GPU to compute on, and what to do about it."""
 
 
 @contextmanager

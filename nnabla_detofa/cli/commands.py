@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int | None:
     from ..backend.compat import Device
 
     runner = importlib.import_module(RUNNERS[config.args.runner])
-    device = Device.open(config.args.context, config.args.device_id, config.args.type_config)
+    device = Device.open(config.args.context, config.args.device_id)
     runner.run(config, device, config.output_path, restart=args.restart)
     return None
 
@@ -380,7 +380,7 @@ def supernet_of(args: argparse.Namespace):
     weights = run_weights(Path(args.run), config, args.weights) if args.run else Path(args.weights)
     from ..backend.compat import Device
 
-    Device.open(args.context, args.device_id, config.args.type_config)
+    Device.open(args.context, args.device_id)
     return config, weights
 
 
@@ -578,7 +578,7 @@ def measure_latency(args: argparse.Namespace) -> None:
 
     size = (args.image_size * 2)[:2] if args.image_size else None
     model = model_of(config, size and tuple(size), args.classes)
-    device = Device.open(args.context, args.device_id, config.args.type_config)
+    device = Device.open(args.context, args.device_id)
     synchronise = device.event.default_stream_synchronize
     with ProgressBar(desc="layers", unit="layer") as bar:
 
@@ -819,13 +819,13 @@ def finetune(args: argparse.Namespace) -> None:
     from ..runs.run_folder import run_config
 
     run = Path(args.run)
-    config = run_config(run, args.overrides)
+    run_config(run, args.overrides)  # raises before the device is opened
     from ..backend.compat import Device
     from ..tools.evaluate import open_detector, table
     from ..tools.finetune import check_request, finetune
 
     check_request(Path(args.output), args.epochs, args.lr)
-    device = Device.open(args.context, args.device_id, config.args.type_config)
+    device = Device.open(args.context, args.device_id)
     opened = open_detector(run, args.detector, args.overrides)
     results = finetune(opened, run, args.detector, Path(args.output), args.epochs, device, lr=args.lr, restart=args.restart)
     print(table(results))

@@ -76,8 +76,8 @@ class Args:
             "fullnet", the largest path alone, "ofa" and "ofa_ps", OFA without and with progressive shrinking, and "compofa".
         seed: of everything random in the run.
         context: "cpu", "cudnn", or "auto": a GPU where there is one.
-        device_id: the GPU, or a comma-separated list, one for each rank.
-        type_config: "half" only on GPUs, without loss scaling.
+        device_id: the GPU, or a comma-separated list, one for each rank; with "auto", "0" is the first GPU for each rank.
+        type_config: "float", 32-bit precision. Without mixed precision NNablaNAS' "half" would overflow in the losses.
         output_path: folder of the run; None is runs/<name of the config>.
         workers: threads that load data; 0 loads between the steps.
         evaluation_processes: processes that share the evaluation of many paths on the CPU; None is one for each core.
@@ -88,7 +88,7 @@ class Args:
     seed: Natural = 0
     context: Literal["auto", "cpu", "cudnn"] = "auto"
     device_id: Annotated[str, text] = "0"
-    type_config: Literal["float", "half"] = "float"
+    type_config: Literal["float"] = "float"
     output_path: Annotated[str, text, place] | None = None
     workers: Annotated[int, "[0, 256]"] = 2
     evaluation_processes: Annotated[int, "[1, 256]"] | None = None

@@ -21,6 +21,7 @@ import numpy as np
 from scipy.special import expit
 
 from ..backend.compat import Mo, nn
+from ..backend.device_memory import bounded_by
 from ..backend.graphs import CachedGraphs
 from ..backend.launch import STOP_SIGNALS
 from ..backend.ranks import Communicator
@@ -156,9 +157,10 @@ class PathEvaluator:
     def evaluate(self, path: Path) -> Evaluation:
         """Validation loss, and AP50 if there is a `truth`, of `path` with its own statistics."""
         watch, maps = Stopwatch(), []
-        statistics = reestimate(self.net, path, self.statistics_batches, watch)
         keep = None if self.truth is None else lambda outputs: maps.append([output.d.copy() for output in outputs])
-        loss = validation_loss(self.net, path, statistics, self.validation_batches, watch, keep)
+        with bounded_by("hparams.bn_batch", len(self.statistics_batches[0])):
+            statistics = reestimate(self.net, path, self.statistics_batches, watch)
+            loss = validation_loss(self.net, path, statistics, self.validation_batches, watch, keep)
         ap = None if self.truth is None else self.truth.ap50(maps)
         watch.lap("validation")
         return Evaluation(loss, ap, watch.seconds)
@@ -410,7 +412,8 @@ def detect_all(
 
     def detect(indices: range) -> tuple[list, list]:
         samples = [sets.test.load(index) for index in indices]
-        found = detect_images(detector, [sample.image for sample in samples], sets.image_size, **scaling)
+        with bounded_by("hparams.bn_batch", len(samples)):
+            found = detect_images(detector, [sample.image for sample in samples], sets.image_size, **scaling)
         return found, [(sample.boxes, sample.labels, sample.difficult) for sample in samples]
 
     everything, detections, truth = range(len(sets.test)), [], []

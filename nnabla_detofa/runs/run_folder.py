@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any
 
 from .. import config as configs
-from . import result_files
 from ..common.checked import kind_of
 from ..common.errors import UserError
-from .phases import FINE_TUNED, slug, training_phases
 from ..common.reading import read_json, short
 from ..space.search_space import SearchSpace
+from . import result_files
+from .lock import differences
+from .phases import FINE_TUNED, slug, training_phases
 
 
 def read_result(run: FilePath, name: str, check: Callable[[Any], Any] = lambda content: content) -> Any:
