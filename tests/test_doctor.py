@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.tools import doctor
 from nnabla_detofa.tools.doctor import OK, PROBLEM, WARNING, Finding
 

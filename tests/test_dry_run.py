@@ -6,7 +6,7 @@ from pathlib import Path as FilePath
 import pytest
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.methods import algorithm1
 from nnabla_detofa.runs.phases import training_phases

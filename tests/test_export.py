@@ -16,7 +16,7 @@ import pytest
 from tiny_run import finished_run
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.augment import letterbox
 from nnabla_detofa.data.digits import write_digits

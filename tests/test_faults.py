@@ -21,7 +21,7 @@ from small import GEOMETRY, detofa_config
 from test_training import Uniform, inputs, parts, values
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.evaluation import validation

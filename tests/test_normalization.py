@@ -13,7 +13,7 @@ from tiny_run import finished_run
 
 from nnabla_detofa import config as configs
 from nnabla_detofa import load_supernet
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.common.normalization import COCO, FIRST_CONV, FIRST_MEAN, IMAGENET, UNRECORDED, Normalization, adapted
 from nnabla_detofa.data.augment import letterbox

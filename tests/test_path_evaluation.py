@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.evaluation.path_evaluation import distinct_in_buckets, evaluation_settings, path_evaluator, sample_in_buckets

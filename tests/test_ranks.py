@@ -23,7 +23,7 @@ from nnabla_detofa.backend import launch
 from nnabla_detofa.backend.compat import Device, NoEvents, Optimizer
 from nnabla_detofa.backend.launch import launched, launched_here
 from nnabla_detofa.backend.ranks import Communicator
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.data.loader import Loader

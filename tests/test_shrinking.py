@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.config import Solver
 from nnabla_detofa.data.digits import write_digits
