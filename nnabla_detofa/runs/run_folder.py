@@ -9,13 +9,13 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from .. import config as configs
-from . import result_files
 from ..common.checked import kind_of
 from ..common.errors import UserError
-from .phases import training_phases
 from ..common.reading import read_json, short
-from .phases import slug
 from ..space.search_space import SearchSpace
+from . import result_files
+from .lock import differences
+from .phases import slug, training_phases
 
 
 def read_result(run: FilePath, name: str, check: Callable[[Any], Any] = lambda content: content) -> Any:
