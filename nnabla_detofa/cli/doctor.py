@@ -21,7 +21,8 @@ def doctor(args: argparse.Namespace) -> None:
     Raises:
         UserError: something stops it.
     """
-    from ..tools.doctor import PROBLEM, examine, lines
+    from ..tools.doctor import examine, lines
+    from ..tools.installation import PROBLEM
 
     if args.overrides and not args.file:
         raise UserError(f"entries of a config need the config, -f CONFIG, got {args.overrides[0]}")

@@ -15,7 +15,7 @@ from ..common.drawing import Detection, draw, in_pixels
 from ..common.errors import UserError
 from ..common.files import write_bytes
 from ..data.images import check_whole, read_image
-from ..evaluation.validation import BoxDetector, detect_images
+from ..evaluation.detections import BoxDetector, detect_images
 from .evaluate import OpenDetector, default_detector, open_detector
 
 WRITTEN = (".jpg", ".jpeg", ".png")

@@ -12,9 +12,10 @@ from ..common.errors import UserError
 from ..common.progress import ProgressBar
 from ..common.reading import read_json
 from ..data.sets import DetectionSets
+from ..evaluation.detections import BoxDetector, average_precision
 from ..evaluation.metrics import AP_TITLES, ap_keys
 from ..evaluation.path_evaluation import statistics_images
-from ..evaluation.validation import BoxDetector, Statistics, average_precision, reestimate
+from ..evaluation.reestimation import Statistics, reestimate
 from ..methods.algorithm1 import build
 from ..networks import weights
 from ..networks.centernet import Detector
@@ -62,7 +63,7 @@ class OpenDetector:
         return BoxDetector(self.net, self.path, self.statistics(), flip=flip)
 
     def scaling(self, scales: Sequence[float] | None = None) -> dict:
-        """What `validation.detect_images` needs besides images and their size; `scales` instead of the `test_scales`."""
+        """What `detections.detect_images` needs besides images and their size; `scales` instead of the `test_scales`."""
         scales = tuple(scales or self.config.hparams.test_scales)
         return {"scales": scales, "multiple": self.config.network.geometry.total_stride}
 

@@ -14,10 +14,12 @@ import numpy as np
 from .. import config as configs
 from ..backend.compat import nn
 from ..common.errors import UserError
+from ..evaluation.forked import map_forked
 from ..evaluation.path_evaluation import distinct_in_buckets, named_rng, path_evaluator, with_images
-from ..evaluation.validation import Statistics, Stopwatch, average, batch_statistics, map_forked, validation_loss
+from ..evaluation.reestimation import Statistics, Stopwatch, average, batch_statistics
+from ..evaluation.validation import validation_loss
 from ..networks.centernet import OFFSET_WEIGHT, SIZE_WEIGHT, Detector
-from ..networks.supernet import GivenStatistics
+from ..networks.layers import GivenStatistics
 from ..path_filter.metrics import kendall_tau, per_bucket
 from ..space.counting import Buckets
 from ..space.paths import Path

@@ -25,9 +25,9 @@ from ..common.version import REPOSITORY
 from ..config import Config
 from ..data.augment import letterbox, letterbox_matrix
 from ..evaluation.metrics import ap_keys
-from ..evaluation.validation import Statistics
+from ..evaluation.reestimation import Statistics
 from ..networks.centernet import Detector
-from ..networks.supernet import STORED, ConvBN, GivenStatistics, Plain
+from ..networks.layers import STORED, ConvBN, GivenStatistics, Plain
 from ..runs.provenance import revision
 from ..runs.run_folder import number, read_result, reading
 from ..space.paths import Path, PathBatch

@@ -19,7 +19,7 @@ from ..runs.phases import FINE_TUNED, TUNING_PHASES, tuning_phase
 from ..runs.run_folder import fine_tuned
 from ..space.paths import Path
 from ..training.loop import OnePath
-from ..training.runner import start
+from ..training.start_up import start
 from .evaluate import OpenDetector, alone
 
 SLOWER = 10

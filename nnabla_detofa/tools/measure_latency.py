@@ -22,7 +22,8 @@ from ..common.files import write_text
 from ..common.reading import read_json
 from ..config import CenternetOfaResnet50, Config
 from ..networks.centernet import Detector
-from ..networks.supernet import STORED, Bottleneck, Classifier, LayerPlan, Plan
+from ..networks.layers import STORED
+from ..networks.supernet import Bottleneck, Classifier, LayerPlan, Plan
 from ..space.costs import AdditiveCost, CostModel
 from ..space.geometry import Geometry, HeadGeometry
 from ..space.paths import Path
