@@ -483,6 +483,29 @@ def reproduce(args: argparse.Namespace) -> None:
         print(f"written: {', '.join(str(path) for path in written if path.exists())}")  # some tables have no picture
 
 
+def filter_study_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", default="demo", help="demo, bccd, paper, or a .json file (default: %(default)s)")
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="default: results/<profile>")
+
+
+def filter_study(args: argparse.Namespace) -> None:
+    """Learning curves of the path filter and of other rankings, on supernets that are trained for it."""
+    from .compat import Device
+    from .profiles import load
+
+    profile = load(args.profile)
+    output = Path(args.output or profile.results)
+    refuse_output_folder(output)
+    device = Device.open(args.context, args.device_id)
+    from .filter_curves import curves, write
+
+    files = write(curves(profile, device), output, f"python -m nnabla_detofa {shlex.join(args.command_line)}")
+    print(files[0].read_text())
+    print(f"written: {', '.join(map(str, files))}")
+
+
 def page_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="demo", help="demo, bccd, paper, or a .json file (default: %(default)s)")
     parser.add_argument("--results", metavar="FOLDER", help="where reproduce and report wrote (default: results/<profile>)")
@@ -810,6 +833,12 @@ COMMANDS = {
         reproduce_arguments,
         reproduce,
         ("table3 tableA3 figure8 --profile demo", "figure9 --profile bccd --set dataloader.voc.root=FOLDER --seeds 3"),
+    ),
+    "filter-study": Command(
+        "how well the path filter and other rankings order paths, from how many",
+        filter_study_arguments,
+        filter_study,
+        ("--profile demo",),
     ),
     "page": Command(
         "all results of a profile as one HTML page",

@@ -39,7 +39,7 @@ def detection_paths(run: Run) -> StudyInputs:
     test = evaluated(run, config, run.folder / "warm_up" / "weights.h5", "test", count, [fitted])
     label = f"{run.data_set.title}, detection supernet after warm-up"
     train = EvaluatedPaths.read(fitted, config.network.geometry)
-    noise = noise_of(run, config, run.folder / "warm_up" / "weights.h5", test)
+    noise = noise_of(config, run.folder / "warm_up" / "weights.h5", test)
     options, buckets = config.hparams.filter, config.hparams.buckets
     return StudyInputs(label, train, test, options, pretraining_paths(run), buckets, noise, run.folder / "path_filter.h5")
 
@@ -53,7 +53,7 @@ def classification_paths(run: Run) -> StudyInputs:
     count = run.profile.filter_study.test_paths_per_bucket
     test = evaluated(run, config, source.supernet, "classification_test", count, [pretraining.file, train.file])
     label = f"{config.name}, classification supernet"
-    noise = noise_of(run, config, source.supernet, test)
+    noise = noise_of(config, source.supernet, test)
     return StudyInputs(label, train, test, config.hparams.filter, pretraining, config.hparams.buckets, noise)
 
 
@@ -67,13 +67,13 @@ def pretraining_paths(run: Run) -> EvaluatedPaths:
     return evaluated(run, config, source.supernet, "pretraining", count, [])
 
 
-def noise_of(run: Run, config: configs.Config, weights: str | FilePath, paths: EvaluatedPaths) -> float:
+def noise_of(config: configs.Config, weights: str | FilePath, paths: EvaluatedPaths) -> float:
     """The share of the paths' variance inside a FLOPs bucket that is noise of the validation images, measured once.
 
     The first `NOISE_PATHS` paths of each bucket are evaluated image by image; losses on disjoint halves of the images say
     how large the noise of a half is, and that of all images is half as large.
     """
-    file = study_folder(run) / f"noise_{FilePath(paths.file).stem}.json"
+    file = FilePath(paths.file).with_name(f"noise_{FilePath(paths.file).stem}.json")
     known = read_json(file, "the noise of evaluated paths") if file.exists() else {}
     if known.get("weights") == paths.header["weights"]:
         return known["share"]
@@ -115,8 +115,21 @@ def evaluated(
     Args:
         exclude, space, ap: see `evaluate_paths.evaluate_sampled`.
     """
+    return evaluated_into(study_folder(run) / f"{name}.jsonl", config, weights, name, per_bucket, exclude, space, ap)
+
+
+def evaluated_into(
+    file: FilePath,
+    config: configs.Config,
+    weights: str | FilePath,
+    name: str,
+    per_bucket: int,
+    exclude: Sequence[FilePath],
+    space: SearchSpace | None = None,
+    ap: bool = False,
+) -> EvaluatedPaths:
+    """As `evaluated`, into this file."""
     config = dataclasses.replace(config, args=dataclasses.replace(config.args, evaluation_processes=os.cpu_count() or 1))
-    file = study_folder(run) / f"{name}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     with tqdm(desc=f"{name} paths", unit="path", dynamic_ncols=True) as bar:
 

@@ -187,6 +187,7 @@ def run(
     folder: FilePath,
     progress: Callable[[str], None] = lambda text: None,
     processes: int = 1,
+    settings: Sequence[Setting] | None = None,
 ) -> StudyResults:
     """Fit the filter with every setting and seed, and score the test paths.
 
@@ -197,6 +198,7 @@ def run(
         seeds: everything random comes from them.
         progress: hears of each setting and seed that is done, in a line.
         processes: fits are shared out over so many, which are forked: for the CPU.
+        settings: of the filter, those that the paths allow; None: all of `SETTINGS`.
 
     Raises:
         UserError: the folder holds scores of other paths or options, or is damaged; no seed was given, or one twice.
@@ -204,6 +206,7 @@ def run(
     seeds = tuple(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"the filter study needs one or more seeds, each once, got {list(seeds)}")
+    chosen = [setting for setting in inputs.settings if settings is None or setting in settings]
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "scores.jsonl"
     known = read_scores(file, inputs)
@@ -218,7 +221,7 @@ def run(
                 _keep(file, known, name, seed, {}, scores)
     jobs: dict[tuple[int, str], list[Setting]] = {}  # settings that share a pre-trained filter are one job
     for seed in seeds:
-        for setting in inputs.settings:
+        for setting in chosen:
             if (setting.name, seed) not in known:
                 jobs.setdefault((seed, setting.pretrained if setting.pretraining else setting.name), []).append(setting)
 
@@ -229,7 +232,7 @@ def run(
         for setting, (scores, text) in zip(settings, results):
             _keep(file, known, setting.name, seed, asdict(setting), scores)
             progress(f"{setting.name}, seed {seed}: {text}")
-    names = (*BASELINES, *(setting.name for setting in inputs.settings))
+    names = (*BASELINES, *(setting.name for setting in chosen))
     scores = {name: np.stack([known[name, seed] for seed in seeds]) for name in names}
     return StudyResults(inputs, seeds, scores | given_scores(inputs))
 

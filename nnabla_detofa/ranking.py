@@ -296,14 +296,16 @@ class _MemberFit:
 
         Training begins with that of the training paths. When the best epoch is known, the validation paths are used too:
         the skip has closed-form weights, which no epoch has to be chosen for. The penalty is chosen by leaving each path
-        out in turn.
+        out in turn. What a token is worth is the sum of a part for its place and a part for its block, see `by_block`.
         """
         from sklearn.linear_model import RidgeCV
 
-        places = one_hot(paths.tokens, len(self.filter.tokenizer.vocabulary))
-        ridge = RidgeCV(alphas=RIDGE_PENALTIES).fit(places, paths.goodness - self.logits(paths))
+        tokenizer = self.filter.tokenizer
+        parts = by_block(tokenizer.blocks, len(tokenizer.vocabulary))
+        columns = one_hot(paths.tokens, len(tokenizer.vocabulary)) @ parts
+        ridge = RidgeCV(alphas=RIDGE_PENALTIES).fit(columns, paths.goodness - self.logits(paths))
         n_buckets = self.filter.settings["buckets"]
-        self.member.skip.d[n_buckets:, 0] += ridge.coef_
+        self.member.skip.d[n_buckets:, 0] += parts @ ridge.coef_
         self.member.skip.d[:n_buckets, 0] += ridge.intercept_
 
     def make_graph(self) -> dict[str, nn.Variable]:
@@ -357,3 +359,20 @@ class _MemberFit:
         hinges = np.maximum(0.0, 1.0 - (scores[:, None] - scores[None, :])) ** 2
         ranking = float(np.sum(pair_weights(paths.losses, paths.buckets, options.pairs) * hinges))
         return ranking + options.regression * float(np.mean((logits - paths.goodness) ** 2))
+
+
+def by_block(blocks: np.ndarray, vocabulary: int) -> np.ndarray:
+    """(L * vocabulary, columns) by which one-hot columns of places become columns of places and, beside them, of blocks.
+
+    A block's column of a word is the sum over its k places, divided by the root of k. Under one penalty, what layers of a
+    block have in common is cheaper than what sets them apart.
+    """
+    places = np.eye(len(blocks) * vocabulary)
+    of_block = []
+    for block in np.unique(blocks):
+        members = np.flatnonzero(blocks == block)
+        if len(members) > 1:
+            columns = np.zeros((len(blocks), vocabulary, vocabulary))
+            columns[members] = np.eye(vocabulary) / math.sqrt(len(members))
+            of_block.append(columns.reshape(len(places), vocabulary))
+    return np.concatenate([places, *of_block], axis=1)
