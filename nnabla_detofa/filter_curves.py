@@ -152,10 +152,13 @@ class Value:
         return f"{self.mean:.3f} ({self.low:.2f} to {self.high:.2f})"
 
 
-def measured(points: Sequence[Point], measure: Callable, of: Callable[[StudyResults], Sequence[np.ndarray]]) -> Value:
+def measured(
+    points: Sequence[Point], measure: Callable, of: Callable[[StudyResults], Sequence[np.ndarray]], resamples: int
+) -> Value:
     """A measure, or a difference of two, of the points of equal size.
 
     Args:
+        resamples: of the bootstrap.
         of: results -> scores of one ranking; or of two, whose difference is taken.
     """
     groups, values, start = [], [], 0
@@ -175,12 +178,12 @@ def measured(points: Sequence[Point], measure: Callable, of: Callable[[StudyResu
         return found
 
     rng = np.random.default_rng(0)
-    interval = bootstrap_interval(lambda drawn: float(np.mean(each(drawn))), np.concatenate(groups), rng, resamples=300)
+    interval = bootstrap_interval(lambda drawn: float(np.mean(each(drawn))), np.concatenate(groups), rng, resamples)
     return Value(tuple(each(np.arange(start))), *interval)
 
 
-def write(points: Sequence[Point], output: FilePath, command: str) -> list[FilePath]:
-    """Write filter_study.md, .csv and .png into the folder."""
+def write(points: Sequence[Point], output: FilePath, command: str, resamples: int = 300) -> list[FilePath]:
+    """Write filter_study.md, .csv and .png into the folder; `resamples` of the bootstrap for each interval."""
     output.mkdir(parents=True, exist_ok=True)
     sizes = sorted({point.paths for point in points})
     at = {size: [point for point in points if point.paths == size] for size in sizes}
@@ -192,14 +195,16 @@ def write(points: Sequence[Point], output: FilePath, command: str) -> list[FileP
         for name in names:
             for size in sizes:
                 draws = slice(None, 3) if name == CEILING else slice(None)
-                found[text, name, size] = measured(at[size], measure, lambda results, n=name, d=draws: [results.scores[n][d]])
+                found[text, name, size] = measured(
+                    at[size], measure, lambda results, n=name, d=draws: [results.scores[n][d]], resamples
+                )
         cells = [(title(name), *(str(found[text, name, size]) for size in sizes)) for name in names]
         lines += [f"{text}, by the number of paths that are fitted:", ""]
         lines += [*markdown_table(("ranking", *map(str, sizes)), cells), ""]
     for (text, name, size), value in found.items():
         row = {"measure": text, "ranking": title(name), "paths": size, "mean": value.mean, "low": value.low, "high": value.high}
         rows.append(row | {f"pilot_{point.pilot}": part for point, part in zip(at[size], value.pilots)})
-    lines += [*gains(at, sizes), ""]
+    lines += [*gains(at, sizes, resamples), ""]
     inputs = points[0].results.inputs
     noise = ", ".join(f"{point.results.inputs.noise:.0%}" for point in at[sizes[0]])
     lines += [
@@ -227,7 +232,7 @@ def write(points: Sequence[Point], output: FilePath, command: str) -> list[FileP
     return files
 
 
-def gains(at: dict[int, list[Point]], sizes: Sequence[int]) -> list[str]:
+def gains(at: dict[int, list[Point]], sizes: Sequence[int], resamples: int) -> list[str]:
     """Markdown: what the filter with our options has above ridge, size by size."""
     cells = []
     for name in (OURS_FRESH, OURS):
@@ -236,7 +241,8 @@ def gains(at: dict[int, list[Point]], sizes: Sequence[int]) -> list[str]:
             for size in sizes:
                 if name not in at[size][0].results.scores:
                     continue
-                value = measured(at[size], measure, lambda results, n=name: [results.scores[n], results.scores[RIDGE]])
+                both = lambda results, n=name: [results.scores[n], results.scores[RIDGE]]  # noqa: E731
+                value = measured(at[size], measure, both, resamples)
                 row.append(f"{value.mean:+.3f} ({value.low:+.2f} to {value.high:+.2f})")
             if len(row) > 1:
                 cells.append(tuple(row))

@@ -218,11 +218,12 @@ def weakest_of(results: StudyResults, name: str, ratio: float, groups: np.ndarra
 
 
 def precision_interval(results: StudyResults, name: str, rng: np.random.Generator, ratio: float = RATIO) -> tuple[float, float]:
-    """Bootstrap interval of the precision, mean over seeds."""
+    """Bootstrap interval of the precision, mean over seeds, or over a few draws of the true order."""
     losses, buckets = results.inputs.test.losses, results.inputs.test.buckets
+    draws = results.scores[name][:3] if name == CEILING else results.scores[name]
 
     def precision(rows: np.ndarray) -> float:
-        return mean([weakest(scores[rows], losses[rows], ratio, buckets[rows]).precision for scores in results.scores[name]])
+        return mean([weakest(scores[rows], losses[rows], ratio, buckets[rows]).precision for scores in draws])
 
     return bootstrap_interval(precision, buckets, deepcopy(rng))
 
