@@ -90,7 +90,7 @@ def curves(profile: Profile, device: Device, log: Callable[[str], None] = print)
             some = first_of_each_bucket(train, per_bucket)
             label = f"{data_set.title}, pilot supernet of seed {seed}"
             options, buckets = first.config.hparams.filter, first.config.hparams.buckets
-            inputs = StudyInputs(label, some, test, options, before, buckets, noise)
+            inputs = StudyInputs(label, some, test, options, before, buckets, noise=noise)
             folder = profile_folder(profile) / f"{key}-pilots" / f"{seed}_{len(some)}"
             points.append(Point(seed, len(some), filter_study.run(inputs, (0,), folder, log, processes(), CHOSEN)))
             spent = (time.monotonic() - started) / 60

@@ -41,7 +41,8 @@ def detection_paths(run: Run) -> StudyInputs:
     train = EvaluatedPaths.read(fitted, config.network.geometry)
     noise = noise_of(config, run.folder / "warm_up" / "weights.h5", test)
     options, buckets = config.hparams.filter, config.hparams.buckets
-    return StudyInputs(label, train, test, options, pretraining_paths(run), buckets, noise, run.folder / "path_filter.h5")
+    known = {"noise": noise, "pruned_by": run.folder / "path_filter.h5"}
+    return StudyInputs(label, train, test, options, pretraining_paths(run), buckets, **known)
 
 
 def classification_paths(run: Run) -> StudyInputs:
@@ -54,7 +55,7 @@ def classification_paths(run: Run) -> StudyInputs:
     test = evaluated(run, config, source.supernet, "classification_test", count, [pretraining.file, train.file])
     label = f"{config.name}, classification supernet"
     noise = noise_of(config, source.supernet, test)
-    return StudyInputs(label, train, test, config.hparams.filter, pretraining, config.hparams.buckets, noise)
+    return StudyInputs(label, train, test, config.hparams.filter, pretraining, config.hparams.buckets, noise=noise)
 
 
 def pretraining_paths(run: Run) -> EvaluatedPaths:

@@ -36,7 +36,6 @@ PAPER_LETTER = {
     "ensemble": 1,
     "margin": "score",
     "regression": 0.0,
-    "epochs": 200,
     "patience": 30,
     "weight_decay": 0.0,
     "dropout": 0.0,
@@ -72,11 +71,13 @@ class Setting:
         loss, block = "bounded" if self.flops_bounded else "all_pairs", "block" if self.block_encoding else "no_block"
         return f"{self.encoding}_{block}_{'ours' if self.ours else loss}"
 
-    def options(self, given: Filter) -> Filter:
-        """The filter and its fitting, where the study's options are `given`."""
+    def options(self, given: Filter, letter_epochs: int = 200) -> Filter:
+        """The filter and its fitting, where the study's options are `given`; see `StudyInputs`."""
         parts = {"block_encoding": self.block_encoding, "encoding": self.encoding}
-        letter = {} if self.ours else PAPER_LETTER | {"pairs": "bounded" if self.flops_bounded else "all"}
-        return replace(given, **parts, **letter)
+        if self.ours:
+            return replace(given, **parts)
+        pairs = "bounded" if self.flops_bounded else "all"
+        return replace(given, **parts, **PAPER_LETTER, epochs=letter_epochs, pairs=pairs)
 
 
 OURS, OURS_FRESH = "ours", "ours, fresh"
@@ -107,6 +108,7 @@ class StudyInputs:
             `encoding` do not count.
         pretraining: paths of the classification supernet; None leaves the settings with pre-training out.
         buckets: number of FLOPs buckets.
+        letter_epochs: of a filter by the paper's letter, which learns more slowly than ours.
         noise: the share of the test losses' variance inside a bucket that is noise; None: it is not known.
         pruned_by: file of the path filter of the run whose supernet this is; None: there is none.
 
@@ -120,6 +122,7 @@ class StudyInputs:
     options: Filter
     pretraining: EvaluatedPaths | None = None
     buckets: int = 5
+    letter_epochs: int = 200
     noise: float | None = None
     pruned_by: FilePath | None = None
 
@@ -157,7 +160,8 @@ class StudyInputs:
         parts = ("weights", "block_encoding", "encoding")
         options = {name: value for name, value in asdict(self.options).items() if name not in parts}
         digests = {name: digest(paths) for name, paths in self.sets.items()}
-        return {"paths": {"pretraining": None} | digests, "options": options, "buckets": self.buckets}
+        letter = {"letter_epochs": self.letter_epochs}
+        return {"paths": {"pretraining": None} | digests, "options": options, "buckets": self.buckets} | letter
 
     @property
     def pretraining_digest(self) -> str:
@@ -255,13 +259,14 @@ def _scores(inputs: StudyInputs, setting: Setting, seed: int, folder: FilePath) 
     if setting.fine_tuning:
         rng, given = seeded(seed, "fine-tuning"), inputs.train
         moved = transfer(path_filter, given.batch, given.buckets, given.losses, rng) if setting.pretraining else "fresh"
-        text = f"{moved}; {outcome(_fit(path_filter, given, setting.options(inputs.options), rng))}"
+        options = setting.options(inputs.options, inputs.letter_epochs)
+        text = f"{moved}; {outcome(_fit(path_filter, given, options, rng, setting.pretraining))}"
     return path_filter.score(inputs.test.batch, inputs.test.buckets), text
 
 
 def fresh(inputs: StudyInputs, setting: Setting, seed: int) -> PathFilter:
     """The setting's filter with the seed's first weights."""
-    options = setting.options(inputs.options)
+    options = setting.options(inputs.options, inputs.letter_epochs)
     return PathFilter(
         inputs.train.geometry,
         inputs.buckets,
@@ -285,13 +290,20 @@ def pretrained(inputs: StudyInputs, setting: Setting, seed: int, folder: FilePat
     if file.exists():
         return PathFilter.load(file)
     path_filter = fresh(inputs, setting, seed)
-    _fit(path_filter, inputs.pretraining, setting.options(inputs.options), seeded(seed, "pre-training"))
+    _fit(path_filter, inputs.pretraining, setting.options(inputs.options, inputs.letter_epochs), seeded(seed, "pre-training"))
     path_filter.save(file)
     return path_filter
 
 
-def _fit(path_filter: PathFilter, paths: EvaluatedPaths, options: Filter, rng: np.random.Generator) -> tuple[FitResult, ...]:
-    return fit(path_filter, paths.batch, paths.buckets, paths.losses, rng, fit_options(options))
+def _fit(
+    path_filter: PathFilter,
+    paths: EvaluatedPaths,
+    options: Filter,
+    rng: np.random.Generator,
+    transferred: bool = False,
+) -> tuple[FitResult, ...]:
+    given = paths.batch, paths.buckets, paths.losses
+    return fit(path_filter, *given, rng, fit_options(options), transferred=transferred)
 
 
 def outcome(results: Sequence[FitResult]) -> str:

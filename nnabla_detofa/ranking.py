@@ -106,6 +106,7 @@ class FitResult:
         validation_losses: loss of all validation paths after each epoch.
         best_epoch: the epoch whose weights the member has now; 0 is what it had before.
         validation_taus: bucket -> Kendall's tau of its validation paths (NaN for fewer than two).
+        kept: factor of a transferred member's logits beside its linear skip; 0: a fresh member took its place.
     """
 
     train: np.ndarray
@@ -114,6 +115,7 @@ class FitResult:
     validation_losses: np.ndarray
     best_epoch: int
     validation_taus: dict[int, float]
+    kept: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ def fit(
     rng: np.random.Generator,
     options: FitOptions | None = None,
     progress: Callable[[int, int, float, float], None] | None = None,
+    transferred: bool = False,
 ) -> tuple[FitResult, ...]:
     """Fit each member of the filter to evaluated paths; it ends with the weights of its best validation loss.
 
@@ -212,6 +215,8 @@ def fit(
         options: by default the paper's letter.
         progress: called after each epoch with the number of the member, from 0, and of the epoch, the training and the
             validation loss.
+        transferred: `transfer` was called before: a linear skip is fitted together with the factor of what a member knows
+            already, which may add little to what the tokens alone say of the new paths.
 
     Raises:
         UserError: there are too few paths for pairs in both parts.
@@ -224,7 +229,7 @@ def fit(
             if progress:
                 progress(number, *news)
 
-        results.append(_MemberFit(path_filter, number, paths, rng, options or FitOptions()).run(heard))
+        results.append(_MemberFit(path_filter, number, paths, rng, options or FitOptions(), transferred).run(heard))
     path_filter.standardize(batch, paths.buckets)
     return tuple(results)
 
@@ -244,11 +249,19 @@ class _Paths(NamedTuple):
 class _MemberFit:
     """The fit of one member: its parts of the paths, its training graph, and its epochs."""
 
-    def __init__(self, path_filter: PathFilter, number: int, paths: _Paths, rng: np.random.Generator, options: FitOptions):
+    def __init__(
+        self,
+        path_filter: PathFilter,
+        number: int,
+        paths: _Paths,
+        rng: np.random.Generator,
+        options: FitOptions,
+        transferred: bool,
+    ):
         import nnabla.solvers as S
 
         self.filter, self.number, self.member = path_filter, number, path_filter.members[number]
-        self.paths, self.rng, self.options = paths, rng, options
+        self.paths, self.rng, self.options, self.kept = paths, rng, options, 1.0
         self.train, self.validation = split(paths.buckets, rng)
         self.parts = {"training": paths.of(self.train), "validation": paths.of(self.validation)}
         for part, held in self.parts.items():
@@ -257,7 +270,7 @@ class _MemberFit:
                     f"fitting the path filter needs two {part} paths in a FLOPs bucket; got {len(paths.losses)} paths in all"
                 )
         if path_filter.settings["linear_skip"]:
-            self.fit_skip(self.parts["training"])
+            self.kept = self.fit_skip(self.parts["training"], transferred)
         self.n_batches = -(-len(self.train) // options.batch_size)
         self.size = -(-len(self.train) // self.n_batches)
         self.graph = self.make_graph()
@@ -282,7 +295,9 @@ class _MemberFit:
         if self.filter.settings["linear_skip"]:
             self.fit_skip(self.paths)
         taus = per_bucket(kendall_tau, self.logits(held), held.losses, held.buckets)
-        return FitResult(self.train, self.validation, np.array(train_losses), np.array(validation_losses), best, taus)
+        return FitResult(
+            self.train, self.validation, np.array(train_losses), np.array(validation_losses), best, taus, self.kept
+        )
 
     def weights(self) -> dict[str, np.ndarray]:
         return {name: parameter.d.copy() for name, parameter in self.member.get_parameters().items()}
@@ -291,22 +306,39 @@ class _MemberFit:
         """(n,) the member's logits."""
         return self.filter.member_logits(self.number, paths.tokens, paths.buckets)
 
-    def fit_skip(self, paths: _Paths) -> None:
+    def fit_skip(self, paths: _Paths, transferred: bool = False) -> float:
         """Add to the linear skip the ridge regression of what the member leaves of the paths' goodness.
 
-        Training begins with that of the training paths. When the best epoch is known, the validation paths are used too:
-        the skip has closed-form weights, which no epoch has to be chosen for. The penalty is chosen by leaving each path
-        out in turn. What a token is worth is the sum of a part for its place and a part for its block, see `by_block`.
+        Training begins with the regression of the training paths. When the best epoch is known, the validation paths are
+        used too: the skip has closed-form weights, which no epoch has to be chosen for. The penalty is chosen by leaving each
+        path out in turn. What a token is worth is the sum of a part for its place and a part for its block, see `by_block`.
+
+        Args:
+            transferred: fit the factor of the member's own logits, too, as one more column of variance 1 inside the buckets.
+
+        Returns:
+            that factor; 0 where it was not positive, so that a fresh member took its place; 1 where it was not fitted.
         """
         from sklearn.linear_model import RidgeCV
 
-        tokenizer = self.filter.tokenizer
+        tokenizer, logits, kept = self.filter.tokenizer, self.logits(paths).astype(float), 1.0
         parts = by_block(tokenizer.blocks, len(tokenizer.vocabulary))
         columns = one_hot(paths.tokens, len(tokenizer.vocabulary)) @ parts
-        ridge = RidgeCV(alphas=RIDGE_PENALTIES).fit(columns, paths.goodness - self.logits(paths))
+        if transferred:
+            spread = centered(logits, paths.buckets).std() or 1.0
+            ridge = RidgeCV(alphas=RIDGE_PENALTIES).fit(np.column_stack([columns, logits / spread]), paths.goodness)
+            kept = float(ridge.coef_[-1]) / spread
+            if kept <= 0:
+                self.filter.renew(self.number, self.rng)
+                self.fit_skip(paths)
+                return 0.0
+            self.member.scale(kept)
+        else:
+            ridge = RidgeCV(alphas=RIDGE_PENALTIES).fit(columns, paths.goodness - logits)
         n_buckets = self.filter.settings["buckets"]
-        self.member.skip.d[n_buckets:, 0] += parts @ ridge.coef_
+        self.member.skip.d[n_buckets:, 0] += parts @ ridge.coef_[: columns.shape[1]]
         self.member.skip.d[:n_buckets, 0] += ridge.intercept_
+        return kept
 
     def make_graph(self) -> dict[str, nn.Variable]:
         """Inputs and loss of a minibatch."""

@@ -492,12 +492,13 @@ class SupernetRunner(Runner):
                     self.show(f"pair loss on validation paths/{curve}", validation_loss, epoch)
                     self.pause(alone=True)
 
-                results = fit(trained, *given, self.rng(name), fit_options(options), on_epoch)
+                results = fit(trained, *given, self.rng(name), fit_options(options), on_epoch, transferred)
             for number, result in enumerate(results, 1):
                 self.log(
                     f"{name}{f', member {number}' if members > 1 else ''}: best of {len(result.validation_losses) - 1} epochs "
                     f"is {result.best_epoch}, validation loss {result.validation_losses[result.best_epoch]:.4f} "
                     f"(before: {result.validation_losses[0]:.4f})"
+                    + (f"; beside its linear skip, transferred logits times {result.kept:.3g}" if result.kept != 1 else "")
                 )
             trained.save(file)
             return trained.get_weights()

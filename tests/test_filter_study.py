@@ -39,7 +39,7 @@ def inputs(tmp_path) -> StudyInputs:
     train, test, before = (
         evaluated(tmp_path, *what) for what in (("train", 0, 50), ("test", 50, 24), ("before", 100, 60, 2.0))
     )
-    return StudyInputs("made up", train, test, TINY, before, buckets=2)
+    return StudyInputs("made up", train, test, TINY, before, buckets=2, letter_epochs=2)
 
 
 def test_the_four_rows_of_table_3_add_one_part_after_the_other():
@@ -96,7 +96,7 @@ def test_scores_of_other_paths_or_options_are_refused(inputs, tmp_path):
         sets = {"train": inputs.train, "test": inputs.test, "options": TINY, "pretraining": inputs.pretraining} | change
         changed = "paths" if "pretraining" in change else "options"
         with pytest.raises(UserError, match=rf"scores\.jsonl holds scores of a study with other {changed}"):
-            run(StudyInputs("made up", buckets=2, **sets), (0,), tmp_path / "study")
+            run(StudyInputs("made up", buckets=2, letter_epochs=2, **sets), (0,), tmp_path / "study")
     lines = (tmp_path / "study" / "scores.jsonl").read_text().splitlines()
     lines[2] = lines[2][:-5]
     (tmp_path / "study" / "scores.jsonl").write_text("\n".join(lines) + "\n")
@@ -107,7 +107,7 @@ def test_scores_of_other_paths_or_options_are_refused(inputs, tmp_path):
 def test_scores_that_are_refused_are_left_as_they_were(inputs, tmp_path):
     file = tmp_path / "study" / "scores.jsonl"
     run(inputs, (0,), file.parent)
-    whole, other = file.read_text(), StudyInputs("made up", inputs.train, inputs.test, Filter(dim=16), buckets=2)
+    whole, other = file.read_text(), dataclasses.replace(inputs, options=Filter(dim=16))
     first, *lines = whole.splitlines()
     few = json.dumps(json.loads(lines[0]) | {"scores": [1.0]})
     for content, asked, message in (
@@ -132,7 +132,7 @@ def test_a_filter_pre_trained_on_other_paths_is_not_used(inputs, tmp_path):
     """Also where the scores are removed, as the refusal says, and the filters are left."""
     run(inputs, (0,), tmp_path / "study")
     (tmp_path / "study" / "scores.jsonl").unlink()
-    other = StudyInputs("made up", inputs.train, inputs.test, TINY, evaluated(tmp_path, "other", 100, 60, -2.0), buckets=2)
+    other = dataclasses.replace(inputs, pretraining=evaluated(tmp_path, "other", 100, 60, -2.0))
     found, fresh = run(other, (0,), tmp_path / "study"), run(other, (0,), tmp_path / "fresh" / "study")
     np.testing.assert_array_equal(found.scores[EVERYTHING.name], fresh.scores[EVERYTHING.name])
 

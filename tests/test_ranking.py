@@ -8,6 +8,7 @@ from nnabla_detofa.errors import UserError
 from nnabla_detofa.path_filter import PathFilter
 from nnabla_detofa.ranking import (
     FitOptions,
+    by_block,
     centered,
     fit,
     pair_loss,
@@ -168,6 +169,30 @@ def test_a_fresh_filter_takes_the_place_of_one_that_ranks_the_wrong_way_round():
     assert text.startswith("member 1: fresh, as") and "member 2: transferred, logits times" in text
     assert np.abs(path_filter.logits(batch, buckets)[0]).max() < 1
     np.testing.assert_array_equal(path_filter.get_weights()["member_2/token_embedding"], kept)
+
+
+def test_what_a_transferred_filter_adds_to_its_skip_is_fitted_too():
+    """One that knows the order keeps a part of it; one that knows the reverse is replaced by a fresh one."""
+    batch, buckets, losses = known_paths()
+    kept = {}
+    for sign in (1, -1):
+        path_filter = PathFilter(buckets=2, dim=16, layers=1, feed_forward=16, rng=np.random.default_rng(1))
+        fit(path_filter, batch, buckets, losses, np.random.default_rng(2), FitOptions(epochs=15, lr=1e-2))
+        path_filter.members[0].scale(sign)
+        extended = path_filter.extended(2, linear_skip=True)
+        options = FitOptions(epochs=1, lr=1e-6)
+        results = fit(extended, batch, buckets, losses, np.random.default_rng(2), options, transferred=True)
+        kept[sign] = [result.kept for result in results]
+        assert min(per_bucket(kendall_tau, extended.score(batch, buckets), losses, buckets).values()) > 0.8
+    assert min(kept[1]) > 0 and kept[-1] == [0, 0]
+
+
+def test_columns_of_blocks_by_hand():
+    """Two places of one block and one of another, two words: a block of one place has no columns of its own."""
+    parts = by_block(np.array([0, 0, 1]), 2)
+    half = 1 / np.sqrt(2)
+    np.testing.assert_allclose(parts[:, 6:], [[half, 0], [0, half], [half, 0], [0, half], [0, 0], [0, 0]])
+    np.testing.assert_array_equal(parts[:, :6], np.eye(6))
 
 
 def test_the_skip_learns_what_adds_up_from_few_paths_and_no_epoch():
