@@ -16,17 +16,13 @@ GROUP_paper := $(TABLES) $(FIGURES)
 STUDIES := $(TABLES) $(FIGURES) tables figures paper
 
 .NOTPARALLEL: # what needs both cores takes both
-.PHONY: help setup setup-mpi setup-export test test-slow test-faults test-export parity lint demo pretrain evaluation-study \
-    table1 filter-study report test-docs test-page bench-space bench-filter $(STUDIES) data/digits clean
+.PHONY: help setup setup-export test test-slow test-faults test-export parity lint reference demo pretrain evaluation-study \
+    table1 filter-study report test-docs test-page bench $(STUDIES) data/digits clean
 
 help: ## This list
 	@sed -n 's/^\([a-zA-Z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-17s %s\n' "$$target" "$$text"; done
 
 setup: $(READY) ## Make .venv with Python 3.10 and the exact versions of requirements.lock
-
-setup-mpi: $(READY) ## Add mpi4py and Open MPI to .venv: one run on several processes, and the demo on two
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-isolation -c requirements.lock -e '.[mpi]'
-	@$(BIN)/python -c 'from mpi4py import MPI; print("$(VENV) has", MPI.Get_library_version().split(",")[0])'
 
 test: $(READY) ## Run the tests (11 minutes)
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
@@ -34,7 +30,7 @@ test: $(READY) ## Run the tests (11 minutes)
 test-slow: $(READY) ## Run the tests that take minutes (6 in all)
 	$(BIN)/python -m pytest -m slow -s
 
-test-faults: setup-mpi ## Kill runs at random moments, compare two processes with one, try malformed input (13 minutes)
+test-faults: $(READY) ## Kill runs at random moments, compare two processes with one, try malformed input (13 minutes)
 	$(BIN)/python tests/faults_by_kill.py
 	$(BIN)/python -m pytest -v tests/test_ranks.py
 	$(BIN)/python tests/bad_input.py
@@ -48,20 +44,19 @@ parity: $(READY) ## Compare with the figures of independent implementations and 
 lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
-# Two processes share the demo where MPI is there. Each sees half of a batch, 4 images, and so does its batch normalisation:
-# the numbers differ a little from those of one process.
-TWO = $(shell $(BIN)/python -c 'import shutil, sys; from mpi4py import MPI; sys.exit(not shutil.which("mpirun", path="$(BIN):$(PATH)"))' 2>/dev/null && echo --processes 2)
+reference: $(READY) ## Write configs/schema.json and docs/config.md from the schema in the code
+	$(BIN)/python -m nnabla_detofa.config.reference
 
-demo: data/digits ## Run Algorithm 1 on the digits data set and show what it finds (11 minutes; see also setup-mpi)
-	@$(if $(TWO),echo "on two processes: their mini-batches of 4 images give slightly other numbers than one process with 8")
-	$(BIN)/nnabla_nas -f configs/digits_detofa.json -o runs/demo $(TWO)
+demo: data/digits ## Run Algorithm 1 on the digits data set and show what it finds (10 minutes)
+	$(BIN)/nnabla_nas -f configs/digits_detofa.json -o runs/demo --processes auto
 	$(BIN)/python -m nnabla_detofa report runs/demo -o results/demo
 
 pretrain: data/digits ## Train the weights that the demo and Figure 7 start from (30 minutes)
-	$(BIN)/nnabla_nas -f configs/digits_pretrain.json -o runs/digits_pretrain
+	$(BIN)/nnabla_nas -f configs/digits_pretrain.json -o runs/digits_pretrain --processes auto
 	$(BIN)/python -m nnabla_detofa ship runs/digits_pretrain configs/weights
-	$(BIN)/nnabla_nas -f configs/digits_pretrain_fullnet.json -o runs/digits_pretrain_fullnet
+	$(BIN)/nnabla_nas -f configs/digits_pretrain_fullnet.json -o runs/digits_pretrain_fullnet --processes auto
 	$(BIN)/python -m nnabla_detofa ship runs/digits_pretrain_fullnet configs/weights
 
 evaluation-study: $(READY) ## How many images a path's evaluation needs; after the demo (10 minutes); writes docs/path-evaluation/
@@ -114,11 +109,9 @@ test-page: $(READY) ## Open that page in Chromium at the widths of a phone and a
 data/digits: $(READY) # written once; a set that is there is only checked
 	$(BIN)/python -m nnabla_detofa data digits --root data/digits
 
-bench-space: $(READY) ## Speed of costs, sampling and evolution against plain Python (a minute)
-	$(BIN)/python tests/bench_space.py
-
-bench-filter: $(READY) ## Speed of the path filter against its bare matrix products (2 minutes)
-	$(BIN)/python tests/bench_filter.py
+# ONLY="P1 P3" takes these measures alone; UPSTREAM=folder of NNablaNAS' sources adds P2.
+bench: data/digits ## Speed of each part beside what bounds it; writes results/bench.json (some minutes)
+	@$(BIN)/python tests/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(UPSTREAM),--upstream $(call quoted,$(UPSTREAM)))
 
 setup-export: $(EXPORT_READY) ## Make .venv-export, which writes and runs ONNX (2.3 GB, a few minutes)
 
@@ -131,6 +124,7 @@ clean: ## Remove .venv, .venv-export and what tools left behind; data/ and runs/
 
 # A python3.10 on the PATH may be a pyenv shim that fails, so every candidate is tried by running it. The lock goes in
 # first and our package after it, without dependencies: the command nnabla_nas must be ours, not nnabla-nas' own.
+# nnabla loads MPI as libmpi.so, which Open MPI's wheel has as a text for linkers beside the library itself.
 $(READY): requirements.lock setup.py
 	@if ! $(BIN)/python $(IS_310) 2>/dev/null; then \
 	    found=; \
@@ -150,6 +144,7 @@ $(READY): requirements.lock setup.py
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r $(VENV)/tools.txt
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-isolation -r requirements.lock
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@ln -sf libmpi.so.40 $(VENV)/lib/libmpi.so
 	@grep -q nnabla_detofa $(BIN)/nnabla_nas || { echo "error: $(BIN)/nnabla_nas is not the command of this package" >&2; exit 2; }
 	@touch $(READY)
 

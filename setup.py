@@ -11,10 +11,11 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
+VERSION = HERE / "nnabla_detofa" / "common" / "version.py"
 
 setup(
     name="nnabla-detofa",
-    version=re.search(r'__version__ = "(.+)"', (HERE / "nnabla_detofa" / "__init__.py").read_text(encoding="utf-8"))[1],
+    version=re.search(r'__version__ = "(.+)"', VERSION.read_text(encoding="utf-8"))[1],
     description="DetOFA in NNabla: once-for-all training of object detectors with a pre-trained supernet and a path filter",
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
@@ -45,11 +46,11 @@ setup(
         "cuda110": ["nnabla-ext-cuda110==1.39.0"],
         "cuda116": ["nnabla-ext-cuda116==1.39.0"],
         "cuda120": ["nnabla-ext-cuda120==1.39.0"],
-        "mpi": ["mpi4py>=4.1", "openmpi>=5"],  # one run on several processes; CPUs talk through mpi4py
+        "mpi": ["mpi4py>=4.1", "openmpi>=5"],  # one run on several processes; make setup has it, a cluster its own
         "torch": ["torch>=2.6"],  # reads the published OFA checkpoints
         "export": ["nnabla-converter==1.39.0", "onnxruntime"],  # brings TensorFlow: make setup-export
         "search": ["pymoo==0.6.2"],  # fronts: NSGA-II
-        "dev": ["hypothesis", "pymoo==0.6.2", "pytest", "pytest-xdist", "ruff"],
+        "dev": ["hypothesis", "import-linter", "jsonschema", "pymoo==0.6.2", "pytest", "pytest-xdist", "ruff"],
     },
     entry_points={"console_scripts": ["nnabla_nas = nnabla_detofa.cli:main"]},
     classifiers=[

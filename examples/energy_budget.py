@@ -14,9 +14,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from nnabla_detofa.costs import AdditiveCost, CostModel
-from nnabla_detofa.evolution import Constraint, search
-from nnabla_detofa.search_space import PathBatch, ofa_resnet50
+from nnabla_detofa.search.evolution import Constraint, search
+from nnabla_detofa.space.costs import AdditiveCost, CostModel
+from nnabla_detofa.space.paths import PathBatch
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 PJ_PER_MAC, PJ_PER_BYTE = 4.6, 160.0
 """Energy of a float32 multiply-accumulate, and of a byte from DRAM (45 nm: Horowitz, ISSCC 2014: 0.9 + 3.7, and 640 for 4)."""

@@ -18,13 +18,14 @@ import nnabla.functions as F
 import numpy as np
 from on_digits import digits, train_steps
 
-from nnabla_detofa.centernet import Detector, Head, soft_nms
-from nnabla_detofa.costs import CostModel
 from nnabla_detofa.data.sets import DetectionSets
-from nnabla_detofa.geometry import Geometry, HeadGeometry
-from nnabla_detofa.search_space import ofa_resnet50
-from nnabla_detofa.validation import BoxDetector, average_precision, reestimate
-from nnabla_detofa.weights import load_backbone
+from nnabla_detofa.evaluation.validation import BoxDetector, average_precision, reestimate
+from nnabla_detofa.networks.centernet import Detector, Head, run_heads, soft_nms
+from nnabla_detofa.networks.supernet import STORED
+from nnabla_detofa.networks.weights import load_backbone
+from nnabla_detofa.space.costs import CostModel
+from nnabla_detofa.space.geometry import Geometry, HeadGeometry
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 LARGEST = 5.0  # of the logarithm of a distance in cells
 CLASSES = 10.0  # weight of their loss: with 1 it is lost beside the other two, and boxes are found long before their classes
@@ -69,14 +70,14 @@ class FcosDetector(Detector):
         self.classes = Head(channels, head.head_channels, head.num_classes, rng, heat_map_std, bias=-4.6)
         self.edges = Head(channels, head.head_channels, 5, rng, heat_map_std)
 
-    def heads(self, y: nn.Variable) -> Outputs:
-        return Outputs(self.classes(y), self.edges(y))
+    def heads(self, y: nn.Variable, statistics=STORED) -> Outputs:
+        return Outputs(*run_heads((self.classes, self.edges), y, statistics))
 
-    def losses(self, outputs: Outputs, targets) -> Losses:
+    def losses(self, outputs: Outputs, targets, counts=None) -> Losses:
         """Focal loss of all cells; -log IoU, weighted by centreness, and the centreness' cross entropy of cells in objects."""
         wanted, edges, centreness = targets
         inside = F.sum(wanted, axis=1, keepdims=True)
-        count = F.maximum_scalar(F.sum(inside), 1.0)
+        count, weight = (F.maximum_scalar(total, 1.0) for total in counts or (F.sum(inside), F.sum(centreness)))
         p = F.sigmoid(outputs.classes)
         positive = 0.25 * wanted * (1.0 - p) ** 2 * F.softplus(-1.0 * outputs.classes)
         negative = 0.75 * (1.0 - wanted) * p**2 * F.softplus(outputs.classes)
@@ -87,8 +88,13 @@ class FcosDetector(Detector):
         shared = F.minimum2(found, edges)
         overlap, both = area(shared), area(found) + area(edges)
         misfit = F.log((both - overlap + 1.0) / (overlap + 1.0))
-        distances = F.sum(centreness * misfit) / F.maximum_scalar(F.sum(centreness), 1.0)
+        distances = F.sum(centreness * misfit) / weight
         return Losses(CLASSES * classes + distances + centre, classes, distances, centre)
+
+    def counts(self, targets) -> tuple[float, float]:
+        """What the losses divide by: cells in objects, and the sum of their centreness."""
+        wanted, _, centreness = targets
+        return float(wanted.sum()), float(centreness.sum())
 
     def maps(self, outputs: Outputs) -> tuple[nn.Variable, ...]:
         """Scores (B, K, h, w) in [0, 1], and distances in cells (B, 4, h, w)."""

@@ -16,13 +16,15 @@ import nnabla.functions as F
 import numpy as np
 from on_digits import digits, fitted_scorer, train_steps
 
-from nnabla_detofa.centernet import Detector
-from nnabla_detofa.costs import Buckets, CostModel, conv_cost
-from nnabla_detofa.evolution import search
-from nnabla_detofa.geometry import Geometry, HeadGeometry
-from nnabla_detofa.pruning import operation_scores, prune_operations
-from nnabla_detofa.search_space import ofa_resnet50
-from nnabla_detofa.supernet import Bottleneck, ConvBN, ElasticResNet50, LayerPlan, slice_weight
+from nnabla_detofa.backend.kernels import leading
+from nnabla_detofa.networks.centernet import Detector
+from nnabla_detofa.networks.supernet import Bottleneck, ConvBN, ElasticResNet50, LayerPlan
+from nnabla_detofa.search.evolution import search
+from nnabla_detofa.space.costs import CostModel, conv_cost
+from nnabla_detofa.space.counting import Buckets
+from nnabla_detofa.space.geometry import Geometry, HeadGeometry
+from nnabla_detofa.space.pruning import operation_scores, prune_operations
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 
 class Choice(NamedTuple):
@@ -57,7 +59,7 @@ class KernelConv(ConvBN):
     """A convolution that runs with any kernel up to its own: the middle of it, as in OFA-MobileNetV3."""
 
     def __call__(self, x, outputs: int, kernel: int, statistics):
-        weight = slice_weight(self.parameters["conv/conv/_W"], outputs, x.shape[1])
+        weight = leading(self.parameters["conv/conv/_W"], outputs, x.shape[1])
         edge = (weight.shape[2] - kernel) // 2
         if edge:
             weight = F.slice(weight, (0, 0, edge, edge), (outputs, x.shape[1], edge + kernel, edge + kernel))

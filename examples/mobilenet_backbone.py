@@ -19,13 +19,15 @@ from nnabla_nas.contrib.common.ofa.elastic_nn.modules.dynamic_op import DynamicC
 from nnabla_nas.contrib.common.ofa.utils.common_tools import make_divisible
 from on_digits import digits, fitted_scorer, train_steps
 
-from nnabla_detofa.centernet import Detector
-from nnabla_detofa.compat import Mo, Model
-from nnabla_detofa.costs import AdditiveCost, Buckets, CostModel, MapSize, conv_cost
-from nnabla_detofa.evolution import search
-from nnabla_detofa.geometry import Geometry, HeadGeometry
-from nnabla_detofa.search_space import Path, ofa_resnet50
-from nnabla_detofa.supernet import Named, he_normal, slice_channels
+from nnabla_detofa.backend.compat import Mo, Model
+from nnabla_detofa.networks.centernet import Detector
+from nnabla_detofa.networks.supernet import Named, he_normal, slice_channels
+from nnabla_detofa.search.evolution import search
+from nnabla_detofa.space.costs import AdditiveCost, CostModel, MapSize, conv_cost
+from nnabla_detofa.space.counting import Buckets
+from nnabla_detofa.space.geometry import Geometry, HeadGeometry
+from nnabla_detofa.space.paths import Path
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,21 @@ from pathlib import Path
 import nnabla as nn
 import numpy as np
 
-from nnabla_detofa.compat import Optimizer
-from nnabla_detofa.costs import AdditiveCost, Buckets
+from nnabla_detofa.backend.compat import Optimizer
 from nnabla_detofa.data.augment import Augmentation
 from nnabla_detofa.data.digits import DIGIT_CLASSES, write_digits
 from nnabla_detofa.data.loader import CachedDataset, Loader
 from nnabla_detofa.data.sets import DetectionSets
 from nnabla_detofa.data.voc import VOCDataset
-from nnabla_detofa.path_filter import PathFilter, PathScorer
-from nnabla_detofa.pruning import UniformPaths
-from nnabla_detofa.ranking import FitOptions, fit
-from nnabla_detofa.search_space import PathBatch
-from nnabla_detofa.training import Schedule, train
-from nnabla_detofa.validation import PathEvaluator
+from nnabla_detofa.evaluation.validation import PathEvaluator
+from nnabla_detofa.path_filter.model import PathFilter, PathScorer
+from nnabla_detofa.path_filter.ranking import FitOptions, fit
+from nnabla_detofa.runs.phases import Schedule
+from nnabla_detofa.space.costs import AdditiveCost
+from nnabla_detofa.space.counting import Buckets
+from nnabla_detofa.space.paths import PathBatch
+from nnabla_detofa.space.pruning import UniformPaths
+from nnabla_detofa.training.loop import train
 
 MADE = Path(__file__).parent.parent / "data" / "digits"
 

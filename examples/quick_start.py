@@ -10,14 +10,15 @@ import nnabla as nn
 import numpy as np
 
 from nnabla_detofa import load_supernet
-from nnabla_detofa.costs import Buckets, CostModel
 from nnabla_detofa.data.augment import letterbox
 from nnabla_detofa.data.images import read_image
-from nnabla_detofa.path_filter import PathFilter, PathScorer
-from nnabla_detofa.run_folder import final_weights
-from nnabla_detofa.search_run import load_run
-from nnabla_detofa.supernet import GivenStatistics
-from nnabla_detofa.validation import BoxDetector, reestimate
+from nnabla_detofa.evaluation.validation import BoxDetector, reestimate
+from nnabla_detofa.networks.supernet import GivenStatistics
+from nnabla_detofa.path_filter.model import PathFilter, PathScorer
+from nnabla_detofa.runs.run_folder import final_weights
+from nnabla_detofa.space.costs import CostModel
+from nnabla_detofa.space.counting import Buckets
+from nnabla_detofa.tools.search import load_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,9 +43,9 @@ def main(run: Path = ROOT / "runs/demo", data: Path = ROOT / "data/digits", seed
     seen, new = (sorted(data.glob(names.format(split))) for split in ("train", "test" if detects else "val"))
     if seen and new:
         # Batch-normalisation statistics belong to a path: those stored in the file are of none.
-        images = np.stack([letterbox(read_image(file), (side, side))[0] for file in seen[::7][:64]])
+        images = np.stack([letterbox(read_image(file), (side, side), net.normalization)[0] for file in seen[::7][:64]])
         statistics = reestimate(net, path, [images])
-        image, matrix = letterbox(read_image(new[0]), (side, side))
+        image, matrix = letterbox(read_image(new[0]), (side, side), net.normalization)
         if detects:
             for box, likely, label in zip(*BoxDetector(net, path, statistics, top=4)(image[None], matrix[None])[0]):
                 print(f"{new[0].name}: a {label} ({likely:.2f}) at {box.round().astype(int).tolist()}")

@@ -8,7 +8,8 @@ was set. What the user can mend is an `errors.UserError`, one sentence.
 
 # Imports inside the functions: `import nnabla_detofa` and `--help` answer without nnabla. No function is called like a module.
 
-__version__ = "0.1.0"
+from .common.version import __version__ as __version__
+
 __all__ = [
     "check_data",
     "compare_runs",
@@ -43,9 +44,9 @@ def train(config, output=None, overrides=(), restart=False):
     import importlib
     from pathlib import Path
 
-    from . import cli
     from . import config as configs
-    from .compat import Device
+    from .backend.compat import Device
+    from .cli import commands as cli
 
     loaded = configs.load(config, overrides)
     device = Device.open(loaded.args.context, loaded.args.device_id, loaded.args.type_config)
@@ -73,7 +74,7 @@ def describe_run(run):
     """
     from pathlib import Path
 
-    from .inspect_run import describe
+    from .tools.inspect import describe
 
     return describe(Path(run))
 
@@ -101,7 +102,7 @@ def load_detector(run, name=None, overrides=()):
     Raises:
         UserError: there is no such run or detector, or its data or weights are not there.
     """
-    from .detect import load_detector
+    from .tools.detect import load_detector
 
     return load_detector(run, name, overrides)
 
@@ -118,14 +119,15 @@ def evaluate_detector(run, name=None, overrides=(), flip=None, scales=None):
         flip: average each image with its mirror image. scales: sizes of the input over that of training. None is the config's.
 
     Returns:
-        "ap50" and "ap50_per_class" in [0, 1]; by COCO's rules also "ap", "ap_per_class" and "coco" with all figures.
+        "ap50" and "ap50_per_class" in [0, 1], by the config's `ap_metric`; by VOC's rules also the other metric,
+        "ap50_area" or "ap50_11point", and by COCO's "ap", "ap_per_class" and "coco" with all figures.
 
     Raises:
         UserError: as `load_detector`'s.
     """
     from pathlib import Path
 
-    from .evaluate import default_detector, evaluate
+    from .tools.evaluate import default_detector, evaluate
 
     run = Path(run)
     return evaluate(run, name or default_detector(run), overrides, flip, scales)
@@ -176,7 +178,7 @@ def search(
     """
     from pathlib import Path
 
-    from .search_run import as_bound, find, load_run
+    from .tools.search import as_bound, find, load_run
 
     given = {"flops": flops, "latency": latency, "params": params, "memory": memory}
     bounds = {name: as_bound(name, bound) for name, bound in given.items() if bound is not None}
@@ -205,7 +207,7 @@ def compare_runs(*runs):
     """
     from pathlib import Path
 
-    from .compare import compare
+    from .tools.compare import compare
 
     return compare([Path(run) for run in runs])
 
@@ -262,6 +264,6 @@ def load_supernet(weights, task="classification", num_classes=None, **options):
     Raises:
         UserError: the file cannot be read, holds another kind of network, or its shapes are not those of the arguments.
     """
-    from .loading import load_supernet
+    from .networks.loading import load_supernet
 
     return load_supernet(weights, task, num_classes, **options)

@@ -29,9 +29,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnabla_detofa import cli
 from nnabla_detofa import config as configs
-from nnabla_detofa.errors import UserError
+from nnabla_detofa.cli import commands as cli
+from nnabla_detofa.common.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md")))
@@ -141,7 +141,12 @@ def help_commands() -> list[Command]:
 
 def config_files() -> list[str]:
     folders = ("configs", "configs/baselines", "configs/profiles")
-    return [f"{folder}/{file.name}" for folder in folders for file in sorted((ROOT / folder).glob("*.json"))]
+    return [
+        f"{folder}/{file.name}"
+        for folder in folders
+        for file in sorted((ROOT / folder).glob("*.json"))
+        if file.stem != "schema"
+    ]
 
 
 def everything() -> list[Command]:
@@ -173,7 +178,7 @@ def _check_words(words: list[str]) -> None:
     program, *rest = words
     if program == "make":
         _check_make(rest)
-    elif program == "mpirun":
+    elif program in ("mpirun", ".venv/bin/mpirun"):
         if rest[0] != "-n" or not rest[1].isdigit():
             raise Fault("mpirun must begin with -n and a number")
         _check_words(rest[2:])
@@ -211,8 +216,8 @@ def _check_tool(words: list[str]) -> None:
 
 
 def _check_reproduce(arguments: argparse.Namespace) -> None:
-    from nnabla_detofa.profiles import load
-    from nnabla_detofa.reproduce import TARGETS
+    from nnabla_detofa.paper.profiles import load
+    from nnabla_detofa.paper.reproduce import TARGETS
 
     profile = load(str(ROOT / "configs/profiles" / f"{arguments.profile}.json"))
     if unknown := set(arguments.targets) - set(TARGETS):
@@ -310,8 +315,8 @@ def to_run(command: Command) -> tuple[str, str]:
         return "", "needs make setup-export"
     if any(word.endswith(".onnx") for word in words) and not (ROOT / ".venv-export").exists():
         return "", "needs make setup-export"
-    if ("--processes" in words or words[0] == "mpirun") and not importlib.util.find_spec("mpi4py"):
-        return "", "needs make setup-mpi"
+    if ("--processes" in words or words[0].endswith("mpirun")) and not importlib.util.find_spec("mpi4py"):
+        return "", "needs mpi4py: make setup"
     if "--dry-run" not in words and not re.search(MISSING, text):
         for pattern, reason in NOT_RUN.items():
             if re.search(pattern, text):

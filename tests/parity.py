@@ -16,17 +16,18 @@ from pathlib import Path as FilePath
 
 import numpy as np
 
-from nnabla_detofa import centernet, supernet
-from nnabla_detofa.centernet import decode, focal_loss, masked_l1
-from nnabla_detofa.compat import nn
-from nnabla_detofa.costs import CostModel
+from nnabla_detofa.backend.compat import nn
 from nnabla_detofa.data.augment import affine, fit, transform_boxes
 from nnabla_detofa.data.targets import Targets, gaussian_radius, make_targets
-from nnabla_detofa.import_ofa import convert
-from nnabla_detofa.search_space import Path, ofa_resnet50
-from nnabla_detofa.supernet import Classifier, GivenStatistics
-from nnabla_detofa.validation import Statistics, reestimate
-from nnabla_detofa.weights import fill
+from nnabla_detofa.evaluation.validation import Statistics, reestimate
+from nnabla_detofa.networks import centernet, supernet
+from nnabla_detofa.networks.centernet import decode, focal_loss, masked_l1
+from nnabla_detofa.networks.import_ofa import convert
+from nnabla_detofa.networks.supernet import Classifier, GivenStatistics
+from nnabla_detofa.networks.weights import fill
+from nnabla_detofa.space.costs import CostModel
+from nnabla_detofa.space.paths import Path
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 GOLDEN = FilePath(__file__).parent / "golden"
 OFA = json.loads((GOLDEN / "ofa_resnet50.json").read_text())

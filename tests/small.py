@@ -4,8 +4,9 @@ from itertools import product
 
 import numpy as np
 
-from nnabla_detofa.geometry import Geometry
-from nnabla_detofa.search_space import Operation, Path, PathBatch, SearchSpace, ofa_resnet50
+from nnabla_detofa.space.geometry import Geometry
+from nnabla_detofa.space.paths import Path, PathBatch
+from nnabla_detofa.space.search_space import Operation, SearchSpace, ofa_resnet50
 
 GEOMETRY = Geometry(
     depths=(0, 1),

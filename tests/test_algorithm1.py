@@ -18,14 +18,15 @@ from small import detofa_config
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli import main
+from nnabla_detofa.cli.commands import main
 from nnabla_detofa.data.coco import write_coco
 from nnabla_detofa.data.digits import write_digits
-from nnabla_detofa.dry_run import written_files
-from nnabla_detofa.evaluated_paths import EvaluatedPaths
-from nnabla_detofa.geometry import Geometry
-from nnabla_detofa.report import write_report
-from nnabla_detofa.search_space import Path, SearchSpace
+from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPaths
+from nnabla_detofa.space.geometry import Geometry
+from nnabla_detofa.space.paths import Path
+from nnabla_detofa.space.search_space import SearchSpace
+from nnabla_detofa.tools.dry_run import written_files
+from nnabla_detofa.tools.report import write_report
 
 GEOMETRY = Geometry(width_scale=0.0625, strides=(1, 2, 2, 1))
 REPOSITORY = FilePath(__file__).parent.parent
@@ -66,7 +67,9 @@ def test_the_summary_says_what_algorithm_1_did(finished):
     assert len(summary["subnets"]) == 5 == len(summary["kendall_tau"])
     for subnet in summary["subnets"]:
         assert subnet["flops"] <= subnet["budget"]
-        assert 0 <= subnet["ap50"] <= 1
+        assert 0 <= subnet["ap50"] <= 1 and 0 <= subnet["ap50_area"] <= 1
+    log = (finished / "log.txt").read_text()
+    assert all(f"AP50 {row['ap50']:.3f}, AP50 (area) {row['ap50_area']:.3f}" in log for row in summary["subnets"])
     assert summary["total_operations"] == 108
     assert summary["pruned_operations"] == len(summary["removed_operations"]) > 20
     assert 0 < summary["refused_share"] < 1
@@ -130,7 +133,7 @@ def test_evaluate_repeats_the_figures_of_the_run(finished, tmp_path, capsys):
     table, found = capsys.readouterr().out, json.loads((tmp_path / "ap.json").read_text())
     assert found["fullnet"]["ap50_per_class"] == summary["fullnet"]["ap50_per_class"]
     assert [found[f"subnet_{i}"]["ap50"] for i in range(1, 6)] == [subnet["ap50"] for subnet in summary["subnets"]]
-    assert table.startswith("| class | fullnet AP50 | subnet_1 AP50") and table.count("\n") == 2 + 10 + 1
+    assert table.startswith("| class | fullnet AP50 | fullnet AP50 (area) | subnet_1 AP50") and table.count("\n") == 2 + 10 + 1
     path = tmp_path / "path.json"
     path.write_text(json.dumps(summary["subnets"][0]["path"]))
     options = ["--detector", str(path), "--flip", "--scales", "1", "1.5", "-o", str(tmp_path / "more.json")]

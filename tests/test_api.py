@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 import nnabla_detofa
-from nnabla_detofa import centernet, supernet, weights
+from nnabla_detofa.networks import centernet, supernet, weights
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
     (root / "configs").mkdir()
     shutil.copy(tiny.config_file(), root / "configs/demo.json")
     shutil.copy(tiny.digits() / "JPEGImages/test_00000.jpg", root / "photograph.jpg")
-    weights.write(root / "supernet.h5", supernet.SearchNet(10, 0.0625).get_parameters())
+    weights.save(supernet.SearchNet(10, 0.0625), root / "supernet.h5")
     return root
 
 

@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.common.normalization import IMAGENET
 from nnabla_detofa.data import augment
 from nnabla_detofa.data.augment import Augmentation, crop_border, eval_transform, letterbox, train_transform, transform_boxes
 from nnabla_detofa.data.voc import Sample
-from nnabla_detofa.errors import UserError
 
 STILL = Augmentation(scale=(1, 1), crop=False, flip=0, jitter=0, lighting=0)
 
@@ -23,7 +24,7 @@ def make_sample(height: int = 90, width: int = 120, seed: int = 0) -> Sample:
 
 
 def denormalise(image: np.ndarray) -> np.ndarray:
-    return image.transpose(1, 2, 0) * augment.STD + augment.MEAN
+    return image.transpose(1, 2, 0) * IMAGENET.std + IMAGENET.mean
 
 
 def test_scales_are_centernets_and_configurable():

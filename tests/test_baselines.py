@@ -7,12 +7,13 @@ import pytest
 from small import detofa_config
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli import main
+from nnabla_detofa.cli.commands import main
 from nnabla_detofa.data.digits import write_digits
-from nnabla_detofa.dry_run import written_files
-from nnabla_detofa.phases import training_phases
-from nnabla_detofa.report import write_report
-from nnabla_detofa.search_space import Path, compofa
+from nnabla_detofa.runs.phases import training_phases
+from nnabla_detofa.space.paths import Path
+from nnabla_detofa.space.search_space import compofa
+from nnabla_detofa.tools.dry_run import written_files
+from nnabla_detofa.tools.report import write_report
 
 VOC = FilePath(__file__).parent.parent / "configs" / "voc_detofa.json"
 
@@ -30,6 +31,17 @@ def test_the_schedules_are_the_papers():
     assert [epochs for _, epochs, _ in stages] == [70, 5, 65, 5, 65]  # Table A2
     assert sum(epochs for _, epochs, _ in stages) == 3 * 70  # "x3 epochs" (section 4.2)
     assert {whole for *_, whole in stages} == {70}
+
+
+def test_channels_are_sorted_before_a_smaller_w_or_e_is_trained():
+    """Within the groups of the stages before: W shrinks first, then E (Table A1)."""
+    stages = training_phases(configs.load(VOC, ["args.runner=ofa_ps"]))[1:]
+    assert stages[0].sorted_ratios == ()
+    assert [stage.sorted_widths for stage in stages[1:]] == [(1.0,), (0.8, 1.0), (0.65, 0.8, 1.0), (0.65, 0.8, 1.0)]
+    assert [stage.sorted_ratios for stage in stages[1:]] == [(0.35,), (0.35,), (0.35,), (0.25, 0.35)]
+    without = training_phases(configs.load(VOC, ["args.runner=ofa_ps", "hparams.shrinking_sort=false"]))
+    assert not any(stage.sorted_ratios for stage in without)
+    assert not any(phase.sorted_ratios for phase in training_phases(configs.load(VOC)))
 
 
 def test_the_spaces_are_the_papers():

@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from nnabla_detofa.budget_figures import Curve, by_fullnet, draw, fullnets, gains, order, table
+from nnabla_detofa.paper.budget_figures import Curve, by_fullnet, draw, fullnets, gains, order, table
 
 
 def curve(title: str, ap, fullnet) -> Curve:

@@ -7,12 +7,12 @@ import pytest
 from parity import decoding_checks, failed, loss_checks
 from visit import count_macs, peak_memory
 
-from nnabla_detofa import centernet, supernet, weights
-from nnabla_detofa.centernet import Detector, TargetVariables, decode, focal_loss, soft_nms
-from nnabla_detofa.costs import CostModel
-from nnabla_detofa.geometry import OFA_RESNET50, Geometry, HeadGeometry
-from nnabla_detofa.search_space import ofa_resnet50
-from nnabla_detofa.supernet import BATCH
+from nnabla_detofa.networks import centernet, supernet, weights
+from nnabla_detofa.networks.centernet import Detector, TargetVariables, decode, focal_loss, soft_nms
+from nnabla_detofa.networks.supernet import BATCH
+from nnabla_detofa.space.costs import CostModel
+from nnabla_detofa.space.geometry import OFA_RESNET50, Geometry, HeadGeometry
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 SMALL, HEAD = Geometry(width_scale=0.125, strides=(1, 2, 2, 1)), HeadGeometry(3, (16, 16), 8)
 
@@ -52,6 +52,31 @@ def test_decoding_by_hand():
     np.testing.assert_allclose(boxes[0, 0], [3.25 - 1, 2.25 - 2, 3.25 + 1, 2.25 + 2])
     np.testing.assert_allclose(scores[0], [0.9, 0.7])
     assert labels[0].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("kind", ["distinct", "ties", "few peaks", "negative", "nan"])
+def test_decoding_equals_a_stable_sort_of_all_cells(kind):
+    """Peaks by nine shifted maps, ordered by value and then by position; where there are too few, other cells as zeros."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        heat = rng.random((2, 3, *rng.integers(1, 8, 2))).astype(np.float32)
+        if kind == "ties":
+            heat = np.round(heat * 4) / 4
+        if kind == "few peaks":
+            heat[heat < 0.9] = 0
+        if kind == "negative":
+            heat -= 0.5
+        if kind == "nan":
+            heat[rng.random(heat.shape) < 0.2] = np.nan
+        padded = np.pad(heat, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+        height, width = heat.shape[2:]
+        shifted = [padded[:, :, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+        peaks = np.where(heat == np.maximum.reduce(shifted), heat, 0).reshape(2, -1)
+        order = np.argsort(-peaks, axis=1, kind="stable")[:, :10]
+        zeros = np.zeros((2, 2, height, width), np.float32)
+        boxes, scores, labels = decode(heat, zeros, zeros, top=10)
+        np.testing.assert_array_equal(scores, np.take_along_axis(peaks, order, axis=1))
+        np.testing.assert_array_equal(labels * height * width + boxes[..., 1] * width + boxes[..., 0], order)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +126,7 @@ def test_every_parameter_of_the_largest_path_gets_a_gradient():
 
 def test_a_detector_starts_from_the_classifier(tmp_path):
     classifier = supernet.SearchNet(10, 0.125, (1, 2, 2, 1), rng=np.random.default_rng(5))
-    weights.write(tmp_path / "supernet.h5", classifier.get_parameters())
+    weights.save(classifier, tmp_path / "supernet.h5")
     net = centernet.SearchNet(3, 0.125, (1, 2, 2, 1), True, True, (16, 16), 8, weights=str(tmp_path / "supernet.h5"))
     theirs, ours = classifier.get_parameters(), net.backbone.get_parameters()
     for name, parameter in ours.items():

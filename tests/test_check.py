@@ -11,11 +11,11 @@ import tiny
 from PIL import Image
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli import main
+from nnabla_detofa.cli.commands import main
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.check import check_coco, check_config, check_voc
 from nnabla_detofa.data.coco import COCODataset, write_coco
 from nnabla_detofa.data.sets import eval_batches, open_sets
-from nnabla_detofa.errors import UserError
 
 
 @pytest.fixture
@@ -80,8 +80,12 @@ FATAL = {
 WARNINGS = {
     "a box outside": (lambda root: edit(annotation(root), "<xmax>[^<]*", "<xmax>700"), "reaches outside the image"),
     "a flat box": (
-        lambda root: edit(annotation(root), "<xmin>[^<]*(.*\\s*.*\\s*)<xmax>[^<]*", r"<xmin>5\1<xmax>5"),
+        lambda root: edit(annotation(root), "<xmin>[^<]*(.*\\s*.*\\s*)<xmax>[^<]*", r"<xmin>6\1<xmax>5"),
         "has no area inside the image",
+    ),
+    "a box of one pixel's width": (
+        lambda root: edit(annotation(root), "<xmin>[^<]*(.*\\s*.*\\s*)<xmax>[^<]*", r"<xmin>5\1<xmax>5"),
+        "1 objects of train, in 1 images, are one pixel wide or high",
     ),
     "another size": (lambda root: edit(annotation(root), "<width>[^<]*", "<width>99"), "train_00000.jpg has 64 x 64"),
     "a split in a split": (

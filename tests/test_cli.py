@@ -1,11 +1,13 @@
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from nnabla_detofa import __version__, cli
-from nnabla_detofa.errors import UserError
+from nnabla_detofa.cli import commands as cli
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.common.version import __version__
 
 
 @pytest.fixture
@@ -105,6 +107,26 @@ def test_data_digits(tmp_path, monkeypatch, capsys):
     assert cli.main(["data", "digits", "--root", str(tmp_path), "--seed", "3"]) == 0
     assert made == [(str(tmp_path), 3)]
     assert capsys.readouterr().out == f"the data set digits is in {tmp_path}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "forbidden"),
+    [
+        (["--help"], 0, {"numpy", "yaml", "nnabla", "cv2"}),
+        (["-f", "small.json", "hparams.r_path=25"], 2, {"numpy", "nnabla", "cv2"}),
+        (["-f", "small.json", "hparams.batch_size=8", "--processes", "3"], 2, {"nnabla", "cv2", "h5py", "matplotlib", "scipy"}),
+        (["evaluate", "nowhere", "--scales", "9"], 2, {"numpy", "nnabla"}),
+        (["evaluate-paths", "nowhere", "--per-bucket", "1", "-o", "x"], 2, {"nnabla", "matplotlib", "scipy"}),
+        (["finetune", "nowhere", "--detector", "fullnet", "--epochs", "1", "-o", "x"], 2, {"nnabla", "matplotlib", "scipy"}),
+        (["inspect", "nowhere"], 2, {"nnabla", "matplotlib", "scipy", "h5py", "tensorboard"}),
+        (["reproduce", "table3", "--profile", "nowhere"], 2, {"nnabla", "matplotlib", "scipy"}),
+    ],
+)
+def test_mistakes_are_found_without_what_is_slow_to_import(line, status, forbidden, config):
+    program = f"import sys; from nnabla_detofa.cli import main\nassert main({line}) == {status}\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(config).parent)
+    assert done.returncode == 0, done.stderr
+    assert not forbidden & set(done.stdout.splitlines()[-1].split())
 
 
 def test_the_program_has_two_names_and_help_needs_no_nnabla():

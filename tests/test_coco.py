@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from nnabla_detofa import config
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.coco import COCODataset, write_coco
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.data.sets import open_sets
 from nnabla_detofa.data.voc import VOCDataset
-from nnabla_detofa.errors import UserError
 
 
 @pytest.fixture
@@ -62,6 +62,13 @@ def test_a_file_by_hand(opened, caplog):
     assert dataset.load(0).boxes.shape == (0, 4)
     assert opened(keep_crowds=False).load(1).labels.tolist() == [1, 0]
     assert opened(classes=("toothbrush", "dog", "cat")).load(1).labels.tolist() == [0, 2, 2]
+
+
+def test_boxes_in_shares_of_the_image_are_left_out_with_a_word(opened, content, caplog):
+    for entry, box in zip(content["annotations"], ([0.1, 0.2, 0.5, 0.7], [0, 0, 1, 1], [0, 0, 40, 1], [0.5, 0.5, 1, 2])):
+        entry.update(bbox=box)
+    assert opened().objects(1)[0].tolist() == [[0, 0, 40, 1], [0.5, 0.5, 1.5, 2.5]]
+    assert "2 boxes in 1 images with corners in 0..1 are left out (boxes must be in pixels" in caplog.text
 
 
 WRONG = [

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli import main
-from nnabla_detofa.compare import compare, table
-from nnabla_detofa.errors import UserError
+from nnabla_detofa.cli.commands import main
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.tools.compare import compare, table
 
 CONTENT = {"network": {"centernet_ofa_resnet50": {}}, "dataloader": {"voc": {"holdout": 10}}}
 
@@ -66,7 +66,7 @@ def test_names_are_as_long_as_they_must_be(write):
     [
         ({"images": ("2", "3")}, "tested on different images: 2 and 2 images, 1 of them the same"),
         ({"classes": ("cat", "cow")}, "know other classes"),
-        ({"data": {"ap_metric": "11point"}}, "measure AP by other rules: area and 11point"),
+        ({"data": {"ap_metric": "area"}}, "measure AP by other rules: 11point and area"),
         ({"flip_test": True}, "tested with other hparams.flip_test: false and true"),
         ({"test_scales": [1.0, 2.0]}, "tested with other hparams.test_scales: [1.0] and [1.0, 2.0]"),
         ({"cost_scope": "backbone"}, "of different parts: detector and backbone"),

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli import RUNNERS
-from nnabla_detofa.errors import UserError
+from nnabla_detofa.cli.commands import RUNNERS
+from nnabla_detofa.common.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SMALLEST = {"network": {"centernet_ofa_resnet50": {}}, "dataloader": {"voc": {"holdout": 100}}}
@@ -39,7 +39,7 @@ def test_the_defaults_are_the_papers():
     assert config.output_path == Path("runs/run")
 
 
-SHIPPED = sorted([*CONFIGS.glob("*.json"), *CONFIGS.glob("baselines/*.json")])
+SHIPPED = sorted([*CONFIGS.glob("*_*.json"), *CONFIGS.glob("baselines/*.json")])
 
 
 def test_bccd_in_cocos_format_differs_in_the_data_alone():

@@ -8,17 +8,12 @@ from parity import FLOPS, failed, flops_check, parameter_checks
 from scipy.stats import chi2_contingency, chisquare, ks_2samp
 from small import GEOMETRY, PRUNED, SPACE, every_path, probabilities, random_geometry
 
-from nnabla_detofa.costs import (
-    Buckets,
-    CostModel,
-    cost_range,
-    count_within,
-    sample_within,
-    share_within,
-)
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.geometry import Geometry, HeadGeometry
-from nnabla_detofa.search_space import Operation, Path, compofa, ofa_resnet50, shrinking_stages
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.space.costs import CostModel, cost_range
+from nnabla_detofa.space.counting import Buckets, count_within, sample_within, share_within
+from nnabla_detofa.space.geometry import Geometry, HeadGeometry
+from nnabla_detofa.space.paths import Path
+from nnabla_detofa.space.search_space import Operation, compofa, ofa_resnet50, shrinking_stages
 
 A = ofa_resnet50()
 

@@ -9,11 +9,12 @@ import pytest
 import tiny
 from PIL import Image
 
-from nnabla_detofa import detect, pictures
-from nnabla_detofa.cli import main
+from nnabla_detofa.cli.commands import main
+from nnabla_detofa.common import drawing as pictures
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.images import read_image
-from nnabla_detofa.detect import Detection, draw, find_images, load_detector
-from nnabla_detofa.errors import UserError
+from nnabla_detofa.tools import detect
+from nnabla_detofa.tools.detect import Detection, draw, find_images, load_detector
 
 
 class TwoCells:

@@ -4,12 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nnabla_detofa.common.boxes import box_iou
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.augment import Augmentation, train_transform
 from nnabla_detofa.data.digits import DIGIT_CLASSES, DIGIT_SIDE, FORMS, write_digits
 from nnabla_detofa.data.image_folder import ImageFolder
 from nnabla_detofa.data.voc import VOCDataset
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.metrics import box_iou
 
 SMALL = {"train": 12, "val": 4, "test": 5, "crops_train": 20, "crops_val": 10}
 

@@ -9,9 +9,9 @@ import pytest
 
 import docs
 import nnabla_detofa
-from nnabla_detofa import cli
 from nnabla_detofa import config as configs
-from nnabla_detofa.errors import UserError
+from nnabla_detofa.cli import commands as cli
+from nnabla_detofa.common.errors import UserError
 
 ROOT = docs.ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,7 +23,7 @@ SPANS = [(page, text) for page in docs.PAGES for _, text in docs.spans(page)]
 def test_the_commands_are_found():
     texts = {command.text for command in COMMANDS}
     assert {"make demo", "make test", "make help", "make paper PROFILE=paper"} <= texts
-    assert "mpirun -n 4 .venv/bin/nnabla_nas -f configs/voc_detofa.json -c cudnn -d 0,1,2,3" in texts
+    assert ".venv/bin/mpirun -n 4 .venv/bin/nnabla_nas -f configs/voc_detofa.json -c cudnn -d 0,1,2,3" in texts
     assert "nnabla_nas -f configs/baselines/voc_ofa_ps.json -c cudnn" in texts
     assert sum(command.place.endswith("--help") for command in COMMANDS) > 30
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import tiny
 
-from nnabla_detofa import doctor
-from nnabla_detofa.cli import main
-from nnabla_detofa.doctor import OK, PROBLEM, WARNING, Finding
+from nnabla_detofa.cli.commands import main
+from nnabla_detofa.tools import doctor
+from nnabla_detofa.tools.doctor import OK, PROBLEM, WARNING, Finding
 
 ROOT = Path(__file__).parent.parent
 Usage = namedtuple("Usage", "total used free")
@@ -112,8 +112,8 @@ def test_what_stops_a_config(tmp_path, monkeypatch, capsys):
 
 def test_weights_of_another_network_and_of_no_numbers_are_problems(tmp_path):
     from nnabla_detofa import config as configs
-    from nnabla_detofa.algorithm1 import make_model
-    from nnabla_detofa.weights import write
+    from nnabla_detofa.methods.algorithm1 import make_model
+    from nnabla_detofa.networks.weights import write
 
     def found(*overrides):
         return list(doctor.weights(configs.load(tiny.config_file(), overrides)))
@@ -136,7 +136,7 @@ def test_weights_of_another_network_and_of_no_numbers_are_problems(tmp_path):
 
 def test_an_output_folder_that_the_run_would_not_get(tmp_path):
     from nnabla_detofa import config as configs
-    from nnabla_detofa.claim import claimed
+    from nnabla_detofa.runs.lock import claimed
 
     def found(folder, *overrides):
         (finding,) = doctor.output(configs.load(tiny.config_file(), [f"args.output_path={folder}", *overrides]))
@@ -151,7 +151,7 @@ def test_an_output_folder_that_the_run_would_not_get(tmp_path):
         assert state == PROBLEM and word in text
     run = tmp_path / "run"
     with claimed(run, configs.load(tiny.config_file(), [f"args.output_path={run}"])):
-        ask = "import pathlib, sys; from nnabla_detofa.claim import is_locked; print(is_locked(pathlib.Path(sys.argv[1])))"
+        ask = "import pathlib, sys; from nnabla_detofa.runs.lock import is_locked; print(is_locked(pathlib.Path(sys.argv[1])))"
         command = [sys.executable, "-c", ask, str(run)]
         assert subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout == "True\n"
     assert found(run) == (OK, f"output: {run}, where the run of this config goes on")

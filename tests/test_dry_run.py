@@ -7,12 +7,13 @@ import nnabla as nn
 import nnabla.functions as F
 import pytest
 
-from nnabla_detofa import algorithm1, dry_run
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli import main
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.phases import training_phases
-from nnabla_detofa.search_space import ofa_resnet50
+from nnabla_detofa.cli.commands import main
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.methods import algorithm1
+from nnabla_detofa.runs.phases import training_phases
+from nnabla_detofa.space.search_space import ofa_resnet50
+from nnabla_detofa.tools import dry_run
 
 CONFIGS = FilePath(__file__).parent.parent / "configs"
 SMALL = {"width_scale": 0.0625}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from small import GEOMETRY, SPACE
 
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.evaluated_paths import EvaluatedPath, EvaluatedPaths
-from nnabla_detofa.geometry import OFA_RESNET50
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
+from nnabla_detofa.space.geometry import OFA_RESNET50
 
 PATHS = list(dict.fromkeys(SPACE.sample_many(np.random.default_rng(0), 20)))
 

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from small import GEOMETRY, PRUNED, SPACE, every_path
 
-from nnabla_detofa.costs import Buckets, CostModel, sample_within
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.evolution import (
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.search.evolution import (
     Constraint,
     NoPath,
     at_most,
@@ -18,8 +17,11 @@ from nnabla_detofa.evolution import (
     mutate_many,
     search,
 )
-from nnabla_detofa.geometry import Geometry, HeadGeometry
-from nnabla_detofa.search_space import PathBatch, compofa, ofa_resnet50
+from nnabla_detofa.space.costs import CostModel
+from nnabla_detofa.space.counting import Buckets, sample_within
+from nnabla_detofa.space.geometry import Geometry, HeadGeometry
+from nnabla_detofa.space.paths import PathBatch
+from nnabla_detofa.space.search_space import compofa, ofa_resnet50
 
 A = ofa_resnet50()
 MODEL = CostModel(64, backbone=GEOMETRY)
@@ -290,7 +292,7 @@ def test_a_front_keeps_hard_bounds_and_depends_on_the_generator_alone():
 
 
 def test_a_front_without_pymoo_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "nnabla_detofa.nsga2", None)
+    monkeypatch.setitem(sys.modules, "nnabla_detofa.search.nsga2", None)
     with pytest.raises(UserError, match=r"a front needs pymoo, .* install nnabla-detofa\[search\]"):
         front(SPACE, additive_score(GEOMETRY), MODEL, np.random.default_rng(0))
 

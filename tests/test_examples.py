@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 from visit import count_macs, peak_memory
 
-from nnabla_detofa.costs import Buckets, count_within
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.evolution import mutate_many, search
-from nnabla_detofa.path_filter import PathFilter
-from nnabla_detofa.search_space import Path as ArchPath
-from nnabla_detofa.search_space import PathBatch, SearchSpace, ofa_resnet50
-from nnabla_detofa.supernet import STORED, take_over
-from nnabla_detofa.validation import reestimate
+from nnabla_detofa.evaluation.validation import reestimate
+from nnabla_detofa.networks.supernet import STORED, take_over
+from nnabla_detofa.path_filter.model import PathFilter
+from nnabla_detofa.search.evolution import mutate_many, search
+from nnabla_detofa.space.counting import Buckets, count_within
+from nnabla_detofa.space.paths import Path as ArchPath
+from nnabla_detofa.space.paths import PathBatch
+from nnabla_detofa.space.search_space import SearchSpace, ofa_resnet50
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))

@@ -10,23 +10,27 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from small import detofa_config, pretrain_config
 
-from nnabla_detofa import __version__, budget_figures, experiments, profiles, provenance, reproduce
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli import main
+from nnabla_detofa.cli.commands import main
+from nnabla_detofa.common import version
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.common.version import __version__
 from nnabla_detofa.data import content
 from nnabla_detofa.data.digits import write_digits
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.experiments import OFA, OURS, PATH_PRUNINGS, PATH_RATIOS, STRATEGIES, plan, shared_phases
-from nnabla_detofa.filter_paths import study_folder
-from nnabla_detofa.phases import phase_names
-from nnabla_detofa.reproduce import TARGETS, Order
-from nnabla_detofa.run_folder import run_config, searched_space
-from nnabla_detofa.search_space import ofa_resnet50
+from nnabla_detofa.paper import budget_figures, experiments, profiles, reproduce
+from nnabla_detofa.paper.experiments import OFA, OURS, PATH_PRUNINGS, PATH_RATIOS, STRATEGIES, plan, shared_phases
+from nnabla_detofa.paper.filter_paths import study_folder
+from nnabla_detofa.paper.reproduce import TARGETS, Order
+from nnabla_detofa.runs import provenance
+from nnabla_detofa.runs.phases import phase_names
+from nnabla_detofa.runs.run_folder import run_config, searched_space
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 
 @pytest.fixture(scope="module")
@@ -154,13 +158,13 @@ def test_replaced_entries_may_hold_spaces_and_quotes(profile, monkeypatch):
 
 
 def test_changes_beside_the_code_are_told(tmp_path, monkeypatch):
-    for file in ("nnabla_detofa/provenance.py", "configs/file"):
+    for file in ("nnabla_detofa/file", "configs/file"):
         (tmp_path / file).parent.mkdir()
         (tmp_path / file).touch()
     who = ["-c", "user.name=n", "-c", "user.email=e"]
     for arguments in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "m"]):
         subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "nnabla_detofa" / "provenance.py"))
+    monkeypatch.setattr(version, "REPOSITORY", tmp_path)
     assert provenance.revision().startswith("commit ") and "changes" not in provenance.revision()
     (tmp_path / "configs" / "file").write_text("changed")
     assert provenance.revision().endswith(" with changes")
@@ -170,7 +174,7 @@ def test_another_projects_commit_is_not_ours(tmp_path, monkeypatch):
     """An environment may lie in the repository of whoever uses the package."""
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     (tmp_path / "nnabla_detofa").mkdir()
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "nnabla_detofa" / "provenance.py"))
+    monkeypatch.setattr(version, "REPOSITORY", tmp_path)
     assert provenance.revision() == f"version {__version__}"
 
 
@@ -182,6 +186,7 @@ def test_shared_phases_follow_from_the_differing_entries():
 
     assert shared("hparams.r_path=0.4") == "path filter"
     assert shared("hparams.operation_pruning.strategy=flops", "args.workers=0") == "path filter"
+    assert shared("hparams.shrinking_sort=false") == "path filter"
     assert shared("hparams.filter.lr=0.5") == "warm-up"
     assert shared("args.runner=ofa", "hparams.r_path=0.4") == "warm-up"
     assert shared("args.runner=compofa") == shared("args.runner=ofa_ps") == shared("args.runner=fullnet") == "fullnet"
@@ -500,6 +505,38 @@ def test_a_run_that_fails_is_named_with_its_last_words(profile):
     runs = plan(profile, ("voc",), [], 1, ["network.centernet_ofa_resnet50.weights=none.h5"])
     with pytest.raises(UserError, match=r"nnabla_nas -f tiny.json .* ended with status 2: .*none.h5 does not exist"):
         experiments.ensure(runs, 1, lambda line: None)
+
+
+def test_runs_side_by_side_share_the_cores_and_the_last_one_has_all(profile, monkeypatch):
+    shares, done = [], SimpleNamespace(poll=lambda: 0, returncode=0)
+    monkeypatch.setattr(experiments, "_start", lambda run, share, trunks: shares.append(share) or done)
+    runs = plan(profile, ("voc",), [OURS, OFA, experiments.OFA_PS], 1, [])
+    assert len(list(experiments._finishing(runs, runs, 2, 4, lambda line: None))) == 3
+    assert shares == [2, 2, 4]
+
+
+def test_a_run_takes_its_cores_as_processes_where_the_numbers_stay_the_same(profile, monkeypatch):
+    commands = []
+    monkeypatch.setattr(experiments.subprocess, "Popen", lambda command, **options: commands.append(command))
+    for can_launch, mini_batch, ending in (
+        (True, 2, ["--processes", "2"]),
+        (True, 4, ["args.evaluation_processes=2"]),
+        (False, 2, ["args.evaluation_processes=2"]),
+    ):
+        monkeypatch.setattr(experiments, "can_launch", lambda can_launch=can_launch: can_launch)
+        (run,) = plan(profile, ("voc",), [], 1, ["hparams.batch_size=4", f"hparams.mini_batch={mini_batch}"])
+        experiments._start(run, 2)
+        assert commands[-1][-2 - len(ending) : -2] == ending
+
+
+def test_what_mpirun_adds_is_not_the_last_words(profile):
+    (run,) = plan(profile, ("voc",), [], 1, ["hparams.epochs=7"])
+    rule = "-" * 74
+    experiments.console(run).parent.mkdir(parents=True, exist_ok=True)
+    experiments.console(run).write_text(
+        f"[1/2] fullnet\nerror: no room\n{rule}\nprterun detected an error\n\n  Code: 2\n{rule}\n"
+    )
+    assert experiments._last_words(run) == "no room"
 
 
 def test_a_run_that_another_process_does_is_not_done_twice(profile):

@@ -16,15 +16,15 @@ import pytest
 from tiny_run import finished_run
 
 from nnabla_detofa import config as configs
-from nnabla_detofa import export as exports
-from nnabla_detofa.algorithm1 import make_model
-from nnabla_detofa.cli import main
+from nnabla_detofa.cli.commands import main
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.augment import letterbox
 from nnabla_detofa.data.digits import write_digits
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.evaluate import alone, open_detector
-from nnabla_detofa.export import StaticGraph, check_images, export, largest_difference, path_outputs, run_nnp, run_onnx
-from nnabla_detofa.validation import BoxDetector, reestimate
+from nnabla_detofa.evaluation.validation import BoxDetector, reestimate
+from nnabla_detofa.methods.algorithm1 import make_model
+from nnabla_detofa.tools import export as exports
+from nnabla_detofa.tools.evaluate import alone, open_detector
+from nnabla_detofa.tools.export import StaticGraph, check_images, export, largest_difference, path_outputs, run_nnp, run_onnx
 
 ROOT = FilePath(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "onnx_detect.py"
@@ -119,7 +119,7 @@ def test_the_metadata(run, opened, tmp_path, capsys):
     assert (about["ap50"], about["ap_image_size"]) == (0.375, [64, 64])
     assert about["classes"] == list("0123456789") and about["stride"] == 4
     assert about["input"]["shape"] == [3, 3, 64, 64] and not about["input"]["normalised_by_user"]
-    assert (about["input"]["mean"], about["input"]["std"]) == ([0.408, 0.447, 0.47], [0.289, 0.274, 0.278])
+    assert (about["input"]["mean"], about["input"]["std"]) == ([0.406, 0.456, 0.485], [0.225, 0.224, 0.229])
     assert about["outputs"] == {"heat_map": [3, 10, 16, 16], "offset": [3, 2, 16, 16], "size": [3, 2, 16, 16]}
     assert about["flops"] == opened.cost.flops([opened.path])[0] and about["batch_normalisation"] == "folded"
     assert re.match("commit [0-9a-f]{12}|version ", about["made_by"])

@@ -20,14 +20,20 @@ from faults_by_kill import differing
 from small import GEOMETRY, detofa_config
 from test_training import Uniform, inputs, parts, values
 
-from nnabla_detofa import algorithm1, claim, evaluated_paths, runner, training, validation
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli import main
+from nnabla_detofa.cli.commands import main
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.evaluated_paths import EvaluatedPath, EvaluatedPaths
-from nnabla_detofa.search_space import ofa_resnet50
-from nnabla_detofa.training import Checkpoint, train
+from nnabla_detofa.evaluation import validation
+from nnabla_detofa.methods import algorithm1
+from nnabla_detofa.path_filter import evaluated_paths
+from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
+from nnabla_detofa.runs import lock as claim
+from nnabla_detofa.space.search_space import ofa_resnet50
+from nnabla_detofa.training import loop as training
+from nnabla_detofa.training import mini_batch, runner
+from nnabla_detofa.training.checkpoint import Checkpoint
+from nnabla_detofa.training.loop import train
 
 REPOSITORY = Path(__file__).parent.parent
 SHORT = ("args.runner=fullnet", "hparams.fullnet_epochs=2")
@@ -325,13 +331,13 @@ def test_a_run_killed_anywhere_at_its_start_has_its_mini_batch_if_it_has_its_con
                 break
             monkeypatch.setattr(os, "replace", replace)
             begun = folder / ".before" / "config.json" if restart else folder / "config.json"
-            kept = runner.mini_batch(settings, 1, folder)
+            kept = mini_batch.mini_batch(settings, 1, folder)
             seen.add((restart, (folder / "mini_batch.json").exists(), (folder / "config.json").exists(), begun.exists()))
             assert kept == settings.hparams.batch_size or (folder / "config.json").exists()
             with claim.claimed(folder, settings) as held:
                 assert held.fresh != restart and not (folder / "mini_batch.json").exists()
         monkeypatch.setattr(os, "replace", replace)
-        assert runner.mini_batch(settings, 1, folder) == 2
+        assert mini_batch.mini_batch(settings, 1, folder) == 2
     assert (False, True, False, False) in seen, "a kill between the two"
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import small
 
-from nnabla_detofa import filter_curves, filter_study, filter_tables
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.config import Filter
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.evaluated_paths import EvaluatedPath, EvaluatedPaths
-from nnabla_detofa.filter_study import EVERYTHING, SETTINGS, StudyInputs, StudyResults, run
-from nnabla_detofa.profiles import load
+from nnabla_detofa.paper import filter_curves, filter_study, filter_tables
+from nnabla_detofa.paper.filter_study import EVERYTHING, SETTINGS, StudyInputs, StudyResults, run
+from nnabla_detofa.paper.profiles import load
+from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
 
 TINY = Filter(
     dim=8, heads=2, layers=1, feed_forward=8, epochs=2, lr=2e-3, linear_skip=True, ensemble=2, margin="logit", pairs="both"
@@ -170,14 +170,14 @@ def test_table_3_from_perfect_and_reversed_scores(inputs, tmp_path):
     assert [file.name for file in files] == ["table3.md", "table3.csv", "table3.png"] and all(f.stat().st_size for f in files)
     rows = {row["setting"]: row for row in csv.DictReader(files[1].open())}
     found = rows["all three"]
-    assert [float(found[key]) for key in ("accuracy", "precision", "recall", "share")] == [1, 1, 1, 0.25]
+    assert [float(found[key]) for key in ("accuracy", "precision", "recall", "share_of_right")] == [1, 1, 1, 0.25]
     assert [float(found[key]) for key in ("tau_bucket_1", "tau_buckets", "rho_bucket_2", "rho_all")] == pytest.approx([1] * 4)
-    assert [float(found[f"paper_{key}"]) for key in ("accuracy", "precision", "share")] == [0.89, 0.79, 0.212]
+    assert [float(found[f"paper_{key}"]) for key in ("accuracy", "precision", "recall")] == [0.89, 0.79, 0.212]
     assert (float(rows["random order"]["precision_min"]), float(rows["random order"]["precision_max"])) == (0, 1)
     text = files[0].read_text()
     assert "| all three | 0.890 | 1.000 | 0.790 | 1.000 | 1.00 to 1.00 | 1.000 | 0.212 | 0.250 |" in text
     assert "The filter with all three beats random order in precision for the weakest 25%: +0.50" in text
-    for said in ("check marks", "TP / N", "make it", "50 train, 24 test, 60 pretraining", "2 seeds (0, 1)", "dim 8"):
+    for said in ("check marks", "TP / (TP + TN)", "make it", "50 train, 24 test, 60 pretraining", "2 seeds (0, 1)", "dim 8"):
         assert said in text
 
 
@@ -212,7 +212,7 @@ def test_table_a3_by_hand(inputs, tmp_path):
     )
     rows = [row for row in csv.DictReader(files[1].open()) if row["filter"] == "all three"]
     assert [float(row["r_path"]) for row in rows] == [0.2, 0.25, 0.3, 0.4]
-    assert [float(row["share"]) for row in rows] == pytest.approx([2 / 12, 3 / 12, 4 / 12, 5 / 12], rel=1e-4)
+    assert [float(row["share_of_right"]) for row in rows] == pytest.approx([2 / 12, 3 / 12, 4 / 12, 5 / 12], rel=1e-4)
     assert [float(row["precision"]) for row in rows] == [1] * 4
     assert [float(row["paper_precision"]) for row in rows] == [0.7, 0.79, 0.793, 0.792]
     assert "| 0.4 | all three | 0.830 | 1.000 | 0.792 | 1.000 |" in files[0].read_text()

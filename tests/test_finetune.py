@@ -10,13 +10,13 @@ import pytest
 from tiny_run import finished_run
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli import main
+from nnabla_detofa.cli.commands import main
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.data.loader import Loader
-from nnabla_detofa.evaluate import alone, detectors_of, open_detector
-from nnabla_detofa.finetune import Tuner, tuning_config, tuning_phase
-from nnabla_detofa.inspect_run import describe, text
-from nnabla_detofa.training import OnePath, new_optimizer, train
+from nnabla_detofa.tools.evaluate import alone, detectors_of, open_detector
+from nnabla_detofa.tools.finetune import Tuner, tuning_config, tuning_phase
+from nnabla_detofa.tools.inspect import describe, text
+from nnabla_detofa.training.loop import OnePath, new_optimizer, train
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,10 @@ def test_a_damaged_origin_is_named(content, run, tuned, tmp_path, capsys):
 def test_the_table_shows_before_and_after(run, tmp_path, capsys):
     assert main(command(run, tmp_path / "again", "--lr", "1e-5")) == 0
     printed = capsys.readouterr().out
-    assert "| class | before AP50 | finetuned AP50 |" in printed and "| all | " in printed
+    assert (
+        "| class | before AP50 | before AP50 (area) | finetuned AP50 | finetuned AP50 (area) |" in printed
+        and "| all | " in printed
+    )
     assert json.loads((tmp_path / "again" / "config.json").read_text())["optimizer"]["train"]["lr"] == 1e-5
 
 

@@ -12,9 +12,10 @@ from page_in_browser import HELP, faults, find_chromium, measure
 from PIL import Image
 from small import detofa_config
 
-from nnabla_detofa import html_page, report
-from nnabla_detofa.cli import main
-from nnabla_detofa.html_page import in_paper_order
+from nnabla_detofa.cli.commands import main
+from nnabla_detofa.paper import page as html_page
+from nnabla_detofa.paper.page import in_paper_order
+from nnabla_detofa.tools import report
 
 NAMES = in_paper_order(html_page.TITLES)
 WIDE = "| setting | " + " | ".join(f"column {number}" for number in range(30)) + " |\n|" + "---|" * 31 + "\n"

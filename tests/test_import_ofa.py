@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from parity import OFA, reference_net, reference_tensors
 
-from nnabla_detofa import cli, import_ofa, load_supernet, weights
-from nnabla_detofa.data.augment import MEAN, STD, normalise
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.import_ofa import IMAGENET_MEAN, IMAGENET_STD, convert, read_checkpoint
-from nnabla_detofa.search_space import Path
-from nnabla_detofa.supernet import STORED, Classifier
-from nnabla_detofa.weights import fill
+from nnabla_detofa import load_supernet
+from nnabla_detofa.cli import commands as cli
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.common.normalization import IMAGENET
+from nnabla_detofa.networks import import_ofa, weights
+from nnabla_detofa.networks.import_ofa import convert, read_checkpoint
+from nnabla_detofa.networks.supernet import Classifier
+from nnabla_detofa.networks.weights import fill
+from nnabla_detofa.space.paths import Path
 
 FIRST = "input_stem.0.conv.conv.weight"
 LINEAR = "classifier.linear.linear.weight"
@@ -48,24 +50,19 @@ def test_the_plain_names_of_the_largest_network_are_known():
 
 
 def test_our_images_give_what_theirs_gave():
-    """Exactly where the first convolution sees the image alone; nearly where it sees the padding too."""
+    """The same logits for blue, green, red images with ImageNet's normalization as for OFA's red, green, blue ones."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3)).astype(np.float32) / 255  # blue, green, red
-    ours = np.stack([normalise(image) for image in pixels])
-    theirs = ((pixels[..., ::-1] - IMAGENET_MEAN) / IMAGENET_STD).transpose(0, 3, 1, 2)
+    ours = np.stack([IMAGENET(image) for image in pixels])
+    theirs = ((pixels[..., ::-1] - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(0, 3, 1, 2)
     original, adapted = reference_net(), Classifier(10)
     fill(adapted.get_parameters(), convert(reference_tensors()).arrays, "the reference")
     path = Path.from_ofa(OFA["outputs"][1]["arch"])
-    outputs = []
-    for net, images in ((original, theirs), (adapted, ours)):
-        x = nn.Variable.from_numpy_array(images.astype(np.float32))
-        first, logits = net.input_stem[0](x, 24, STORED), net(x, path)
-        nn.forward_all([first, logits])
-        outputs.append((first.d, logits.d))
-    (expected, expected_logits), (found, logits) = outputs
-    np.testing.assert_allclose(found[:, :, 1:, 1:], expected[:, :, 1:, 1:], atol=1e-5)
-    edge = np.abs(found - expected).max()
-    assert 1e-4 < edge < 0.1  # the constant that the padding lacks
-    np.testing.assert_allclose(logits, expected_logits, atol=0.002 * np.abs(expected_logits).max())
+    expected, found = (
+        net(nn.Variable.from_numpy_array(images.astype(np.float32)), path)
+        for net, images in ((original, theirs), (adapted, ours))
+    )
+    nn.forward_all([expected, found])
+    np.testing.assert_allclose(found.d, expected.d, atol=1e-4 * np.abs(expected.d).max())
 
 
 @pytest.mark.parametrize(
@@ -135,24 +132,18 @@ def test_reading_a_checkpoint(tmp_path, capsys):
 
 
 def test_the_weights_of_nnablanas_see_our_images_too(tmp_path):
-    """They were trained on red, green, blue, as OFA's: logits on our images are those on theirs (off the image's edge)."""
-    layer, rng = import_ofa.FIRST, np.random.default_rng(0)
-    net = Classifier(4, rng=rng)
+    """They were trained on red, green, blue, as OFA's: the file's first convolution is reversed, and it says what it takes."""
+    first, net = "input_stem/0/conv/conv/_W", Classifier(4, rng=np.random.default_rng(0))
     weights.write(tmp_path / "theirs.h5", net.get_parameters())
     assert cli.main(["import-ofa", str(tmp_path / "theirs.h5"), "-o", str(tmp_path / "ours.h5")]) == 0
     assert cli.main(["import-ofa", str(tmp_path / "theirs.h5"), "-o", str(tmp_path / "kept.h5"), "--keep-channels"]) == 0
     before, ours, kept = (weights.read(tmp_path / f"{name}.h5") for name in ("theirs", "ours", "kept"))
-    changed = {name for name in before if not np.array_equal(before[name], ours[name])}
-    assert changed == {f"{layer}/conv/conv/_W", f"{layer}/bn/bn/_mean"}
+    assert {name for name in before if not np.array_equal(before[name], ours[name])} == {first}
+    np.testing.assert_array_equal(ours[first], before[first][:, ::-1])
     assert all(np.array_equal(before[name], kept[name]) for name in before)
-    image = rng.random((3, 3, 3))  # one window, red, green, blue in [0, 1]
-    theirs = (image - IMAGENET_MEAN[:, None, None]) / IMAGENET_STD[:, None, None]
-    mine = (image[::-1] - MEAN[:, None, None]) / STD[:, None, None]
-    results = [
-        (arrays[f"{layer}/conv/conv/_W"] * window).sum(axis=(1, 2, 3)) - arrays[f"{layer}/bn/bn/_mean"].ravel()
-        for arrays, window in ((before, theirs), (ours, mine))
-    ]
-    np.testing.assert_allclose(*results, atol=1e-5)
+    assert load_supernet(tmp_path / "ours.h5").normalization == IMAGENET
+    reverse = weights.normalization_of(tmp_path / "kept.h5")  # of the channels as that file has them: red, green, blue
+    assert (reverse.mean, reverse.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert cli.main(["import-ofa", str(tmp_path / "nothing.h5"), "-o", str(tmp_path / "x.h5")]) == 2
 
 

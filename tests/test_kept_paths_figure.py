@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from small import GEOMETRY, SPACE
 
-from nnabla_detofa.evaluated_paths import EvaluatedPath, EvaluatedPaths
-from nnabla_detofa.kept_paths_figure import FilteredPaths, comparison, draw, table, write_csv
+from nnabla_detofa.paper.figure4 import FilteredPaths, comparison, draw, table, write_csv
+from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
 
 
 @pytest.fixture

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from visit import count_macs
 
-from nnabla_detofa import latency
-from nnabla_detofa.cli import main
-from nnabla_detofa.costs import CostModel, cost_range, sample_within
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.geometry import Geometry, HeadGeometry
-from nnabla_detofa.latency import Latency, measure, read
-from nnabla_detofa.search_space import ofa_resnet50, product_space
+from nnabla_detofa.cli.commands import main
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.space.costs import CostModel, cost_range
+from nnabla_detofa.space.counting import sample_within
+from nnabla_detofa.space.geometry import Geometry, HeadGeometry
+from nnabla_detofa.space.search_space import ofa_resnet50, product_space
+from nnabla_detofa.tools import measure_latency as latency
+from nnabla_detofa.tools.measure_latency import Latency, measure, read
 
 SMALL = Geometry(width_scale=0.0625, strides=(1, 2, 2, 1))
 MODELS = (

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from nnabla_detofa.launch import STOP_SIGNALS, handling
-from nnabla_detofa.runner import StopRequest
+from nnabla_detofa.backend.launch import STOP_SIGNALS, handling
+from nnabla_detofa.training.runner import StopRequest
 
 
 def test_every_stop_signal_is_heard_but_an_ignored_hang_up(monkeypatch):
@@ -41,7 +41,7 @@ def test_a_hang_up_beside_another_signal_is_no_second_one(order):
 
 PROGRAM = """
 import os, signal, sys, time
-from nnabla_detofa.launch import handling
+from nnabla_detofa.backend.launch import handling
 def stop(number, frame):
     raise KeyboardInterrupt
 with handling(stop):

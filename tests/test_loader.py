@@ -1,12 +1,19 @@
+import dataclasses
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
+from nnabla_detofa import config as configs
+from nnabla_detofa.backend.ranks import Communicator
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.loader import CachedDataset, Loader
-from nnabla_detofa.errors import UserError
+from nnabla_detofa.runs.phases import training_phases
+from nnabla_detofa.training import runner
 
 
 def transform(dataset, index, rng):
@@ -42,6 +49,16 @@ def test_an_epoch_has_each_item_once_and_an_order_of_its_own():
     assert np.concatenate([straight.indices(i) for i in range(4)]).tolist() == [*range(12), *range(4)]
 
 
+def test_the_order_of_an_epoch_is_drawn_once_for_all_its_steps(monkeypatch):
+    loader, drawn, default_rng = make_loader(100, 4), [], np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.append(seed) or default_rng(seed))
+    steps = [loader.indices(step) for step in range(30)]
+    assert len(drawn) == 2
+    np.testing.assert_array_equal(loader.indices(3), steps[3])
+    with pytest.raises(ValueError, match="read-only"):
+        steps[0][0] = 1
+
+
 def test_an_item_draws_anew_in_each_epoch_wherever_it_comes():
     loader = make_loader(4, 4)
     first, again, second = (dict(zip(loader.batch(step)[0][:, 0], loader.batch(step)[1][:, 0])) for step in (0, 0, 1))
@@ -49,6 +66,35 @@ def test_an_item_draws_anew_in_each_epoch_wherever_it_comes():
     assert all(first[item] != second[item] for item in first)
     assert len(set(first.values())) == 4
     assert make_loader(4, 4, seed=6).batch(0)[1].tolist() != loader.batch(0)[1].tolist()
+
+
+RUNS = [("voc_detofa", runner) for runner in ("detofa", *configs.BASELINES)]
+RUNS += [("imagenet_pretrain", "pretrain"), ("digits_pretrain_ps", "pretrain")]
+
+
+@pytest.mark.parametrize(("name", "kind"), RUNS)
+def test_no_two_phases_share_a_batch(name, kind):
+    """Neither orders nor what items draw; phases of one schedule have its epochs in turn."""
+    config = configs.load(Path(__file__).parent.parent / "configs" / f"{name}.json", [f"args.runner={kind}"])
+    run = SimpleNamespace(config=config, comm=Communicator(), dataloader={"train": range(8)})
+    run.sets = SimpleNamespace(train_item=lambda dataset, index, rng, **size: (rng.random(2),))
+    orders, draws, items = [], [], 0
+    for phase in training_phases(config):
+        loader = runner.SupernetRunner.loader(run, dataclasses.replace(phase, batch_size=8))
+        for epoch in phase.epochs:
+            orders.append(tuple(loader.indices(epoch)))
+            draws += [tuple(draw) for draw in loader.batch(epoch)[0]]
+            items += 8
+    assert len(set(draws)) == items >= 8 * 5
+    assert len(orders) - len(set(orders)) <= 5  # of 8! orders a few hundred hardly meet
+    names = [phase.schedule_name for phase in training_phases(config)]
+    assert len(names) == len(set(names)) + {"detofa": 1, "ofa": 1, "compofa": 1, "ofa_ps": 2}.get(kind, 0)
+
+
+def test_seeds_of_several_numbers():
+    first, again, other = (make_loader(4, 4, seed=seed).batch(0) for seed in ((5, 1), (5, 1), (5, 2)))
+    assert_same(first, again)
+    assert first[1].tolist() != other[1].tolist()
 
 
 def test_generators_of_order_and_items_differ():

@@ -4,16 +4,18 @@ import importlib
 import logging
 
 import nnabla as nn
+import nnabla_detofa.compat
 import numpy as np
 import pytest
 
-import nnabla_detofa.compat
-from nnabla_detofa import centernet, load_supernet, supernet, weights
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.geometry import Geometry
-from nnabla_detofa.loading import width_scale
-from nnabla_detofa.search_space import ofa_resnet50
-from nnabla_detofa.supernet import Plan
+import nnabla_detofa.backend.compat
+from nnabla_detofa import load_supernet
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.networks import centernet, supernet, weights
+from nnabla_detofa.networks.loading import width_scale
+from nnabla_detofa.networks.supernet import Plan
+from nnabla_detofa.space.geometry import Geometry
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 STRIDES = (1, 2, 2, 1)
 
@@ -29,7 +31,7 @@ def files(tmp_path_factory):
     for task, net in nets.items():
         for parameter in net.get_parameters().values():
             parameter.d = parameter.d + np.abs(rng.normal(0, 0.1, parameter.shape))
-        weights.write(folder / f"{task}.h5", net.get_parameters())
+        weights.write(folder / f"{task}.h5", net.get_parameters(), normalization=net.normalization)
     return folder, nets
 
 
@@ -111,7 +113,7 @@ def test_a_backbone_that_is_not_all_of_the_file_is_refused(files, tmp_path):
 
 
 def test_a_supernet_that_nnabla_nas_saved_gives_the_same_logits(tmp_path):
-    theirs = importlib.import_module(f"{nnabla_detofa.compat.NETWORKS}.ofa_resnet50")
+    theirs = importlib.import_module(f"{nnabla_detofa.backend.compat.NETWORKS}.ofa_resnet50")
     if not hasattr(theirs, "SearchNet"):
         pytest.skip("the wheel of nnabla-nas lacks ofa_resnet50; a source checkout has it")
     net = theirs.SearchNet(10, depth_list=[0, 1, 2], expand_ratio_list=[0.2, 0.25, 0.35], width_mult_list=[0.65, 0.8, 1.0])

@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from nnabla_detofa.metrics import average_precision, box_iou, coco_ap, summarise, voc_ap
+from nnabla_detofa.common.boxes import box_iou
+from nnabla_detofa.evaluation.metrics import ap_keys, average_precision, coco_ap, summarise, voc_ap
 
 A, B, FAR = [0, 0, 9, 9], [20, 20, 39, 39], [60, 60, 69, 69]
 
@@ -29,6 +30,32 @@ def test_average_precision_by_hand():
     assert average_precision([], []) == average_precision([], [], "11point") == 0
     with pytest.raises(ValueError, match="'area' or '11point', got 'coco'"):
         average_precision([1], [1], "coco")
+
+
+def test_both_metrics_of_voc_by_hand():
+    """One class, three objects: the best detection is right, the second wrong, the third right, and one is not found."""
+    detections = [found((FAR, 0.8, 0), (A, 0.9, 0)), found((B, 0.7, 0))]
+    objects = [truth((A, 0), ([80, 80, 99, 99], 0)), truth((B, 0))]
+    # Recalls 0 to 0.3 have precision 1 (recall 1/3 was reached at once), 0.4 to 0.6 have 2/3 (recall 2/3), the others none.
+    eleven, area = (4 * 1 + 3 * 2 / 3) / 11, (1 + 2 / 3) / 3
+    assert voc_ap(detections, objects, 1, metric="11point").mean == pytest.approx(eleven)
+    assert voc_ap(detections, objects, 1, metric="area").mean == pytest.approx(area)
+    for metric, main, key, other in (("11point", eleven, "ap50_area", area), ("area", area, "ap50_11point", eleven)):
+        result = summarise(detections, objects, ("cat",), metric)
+        assert set(result) == {"ap50", "ap50_per_class", key, f"{key}_per_class"}
+        assert (result["ap50"], result[key]) == pytest.approx((main, other))
+        assert result["ap50_per_class"]["cat"] == result["ap50"] and result[f"{key}_per_class"]["cat"] == result[key]
+        assert ap_keys(result) == ["ap50", key]
+
+
+def test_eleven_points_with_two_classes_and_a_difficult_object():
+    """Of class 0 one of two objects is found, of class 1 its one; the difficult one and its detection do not count."""
+    detections = [found((A, 0.9, 0), (FAR, 0.95, 1), (B, 0.5, 1))]
+    objects = [truth((A, 0), ([80, 80, 99, 99], 0), (B, 1), (FAR, 1, True))]
+    result = voc_ap(detections, objects, 3, metric="11point")
+    # Recall 1/2 with precision 1: the levels 0 to 0.5, six of eleven.
+    assert result.per_class[:2] == pytest.approx([6 / 11, 1]) and np.isnan(result.per_class[2])
+    assert result.mean == pytest.approx((6 / 11 + 1) / 2)
 
 
 def test_eleven_points_meet_exact_recalls():
@@ -154,7 +181,9 @@ def test_coco_crowds_and_areas():
 
 def test_a_summary_is_plain_json_by_either_metric():
     detections, objects = [found((A, 0.9, 0))], [truth((A, 0))]
-    assert summarise(detections, objects, ("cat", "dog"), "area") == {"ap50": 1.0, "ap50_per_class": {"cat": 1.0, "dog": None}}
+    both = {"ap50": 1.0, "ap50_per_class": {"cat": 1.0, "dog": None}}
+    both |= {"ap50_11point": 1.0, "ap50_11point_per_class": {"cat": 1.0, "dog": None}}
+    assert summarise(detections, objects, ("cat", "dog"), "area") == both
     coco = summarise(detections, objects, ("cat", "dog"), "coco")
     assert (coco["ap50"], coco["ap"]) == pytest.approx((1, 1)) and coco["ap_per_class"]["dog"] is None
     assert coco["coco"]["APl"] is None and json.loads(json.dumps(coco)) == coco

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cost_table import PAPER
-from nnabla_detofa.filter_tables import PAPER_TABLE3, PAPER_TABLE_A3
-from nnabla_detofa.phases import training_phases
-from nnabla_detofa.ranking import pair_loss, pairs
-from nnabla_detofa.reproduce import TARGETS
-from nnabla_detofa.search_space import compofa, ofa_resnet50
+from nnabla_detofa.paper.filter_tables import PAPER_TABLE3, PAPER_TABLE_A3, SHARE
+from nnabla_detofa.paper.reproduce import TARGETS
+from nnabla_detofa.paper.table2 import PAPER
+from nnabla_detofa.path_filter.ranking import pair_loss, pairs
+from nnabla_detofa.runs.phases import training_phases
+from nnabla_detofa.space.search_space import compofa, ofa_resnet50
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/paper-map.md").read_text(encoding="utf-8")
@@ -41,12 +41,12 @@ def defaults():
     """Dotted key -> its defaults, one for each runner; None where it is a section or has no default."""
     found = {}
 
-    def visit(key, kind):
+    def visit(key, kind, section=None):
         found[key] = [None]
         for field in dataclasses.fields(kind):
-            below, default = f"{key}.{field.name}", field.default
+            below, default = f"{key}.{field.name}", getattr(section, field.name, field.default)
             if dataclasses.is_dataclass(default):
-                visit(below, type(default))
+                visit(below, type(default), default)
             elif default is not dataclasses.MISSING:
                 found.setdefault(below, []).append(json.loads(json.dumps(default)))
 
@@ -152,11 +152,20 @@ def test_tp_and_recall_by_hand():
 
 def test_what_accuracy_and_precision_leave_for_the_column_recall():
     rows = [(name, 0.25, *numbers) for name, numbers in PAPER_TABLE3.items()]
+    errors = []
     rows += [("Table A3", ratio, *numbers) for ratio, numbers in PAPER_TABLE_A3.items() if ratio != 0.25]
     for name, ratio, accuracy, precision, column in rows:
         share, recall = tp_and_recall(ratio, accuracy, precision)
-        assert f"| {name} | {ratio} | {accuracy:.3f} | {precision:.3f} | {share:.2f} | {recall:.2f} | {column:.3f} |" in PAGE
-        assert abs(column - share) < abs(column - recall)
+        of_right = share / accuracy
+        cells = (f"{value:.2f}" for value in (share, recall, of_right))
+        assert f"| {name} | {ratio} | {accuracy:.3f} | {precision:.3f} | {' | '.join(cells)} | {column:.3f} |" in PAGE
+        errors.append([abs(value - column) for value in (of_right, share, recall)])
+    assert len(errors) == 7
+    means = tuple(f"{mean:.3f}" for mean in np.mean(errors, axis=0))
+    assert "from TP / (TP + TN) by {} on average, from TP / N by {} and from recall by {}".format(*means) in " ".join(
+        PAGE.split()
+    )
+    assert "mean error of {} (TP / N: {}; recall: {})".format(*means) in SHARE
 
 
 def test_costs_of_table_2():
@@ -172,6 +181,12 @@ def test_costs_of_table_2():
     training = {key: PAPER["detofa"][key][0] - PAPER["detofa"][key][1] for key in ("voc", "coco")}
     assert f"{training['voc']:.3f}, {100 * (training['voc'] / total('ofa', 'voc') - 1):.1f}% above 0.383" in PAGE
     assert training["coco"] == pytest.approx(total("ofa", "coco"))
+
+
+def test_seconds_of_a_path_in_table_2():
+    """Of 500 paths (4.1), those of line 4."""
+    seconds = [PAPER["detofa"][key][1] * 24 * 3600 / 500 for key in ("voc", "coco")]
+    assert "Table 2 is {:.0f} and {:.0f} s for each".format(*seconds) in PAGE
 
 
 def test_sizes_of_the_spaces():

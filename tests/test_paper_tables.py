@@ -8,11 +8,11 @@ import pytest
 from small import detofa_config
 
 from nnabla_detofa import config as configs
-from nnabla_detofa import ledger
-from nnabla_detofa.cost_table import StepTime, cost_of_runs, estimate, table
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.space_tables import PAPER_CHOICES, PAPER_EPOCHS, table_a1, table_a2
+from nnabla_detofa.paper.space_tables import PAPER_CHOICES, PAPER_EPOCHS, table_a1, table_a2
+from nnabla_detofa.paper.table2 import StepTime, cost_of_runs, estimate, table
+from nnabla_detofa.runs import cost_ledger as ledger
 
 CONFIGS = FilePath(__file__).parent.parent / "configs"
 

@@ -8,17 +8,18 @@ from pathlib import Path as FilePath
 import numpy as np
 import pytest
 
-from nnabla_detofa import algorithm1, pretrain, weights
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli import main
-from nnabla_detofa.costs import Buckets
+from nnabla_detofa.cli.commands import main
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.evaluate_paths import evaluate_sampled
-from nnabla_detofa.evaluated_paths import EvaluatedPaths
-from nnabla_detofa.evaluation_study import image_losses, noise_share, study, tau_inside
-from nnabla_detofa.path_evaluation import distinct_in_buckets, evaluation_settings, path_evaluator, sample_in_buckets
-from nnabla_detofa.validation import BoxDetector, average_precision, reestimate, validation_loss
+from nnabla_detofa.evaluation.path_evaluation import distinct_in_buckets, evaluation_settings, path_evaluator, sample_in_buckets
+from nnabla_detofa.evaluation.validation import BoxDetector, average_precision, reestimate, validation_loss
+from nnabla_detofa.methods import algorithm1, pretrain
+from nnabla_detofa.networks import weights
+from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPaths
+from nnabla_detofa.space.counting import Buckets
+from nnabla_detofa.tools.evaluate_paths import evaluate_sampled
+from nnabla_detofa.tools.evaluation_study import image_losses, noise_share, study, tau_inside
 
 OPTIONS = {
     "args": {"context": "cpu", "evaluation_processes": 2},
@@ -201,7 +202,7 @@ def test_what_does_not_fit_the_file_is_refused(detection, run, tmp_path):
     for options, message in (
         ({"images": 8}, "settings.images.validation|settings.val_images"),
         ({"bn_images": 4}, "settings.bn_images 8, this run has 4"),
-        ({"ap": True}, "settings.ap_metric None, this run has 'area'"),
+        ({"ap": True}, "settings.ap_metric None, this run has '11point'"),
     ):
         with pytest.raises(UserError, match=message):
             evaluate_sampled(detection, weights_file, file, 1, **options)

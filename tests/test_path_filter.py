@@ -7,9 +7,10 @@ import nnabla as nn
 import numpy as np
 import pytest
 
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.path_filter import PathFilter, PathScorer, Tokenizer, positional_encoding
-from nnabla_detofa.search_space import Path, ofa_resnet50
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.path_filter.model import PathFilter, PathScorer, Tokenizer, positional_encoding
+from nnabla_detofa.space.paths import Path
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 SPACE = ofa_resnet50()
 SMALL = {"dim": 16, "heads": 2, "layers": 1, "feed_forward": 16}

@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from small import GEOMETRY, SPACE, detofa_config, pretrain_config
 
 from nnabla_detofa import config as configs
-from nnabla_detofa import weights
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.coco import COCODataset
 from nnabla_detofa.data.images import check_whole, read_image
 from nnabla_detofa.data.voc import VOCDataset
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.evaluated_paths import EvaluatedPath, EvaluatedPaths
-from nnabla_detofa.search_run import COUNTS, UNITS, parse_bound
-from nnabla_detofa.search_space import Path, PathBatch, SearchSpace
+from nnabla_detofa.networks import weights
+from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
+from nnabla_detofa.space.paths import Path, PathBatch
+from nnabla_detofa.space.search_space import SearchSpace
+from nnabla_detofa.tools.search import COUNTS, UNITS, parse_bound
 
 # The same examples each time, however slow the machine is; files that examples overwrite may stay between them.
 settings.register_profile(
@@ -128,11 +129,11 @@ OBJECTS = st.lists(
 
 
 def check_objects(dataset, height=30, width=40):
-    """Boxes lie in the image and have an area, whatever was written; labels are classes."""
+    """Boxes lie in the image, whatever was written; labels are classes."""
     for index in range(len(dataset)):
         boxes, labels, difficult = dataset.objects(index)
         assert boxes.dtype == np.float32 and boxes.shape == (len(labels), 4) and len(difficult) == len(labels)
-        assert np.isfinite(boxes).all() and (boxes >= 0).all() and (boxes[:, 2:] > boxes[:, :2]).all()
+        assert np.isfinite(boxes).all() and (boxes >= 0).all() and (boxes[:, 2:] >= boxes[:, :2]).all()
         assert (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
         assert ((labels >= 0) & (labels < len(dataset.classes))).all()
 
@@ -211,7 +212,7 @@ def test_any_bytes_are_an_image_or_refused(tmp_path_factory, data):
         assert str(file) in str(error)
     else:
         assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
-        assert image.shape[:2] in (size, size[::-1])
+        assert image.shape[:2] == size
 
 
 # --- Evaluated paths and bounds ---------------------------------------------------------------------------------------

@@ -8,10 +8,10 @@ import pytest
 from small import detofa_config
 
 from nnabla_detofa import config as configs
-from nnabla_detofa import provenance
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data import content
 from nnabla_detofa.data.digits import write_digits
-from nnabla_detofa.errors import UserError
+from nnabla_detofa.runs import provenance
 
 
 @pytest.fixture

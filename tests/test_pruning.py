@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from nnabla_detofa.costs import Buckets, CostModel
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.pruning import (
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.space.costs import CostModel
+from nnabla_detofa.space.counting import Buckets
+from nnabla_detofa.space.pruning import (
     HashedPaths,
     KeptPaths,
     OperationScores,
@@ -18,7 +19,7 @@ from nnabla_detofa.pruning import (
     path_thresholds,
     prune_operations,
 )
-from nnabla_detofa.search_space import Operation, ofa_resnet50
+from nnabla_detofa.space.search_space import Operation, ofa_resnet50
 
 SPACE = ofa_resnet50()
 COST = CostModel(64, 10, "backbone")

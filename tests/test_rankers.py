@@ -3,10 +3,20 @@
 import numpy as np
 import pytest
 
-from nnabla_detofa.path_filter import Tokenizer
-from nnabla_detofa.rankers import ENTROPY, GAUSSIAN, PAIRWISE, TREES, entropy, pairwise_ridge, rival_scores, true_orders
-from nnabla_detofa.ranking_metrics import kendall_tau, one_hot
-from nnabla_detofa.search_space import Path, PathBatch, ofa_resnet50
+from nnabla_detofa.path_filter.metrics import kendall_tau, one_hot
+from nnabla_detofa.path_filter.model import Tokenizer
+from nnabla_detofa.path_filter.rankers import (
+    ENTROPY,
+    GAUSSIAN,
+    PAIRWISE,
+    TREES,
+    entropy,
+    pairwise_ridge,
+    rival_scores,
+    true_orders,
+)
+from nnabla_detofa.space.paths import Path, PathBatch
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 SPACE = ofa_resnet50()
 

@@ -4,9 +4,10 @@ import nnabla as nn
 import numpy as np
 import pytest
 
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.path_filter import PathFilter
-from nnabla_detofa.ranking import (
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.path_filter.metrics import kendall_tau, per_bucket, weakest
+from nnabla_detofa.path_filter.model import PathFilter
+from nnabla_detofa.path_filter.ranking import (
     FitOptions,
     by_block,
     centered,
@@ -19,8 +20,7 @@ from nnabla_detofa.ranking import (
     standardized,
     transfer,
 )
-from nnabla_detofa.ranking_metrics import kendall_tau, per_bucket, weakest
-from nnabla_detofa.search_space import ofa_resnet50
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 SPACE = ofa_resnet50()
 

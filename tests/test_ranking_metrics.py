@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from nnabla_detofa.path_filter import Tokenizer
-from nnabla_detofa.ranking_metrics import (
+from nnabla_detofa.path_filter.metrics import (
     baseline_scores,
     bootstrap_interval,
     kendall_tau,
@@ -15,17 +14,28 @@ from nnabla_detofa.ranking_metrics import (
     spearman_rho,
     weakest,
 )
-from nnabla_detofa.search_space import ofa_resnet50
+from nnabla_detofa.path_filter.model import Tokenizer
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 
 def test_measures_by_hand():
     losses, scores = np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.9, 0.8, 0.1, 0.2])
     assert kendall_tau(scores, losses) == pytest.approx((5 - 1) / 6)
     found = weakest(scores, losses, 0.25)  # the worst is the fourth; the filter says the third
-    assert (found.accuracy, found.precision, found.recall, found.share) == (0.5, 0.0, 0.0, 0.0)
+    assert (found.accuracy, found.precision, found.recall, found.share_of_right) == (0.5, 0.0, 0.0, 0.0)
     found = weakest(scores, losses, 0.5)
-    assert (found.accuracy, found.precision, found.recall, found.share) == (1.0, 1.0, 1.0, 0.5)
+    assert (found.accuracy, found.precision, found.recall, found.share_of_right) == (1.0, 1.0, 1.0, 0.5)
     assert np.isnan(kendall_tau(scores[:1], losses[:1]))
+
+
+def test_the_weakest_by_hand_with_thresholds():
+    """Of five paths two are weak, three fall below the threshold, one of them rightly: TP 1, FP 2, FN 1, TN 1."""
+    losses, scores = np.array([1.0, 2.0, 3.0, 4.0, 5.0]), np.array([0.1, 0.2, 0.9, 0.8, 0.3])
+    found = weakest(scores, losses, 0.4, thresholds=np.array([0.5]))
+    assert found == pytest.approx((2 / 5, 1 / 3, 1 / 2, 1 / 2))
+    found = weakest(np.array([0.9, 0.8, 0.1, 0.2]), np.array([1.0, 2.0, 3.0, 4.0]), 0.25)
+    assert found.share_of_right == 0 and found.accuracy == 0.5  # TN alone is right
+    assert np.isnan(weakest(np.array([0.1, 0.2]), np.array([1.0, 2.0]), 0.5).share_of_right)  # nothing is right
 
 
 def test_spearman_by_hand():
@@ -49,7 +59,7 @@ def test_the_mean_over_buckets_leaves_small_buckets_out():
 def test_the_weakest_of_each_bucket_and_of_all_differ():
     losses, buckets = np.array([1.0, 2, 11, 12]), np.array([0, 0, 1, 1])
     scores = np.array([0.9, 0.8, 0.6, 0.7])  # right in the first bucket, wrong in the second
-    assert weakest(scores, losses, 0.5, buckets) == (0.5, 0.5, 0.5, 0.25)
+    assert weakest(scores, losses, 0.5, buckets) == (0.5, 0.5, 0.5, 0.5)  # of two right ones one is weak
     assert weakest(scores, losses, 0.5) == (1.0, 1.0, 1.0, 0.5)
 
 

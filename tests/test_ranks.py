@@ -1,7 +1,6 @@
 """Several processes do what one does: here joined by pipes, and by MPI where there is one."""
 
 import dataclasses
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -19,23 +18,28 @@ import numpy as np
 import pytest
 from small import detofa_config
 
-from nnabla_detofa import algorithm1, centernet, experiments, launch, profiles, runner
 from nnabla_detofa import config as configs
-from nnabla_detofa.algorithm1 import DetOFASearcher
-from nnabla_detofa.cli import main
-from nnabla_detofa.compat import Device, NoEvents, Optimizer
+from nnabla_detofa.backend import launch
+from nnabla_detofa.backend.compat import Device, NoEvents, Optimizer
+from nnabla_detofa.backend.launch import launched, launched_here
+from nnabla_detofa.backend.ranks import Communicator
+from nnabla_detofa.cli.commands import main
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.data.loader import Loader
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.experiments import OURS, Run
-from nnabla_detofa.geometry import Geometry, HeadGeometry
-from nnabla_detofa.launch import launched, launched_here
-from nnabla_detofa.pruning import UniformPaths
-from nnabla_detofa.ranks import Communicator
-from nnabla_detofa.search_space import ofa_resnet50
-from nnabla_detofa.supernet import Classifier
-from nnabla_detofa.training import NotFinite, Schedule, train
-from nnabla_detofa.validation import BoxDetector, PathEvaluator, detect_all, reestimate
+from nnabla_detofa.evaluation.validation import BoxDetector, PathEvaluator, detect_all, reestimate
+from nnabla_detofa.methods import algorithm1
+from nnabla_detofa.methods.algorithm1 import DetOFASearcher
+from nnabla_detofa.networks import centernet
+from nnabla_detofa.networks.supernet import Classifier
+from nnabla_detofa.paper import experiments, profiles
+from nnabla_detofa.paper.experiments import OURS, Run
+from nnabla_detofa.runs.phases import Schedule
+from nnabla_detofa.space.geometry import Geometry, HeadGeometry
+from nnabla_detofa.space.pruning import UniformPaths
+from nnabla_detofa.space.search_space import ofa_resnet50
+from nnabla_detofa.training import mini_batch
+from nnabla_detofa.training.loop import NotFinite, train
 
 ROOT = Path(__file__).parent.parent
 SMALL = Geometry(width_scale=0.0625, strides=(1, 2, 2, 1))
@@ -284,7 +288,7 @@ def test_a_run_of_two_ranks_is_that_of_one_process_with_their_mini_batches(confi
     with pytest.raises(
         UserError, match="was begun with mini-batches of 2, and 4 processes cannot share 4 images so: go on with"
     ):
-        runner.mini_batch(config, 4, folder)
+        mini_batch.mini_batch(config, 4, folder)
     algorithm1.run(config, device(Communicator(nn.get_current_context())), folder)
     assert main(["-f", str(config_file), "-o", str(tmp_path / "one"), "hparams.mini_batch=2"]) == 0
     assert results(folder) == results(tmp_path / "one")
@@ -304,16 +308,51 @@ def test_what_goes_wrong_before_the_start_is_the_same_on_all_ranks(config_file, 
 
 def test_a_run_keeps_the_mini_batch_that_it_began_with(config_file, tmp_path):
     config = configs.load(config_file)
-    assert [runner.mini_batch(config, n, tmp_path) for n in (1, 2, 4)] == [4, 2, 1]
+    assert [mini_batch.mini_batch(config, n, tmp_path) for n in (1, 2, 4)] == [4, 2, 1]
     with pytest.raises(UserError, match=r"hparams.batch_size must be a multiple of .* \(1 x 3\), got 4"):
-        runner.mini_batch(config, 3, tmp_path)
+        mini_batch.mini_batch(config, 3, tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    assert runner.mini_batch(config, 1, tmp_path) == 4
+    assert mini_batch.mini_batch(config, 1, tmp_path) == 4
     with pytest.raises(UserError, match="was begun with mini-batches of 4, and 2 processes cannot share 4 images so"):
-        runner.mini_batch(config, 2, tmp_path)
-    assert runner.mini_batch(config, 2, tmp_path, restart=True) == 2
+        mini_batch.mini_batch(config, 2, tmp_path)
+    assert mini_batch.mini_batch(config, 2, tmp_path, restart=True) == 2
     said = configs.load(config_file, ["hparams.mini_batch=2"])
-    assert [runner.mini_batch(said, n, tmp_path) for n in (1, 2)] == [2, 2]
+    assert [mini_batch.mini_batch(said, n, tmp_path) for n in (1, 2)] == [2, 2]
+
+
+def test_all_cores_are_taken_as_far_as_the_numbers_stay_the_same(config_file, tmp_path, monkeypatch):
+    def most(cores, *overrides):
+        return mini_batch.most_processes(configs.load(config_file, overrides), cores, tmp_path)
+
+    assert [most(8), most(8, "hparams.mini_batch=4")] == [1, 1]
+    assert [most(cores, "hparams.mini_batch=1") for cores in (1, 2, 3, 4, 8)] == [1, 2, 2, 4, 4]
+    assert most(8, "hparams.mini_batch=2", "hparams.batch_size=12") == 6
+    started = []
+    monkeypatch.setattr(launch, "cores", lambda: 3)
+    monkeypatch.setattr(launch, "can_launch", lambda: True)
+    monkeypatch.setattr(launch, "launch", lambda processes, command: started.append((processes, command[3:])) or 0)
+    line = ["-f", str(config_file), "-c", "cpu", "-o", str(tmp_path / "run"), "--processes", "auto", "hparams.mini_batch=2"]
+    assert main(line) == 0 and started == [(2, ["run", *line])]
+
+
+@pytest.mark.parametrize(
+    "name", ["digits_detofa", "digits_pretrain", "digits_pretrain_fullnet", "digits_pretrain_ps", "bccd_detofa"]
+)
+def test_the_small_configs_give_one_process_and_two_the_same_bits(name, tmp_path):
+    config = configs.load(ROOT / "configs" / f"{name}.json")
+    assert {mini_batch.mini_batch(config, processes, tmp_path) for processes in (1, 2)} == {config.hparams.mini_batch}
+    assert mini_batch.most_processes(config, 2, tmp_path) == 2 and config.args.evaluation_processes is None
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("max 100000", 4), ("200000 100000", 2), ("50000 100000", 1), ("900000 100000", 4)]
+)
+def test_cores_are_those_of_the_container(quota, cores, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)))
+    monkeypatch.setattr(launch, "QUOTA", tmp_path / "cpu.max")
+    assert launch.cores() == 4
+    launch.QUOTA.write_text(quota + "\n")
+    assert launch.cores() == cores
 
 
 def test_a_run_of_other_mini_batches_is_no_experiment(tmp_path, monkeypatch):
@@ -382,14 +421,7 @@ def test_tools_and_the_dry_run_are_one_process(config_file, monkeypatch, capsys)
     assert "2 processes need mpirun, which is neither beside" in capsys.readouterr().err
 
 
-def mpirun():
-    beside = Path(sys.executable).with_name("mpirun")
-    return str(beside) if beside.exists() else shutil.which("mpirun")
-
-
-needs_mpi = pytest.mark.skipif(
-    not (mpirun() and importlib.util.find_spec("mpi4py")), reason="needs mpirun and mpi4py: make setup-mpi"
-)
+needs_mpi = pytest.mark.skipif(not launch.can_launch(), reason="needs mpirun and mpi4py: make setup")
 
 
 def by_mpi(*arguments, seconds=200):
@@ -409,6 +441,16 @@ def test_a_run_through_mpirun(config_file, tmp_path):
     assert (tmp_path / "two" / weights).read_bytes() == (tmp_path / "one" / weights).read_bytes()
     one, two = (json.loads((tmp_path / name / "fullnet.json").read_text()) for name in ("one", "two"))
     assert one == two
+
+
+@needs_mpi
+def test_nnabla_finds_the_mpi_of_set_up():
+    """nnabla loads it by this name; what Open MPI's wheel has there is a text for linkers."""
+    library = Path(sys.prefix, "lib", "libmpi.so")
+    if not library.with_name("libmpi.so.40").exists():
+        pytest.skip("MPI is not the wheel's")
+    command = [sys.executable, "-c", f"import ctypes; ctypes.CDLL({str(library)!r}).MPI_Init"]
+    assert subprocess.run(command, capture_output=True, text=True).stderr == ""
 
 
 @needs_mpi
@@ -433,7 +475,7 @@ def test_the_script_for_slurm_names_what_is_there(monkeypatch):
     loaded = configs.load(config, ["hparams.mini_batch=8"])
     ranks = int(re.search(r"^#SBATCH --ntasks-per-node=(\d+)", text, re.MULTILINE)[1])
     assert int(re.search(r"^#SBATCH --gpus-per-node=(\d+)", text, re.MULTILINE)[1]) == ranks
-    assert runner.mini_batch(loaded, ranks, Path("runs/none")) == 8
+    assert mini_batch.mini_batch(loaded, ranks, Path("runs/none")) == 8
     usage = subprocess.run([sys.executable, "-m", "nnabla_detofa", "run", "--help"], capture_output=True, text=True).stdout
     for option in re.findall(r" (-[a-z]) ", next(line for line in lines if "nnabla_nas" in line)):
         assert f"{option} " in usage

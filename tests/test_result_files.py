@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from small import GEOMETRY, SPACE
 
-from nnabla_detofa import result_files
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.run_folder import read_result
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.runs import result_files
+from nnabla_detofa.runs.run_folder import read_result
 
 PATHS = [path.to_ofa(GEOMETRY) for path in SPACE.sample_many(np.random.default_rng(0), 2)]
 DETECTOR = {"flops": 10, "params": 10, "loss": 1.0, "ap50": 0.5, "ap50_per_class": {"cat": None}, "path": PATHS[0]}

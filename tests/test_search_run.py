@@ -12,16 +12,17 @@ from small import pretrain_config
 
 import nnabla_detofa
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli import main
-from nnabla_detofa.costs import CostModel, cost_range
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.evaluate import find_path
-from nnabla_detofa.evolution import NoPath
-from nnabla_detofa.geometry import HeadGeometry
-from nnabla_detofa.latency import Latency, write
-from nnabla_detofa.path_filter import PathFilter
-from nnabla_detofa.search_run import EXAMPLES, UNITS, find, load_run, parse_bound, table
-from nnabla_detofa.search_space import Operation, Path, PathBatch, ofa_resnet50
+from nnabla_detofa.cli.commands import main
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.path_filter.model import PathFilter
+from nnabla_detofa.search.evolution import NoPath
+from nnabla_detofa.space.costs import CostModel, cost_range
+from nnabla_detofa.space.geometry import HeadGeometry
+from nnabla_detofa.space.paths import Path, PathBatch
+from nnabla_detofa.space.search_space import Operation, ofa_resnet50
+from nnabla_detofa.tools.evaluate import find_path
+from nnabla_detofa.tools.measure_latency import Latency, write
+from nnabla_detofa.tools.search import EXAMPLES, UNITS, find, load_run, parse_bound, table
 
 CONTENT = {
     "network": {"centernet_ofa_resnet50": {"width_scale": 0.0625, "strides": [1, 2, 2, 1], "deconv_channels": [8, 8]}},

@@ -6,12 +6,11 @@ import pytest
 from scipy.stats import chisquare
 from small import GEOMETRY, PRUNED, SPACE, every_path, probabilities
 
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.geometry import OFA_RESNET50, Geometry, HeadGeometry
-from nnabla_detofa.search_space import (
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.space.geometry import OFA_RESNET50, Geometry, HeadGeometry
+from nnabla_detofa.space.paths import Path, PathBatch
+from nnabla_detofa.space.search_space import (
     Operation,
-    Path,
-    PathBatch,
     PrunedSpace,
     SearchSpace,
     compofa,

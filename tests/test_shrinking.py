@@ -12,19 +12,21 @@ import numpy as np
 import pytest
 
 from nnabla_detofa import config as configs
-from nnabla_detofa import weights
-from nnabla_detofa.cli import main
+from nnabla_detofa.cli.commands import main
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.config import Solver
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.data.loader import Loader
-from nnabla_detofa.distillation import Distillation, distillation_loss
-from nnabla_detofa.dry_run import written_files
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.evaluated_paths import EvaluatedPaths
-from nnabla_detofa.path_filter import PathFilter
-from nnabla_detofa.phases import training_phases
-from nnabla_detofa.search_space import product_space, shrinking_stages
-from nnabla_detofa.supernet import BATCH, SearchNet, sort_middle_channels
-from nnabla_detofa.training import OnePath, train
+from nnabla_detofa.networks import weights
+from nnabla_detofa.networks.distillation import Distillation, distillation_loss
+from nnabla_detofa.networks.supernet import BATCH, SearchNet, sort_middle_channels
+from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPaths
+from nnabla_detofa.path_filter.model import PathFilter
+from nnabla_detofa.runs.phases import Schedule, training_phases
+from nnabla_detofa.space.search_space import product_space, shrinking_stages
+from nnabla_detofa.tools.dry_run import written_files
+from nnabla_detofa.training.checkpoint import Checkpoint
+from nnabla_detofa.training.loop import OnePath, new_optimizer, train
 
 REPOSITORY = FilePath(__file__).parent.parent
 CONFIG = REPOSITORY / "configs" / "digits_pretrain_ps.json"
@@ -163,6 +165,74 @@ def test_sorted_channels_change_no_path_that_was_trained():
     importance = np.abs(net.blocks[17].conv3.parameters["conv/conv/_W"].d).sum(axis=(0, 2, 3))
     edge = net.space.geometry.middle(128, 0.25)
     assert (np.diff(importance[:edge]) <= 0).all() and (np.diff(importance[edge:]) <= 0).all()
+
+
+def test_sorted_channels_change_no_path_of_a_smaller_width_that_was_trained():
+    """On detection data W shrinks before E: the groups are those of every trained pair of W and E."""
+    net = small_net()
+    trained = product_space("before", (0, 1, 2), (0.8, 1.0), (0.35,), net.space.geometry)
+    paths = [trained.largest, *trained.sample_many(np.random.default_rng(0), 4)]
+    assert any(0.8 in path.stage_widths for path in paths)
+    before = [logits(net, path) for path in paths]
+    sort_middle_channels(net, (0.35,), (0.8, 1.0))
+    for path, expected in zip(paths, before):
+        np.testing.assert_allclose(logits(net, path), expected, atol=2e-3)
+
+
+def test_moments_follow_the_channels_that_they_belong_to():
+    """Here they equal the weights, and still do."""
+    net = small_net()
+    optimizer = new_optimizer(net, Solver("Adam", 1e-3), Schedule(1e-3, "constant", 1))
+    parameters, states = net.get_parameters(grad_only=True), optimizer._solver.get_states()
+    rng = np.random.default_rng(0)
+    for name, parameter in parameters.items():
+        parameter.d = rng.normal(size=parameter.shape)
+        for moments in states[name].pstate.values():
+            moments.d = parameter.d
+    before = {name: parameter.d.copy() for name, parameter in parameters.items()}
+    sort_middle_channels(net, (0.35,), optimizer=optimizer)
+    moved = [name for name, parameter in parameters.items() if not np.array_equal(before[name], parameter.d)]
+    assert len(moved) == 18 * 7  # of each layer: three convolutions' weights, gamma and beta of two batch normalizations
+    for name, parameter in parameters.items():
+        assert len(states[name].pstate) == 2
+        for moments in states[name].pstate.values():
+            np.testing.assert_array_equal(moments.d, parameter.d, err_msg=name)
+
+
+def test_a_stop_after_channels_were_sorted_changes_no_bit(tmp_path):
+    """The optimizer goes on from one stage to the next, as on detection data; both are sorted, then replaced."""
+
+    def item(dataset, index, rng):
+        return rng.normal(size=(3, 32, 32)).astype(np.float32), np.array([index % 3])
+
+    def fresh(seed):
+        net = small_net(seed)
+        return net, new_optimizer(net, Solver("Adam", 1e-3), Schedule(1e-3, "constant", 1))
+
+    def steps(net, optimizer, numbers):
+        inputs = [nn.Variable((4, 3, 32, 32)), nn.Variable((4, 1))]
+        train(net, optimizer, OnePath(net.space.largest), Loader(range(4), item, 4, 0, workers=0), inputs, numbers)
+
+    whole, optimizer = fresh(0)
+    steps(whole, optimizer, range(1))
+    Checkpoint(tmp_path / "stage 2").save(whole, optimizer, {"step": 1})
+    sort_middle_channels(whole, (0.35,), optimizer=optimizer)
+    steps(whole, optimizer, range(1, 2))
+    Checkpoint(tmp_path / "stage 3").save(whole, optimizer, {"step": 2})
+    steps(whole, optimizer, range(2, 3))
+
+    resumed, other = fresh(1)
+    Checkpoint(tmp_path / "stage 2").load(resumed, other)
+    sort_middle_channels(resumed, (0.35,), optimizer=other)
+    Checkpoint(tmp_path / "stage 3").load(resumed, other)
+    steps(resumed, other, range(2, 3))
+    states, others = (solver._solver.get_states() for solver in (optimizer, other))
+    parameters = resumed.get_parameters()
+    for name, parameter in whole.get_parameters(grad_only=True).items():
+        np.testing.assert_array_equal(parameter.d, parameters[name].d, err_msg=name)
+        one, two = states[name], others[name]
+        assert one.t == two.t == 3
+        assert all(np.array_equal(one.pstate[key].d, two.pstate[key].d) for key in one.pstate)
 
 
 def test_the_size_of_a_batch_is_that_of_its_seed_and_step():

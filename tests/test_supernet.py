@@ -7,13 +7,14 @@ import pytest
 from parity import cut_out_checks, failed, small_net, subnet_checks
 from visit import count_macs, peak_memory
 
-from nnabla_detofa import supernet
-from nnabla_detofa.centernet import Detector
-from nnabla_detofa.costs import CostModel
-from nnabla_detofa.geometry import Geometry, HeadGeometry
-from nnabla_detofa.search_space import Path, ofa_resnet50
-from nnabla_detofa.supernet import BATCH, EPSILON, Classifier, GivenStatistics, slice_weight
-from nnabla_detofa.validation import reestimate
+from nnabla_detofa.evaluation.validation import reestimate
+from nnabla_detofa.networks import supernet
+from nnabla_detofa.networks.centernet import Detector
+from nnabla_detofa.networks.supernet import BATCH, EPSILON, Classifier, GivenStatistics, Plain, slice_channels
+from nnabla_detofa.space.costs import CostModel
+from nnabla_detofa.space.geometry import Geometry, HeadGeometry
+from nnabla_detofa.space.paths import Path
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 SMALL = Geometry(width_scale=0.125)
 
@@ -21,21 +22,6 @@ SMALL = Geometry(width_scale=0.125)
 @pytest.mark.parametrize("number", range(8))
 def test_subnets_equal_the_reference(number):
     assert failed(subnet_checks(number)) == []
-
-
-def test_the_fast_slice_is_the_slice_with_its_gradient():
-    rng = np.random.default_rng(0)
-    w = nn.Variable.from_numpy_array(rng.normal(size=(6, 5, 3, 3)).astype(np.float32)).apply(need_grad=True)
-    w.grad.zero()
-    y = slice_weight(w, 4, 2)
-    weight = rng.normal(size=y.shape).astype(np.float32)
-    total = F.sum(y * nn.Variable.from_numpy_array(weight))
-    total.forward()
-    total.backward()
-    expected = np.zeros_like(w.d)
-    expected[:4, :2] = weight
-    np.testing.assert_array_equal(y.d, w.d[:4, :2])
-    np.testing.assert_allclose(w.g, expected)
 
 
 def test_every_parameter_of_the_largest_path_gets_a_gradient():
@@ -117,15 +103,17 @@ def test_costs_equal_a_visit_of_the_built_graph(geometry, size):
         assert peak_memory(logits, x) == memory
 
 
-class Unfolded:
+class Unfolded(Plain):
     """Given statistics as a batch normalisation of their own."""
 
     def __init__(self, statistics):
         self.statistics = statistics
 
-    def __call__(self, layer, convolve, weight, gamma, beta):
+    def __call__(self, layer, convolve, weight, gamma, beta, relu=False):
         mean, var = map(nn.Variable.from_numpy_array, self.statistics[layer.name])
-        return F.batch_normalization(convolve(weight), beta, gamma, mean, var, eps=EPSILON, batch_stat=False)
+        gamma, beta = (slice_channels(p, mean.shape[1]) for p in (gamma, beta))
+        y = F.batch_normalization(convolve(weight), beta, gamma, mean, var, eps=EPSILON, batch_stat=False)
+        return self.relu(y) if relu else y
 
 
 def test_statistics_folded_into_the_convolutions_change_nothing():

@@ -9,11 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from nnabla_detofa.costs import Buckets, CostModel
-from nnabla_detofa.path_filter import PathFilter
-from nnabla_detofa.ranking import FitOptions, fit
-from nnabla_detofa.ranking_metrics import baseline_scores, kendall_tau, over_buckets, per_bucket, weakest
-from nnabla_detofa.search_space import PathBatch, ofa_resnet50
+from nnabla_detofa.path_filter.metrics import baseline_scores, kendall_tau, over_buckets, per_bucket, weakest
+from nnabla_detofa.path_filter.model import PathFilter
+from nnabla_detofa.path_filter.ranking import FitOptions, fit
+from nnabla_detofa.space.costs import CostModel
+from nnabla_detofa.space.counting import Buckets
+from nnabla_detofa.space.paths import PathBatch
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 SPACE = ofa_resnet50()
 COST = CostModel(384, 20, "detector")

@@ -5,9 +5,9 @@ import csv
 import pytest
 from small import GEOMETRY, every_path
 
-from nnabla_detofa import table1
-from nnabla_detofa.cli import main
-from nnabla_detofa.search_space import compofa, ofa_resnet50
+from nnabla_detofa.cli.commands import main
+from nnabla_detofa.paper import table1
+from nnabla_detofa.space.search_space import compofa, ofa_resnet50
 
 
 def test_the_papers_formulas_by_hand():

@@ -4,14 +4,16 @@ import nnabla as nn
 import numpy as np
 import pytest
 
-from nnabla_detofa import weights
-from nnabla_detofa.compat import Optimizer
+from nnabla_detofa.backend.compat import Optimizer
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.loader import Loader
-from nnabla_detofa.errors import UserError
-from nnabla_detofa.geometry import Geometry
-from nnabla_detofa.search_space import ofa_resnet50
-from nnabla_detofa.supernet import Classifier
-from nnabla_detofa.training import Checkpoint, NotFinite, OnePath, Schedule, train
+from nnabla_detofa.networks import weights
+from nnabla_detofa.networks.supernet import Classifier
+from nnabla_detofa.runs.phases import Schedule
+from nnabla_detofa.space.geometry import Geometry
+from nnabla_detofa.space.search_space import ofa_resnet50
+from nnabla_detofa.training.checkpoint import Checkpoint
+from nnabla_detofa.training.loop import NotFinite, OnePath, train
 
 SMALL = Geometry(width_scale=0.0625)
 SPACE = ofa_resnet50(SMALL)
@@ -138,7 +140,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update():
 
 def test_weights_are_strict(tmp_path):
     net, *_ = parts()
-    weights.write(tmp_path / "w.h5", net.get_parameters())
+    weights.save(net, tmp_path / "w.h5")
     other = Classifier(4, SMALL)
     with pytest.raises(UserError, match="classifier.* has the shape"):
         weights.load(other, tmp_path / "w.h5")
@@ -148,6 +150,6 @@ def test_weights_are_strict(tmp_path):
     with pytest.raises(UserError, match=r"none\.h5 does not exist"):
         weights.load(net, tmp_path / "none.h5")
     few = dict(list(net.get_parameters().items())[:5])
-    weights.write(tmp_path / "few.h5", few)
+    weights.write(tmp_path / "few.h5", few, normalization=net.normalization)
     with pytest.raises(UserError, match=r"lacks the parameter .* \(302 of 307 are missing\)"):
         weights.load(net, tmp_path / "few.h5")

@@ -6,11 +6,11 @@ import nnabla as nn
 import numpy as np
 import pytest
 
-from nnabla_detofa.centernet import Detector
-from nnabla_detofa.geometry import Geometry, HeadGeometry
-from nnabla_detofa.search_space import ofa_resnet50
-from nnabla_detofa.supernet import BATCH, GivenStatistics
-from nnabla_detofa.validation import BoxDetector, PathEvaluator, map_forked, reestimate, validation_loss
+from nnabla_detofa.evaluation.validation import BoxDetector, PathEvaluator, map_forked, reestimate, validation_loss
+from nnabla_detofa.networks.centernet import Detector
+from nnabla_detofa.networks.supernet import BATCH, GivenStatistics
+from nnabla_detofa.space.geometry import Geometry, HeadGeometry
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 SMALL, HEAD = Geometry(width_scale=0.125, strides=(1, 2, 2, 1)), HeadGeometry(3, (16, 16), 8)
 

@@ -7,8 +7,8 @@ import numpy as np
 from small import detofa_config
 
 from nnabla_detofa import config as configs
-from nnabla_detofa import weights
-from nnabla_detofa.algorithm1 import make_model
+from nnabla_detofa.methods.algorithm1 import make_model
+from nnabla_detofa.networks import weights
 
 
 def finished_run(folder: Path, root) -> Path:
@@ -19,7 +19,7 @@ def finished_run(folder: Path, root) -> Path:
         if name.endswith(("_gamma", "_beta")):  # residual branches start at gamma 0, where a wrong one would not be seen
             parameter.d = rng.uniform(0.5, 1.5, parameter.shape).astype(np.float32)
     for phase in ("fullnet", "fine_tuning"):
-        weights.write(folder / phase / "weights.h5", net.get_parameters(), net.space.geometry.strides)
+        weights.save(net, folder / phase / "weights.h5")
     classes = dict.fromkeys("0123456789", 0.25)
     paths = [path.to_ofa(net.space.geometry) for path in net.space.sample_many(rng, 2)]
     subnets = [

@@ -8,12 +8,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ..errors import UserError
+from ..common.errors import UserError
+from ..common.normalization import IMAGENET, Normalization
 from .voc import Sample
-
-MEAN = np.array([0.408, 0.447, 0.470], np.float32)
-STD = np.array([0.289, 0.274, 0.278], np.float32)
-"""Of COCO's images in [0, 1], blue, green, red: CenterNet's, for detection and for pre-training alike."""
 
 # Principal components of ImageNet's colours (variances, and one column per component), blue, green, red.
 COLOUR_VALUES = np.array([0.2141788, 0.01817699, 0.00341571], np.float32)
@@ -67,12 +64,16 @@ class Augmentation:
 
 
 def train_transform(
-    sample: Sample, input_size: tuple[int, int], rng: np.random.Generator, augmentation: Augmentation | None = None
+    sample: Sample,
+    input_size: tuple[int, int],
+    rng: np.random.Generator,
+    augmentation: Augmentation | None = None,
+    normalization: Normalization = IMAGENET,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Crop, scale, mirror and recolour one sample at random.
 
     Returns:
-        image: (3, H, W) float32, normalised.
+        image: (3, H, W) float32, normalized.
         boxes: (n, 4) float32 in input pixels, all of them and not clipped: an object may lie outside the input, and
             `targets.make_targets` clips it to the output map as CenterNet does.
         matrix: the affine map image -> input, the mirroring included.
@@ -91,19 +92,23 @@ def train_transform(
         matrix = matrix * [[-1.0], [1.0]] + [[0, 0, input_size[1]], [0, 0, 0]]
     image = _warp(sample.image, matrix, input_size)
     image = shift_lighting(jitter_colours(image, rng, options.jitter), rng, options.lighting)
-    return normalise(image), transform_boxes(sample.boxes, matrix), matrix
+    return normalization(image), transform_boxes(sample.boxes, matrix), matrix
 
 
-def eval_transform(sample: Sample, input_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def eval_transform(
+    sample: Sample, input_size: tuple[int, int], normalization: Normalization = IMAGENET
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fit one whole sample into the input, nothing drawn; the results are `train_transform`'s."""
-    image, matrix = letterbox(sample.image, input_size)
+    image, matrix = letterbox(sample.image, input_size, normalization)
     return image, transform_boxes(sample.boxes, matrix), matrix
 
 
-def letterbox(image: np.ndarray, input_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def letterbox(
+    image: np.ndarray, input_size: tuple[int, int], normalization: Normalization = IMAGENET
+) -> tuple[np.ndarray, np.ndarray]:
     """Fit an image (H, W, 3) uint8 into the input, its shape kept and black beside it: (3, H, W) float32, and the map."""
     matrix = letterbox_matrix(image.shape[:2], input_size)
-    return normalise(_warp(image, matrix, input_size)), matrix
+    return normalization(_warp(image, matrix, input_size)), matrix
 
 
 def letterbox_matrix(image_size: tuple[int, int], input_size: tuple[int, int]) -> np.ndarray:
@@ -164,11 +169,6 @@ def shift_lighting(image: np.ndarray, rng: np.random.Generator, deviation: float
     if deviation == 0:
         return image
     return image + COLOUR_VECTORS @ (COLOUR_VALUES * rng.normal(0, deviation, 3).astype(np.float32))
-
-
-def normalise(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) float32 in [0, 1] -> (3, H, W) float32, less `MEAN`, over `STD`."""
-    return np.ascontiguousarray(((image - MEAN) / STD).transpose(2, 0, 1))
 
 
 def _warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:

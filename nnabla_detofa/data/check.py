@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from ..common.errors import UserError
 from ..config import CocoData, CocoSplit, Config, VocData
-from ..errors import UserError
 from . import coco, voc
-from .images import EXTENSIONS, check_whole, read_image
+from .image_folder import list_classes, other_files
+from .images import EXTENSIONS, ImageHeader, inspect_image, read_image
+from .names import Listing, composed
+from .objects import NORMALIZED, judge, place
+from .sets import crowded, heard, object_warnings, open_sets, thin, undetectable
 
-ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
-"""The Exif tag that says how a camera was held, and its values that swap width and height, as OpenCV does on reading."""
 PARTS = {"trainval": {"train", "val"}, "train": {"trainval"}, "val": {"trainval"}}
 """Splits of VOC that share images because one is a part of the other."""
 
@@ -30,6 +32,7 @@ class Split:
 
     Attributes:
         objects: how many of each class; those marked difficult, and crowds, are in `difficult` instead.
+        ignored: objects of classes that a config leaves out.
         empty: images without an object.
         files: the photographs, as far as they are there.
     """
@@ -39,6 +42,7 @@ class Split:
     empty: int = 0
     difficult: int = 0
     objects: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
     files: list[Path] = field(default_factory=list)
 
 
@@ -76,6 +80,8 @@ class DataReport:
                 rows.append([title, *map(str, values)])
         rows.append(["objects", *(str(sum(split.objects.values())) for split in self.splits)])
         rows += [[f"  {name}", *(str(split.objects[name]) for split in self.splits)] for name in classes]
+        if any(split.ignored for split in self.splits):
+            rows.append(["ignored, of other classes", *(str(sum(split.ignored.values())) for split in self.splits)])
         wide = [max(map(len, column)) for column in zip(*rows)]
         lines = [self.source]
         lines += ["  ".join([row[0].ljust(wide[0]), *map(str.rjust, row[1:], wide[1:])]).rstrip() for row in rows]
@@ -111,10 +117,10 @@ def check_config(config: Config, whole: bool = False, on_image: Callable[[], Non
     data = config.dataloader
     if isinstance(data, VocData):
         splits = {"train": data.train, **({"val": data.val} if data.val else {}), "test": data.test}
-        report = check_voc(data.root, splits, data.classes, whole, on_image)
+        report = _check_voc(data.root, splits, data.classes, whole, on_image, data.ignore_other_classes)
     elif isinstance(data, CocoData):
         named = {"train": data.train, **({"val": data.val} if data.val else {}), "test": data.test}
-        report = check_coco(data.root, named, data.classes, whole, on_image)
+        report = _check_coco(data.root, named, data.classes, whole, on_image, data.ignore_other_classes)
     else:
         return check_folders(data.root, {"train": data.train, "val": data.val}, whole, on_image)
     train, test = report.splits[0], report.splits[-1]
@@ -125,11 +131,15 @@ def check_config(config: Config, whole: bool = False, on_image: Callable[[], Non
             f"dataloader.{config.dataloader_name}.holdout must be less than the {train.images} training images, "
             f"got {data.holdout}"
         )
+        return report
     if not sum(test.objects.values()):
         report.fatal.append("the test split must hold objects to find; all its images are empty")
-    for name in train.objects.keys() | test.objects.keys():
-        if not train.objects[name]:
-            report.warnings.append(f"class {name} has no object to learn from in train, and {test.objects[name]} in test")
+        return report
+    stride = config.network.head_geometry(1).output_stride(config.network.geometry)
+    with heard(quiet=True):  # the report has these warnings
+        sets = report.attempt(open_sets, config, stride)
+    if sets:
+        report.warnings += object_warnings(sets, f"dataloader.{config.dataloader_name}")
     return report
 
 
@@ -153,6 +163,31 @@ def check_voc(
     Raises:
         UserError: `root` is not a folder, or holds no split.
     """
+    report = _check_voc(root, splits, classes, whole, on_image)
+    parts = splits or {split.name: (split.name,) for split in report.splits}
+    _by_defaults(report, "dataloader.voc", lambda name: voc.VOCDataset(root, parts[name], classes))
+    return report
+
+
+def _by_defaults(report: DataReport, key: str, opened: Callable[[str], Any]) -> None:
+    """Add what a config without further settings would leave out of each split."""
+    for split in () if report.fatal else report.splits:
+        with heard(quiet=True):  # the report has these warnings
+            dataset = report.attempt(opened, split.name)
+        if dataset is None:
+            return
+        report.warnings += crowded(split.name, dataset, VocData.max_objects, key)
+        report.warnings += thin(split.name, dataset) + undetectable(split.name, dataset)
+
+
+def _check_voc(
+    root: str | os.PathLike,
+    splits: dict[str, Sequence[str]] | None,
+    classes: Sequence[str] | None,
+    whole: bool,
+    on_image: Callable[[], None],
+    ignore_others: bool = False,
+) -> DataReport:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: a data set in VOC layout ({voc.LAYOUT}) must be there")
@@ -165,70 +200,72 @@ def check_voc(
     for name, parts in splits.items():
         split = Split(name)
         report.splits.append(split)
-        listed: dict[Path, None] = {}
+        listed: dict[voc.VOCFile, None] = {}
+        missing: dict[str, None] = {}
         for part in parts:
-            _list_split(report, root, part, listed)
-        split.images = len(listed)
-        for image in listed:
-            size = seen.size(image)
-            if size is None and not image.is_file():
-                report.fatal.append(f"{image.with_suffix('')}.jpg is missing (no .jpeg or .png either): split {name} lists it")
+            found = report.attempt(voc.list_split, root, part)
+            if found is None:
                 continue
-            split.files.append(image)
-            if size is not None:
-                _check_annotation(report, split, image, size, classes)
-        if not listed:
+            for file, count in found.repeated.items():
+                report.warnings.append(f"{found.file} lists {file.name} {count} times: it is used once")
+            listed |= dict.fromkeys(found.found)
+            missing |= dict.fromkeys(found.problems)
+        report.fatal += missing
+        split.images = len(listed) + len(missing)
+        for file in listed:
+            split.files.append(file.image)
+            header = seen.header(file.image)
+            if header is not None:
+                _check_annotation(report, split, file, header, classes, ignore_others)
+        if not split.images:
             report.fatal.append(f"split {name} of {root} must name at least one image")
     _unused_annotations(report, root)
     return _finished(report, seen)
 
 
-def _list_split(report: DataReport, root: Path, part: str, listed: dict[Path, None]) -> None:
-    """Add the photographs that a split file names, those that are missing as <name>.jpg."""
-    *folders, name = part.split("/")
-    tree = root.joinpath(*folders)
-    file = tree / "ImageSets" / "Main" / f"{name}.txt"
-    if ".." in folders or not file.is_file():
-        known = ", ".join(voc._splits(root)) or f"none found ({voc.LAYOUT})"
-        report.fatal.append(f"split {part!r} of {root} must be one of: {known}")
-        return
-    on_disk = report.attempt(voc._list_images, tree / "JPEGImages")
-    names = report.attempt(voc._read_split, file) or []
-    if on_disk is None:
-        return
-    for image_id, count in Counter(names).items():
-        if count > 1:
-            report.warnings.append(f"{file} lists {image_id} {count} times: it is used once")
-        listed[on_disk.get(image_id, tree / "JPEGImages" / f"{image_id}.jpg")] = None
-
-
 def _check_annotation(
-    report: DataReport, split: Split, image: Path, size: tuple[int, int], classes: Sequence[str] | None
+    report: DataReport,
+    split: Split,
+    file: voc.VOCFile,
+    header: ImageHeader,
+    classes: Sequence[str] | None,
+    ignore_others: bool,
 ) -> None:
-    annotation = report.attempt(voc._read_annotation, image)
+    annotation = report.attempt(voc.read_annotation, file, header)
     if annotation is None:
+        split.empty += 1
         return
-    if annotation.size != size:
-        said = f"{annotation.size[0]} x {annotation.size[1]}"
-        report.warnings.append(f"{annotation.path} says {said} pixels (height x width), {image.name} has {size[0]} x {size[1]}")
-    sound = False
-    for box, name, difficult in zip(annotation.boxes, annotation.names, annotation.difficult):
-        if classes is not None and name not in classes:
-            report.fatal.append(f"{annotation.path} has an object of class {name!r}; known are {', '.join(classes)}")
-        if _sound_box(report, annotation.path, box, (size[0] - 1, size[1] - 1), box + 1):
-            sound = True
+    size, written = annotation.size, annotation.written
+    if written not in (None, size):
+        said = f"{written[0]} x {written[1]}"
+        report.warnings.append(
+            f"{annotation.path} says {said} pixels (height x width), {file.image.name} has {size[0]} x {size[1]}"
+        )
+    if annotation.note:
+        report.warnings.append(f"{file.image} {annotation.note}")
+    known = classes and {composed(name): name for name in classes}
+    sound = _sound_boxes(report, annotation.path, annotation.boxes, size, annotation.boxes + 1, inclusive=True)
+    filled = False
+    for name, difficult, keep in zip(annotation.names, annotation.difficult, sound):
+        if known and name not in known:
+            if ignore_others:
+                split.ignored[name] += 1
+            else:
+                report.fatal.append(f"{annotation.path} has an object of class {voc.other_class(name, known)}")
+        elif keep:
+            filled = True
             split.difficult += bool(difficult)
             split.objects[name] += not difficult
-    split.empty += not sound
+    split.empty += not filled
 
 
 def _unused_annotations(report: DataReport, root: Path) -> None:
     """Annotations that belong to no photograph."""
     for folder in sorted([*root.glob("Annotations"), *root.glob("*/Annotations")]):
         images = folder.parent / "JPEGImages"
-        present = {Path(name).stem for name in os.listdir(images)} if images.is_dir() else set()
-        for file in sorted(folder.glob("*.xml")):
-            if file.stem not in present:
+        present = Listing(images, EXTENSIONS)
+        for file in sorted(folder.rglob("*.xml")):
+            if present.find(file.relative_to(folder).with_suffix("").as_posix()) is None:
                 report.warnings.append(f"{file} has no photograph in {images}")
 
 
@@ -248,17 +285,41 @@ def check_coco(
     Raises:
         UserError: `root` is not a folder, or holds no annotations.
     """
+    splits = splits or _coco_splits(Path(root))
+    report = _check_coco(root, splits, classes, whole, on_image)
+
+    def opened(name: str) -> coco.COCODataset:
+        return coco.COCODataset(Path(root, splits[name].annotations), Path(root, splits[name].images), classes)
+
+    _by_defaults(report, "dataloader.coco", opened)
+    return report
+
+
+def _coco_splits(root: Path) -> dict[str, CocoSplit]:
+    """annotations/instances_<split>.json with the images in <split>."""
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder: a data set in COCO's format must be there; {coco.ORIGIN}")
+    files = sorted(root.glob("annotations/instances_*.json"))
+    names = sorted((file.stem.removeprefix("instances_") for file in files), key=_usual_order)
+    if not names:
+        raise UserError(f"{root} must hold annotations/instances_<split>.json, and has none; {coco.ORIGIN}")
+    return {name: CocoSplit(f"annotations/instances_{name}.json", name) for name in names}
+
+
+def _check_coco(
+    root: str | os.PathLike,
+    splits: dict[str, CocoSplit],
+    classes: Sequence[str] | None,
+    whole: bool,
+    on_image: Callable[[], None],
+    ignore_others: bool = False,
+) -> DataReport:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: a data set in COCO's format must be there; {coco.ORIGIN}")
-    if splits is None:
-        files = sorted(root.glob("annotations/instances_*.json"))
-        names = sorted((file.stem.removeprefix("instances_") for file in files), key=_usual_order)
-        splits = {name: CocoSplit(f"annotations/instances_{name}.json", name) for name in names}
-        if not splits:
-            raise UserError(f"{root} must hold annotations/instances_<split>.json, and has none; {coco.ORIGIN}")
     report = DataReport(f"{root}, in COCO's format")
     seen = _Photographs(report, whole, on_image)
+    lists: dict[Path, list[str]] = {}
     for name, places in splits.items():
         split = Split(name)
         report.splits.append(split)
@@ -267,59 +328,79 @@ def check_coco(
         categories = content and report.attempt(coco._categories, content["categories"], file)
         if not categories:
             continue
+        known = {composed(name): name for name in categories.values() if classes is None} or dict.fromkeys(
+            map(composed, classes or ())
+        )
         for category in categories.values():
-            if classes is not None and category not in classes:
-                report.fatal.append(f"{file} has the category {category!r}; known are {', '.join(classes)}")
+            if category not in known and not ignore_others:
+                report.fatal.append(f"{file} has the category {voc.other_class(category, known)}")
         if not folder.is_dir():
             report.fatal.append(f"{folder} is not a folder: the images that {file} lists must be there; {coco.ORIGIN}")
             continue
         sizes = _check_images(report, seen, split, content["images"], file, folder)
-        _check_objects(report, split, content, file, sizes, categories)
+        _check_objects(report, split, content, file, sizes, categories, known)
         if not sizes:
             report.fatal.append(f"{file} must list at least one image")
-        unlisted = sum(entry.suffix.lower() in EXTENSIONS for entry in folder.iterdir()) - split.images
-        if unlisted > 0:
-            report.warnings.append(f"{folder} holds {unlisted} photographs that {file.name} does not list: they are not used")
+        lists.setdefault(folder, []).append(file.name)
+    used = {file for split in report.splits for file in split.files}
+    for folder, names in lists.items():
+        if unlisted := sum(place not in used for place in _images_below(folder)):
+            files, verb = " and ".join(dict.fromkeys(names)), "does" if len(set(names)) == 1 else "do"
+            report.warnings.append(f"{folder} holds {unlisted} photographs that {files} {verb} not list: they are not used")
     return _finished(report, seen)
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """The images in a folder and its subfolders."""
+    return [file for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file()]
 
 
 def _check_images(
     report: DataReport, seen: _Photographs, split: Split, entries: list, file: Path, folder: Path
-) -> dict[int, tuple[int, int]]:
-    """Image id -> (height, width), of the sound entries."""
-    sizes: dict[int, tuple[int, int]] = {}
+) -> dict[int, tuple[tuple[int, int], ImageHeader]]:
+    """Image id -> (height, width) in the annotations, and the header, of the sound entries."""
+    sizes: dict[int, tuple[tuple[int, int], ImageHeader]] = {}
+    ids: set[int] = set()
     listed: set[Path] = set()
+    on_disk = Listing(folder)
     for number, entry in enumerate(entries):
         where = f"images[{number}] of {file}"
-        found = report.attempt(coco._image, entry, where, folder)
+        found = report.attempt(coco._image, entry, where, on_disk)
         if found is None:
             continue
         key, path, size = found
-        if key in sizes or path in listed:
+        if key in ids or path in listed:
             report.fatal.append(f"{where} must have an id and a file_name of its own, got {key} and {entry['file_name']!r}")
             continue
-        sizes[key] = size
-        listed.add(path)
+        ids.add(key)
         split.images += 1
-        real = seen.size(path)
-        if real is None and not path.is_file():
-            report.fatal.append(f"{path} is missing: {file} lists it")
+        if path is None:
+            report.fatal.append(coco._missing(entry, file, folder))
             continue
+        listed.add(path)
         split.files.append(path)
-        if real not in (None, size):
-            report.fatal.append(
-                f"{path} is {real[0]} x {real[1]} pixels (height x width), its annotations say {size[0]} x {size[1]}"
-            )
+        header = seen.header(path)
+        sizes[key] = size, header or ImageHeader(size)
+        if header and place(np.zeros((0, 4)), size, header, inclusive=False)[1] != header.size:
+            report.fatal.append(str(coco._other_size(path, size, header)))
+            sizes[key] = header.size, header
     return sizes
 
 
 def _check_objects(
-    report: DataReport, split: Split, content: Mapping[str, list], file: Path, sizes: dict, categories: dict[int, str]
+    report: DataReport,
+    split: Split,
+    content: Mapping[str, list],
+    file: Path,
+    sizes: dict[int, tuple[tuple[int, int], ImageHeader]],
+    categories: dict[int, str],
+    known: Collection[str],
 ) -> None:
-    known: set[int] = set()
+    ids: set[int] = set()
     filled: set[int] = set()
-    ids = (entry.get("id") for entry in content["images"] if isinstance(entry, dict))  # of those with other faults too
-    listed = set(filter(coco._integer, ids))
+    noted: set[int] = set()
+    all_ids = (entry.get("id") for entry in content["images"] if isinstance(entry, dict))  # of those with other faults too
+    listed = set(filter(coco._integer, all_ids))
     for number, entry in enumerate(content["annotations"]):
         where = f"annotations[{number}] of {file}"
         found = report.attempt(coco._annotation, entry, where)
@@ -327,18 +408,26 @@ def _check_objects(
             continue
         box, label, crowd, image = found
         if "id" in entry:
-            if not coco._integer(entry["id"]) or entry["id"] in known:
+            if not coco._integer(entry["id"]) or entry["id"] in ids:
                 report.fatal.append(f"{where} must have an integer id of its own, got {entry['id']!r}")
             else:
-                known.add(entry["id"])
+                ids.add(entry["id"])
         if image not in listed:
             report.fatal.append(f"{where}: image_id must be the id of one of its images, got {image!r}")
         if label not in categories:
             report.fatal.append(f"{where}: category_id must be the id of one of its categories, got {label!r}")
-        elif image in sizes and _sound_box(report, where, box, sizes[image], box):
-            filled.add(image)
-            split.difficult += crowd
-            split.objects[categories[label]] += not crowd
+        elif categories[label] not in known:
+            split.ignored[categories[label]] += 1
+        elif image in sizes:
+            size, header = sizes[image]
+            boxes, _, note = place(box[None], size, header, inclusive=False)
+            if note and image not in noted:
+                noted.add(image)
+                report.warnings.append(f"image {image} of {file} {note}")
+            if _sound_boxes(report, where, boxes, header.size, box[None], inclusive=False)[0]:
+                filled.add(image)
+                split.difficult += crowd
+                split.objects[categories[label]] += not crowd
     split.empty = len(sizes) - len(filled)
 
 
@@ -359,21 +448,21 @@ def check_folders(
         if not folder.is_dir():
             report.fatal.append(f"{folder} is not a folder: one subfolder of JPEG or PNG images for each class must be there")
             continue
-        inside = sorted(place for place in folder.iterdir() if place.is_dir() and place.name[0] != ".")
+        inside = list_classes(folder)
         if not inside:
             report.fatal.append(f"{folder} must hold one subfolder of images for each class, and has no subfolder")
-        here = {place.name for place in inside}
+        here = set(inside)
         classes = here if classes is None else classes
         for odd in sorted(here ^ classes):
             report.fatal.append(f"class {odd} must be in every split: it is {'not ' * (odd not in here)}in {folder}")
-        for place in inside:
-            files = [file for file in sorted(place.iterdir()) if file.suffix.lower() in EXTENSIONS]
-            split.objects[place.name] = len(files)
+        for class_name, (where, files) in inside.items():
+            split.objects[class_name] = len(files)
             split.files += files
+            report.warnings += filter(None, [other_files(where, len(files))])
             if not files:
-                report.fatal.append(f"{place} must hold at least one JPEG or PNG image")
+                report.fatal.append(f"{where} must hold at least one JPEG or PNG image")
             for file in files:
-                seen.size(file)
+                seen.header(file)
         split.images = len(split.files)
     return _finished(report, seen)
 
@@ -386,45 +475,42 @@ class _Photographs:
 
     def __init__(self, report: DataReport, whole: bool, on_image: Callable[[], None]):
         self.report, self.whole, self.on_image = report, whole, on_image
-        self.sizes: dict[Path, tuple[int, int] | None] = {}
+        self.headers: dict[Path, ImageHeader | None] = {}
         self.contents: dict[Path, bytes] = {}
 
-    def size(self, file: Path) -> tuple[int, int] | None:
-        """(height, width) of a photograph; None where it is missing or broken, and what is broken is fatal."""
-        if file not in self.sizes:
-            self.sizes[file] = self._look(file) if file.is_file() else None
+    def header(self, file: Path) -> ImageHeader | None:
+        """The header of a photograph; None where it is broken, which is fatal."""
+        if file not in self.headers:
+            self.headers[file] = self.report.attempt(self._look, file)
             self.on_image()
-        return self.sizes[file]
+        return self.headers[file]
 
-    def _look(self, file: Path) -> tuple[int, int] | None:
-        try:
-            if self.whole:
-                self.contents[file] = hashlib.sha256(file.read_bytes()).digest()
-                return read_image(file).shape[:2]
-            check_whole(file)
-            with Image.open(file) as opened:
-                width, height = opened.size
-                return (width, height) if opened.getexif().get(ORIENTATION) in TURNED else (height, width)
-        except (UserError, OSError) as error:
-            text = str(error) if isinstance(error, UserError) else f"{file} is not a readable image ({error})"
-            self.report.fatal.append(text)
-            return None
+    def _look(self, file: Path) -> ImageHeader:
+        header = inspect_image(file)
+        if self.whole:
+            self.contents[file] = hashlib.sha256(file.read_bytes()).digest()
+            read_image(file)
+        return header
 
 
-def _sound_box(report: DataReport, where: object, box: np.ndarray, most: tuple[int, int], written: Iterable[float]) -> bool:
-    """Whether a box has area inside its image; what is clipped or left out is a warning.
+def _sound_boxes(
+    report: DataReport, where: object, boxes: np.ndarray, size: tuple[int, int], written: np.ndarray, inclusive: bool
+) -> np.ndarray:
+    """Which boxes are objects of their image (see `objects.judge`); the others, and those that are clipped, are warnings.
 
     Args:
-        most: largest y and x. written: the corners as they are in the file.
+        written: the corners as they are in the file.
     """
-    inside = np.clip(box, 0, [most[1], most[0]] * 2)
-    corners = ", ".join(f"{corner:g}" for corner in written)
-    if not (inside[2:] > inside[:2]).all():
-        report.warnings.append(f"{where}: the box ({corners}) has no area inside the image: it is left out")
-        return False
-    if not np.allclose(inside, box, atol=1e-3):
-        report.warnings.append(f"{where}: the box ({corners}) reaches outside the image: it is clipped")
-    return True
+    found = judge(boxes, size, inclusive)
+    for corners, kept, clipped, normalized in zip(written, found.kept, found.clipped, found.normalized):
+        text = f"{where}: the box ({', '.join(f'{corner:g}' for corner in corners)})"
+        if normalized:
+            report.warnings.append(f"{text} has corners in 0..1: it is left out; {NORMALIZED}")
+        elif not kept:
+            report.warnings.append(f"{text} has no area inside the image: it is left out")
+        elif clipped:
+            report.warnings.append(f"{text} reaches outside the image: it is clipped")
+    return found.kept
 
 
 def _finished(report: DataReport, seen: _Photographs) -> DataReport:

@@ -7,22 +7,26 @@ import logging
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from ..errors import UserError
-from ..files import naming
-from ..reading import read_bytes, short, shown
-from .images import check_whole, read_image
-from .voc import Objects, Sample, VOCDataset
+from ..common.errors import UserError
+from ..common.files import naming
+from ..common.reading import read_bytes, short, shown
+from .images import ImageHeader, check_whole, inspect_image, read_image
+from .names import Listing, composed, is_below
+from .objects import NORMALIZED, judge, place
+from .voc import Objects, Sample, VOCDataset, VOCReader, changed_size, other_class
 
 log = logging.getLogger("nnabla_detofa")
 
 MOST_BYTES = 1 << 31  # COCO's own largest file has 470 MB
+MOST_NOTES = 20  # warnings of one kind that are logged one by one
 ORIGIN = "COCO itself is at cocodataset.org: annotations_trainval2017.zip, train2017.zip and val2017.zip unpack side by side"
 
 
@@ -41,9 +45,11 @@ class COCODataset:
         images: the folder that `file_name` is relative to.
         classes: category names that become labels 0, 1, ...; None takes those of the file, by id.
         keep_crowds: whether crowds are in the samples.
+        ignore_others: leave out objects of other categories than `classes`; otherwise such a category is an error.
 
     Raises:
-        UserError: a file or folder is missing, the JSON is not COCO's, or a category is not in `classes`.
+        UserError: a file or folder is missing, the JSON is not COCO's, an image is broken or has another size than the JSON
+            says, or a category is not in `classes`.
     """
 
     def __init__(
@@ -52,6 +58,7 @@ class COCODataset:
         images: str | os.PathLike,
         classes: Sequence[str] | None = None,
         keep_crowds: bool = True,
+        ignore_others: bool = False,
     ):
         file, folder = Path(annotations), Path(images)
         content = _read(file)
@@ -59,15 +66,15 @@ class COCODataset:
             raise UserError(f"{folder} is not a folder: the images that {file} lists must be there; {ORIGIN}")
         names = _categories(content["categories"], file)
         self.classes = tuple(names.values()) if classes is None else tuple(classes)
-        label_of = {name: label for label, name in enumerate(self.classes)}
+        label_of = {composed(name): label for label, name in enumerate(self.classes)}
         for name in names.values():
-            if name not in label_of:
-                raise UserError(f"{file} has the category {shown(name)}; known are {', '.join(label_of)}")
+            if name not in label_of and not ignore_others:
+                raise UserError(f"{file} has the category {other_class(name, label_of)}")
         entries = _images(content["images"], file, folder)
-        self.files = [path for path, _ in entries.values()]
+        self.files = [path for path, *_ in entries.values()]
         self.image_ids = tuple(path.relative_to(folder).as_posix() for path in self.files)
-        rows: dict[Any, list[tuple[list[float], int, bool, float]]] = {image: [] for image in entries}
-        clipped = flat = 0
+        rows: dict[Any, list[Row]] = {image: [] for image in entries}
+        others: Counter[str] = Counter()
         known: set[int] = set()
         for number, entry in enumerate(content["annotations"]):
             where = f"annotations[{number}] of {file}"
@@ -80,23 +87,46 @@ class COCODataset:
                 raise UserError(f"{where}: image_id must be the id of one of its images, got {shown(image)}")
             if label not in names:
                 raise UserError(f"{where}: category_id must be the id of one of its categories, got {shown(label)}")
-            if crowd and not keep_crowds:
-                continue
-            height, width = entries[image][1]
-            inside = np.clip(box, 0, [width, height, width, height])
-            clipped += not np.allclose(inside, box, atol=1e-3)
-            if inside[2] <= inside[0] or inside[3] <= inside[1]:
-                flat += 1
-                continue
-            area = entry.get("area", (inside[2] - inside[0]) * (inside[3] - inside[1]))
-            rows[image].append((inside.tolist(), label_of[names[label]], crowd, area))
-        if clipped:
-            log.warning("%s: %d boxes reach outside their images: clipped", file, clipped)
-        if flat:
-            log.warning("%s: %d boxes without area are left out", file, flat)
-        self._objects = [_arrays(of_image) for of_image in rows.values()]
-        self._areas = [np.array([row[3] for row in of_image], float) for of_image in rows.values()]
-        self._sizes = [size for _, size in entries.values()]
+            if names[label] not in label_of:
+                others[names[label]] += 1
+            elif keep_crowds or not crowd:
+                rows[image].append(Row(box, label_of[names[label]], crowd, entry.get("area")))
+        self._sizes = [header.size for _, _, header in entries.values()]
+        self._objects: list[Objects] = []
+        self._areas: list[np.ndarray] = []
+        found: Counter[str] = Counter()
+        for of_image, (path, size, header) in zip(rows.values(), entries.values()):
+            self._add(of_image, path, size, header, found)
+        if others:
+            ignored = ", ".join(f"{count} {name}" for name, count in others.most_common(20))
+            log.warning("%s: objects of other classes are ignored: %s", file, ignored)
+        if found["clipped"]:
+            log.warning("%s: %d boxes reach outside their images: clipped", file, found["clipped"])
+        if found["flat"]:
+            log.warning("%s: %d boxes without area are left out", file, found["flat"])
+        if found["normalized"]:
+            text = "%s: %d boxes in %d images with corners in 0..1 are left out (%s)"
+            log.warning(text, file, found["normalized"], found["normalized images"], NORMALIZED)
+
+    def _add(self, rows: list[Row], path: Path, size: tuple[int, int], header: ImageHeader, found: Counter[str]) -> None:
+        """Add the objects of the next image, and count in `found` those that are clipped or left out."""
+        boxes = np.array([row.box for row in rows], float).reshape(-1, 4)
+        boxes, written, note = place(boxes, size, header, inclusive=False)
+        if written != header.size:
+            raise _other_size(path, size, header)
+        if note and rows and (found.update(["turned"]) or found["turned"] <= MOST_NOTES):
+            log.warning("%s %s", path, note)
+        judged = judge(boxes, header.size, inclusive=False)
+        found["clipped"] += int(judged.clipped.sum())
+        found["flat"] += int((~judged.kept & ~judged.normalized).sum())
+        found["normalized"] += int(judged.normalized.sum())
+        found["normalized images"] += bool(judged.normalized.any())
+        kept = [row for row, keep in zip(rows, judged.kept) if keep]
+        boxes = judged.boxes[judged.kept]
+        labels = np.array([row.label for row in kept], np.int64)
+        self._objects.append((boxes.astype(np.float32), labels, np.array([row.crowd for row in kept], bool)))
+        own = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+        self._areas.append(np.array([area if row.area is None else row.area for row, area in zip(kept, own)], float))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -104,6 +134,10 @@ class COCODataset:
     def objects(self, index: int) -> Objects:
         """Boxes, labels and crowd flags of image `index`, as in its sample, without reading the photograph."""
         return self._objects[index]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of image `index`, without decoding it."""
+        return self._sizes[index]
 
     def areas(self, index: int) -> np.ndarray:
         """(n,) pixels of each object of image `index`: of its mask, where the file tells; COCO sorts sizes by them."""
@@ -115,24 +149,37 @@ class COCODataset:
         Raises:
             UserError: as `load`.
         """
-        for index, file in enumerate(self.files):
-            if check_whole(file) != self._sizes[index]:
-                self.load(index)
+        for file, before in zip(self.files, self._sizes):
+            if (size := check_whole(file)) != before:
+                raise changed_size(file, size, before)
 
     def load(self, index: int) -> Sample:
         """Read image `index`.
 
         Raises:
-            UserError: the photograph is truncated, not readable, or of another size than the annotations say.
+            UserError: the photograph is truncated or not readable, or not the one that was there at first.
         """
         image = read_image(self.files[index])
         if image.shape[:2] != self._sizes[index]:
-            height, width = self._sizes[index]
-            raise UserError(
-                f"{self.files[index]} is {image.shape[0]} x {image.shape[1]} pixels (height x width), "
-                f"its annotations say {height} x {width}: one of the two is of another image"
-            )
+            raise changed_size(self.files[index], image.shape[:2], self._sizes[index])
         return Sample(image, *self._objects[index], self.image_ids[index])
+
+
+class Row(NamedTuple):
+    """One entry of `annotations`: its box x1 y1 x2 y2 as it is written, and the area of its mask, if that is there."""
+
+    box: np.ndarray
+    label: int
+    crowd: bool
+    area: float | None
+
+
+def _other_size(path: Path, size: tuple[int, int], header: ImageHeader) -> UserError:
+    tag = f" (with its Exif tag Orientation {header.orientation})" if header.orientation != 1 else ""
+    return UserError(
+        f"{path} is {header.size[0]} x {header.size[1]} pixels (height x width){tag}, its annotations say "
+        f"{size[0]} x {size[1]}: one of the two is of another image"
+    )
 
 
 def _read(file: Path) -> Mapping[str, list]:
@@ -155,7 +202,8 @@ def _categories(entries: list, file: Path) -> dict[int, str]:
     found: dict[int, str] = {}
     for number, entry in enumerate(entries):
         key, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
-        if not _integer(key) or not isinstance(name, str) or not name or key in found or name in found.values():
+        name = composed(name) if isinstance(name, str) else None
+        if not _integer(key) or not name or key in found or name in found.values():
             raise UserError(f"categories[{number}] of {file} must have an id and a name of its own, got {shown(entry)}")
         found[key] = name
     if not found:
@@ -163,42 +211,44 @@ def _categories(entries: list, file: Path) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def _images(entries: list, file: Path, folder: Path) -> dict[Any, tuple[Path, tuple[int, int]]]:
-    """Image id -> its file, and its (height, width)."""
-    found: dict[Any, tuple[Path, tuple[int, int]]] = {}
+def _images(entries: list, file: Path, folder: Path) -> dict[Any, tuple[Path, tuple[int, int], ImageHeader]]:
+    """Image id -> its file, its (height, width) in the annotations, and its header."""
+    found: dict[Any, tuple[Path, tuple[int, int], ImageHeader]] = {}
     listed: set[Path] = set()
-    on_disk: dict[Path, set[str]] = {}  # one listing a folder, not one look a file
+    on_disk = Listing(folder)  # one listing a folder, not one look a file
     for number, entry in enumerate(entries):
         where = f"images[{number}] of {file}"
-        key, path, size = _image(entry, where, folder)
+        key, path, size = _image(entry, where, on_disk)
         if key in found:
             raise UserError(f"{where} must have an integer id of its own, got {shown(entry)}")
+        if path is None:
+            raise UserError(_missing(entry, file, folder))
         if path in listed:
             raise UserError(f"{where}: file_name {shown(entry['file_name'])} is that of another image too")
         listed.add(path)
-        if path.parent not in on_disk:
-            try:
-                on_disk[path.parent] = set(os.listdir(path.parent))
-            except (OSError, ValueError):  # ValueError: half a character in its name
-                on_disk[path.parent] = set()
-        if path.name not in on_disk[path.parent]:
-            raise UserError(f"{short(str(path))} is missing: {file} lists it; {ORIGIN}")
-        found[key] = path, size
+        found[key] = path, size, inspect_image(path)
+        if place(np.zeros((0, 4)), size, found[key][2], inclusive=False)[1] != found[key][2].size:
+            raise _other_size(path, size, found[key][2])
     if not found:
         raise UserError(f"{file} must list at least one image")
     return found
 
 
-def _image(entry: Any, where: str, folder: Path) -> tuple[int, Path, tuple[int, int]]:
-    """Id, file and (height, width) of one entry; whether the file is there is not looked at."""
+def _missing(entry: Mapping, file: Path, folder: Path) -> str:
+    """What to say of an image that is listed and not there."""
+    return f"{folder / short(entry['file_name'])} is missing: {file} lists it; {ORIGIN}"
+
+
+def _image(entry: Any, where: str, on_disk: Listing) -> tuple[int, Path | None, tuple[int, int]]:
+    """Id, file (None where it is missing) and (height, width) of one entry."""
     if not isinstance(entry, dict) or not _integer(entry.get("id")):
         raise UserError(f"{where} must have an integer id of its own, got {shown(entry)}")
     name, size = entry.get("file_name"), (entry.get("height"), entry.get("width"))
-    if not isinstance(name, str) or not _is_below(Path(name)):
-        raise UserError(f"{where}: file_name must be a path below {folder}, got {shown(name)}")
+    if not isinstance(name, str) or not is_below(name):
+        raise UserError(f"{where}: file_name must be a path below {on_disk.folder}, got {shown(name)}")
     if not all(_integer(side) and 0 < side < 1 << 20 for side in size):
         raise UserError(f"{where}: height and width must be integers above 0, got {shown(size[0])} and {shown(size[1])}")
-    return entry["id"], folder / name, size
+    return entry["id"], on_disk.find(name), size
 
 
 def _annotation(entry: Any, where: str) -> tuple[np.ndarray, Any, bool, Any]:
@@ -219,22 +269,12 @@ def _annotation(entry: Any, where: str) -> tuple[np.ndarray, Any, bool, Any]:
     return np.array([x, y, x + width, y + height]), ids[0], bool(entry.get("iscrowd", 0)), ids[1]
 
 
-def _is_below(name: Path) -> bool:
-    """Does a relative path lead to something below where it begins?"""
-    return bool(name.name) and not name.is_absolute() and ".." not in name.parts and "\0" not in str(name)
-
-
 def _integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9
-
-
-def _arrays(rows: list) -> Objects:
-    boxes = np.array([row[0] for row in rows], np.float32).reshape(-1, 4)
-    return boxes, np.array([row[1] for row in rows], np.int64), np.array([row[2] for row in rows], bool)
 
 
 def write_coco(voc: Path, root: Path, splits: Sequence[str]) -> Path:
@@ -249,12 +289,15 @@ def write_coco(voc: Path, root: Path, splits: Sequence[str]) -> Path:
     Raises:
         UserError: the tree is broken, or `root` holds something already.
     """
+    folders = [split.replace("/", "_") for split in splits]
+    for folder, split in zip(folders, splits):
+        if folders.count(folder) > 1 or folder == "annotations":
+            raise UserError(f"--splits must have folders of their own in {root}, and {split} would have {folder}: leave it out")
     if root.exists() and any(root.iterdir() if root.is_dir() else [root]):
         raise UserError(f"--root must be a new or an empty folder, and {root} is not")
-    classes = VOCDataset(voc, splits).classes
-    datasets = {split: VOCDataset(voc, split, classes) for split in splits}
-    for dataset in datasets.values():
-        dataset.check_images()
+    reader = VOCReader()
+    classes = VOCDataset(voc, splits, reader=reader).classes
+    datasets = {split: VOCDataset(voc, split, classes, reader=reader) for split in splits}
     place = root.resolve()  # of a link to an empty folder the folder is filled
     place.parent.mkdir(parents=True, exist_ok=True)
     total = sum(map(len, datasets.values()))
@@ -263,8 +306,8 @@ def write_coco(voc: Path, root: Path, splits: Sequence[str]) -> Path:
         tqdm(total=total, desc="to COCO", unit="image", dynamic_ncols=True) as bar,
     ):
         made = Path(scratch) / "made"
-        for split, dataset in datasets.items():
-            _write_split(made, split.replace("/", "_"), dataset, bar)
+        for folder, dataset in zip(folders, datasets.values()):
+            _write_split(made, folder, dataset, bar)
         with naming(root):
             made.rename(place)
     return root
@@ -278,9 +321,11 @@ def _write_split(root: Path, name: str, dataset: VOCDataset, bar: tqdm) -> None:
     annotations: list[dict] = []
     for index, file in enumerate(dataset.files):
         sample = dataset.load(index)
-        shutil.copyfile(file, root / name / file.name)
+        copied = sample.image_id + file.suffix
+        (root / name / copied).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, root / name / copied)
         height, width = sample.image.shape[:2]
-        images.append({"id": index + 1, "file_name": file.name, "height": height, "width": width})
+        images.append({"id": index + 1, "file_name": copied, "height": height, "width": width})
         for (x1, y1, x2, y2), label, difficult in zip(sample.boxes.tolist(), sample.labels, sample.difficult):
             sides = x2 - x1 + 1, y2 - y1 + 1
             annotations.append(

@@ -7,12 +7,12 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..common.errors import UserError
+from ..common.reading import read_bytes
 from ..config import CocoData, ImageFolderData, VocData
-from ..errors import UserError
-from ..reading import read_bytes
 from .coco import MOST_BYTES
 from .image_folder import ImageFolder
-from .voc import annotation_of, find_images
+from .voc import find_images
 
 
 def content_digest(data: VocData | CocoData | ImageFolderData) -> str | None:
@@ -41,9 +41,9 @@ def _parts(data: VocData | CocoData | ImageFolderData, root: Path) -> Iterator[b
     if isinstance(data, VocData):
         for splits in (data.train, data.val, data.test):
             yield " ".join(splits).encode()
-            for image in find_images(root, splits, warn=False):
+            for image, annotation, _ in find_images(root, splits, warn=False):
                 yield f"{image.relative_to(root).as_posix()} {image.stat().st_size}".encode(errors="surrogateescape")
-                yield read_bytes(annotation_of(image), "the annotation")
+                yield read_bytes(annotation, "the annotation")
     elif isinstance(data, CocoData):
         for split in filter(None, (data.train, data.val, data.test)):
             yield read_bytes(root / split.annotations, "the annotations", MOST_BYTES)

@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 
-from ..errors import UserError
+from ..common.errors import UserError
 
 DIGIT_CLASSES = tuple("0123456789")
 

@@ -1,5 +1,6 @@
 """Classification data sets, one folder per class, and the transforms that pre-training uses on them."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +9,15 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from ..errors import UserError
-from .augment import normalise
+from ..common.errors import UserError
+from ..common.normalization import IMAGENET, Normalization
 from .images import EXTENSIONS, check_whole, read_image
+from .names import composed
 
+log = logging.getLogger("nnabla_detofa")
+
+OTHER_FORMATS = {".bmp", ".gif", ".tif", ".tiff", ".webp", ".heic", ".avif", ".jfif", ".jpe", ".jp2", ".ppm", ".pgm"}
+"""Extensions of images that are not read."""
 CHECKED = 20000
 """Images that are looked at before training; ImageNet's 1.3 million would take minutes each time."""
 
@@ -38,17 +44,20 @@ class ImageFolder:
         folder = Path(folder)
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder: one subfolder of JPEG or PNG images for each class must be there")
-        self.classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
+        found = list_classes(folder)
+        self.classes = tuple(found)
         if not self.classes:
             raise UserError(f"{folder} must hold one subfolder of JPEG or PNG images for each class, and has no subfolder")
         if classes is not None and self.classes != tuple(classes):
             raise UserError(f"{folder} must hold the classes {', '.join(classes)}, got {', '.join(self.classes)}")
         self._items: list[tuple[Path, int]] = []
-        for label, name in enumerate(self.classes):
-            files = [file for file in sorted((folder / name).iterdir()) if file.suffix.lower() in EXTENSIONS]
+        for label, (place, files) in enumerate(found.values()):
             if not files:
-                raise UserError(f"{folder / name} must hold at least one JPEG or PNG image")
+                raise UserError(f"{place} must hold at least one JPEG or PNG image")
             self._items += [(file, label) for file in files]
+        for place, files in found.values():
+            if text := other_files(place, len(files)):
+                log.warning("%s", text)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -77,10 +86,33 @@ class ImageFolder:
         return LabelledImage(read_image(file), label)
 
 
+def list_classes(folder: Path) -> dict[str, tuple[Path, list[Path]]]:
+    """Class name -> its folder and the images in it, both sorted by name."""
+    places = sorted((composed(place.name), place) for place in folder.iterdir() if place.is_dir() and place.name[0] != ".")
+    return {
+        name: (place, [file for file in sorted(place.iterdir()) if file.suffix.lower() in EXTENSIONS]) for name, place in places
+    }
+
+
+def other_files(place: Path, used: int) -> str:
+    """What to say of images in a class's folder that are not used: of other formats, or in subfolders."""
+    entries = list(place.iterdir())
+    formats = sorted({file.suffix.lower() for file in entries} & OTHER_FORMATS)
+    others = sum(file.suffix.lower() in OTHER_FORMATS for file in entries)
+    deeper = sum(file.suffix.lower() in EXTENSIONS for file in place.rglob("*")) - used
+    texts = [f"{others} images as {', '.join(formats)}"] * bool(others) + [f"{deeper} images in subfolders"] * (deeper > 0)
+    return f"{place}: {' and '.join(texts)} are not used: JPEG and PNG files directly in it are" if texts else ""
+
+
 def random_crop(
-    image: np.ndarray, size: int, rng: np.random.Generator, area: tuple[float, float] = (0.35, 1.0), flip: float = 0.5
+    image: np.ndarray,
+    size: int,
+    rng: np.random.Generator,
+    area: tuple[float, float] = (0.35, 1.0),
+    flip: float = 0.5,
+    normalization: Normalization = IMAGENET,
 ) -> np.ndarray:
-    """For training: a random part of the image, resized to a square: (3, size, size) float32, normalised.
+    """For training: a random part of the image, resized to a square: (3, size, size) float32, normalized.
 
     The part has a share of the image's area drawn from `area` and sides in a ratio between 3/4 and 4/3; after ten that do
     not fit, it is the central square. (The paper pre-trains with OFA's recipe; `area` is milder than its 0.08.)
@@ -99,17 +131,17 @@ def random_crop(
             top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
             break
     crop = _resize(image[top : top + crop_height, left : left + crop_width], size, size)
-    return normalise(np.float32(crop[:, ::-1] if rng.random() < flip else crop) / 255)
+    return normalization(np.float32(crop[:, ::-1] if rng.random() < flip else crop) / 255)
 
 
-def centre_crop(image: np.ndarray, size: int, share: float = 0.875) -> np.ndarray:
-    """For evaluation: the central square, `share` of the shorter side: (3, size, size) float32, normalised."""
+def centre_crop(image: np.ndarray, size: int, share: float = 0.875, normalization: Normalization = IMAGENET) -> np.ndarray:
+    """For evaluation: the central square, `share` of the shorter side: (3, size, size) float32, normalized."""
     shorter = round(size / share)
     factor = shorter / min(image.shape[:2])
     height, width = (max(size, round(side * factor)) for side in image.shape[:2])
     top, left = (height - size) // 2, (width - size) // 2
     resized = _resize(image, height, width)
-    return normalise(np.float32(resized[top : top + size, left : left + size]) / 255)
+    return normalization(np.float32(resized[top : top + size, left : left + size]) / 255)
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

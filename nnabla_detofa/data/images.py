@@ -3,13 +3,16 @@
 import re
 import struct
 import zlib
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from ..errors import UserError
-from ..reading import read_bytes
+from ..common.errors import UserError
+from ..common.reading import read_bytes
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 """The image files that are looked for, in this order and in either case."""
@@ -27,6 +30,8 @@ JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 SIZES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Markers of a JPEG file behind which its height and width stand."""
 END, SCAN, START = 0xD9, 0xDA, 0xD8
+METADATA = range(0xE0, 0xF0)
+"""Markers of what is stored beside the pixels, such as Exif."""
 MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xef\xfe]")
 """Those behind which a segment follows, END and START. Compressed data hold none; other bytes between them are skipped."""
 
@@ -34,17 +39,39 @@ PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (
 """Colour type -> bits of a channel."""
 
 
+class ImageHeader(NamedTuple):
+    """What is known of an image without decoding it.
+
+    Attributes:
+        stored: (height, width) of the stored pixels.
+        orientation: 1 to 8, the value of Exif's tag Orientation that `read_image` applies; 1 leaves the pixels as they are.
+    """
+
+    stored: tuple[int, int]
+    orientation: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the image that `read_image` returns."""
+        return self.stored[::-1] if self.orientation > 4 else self.stored
+
+
 def check_whole(path: Path) -> tuple[int, int]:
     """Find a file that `read_image` would refuse, mostly without reading more of a large JPEG than its ends.
 
     Returns:
-        (height, width) as they are stored; `read_image` turns the image where its camera says so.
+        (height, width) of the image that `read_image` returns.
 
     Raises:
         UserError: as `read_image`.
     """
+    return inspect_image(path).size
+
+
+def inspect_image(path: Path) -> ImageHeader:
+    """As `check_whole`, with the orientation too: whatever looks at an image before it is read asks this function."""
     if not path.is_file():  # a pipe would keep us waiting
-        return _checked(path)[1]
+        return ImageHeader(_checked(path)[1])
     try:
         with path.open("rb") as file:
             head = file.read(TAIL)
@@ -55,11 +82,11 @@ def check_whole(path: Path) -> tuple[int, int]:
     if ended and len(head) == TAIL and head.startswith(JPEG):
         size, scanned, _ = _follow(head)
         if size and scanned and not _misfit(size):
-            return size
+            return ImageHeader(size, _orientation(head))
     data, size = _checked(path)
     if data.startswith(PNG) and not _png_is_filled(data, size):
         raise UserError(f"{path} is damaged: the PNG data are not as many as its header says; copy the file again")
-    return size
+    return ImageHeader(size, _orientation(data))
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -111,18 +138,75 @@ def _png_is_filled(data: bytes, size: tuple[int, int]) -> bool:
     depth, colour, interlaced = data[24], data[25], data[28]
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     left = 1 if interlaced else size[0] * (1 + -(-size[1] * channels * depth // 8))
-    unpacker, at = zlib.decompressobj(), len(PNG)
+    unpacker = zlib.decompressobj()
     try:
-        while left > 0 and at < len(data):
-            length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        for at, length, kind in _chunks(data):
             packed = data[at + 8 : at + 8 + length] if kind == b"IDAT" else b""
             while packed and left > 0:
                 left -= len(unpacker.decompress(packed, TAIL))
                 packed = unpacker.unconsumed_tail
-            at += 12 + length
+            if left <= 0:
+                break
     except zlib.error:
         return False
     return left <= 0
+
+
+def _orientation(data: bytes) -> int:
+    """Which orientation OpenCV applies to an image, from the bytes of its file up to its pixels at least.
+
+    OpenCV itself tells: it reads a small picture that has the image's metadata. So nothing here interprets Exif, and what
+    OpenCV ignores (XMP, damaged Exif, a second Exif) is ignored.
+    """
+    if data.startswith(JPEG):
+        metadata = b"".join(data[start:end] for marker, start, end in _segments(data, SCAN) if marker in METADATA)
+        if b"\xff\xe1" not in metadata:
+            return 1
+        probe = JPEG + metadata + _probe(".jpg")[len(JPEG) :]
+    else:
+        exif = [data[at : at + 12 + length] for at, length, kind in _chunks(data) if kind == b"eXIf"]
+        found = [whole for whole in exif if whole[8:10] in (b"II", b"MM")]  # of others libpng warns, and ignores them
+        if not found:
+            return 1
+        small = _probe(".png")
+        header = len(PNG) + 25
+        probe = small[:header] + b"".join(found) + small[header:]
+    try:
+        picture = cv2.imdecode(np.frombuffer(probe, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        picture = None
+    if picture is None:
+        return 1
+    height, width = picture.shape[:2]
+    corners = [picture[y, x, 0] for y, x in ((1, 1), (1, width - 2), (height - 2, width - 2), (height - 2, 1))]
+    return 1 + int(np.argmax(corners)) + 4 * (height > width)
+
+
+@lru_cache(maxsize=2)
+def _probe(suffix: str) -> bytes:
+    """A picture of 32 x 16 pixels, black with a white upper left corner."""
+    picture = np.zeros((16, 32), np.uint8)
+    picture[:8, :8] = 255
+    return cv2.imencode(suffix, picture)[1].tobytes()
+
+
+def _segments(data: bytes, last: int) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of a JPEG's segments, up to the first with the marker `last`."""
+    at = len(JPEG)
+    while (found := MARKER.search(data, at)) and data[found.end() - 1] != last:
+        marker, at = data[found.end() - 1], found.end()
+        if marker not in (START, END):
+            at += int.from_bytes(data[at : at + 2], "big")
+        yield marker, found.start(), at
+
+
+def _chunks(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Start, length of the data, and kind of a PNG's chunks."""
+    at = len(PNG)
+    while at + 8 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        yield at, length, data[at + 4 : at + 8]
+        at += 12 + length
 
 
 def _unreadable(path: Path, data: bytes) -> UserError:

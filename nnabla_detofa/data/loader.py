@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..common.errors import UserError
 
 Arrays = tuple[np.ndarray, ...]
 Transform = Callable[[Any, int, np.random.Generator], Arrays]
@@ -23,10 +23,11 @@ class Loader:
 
     Args:
         dataset: anything with a length; only `transform` looks into it.
-        transform: called as transform(dataset, index, rng), from several threads at once. `rng` is seeded by (seed, epoch,
+        transform: called as transform(dataset, index, rng), from several threads at once. `rng` is seeded by (*seed, epoch,
             index).
         batch_size: items of a global batch, over all ranks.
-        seed: of the order and of the items' generators, not negative.
+        seed: of the order and of the items' generators, one number or several, none negative. Loaders with equal seeds
+            have equal batches.
         workers: threads; with 0 the consumer does the work itself.
         shuffle: whether each epoch has an order of its own; otherwise it is 0, 1, 2, ...
         drop_last: whether the items that do not fill a batch are left out of an epoch (which ones changes with the order);
@@ -45,7 +46,7 @@ class Loader:
         dataset: Any,
         transform: Transform,
         batch_size: int,
-        seed: int,
+        seed: int | Sequence[int],
         workers: int = 2,
         shuffle: bool = True,
         drop_last: bool = True,
@@ -63,9 +64,11 @@ class Loader:
         if len(dataset) < (batch_size if drop_last else 1):
             raise UserError(f"batch_size must be at most the number of images, {len(dataset)}, got {batch_size}")
         self.dataset, self.transform = dataset, transform
-        self.batch_size, self.seed, self.workers, self.ahead = batch_size, seed, workers, ahead
+        self.batch_size, self.workers, self.ahead = batch_size, workers, ahead
+        self.seed = (seed,) if isinstance(seed, int) else tuple(seed)
         self.shuffle, self.drop_last, self.rank, self.size = shuffle, drop_last, rank, size
         self.sizes = tuple(sizes)
+        self._order = -1, np.arange(0)  # of the epoch that was asked for last
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -74,12 +77,20 @@ class Loader:
     def indices(self, step: int) -> np.ndarray:
         """The items of this rank's part of batch `step` (counted over all epochs)."""
         epoch, position = divmod(step, len(self))
-        count = len(self.dataset)
-        # The generator of an epoch's order is named by `count`, which is no item's index, so it is no item's generator.
-        order = np.random.default_rng((self.seed, epoch, count)).permutation(count) if self.shuffle else np.arange(count)
-        batch = order[position * self.batch_size : (position + 1) * self.batch_size]
+        batch = self.order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
         share = self.batch_size // self.size
         return batch[self.rank * share : (self.rank + 1) * share]
+
+    def order(self, epoch: int) -> np.ndarray:
+        """All items in the order of an epoch, read-only; that of the last epoch is kept, for its other steps."""
+        if self._order[0] != epoch:
+            count = len(self.dataset)
+            # The generator of an epoch's order is named by `count`, which is no item's index, so it is no item's generator.
+            rng = np.random.default_rng((*self.seed, epoch, count))
+            order = rng.permutation(count) if self.shuffle else np.arange(count)
+            order.flags.writeable = False
+            self._order = epoch, order
+        return self._order[1]
 
     def batch(self, step: int) -> Arrays:
         """Batch `step`, made in this thread: each of the transform's arrays, stacked along a new first axis."""
@@ -92,13 +103,13 @@ class Loader:
     def item(self, step: int, index: int) -> Arrays:
         """The arrays of item `index` as they are in batch `step`, or in any of the same epoch."""
         options = {"size": self.side(step)} if self.sizes else {}
-        rng = np.random.default_rng((self.seed, step // len(self), int(index)))
+        rng = np.random.default_rng((*self.seed, step // len(self), int(index)))
         return self.transform(self.dataset, int(index), rng, **options)
 
     def side(self, step: int) -> int:
         """The side of batch `step`'s images, where there are `sizes`; every rank draws the same."""
-        # Four numbers name this generator, so it is no item's and no epoch's.
-        return int(np.random.default_rng((self.seed, step, len(self.dataset), 1)).choice(self.sizes))
+        # One more number names this generator, so it is no item's and no epoch's.
+        return int(np.random.default_rng((*self.seed, step, len(self.dataset), 1)).choice(self.sizes))
 
 
 class Batches:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import logging
+import os
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
+from ..common.errors import UserError
+from ..common.normalization import IMAGENET, Normalization
 from ..config import CocoData, CocoSplit, Config, ImageFolderData, VocData
-from ..errors import UserError
-from .augment import Augmentation, eval_transform, train_transform
+from .augment import Augmentation, eval_transform, letterbox_matrix, train_transform, transform_boxes
 from .coco import COCODataset
-from .image_folder import ImageFolder, centre_crop, random_crop
+from .image_folder import CHECKED, ImageFolder, centre_crop, random_crop
+from .images import read_image
 from .loader import CachedDataset
-from .targets import make_targets
-from .voc import VOCDataset
+from .targets import MOST_DETECTIONS, clip_to_map, make_targets
+from .voc import VOCDataset, VOCReader
 
 log = logging.getLogger("nnabla_detofa")
 
@@ -37,6 +44,19 @@ class Subset:
         """Image `index` of the subset."""
         return self.dataset.load(int(self.indices[index]))
 
+    @property
+    def files(self) -> list[Path]:
+        """The images, in order."""
+        return [self.dataset.files[index] for index in self.indices]
+
+    def objects(self, index: int):
+        """Of image `index`, without reading it."""
+        return self.dataset.objects(int(self.indices[index]))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of image `index`."""
+        return self.dataset.size(int(self.indices[index]))
+
     def areas(self, index: int) -> np.ndarray:
         """Of the objects of image `index`, where the data set knows them."""
         return self.dataset.areas(int(self.indices[index]))
@@ -53,6 +73,8 @@ class DetectionSets:
         stride: input pixels per heat-map cell.
         max_objects: objects of an image that become targets.
         augmentation: of training images.
+        normalization: of all images.
+        warnings: what was logged when they were opened.
     """
 
     classes: tuple[str, ...]
@@ -63,6 +85,8 @@ class DetectionSets:
     stride: int
     max_objects: int
     augmentation: Augmentation = field(default_factory=Augmentation)
+    normalization: Normalization = IMAGENET
+    warnings: tuple[str, ...] = ()
 
     @property
     def map_size(self) -> tuple[int, int]:
@@ -76,13 +100,13 @@ class DetectionSets:
     def train_item(self, dataset, index: int, rng: np.random.Generator) -> Arrays:
         """Augmented image (3, H, W) and its targets: what a `Loader` stacks."""
         sample = dataset.load(index)
-        image, boxes, _ = train_transform(sample, self.image_size, rng, self.augmentation)
+        image, boxes, _ = train_transform(sample, self.image_size, rng, self.augmentation, self.normalization)
         return (image, *self.targets(boxes / self.stride, sample.labels))
 
     def eval_item(self, dataset, index: int) -> Arrays:
         """The whole image fitted into the input, and its targets."""
         sample = dataset.load(index)
-        image, boxes, _ = eval_transform(sample, self.image_size)
+        image, boxes, _ = eval_transform(sample, self.image_size, self.normalization)
         return (image, *self.targets(boxes / self.stride, sample.labels))
 
     def targets(self, boxes: np.ndarray, labels: np.ndarray) -> Arrays:
@@ -105,6 +129,8 @@ class ClassificationSets:
     flip: bool = True
     crop_area: tuple[float, float] = (0.35, 1.0)
     centre_share: float = 0.875
+    normalization: Normalization = IMAGENET
+    warnings: tuple[str, ...] = ()
 
     def target_shapes(self) -> list[list[int]]:
         """Shape of one image's target: its label."""
@@ -113,12 +139,13 @@ class ClassificationSets:
     def train_item(self, dataset, index: int, rng: np.random.Generator, size: int | None = None) -> Arrays:
         """A random crop (3, H, W) and its label (1,); `size` is another side than `image_size`'s."""
         image, label = dataset.load(index)
-        return random_crop(image, size or self.image_size[0], rng, self.crop_area, 0.5 * self.flip), np.array([label])
+        side, flip = size or self.image_size[0], 0.5 * self.flip
+        return random_crop(image, side, rng, self.crop_area, flip, self.normalization), np.array([label])
 
     def eval_item(self, dataset, index: int) -> Arrays:
         """The centre (3, H, W) and the label (1,)."""
         image, label = dataset.load(index)
-        return centre_crop(image, self.image_size[0], self.centre_share), np.array([label])
+        return centre_crop(image, self.image_size[0], self.centre_share, self.normalization), np.array([label])
 
 
 def open_sets(config: Config, stride: int | None = None) -> DetectionSets | ClassificationSets:
@@ -130,6 +157,57 @@ def open_sets(config: Config, stride: int | None = None) -> DetectionSets | Clas
     Raises:
         UserError: a folder, a split or an annotation is missing or broken.
     """
+    with heard() as warnings:
+        sets = _open(config, stride)
+    return replace(sets, warnings=tuple(warnings))
+
+
+def read_all(sets: DetectionSets | ClassificationSets) -> None:
+    """Decode every image, of no more than `CHECKED` of each split: training and evaluation then stop at none of them.
+
+    Raises:
+        UserError: an image is broken.
+    """
+    files: dict[Path, None] = {}
+    for part in ("train", "val", "test"):
+        files |= dict.fromkeys(getattr(sets, part).files[:CHECKED] if hasattr(sets, part) else ())
+
+    def read(file: Path) -> None:
+        read_image(file)
+
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(files), desc="reading all images once", unit="image", delay=2, leave=False, dynamic_ncols=True) as bar,
+    ):
+        try:
+            for _ in pool.map(read, files):
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+@contextmanager
+def heard(quiet: bool = False) -> Iterator[list[str]]:
+    """The warnings that this thread logs inside the block; with `quiet` nobody else hears of them."""
+    found: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.thread == thread:
+                found.append(record.getMessage())
+
+    thread, handler, before = threading.get_ident(), Handler(logging.WARNING), log.propagate
+    log.addHandler(handler)
+    log.propagate = before and not quiet
+    try:
+        yield found
+    finally:
+        log.propagate = before
+        log.removeHandler(handler)
+
+
+def _open(config: Config, stride: int | None) -> DetectionSets | ClassificationSets:
     data = config.dataloader
     size = (data.image_size, data.image_size)
     if isinstance(data, ImageFolderData):
@@ -138,7 +216,14 @@ def open_sets(config: Config, stride: int | None = None) -> DetectionSets | Clas
         for folder in (train, val):
             folder.check_images()
         return ClassificationSets(
-            train.classes, CachedDataset(train), CachedDataset(val), size, data.flip, data.crop_area, data.centre_share
+            train.classes,
+            CachedDataset(train),
+            CachedDataset(val),
+            size,
+            data.flip,
+            data.crop_area,
+            data.centre_share,
+            data.normalization,
         )
     name, splits = ("voc", _open_voc(data)) if isinstance(data, VocData) else ("coco", _open_coco(data))
     everything, train, val, test = splits
@@ -149,12 +234,11 @@ def open_sets(config: Config, stride: int | None = None) -> DetectionSets | Clas
         train, val = Subset(train, np.sort(order[data.holdout :])), Subset(train, np.sort(order[: data.holdout]))
     else:
         _warn_of_overlap(name, val=val, train=everything)
-        val.check_images()
     _warn_of_overlap(name, test=test, train=everything)
+    if not any(len(train.objects(index)[0]) for index in range(len(train))):
+        raise UserError(f"dataloader.{name}.train must hold objects to learn from; all images there are empty")
     if all(test.objects(index)[2].all() for index in range(len(test))):
         raise UserError(f"dataloader.{name}.test must hold objects to find; all images there are empty")
-    for dataset in (everything, test):
-        dataset.check_images()
     augmentation = Augmentation(
         scale=data.scale_range,
         crop=data.crop,
@@ -162,26 +246,117 @@ def open_sets(config: Config, stride: int | None = None) -> DetectionSets | Clas
         jitter=Augmentation.jitter * data.colour,
         lighting=Augmentation.lighting * data.colour,
     )
-    return DetectionSets(
-        everything.classes, *map(CachedDataset, (train, val, test)), size, stride or 4, data.max_objects, augmentation
+    sets = DetectionSets(
+        everything.classes,
+        *map(CachedDataset, (train, val, test)),
+        size,
+        stride or 4,
+        data.max_objects,
+        augmentation,
+        data.normalization,
     )
+    for text in object_warnings(sets, f"dataloader.{name}"):
+        log.warning("%s", text)
+    return sets
+
+
+def object_warnings(sets: DetectionSets, key: str) -> list[str]:
+    """Which objects get no target, or cannot be found, and which setting changes that.
+
+    Args:
+        key: of the data set in a config.
+    """
+    texts = []
+    for part, dataset in (("train", sets.train), ("val", sets.val)):
+        texts += crowded(part, dataset, sets.max_objects, key)
+        texts += thin(part, dataset)
+    counts = [
+        np.bincount(np.concatenate([part.objects(i)[1] for i in range(len(part))]), minlength=len(sets.classes))
+        for part in (sets.train, sets.test)
+    ]
+    for name, trained, tested in zip(sets.classes, *counts):
+        if tested and not trained:
+            texts.append(f"class {name} has no object to learn from in train, and {tested} in test")
+    if not any(len(sets.val.objects(index)[0]) for index in range(len(sets.val))):
+        texts.append(f"{key}: no image of val has an object: the losses of paths say little")
+    missed = [_without_target(sets, index) for index in range(len(sets.val))]
+    if sum(missed):
+        texts.append(
+            f"{sum(missed)} objects in {np.count_nonzero(missed)} images of val are in the last cell of the "
+            f"{sets.map_size[0]} x {sets.map_size[1]} output map, and do not count in losses: a larger {key}.image_size leaves "
+            "out fewer"
+        )
+    return texts + undetectable("test", sets.test)
+
+
+def crowded(part: str, dataset: Any, max_objects: int, key: str) -> list[str]:
+    """A warning if images have more objects than become targets."""
+    counts = np.array([len(dataset.objects(index)[0]) for index in range(len(dataset))], int)
+    beyond = np.maximum(counts - max_objects, 0)
+    if not beyond.any():
+        return []
+    return [
+        f"{beyond.sum()} of {counts.sum()} objects of {part}, in {np.count_nonzero(beyond)} of {len(counts)} images, are "
+        f"beyond {key}.max_objects={max_objects} and get no target: set it to {counts.max()}"
+    ]
+
+
+def thin(part: str, dataset: Any) -> list[str]:
+    """A warning if objects are one pixel wide or high by VOC's corners, which leaves no extent to learn."""
+    boxes = [dataset.objects(index)[0] for index in range(len(dataset))]
+    found = np.array([(of_image[:, 2:] == of_image[:, :2]).any(1).sum() for of_image in boxes], int)
+    if not found.any():
+        return []
+    return [
+        f"{found.sum()} objects of {part}, in {np.count_nonzero(found)} images, are one pixel wide or high: evaluation counts "
+        "them and training gives them no target; draw them at least two pixels wide and high to learn from them"
+    ]
+
+
+def undetectable(part: str, dataset: Any) -> list[str]:
+    """A warning if images have more objects than detections are evaluated."""
+    counts = np.array([np.count_nonzero(~dataset.objects(index)[2]) for index in range(len(dataset))], int)
+    beyond = np.maximum(counts - MOST_DETECTIONS, 0)
+    if not beyond.any():
+        return []
+    return [
+        f"{np.count_nonzero(beyond)} images of {part} have more than {MOST_DETECTIONS} objects, and of each image the "
+        f"{MOST_DETECTIONS} best detections count: {beyond.sum()} of {counts.sum()} objects cannot be found; cut such images "
+        "into smaller ones"
+    ]
+
+
+def _without_target(sets: DetectionSets, index: int) -> int:
+    """How many objects of validation image `index` the output map has no room for, thin ones aside."""
+    boxes, *_ = sets.val.objects(index)
+    boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
+    if not len(boxes):
+        return 0
+    cells = transform_boxes(boxes, letterbox_matrix(sets.val.size(index), sets.image_size)) / sets.stride
+    return int(np.count_nonzero(~clip_to_map(cells, sets.map_size)[1]))
 
 
 def _open_voc(data: VocData) -> tuple[VOCDataset, VOCDataset, VOCDataset | None, VOCDataset]:
     """All training images, those with the objects to train on, validation if it is a split of its own, and test."""
+    reader = VOCReader()
+
+    def opened(splits: tuple[str, ...], classes: tuple[str, ...] | None, keep_difficult: bool = True) -> VOCDataset:
+        return VOCDataset(data.root, splits, classes, keep_difficult, data.ignore_other_classes, reader)
+
     # Without names from the config, a class counts in whatever split it occurs.
-    classes = data.classes or VOCDataset(data.root, tuple(dict.fromkeys((*data.train, *data.val, *data.test)))).classes
-    everything = VOCDataset(data.root, data.train, classes)
-    train = everything if data.train_difficult else VOCDataset(data.root, data.train, classes, keep_difficult=False)
-    val = VOCDataset(data.root, data.val, classes, data.train_difficult) if data.val else None
-    return everything, train, val, VOCDataset(data.root, data.test, classes)
+    classes = data.classes or opened(tuple(dict.fromkeys((*data.train, *data.val, *data.test))), None).classes
+    everything = opened(data.train, classes)
+    train = everything if data.train_difficult else opened(data.train, classes, keep_difficult=False)
+    val = opened(data.val, classes, data.train_difficult) if data.val else None
+    return everything, train, val, opened(data.test, classes)
 
 
 def _open_coco(data: CocoData) -> tuple[COCODataset, COCODataset, COCODataset | None, COCODataset]:
     """As `_open_voc`. The training file's categories are those of all splits."""
 
     def opened(split: CocoSplit, classes: tuple[str, ...] | None, keep_crowds: bool) -> COCODataset:
-        return COCODataset(Path(data.root, split.annotations), Path(data.root, split.images), classes, keep_crowds)
+        places = Path(data.root, split.annotations), Path(data.root, split.images)
+        return COCODataset(*places, classes, keep_crowds, data.ignore_other_classes)
 
     train = opened(data.train, data.classes, keep_crowds=False)
     val = opened(data.val, train.classes, keep_crowds=False) if data.val else None

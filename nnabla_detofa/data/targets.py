@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+MOST_DETECTIONS = 100
+"""Detections of an image that are evaluated, as in CenterNet and COCO."""
+
 
 class Targets(NamedTuple):
     """Targets of one image on an output map of (h, w) cells; a loader stacks each field over the batch.
@@ -63,8 +66,8 @@ def make_targets(
     if labels.shape != (len(boxes),) or ((labels < 0) | (labels >= num_classes)).any():
         raise ValueError(f"labels must be one integer in [0, {num_classes}) for each of {len(boxes)} boxes, got {labels}")
     height, width = map_size
-    boxes = np.clip(boxes, 0, np.array([width - 1, height - 1] * 2, np.float32))
-    keep = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))[:max_objects]
+    boxes, seen = clip_to_map(boxes, map_size)
+    keep = np.flatnonzero(seen)[:max_objects]
     boxes, labels, count = boxes[keep], labels[keep], len(keep)
 
     heat_map = np.zeros((num_classes, height, width), np.float32)
@@ -80,6 +83,13 @@ def make_targets(
         radius = max(0, int(gaussian_radius(math.ceil(box_height), math.ceil(box_width))))
         draw_gaussian(heat_map[label], int(x), int(y), radius)
     return Targets(heat_map, size, offset, index, mask)
+
+
+def clip_to_map(boxes: np.ndarray, map_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (n, 4) in cells, clipped to the map, and (n,) which of them have area left and so become targets."""
+    height, width = map_size
+    boxes = np.clip(boxes, 0, np.array([width - 1, height - 1] * 2, np.float32))
+    return boxes, (boxes[:, 2:] > boxes[:, :2]).all(1)
 
 
 def draw_gaussian(heat_map: np.ndarray, x: int, y: int, radius: int) -> None:

@@ -3,18 +3,23 @@
 import logging
 import math
 import os
+import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from ..errors import UserError
-from ..reading import read_bytes, short, shown
-from .images import EXTENSIONS, check_whole, read_image
+from ..common.errors import UserError
+from ..common.reading import read_bytes, short, shown
+from .images import EXTENSIONS, ImageHeader, check_whole, inspect_image, read_image
+from .names import Listing, composed, is_below
+from .objects import NORMALIZED, judge, place
 
 log = logging.getLogger("nnabla_detofa")
 
@@ -52,10 +57,10 @@ class Sample:
 class VOCDataset:
     """The images of one or more splits of a VOC tree.
 
-    Every annotation is read and checked here, so that a broken file is found before training and not in its tenth hour;
-    photographs are only looked up, and read by `load`. Boxes that reach outside the image are clipped to it and those
-    without area left out, both with a warning. Where the size in an annotation is not the photograph's, the photograph
-    is right.
+    Every annotation is read and checked here, so that a broken file is found before training and not in its tenth hour. Of
+    the images only the headers are read here, and the pixels by `load`. Boxes that reach outside the image are clipped to it
+    and those without area left out, both with a warning. Where the size in an annotation is not the image's, the image is
+    right.
 
     Training may leave out the objects marked difficult, as many VOC detectors do: `keep_difficult=False` (the paper is
     silent; CenterNet's own sampler does not look at the flag). Evaluation needs them, so as not to punish their
@@ -67,6 +72,8 @@ class VOCDataset:
             merged in order, an image that is listed twice counts once.
         classes: the names that become labels 0, 1, ...; None takes every name in the annotations, sorted.
         keep_difficult: whether objects marked difficult are in the samples.
+        ignore_others: leave out objects of other classes than `classes`; otherwise they are an error.
+        reader: data sets with the same reader read each file once.
 
     Raises:
         UserError: a file or folder is missing or broken, or an object's class is not in `classes`.
@@ -78,33 +85,41 @@ class VOCDataset:
         splits: str | Sequence[str],
         classes: Sequence[str] | None = None,
         keep_difficult: bool = True,
+        ignore_others: bool = False,
+        reader: "VOCReader | None" = None,
     ):
-        root = Path(root)
+        root, reader = Path(root), reader or VOCReader()
         if not root.is_dir():
             raise UserError(
                 f"{root} is not a folder: a data set in VOC layout ({LAYOUT}) must be there; Pascal VOC itself is at "
                 "host.robots.ox.ac.uk/pascal/VOC, and its archives unpack to the folders VOC2007 and VOC2012"
             )
-        self.files = find_images(root, [splits] if isinstance(splits, str) else splits)
-        if not self.files:
+        listed = find_images(root, [splits] if isinstance(splits, str) else splits)
+        if not listed:
             raise UserError(f"splits of {root} must name at least one image, got {splits!r}")
-        annotations = [_read_annotation(image) for image in self.files]
-        names = {name for annotation in annotations for name in annotation.names}
-        self.classes = tuple(sorted(names) if classes is None else classes)
-        self.image_ids = tuple(image.stem for image in self.files)
-        label_of = {name: label for label, name in enumerate(self.classes)}
-        for annotation in annotations:
+        self.files = [file.image for file in listed]
+        self.image_ids = tuple(file.name for file in listed)
+        read = [reader.read(file) for file in listed]
+        reader.warn(root)
+        found = {name for annotation, _ in read for name in annotation.names}
+        self.classes = tuple(sorted(found) if classes is None else classes)
+        label_of = {composed(name): label for label, name in enumerate(self.classes)}
+        others: Counter[str] = Counter()
+        self._sizes = [annotation.size for annotation, _ in read]
+        self._objects: list[Objects] = []
+        for annotation, objects in read:
             unknown = [name for name in annotation.names if name not in label_of]
-            if unknown:
-                raise UserError(
-                    f"{annotation.path} has an object of class {shown(unknown[0])}; known are {', '.join(label_of)}"
-                )
-        self._annotations = annotations if keep_difficult else [_without_difficult(a) for a in annotations]
-        self._labels = [np.array([label_of[name] for name in a.names], np.int64) for a in self._annotations]
-        self._objects = [self._clip(i) for i in range(len(self))]
-        flat = [a.path.name for a, objects in zip(self._annotations, self._objects) if len(objects[0]) < len(a.boxes)]
-        if flat:
-            log.warning("%s: boxes without area are left out, in %d files: %s", root, len(flat), ", ".join(flat[:5]))
+            if unknown and not ignore_others:
+                raise UserError(f"{annotation.path} has an object of class {other_class(unknown[0], label_of)}")
+            others.update(unknown)
+            boxes, names, difficult = objects
+            kept = [name in label_of and (keep_difficult or not hard) for name, hard in zip(names, difficult)]
+            labels = [label_of[name] for name, keep in zip(names, kept) if keep]
+            kept = np.array(kept, bool)
+            self._objects.append((boxes[kept], np.array(labels, np.int64), difficult[kept]))
+        if others:
+            ignored = ", ".join(f"{count} {name}" for name, count in others.most_common(20))
+            log.warning("%s: objects of other classes in %s are ignored: %s", root, splits, ignored)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -112,6 +127,10 @@ class VOCDataset:
     def objects(self, index: int) -> Objects:
         """Boxes, labels and difficult flags of image `index`, as in its sample, without reading the photograph."""
         return self._objects[index]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of image `index`, without decoding it."""
+        return self._sizes[index]
 
     def check_images(self) -> None:
         """Look at the end of every photograph: a truncated one is found now, not when it is read.
@@ -126,66 +145,180 @@ class VOCDataset:
         """Read image `index`.
 
         Raises:
-            UserError: the photograph is truncated or not readable.
+            UserError: the photograph is truncated or not readable, or not the one that was there at first.
         """
         image = read_image(self.files[index])
-        annotation, size = self._annotations[index], image.shape[:2]
-        if annotation.size != size:
-            message = "%s is %d x %d pixels (height x width), its annotation says %d x %d: the image is right"
-            log.warning(message, self.files[index], *size, *annotation.size)
-            self._annotations[index] = replace(annotation, size=size)  # so that the next epoch does not warn again
-            self._objects[index] = self._clip(index)
+        if image.shape[:2] != self._sizes[index]:
+            raise changed_size(self.files[index], image.shape[:2], self._sizes[index])
         return Sample(image, *self._objects[index], self.image_ids[index])
 
-    def _clip(self, index: int) -> Objects:
-        """The objects of image `index`, clipped to its size; those without area are left out."""
-        annotation = self._annotations[index]
+
+def other_class(name: str, known: Sequence[str]) -> str:
+    """A class that the config does not name, and what to do about it."""
+    return (
+        f"{shown(name)}; known are {', '.join(known)}; add it to the classes, or leave such objects out with "
+        "ignore_other_classes=true"
+    )
+
+
+def changed_size(file: Path, size: tuple[int, int], before: tuple[int, int]) -> UserError:
+    """An image was replaced while its data set was in use."""
+    return UserError(
+        f"{file} has {size[0]} x {size[1]} pixels (height x width), and had {before[0]} x {before[1]} when the data set was "
+        "opened: leave the files alone while they are used"
+    )
+
+
+class VOCReader:
+    """Reads each annotation once, with the header of its image, however many data sets it is in; so warnings come once."""
+
+    def __init__(self):
+        self._read: dict[VOCFile, tuple[Annotation, tuple[np.ndarray, list[str], np.ndarray]]] = {}
+        self._boxes: dict[str, list[tuple[str, int]]] = {}  # what is left out, why -> annotation and number of boxes
+        self._notes: dict[str, list[str]] = {}
+
+    def read(self, file: "VOCFile") -> tuple["Annotation", tuple[np.ndarray, list[str], np.ndarray]]:
+        """An annotation, and of its objects in the image: boxes (n, 4), clipped, names and difficult (n,).
+
+        Raises:
+            UserError: a file is missing or broken.
+        """
+        if file not in self._read:
+            self._read[file] = self._new(file)
+        return self._read[file]
+
+    def warn(self, root: Path) -> None:
+        """Log what there is to say about the annotations that were read since the last call."""
+        for texts in self._notes.values():
+            for text in texts[:MOST_NOTES]:
+                log.warning("%s", text)
+            if more := texts[MOST_NOTES:]:
+                log.warning("%s: %d more warnings like the last one: data check lists all", root, len(more))
+        for reason, found in self._boxes.items():
+            names = ", ".join(name for name, _ in found[:5])
+            log.warning("%s: %d boxes %s, in %d files: %s", root, sum(n for _, n in found), reason, len(found), names)
+        self._notes, self._boxes = {}, {}
+
+    def _new(self, file: "VOCFile") -> tuple["Annotation", tuple[np.ndarray, list[str], np.ndarray]]:
+        annotation = read_annotation(file, inspect_image(file.image))
         height, width = annotation.size
-        boxes = np.clip(annotation.boxes, 0, np.array([width - 1, height - 1] * 2, np.float32))
-        for box in annotation.boxes[(boxes != annotation.boxes).any(1)]:
+        if annotation.written not in (None, annotation.size):
+            written = f"its annotation says {annotation.written[0]} x {annotation.written[1]}: the image is right"
+            self._note("size", f"{file.image} is {height} x {width} pixels (height x width), {written}")
+        if annotation.note:
+            self._note("orientation", f"{file.image} {annotation.note}")
+        found = judge(annotation.boxes, annotation.size, inclusive=True)
+        for box in annotation.boxes[found.clipped]:
             corners = ", ".join(f"{corner:g}" for corner in box + 1)
-            log.warning("%s: the box (%s) reaches outside %d x %d pixels: clipped", annotation.path, corners, width, height)
-        keep = (boxes[:, 2:] > boxes[:, :2]).all(1)
-        return boxes[keep], self._labels[index][keep], annotation.difficult[keep]
+            outside = f"reaches outside {width} x {height} pixels"
+            self._note("clipped", f"{annotation.path}: the box ({corners}) {outside}: clipped")
+        for reason, boxes in (
+            ("without area are left out", ~found.kept & ~found.normalized),
+            (f"with corners in 0..1 are left out ({NORMALIZED})", found.normalized),
+        ):
+            if boxes.any():
+                self._boxes.setdefault(reason, []).append((annotation.path.name, int(boxes.sum())))
+        names = [name for name, keep in zip(annotation.names, found.kept) if keep]
+        return annotation, (found.boxes[found.kept], names, annotation.difficult[found.kept])
+
+    def _note(self, kind: str, text: str) -> None:
+        self._notes.setdefault(kind, []).append(text)
 
 
 @dataclass(frozen=True, eq=False)
-class _Annotation:
-    """An XML file: boxes (n, 4) float32, 0-based but as wide as they are written; `size` is (height, width)."""
+class Annotation:
+    """An XML file.
+
+    Attributes:
+        boxes: (n, 4) float32, from 0, on the image as it is read, but as wide as they are written.
+        names: classes. difficult: (n,) bool.
+        size: (height, width) of the image. written: what the annotation says of it; None where it says nothing.
+        note: what a user should know of the image's orientation; empty if nothing.
+    """
 
     path: Path
     boxes: np.ndarray
     names: tuple[str, ...]
     difficult: np.ndarray
     size: tuple[int, int]
+    written: tuple[int, int] | None
+    note: str
 
 
-def _without_difficult(annotation: _Annotation) -> _Annotation:
-    easy = ~annotation.difficult
-    names = tuple(name for name, keep in zip(annotation.names, easy) if keep)
-    return replace(annotation, boxes=annotation.boxes[easy], names=names, difficult=annotation.difficult[easy])
+class VOCFile(NamedTuple):
+    """An image that a split lists: its files, and its name, which is its place below JPEGImages without extension."""
+
+    image: Path
+    annotation: Path
+    name: str
 
 
-def find_images(root: Path, splits: Sequence[str], warn: bool = True) -> list[Path]:
-    """The photographs that `splits` list, in order, each once; with `warn` it is said where one is listed again."""
-    images: dict[Path, None] = {}
+class ListedSplit(NamedTuple):
+    """What a split file lists.
+
+    Attributes:
+        file: the split file.
+        found: the images, in order, each once.
+        repeated: those that are listed again, and how often they are listed.
+        problems: a sentence for each name without an image.
+    """
+
+    file: Path
+    found: list[VOCFile]
+    repeated: dict[VOCFile, int]
+    problems: list[str]
+
+
+def list_split(root: Path, split: str) -> ListedSplit:
+    """The images that a split lists.
+
+    A line is the name of an image, whatever characters are in it. Where there is no such image, a last column of -1, 0 or 1,
+    as in VOC's per-class lists, is cut off.
+
+    Raises:
+        UserError: the split is not there or cannot be read.
+    """
+    *folders, name = split.split("/")
+    tree = root.joinpath(*folders)
+    list_file = tree / "ImageSets" / "Main" / f"{name}.txt"
+    if ".." in folders or not list_file.is_file():
+        raise UserError(f"split {split!r} of {root} must be one of: {', '.join(_splits(root)) or f'none found ({LAYOUT})'}")
+    folder = tree / "JPEGImages"
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: the photographs of a data set in VOC layout must be there ({LAYOUT})")
+    images, annotations = Listing(folder, EXTENSIONS), Listing(tree / "Annotations", (".xml",))
+    counts: dict[VOCFile, int] = {}
+    problems = []
+    for line in _lines(list_file):
+        texts = (line, line.strip(), COLUMN.sub("", line.strip()))
+        image = next(filter(None, map(images.find, texts)), None)
+        if image is None:
+            problems.append(_missing(texts[-1], folder, list_file))
+            continue
+        own = image.relative_to(folder).with_suffix("").as_posix()
+        file = VOCFile(image, annotations.find(own) or tree / "Annotations" / f"{own}.xml", own)
+        counts[file] = counts.get(file, 0) + 1
+    return ListedSplit(list_file, list(counts), {file: count for file, count in counts.items() if count > 1}, problems)
+
+
+def _missing(name: str, folder: Path, list_file: Path) -> str:
+    """What to say of a listed name without an image."""
+    if is_below(name):
+        return f"{folder / short(name)}.jpg is missing (no .jpeg or .png either): {list_file} lists it"
+    return f"{short(name)} is missing: {list_file} lists it, and names must lead below {folder}, without .. or a leading /"
+
+
+def find_images(root: Path, splits: Sequence[str], warn: bool = True) -> list[VOCFile]:
+    """The images that `splits` list, in order, each once; with `warn` it is said where one is listed again."""
+    images: dict[VOCFile, None] = {}
     for split in splits:
-        *folders, name = split.split("/")
-        tree = root.joinpath(*folders)
-        list_file = tree / "ImageSets" / "Main" / f"{name}.txt"
-        if ".." in folders or not list_file.is_file():
-            raise UserError(f"split {split!r} of {root} must be one of: {', '.join(_splits(root)) or f'none found ({LAYOUT})'}")
-        on_disk = _list_images(tree / "JPEGImages")
-        repeated = 0
-        for image_id in _read_split(list_file):
-            if image_id not in on_disk:
-                raise UserError(
-                    f"{tree / 'JPEGImages' / short(image_id)}.jpg is missing (no .jpeg or .png either): {list_file} lists it"
-                )
-            repeated += on_disk[image_id] in images
-            images[on_disk[image_id]] = None
+        listed = list_split(root, split)
+        if listed.problems:
+            raise UserError(listed.problems[0])
+        repeated = sum(count - 1 for count in listed.repeated.values()) + sum(file in images for file in listed.found)
+        images.update(dict.fromkeys(listed.found))
         if repeated and warn:
-            log.warning("%s lists %d images again: each is used once", list_file, repeated)
+            log.warning("%s lists %d images again: each is used once", listed.file, repeated)
     return list(images)
 
 
@@ -198,64 +331,77 @@ def _splits(root: Path) -> list[str]:
     return [name for name, file in zip(names, files) if file.stem.rpartition("_")[2] not in plain - {file.stem}]
 
 
-def _list_images(folder: Path) -> dict[str, Path]:
-    """The image files of `folder` by their name without extension."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: the photographs of a data set in VOC layout must be there ({LAYOUT})")
-    ranked = {extension: rank for rank, extension in enumerate(reversed(EXTENSIONS))}
-    files = [folder / name for name in sorted(os.listdir(folder)) if os.path.splitext(name)[1].lower() in ranked]
-    return {file.stem: file for file in sorted(files, key=lambda file: ranked[file.suffix.lower()])}
-
-
+COLUMN = re.compile(r"\s+(-1|0|1)$")
+"""What VOC's per-class lists have behind a name."""
+DECLARED = re.compile(rb"""(?:\xef\xbb\xbf)?<\?xml\s[^>]{0,200}?encoding\s*=\s*["']([A-Za-z0-9._-]{1,40})["']""")
+"""The encoding that an XML file declares."""
+PARSED = {"utf-8", "utf8", "utf-16", "us-ascii", "iso-8859-1"}
+"""Encodings that the XML parser reads itself."""
+SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc-kr": "cp949", "ks_c_5601-1987": "cp949"}
+"""Encodings that are declared where one with more characters is written."""
 MOST_SPLIT = 1 << 26
 """Bytes of a split file."""
+MOST_NOTES = 20
+"""Warnings of one kind that are logged one by one."""
 MOST_PIXELS = 1 << 20
 """Of a side of an image, and of a coordinate on either side of 0."""
 
 
-def _read_split(file: Path) -> list[str]:
-    """The image names in a split file: the first column, since per-class splits have -1, 0 or 1 in a second one."""
+def _lines(file: Path) -> list[str]:
+    """The lines of a split file that are not blank."""
     try:
-        lines = read_bytes(file, "the split", MOST_SPLIT).decode("utf-8-sig").splitlines()
+        lines = re.split(r"\r\n|\r|\n", read_bytes(file, "the split", MOST_SPLIT).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{file} must be a text file in UTF-8 with one image name per line: {error}") from error
-    return [line.split()[0] for line in lines if line.strip()]
+    return [line for line in lines if line.strip()]
 
 
-def annotation_of(image: Path) -> Path:
-    """The file that belongs to a photograph."""
-    return image.parents[1] / "Annotations" / f"{image.stem}.xml"
-
-
-def _read_annotation(image: Path) -> _Annotation:
-    """Read the annotation that belongs to `image`.
+def read_annotation(file: VOCFile, header: ImageHeader) -> Annotation:
+    """Read the annotation of an image with this header.
 
     Its <filename> is not looked at: real files disagree with their own name there, and a path must not lead out of the
     data set. Entities are refused (defusedxml), so a small file cannot grow to fill the memory or read another one.
     """
-    path = annotation_of(image)
-    content = read_bytes(path, "the annotation")
-    try:
-        root = fromstring(content)
-    except DefusedXmlException as error:
-        raise UserError(f"{path} declares XML entities, which an annotation must not: {error}") from error
-    except (ParseError, LookupError, ValueError) as error:
-        raise UserError(f"{path} is not well-formed XML: {error}") from error
+    path = file.annotation
+    root = _parse(path)
     if root.tag != "annotation":
         raise UserError(f"{path} must hold an <annotation>, as VOC's do, got <{short(root.tag)}>")
     objects = root.findall("object")
     corners = [[_number(o, f"bndbox/{corner}", path) for corner in ("xmin", "ymin", "xmax", "ymax")] for o in objects]
-    names = tuple((o.findtext("name") or "").strip() for o in objects)
+    names = tuple(composed((o.findtext("name") or "").strip()) for o in objects)
     if not all(names):
         raise UserError(f"{path}: <name> of <object> must be the name of a class, got nothing in object {names.index('') + 1}")
     difficult = np.array([(o.findtext("difficult") or "0").strip().lower() in ("1", "true") for o in objects], bool)
-    # A few tools leave the size out or write 0; then only the photograph can tell.
+    # A few tools leave the size out or write 0; then only the image can tell.
     height, width = (int(_number(root, f"size/{side}", path, missing=0)) for side in ("height", "width"))
     for side, pixels in (("height", height), ("width", width)):
         if pixels < 0:
             raise UserError(f"{path}: <size/{side}> of <annotation> must be a number of 0 or more, got '{pixels}'")
-    size = (height, width) if height > 0 and width > 0 else read_image(image).shape[:2]
-    return _Annotation(path, np.array(corners, np.float32).reshape(-1, 4) - 1, names, difficult, size)
+    written = (height, width) if height > 0 and width > 0 else None
+    boxes = np.array(corners, np.float32).reshape(-1, 4) - 1
+    boxes, written, note = place(boxes, written, header, inclusive=True)
+    return Annotation(path, boxes, names, difficult, header.size, written, note if len(boxes) else "")
+
+
+def _parse(path: Path) -> Element:
+    """The root of an XML file, in whatever encoding it declares."""
+    try:
+        content = read_bytes(path, "the annotation")
+    except UserError as error:
+        if path.exists():
+            raise
+        hint = "an image without objects needs a file with <annotation></annotation> there, which LabelImg does not write"
+        raise UserError(f"{error}; {hint}") from error
+    try:
+        declared = DECLARED.match(content)
+        encoding = declared and declared[1].decode().lower()
+        if encoding and encoding not in PARSED:
+            return fromstring(content.decode(SUPERSETS.get(encoding, encoding)))
+        return fromstring(content)
+    except DefusedXmlException as error:
+        raise UserError(f"{path} declares XML entities, which an annotation must not: {error}") from error
+    except (ParseError, LookupError, ValueError) as error:
+        raise UserError(f"{path} is not well-formed XML: {error}") from error
 
 
 def _number(element: Element, tag: str, path: Path, missing: float | None = None) -> float:

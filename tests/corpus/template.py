@@ -7,15 +7,16 @@ import cv2
 import numpy as np
 from small import detofa_config, pretrain_config
 
-from nnabla_detofa import algorithm1, pretrain, weights
 from nnabla_detofa import config as configs
-from nnabla_detofa.costs import Buckets
-from nnabla_detofa.evaluate import alone
-from nnabla_detofa.evaluated_paths import EvaluatedPath, EvaluatedPaths
-from nnabla_detofa.latency import Latency, write
-from nnabla_detofa.path_filter import PathFilter
-from nnabla_detofa.pruning import OperationScores
-from nnabla_detofa.search_space import ofa_resnet50
+from nnabla_detofa.methods import algorithm1, pretrain
+from nnabla_detofa.networks import weights
+from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
+from nnabla_detofa.path_filter.model import PathFilter
+from nnabla_detofa.space.counting import Buckets
+from nnabla_detofa.space.pruning import OperationScores
+from nnabla_detofa.space.search_space import ofa_resnet50
+from nnabla_detofa.tools.evaluate import alone
+from nnabla_detofa.tools.measure_latency import Latency, write
 
 SPLITS = {"train": 8, "val": 4, "test": 4}
 CLASSES = ("cat", "dog")
@@ -53,7 +54,7 @@ def make(folder: Path) -> Path:
     _write_fine_tuning(folder / "tuned", config)
     _write_json(folder / "pretrained", {"config": pretraining.to_dict(), "summary": {"accuracy": [0.5], "seconds": {}}})
     classifier = pretrain.make_model(pretraining, len(CLASSES))
-    weights.write(folder / "supernet.h5", classifier.get_parameters())
+    weights.save(classifier, folder / "supernet.h5")
     (folder / "profile.json").write_text(json.dumps(profile()))
     return folder
 
@@ -108,7 +109,7 @@ def _write_fine_tuning(folder: Path, config: configs.Config) -> None:
     origin = {"run": "run", "detector": "fullnet", "path": path, "weights": "0" * 16}
     results = dict.fromkeys(("before", "finetuned"), RESULT | {"path": path})
     _write_json(folder, {"config": config.to_dict(), "origin": origin, **results})
-    weights.write(folder / "finetuned" / "weights.h5", alone(config, model, model.space.largest).get_parameters())
+    weights.save(alone(config, model, model.space.largest), folder / "finetuned" / "weights.h5")
 
 
 def _write_run(run: Path, config: configs.Config) -> None:
@@ -132,7 +133,7 @@ def _write_run(run: Path, config: configs.Config) -> None:
     }
     _write_json(run, contents)
     for phase in ("fullnet", "warm_up", "fine_tuning"):
-        weights.write(run / phase / "weights.h5", model.get_parameters())
+        weights.save(model, run / phase / "weights.h5")
     options = config.hparams.filter
     path_filter = PathFilter(
         space.geometry, 5, options.dim, options.heads, options.layers, options.feed_forward, rng=np.random.default_rng(0)

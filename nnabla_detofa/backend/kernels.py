@@ -1,0 +1,270 @@
+"""Functions that have two implementations, one for the CPU and NNabla's own for a GPU; the default context decides.
+
+On a GPU these are cuDNN's batch normalization, ReLU in place and a slice. NNabla computes the same on the CPU with a division
+of integers or a mispredicted branch for each element. There NumPy's element-wise functions and sums take their place: they are
+several times as fast and, unlike a BLAS, give the same bits on every x86 machine. Convolutions stay NNabla's everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import nnabla as nn
+import nnabla.functions as F
+import numpy as np
+from nnabla.function import PythonFunction
+
+EPSILON = 1e-5
+"""Added to the variance by every batch normalization, as in OFA."""
+
+
+def on_cpu() -> bool:
+    """Whether NNabla's default context computes on the CPU."""
+    return nn.get_current_context().backend[0].startswith("cpu")
+
+
+class CpuFunction(PythonFunction):
+    """A function of one output, of the first input's shape."""
+
+    def __init__(self):
+        super().__init__(None)
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def min_outputs(self) -> int:
+        return 1
+
+    def setup_impl(self, inputs, outputs) -> None:
+        outputs[0].reset_shape(inputs[0].shape, True)
+
+    def grad_depends_input_data(self, i: int, j: int) -> bool:
+        return False
+
+    def grad_depends_output_data(self, i: int, o: int) -> bool:
+        return False
+
+
+def _give(variable: nn.Variable, add: bool, function: Callable, *args) -> None:
+    """Let a NumPy function of `args` give the gradient of a variable, or a part of it."""
+    if add:
+        variable.g += function(*args)
+    else:
+        function(*args, out=variable.g)
+
+
+# --- Element-wise functions -------------------------------------------------------------------------------------------
+
+
+def relu(x: nn.Variable) -> nn.Variable:
+    """max(x, 0); on a GPU in the place of x."""
+    return Relu()(x) if on_cpu() else F.relu(x, inplace=True)
+
+
+def add_relu(x: nn.Variable, y: nn.Variable) -> nn.Variable:
+    """max(x + y, 0)."""
+    return AddRelu()(x, y) if on_cpu() else F.relu(F.add2(x, y), inplace=True)
+
+
+def multiply(x: nn.Variable, y: nn.Variable) -> nn.Variable:
+    """x * y of equal shapes."""
+    return Multiply()(x, y) if on_cpu() else F.mul2(x, y)
+
+
+class Relu(CpuFunction):
+    """The CPU's `relu`."""
+
+    def grad_depends_output_data(self, i: int, o: int) -> bool:
+        return True
+
+    def forward_impl(self, inputs, outputs) -> None:
+        np.maximum(inputs[0].d, 0, out=outputs[0].d)
+
+    def backward_impl(self, inputs, outputs, propagate_down, accum) -> None:
+        for variable, wanted, add in zip(inputs, propagate_down, accum):
+            if wanted:
+                _give(variable, add, np.multiply, outputs[0].g, outputs[0].d > 0)
+
+
+class AddRelu(Relu):
+    """The CPU's `add_relu`: both terms get the ReLU's gradient."""
+
+    def forward_impl(self, inputs, outputs) -> None:
+        y = outputs[0].d
+        np.add(inputs[0].d, inputs[1].d, out=y)
+        np.maximum(y, 0, out=y)
+
+
+class Multiply(CpuFunction):
+    """The CPU's `multiply`."""
+
+    def grad_depends_input_data(self, i: int, j: int) -> bool:
+        return i != j
+
+    def forward_impl(self, inputs, outputs) -> None:
+        np.multiply(inputs[0].d, inputs[1].d, out=outputs[0].d)
+
+    def backward_impl(self, inputs, outputs, propagate_down, accum) -> None:
+        for variable, other, wanted, add in zip(inputs, reversed(inputs), propagate_down, accum):
+            if wanted:
+                _give(variable, add, np.multiply, outputs[0].g, other.d)
+
+
+# --- The leading part of a parameter ----------------------------------------------------------------------------------
+
+
+def leading(p: nn.Variable, rows: int, columns: int) -> nn.Variable:
+    """`p[:rows, :columns]` of an array with two or more axes; `p` itself where that is all of it."""
+    if p.shape[:2] == (rows, columns):
+        return p
+    if on_cpu():
+        return Leading(rows, columns)(p)
+    # Through two dimensions: NNabla's slice of a 4-D array visits single elements.
+    size = int(np.prod(p.shape[2:]))
+    flat = F.reshape(p, (p.shape[0], p.shape[1] * size))
+    return F.reshape(F.slice(flat, (0, 0), (rows, columns * size)), (rows, columns, *p.shape[2:]))
+
+
+class Leading(CpuFunction):
+    """The CPU's `leading`; its gradient touches the leading part alone."""
+
+    def __init__(self, rows: int, columns: int):
+        super().__init__()
+        self._part = (slice(rows), slice(columns))
+
+    def setup_impl(self, inputs, outputs) -> None:
+        shape = inputs[0].shape
+        outputs[0].reset_shape((self._part[0].stop, self._part[1].stop, *shape[2:]), True)
+
+    def forward_impl(self, inputs, outputs) -> None:
+        outputs[0].d[...] = inputs[0].d[self._part]
+
+    def backward_impl(self, inputs, outputs, propagate_down, accum) -> None:
+        if propagate_down[0]:
+            gradient = inputs[0].g
+            if not accum[0]:
+                gradient[...] = 0
+            gradient[self._part] += outputs[0].g
+
+
+# --- Batch normalization ----------------------------------------------------------------------------------------------
+
+Read = Callable[[], tuple[np.ndarray, np.ndarray]]
+"""Reads the mean and variance, (1, C, 1, 1) each, of a batch normalization's last forward pass."""
+
+
+def batch_normalization(x: nn.Variable, gamma: nn.Variable, beta: nn.Variable, relu: bool = False) -> nn.Variable:
+    """(B, C, H, W) normalized with its own mean and variance, then ReLU if asked for.
+
+    Args:
+        gamma, beta: (1, C or more, 1, 1), of which the leading C are used.
+    """
+    return measured_batch_normalization(x, gamma, beta, relu)[0]
+
+
+def measured_batch_normalization(
+    x: nn.Variable, gamma: nn.Variable, beta: nn.Variable, relu: bool = False
+) -> tuple[nn.Variable, Read]:
+    """As `batch_normalization`, and what reads the statistics that it found."""
+    if on_cpu():
+        function = BatchNormalization(relu)
+        return function(x, gamma, beta), function.read
+    channels = x.shape[1]
+    gamma, beta, mean, var = leading(gamma, 1, channels), leading(beta, 1, channels), *_zeros(channels)
+    # Not output_stat: with it NNabla leaves cuDNN for two kernel launches a channel forward, and four backward.
+    y = F.batch_normalization(x, beta, gamma, mean, var, decay_rate=0.0, eps=EPSILON, batch_stat=True)
+    count = x.size // channels
+
+    def read() -> tuple[np.ndarray, np.ndarray]:
+        # With decay_rate 0 the running statistics are the last batch's, the variance times n / (n - 1).
+        return mean.d.copy(), var.d * np.float32((count - 1) / count) if count > 1 else np.zeros(var.shape, np.float32)
+
+    return F.relu(y, inplace=True) if relu else y, read
+
+
+def _zeros(channels: int) -> tuple[nn.Variable, nn.Variable]:
+    """Running statistics for NNabla to update: zeroed, since a NaN of unset memory times 0 stays one; never cleared."""
+    found = tuple(nn.Variable((1, channels, 1, 1)) for _ in range(2))
+    for variable in found:
+        variable.data.zero()
+        variable.persistent = True
+    return found
+
+
+class BatchNormalization(CpuFunction):
+    """The CPU's `batch_normalization`."""
+
+    def __init__(self, relu: bool):
+        super().__init__()
+        self._relu = relu
+
+    def grad_depends_input_data(self, i: int, j: int) -> bool:
+        return j < 2 and i != 2
+
+    def grad_depends_output_data(self, i: int, o: int) -> bool:
+        return self._relu
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance, (1, C, 1, 1) each, of the last forward pass."""
+        return self._mean.reshape(1, -1, 1, 1), self._var.reshape(1, -1, 1, 1)
+
+    def forward_impl(self, inputs, outputs) -> None:
+        x, gamma, beta = (variable.d for variable in inputs)
+        batch, channels = x.shape[:2]
+        x, y = x.reshape(batch, channels, -1), outputs[0].d.reshape(batch, channels, -1)
+        gamma, beta = (p.reshape(-1, 1)[:channels] for p in (gamma, beta))
+        count = np.float32(x.size // channels)
+        self._mean, self._var = np.empty((2, channels, 1), np.float32)
+        for part in _blocks(x):
+            mean, values = _channel_sums(x[:, part]) / count, y[:, part]
+            np.subtract(x[:, part], mean, out=values)
+            var = _channel_sums(values, values) / count
+            values *= gamma[part] / np.sqrt(var + np.float32(EPSILON))
+            values += beta[part]
+            if self._relu:
+                np.maximum(values, 0, out=values)
+            self._mean[part], self._var[part] = mean, var
+
+    def backward_impl(self, inputs, outputs, propagate_down, accum) -> None:
+        x, gamma = (variable.d for variable in inputs[:2])
+        batch, channels = x.shape[:2]
+        x, dy = x.reshape(batch, channels, -1), outputs[0].g.reshape(batch, channels, -1)
+        y = outputs[0].d.reshape(x.shape) if self._relu else None
+        given = inputs[0].g.reshape(x.shape) if propagate_down[0] else None
+        gamma, count = gamma.reshape(-1, 1)[:channels], np.float32(x.size // channels)
+        scale = 1 / np.sqrt(self._var + np.float32(EPSILON))
+        dgamma, dbeta = np.empty((2, channels, 1), np.float32)
+        for part in _blocks(x):
+            above = dy[:, part] * (y[:, part] > 0) if self._relu else dy[:, part]
+            dx = np.subtract(x[:, part], self._mean[part], out=None if given is None or accum[0] else given[:, part])
+            dgamma[part], dbeta[part] = _channel_sums(dx, above) * scale[part], _channel_sums(above)
+            if given is not None:
+                dx *= scale[part] * dgamma[part] / -count
+                dx += above
+                dx -= dbeta[part] / count
+                dx *= scale[part] * gamma[part]
+                if accum[0]:
+                    given[:, part] += dx
+        for which, gradient in ((1, dgamma), (2, dbeta)):
+            if propagate_down[which]:
+                whole = inputs[which].g.reshape(-1, 1)
+                if not accum[which]:
+                    whole[...] = 0
+                whole[:channels] += gradient
+
+
+BLOCK = 1 << 18
+"""Bytes of a map that are normalized at once: what stays in a core's cache over several passes."""
+
+
+def _blocks(x: np.ndarray) -> list[slice]:
+    """The channels of (B, C, n) in parts of about `BLOCK` bytes."""
+    size = max(1, BLOCK * x.shape[1] // x.nbytes)
+    return [slice(start, start + size) for start in range(0, x.shape[1], size)]
+
+
+def _channel_sums(x: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
+    """(B, C, n) -> (C, 1) the sums of x, or of x * y, over batch and pixels; neither depends on the machine's SIMD width."""
+    sums = np.add.reduce(x, axis=(0, 2)) if y is None else np.einsum("bcn,bcn->c", x, y)
+    return sums.reshape(-1, 1)

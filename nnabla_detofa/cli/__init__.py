@@ -1,0 +1,5 @@
+"""The command line: the arguments of each command and the call that it makes."""
+
+from .commands import main
+
+__all__ = ["main"]

@@ -1,0 +1,244 @@
+"""Average precision of detections, by the rules of Pascal VOC's development kit and of COCO: arrays in, floats out."""
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..common.boxes import box_iou
+
+Detections = Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Per image: boxes (n, 4) x1 y1 x2 y2 in image pixels, scores (n,), labels (n,)."""
+
+GroundTruth = Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Per image: boxes (n, 4) x1 y1 x2 y2 in image pixels, labels (n,), difficult (n,) bool."""
+
+
+@dataclass(frozen=True, eq=False)
+class VOCResult:
+    """Average precision in [0, 1].
+
+    Attributes:
+        per_class: (num_classes,) float64, nan where the ground truth has no object of the class (difficult ones aside).
+        mean: over the classes that have objects; nan if none has.
+    """
+
+    per_class: np.ndarray
+    mean: float
+
+
+def average_precision(recall: np.ndarray, precision: np.ndarray, metric: str = "area") -> float:
+    """Average precision of a curve given at falling scores.
+
+    Args:
+        recall: (n,) in [0, 1], not falling.
+        precision: (n,) in [0, 1].
+        metric: "area" under the curve, each precision raised to the best one at no less recall (VOC since 2010); "11point",
+            the mean of those at recalls 0, 0.1, ..., 1 (VOC 2007).
+
+    Raises:
+        ValueError: `metric` is neither.
+    """
+    if metric not in ("area", "11point"):
+        raise ValueError(f"metric must be 'area' or '11point', got {metric!r}")
+    recall, precision = np.asarray(recall, float), np.asarray(precision, float)
+    if metric == "11point":
+        # arange / 10 and not linspace: 0.3 must be the float that 3 of 10 objects give.
+        return float(np.mean([precision[recall >= level].max(initial=0) for level in np.arange(11) / 10]))
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.sum(np.diff(recall, prepend=0) * envelope))
+
+
+OTHER_METRIC = {"area": "11point", "11point": "area"}
+"""The two ways to average the precision of VOC's curves; results name both, the config's as "ap50"."""
+AP_TITLES = {"ap": "AP", "ap50": "AP50", "ap50_11point": "AP50 (11-point)", "ap50_area": "AP50 (area)"}
+"""Keys of `summarise` -> what tables call them."""
+
+
+def ap_keys(result: Mapping) -> list[str]:
+    """The keys of `AP_TITLES` that a result of `summarise` has, in their order: "ap50", and others by its metric."""
+    return [key for key in AP_TITLES if key == "ap50" or key in result]
+
+
+def voc_ap(
+    detections: Detections, ground_truth: GroundTruth, num_classes: int, iou: float = 0.5, metric: str = "area"
+) -> VOCResult:
+    """Pascal VOC's average precision of the curves of `voc_curves`, by one of `average_precision`'s metrics.
+
+    Raises:
+        ValueError: the two do not have as many images, a score is not finite, or there is no such metric.
+    """
+    return _voc_result(voc_curves(detections, ground_truth, num_classes, iou), metric)
+
+
+def _voc_result(curves: Sequence[tuple[np.ndarray, np.ndarray] | None], metric: str) -> VOCResult:
+    per_class = np.array([np.nan if curve is None else average_precision(*curve, metric) for curve in curves], float)
+    known = per_class[~np.isnan(per_class)]
+    return VOCResult(per_class, float(known.mean()) if len(known) else float("nan"))
+
+
+def voc_curves(
+    detections: Detections, ground_truth: GroundTruth, num_classes: int, iou: float = 0.5
+) -> list[tuple[np.ndarray, np.ndarray] | None]:
+    """Recall (n,) and precision (n,) of each class at falling scores; None where the ground truth has no object of it.
+
+    As in the development kit: a detection belongs to the object of its class and image that it overlaps most; it is
+    right if the overlap is at least `iou` and no detection with a higher score was right about that object before; a
+    difficult object is neither counted, nor its detection judged. Corners are inclusive: a box is x2 - x1 + 1 pixels wide.
+    Of equal scores the earlier image, then the earlier detection, comes first.
+
+    Raises:
+        ValueError: the two do not have as many images, or a score is not finite.
+    """
+    if len(detections) != len(ground_truth):
+        raise ValueError(f"detections must be given for {len(ground_truth)} images, got {len(detections)}")
+    matches, first_object = [], 0
+    for (boxes, scores, labels), (true_boxes, true_labels, difficult) in zip(detections, ground_truth):
+        labels, true_labels, difficult = (np.asarray(a) for a in (labels, true_labels, difficult))
+        overlap = np.where(labels[:, None] == true_labels, box_iou(boxes, true_boxes, inclusive=True), -1.0)
+        overlap = np.concatenate([overlap, np.full((len(labels), 1), -1.0)], axis=1)  # a stand-in where there is no object
+        nearest = overlap.argmax(1)
+        ignored = np.append(difficult.astype(bool), False)[nearest]
+        matches.append((np.asarray(scores, float), labels, overlap.max(1) >= iou, first_object + nearest, ignored))
+        first_object += len(true_labels) + 1
+    scores, labels, hit, objects, ignored = (
+        (np.concatenate(column) for column in zip(*matches)) if matches else [np.zeros(0)] * 5
+    )
+    if not np.isfinite(scores).all():
+        raise ValueError(f"scores must be finite, got {scores[~np.isfinite(scores)][0]}")
+    counted = [np.asarray(true_labels)[~np.asarray(difficult, bool)] for _, true_labels, difficult in ground_truth]
+    totals = np.bincount(np.concatenate([*counted, []]).astype(int), minlength=num_classes)
+
+    curves: list[tuple[np.ndarray, np.ndarray] | None] = [None] * num_classes
+    for label in np.flatnonzero(totals[:num_classes]):
+        of_class = np.flatnonzero(labels == label)
+        ranked = of_class[np.argsort(-scores[of_class], kind="stable")]
+        ranked = ranked[~(hit[ranked] & ignored[ranked])]
+        hits = np.flatnonzero(hit[ranked])
+        right = np.zeros(len(ranked))
+        right[hits[np.unique(objects[ranked[hits]], return_index=True)[1]]] = 1  # the first at each object
+        found = right.cumsum()
+        curves[label] = found / totals[label], found / np.arange(1, len(ranked) + 1)
+    return curves
+
+
+@dataclass(frozen=True, eq=False)
+class COCOResult:
+    """COCO's figures in [0, 1]; what has no objects to judge is nan.
+
+    Attributes:
+        figures: AP (mean over IoU 0.5 to 0.95), AP50, AP75, APs, APm, APl (small, medium, large objects).
+        per_class, per_class_50: (num_classes,) float64, AP and AP50 of each class.
+    """
+
+    figures: dict[str, float]
+    per_class: np.ndarray
+    per_class_50: np.ndarray
+
+
+def coco_ap(
+    detections: Detections, ground_truth: GroundTruth, num_classes: int, areas: Sequence[np.ndarray] | None = None
+) -> COCOResult:
+    """COCO's average precision, by pycocotools. Boxes are x2 - x1 pixels wide.
+
+    Args:
+        ground_truth: the third array of an image marks crowds, or VOC's difficult objects: detections inside are ignored.
+        areas: per image, (n,) pixels of each object's mask, by which COCO tells small from large; None takes the boxes'.
+
+    Raises:
+        ValueError: the two do not have as many images.
+    """
+    from pycocotools.coco import COCO  # here, since only COCO's figures need it
+    from pycocotools.cocoeval import COCOeval
+
+    if len(detections) != len(ground_truth):
+        raise ValueError(f"detections must be given for {len(ground_truth)} images, got {len(detections)}")
+
+    def collection(per_image: Sequence[list[dict]]) -> COCO:
+        annotations = [{**a, "image_id": image} for image, of_image in enumerate(per_image) for a in of_image]
+        coco = COCO()
+        coco.dataset = {
+            "images": [{"id": image} for image in range(len(per_image))],
+            "categories": [{"id": label} for label in range(num_classes)],
+            "annotations": [{**a, "id": i} for i, a in enumerate(annotations, start=1)],  # its matching takes 0 for "none"
+        }
+        coco.createIndex()
+        return coco
+
+    def annotation(box: np.ndarray, label: int, area: float | None = None, **more: float) -> dict:
+        x1, y1, x2, y2 = map(float, box)
+        width, height = x2 - x1, y2 - y1
+        area = width * height if area is None else float(area)
+        return {"bbox": [x1, y1, width, height], "category_id": int(label), "area": area, "iscrowd": 0, **more}
+
+    truth = [
+        [annotation(box, label, area, iscrowd=int(crowd)) for box, label, crowd, area in zip(*image, image_areas)]
+        for image, image_areas in zip(ground_truth, areas or [[None] * len(image[0]) for image in ground_truth])
+    ]
+    found = [
+        [annotation(box, label, score=float(score)) for box, score, label in zip(boxes, scores, labels)]
+        for boxes, scores, labels in detections
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(collection(truth), collection(found), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"]  # (IoU, recall, class, object size, detections per image), -1 without objects
+    thresholds = {"": slice(None), "50": slice(0, 1), "75": slice(5, 6)}
+    sizes = {"s": 1, "m": 2, "l": 3}
+    curves = {f"AP{name}": precision[chosen, :, :, 0, -1] for name, chosen in thresholds.items()}
+    curves |= {f"AP{name}": precision[:, :, :, column, -1] for name, column in sizes.items()}
+
+    def mean(curve: np.ndarray) -> float:
+        return float(curve[curve >= 0].mean()) if (curve >= 0).any() else float("nan")
+
+    def per_class(chosen: slice) -> np.ndarray:
+        return np.array([mean(precision[chosen, :, label, 0, -1]) for label in range(num_classes)])
+
+    return COCOResult({name: mean(curve) for name, curve in curves.items()}, per_class(slice(None)), per_class(slice(0, 1)))
+
+
+def summarise(
+    detections: Detections,
+    ground_truth: GroundTruth,
+    classes: Sequence[str],
+    metric: str,
+    areas: Sequence[np.ndarray] | None = None,
+) -> dict:
+    """Average precision by `metric` as plain JSON; what has no objects is None.
+
+    Args:
+        metric: "11point" or "area" (`voc_ap`), or "coco" (`coco_ap`).
+        areas: see `coco_ap`.
+
+    Returns:
+        "ap50" and "ap50_per_class" by `metric`; by VOC's rules also the other one, "ap50_area" or "ap50_11point", and it
+        for each class; by COCO's also "ap", "ap_per_class" and "coco" with all figures.
+    """
+
+    def plain(value: float) -> float | None:
+        return None if np.isnan(value) else float(value)
+
+    def named(values: np.ndarray) -> dict[str, float | None]:
+        return dict(zip(classes, map(plain, values)))
+
+    if metric != "coco":
+        curves = voc_curves(detections, ground_truth, len(classes))
+        main, other = (_voc_result(curves, name) for name in (metric, OTHER_METRIC[metric]))
+        key = f"ap50_{OTHER_METRIC[metric]}"
+        return {
+            "ap50": plain(main.mean),
+            "ap50_per_class": named(main.per_class),
+            key: plain(other.mean),
+            f"{key}_per_class": named(other.per_class),
+        }
+    found = coco_ap(detections, ground_truth, len(classes), areas)
+    return {
+        "ap50": plain(found.figures["AP50"]),
+        "ap50_per_class": named(found.per_class_50),
+        "ap": plain(found.figures["AP"]),
+        "ap_per_class": named(found.per_class),
+        "coco": {name: plain(value) for name, value in found.figures.items()},
+    }

@@ -1,0 +1,37 @@
+"""The paper's baselines (section 4.2): fullnet, OFA with and without progressive shrinking, and CompOFA*.
+
+Each is Algorithm 1's training loop on uniform paths of its spaces, and the same search afterwards, with a path filter that is
+trained on its final supernet alone (section 3.3: the filter "can also be used for standard supernet-based NAS").
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ..networks.supernet import sort_middle_channels
+from ..space.pruning import UniformPaths
+from . import algorithm1
+from .algorithm1 import DetOFASearcher
+
+
+class BaselineSearcher(DetOFASearcher):
+    """The fullnet, and then the phases that `phases.training_phases` has for the config's runner."""
+
+    def run(self) -> dict:
+        """Train and search; what was found is in summary.json, and returned."""
+        _, *supernet = self.training.values()
+        self.train_fullnet(self.space)
+        if not supernet:
+            return self.evaluate([])
+        for phase in supernet:
+            if not phase.continues:
+                self.optimizer["train"] = self.new_optimizer(phase)
+            optimizer = self.optimizer["train"]
+            with self.phase(phase.name):
+                if phase.sorted_ratios:  # again where the phase goes on: its checkpoint then replaces weights and moments
+                    sort_middle_channels(self.model, phase.sorted_ratios, phase.sorted_widths, optimizer)
+                self.train_phase(phase, UniformPaths(phase.space, self.rng(phase.name)), optimizer)
+        return self.find_subnets(supernet[-1].space, self.new_filter())
+
+
+run = partial(algorithm1.run, searcher=BaselineSearcher)

@@ -1,0 +1,158 @@
+"""Before Algorithm 1: the classification supernet f^pre (Eq. 1), and the path filter on paths of it (section 3, step 1).
+
+Leaves supernet.h5 and path_filter.h5 in the run's folder, which `algorithm1` starts from.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path as FilePath
+
+import nnabla as nn
+import numpy as np
+
+from ..backend.compat import Device
+from ..common.errors import UserError
+from ..config import Config, PretrainHparams
+from ..data.sets import ClassificationSets, open_sets
+from ..evaluation.validation import reestimate
+from ..networks import supernet, weights
+from ..networks.distillation import Distillation
+from ..networks.supernet import GivenStatistics, sort_middle_channels
+from ..path_filter.metrics import kendall_tau, per_bucket
+from ..runs.phases import TrainingPhase, training_phases
+from ..runs.run_folder import read_result, run_config
+from ..space.costs import CostModel
+from ..space.paths import Path, PathBatch
+from ..space.pruning import UniformPaths
+from ..training.loop import Objective, OnePath
+from ..training.runner import SupernetRunner, start
+
+
+class PretrainSearcher(SupernetRunner):
+    """Train the classification supernet, first its largest path and then all, and a path filter on what its paths lose.
+
+    "All" is either one phase of uniform paths of A, or progressive shrinking's phases, whose spaces grow: then, as in OFA
+    and in NNablaNAS' recipe for its ResNet50, smaller paths learn from the frozen fullnet too.
+    """
+
+    def run(self) -> dict:
+        """Run the phases; what came of them is in summary.json, and returned."""
+        hparams = self.config.hparams
+        fullnet, *supernet = self.training.values()
+        with self.phase(fullnet.name):
+            self.train_phase(fullnet, OnePath(self.space.largest), self.new_optimizer(fullnet))
+        for phase in supernet:
+            with self.phase(phase.name):
+                if phase.sorted_ratios:  # again where the phase goes on: its checkpoint then replaces all weights
+                    sort_middle_channels(self.model, phase.sorted_ratios, phase.sorted_widths)
+                sampler = UniformPaths(phase.space, self.rng(phase.name))
+                self.train_phase(phase, sampler, self.new_optimizer(phase), self.objective(phase))
+        if self.comm.rank == 0:
+            weights.save(self.model, self.folder / "supernet.h5")
+        few = PathBatch.concatenate(
+            [PathBatch.from_paths([self.space.largest], self.space.geometry), self.space.sample_many(self.rng("shown"), 4)]
+        )
+        self.results["accuracy"] = list(self.comm.map(self.accuracy, few))
+        self.log("accuracy of the largest and of four random paths: " + ", ".join(f"{a:.3f}" for a in self.results["accuracy"]))
+        if hparams.paths:
+            with self.phase("paths"):
+                sampled = self.sample_paths("paths", hparams.paths // hparams.buckets, self.space)
+                paths = self.evaluate_paths("paths", sampled)
+            scorer = self.train_filter("path filter", self.new_filter(), paths, self.filter_is_given)
+            scores = scorer(paths.batch)
+            self.results["kendall_tau_on_fitted_paths"] = per_bucket(kendall_tau, scores, paths.losses, paths.buckets)
+        self.results["seconds"] = self.seconds
+        self.remember("summary", self.results)
+        return self.results
+
+    def objective(self, phase: TrainingPhase) -> Objective | None:
+        """What the phase minimises: with distillation the teacher is the largest path that the first phase left."""
+        if not phase.kd_ratio:
+            return None
+        trained = weights.read(self.folder / next(iter(self.training)) / "weights.h5")
+        return Distillation(self.model, self.space.largest, trained, phase.kd_ratio)
+
+    def accuracy(self, path: Path) -> float:
+        """Share of the validation images that `path` classifies rightly."""
+        evaluator = self.evaluator
+        given = GivenStatistics(reestimate(self.model, path, evaluator.statistics_batches))
+        right = total = 0
+        for images, labels in evaluator.validation_batches:
+            logits = self.model(nn.Variable.from_numpy_array(images), path, given)
+            logits.forward(clear_buffer=True)
+            right += int(np.sum(logits.d.argmax(axis=1) == labels[:, 0]))
+            total += len(labels)
+        return right / total
+
+
+def build(config: Config, pretrained: bool = True) -> tuple[supernet.SearchNet, ClassificationSets, CostModel]:
+    """The supernet, the data sets and the cost model of a config.
+
+    Args:
+        pretrained: start from the config's weights, if it has any.
+
+    Raises:
+        UserError: a data set or the weights are missing or broken, or do not fit.
+    """
+    sets = open_sets(config)
+    classes = len(sets.classes)
+    model = make_model(config, classes, config.network.weights if pretrained else None)
+    return model, sets, make_cost(config, classes, sets.image_size)
+
+
+def make_model(config: Config, num_classes: int, weights: str | None = None) -> supernet.SearchNet:
+    """The classification supernet of a config, from the file `weights` where that is given."""
+    network = config.network
+    if network.num_classes not in (None, num_classes):
+        raise UserError(f"network.ofa_resnet50.num_classes must be the data set's {num_classes}, got {network.num_classes}")
+    return supernet.SearchNet(
+        num_classes,
+        network.width_scale,
+        network.strides,
+        network.elastic_stem,
+        network.zero_init_residual,
+        weights,
+        config.hparams.label_smoothing,
+        np.random.default_rng((config.args.seed, 1)),
+        config.dataloader.normalization,
+    )
+
+
+def make_cost(config: Config, num_classes: int, image_size: int | tuple[int, int]) -> CostModel:
+    """What a path costs: its FLOPs are those of the backbone alone, since the classifier is not what is transferred."""
+    return CostModel(image_size, num_classes, "backbone", config.network.geometry)
+
+
+def run(config: Config, device: Device, output: FilePath, restart: bool = False) -> dict:
+    """Pre-train by `config`; what was done before in `output` is not done again."""
+    model, sets, cost = build(config)
+    return start(PretrainSearcher, model, sets, cost, config, device, output, restart)
+
+
+def ship(run_folder: FilePath, folder: FilePath, name: str) -> list[FilePath]:
+    """Copy a finished run's weights in half precision, to keep them beside the configs.
+
+    Returns:
+        <folder>/<name>_supernet.h5, or <name>_fullnet.h5 where the largest path was trained and no other, and
+        <name>_path_filter.h5 where there is a filter.
+
+    Raises:
+        UserError: the run has not finished, or is none of pre-training, or the name is none for a file.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise UserError(f"--name must be letters, digits, - or _, got {name!r}")
+    read_result(run_folder, "summary")
+    config = run_config(run_folder)
+    if not isinstance(config.hparams, PretrainHparams):
+        raise UserError(f"{run_folder} must be a run of the runner pretrain, got {config.args.runner}")
+    trained = [phase for phase in training_phases(config) if phase.epochs]  # none where the supernet's weights were given
+    fullnet = trained and all(phase.largest_only for phase in trained)
+    kinds = {"supernet": "fullnet" if fullnet else "supernet"}
+    if config.hparams.paths:
+        kinds["path_filter"] = "path_filter"
+    copies = []
+    for source, kind in kinds.items():
+        copies.append(folder / f"{name}_{kind}.h5")
+        weights.convert(run_folder / f"{source}.h5", copies[-1], np.float16)
+    return copies

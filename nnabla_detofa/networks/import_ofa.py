@@ -1,0 +1,197 @@
+"""A PyTorch checkpoint of OFA's ResNet50 supernet becomes an NNabla weights file.
+
+The published supernets of `once-for-all` (d 0+1+2, e 0.2+0.25+0.35, w 0.65+0.8+1.0) are what the paper's pre-training
+would otherwise need hundreds of GPU hours for (section 3, step 1). PyTorch is needed here and nowhere else.
+
+Colors. OFA was trained on red, green, blue with ImageNet's normalization; every loader of this package gives blue, green, red.
+So the input channels of the first convolution are reversed, and the file says that its images are normalized by ImageNet's
+values. A data set of another normalization, such as COCO's, adapts them when it loads the file (`normalization.adapted`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+from typing import NamedTuple
+
+import nnabla as nn
+import numpy as np
+
+from ..common.errors import UserError
+from ..common.normalization import FIRST_CONV, IMAGENET, Normalization
+from . import weights
+from .supernet import Classifier
+
+STATISTICS = ("/_mean", "/_var")
+NAMES = {
+    "conv.weight": "conv/_W",
+    "bn.weight": "bn/_gamma",
+    "bn.bias": "bn/_beta",
+    "bn.running_mean": "bn/_mean",
+    "bn.running_var": "bn/_var",
+    "linear.weight": "linear/_W",
+    "linear.bias": "linear/_b",
+}
+"""Ends of names: a tensor of the state dict -> the parameter of NNabla."""
+
+
+class Imported(NamedTuple):
+    """What was found in a checkpoint and became of it.
+
+    Attributes:
+        arrays: parameter name -> array, all of `Classifier(classes)`.
+        placed, dropped: tensors of the checkpoint that are in `arrays`; that NNabla has no use for.
+        classes: outputs of the classifier.
+    """
+
+    arrays: dict[str, np.ndarray]
+    placed: int
+    dropped: int
+    classes: int
+
+
+def read_checkpoint(file: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The state dict of a PyTorch checkpoint, alone or under the key `state_dict`. Reading it runs no code of the file's.
+
+    Raises:
+        UserError: PyTorch is missing or too old, the file is missing or unreadable, or it holds no state dict.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            "reading a checkpoint needs PyTorch, which is not installed: pip install 'torch>=2.6', or the extra torch"
+        ) from error
+    # Before 2.6 a crafted file could run code in spite of weights_only (CVE-2025-32434).
+    version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
+    if version < (2, 6) or "weights_only" not in inspect.signature(torch.load).parameters:
+        raise UserError(f"reading a checkpoint needs PyTorch 2.6 or later, which runs no code in it, got {torch.__version__}")
+    file = FilePath(file)
+    if not file.is_file():
+        raise UserError(f"the checkpoint {file} does not exist")
+    try:
+        loaded = torch.load(file, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:  # PyTorch's own words go on to advise running the file's code
+        raise UserError(
+            f"the checkpoint {file} must hold tensors alone; it holds other objects, or PyTorch did not save it"
+        ) from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise UserError(
+            f"the checkpoint {file} cannot be read ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+        ) from error
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
+    if not isinstance(state, Mapping) or not state or not all(isinstance(t, torch.Tensor) for t in state.values()):
+        raise UserError(f"the checkpoint {file} must be a state dict, or hold one under the key state_dict")
+    # Through float: numpy has no bfloat16.
+    try:
+        return {str(name): (t.float() if t.is_floating_point() else t).detach().numpy() for name, t in state.items()}
+    except (RuntimeError, TypeError) as error:  # a quantised or a sparse tensor
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"the checkpoint {file} must hold plain dense tensors ({reason})") from error
+
+
+def convert(tensors: Mapping[str, np.ndarray], keep_channels: bool = False) -> Imported:
+    """Name, shape and colour order as `supernet.Classifier` has them; the classifier's weight is transposed.
+
+    Args:
+        tensors: name -> array, as in OFA's state dict; `module.` in front of all names is ignored, and both the elastic
+            layers' names (`bn.bn.weight`) and the plain ones of OFA's largest network (`bn.weight`) are known.
+        keep_channels: leave the first convolution for red, green, blue.
+
+    Raises:
+        UserError: a tensor has no place, a parameter would stay empty, a shape differs, or a number is not finite.
+    """
+    kept = {name: np.asarray(array) for name, array in tensors.items() if not name.endswith("num_batches_tracked")}
+    if kept and all(name.startswith("module.") for name in kept):
+        kept = {name.removeprefix("module."): array for name, array in kept.items()}
+    linear = next((array for name, array in kept.items() if re.fullmatch(r"classifier\.(linear\.){1,2}weight", name)), None)
+    if linear is None or linear.ndim != 2:
+        raise UserError("the checkpoint lacks classifier.linear.linear.weight with its two dimensions: is it OFA's ResNet50?")
+    parameters = Classifier(len(linear)).get_parameters()
+    arrays: dict[str, np.ndarray] = {}
+    for name, array in kept.items():
+        place = _place(name, parameters)
+        if place is None:
+            raise UserError(f"the checkpoint's tensor {name} {array.shape} has no place in OFA-ResNet50")
+        if place in arrays:
+            raise UserError(f"the checkpoint holds {place} twice, the second time as {name}")
+        expected = parameters[place].shape
+        theirs = expected[1:2] if "/bn/bn/" in place else expected[::-1] if place.endswith("linear/_W") else expected
+        if array.shape != theirs:
+            raise UserError(f"the checkpoint's tensor {name} has the shape {array.shape}; OFA-ResNet50's is {theirs}")
+        if array.dtype.kind != "f" or not np.all(np.isfinite(array)):
+            raise UserError(f"the checkpoint's tensor {name} is not made of finite numbers")
+        if place.endswith("/_var") and array.min() < 0:
+            raise UserError(f"the checkpoint's tensor {name} is a variance, which cannot be {array.min():g}")
+        arrays[place] = (array.T if array.ndim == 2 else array.reshape(expected)).astype(np.float32)
+    missing = [name for name in parameters if name not in arrays]
+    if missing:
+        raise UserError(f"the checkpoint has no tensor for {len(missing)} of {len(parameters)} parameters, as {missing[0]}")
+    if not keep_channels:
+        arrays[FIRST_CONV] = _reversed(arrays[FIRST_CONV])
+    ordered = {name: arrays[name] for name in parameters}
+    return Imported(ordered, len(kept), len(tensors) - len(kept), len(linear))
+
+
+def convert_nnablanas(arrays: Mapping[str, np.ndarray], keep_channels: bool = False) -> Imported:
+    """As `convert`, from what NNablaNAS' own `ofa_resnet50` saved: the names are ours, its images are those of OFA.
+
+    Raises:
+        UserError: the names or shapes are not those of its largest supernet.
+    """
+    bias = arrays.get("classifier/0/linear/linear/_b")
+    if bias is None or bias.ndim != 1:
+        raise UserError("the weights lack classifier/0/linear/linear/_b: are they those of NNablaNAS' ofa_resnet50?")
+    parameters = Classifier(len(bias)).get_parameters()
+    extra = [name for name in arrays if name not in parameters]
+    if extra:
+        raise UserError(f"the weights hold {len(extra)} parameters that OFA-ResNet50 lacks, the first is {extra[0]}")
+    weights.fill(parameters, arrays, "the file of NNablaNAS' ofa_resnet50")
+    ours = {name: np.asarray(arrays[name], np.float32) for name in parameters}
+    if not keep_channels:
+        ours[FIRST_CONV] = _reversed(ours[FIRST_CONV])
+    return Imported(ours, len(ours), 0, len(bias))
+
+
+def _place(name: str, parameters: Mapping[str, nn.Variable]) -> str | None:
+    """The parameter that a tensor of the state dict becomes; None where there is none.
+
+    An elastic layer holds the plain one under the same name once more: `bn.bn.weight` for `bn.weight`.
+    """
+    for theirs, ours in NAMES.items():
+        if name == theirs or name.endswith("." + theirs):
+            stem = name.removesuffix(theirs).replace(".", "/").replace("classifier/", "classifier/0/", 1)
+            inner = theirs.split(".")[0]
+            return next((place for place in (stem + ours, f"{stem}{inner}/{ours}") if place in parameters), None)
+    return None
+
+
+def _reversed(weight: np.ndarray) -> np.ndarray:
+    """The first convolution's weight for images of the reverse order of channels."""
+    return np.ascontiguousarray(weight[:, ::-1])
+
+
+def import_checkpoint(file: str | os.PathLike, output: str | os.PathLike, keep_channels: bool = False) -> Imported:
+    """Read a checkpoint, or NNablaNAS' own weights where the name ends in .h5, and write a weights file of ours.
+
+    `supernet.SearchNet(weights=...)` and `load_backbone` read it.
+
+    Raises:
+        UserError: see `read_checkpoint` and `convert`; nothing is written then.
+    """
+    if FilePath(file).suffix == ".h5":
+        imported = convert_nnablanas(weights.read(file), keep_channels)
+    else:
+        imported = convert(read_checkpoint(file), keep_channels)
+    parameters = {
+        name: nn.Variable.from_numpy_array(array, need_grad=not name.endswith(STATISTICS))
+        for name, array in imported.arrays.items()
+    }
+    order = slice(None, None, -1 if keep_channels else 1)  # of the channels that the first convolution takes
+    normalization = Normalization(IMAGENET.mean[order], IMAGENET.std[order])
+    weights.write(output, parameters, normalization=normalization)
+    return imported

@@ -1,0 +1,113 @@
+"""A weights file as a network that is ready to run: what the file's shapes tell is read from them."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..common.errors import UserError
+from ..space.geometry import OFA_RESNET50, Geometry
+from ..space.search_space import ofa_resnet50
+from . import weights as weights_file
+from .supernet import LayerPlan, Plan
+
+if TYPE_CHECKING:
+    from . import centernet, supernet
+
+logger = logging.getLogger(__name__)
+
+CONV = "conv/conv/_W"
+CLASSES = {"classification": "classifier/0/linear/linear/_b", "detection": "heat_map/conv2/_b"}
+"""For each task, a parameter that only its networks have; as long as there are classes."""
+
+
+def load_supernet(
+    weights: str | os.PathLike, task: str = "classification", num_classes: int | None = None, **options
+) -> supernet.SearchNet | centernet.SearchNet:
+    """See `nnabla_detofa.load_supernet`."""
+    from . import centernet, supernet
+
+    if task not in CLASSES:
+        raise UserError(f"task must be {' or '.join(CLASSES)}, got {task!r}")
+    kind = (centernet if task == "detection" else supernet).SearchNet
+    arrays = weights_file.read(weights)
+    options = {"normalization": weights_file.normalization_of(weights), **found_in(arrays, task, str(weights)), **options}
+    kept = weights_file.strides_of(weights)
+    if kept is not None:
+        options.setdefault("strides", kept)
+    strides = options.get("strides", OFA_RESNET50.strides)
+    if not isinstance(strides, Sequence) or len(strides) != OFA_RESNET50.stages or not set(strides) <= {1, 2}:
+        raise UserError(f"strides must be {OFA_RESNET50.stages} numbers, each 1 or 2, got {strides!r}")
+    if num_classes is not None and num_classes != options["num_classes"]:
+        raise UserError(f"num_classes is {num_classes}, but {weights} holds a network of {options['num_classes']} classes")
+    known = [name for name in inspect.signature(kind).parameters if name not in ("num_classes", "weights")]
+    for name in options:
+        if name not in ("num_classes", *known):
+            raise UserError(f"load_supernet has no option {name} for {task}; known are {', '.join(known)}")
+    net = kind(**options)
+    weights_file.load(net, weights, arrays)
+    return net
+
+
+def found_in(arrays: Mapping[str, np.ndarray], task: str, source: str) -> dict:
+    """The arguments of `SearchNet` that the shapes of a weights file tell: classes, width, and the detector's filters.
+
+    Raises:
+        UserError: the file holds another kind of network.
+    """
+    if CLASSES[task] not in arrays:
+        other = next((name for name, parameter in CLASSES.items() if parameter in arrays), None)
+        hint = "; centernet.SearchNet(weights=...) starts a detector from it" if other == "classification" else ""
+        raise UserError(f"{source} must hold a {task} supernet, got {f'a {other} one{hint}' if other else 'none of ours'}")
+    found: dict = {"num_classes": len(arrays[CLASSES[task]])}
+    try:
+        if task == "detection":
+            deconvs = [name for name in arrays if name.startswith("deconv/") and name.endswith(CONV)]
+            found["deconv_channels"] = tuple(arrays[f"deconv/{index}/{CONV}"].shape[1] for index in range(len(deconvs)))
+            found["head_channels"] = len(arrays["heat_map/conv1/_b"])
+        plan = _largest_plan(arrays, "backbone/" if task == "detection" else "")
+    except KeyError as error:
+        raise UserError(f"{source} holds no whole {task} supernet: it lacks the parameter {error.args[0]}") from error
+    found["width_scale"] = width_scale(plan, source)
+    return found
+
+
+def width_scale(plan: Plan, source: str) -> float:
+    """The simplest fraction whose largest path has these channels.
+
+    Other scales close to it may have the same largest path and, seldom, a width choice that differs by one divisor: give
+    `width_scale` where the training's was no simple fraction.
+
+    Raises:
+        UserError: no scale fits.
+    """
+    share = plan.stages[-1][-1].outputs / OFA_RESNET50.stage_channels[-1]
+    for denominator in range(1, 1001):
+        geometry = Geometry(width_scale=max(1, round(share * denominator)) / denominator)
+        if Plan.of(ofa_resnet50(geometry).largest, geometry) == plan:
+            logger.info("%s has the channels of width_scale %g", source, geometry.width_scale)
+            return geometry.width_scale
+    raise UserError(f"{source} holds a network whose channels are those of no width_scale of OFA-ResNet50")
+
+
+def _largest_plan(arrays: Mapping[str, np.ndarray], prefix: str) -> Plan:
+    """The channels of the largest path, as the file's shapes have them."""
+
+    def outputs(layer: str) -> int:
+        return len(arrays[f"{prefix}{layer}/{CONV}"])
+
+    stem = (outputs("input_stem/0"), outputs("input_stem/2"))
+    channels, index, stages = stem[1], 0, []
+    for most in OFA_RESNET50.layers_per_stage:
+        layers = []
+        for _ in range(most):
+            layers.append(LayerPlan(channels, outputs(f"blocks/{index}/conv1"), outputs(f"blocks/{index}/conv3")))
+            channels = layers[-1].outputs
+            index += 1
+        stages.append(tuple(layers))
+    return Plan(stem, True, tuple(stages))

@@ -1,0 +1,1 @@
+"""The paper's tables and figures, and the runs that each of them needs."""

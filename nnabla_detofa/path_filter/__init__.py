@@ -1,0 +1,5 @@
+"""The path filter g(a): tokens, the transformer, its ranking loss and fit, ranking metrics, and files of evaluated paths."""
+
+from .model import PathFilter, PathScorer, Tokenizer
+
+__all__ = ["PathFilter", "PathScorer", "Tokenizer"]

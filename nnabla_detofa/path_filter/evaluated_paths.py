@@ -1,0 +1,254 @@
+"""Evaluated paths on disk: JSON lines, one path a line, which grow as paths are evaluated and are shared by experiments."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path as FilePath
+from typing import BinaryIO
+
+import numpy as np
+
+from ..common.errors import UserError
+from ..common.files import naming
+from ..common.reading import parse_json, read_bytes, shown, whole_lines
+from ..space.geometry import Geometry
+from ..space.paths import Path, PathBatch
+
+FORMAT = "evaluated paths, version 2"
+MOST_BYTES = 1 << 31
+START = b'{"format": "evaluated paths'
+
+
+@dataclass(frozen=True)
+class EvaluatedPath:
+    """One path and what was measured.
+
+    Attributes:
+        bucket: FLOPs bucket, from 0.
+        flops, params: multiply-accumulates and parameters.
+        loss: validation loss with the path's own batch-normalisation statistics.
+        ap: AP50 on the validation images, in [0, 1]; None where the file's settings say that it was not measured.
+    """
+
+    path: Path
+    bucket: int
+    flops: int
+    params: int
+    loss: float
+    ap: float | None = None
+
+
+class EvaluatedPaths:
+    """The paths of one file; a path stands in it once.
+
+    The first line says what the losses belong to: the hash of the supernet's weights and the settings of the evaluation.
+    Every line is on disk before `append` returns. A torn last line is what a kill leaves behind; it is dropped.
+    Any number of processes may read the file, one may append: a second one is refused at its next path.
+
+    Attributes:
+        file: the file.
+        header: its first line.
+        items: the paths, in the order of the file.
+        geometry: the supernet that they are paths of.
+    """
+
+    def __init__(self, file: FilePath, header: Mapping, items: list[EvaluatedPath], geometry: Geometry, size: int):
+        self.file, self.header, self.items, self.geometry = file, header, items, geometry
+        self._known = {item.path for item in items}
+        self._size = size  # of the file in bytes, as far as this object knows it
+
+    @classmethod
+    def open(cls, file: str | os.PathLike, weights: str, settings: Mapping, geometry: Geometry) -> EvaluatedPaths:
+        """Go on with the file, or begin it.
+
+        Args:
+            weights: hash of the supernet's weights.
+            settings: whatever else changes a path's loss or bucket, as plain JSON values.
+
+        Raises:
+            UserError: the file belongs to other weights or settings, or is damaged before its last line; it is left as it is.
+        """
+        file = FilePath(file)
+        header = {"format": FORMAT, "weights": weights, "settings": dict(settings), "geometry": asdict(geometry)}
+        wanted = json.loads(json.dumps(header))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(file) as opened:
+            opened.seek(0)
+            content = opened.read()
+            if not content.startswith(START[: len(content)]):
+                raise UserError(f"{file} is not a file of evaluated paths: take another name")
+            whole = whole_lines(content)
+            if not whole:
+                opened.truncate(0)
+                size = _write_line(opened, wanted)
+                return cls(file, wanted, [], geometry, size)
+            found = cls._parsed(file, whole)
+            if found.header != wanted:
+                name, have, want = _first_difference(found.header, wanted)
+                raise UserError(
+                    f"{file} holds paths evaluated with {name} {have!r}, this run has {want!r}: remove or rename it"
+                )
+            if whole != content:
+                opened.truncate(min(len(whole), len(content)))
+                opened.write(whole[len(content) :])
+        return found
+
+    @classmethod
+    def read(cls, file: str | os.PathLike, geometry: Geometry | None = None) -> EvaluatedPaths:
+        """What the file holds, whatever weights and settings it belongs to.
+
+        Args:
+            geometry: of the supernet that they must be paths of; None takes any.
+
+        Raises:
+            UserError: the file is missing, is of another format or geometry, or is damaged before its last line.
+        """
+        file = FilePath(file)
+        whole = whole_lines(read_bytes(file, "the evaluated paths", MOST_BYTES))
+        if not whole:
+            raise UserError(f"{file} holds no evaluated paths, not even a first line that says of what")
+        found = cls._parsed(file, whole)
+        if geometry not in (None, found.geometry):
+            raise UserError(f"{file} holds paths of {found.geometry}, not of {geometry}")
+        return found
+
+    @classmethod
+    def _parsed(cls, file: FilePath, whole: bytes) -> EvaluatedPaths:
+        """What the file's whole lines hold; a UserError where they are damaged, or of another format."""
+        try:
+            lines = whole.decode().splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"cannot read the evaluated paths {file}: it is not UTF-8 text") from error
+        items: list[EvaluatedPath] = []
+        known: set[Path] = set()
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = parse_json(line)
+                if number == 1:
+                    header = entry
+                    if header["format"] != FORMAT:
+                        raise UserError(f"its format is {header['format']!r}, not {FORMAT!r}: evaluate its paths again")
+                    own = Geometry(**{key: _tuple(value) for key, value in header["geometry"].items()})
+                    if not isinstance(header["weights"], str) or not isinstance(header["settings"], dict):
+                        raise UserError("weights must be their hash, and settings a mapping")
+                else:
+                    items.append(_checked(EvaluatedPath(**entry | {"path": Path.from_ofa(entry["path"], own)})))
+                    if items[-1].path in known:
+                        raise UserError("its path is there twice")
+                    known.add(items[-1].path)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise UserError(f"line {number} of {file} is not an evaluated path ({error})") from error
+        return cls(file, header, items, own, len(whole))
+
+    def append(self, item: EvaluatedPath) -> None:
+        """Add one path, to the file first.
+
+        Raises:
+            ValueError: the path is there already.
+            UserError: its loss is not finite, or another process has changed the file.
+        """
+        if item.path in self._known:
+            raise ValueError(f"{self.file} holds the path {item.path.to_ofa(self.geometry)} already")
+        if not math.isfinite(item.loss):
+            raise UserError(
+                f"the validation loss of the path {json.dumps(item.path.to_ofa(self.geometry))} is {item.loss}, and no ranking "
+                "can be learned from that: the supernet's training has diverged, a lower optimizer.train.lr may help"
+            )
+        entry = {field.name: getattr(item, field.name) for field in fields(item)}
+        with _locked(self.file) as opened:
+            if opened.seek(0, os.SEEK_END) != self._size:
+                raise UserError(f"{self.file} was changed by another process: only one may add paths to it at a time")
+            self._size += _write_line(opened, entry | {"path": item.path.to_ofa(self.geometry)})
+        self.items.append(item)
+        self._known.add(item.path)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __contains__(self, path: Path) -> bool:
+        """Has the path been evaluated?"""
+        return path in self._known
+
+    @property
+    def settings(self) -> Mapping:
+        """How the paths were evaluated."""
+        return self.header["settings"]
+
+    @property
+    def batch(self) -> PathBatch:
+        return PathBatch.from_paths([item.path for item in self.items], self.geometry)
+
+    @property
+    def buckets(self) -> np.ndarray:
+        """(n,) FLOPs bucket of each path."""
+        return np.array([item.bucket for item in self.items], int)
+
+    @property
+    def flops(self) -> np.ndarray:
+        """(n,) FLOPs of each path."""
+        return np.array([item.flops for item in self.items], np.int64)
+
+    @property
+    def losses(self) -> np.ndarray:
+        """(n,) validation loss of each path."""
+        return np.array([item.loss for item in self.items], float)
+
+    @property
+    def aps(self) -> np.ndarray:
+        """(n,) AP50 of each path on the validation images, NaN where it was not measured."""
+        return np.array([item.ap for item in self.items], float)
+
+
+def _checked(item: EvaluatedPath) -> EvaluatedPath:
+    """The item, or UserError where a value is not what it must be."""
+    for name in ("bucket", "flops", "params"):
+        value = getattr(item, name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+            raise UserError(f"{name} must be an integer of 0 or more, got {shown(value)}")
+    for name, least, most in (("loss", -sys.float_info.max, sys.float_info.max), ("ap", 0, 1)):
+        value = getattr(item, name)
+        if name == "ap" and value is None:
+            continue
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
+            wanted = "a finite number" if name == "loss" else "a number in [0, 1], or null"
+            raise UserError(f"{name} must be {wanted}, got {shown(value)}")
+    return item
+
+
+@contextmanager
+def _locked(file: FilePath) -> Iterator[BinaryIO]:
+    """The file, opened to read and append, for this process alone while the block runs."""
+    with naming(file), open(file, "a+b") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield opened
+
+
+def _write_line(opened: BinaryIO, entry: Mapping) -> int:
+    """Append an entry to the disk; the number of bytes."""
+    line = json.dumps(entry, allow_nan=False).encode() + b"\n"
+    opened.write(line)
+    opened.flush()
+    os.fsync(opened.fileno())
+    return len(line)
+
+
+def _tuple(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _first_difference(found: Mapping, wanted: Mapping, prefix: str = "") -> tuple[str, object, object]:
+    """(dotted name, found value, wanted value) of the first entry in which two unequal headers differ."""
+    for name in sorted(found.keys() | wanted.keys()):
+        have, want = found.get(name), wanted.get(name)
+        if have != want:
+            if isinstance(have, dict) and isinstance(want, dict):
+                return _first_difference(have, want, f"{prefix}{name}.")
+            return prefix + name, have, want
+    raise ValueError("the two are equal")

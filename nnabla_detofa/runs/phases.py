@@ -1,0 +1,206 @@
+"""The training phases of a run, as a config says them: what is trained for how long, on what, at which rates.
+
+The runners train by these, and the dry run prints them: both ask here, so they cannot disagree. No networks, no data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from ..config import Config, DetofaHparams, PretrainHparams, Solver
+from .schedule import Schedule
+from ..space.search_space import SearchSpace, compofa, ofa_resnet50, product_space, shrinking_stages
+
+GIVEN = "start"
+"""The first phase of a pre-training that trains no fullnet."""
+FINE_TUNED = "finetuned"
+"""The one detector in the folder of a fine-tuning, and its phase."""
+TUNING_PHASES = ("before", FINE_TUNED)
+"""All phases of a fine-tuning."""
+
+
+@dataclass(frozen=True)
+class TrainingPhase:
+    """One phase of training.
+
+    Attributes:
+        name: what the run's log and folders call it.
+        paths: which paths it trains, in words.
+        space: the space they are drawn from.
+        epochs: the part of the schedule that this phase is.
+        schedule_epochs: epochs of the whole schedule.
+        solver: update rule and rates.
+        batch_size: images of one step, over all ranks.
+        warmup_epochs: added to the solver's own `warmup_steps`.
+        paths_per_step: paths whose gradients are added before each update.
+        kd_ratio: weight of the distillation from the fullnet; 0 is none.
+        sorted_ratios, sorted_widths: before this phase the bottlenecks' middle channels are sorted by importance, within the
+            groups that paths of these expand ratios and widths use, which are trained already; without ratios they are not.
+        largest_only: the largest path alone is trained.
+        continues: the phase whose schedule, optimizer and epochs of batches this one goes on with; empty: it has its own.
+    """
+
+    name: str
+    paths: str
+    space: SearchSpace
+    epochs: range
+    schedule_epochs: int
+    solver: Solver
+    batch_size: int
+    warmup_epochs: int = 0
+    paths_per_step: int = 1
+    kd_ratio: float = 0.0
+    sorted_ratios: tuple[float, ...] = ()
+    sorted_widths: tuple[float, ...] = (1.0,)
+    largest_only: bool = False
+    continues: str = ""
+
+    @property
+    def schedule_name(self) -> str:
+        """The phase that this one's schedule begins with: phases of one schedule draw their batches from one sequence."""
+        return self.continues or self.name
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Steps of an epoch over `images` training images: a batch that they do not fill is left out."""
+        return max(1, images // self.batch_size)
+
+    def schedule(self, images: int) -> Schedule:
+        """The learning rate of each step, for a training set of `images`."""
+        per_epoch = self.steps_per_epoch(images)
+        return Schedule(
+            base=self.solver.lr,
+            kind=self.solver.schedule,
+            steps=self.schedule_epochs * per_epoch,
+            milestones=tuple(epoch * per_epoch for epoch in self.solver.milestones),
+            gamma=self.solver.gamma,
+            warmup_steps=self.solver.warmup_steps + self.warmup_epochs * per_epoch,
+        )
+
+
+def slug(name: str) -> str:
+    """A phase's name as a file's."""
+    return name.replace(" ", "_").replace("-", "_")
+
+
+def training_phases(config: Config) -> tuple[TrainingPhase, ...]:
+    """The training phases of the run that a config describes, in their order."""
+    space = ofa_resnet50(config.network.geometry, config.network.elastic_stem)
+    if not isinstance(config.hparams, DetofaHparams):
+        return _pretrain(config, config.hparams, space)
+    return (_fullnet(config, space), *_supernet(config, config.hparams, space))
+
+
+def phase_names(config: Config) -> tuple[str, ...]:
+    """All phases of the run that a config describes, in their order: those of `training_phases`, and what is between them."""
+    fullnet, *supernet = (phase.name for phase in training_phases(config))
+    if not isinstance(config.hparams, DetofaHparams):
+        return (fullnet, *supernet, *(("paths", "path filter") if config.hparams.paths else ()))
+    if not supernet:
+        return (fullnet, "evaluation")
+    if config.args.runner == "detofa":
+        warm_up, fine_tuning = supernet
+        supernet = [warm_up, "paths", "path filter", "operation pruning", "path thresholds", fine_tuning]
+    return (fullnet, *supernet, "paths again", "path filter again", "held-out paths", "search", "evaluation")
+
+
+def _fullnet(config: Config, space: SearchSpace) -> TrainingPhase:
+    hparams = config.hparams
+    epochs = hparams.fullnet_epochs
+    solver = config.optimizer.train
+    return TrainingPhase(
+        "fullnet", "the largest path", space, range(epochs), epochs, solver, hparams.batch_size, largest_only=True
+    )
+
+
+def _supernet(config: Config, hparams: DetofaHparams, space: SearchSpace) -> tuple[TrainingPhase, ...]:
+    """What trains all paths: warm-up and fine-tuning are two parts of one schedule, for Algorithm 1 and its baselines.
+
+    OFA with progressive shrinking has Table A2's epochs for the five spaces of Table A1: 70, 5, 65, 5, 65, where 5 and 65 are
+    the paper's warm-up and fine-tuning. Stage 1 is a schedule of its own, and (paper is silent) stages 2 and 3, and 4 and 5,
+    are the two parts of one. Before a smaller E or W is trained, channels are sorted as in OFA (`hparams.shrinking_sort`).
+    """
+    solver, warm, total = config.optimizer.train, hparams.warmup_epochs, hparams.warmup_epochs + hparams.epochs
+
+    def phase(name: str, paths: str, of: SearchSpace, epochs: range, continues: str = "", **sorting) -> TrainingPhase:
+        return TrainingPhase(name, paths, of, epochs, total, solver, hparams.batch_size, continues=continues, **sorting)
+
+    first, second, whole = range(warm), range(warm, total), range(total)
+    runner, stem = config.args.runner, config.network.elastic_stem
+    if runner == "fullnet":
+        return ()
+    if runner == "ofa_ps":
+        stages = shrinking_stages(space.geometry, stem)
+        names, parts = [stage.name for stage in stages], (whole, first, second, first, second)
+        continued = ("", "", names[1], "", names[3])
+        trained = [_choices(before) if hparams.shrinking_sort else {} for before in stages[:-1]]
+        return tuple(
+            phase(name, f"uniform paths of {name}", stage, epochs, before, **sorting)
+            for name, stage, epochs, before, sorting in zip(names, stages, parts, continued, [{}, *trained])
+        )
+    if runner in ("ofa", "compofa"):
+        trained = compofa(space.geometry, stem) if runner == "compofa" else space
+        words = f"uniform paths of {trained.name}"
+        return phase("warm-up", words, trained, first), phase("fine-tuning", words, trained, second, "warm-up")
+    kept = {
+        "score": f"paths of the pruned space that g(a) keeps (r_path {hparams.r_path:g})",
+        "uniform": f"paths of the pruned space but for a fixed random share (r_path {hparams.r_path:g})",
+        "none": "uniform paths of the pruned space",
+    }[hparams.path_pruning]
+    return phase("warm-up", "uniform paths of A", space, first), phase("fine-tuning", kept, space, second, "warm-up")
+
+
+def _choices(stage: SearchSpace) -> dict[str, tuple[float, ...]]:
+    """What is trained after a stage of progressive shrinking, as `TrainingPhase` has it."""
+    pairs = stage.pairs[0]  # (depth, width) -> ratios, alike in all stages of the network
+    return {"sorted_widths": tuple(sorted({width for _, width in pairs})), "sorted_ratios": tuple(next(iter(pairs.values())))}
+
+
+def _pretrain(config: Config, hparams: PretrainHparams, space: SearchSpace) -> tuple[TrainingPhase, ...]:
+    """The fullnet, then either uniform paths of A or the phases of progressive shrinking.
+
+    Without epochs for it the first phase has another name: the weights that it keeps, as those of a teacher, are the given
+    ones, and nobody is to take them for a fullnet's.
+    """
+    solver, fullnet = config.optimizer.train, _fullnet(config, space)
+    if not hparams.fullnet_epochs:
+        fullnet = dataclasses.replace(fullnet, name=GIVEN, paths="none: the weights that the supernet starts from")
+    if not hparams.shrinking:
+        uniform = TrainingPhase(
+            "supernet",
+            "uniform paths of A",
+            space,
+            range(hparams.epochs),
+            hparams.epochs,
+            solver,
+            hparams.batch_size,
+            kd_ratio=hparams.kd_ratio,
+        )
+        return fullnet, uniform
+    geometry, stem = config.network.geometry, config.network.elastic_stem
+    phases, trained = [fullnet], (max(geometry.ratios),)
+    for part in hparams.shrinking:
+        words = f"uniform paths of D {list(part.depths)} x W {list(part.widths)} x E {list(part.ratios)}"
+        phases.append(
+            TrainingPhase(
+                part.name,
+                words,
+                product_space(part.name, part.depths, part.widths, part.ratios, geometry, stem),
+                range(part.epochs),
+                part.epochs,
+                dataclasses.replace(solver, lr=part.lr or solver.lr, warmup_steps=0),
+                part.batch_size or hparams.batch_size,
+                part.warmup_epochs,
+                part.paths_per_step,
+                hparams.kd_ratio,
+                trained if part.sort_channels else (),
+            )
+        )
+        trained = part.ratios
+    return tuple(phases)
+
+
+def tuning_phase(config: Config, space: SearchSpace) -> TrainingPhase:
+    """The one phase of a fine-tuning with this config."""
+    epochs, batch_size = config.hparams.epochs, config.hparams.batch_size
+    return TrainingPhase(FINE_TUNED, "the found path alone", space, range(epochs), epochs, config.optimizer.train, batch_size)

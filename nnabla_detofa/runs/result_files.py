@@ -1,0 +1,157 @@
+"""What the JSON files of a run's folder must hold, for who goes on with the run and for who reads it when it has finished.
+
+Each function returns the content that it was given, or raises a UserError that says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple
+from typing import Annotated, Any
+
+from ..common import checked
+from ..common.errors import UserError
+from ..space.geometry import Geometry
+from ..common.reading import shown
+from ..space.paths import Path
+from ..space.search_space import ofa_resnet50
+
+MEASURED = ("flops", "params", "loss", "ap50")
+"""Numbers of an evaluated detector; its loss may be none, where the training has diverged."""
+
+
+def seconds(content: Any) -> dict[str, float]:
+    """seconds.json: seconds of each phase."""
+    for name, value in _mapping(content, "it").items():
+        _number(value, f"the time of {name}")
+    return content
+
+
+def ledger(content: Any) -> dict:
+    """ledger.json: device seconds of each phase (see `ledger.entry`), and their unit."""
+    checked.read(str, _entry(content, "unit", "it"), "unit")
+    for name, entry in _mapping(_entry(content, "phases", "it"), "phases").items():
+        _number(_entry(entry, "seconds", f"phases.{name}"), f"phases.{name}.seconds")
+    return content
+
+
+def found_paths(content: Any, geometry: Geometry) -> dict[str, dict]:
+    """search.json: the path that was found for each range of FLOPs."""
+    for name, path in _mapping(content, "it").items():
+        _path(path, name, geometry)
+    return content
+
+
+def detector(content: Any, geometry: Geometry, path: Path | None = None, where: str = "it") -> dict:
+    """What evaluating a detector leaves, such as subnet_1.json.
+
+    Args:
+        path: the detector's, where it is known. where: what an error calls the content.
+    """
+    for name in MEASURED:
+        _number(_entry(content, name, where), f"{where}.{name}", finite=name != "loss")
+    _mapping(_entry(content, "ap50_per_class", where), f"{where}.ap50_per_class")
+    for key in ("ap50_11point", "ap50_area"):
+        if key in content:
+            _number(content[key], f"{where}.{key}")
+            _mapping(_entry(content, f"{key}_per_class", where), f"{where}.{key}_per_class")
+    if "coco" in content:
+        _number(_entry(content["coco"], "AP", f"{where}.coco"), f"{where}.coco.AP")
+    if _path(_entry(content, "path", where), f"{where}.path", geometry) != path and path is not None:
+        raise UserError(f"{where}.path is another than this run's".removeprefix("it."))
+    return content
+
+
+def summary(content: Any, geometry: Geometry, budgets: int) -> dict:
+    """summary.json of Algorithm 1 or a baseline of it: the fullnet, and the subnet that was found for each budget."""
+    detector(_entry(content, "fullnet", "it"), geometry, where="fullnet")
+    for number, subnet in enumerate(_list(content, "subnets", budgets)):
+        _number(_entry(subnet, "budget", f"subnets[{number}]"), f"subnets[{number}].budget")
+        detector(subnet, geometry, where=f"subnets[{number}]")
+    return content
+
+
+def thresholds(content: Any, buckets: int) -> list[float | None]:
+    """The thresholds in the summary.json of Algorithm 1: of each FLOPs bucket, none where nothing was pruned."""
+    found = _list(content, "thresholds", buckets)
+    for number, value in enumerate(found):
+        checked.read(float | None, value, f"thresholds[{number}]")
+    return found
+
+
+def operations(content: Any, geometry: Geometry) -> dict:
+    """operations.json: scores and FLOPs of A's operations, and which are pruned."""
+    every = {astuple(operation) for operation in ofa_resnet50(geometry).operations}
+    for name in ("operations", "removed"):
+        for entry in _list(content, name):
+            if not isinstance(entry, list) or not all(isinstance(value, (int, float)) for value in entry):
+                raise UserError(f"{name} must hold lists of numbers, got {shown(entry)}")
+            if tuple(entry) not in every:
+                raise UserError(f"{name} holds {shown(entry)}, which is not an operation of A")
+    if len(content["operations"]) != len(every):
+        raise UserError(f"operations must be the {len(every)} of A, got {len(content['operations'])}")
+    for name in ("scores", "flops"):
+        for number, value in enumerate(_list(content, name, len(every))):
+            _number(value, f"{name}[{number}]")
+    for number, value in enumerate(_list(content, "spared")):
+        checked.read(str, value, f"spared[{number}]")
+    return content
+
+
+def _list(content: Any, name: str, length: int | None = None) -> list:
+    found = _entry(content, name, "it")
+    if not isinstance(found, list):
+        raise UserError(f"{name} must be a list, got {checked.kind_of(found)}")
+    if length not in (None, len(found)):
+        raise UserError(f"{name} must be a list of {length} values, got {len(found)}")
+    return found
+
+
+def mini_batch(content: Any) -> dict:
+    """mini_batch.json: of a run whose mini-batches are not those of one process."""
+    checked.read(Annotated[int, "[1, inf)"], _entry(content, "mini_batch", "it"), "mini_batch")
+    return content
+
+
+def origin(content: Any) -> dict:
+    """origin.json of a fine-tuning: the run, detector and path that it began from, and their weights' digest."""
+    for name, kind in {"run": str, "detector": str, "path": dict, "weights": str}.items():
+        if not isinstance(value := _entry(content, name, "it"), kind):
+            raise UserError(f"{name} is {checked.kind_of(value)}")
+    return content
+
+
+def provenance(content: Any) -> dict:
+    """provenance.json: the code that computed a run, and the digests of the weights files and data that it began from."""
+    for number, code in enumerate(_list(content, "code")):
+        checked.read(str, code, f"code[{number}]")
+    for name, digest in _mapping(_entry(content, "weights", "it"), "weights").items():
+        checked.read(str, digest, f"weights.{name}")
+    if "data" in content:
+        checked.read(str, content["data"], "data")
+    return content
+
+
+def _mapping(content: Any, where: str) -> dict:
+    if not isinstance(content, dict):
+        raise UserError(f"{where.removeprefix('it.')} must be a mapping, got {checked.kind_of(content)}")
+    return content
+
+
+def _entry(content: Any, name: str, where: str) -> Any:
+    if name not in _mapping(content, where):
+        raise UserError(f"{where}.{name} is missing".removeprefix("it."))
+    return content[name]
+
+
+def _number(value: Any, where: str, finite: bool = True) -> None:
+    if finite or not (isinstance(value, float) and not math.isfinite(value)):
+        checked.read(float, value, where.removeprefix("it."))
+
+
+def _path(content: Any, where: str, geometry: Geometry) -> Path:
+    where = where.removeprefix("it.")
+    try:
+        return Path.from_ofa(_mapping(content, where), geometry)
+    except (UserError, TypeError) as error:
+        raise UserError(f"{where} is not a path ({error})") from error

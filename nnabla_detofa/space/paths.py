@@ -1,0 +1,178 @@
+"""Paths as values: one path, and many at once as arrays.
+
+The expand ratio of a layer that is not active does not change the network, so neither `Path` nor `PathBatch` has a place for
+it: both are canonical.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..common.errors import UserError
+from ..common.reading import shown
+from .geometry import OFA_RESNET50, Geometry
+
+
+@dataclass(frozen=True)
+class Path:
+    """One path a of the supernet. Equal paths are equal networks.
+
+    Attributes:
+        stem_depth: smallest or largest D; the stem's residual convolution is there only at the largest.
+        stem_widths: W of the stem's first convolutions and of its output.
+        stage_depths: D of each stage.
+        stage_widths: W of each stage.
+        expand_ratios: for each stage, E (see `Geometry.ratios`) of each ACTIVE layer: base depth + D values.
+    """
+
+    stem_depth: int
+    stem_widths: tuple[float, float]
+    stage_depths: tuple[int, ...]
+    stage_widths: tuple[float, ...]
+    expand_ratios: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def from_ofa(cls, arch: Mapping[str, Sequence], geometry: Geometry = OFA_RESNET50) -> Path:
+        """Read OFA's notation: d = D of stem and stages, e = E of every layer, w = indices of the widths.
+
+        Raises:
+            UserError: a list has the wrong length or holds a value that is not a choice of `geometry`.
+        """
+        stages, per_stage = geometry.stages, geometry.layers_per_stage
+        lengths = {"d": stages + 1, "e": geometry.layers, "w": stages + 2}
+        for key, length in lengths.items():
+            if key not in arch:
+                raise UserError(f"a path in OFA's notation has the keys d, e and w; {key} is missing")
+            values = arch[key]
+            if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, np.ndarray)) or len(values) != length:
+                raise UserError(f"{key} of a path must be a list of {length} values, got {shown(values)}")
+        ratios = [geometry.choice(value) for value in arch["e"]]
+        allowed = {"d": geometry.depths, "e": geometry.ratios, "w": tuple(range(len(geometry.widths)))}
+        for key, choices in allowed.items():
+            for value in ratios if key == "e" else arch[key]:
+                if isinstance(value, bool) or value not in choices:
+                    raise UserError(f"{key} of a path holds {shown(value)}; allowed are {', '.join(map(str, choices))}")
+        if arch["d"][0] not in geometry.stem_depths:
+            raise UserError(f"the stem's depth is {arch['d'][0]!r}; allowed are {geometry.stem_depths}")
+        first = np.cumsum((0, *per_stage[:-1]))
+        widths = [geometry.widths[int(index)] for index in arch["w"]]
+        depths = [int(depth) for depth in arch["d"]]
+        return cls(
+            stem_depth=depths[0],
+            stem_widths=(widths[0], widths[1]),
+            stage_depths=tuple(depths[1:]),
+            stage_widths=tuple(widths[2:]),
+            expand_ratios=tuple(
+                tuple(ratios[start : start + base + depth])
+                for start, base, depth in zip(first, geometry.base_depths, depths[1:])
+            ),
+        )
+
+    def to_ofa(self, geometry: Geometry = OFA_RESNET50) -> dict[str, list]:
+        """OFA's notation of this path; layers that are not active get the largest expand ratio."""
+        ratios: list[float] = []
+        for stage, most in zip(self.expand_ratios, geometry.layers_per_stage):
+            ratios += [*stage, *[max(geometry.ratios)] * (most - len(stage))]
+        widths = (*self.stem_widths, *self.stage_widths)
+        return {
+            "d": [self.stem_depth, *self.stage_depths],
+            "e": ratios,
+            "w": [geometry.widths.index(width) for width in widths],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class PathBatch(Sequence):
+    """Many paths as three arrays, for everything that works on thousands of paths at once.
+
+    Attributes:
+        depths: (n, 1 + stages) int8, D of the stem and of each stage.
+        widths: (n, 2 + stages) int8, indices into `geometry.widths`: the stem's two, then each stage's.
+        ratios: (n, layers) int8, indices into `geometry.ratios`; -1 where the layer is not active.
+        geometry: what the indices mean.
+    """
+
+    depths: np.ndarray
+    widths: np.ndarray
+    ratios: np.ndarray
+    geometry: Geometry = OFA_RESNET50
+
+    @classmethod
+    def from_paths(cls, paths: Iterable[Path], geometry: Geometry = OFA_RESNET50) -> PathBatch:
+        """The batch of these paths, in their order. A batch is returned as it is."""
+        if isinstance(paths, PathBatch):
+            return paths
+        archs = [path.to_ofa(geometry) for path in paths]
+        ratio_index = {ratio: index for index, ratio in enumerate(geometry.ratios)}
+        depths = np.array([arch["d"] for arch in archs], np.int8).reshape(len(archs), geometry.stages + 1)
+        widths = np.array([arch["w"] for arch in archs], np.int8).reshape(len(archs), geometry.stages + 2)
+        ratios = np.array([[ratio_index[e] for e in arch["e"]] for arch in archs], np.int8)
+        return cls.canonical(depths, widths, ratios.reshape(len(archs), geometry.layers), geometry)
+
+    @classmethod
+    def canonical(cls, depths: np.ndarray, widths: np.ndarray, ratios: np.ndarray, geometry: Geometry) -> PathBatch:
+        """The batch of these arrays, with the ratios of layers that are not active replaced by -1."""
+        active = layer_positions(geometry) < layer_counts(depths, geometry)
+        return cls(
+            depths.astype(np.int8),
+            widths.astype(np.int8),
+            np.where(active, ratios, -1).astype(np.int8),
+            geometry,
+        )
+
+    @classmethod
+    def concatenate(cls, batches: Sequence[PathBatch]) -> PathBatch:
+        return cls(
+            np.concatenate([batch.depths for batch in batches]),
+            np.concatenate([batch.widths for batch in batches]),
+            np.concatenate([batch.ratios for batch in batches]),
+            batches[0].geometry,
+        )
+
+    def __len__(self) -> int:
+        return len(self.depths)
+
+    def __getitem__(self, index):
+        """A `Path` for an integer; a smaller `PathBatch` for a slice, a mask or an array of indices."""
+        if not isinstance(index, (int, np.integer)):
+            return PathBatch(self.depths[index], self.widths[index], self.ratios[index], self.geometry)
+        geometry = self.geometry
+        depths = [int(depth) for depth in self.depths[index]]
+        widths = [geometry.widths[i] for i in self.widths[index]]
+        stages = np.split(self.ratios[index], np.cumsum(geometry.layers_per_stage)[:-1])
+        return Path(
+            stem_depth=depths[0],
+            stem_widths=(widths[0], widths[1]),
+            stage_depths=tuple(depths[1:]),
+            stage_widths=tuple(widths[2:]),
+            expand_ratios=tuple(tuple(geometry.ratios[i] for i in stage if i >= 0) for stage in stages),
+        )
+
+    def __iter__(self) -> Iterator[Path]:
+        return (self[index] for index in range(len(self)))
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """(n,) one opaque, sortable key for each path; equal keys are equal paths."""
+        rows = np.ascontiguousarray(np.concatenate([self.depths, self.widths, self.ratios], axis=1))
+        return rows.view(np.dtype((np.void, rows.shape[1]))).ravel()
+
+
+def layer_stages(geometry: Geometry) -> np.ndarray:
+    """(layers,) the stage of each layer."""
+    return np.repeat(np.arange(geometry.stages), geometry.layers_per_stage)
+
+
+def layer_positions(geometry: Geometry) -> np.ndarray:
+    """(layers,) the place of each layer inside its stage, from 0."""
+    return np.concatenate([np.arange(most) for most in geometry.layers_per_stage])
+
+
+def layer_counts(depths: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """(n, layers) for each layer the number of active layers in its stage, from depths (n, 1 + stages)."""
+    counts = depths[:, 1:] + np.asarray(geometry.base_depths)
+    return counts[:, layer_stages(geometry)]

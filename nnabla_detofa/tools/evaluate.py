@@ -1,0 +1,207 @@
+"""Average precision of one detector of a finished run, with the tests that CenterNet knows: flipped, and at several scales."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+from tqdm import tqdm
+
+from .. import config as configs
+from ..common.errors import UserError
+from ..common.reading import read_json
+from ..data.sets import DetectionSets
+from ..evaluation.metrics import AP_TITLES, ap_keys
+from ..evaluation.path_evaluation import statistics_images
+from ..evaluation.validation import BoxDetector, Statistics, average_precision, reestimate
+from ..methods.algorithm1 import build
+from ..networks import weights
+from ..networks.centernet import Detector
+from ..networks.supernet import take_over
+from ..runs.run_folder import (
+    FINE_TUNED,
+    final_weights,
+    fine_tuned,
+    number,
+    read_result,
+    reading,
+    refuse_other_classes,
+    refuse_pretraining,
+    run_config,
+)
+from ..space.costs import CostModel
+from ..space.paths import Path
+from ..space.search_space import SearchSpace, ofa_resnet50
+from .report import markdown_row
+
+
+@dataclass(frozen=True)
+class OpenDetector:
+    """A detector of a run, with its weights.
+
+    Attributes:
+        config, sets, cost: of the run.
+        net: the network with the weights: the supernet, or the path alone where it was fine-tuned alone.
+        path: the detector's path in it.
+    """
+
+    config: configs.Config
+    sets: DetectionSets
+    cost: CostModel
+    net: Detector
+    path: Path
+
+    def statistics(self) -> Statistics:
+        """The path's batch-normalisation statistics, re-estimated on the images that the config says."""
+        return reestimate(self.net, self.path, statistics_images(self.sets, self.config))
+
+    def boxes(self, flip: bool | None = None) -> BoxDetector:
+        """It as a detector of boxes; `flip` instead of the config's `flip_test`."""
+        flip = self.config.hparams.flip_test if flip is None else flip
+        return BoxDetector(self.net, self.path, self.statistics(), flip=flip)
+
+    def scaling(self, scales: Sequence[float] | None = None) -> dict:
+        """What `validation.detect_images` needs besides images and their size; `scales` instead of the `test_scales`."""
+        scales = tuple(scales or self.config.hparams.test_scales)
+        return {"scales": scales, "multiple": self.config.network.geometry.total_stride}
+
+
+def open_detector(run: FilePath, detector: str, overrides: Sequence[str] = ()) -> OpenDetector:
+    """The detector that `detector` names, with its weights; for arguments and errors see `evaluate`."""
+    config = run_config(run, overrides)
+    refuse_pretraining(run, config, "a detector")
+    path = find_path(run, detector, ofa_resnet50(config.network.geometry, config.network.elastic_stem))
+    file = detector_weights(run, detector, config)
+    net, sets, cost = build(config, pretrained=False)
+    refuse_other_classes(run, sets.classes)
+    if detector == FINE_TUNED:
+        net = alone(config, net, path)
+    weights.load(net, file)
+    return OpenDetector(config, sets, cost, net, path)
+
+
+def detector_weights(run: FilePath, detector: str, config: configs.Config) -> FilePath:
+    """The file with a detector's weights; raises UserError if it is not there yet."""
+    file = run / "fullnet" / "weights.h5" if detector == "fullnet" else final_weights(run, config)
+    if not file.exists():
+        raise UserError(f"{run} has no weights of {detector} yet: {file} is missing")
+    return file
+
+
+def alone(config: configs.Config, net: Detector, path: Path, statistics: Statistics | None = None) -> Detector:
+    """`path` cut out of a network as one that has nothing else, its weights copied; it is called as before: alone(x, path).
+
+    Args:
+        config: that the network was made by. statistics: see `supernet.take_over`.
+    """
+    classes = net.get_parameters()["heat_map/conv2/_b"].shape[0]
+    cut_out = Detector(config.network.head_geometry(classes), config.network.geometry, path=path)
+    cut_out.space = net.space
+    take_over(cut_out, net, statistics)
+    return cut_out
+
+
+def evaluate(
+    run: FilePath,
+    detector: str,
+    overrides: Sequence[str] = (),
+    flip: bool | None = None,
+    scales: Sequence[float] | None = None,
+) -> dict:
+    """Average precision on the test split.
+
+    Args:
+        run: the folder of a run of Algorithm 1, or of a fine-tuning.
+        detector: "fullnet" (with its own weights, of line 2), "subnet_1", "subnet_2", ... (with the supernet's), or a JSON
+            file with a path in OFA's notation, alone or as its "path" (what `search` writes); "finetuned" of a fine-tuning.
+        overrides: "key=value" entries of the run's config to replace, such as the place of the data.
+        flip, scales: instead of the config's `flip_test` and `test_scales`.
+
+    Returns:
+        what `metrics.summarise` gives.
+
+    Raises:
+        UserError: the folder is not that of a run that got so far, or the path is not one of its space.
+    """
+    opened = open_detector(run, detector, overrides)
+    sets, config, boxes = opened.sets, opened.config, opened.boxes(flip)
+    with tqdm(total=len(sets.test), desc=f"test images of {detector}", unit="image", dynamic_ncols=True) as bar:
+        result, _ = average_precision(
+            boxes, sets, config.hparams.bn_batch, config.dataloader.ap_metric, bar.update, **opened.scaling(scales)
+        )
+    return result
+
+
+def detectors_of(run: FilePath) -> list[str]:
+    """The names of a run's detectors: the fullnet and, once the run is over, the subnets found; or what was fine-tuned.
+
+    Raises:
+        UserError: the folder is not that of a run, or of a pre-training, or a file in it is damaged.
+    """
+    if fine_tuned(run):
+        return [FINE_TUNED]
+    refuse_pretraining(run, run_config(run), "a detector")
+    return ["fullnet", *(f"subnet_{number}" for number in range(1, len(_subnets(run)) + 1))]
+
+
+def _subnets(run: FilePath) -> list[dict]:
+    """What a run found, with the path and the budget of each; nothing before its end."""
+    if not (run / "summary.json").exists():
+        return []
+    summary = read_result(run, "summary")
+    with reading(run / "summary.json"):
+        return [{"path": subnet["path"], "budget": number(subnet["budget"])} for subnet in summary["subnets"]]
+
+
+def default_detector(run: FilePath) -> str:
+    """The subnet of the largest budget; the fullnet where the run has found none (yet); or what was fine-tuned."""
+    known = detectors_of(run)
+    if found := _subnets(run):
+        budgets = [subnet["budget"] for subnet in found]
+        return f"subnet_{1 + budgets.index(max(budgets))}"
+    return known[0]
+
+
+def find_path(run: FilePath, detector: str, space: SearchSpace) -> Path:
+    """The path that `detector` names; see `evaluate`."""
+    if origin := fine_tuned(run):
+        if detector != FINE_TUNED:
+            raise UserError(f"the only detector of {run} is {FINE_TUNED}, got {detector}")
+        return _path_of(run / "origin.json", origin["path"], space)
+    if detector == "fullnet":
+        return space.largest
+    known = detectors_of(run)
+    if detector in known:
+        return _path_of(run / "summary.json", _subnets(run)[known.index(detector) - 1]["path"], space)
+    file = FilePath(detector)
+    if not file.is_file():
+        later = "" if (run / "summary.json").exists() else "; subnets are known when the run is over"
+        raise UserError(f"a detector of {run} must be {', '.join(known)} or a JSON file with a path, got {detector!r}{later}")
+    content = read_json(file, "the path")
+    path = _path_of(file, content.get("path", content) if isinstance(content, dict) else content, space)
+    if path not in space:
+        raise UserError(f"the path in {file} must be one of the run's space {space.name}, and is not: was its stem elastic?")
+    return path
+
+
+def _path_of(file: FilePath, notation: Any, space: SearchSpace) -> Path:
+    try:
+        return Path.from_ofa(notation, space.geometry)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"the path in {file} is not one in OFA's notation ({error})") from error
+
+
+def table(results: dict[str, dict]) -> str:
+    """Markdown: a row for each class, for each detector a column for each of its `metrics.AP_TITLES`."""
+    columns = [(name, key) for name, result in results.items() for key in ap_keys(result)]
+    titles = [f"{name} {AP_TITLES[key]}" for name, key in columns]
+    first = next(iter(results.values()))
+
+    def cells(name: str, values: list[float | None]) -> str:
+        return markdown_row([name, *("-" if value is None else f"{value:.3f}" for value in values)])
+
+    lines = [markdown_row(["class", *titles]), markdown_row(["---", *["---:"] * len(columns)])]
+    lines += [cells(cls, [results[name][f"{key}_per_class"][cls] for name, key in columns]) for cls in first["ap50_per_class"]]
+    return "\n".join([*lines, cells("all", [results[name][key] for name, key in columns])])

@@ -1,0 +1,283 @@
+"""How many images the evaluation of a path needs: what fewer of them do to the order of the paths of a FLOPs bucket."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import NamedTuple
+
+import nnabla as nn
+import numpy as np
+
+from .. import config as configs
+from ..common.errors import UserError
+from ..evaluation.path_evaluation import distinct_in_buckets, named_rng, path_evaluator, with_images
+from ..evaluation.validation import Statistics, Stopwatch, average, batch_statistics, map_forked, validation_loss
+from ..networks.centernet import OFFSET_WEIGHT, SIZE_WEIGHT, Detector
+from ..networks.supernet import GivenStatistics
+from ..path_filter.metrics import kendall_tau, per_bucket
+from ..space.counting import Buckets
+from ..space.paths import Path
+from .evaluate_paths import open_supernet
+from .report import markdown_row
+
+VALIDATION_PAIRS = 20
+"""Pairs of subsets of the validation images; they cost nothing, since losses combine."""
+
+
+# --- Losses that combine ----------------------------------------------------------------------------------------------
+
+
+class ImageLosses(NamedTuple):
+    """A path's loss image by image, in pieces that combine exactly into the loss of any batch of these images.
+
+    A detector's loss is normalised by the objects of a batch, so it is no mean over images: each part of it is a sum over
+    images, divided by a count over images.
+
+    Attributes:
+        sums: (images, parts) numerators, times the part's weight in the loss.
+        counts: (images, parts) centres or objects; 1 for a classifier.
+        slack: (parts,) what the loss adds to a count before it divides.
+    """
+
+    sums: np.ndarray
+    counts: np.ndarray
+    slack: np.ndarray
+
+    def loss(self, chosen: np.ndarray, batch: int) -> float:
+        """What `validation.validation_loss` gives for these images in batches of `batch`."""
+        parts = [chosen[start : start + batch] for start in range(0, len(chosen), batch)]
+        losses = [np.sum(self.sums[part].sum(axis=0) / _divisor(self.counts[part].sum(axis=0), self.slack)) for part in parts]
+        return float(np.average(losses, weights=[len(part) for part in parts]))
+
+
+def _divisor(counts: np.ndarray, slack: np.ndarray) -> np.ndarray:
+    """What CenterNet's losses divide by; see `centernet.focal_loss` and `masked_l1`."""
+    return np.maximum(counts, 1.0) + slack
+
+
+def image_losses(net, path: Path, statistics: Statistics, batches: Sequence[Sequence[np.ndarray]]) -> ImageLosses:
+    """The pieces of a path's loss on every image of the batches, each image passed through the network alone."""
+    inputs = [nn.Variable((1, *array.shape[1:])) for array in batches[0]]
+    outputs = net(inputs[0], path, GivenStatistics(statistics))
+    detection = isinstance(net, Detector)
+    losses = net.losses(outputs, inputs[1:])[1:] if detection else (net.loss(outputs, inputs[1:]),)
+    weights, slack = ((1.0, OFFSET_WEIGHT, SIZE_WEIGHT), (0.0, 1e-4, 1e-4)) if detection else ((1.0,), (0.0,))
+    sums, counts = [], []
+    for image in (image for batch in batches for image in zip(*batch)):
+        for variable, array in zip(inputs, image):
+            variable.d = array[None]
+        nn.forward_all(losses, clear_buffer=True)
+        _, *targets = image
+        counted = (np.sum(targets[0] >= 1), 2 * np.sum(targets[4]), 2 * np.sum(targets[4])) if detection else (1,)
+        counts.append(np.array(counted, float))
+        sums.append(np.array([float(loss.d) for loss in losses]) * weights * _divisor(counts[-1], np.array(slack)))
+    return ImageLosses(np.array(sums), np.array(counts), np.array(slack))
+
+
+# --- Measures ---------------------------------------------------------------------------------------------------------
+
+
+def tau_inside(first: np.ndarray, second: np.ndarray, buckets: np.ndarray) -> float:
+    """Kendall's tau between two evaluations (n,) of the same paths: the mean over FLOPs buckets of two paths or more."""
+    return float(np.nanmean(list(per_bucket(kendall_tau, -first, second, buckets).values())))
+
+
+def noise_share(first: np.ndarray, second: np.ndarray, buckets: np.ndarray) -> float:
+    """The share of the losses' variance inside a bucket that is noise of the evaluation.
+
+    Two evaluations of equal size on disjoint images differ by the noise of both; a shift that all paths of a bucket share
+    changes no order and does not count. So half the variance of the difference is the noise of one.
+    """
+    noise = _variance_inside(first - second, buckets) / 2
+    total = (_variance_inside(first, buckets) + _variance_inside(second, buckets)) / 2
+    return noise / total
+
+
+def _variance_inside(values: np.ndarray, buckets: np.ndarray) -> float:
+    """Unbiased variance inside a bucket, the mean over buckets of two paths or more."""
+    groups = [values[buckets == bucket] for bucket in np.unique(buckets)]
+    return float(np.mean([np.var(group, ddof=1) for group in groups if len(group) > 1]))
+
+
+# --- The study --------------------------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """What one number of images does.
+
+    Attributes:
+        images: the number.
+        full: Kendall's tau with the full evaluation, for each subset.
+        halves: Kendall's tau between two disjoint subsets, for each pair.
+        noise: the share of the losses' variance that is noise, for each pair.
+    """
+
+    images: int
+    full: tuple[float, ...]
+    halves: tuple[float, ...]
+    noise: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """The result.
+
+    Attributes:
+        paths: evaluated paths; per_bucket of them in each FLOPs bucket.
+        images, bn_images: of the full evaluation.
+        validation, reestimation: rows by rising numbers of images; the other part of the evaluation is full.
+        spread: standard deviation of the full losses inside a bucket.
+        seconds: of the whole study.
+    """
+
+    paths: int
+    per_bucket: int
+    images: int
+    bn_images: int
+    bn_batch: int
+    validation: tuple[Row, ...]
+    reestimation: tuple[Row, ...]
+    spread: float
+    seconds: float
+
+
+class _PathLosses(NamedTuple):
+    """What the study needs of one path: its image losses, and its full loss under each subset's statistics."""
+
+    images: ImageLosses
+    by_statistics: np.ndarray
+
+
+def study(
+    config: configs.Config,
+    weights_file: str | PathLike,
+    per_bucket: int,
+    name: str = "paths",
+    images: int | None = None,
+    bn_images: int | None = None,
+    pairs: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Study:
+    """Evaluate paths with all images and with fewer, and compare the orders.
+
+    Every path goes once through the network for each validation image, and for each subset of the images for re-estimation;
+    all paths see the same subsets, as they do in a run. Subsets come in disjoint pairs and double from one batch, or 8
+    validation images, to half of all.
+
+    Args:
+        config, weights_file, per_bucket, name: see `evaluate_paths.evaluate_sampled`.
+        images: validation images of the full evaluation; None: the config's number.
+        bn_images: images for re-estimation of the full evaluation; None: four times the config's number.
+        pairs: of disjoint subsets of the images for re-estimation; each subset costs a validation of every path.
+        progress: hears how many paths are done, of how many. note: hears of poor buckets.
+
+    Raises:
+        UserError: there are too few paths or images to compare.
+    """
+    start = time.perf_counter()
+    config = with_images(config, images, bn_images or 4 * config.hparams.bn_images)
+    model, sets, cost = open_supernet(config, weights_file)
+    buckets = Buckets(model.space, cost.flops, config.hparams.buckets)
+    evaluator, batch, rng = path_evaluator(model, sets, config), config.hparams.bn_batch, named_rng(config.args.seed, "study")
+    n_images, n_batches = sum(len(b[0]) for b in evaluator.validation_batches), len(evaluator.statistics_batches)
+    if per_bucket < 2 or n_images < 16 or n_batches < 2:
+        raise UserError(
+            "the study needs 2 paths of each bucket, 16 validation images and 2 batches for re-estimation, got "
+            f"{per_bucket}, {n_images} and {n_batches}"
+        )
+    paths = distinct_in_buckets(buckets, per_bucket, config.args.seed, name, model.space, (), note)
+    bucket = buckets.index(cost.flops(paths))
+    bn_pairs = [(size, *_disjoint(n_batches, size, rng)) for size in _doubled(1, n_batches // 2) for _ in range(pairs)]
+    subsets = [np.arange(n_batches), *(subset for _, *pair in bn_pairs for subset in pair)]
+
+    def losses_of(path: Path) -> _PathLosses:
+        statistics = list(batch_statistics(model, path, evaluator.statistics_batches, Stopwatch()))
+        chosen = [average(statistics[index] for index in subset) for subset in subsets]
+        by_statistics = [validation_loss(model, path, some, evaluator.validation_batches) for some in chosen[1:]]
+        images = image_losses(model, path, chosen[0], evaluator.validation_batches)
+        return _PathLosses(images, np.array([images.loss(np.arange(n_images), batch), *by_statistics]))
+
+    found: list[_PathLosses] = []
+    progress(0, len(paths))
+    for losses in map_forked(losses_of, paths, evaluator.processes):
+        found.append(losses)
+        progress(len(found), len(paths))
+
+    by_statistics = np.array([losses.by_statistics for losses in found])
+    full = by_statistics[:, 0]
+    columns = {size: [] for size, *_ in bn_pairs}
+    for number, (size, *_) in enumerate(bn_pairs):
+        columns[size].append((by_statistics[:, 2 * number + 1], by_statistics[:, 2 * number + 2]))
+    reestimation = tuple(_row(size * batch, two, full, bucket) for size, two in columns.items())
+
+    def losses_on(chosen: np.ndarray) -> np.ndarray:
+        return np.array([losses.images.loss(chosen, batch) for losses in found])
+
+    validation = []
+    for size in _doubled(8, n_images // 2):
+        drawn = [_disjoint(n_images, size, rng) for _ in range(VALIDATION_PAIRS)]
+        validation.append(_row(size, [tuple(map(losses_on, pair)) for pair in drawn], full, bucket))
+    spread = math.sqrt(_variance_inside(full, bucket))
+    seconds = time.perf_counter() - start
+    numbers = len(paths), per_bucket, n_images, n_batches * batch, batch
+    return Study(*numbers, tuple(validation), reestimation, spread, seconds)
+
+
+def _doubled(first: int, most: int) -> list[int]:
+    """`first`, twice `first`, ... up to `most`, which ends the list."""
+    found = []
+    while first < most:
+        found.append(first)
+        first *= 2
+    return [*found, most]
+
+
+def _disjoint(count: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two random disjoint subsets of range(count), of `size` each, in ascending order."""
+    order = rng.permutation(count)
+    return np.sort(order[:size]), np.sort(order[size : 2 * size])
+
+
+def _row(images: int, pairs: Sequence[tuple[np.ndarray, np.ndarray]], full: np.ndarray, buckets: np.ndarray) -> Row:
+    return Row(
+        images,
+        tuple(tau_inside(losses, full, buckets) for pair in pairs for losses in pair),
+        tuple(tau_inside(*pair, buckets) for pair in pairs),
+        tuple(noise_share(*pair, buckets) for pair in pairs),
+    )
+
+
+def markdown(result: Study, title: str, command: str) -> str:
+    """The study as a page.
+
+    Args:
+        title: the supernet. command: what made it.
+    """
+    lines = [
+        f"# {title}",
+        "",
+        f"Made by `{command}` in {result.seconds:.0f} seconds: {result.paths} paths, {result.per_bucket} of each FLOPs bucket. "
+        f"Inside a bucket the full losses ({result.images} validation images, {result.bn_images} for re-estimation) have a "
+        f"standard deviation of {result.spread:.4f}.",
+    ]
+    for heading, rows, other in (
+        ("validation images", result.validation, f"re-estimation on all {result.bn_images}"),
+        ("images for re-estimation", result.reestimation, f"validation on all {result.images}"),
+    ):
+        titles = (heading, "tau with all images", "tau between two disjoint subsets", "share of noise in the variance")
+        lines += ["", f"{other[0].upper()}{other[1:]}:", "", markdown_row(titles), markdown_row(["---:"] * len(titles))]
+        lines += [markdown_row([str(row.images), *map(_mean_and_spread, row[1:3]), _percent(row.noise)]) for row in rows]
+    return "\n".join([*lines, ""])
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
+
+
+def _percent(shares: Sequence[float]) -> str:
+    return f"{np.mean(shares):.0%}" + (f" ± {100 * np.std(shares, ddof=1):.0f}" if len(shares) > 1 else "")

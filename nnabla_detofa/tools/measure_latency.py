@@ -1,0 +1,297 @@
+"""Latency of paths from a table of layers measured on the device at hand, one image at a time.
+
+Every distinct layer of the supernet is timed alone, as a static layer: the stem, a stage's first layer, a later layer, and
+all that follows the last stage. A path's latency is the sum. What a sum leaves out (caches that are warm or cold, the
+start of a forward pass, which each layer pays here and the whole network once) is what `validate` measures.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path as FilePath
+
+import nnabla as nn
+import nnabla.functions as F
+import numpy as np
+from scipy.stats import spearmanr
+
+from ..common.errors import UserError
+from ..common.reading import read_json
+from ..config import CenternetOfaResnet50, Config
+from ..networks.centernet import Detector
+from ..networks.supernet import STORED, Bottleneck, Classifier, LayerPlan, Plan
+from ..space.costs import AdditiveCost, CostModel
+from ..space.geometry import Geometry, HeadGeometry
+from ..space.paths import Path
+from ..space.search_space import SearchSpace, ofa_resnet50
+
+FORMAT = "latency table, version 1"
+WARM_UP = 2  # forward passes that are not timed: the first ones choose algorithms and get memory
+
+Synchronise = Callable[[], None]
+
+
+class Latency(AdditiveCost):
+    """Nanoseconds of a path on the device that its table was measured on: call it with paths, get (n,) int64."""
+
+    def to_json(self) -> dict:
+        """The tables and the supernet as plain JSON values, for `from_json`."""
+        return {
+            "geometry": asdict(self.geometry),
+            "stem": self.stem.tolist(),
+            "first": [table.tolist() for table in self.first],
+            "other": [table.tolist() for table in self.other],
+            "head": self.head.tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict) -> Latency:
+        """What `to_json` gave."""
+        geometry = Geometry.from_json(data["geometry"])
+        stem, head = (_whole(data[name]) for name in ("stem", "head"))
+        first, other = (tuple(map(_whole, data[name])) for name in ("first", "other"))
+        w, e = len(geometry.widths), len(geometry.ratios)
+        shapes = [stem.shape, head.shape, *(t.shape for t in first), *(t.shape for t in other)]
+        if shapes != [(2, w, w), (w,), *[(w, w, e)] * geometry.stages, *[(w, e + 1)] * geometry.stages]:
+            raise ValueError(f"its tables have the shapes {shapes}")
+        return cls("latency", "ms", 1e6, geometry, stem, first, other, head)
+
+
+def _whole(table: list) -> np.ndarray:
+    array = np.array(table)
+    if array.dtype != np.int64:
+        raise ValueError("a latency is no whole number of nanoseconds")
+    return array
+
+
+def read(file: FilePath, model: CostModel) -> Latency:
+    """The latency table in a file, for the networks of this cost model.
+
+    Raises:
+        UserError: the file is missing or damaged, or was measured for other networks.
+    """
+    try:
+        data = read_json(file, "the latency table")
+        if data["format"] != FORMAT:
+            raise ValueError(f"its format is {data['format']!r}")
+        latency, size = Latency.from_json(data), tuple(int(side) for side in data["image_size"])
+        if len(size) != 2 or any(np.min(table) < 0 for table in (latency.stem, latency.head, *latency.first, *latency.other)):
+            raise ValueError("an image size has two sides, and no latency is negative")
+        measured = {"scope": data["scope"], "num_classes": data["num_classes"], "head": data["head_filters"]}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"{file} is not a latency table that can be read ({error})") from error
+    if latency.geometry != model.backbone:
+        raise UserError(f"the latency table {file} is for {latency.geometry}, the run's supernet is {model.backbone}")
+    if size != model.size:
+        raise UserError(
+            f"the latency table {file} is for images of {size[0]} x {size[1]}, the run's are {' x '.join(map(str, model.size))}"
+        )
+    ours = {"scope": model.scope, "num_classes": model.num_classes, "head": _head_filters(model)}
+    for name in ours:
+        if measured[name] != ours[name]:
+            raise UserError(f"the latency table {file} was measured with {name} {measured[name]}, the run has {ours[name]}")
+    return latency
+
+
+def _head_filters(model: CostModel) -> list[int]:
+    """Filters of the up-convolutions and of the heads; none where there is no detector."""
+    return [*model.head.deconv_channels, model.head.head_channels] if model.head else []
+
+
+def model_of(config: Config, image_size: tuple[int, int] | None = None, num_classes: int | None = None) -> CostModel:
+    """The networks that a config trains, without opening its data.
+
+    Args:
+        image_size: (height, width) instead of the config's.
+        num_classes: instead of the config's; where neither says, 20.
+
+    Raises:
+        UserError: the detector cannot take images of this size.
+    """
+    network, side = config.network, config.dataloader.image_size
+    size, classes = image_size or (side, side), num_classes or network.num_classes or 20
+    if isinstance(network, CenternetOfaResnet50):
+        stride = network.geometry.total_stride
+        if any(pixels < 1 or pixels % stride for pixels in size):
+            raise UserError(f"--image-size must be multiples of the detector's stride {stride}, got {' '.join(map(str, size))}")
+        head = HeadGeometry(classes, network.deconv_channels, network.head_channels)
+        return CostModel(size, classes, "detector", network.geometry, head)
+    return CostModel(size, classes, "classifier", network.geometry)
+
+
+def network_of(model: CostModel, path: Path) -> Detector | Classifier:
+    """A path as a static network."""
+    if model.scope == "detector":
+        return Detector(model.head or HeadGeometry(model.num_classes), model.backbone, path=path)
+    return Classifier(model.num_classes, model.backbone, path=path)
+
+
+def forward_time(output: nn.Variable, repeats: int, synchronise: Synchronise) -> int:
+    """Median nanoseconds of a forward pass, of `repeats` after a few that are not counted."""
+    times = []
+    for _ in range(WARM_UP + repeats):
+        start = time.perf_counter_ns()
+        output.forward(clear_buffer=True)
+        synchronise()
+        times.append(time.perf_counter_ns() - start)
+    return round(float(np.median(times[WARM_UP:])))
+
+
+def image_of(*shape: int) -> nn.Variable:
+    """An input (1, ...) of noise, which stays when buffers are cleared."""
+    x = nn.Variable.from_numpy_array(np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32))
+    x.persistent = True
+    return x
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A distinct layer, and the places of the tables that it fills.
+
+    Attributes:
+        build: makes its graph, and returns the output.
+        places: (table, index) of each.
+    """
+
+    build: Callable[[], nn.Variable]
+    places: tuple[tuple[np.ndarray, tuple[int, ...]], ...]
+
+
+def layers_of(model: CostModel, latency: Latency) -> Iterator[Layer]:
+    """Every distinct layer of the model's networks, with its places in the tables of `latency`."""
+    net, found = model.backbone, {}
+
+    def add(key: tuple, build: Callable[[], nn.Variable], table: np.ndarray, *index: int) -> None:
+        found.setdefault(key, (build, []))[1].append((table, index))
+
+    smallest = min(net.depths), min(net.ratios)
+
+    def path(stem_depth: int, first: float, second: float, last: float) -> Path:
+        """A path that is as small as it can be, but for this."""
+        widths = (*[min(net.widths)] * (net.stages - 1), last)
+        ratios = tuple((smallest[1],) * (base + smallest[0]) for base in net.base_depths)
+        return Path(stem_depth, (first, second), (smallest[0],) * net.stages, widths, ratios)
+
+    def stem(chosen: Path) -> nn.Variable:
+        static = network_of(model, chosen)
+        backbone = static.backbone if model.scope == "detector" else static
+        return backbone.stem(image_of(3, *model.size), Plan.of(chosen, net))
+
+    def bottleneck(plan: LayerPlan, stride: int, first: bool, size: tuple[int, int]) -> nn.Variable:
+        layer = Bottleneck("layer", plan, stride, first, False, np.random.default_rng(0))
+        return layer(image_of(plan.inputs, *size), plan, STORED)
+
+    def head(chosen: Path, channels: int, size: tuple[int, int]) -> nn.Variable:
+        static, x = network_of(model, chosen), image_of(channels, *size)
+        if model.scope == "detector":
+            return F.sink(*static.heads(static.up(x)))
+        return static.classifier(F.mean(x, axis=(2, 3)))
+
+    for residual, depth in enumerate(net.stem_depths):
+        for w0, first in enumerate(net.widths):
+            for w1, second in enumerate(net.widths):
+                chosen = path(depth, first, second, min(net.widths))
+                key = ("stem", residual, net.stem_mid(first), net.stem_out(second))
+                add(key, lambda chosen=chosen: stem(chosen), latency.stem, residual, w0, w1)
+    size = tuple(-(-pixels // 4) for pixels in model.size)
+    ins = [net.stem_out(width) for width in net.widths]
+    for stage, stride in enumerate(net.strides):
+        outs = [net.stage_out(stage, width) for width in net.widths]
+        after = tuple(-(-pixels // stride) for pixels in size)
+        for w, out in enumerate(outs):
+            for e, ratio in enumerate(net.ratios):
+                mid = net.middle(out, ratio)
+                later = LayerPlan(out, mid, out), 1, False, after
+                add(later, lambda args=later: bottleneck(*args), latency.other[stage], w, e)
+                for before, channels in enumerate(ins):
+                    entry = LayerPlan(channels, mid, out), stride, True, size
+                    add(entry, lambda args=entry: bottleneck(*args), latency.first[stage], before, w, e)
+        ins, size = outs, after
+    for w, (width, channels) in enumerate(zip(net.widths, ins)):
+        chosen = path(smallest[0], min(net.widths), min(net.widths), width)
+        args = chosen, channels, size
+        add(("head", channels), lambda args=args: head(*args), latency.head, w)
+    return (Layer(build, tuple(places)) for build, places in found.values())
+
+
+def measure(
+    model: CostModel, repeats: int, synchronise: Synchronise, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Latency:
+    """Time every distinct layer of the model's networks on nnabla's default context.
+
+    Args:
+        repeats: timed forward passes of each layer, of which the median counts.
+        synchronise: waits until the device is done; the CPU needs nothing.
+        progress: called after each layer with how many are done, and how many there are.
+    """
+    net = model.backbone
+    w, e = len(net.widths), len(net.ratios)
+    latency = Latency(
+        "latency",
+        "ms",
+        1e6,
+        net,
+        np.zeros((2, w, w), np.int64),
+        tuple(np.zeros((w, w, e), np.int64) for _ in range(net.stages)),
+        tuple(np.zeros((w, e + 1), np.int64) for _ in range(net.stages)),
+        np.zeros(w, np.int64),
+    )
+    layers = list(layers_of(model, latency))
+    for number, layer in enumerate(layers, 1):
+        nanoseconds = forward_time(layer.build(), repeats, synchronise)
+        for table, index in layer.places:
+            table[index] = nanoseconds
+        progress(number, len(layers))
+    return latency
+
+
+def validate(
+    latency: Latency,
+    model: CostModel,
+    rng: np.random.Generator,
+    paths: int,
+    repeats: int,
+    synchronise: Synchronise,
+    space: SearchSpace | None = None,
+) -> dict:
+    """Predicted latencies of random paths beside those of their whole networks.
+
+    Returns:
+        "mean_relative_error", "rank_correlation" (Spearman's; None where all are equal), and "predicted_ms" and
+        "measured_ms" of each path.
+    """
+    batch = (space or ofa_resnet50(model.backbone)).sample_many(rng, paths)
+    measured = []
+    for path in batch:
+        outputs = network_of(model, path)(image_of(3, *model.size), path)
+        output = F.sink(*outputs) if model.scope == "detector" else outputs
+        measured.append(forward_time(output, repeats, synchronise))
+    predicted, measured = latency(batch), np.array(measured)
+    ranked = min(len(set(predicted.tolist())), len(set(measured.tolist()))) > 1  # equal values have no rank
+    return {
+        "mean_relative_error": float(np.mean(np.abs(predicted - measured) / measured)),
+        "rank_correlation": float(spearmanr(predicted, measured).statistic) if ranked else None,
+        "predicted_ms": (predicted / 1e6).round(4).tolist(),
+        "measured_ms": (measured / 1e6).round(4).tolist(),
+    }
+
+
+def write(file: FilePath, latency: Latency, model: CostModel, device: str, repeats: int, validation: dict) -> None:
+    """Write the table, and how well it predicts whole networks, for `read`."""
+    content = {
+        "format": FORMAT,
+        "unit": "ns",
+        "device": device,
+        "repeats": repeats,
+        "scope": model.scope,
+        "image_size": list(model.size),
+        "num_classes": model.num_classes,
+        "head_filters": _head_filters(model),
+        **latency.to_json(),
+        "validation": validation,
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content) + "\n")

@@ -1,0 +1,214 @@
+"""Tables and figures of a finished run, from its result files alone."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+
+import matplotlib
+import numpy as np
+
+from ..common.errors import UserError
+from ..data.sets import open_sets
+from ..evaluation.metrics import AP_TITLES, ap_keys
+from ..path_filter.evaluated_paths import EvaluatedPaths
+from ..runs.provenance import code_of, revision
+from ..runs.run_folder import read_result, reading, refuse_other_kinds, run_config
+
+matplotlib.use("Agg")  # files, not windows
+import matplotlib.pyplot as plt  # noqa: E402
+
+COLUMNS = ("detector", "budget [GFLOPs]", "GFLOPs", "M parameters", "validation loss", "AP50")
+COCO_COLUMNS = ("AP", "AP75", "APs", "APm", "APl")
+METRICS = {
+    "ap50_11point": "AP50 averages precision over all recalls, as VOC does since 2010; AP50 (11-point) is VOC 2007's average "
+    "at the recalls 0, 0.1, ..., 1.",
+    "ap50_area": "AP50 averages precision at the recalls 0, 0.1, ..., 1, as VOC 2007 does; AP50 (area) is the average over "
+    "all recalls, of VOC since 2010.",
+}
+"""The other metric's key -> what the two are."""
+SHOWN_SCORE = 0.3  # detections drawn have at least this score
+SHOWN_IMAGES = 6
+
+
+def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
+    """Write summary.json, config.json, table.md, table.csv, pareto.png, scores.png and detections.png of a run of Algorithm 1.
+
+    Returns:
+        the files.
+
+    Raises:
+        UserError: the run has not finished, or one of its files is damaged, or `output` is the run's own folder; nothing is
+            written then.
+    """
+    refuse_other_kinds(run, run_config(run), "a report")
+    if output.resolve() == run.resolve():
+        raise UserError(f"--output must be another folder than the run's own, got {output}")
+    summary = read_result(run, "summary")
+    with reading(run / "summary.json"):
+        columns, rows = table_rows(summary)
+        text = markdown(columns, rows, summary)
+        figures = {"pareto.png": draw_pareto(summary), "detections.png": draw_detections(run, summary)}
+        if any(tau is not None for tau in summary.get("kendall_tau", ())):
+            figures["scores.png"] = draw_scores(run, summary)
+    output.mkdir(parents=True, exist_ok=True)
+    for name in ("summary.json", "config.json"):
+        shutil.copy(run / name, output / name)
+    command = shlex.join(["python", "-m", "nnabla_detofa", "report", str(run), "-o", str(output)])
+    (output / "table.md").write_text(
+        f"{text}\nThe run was computed by {code_of(run)}.\n\nMade by `{command}` at {revision()}.\n"
+    )
+    with open(output / "table.csv", "w", newline="") as opened:
+        csv.writer(opened).writerows([columns, *rows])
+    for name, figure in figures.items():
+        figure.savefig(output / name, dpi=110, bbox_inches="tight")
+        plt.close(figure)
+    return [output / name for name in ("summary.json", "config.json", "table.md", "table.csv", *figures)]
+
+
+def table_rows(summary: dict) -> tuple[Sequence[str], list[tuple[str, ...]]]:
+    """The columns and the rows of the result table: the fullnet, then the subnet found for each budget."""
+    coco = COCO_COLUMNS if "coco" in summary["fullnet"] else ()
+    others = other_metrics(summary["fullnet"])
+
+    def row(name: str, budget: str, result: dict) -> tuple[str, ...]:
+        numbers = (result["flops"] / 1e9, result["params"] / 1e6, result["loss"], result["ap50"])
+        figures = [*(result[key] for key in others), *(result["coco"][column] for column in coco)]
+        return (
+            name,
+            budget,
+            *(f"{number:.{digits}f}" for number, digits in zip(numbers, (4, 3, 3, 3))),
+            *("-" if figure is None else f"{figure:.3f}" for figure in figures),
+        )
+
+    subnets = [
+        row(f"subnet {number}", f"{result['budget'] / 1e9:.4f}", result) for number, result in enumerate(summary["subnets"], 1)
+    ]
+    columns = (*COLUMNS, *(AP_TITLES[key] for key in others), *coco)
+    return columns, [row("fullnet", "", summary["fullnet"]), *subnets]
+
+
+def other_metrics(result: Mapping) -> list[str]:
+    """Keys of the AP50 that a result has beside its "ap50", by VOC's rules."""
+    return [key for key in ap_keys(result) if key.startswith("ap50_")]
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], summary: dict) -> str:
+    """The result table, AP of each class, and what Algorithm 1 did, as Markdown."""
+    lines = [markdown_row(columns), markdown_row(["---"] + ["---:"] * (len(columns) - 1)), *map(markdown_row, rows), ""]
+    classes = list(summary["fullnet"]["ap50_per_class"])
+    titles = [plain(cls) for cls in classes]
+    results = [summary["fullnet"], *summary["subnets"]]
+    head = [markdown_row(["detector", *titles]), markdown_row(["---"] + ["---:"] * len(classes))]
+    others = other_metrics(summary["fullnet"])
+    for key in ("ap50", *others):
+        lines += [f"{AP_TITLES[key]} of each class:", "", *head]
+        for (name, *_), result in zip(rows, results):
+            values = [result[f"{key}_per_class"][cls] for cls in classes]
+            lines.append(markdown_row([name, *("-" if value is None else f"{value:.3f}" for value in values)]))
+        lines.append("")
+    lines += ["FLOPs are multiply-accumulates; AP50 is on the test split, the loss on the validation split."]
+    lines += [METRICS[key] for key in others] + [""]
+    if "thresholds" in summary:  # Algorithm 1; the baselines prune nothing
+        thresholds = ", ".join("-" if value is None else f"{value:.3f}" for value in summary["thresholds"])
+        lines += [
+            f"- operations pruned: {summary['pruned_operations']} of {summary['total_operations']}",
+            f"- path-score thresholds of the FLOPs buckets: {thresholds}",
+            f"- refused draws of paths: {summary['refused_share']:.1%}",
+        ]
+    if "kendall_tau" in summary:
+        taus = {"path filter": summary["kendall_tau"], **summary["kendall_tau_of_baselines"]}
+        lines.append("- Kendall's tau of score and measured loss on held-out paths, in each FLOPs bucket:")
+        for name, values in taus.items():
+            lines.append(f"  - {name}: " + ", ".join("-" if tau is None else f"{tau:.2f}" for tau in values))
+    seconds = ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in summary["seconds"].items())
+    return "\n".join([*lines, f"- seconds: {seconds}", ""])
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is, also in a table."""
+    return re.sub(r"([\\`*_~\[\]<>|!&#])", r"\\\1", " ".join(text.split()))
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    """One line of a Markdown table; a bar or a line's end inside a cell does not end it."""
+    return "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\\|", " ".join(cell.splitlines())) for cell in cells) + " |"
+
+
+def draw_pareto(summary: dict) -> plt.Figure:
+    """AP50 over FLOPs: the subnets found and the fullnet (as Figure 5)."""
+    figure, axes = plt.subplots(figsize=(5.5, 4))
+    subnets = sorted(summary["subnets"], key=lambda result: result["flops"])
+    axes.plot([r["flops"] / 1e9 for r in subnets], [r["ap50"] for r in subnets], "o-", label="found subnets")
+    for result in subnets:
+        axes.axvline(result["budget"] / 1e9, color="0.8", linewidth=1, zorder=0)
+    axes.plot(summary["fullnet"]["flops"] / 1e9, summary["fullnet"]["ap50"], "k*", markersize=12, label="fullnet (line 2)")
+    axes.set(xlabel="GFLOPs (multiply-accumulates); vertical lines: budgets", ylabel="AP50 on the test split")
+    axes.set_title("What the run found for its budgets")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def draw_scores(run: FilePath, summary: dict) -> plt.Figure:
+    """Path score over measured loss of the held-out paths, bucket by bucket."""
+    paths, scores = EvaluatedPaths.read(run / "held_out_paths.jsonl"), np.array(read_result(run, "scores")["scores"])
+    figure, axes = plt.subplots(figsize=(5.5, 4))
+    for bucket, tau in enumerate(summary["kendall_tau"]):
+        inside = paths.buckets == bucket
+        if inside.any():
+            label = f"bucket {bucket + 1}: tau " + ("-" if tau is None else f"{tau:.2f}")
+            axes.scatter(paths.losses[inside], scores[inside], s=18, label=label)
+    axes.set(xlabel="measured validation loss", ylabel="path score g(a)", title="Held-out paths of the final supernet")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def draw_detections(run: FilePath, summary: dict) -> plt.Figure:
+    """Six test images with what the subnet of the largest budget finds, or else the fullnet, and dashed what is there."""
+    sets = open_sets(run_config(run))
+    detector, title = "fullnet", "the fullnet"
+    if budgets := [result["budget"] for result in summary["subnets"]]:
+        detector, title = f"subnet_{1 + int(np.argmax(budgets))}", f"budget {max(budgets) / 1e9:.4g} GFLOPs"
+    detections = read_result(run, f"{detector}_detections")
+    with reading(run / f"{detector}_detections.json"):
+        found = {entry["image"]: entry for entry in detections}
+    figure, panels = plt.subplots(2, 3, figsize=(10, 7))
+    for panel in panels.flat:
+        panel.axis("off")
+    chosen = np.linspace(0, len(sets.test) - 1, min(SHOWN_IMAGES, len(sets.test))).round().astype(int)
+    colours = plt.get_cmap("tab10" if len(sets.classes) <= 10 else "tab20").colors
+    for panel, index in zip(panels.flat, chosen):
+        sample = sets.test.load(int(index))
+        panel.imshow(sample.image[:, :, ::-1])
+        for box in sample.boxes:
+            panel.add_patch(_rectangle(box, "white", linewidth=0.8, linestyle="--"))
+        if (entry := found.get(sample.image_id)) is None:
+            raise UserError(f"{run}/{detector}_detections.json is damaged: it has nothing of the test image {sample.image_id}")
+        for box, score, label in zip(entry["boxes"], entry["scores"], entry["labels"]):
+            if score >= SHOWN_SCORE:
+                colour = colours[label % len(colours)]
+                panel.add_patch(_rectangle(box, colour, linewidth=1.6))
+                panel.text(
+                    box[0],
+                    box[1],
+                    f"{sets.classes[label]} {score:.2f}",
+                    fontsize=7,
+                    color="black",
+                    verticalalignment="bottom",
+                    bbox={"facecolor": colour, "pad": 0.8, "linewidth": 0},
+                    clip_on=True,
+                )
+    figure.suptitle(f"Detections with a score of {SHOWN_SCORE} or more; {title}. Dashed: ground truth")
+    figure.tight_layout()
+    return figure
+
+
+def _rectangle(box: Sequence[float], colour, **style) -> plt.Rectangle:
+    x1, y1, x2, y2 = box
+    return plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, **style)
