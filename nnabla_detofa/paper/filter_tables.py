@@ -346,11 +346,20 @@ def notes(results: StudyResults, supernet: str, command: str) -> list[str]:
         f"- A mean of buckets is over those with at least {LEAST_PATHS} test paths{left_out}.",
         "- Our options: " + ", ".join(f"{key} {value}" for key, value in options.items()) + f", buckets {inputs.buckets}. All "
         "other rows are the paper's letter: " + ", ".join(f"{key} {value}" for key, value in PAPER_LETTER.items()) + ".",
-        f"- The depth of the stem alone explains {stem_share(results):.0%} of the variance of the test losses inside a bucket. "
-        '"At equal stem depth" means inside the paths of a bucket with, and inside those without, the stem\'s residual '
-        "convolution: what is left to rank when that one bit is known.",
+        *stem_notes(results),
         *ceiling_notes(inputs),
         f"- Made by {command}.",
+    ]
+
+
+def stem_notes(results: StudyResults) -> list[str]:
+    """What the columns at equal stem depth mean; nothing where no bucket has two paths that differ."""
+    if math.isnan(share := stem_share(results)):
+        return []
+    return [
+        f"- The depth of the stem alone explains {share:.0%} of the variance of the test losses inside a bucket. "
+        '"At equal stem depth" means inside the paths of a bucket with, and inside those without, the stem\'s residual '
+        "convolution: what is left to rank when that one bit is known."
     ]
 
 
