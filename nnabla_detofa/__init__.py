@@ -45,13 +45,15 @@ def train(config, output=None, overrides=(), restart=False):
     from pathlib import Path
 
     from . import config as configs
-    from .backend.compat import Device
+    from .backend.compat import Device, own_modes
+    from .backend.process_state import given_back
     from .cli import commands as cli
 
     loaded = configs.load(config, overrides)
-    device = Device.open(loaded.args.context, loaded.args.device_id, loaded.args.type_config)
-    runner = importlib.import_module(cli.RUNNERS[loaded.args.runner])
-    return runner.run(loaded, device, Path(output or loaded.output_path), restart=restart)
+    with given_back(), own_modes():
+        device = Device.open(loaded.args.context, loaded.args.device_id)
+        runner = importlib.import_module(cli.RUNNERS[loaded.args.runner])
+        return runner.run(loaded, device, Path(output or loaded.output_path), restart=restart)
 
 
 def describe_run(run):

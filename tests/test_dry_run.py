@@ -3,8 +3,6 @@
 import json
 from pathlib import Path as FilePath
 
-import nnabla as nn
-import nnabla.functions as F
 import pytest
 
 from nnabla_detofa import config as configs
@@ -82,12 +80,6 @@ def test_the_papers_numbers_are_there(name, numbers):
     ]
     numbers += ["500 generations", "population 100", "parents 25%", "mutation 0.1", "50% mutants", "not fine-tuned"]
     assert [number for number in numbers if number not in text] == []
-
-
-def test_the_memory_of_a_graph_by_hand():
-    """A convolution to (1, 2, 4, 4), a ReLU in its place, a mean of one number: 33 numbers of 4 bytes."""
-    y = F.relu(F.convolution(nn.Variable((1, 3, 4, 4)), nn.Variable((2, 3, 1, 1))), inplace=True)
-    assert dry_run.activation_bytes(F.mean(y)) == 4 * (32 + 1)
 
 
 def test_an_unknown_split_is_named(tmp_path, monkeypatch, capsys):

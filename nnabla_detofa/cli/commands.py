@@ -14,7 +14,6 @@ import os
 import re
 import shlex
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..backend import launch
+from ..backend.process_state import given_back
+from ..common.checked import nearest
 from ..common.errors import UserError
 from ..common.reading import short
 from ..common.version import __version__
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int | None:
     from ..backend.compat import Device
 
     runner = importlib.import_module(RUNNERS[config.args.runner])
-    device = Device.open(config.args.context, config.args.device_id, config.args.type_config)
+    device = Device.open(config.args.context, config.args.device_id)
     runner.run(config, device, config.output_path, restart=args.restart)
     return None
 
@@ -180,8 +181,8 @@ def check_data(args: argparse.Namespace) -> None:
     Raises:
         UserError: training would stop at something.
     """
-    from tqdm import tqdm
 
+    from ..common.progress import ProgressBar
     from ..data import check
 
     if sum(map(bool, (args.voc, args.coco, args.file))) != 1:
@@ -190,7 +191,7 @@ def check_data(args: argparse.Namespace) -> None:
         raise UserError(f"entries of a config need the config, -f CONFIG, got {args.overrides[0]}")
     if args.splits and not args.voc:
         raise UserError("--splits are those of --voc")
-    with tqdm(desc="photographs", unit="image", dynamic_ncols=True, leave=False) as bar:
+    with ProgressBar(desc="photographs", unit="image", leave=False) as bar:
         if args.voc:
             splits = args.splits and {name: (name,) for name in args.splits}
             report = check.check_voc(args.voc, splits, whole=args.whole, on_image=bar.update)
@@ -212,7 +213,7 @@ def report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """Write the tables and figures of a run, and print its table."""
-    output = Path(args.output or Path("results", Path(args.run).name))
+    output = Path(args.output or Path("results", Path(args.run).absolute().name))
     refuse_output_folder(output)
     from ..tools.report import write_report
 
@@ -239,10 +240,23 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="FILE", help="also write the figures as JSON")
 
 
-def refuse_output(output: str | None) -> None:
+def refuse_unwritable(file: Path) -> None:
+    """Raise UserError before the work if a file cannot be written."""
+    from ..common.files import check_writable
+
+    try:
+        check_writable(file)
+    except OSError as error:
+        raise UserError(f"--output must be a place that can be written, got {error.filename}: {error.strerror}") from error
+
+
+def refuse_output(output: str | Path | None) -> None:
     """Raise UserError before the work if its result could not be written."""
-    if output and (Path(output).is_dir() or not Path(output).absolute().parent.is_dir()):
+    if not output:
+        return
+    if Path(output).is_dir() or not Path(output).absolute().parent.is_dir():
         raise UserError(f"--output must be a file in a folder that is there, got {output}")
+    refuse_unwritable(Path(output))
 
 
 def refuse_output_folder(output: Path) -> None:
@@ -250,6 +264,7 @@ def refuse_output_folder(output: Path) -> None:
     there = next(folder for folder in (output, *output.parents) if folder.exists())
     if not there.is_dir():
         raise UserError(f"--output must be a folder, or the place for one, got {output}: {there} is a file")
+    refuse_unwritable(there / "a file")
 
 
 def refuse_numbers(args: argparse.Namespace, **most: int) -> None:
@@ -262,11 +277,13 @@ def refuse_numbers(args: argparse.Namespace, **most: int) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Print the average precision of a run's detectors, class by class."""
+    from ..backend.compat import Device
+    from ..common.files import write_json
+    from ..tools.evaluate import detectors_of, evaluate, table
+
     if args.scales and not all(0 < scale <= 8 for scale in args.scales):
         raise UserError(f"--scales must be numbers in (0, 8], got {', '.join(map(str, args.scales))}")
     refuse_output(args.output)
-    from ..backend.compat import Device
-    from ..tools.evaluate import detectors_of, evaluate, table
 
     Device.open(args.context, args.device_id)
     run = Path(args.run)
@@ -274,7 +291,7 @@ def evaluate(args: argparse.Namespace) -> None:
     results = {name: evaluate(run, name, args.overrides, args.flip, args.scales) for name in names}
     print(table(results))
     if args.output:
-        Path(args.output).write_text(json.dumps(results, indent=1) + "\n")
+        write_json(args.output, results)
 
 
 def search_arguments(parser: argparse.ArgumentParser) -> None:
@@ -303,24 +320,24 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
 
 def search(args: argparse.Namespace) -> None:
     """Search a finished run for the best path under hard bounds."""
-    refuse_output(args.output)
+    output = Path(args.output or Path(args.run, "front.json" if args.front else "found.json"))
+    refuse_output(output)
     if args.generations is not None and args.generations < 0:
         raise UserError(f"--generations must be 0 or more, got {args.generations}")
+    from ..common.files import write_json
+    from ..common.progress import ProgressBar
     from ..tools.search import UNITS, find, load_run, parse_bound, table
 
     bounds = {name: parse_bound(name, getattr(args, name)) for name in UNITS if getattr(args, name) is not None}
-    from tqdm import tqdm
-
     from ..backend.compat import Device
 
     Device.open(args.context, args.device_id)
     folder = Path(args.run)
     run = load_run(folder, args.overrides, args.latency_table and Path(args.latency_table))
-    with tqdm(desc="generations", unit="generation", dynamic_ncols=True) as bar:
+    with ProgressBar(desc="generations", unit="generation") as bar:
         result = find(run, bounds, args.by_score, args.front, args.generations, bar.update, bar.write)
     print(table(result))
-    output = Path(args.output or folder / ("front.json" if args.front else "found.json"))
-    output.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(output, result)
     print(f"written: {output}")
 
 
@@ -363,7 +380,7 @@ def supernet_of(args: argparse.Namespace):
     weights = run_weights(Path(args.run), config, args.weights) if args.run else Path(args.weights)
     from ..backend.compat import Device
 
-    Device.open(args.context, args.device_id, config.args.type_config)
+    Device.open(args.context, args.device_id)
     return config, weights
 
 
@@ -380,14 +397,14 @@ def evaluate_paths(args: argparse.Namespace) -> None:
     refuse_output(args.output)
     if args.pruned and args.file:
         raise UserError("--pruned draws from the pruned space of a run: it needs a run's folder instead of -f")
-    from tqdm import tqdm
+    from ..common.progress import ProgressBar
 
     config, weights = supernet_of(args)
     from ..runs.run_folder import searched_space
     from ..tools.evaluate_paths import evaluate_sampled
 
     space = searched_space(Path(args.run), config) if args.pruned else None
-    with tqdm(desc="paths", unit="path", dynamic_ncols=True) as bar:
+    with ProgressBar(desc="paths", unit="path") as bar:
         found = evaluate_sampled(
             config,
             weights,
@@ -415,19 +432,20 @@ def evaluation_study(args: argparse.Namespace) -> None:
     """Print how the order of paths depends on the number of images that evaluate them."""
     refuse_output(args.output)
     refuse_numbers(args, pairs=1000)
-    from tqdm import tqdm
+    from ..common.files import write_text
+    from ..common.progress import ProgressBar
 
     command = f"python -m nnabla_detofa {shlex.join(args.command_line)}"
     config, weights = supernet_of(args)
     from ..tools.evaluation_study import markdown, study
 
     numbers = (args.per_bucket, args.name, args.images, args.bn_images, args.pairs)
-    with tqdm(desc="paths", unit="path", dynamic_ncols=True) as bar:
+    with ProgressBar(desc="paths", unit="path") as bar:
         result = study(config, weights, *numbers, progress_of(bar), bar.write)
     text = markdown(result, f"{config.name}, {weights}", command)
     print(text)
     if args.output:
-        Path(args.output).write_text(text)
+        write_text(args.output, text)
 
 
 def progress_of(bar) -> Callable[[int, int], None]:
@@ -449,6 +467,7 @@ def ship_arguments(parser: argparse.ArgumentParser) -> None:
 
 def ship(args: argparse.Namespace) -> None:
     """Copy pre-trained weights in half precision."""
+    refuse_output_folder(Path(args.folder))
     from ..methods.pretrain import ship
 
     print(f"written: {', '.join(map(str, ship(Path(args.run), Path(args.folder), args.name)))}")
@@ -575,16 +594,16 @@ def measure_latency(args: argparse.Namespace) -> None:
 
     config = configs.load(args.file, args.overrides)
     import numpy as np
-    from tqdm import tqdm
 
     from ..backend.compat import Device
+    from ..common.progress import ProgressBar
     from ..tools.measure_latency import measure, model_of, validate, write
 
     size = (args.image_size * 2)[:2] if args.image_size else None
     model = model_of(config, size and tuple(size), args.classes)
-    device = Device.open(args.context, args.device_id, config.args.type_config)
+    device = Device.open(args.context, args.device_id)
     synchronise = device.event.default_stream_synchronize
-    with tqdm(desc="layers", unit="layer", dynamic_ncols=True) as bar:
+    with ProgressBar(desc="layers", unit="layer") as bar:
 
         def on_layer(done: int, total: int) -> None:
             bar.total = total
@@ -625,6 +644,7 @@ def import_ofa(args: argparse.Namespace) -> None:
         raise UserError(f"the weights file to write must end in .h5, got {args.output}")
     if Path(args.output).is_dir():
         raise UserError(f"the weights file to write must be a file, and {args.output} is a folder")
+    refuse_output_folder(Path(args.output).parent)
     found = import_checkpoint(args.checkpoint, args.output, args.keep_channels)
     print(f"{found.placed + found.dropped} tensors read, {found.placed} placed, {found.dropped} dropped (num_batches_tracked)")
     print(f"{found.classes} classes")
@@ -666,7 +686,8 @@ def detect(args: argparse.Namespace) -> None:
     output = Path(args.output or Path(args.run, "detections"))
     if output.exists() and not output.is_dir():
         raise UserError(f"--output must be a folder, and {output} is a file")
-    overrides = [text for text in args.images if re.match(r"[a-z_]+\.[\w.]+=", text)]
+    refuse_output_folder(output)
+    overrides = [text for text in args.images if re.match(r"[a-z_]+\.[\w.]+=", text) and not Path(text).exists()]
 
     def note(text: str) -> None:
         print(text, file=sys.stderr)
@@ -721,7 +742,9 @@ def compare(args: argparse.Namespace) -> None:
     found = compare([Path(run) for run in args.runs])
     print(json.dumps(found, indent=1) if args.json else table(found))
     if args.output:
-        draw(found).savefig(args.output, dpi=110)
+        from ..common.figures import save
+
+        save(draw(found), args.output, dpi=110)
         print(f"written: {args.output}", file=sys.stderr if args.json else sys.stdout)
 
 
@@ -788,6 +811,7 @@ def export(args: argparse.Namespace) -> None:
     file, run = Path(args.output), Path(args.run)
     if args.size and len(args.size) > 2:
         raise UserError(f"--size must be a side, or height and width, got {' '.join(map(str, args.size))}")
+    refuse_output_folder(file.parent)
     from ..backend.compat import Device
     from ..runs.run_folder import run_config
     from ..tools.evaluate import open_detector
@@ -818,13 +842,13 @@ def finetune(args: argparse.Namespace) -> None:
     from ..runs.run_folder import run_config
 
     run = Path(args.run)
-    config = run_config(run, args.overrides)
+    run_config(run, args.overrides)  # raises before the device is opened
     from ..backend.compat import Device
     from ..tools.evaluate import open_detector, table
     from ..tools.finetune import check_request, finetune
 
     check_request(Path(args.output), args.epochs, args.lr)
-    device = Device.open(args.context, args.device_id, config.args.type_config)
+    device = Device.open(args.context, args.device_id)
     opened = open_detector(run, args.detector, args.overrides)
     results = finetune(opened, run, args.detector, Path(args.output), args.epochs, device, lr=args.lr, restart=args.restart)
     print(table(results))
@@ -975,6 +999,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for what the user can mend, 130 when stopped. `--help` exits here, as argparse does.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be no text, or none that the terminal knows
@@ -987,11 +1012,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if argv[0].startswith("-"):
         argv.insert(0, next(iter(COMMANDS)))
+    with given_back():
+        return _main(program, argv)
+
+
+def _main(program: str, argv: list[str]) -> int:
+    """Run a command line that names a command."""
     name, *rest = argv
     rank, size = launch.launched()
     try:
+        _check_surroundings()
         if name not in COMMANDS:
-            raise UserError(f"there is no command {short(name)}; known are {', '.join(COMMANDS)}")
+            near = nearest(name, COMMANDS)
+            raise UserError(f"there is no command {short(name)}{near}; known are {', '.join(COMMANDS)}")
         if size > 1 and name != "run":
             raise UserError(f"{size} ranks were launched, but only run is shared out: start {name} as one process")
         logging.basicConfig(format="%(message)s")
@@ -999,13 +1032,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         with redirect_stderr(sys.stderr if rank == 0 else io.StringIO()):  # wrong usage is rank 0's to tell
             arguments = _parser(program, name).parse_intermixed_args(rest)
         arguments.command_line = [name, *rest]
+        refuse_missing_runs(arguments)
         with _terminated_as_interrupted():
             return COMMANDS[name].run(arguments) or 0
     except UserError as error:
         return _failed(f"error: {_one_line(str(error))}", 2)
     except BrokenPipeError:  # the reader of what is printed, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return _failed(STOPPED, 141) if name in TRAIN else 0
     except OSError as error:
         known = error.filename is not None or error.errno in DISK_ERRORS
         if not known and size == 1:
@@ -1024,6 +1058,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(traceback.format_exc(), 1)
 
 
+TRAIN = ("run", "finetune")
+"""Commands that a reader who has seen enough cuts short: their status says so, as the shell's for SIGPIPE."""
 STOPPED = "stopped; the same command goes on"
 
 
@@ -1044,15 +1080,42 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, as all errors here, instead of printing the usage above it."""
 
     def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (--?[^\s=]+)", message)
+        if unknown:
+            message += nearest(unknown[1], self._option_string_actions)
         raise UserError(f"{message}; {self.prog} --help says what is allowed")
+
+
+def _open_streams() -> None:
+    """Lead input, output and errors nowhere where they are closed: files opened later would take their place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
+
+
+def _check_surroundings() -> None:
+    """Raise UserError if the working folder is gone: nothing that a command line names could be found."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError("the working folder was removed: change to one that is there, and run the command again") from error
+
+
+def refuse_missing_runs(args: argparse.Namespace) -> None:
+    """Raise UserError for the first run's folder that is none, before the slow imports."""
+    named = vars(args).get("runs") or [vars(args).get("run")]
+    for run in named:
+        if isinstance(run, str) and not Path(run, "config.json").is_file() and not (vars(args).get("file") and "=" in run):
+            raise UserError(f"{run} is not the folder of a run: config.json is missing")
 
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
     """The other stop signals are as good as Ctrl-C, from the first moment on: a command may take long to open its data."""
-    if threading.current_thread() is not threading.main_thread():  # only that one may say so
-        yield
-        return
 
     def stop(number: int, frame) -> None:
         raise KeyboardInterrupt

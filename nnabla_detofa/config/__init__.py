@@ -23,6 +23,7 @@ from .load import (
     from_dict,
     load,
     overridden,
+    refuse_single_values,
     without_duplicates,
     without_effect,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "from_dict",
     "load",
     "overridden",
+    "refuse_single_values",
     "without_duplicates",
     "without_effect",
 ]

@@ -40,6 +40,16 @@ def text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def place(value: Any) -> Any:
+    """A file or a folder: a text in which ~ at the beginning is the home folder, since no shell expands it in a config."""
+    if not isinstance(value, str) or not (value == "~" or value.startswith("~/")):
+        return value
+    try:
+        return str(Path(value).expanduser())
+    except RuntimeError as error:
+        raise UserError(f"{short(value)} needs a home folder, and there is none: set HOME, or write the whole path") from error
+
+
 Count = Annotated[int, "[1, inf)"]
 Natural = Annotated[int, "[0, inf)"]
 Share = Annotated[float, "[0, 1)"]
@@ -66,8 +76,8 @@ class Args:
             "fullnet", the largest path alone, "ofa" and "ofa_ps", OFA without and with progressive shrinking, and "compofa".
         seed: of everything random in the run.
         context: "cpu", "cudnn", or "auto": a GPU where there is one.
-        device_id: the GPU, or a comma-separated list, one for each rank.
-        type_config: "half" only on GPUs, without loss scaling.
+        device_id: the GPU, or a comma-separated list, one for each rank; with "auto", "0" is the first GPU for each rank.
+        type_config: "float", 32-bit precision. Without mixed precision NNablaNAS' "half" would overflow in the losses.
         output_path: folder of the run; None is runs/<name of the config>.
         workers: threads that load data; 0 loads between the steps.
         evaluation_processes: processes that share the evaluation of many paths on the CPU; None is one for each core.
@@ -78,8 +88,8 @@ class Args:
     seed: Natural = 0
     context: Literal["auto", "cpu", "cudnn"] = "auto"
     device_id: Annotated[str, text] = "0"
-    type_config: Literal["float", "half"] = "float"
-    output_path: Annotated[str, text] | None = None
+    type_config: Literal["float"] = "float"
+    output_path: Annotated[str, text, place] | None = None
     workers: Annotated[int, "[0, 256]"] = 2
     evaluation_processes: Annotated[int, "[1, 256]"] | None = None
     print_frequency: Count = 50
@@ -106,7 +116,7 @@ class OfaResnet50:
     strides: tuple[Annotated[int, "[1, 2]"], ...] = (1, 2, 2, 2)
     elastic_stem: bool = True
     zero_init_residual: bool = True
-    weights: str | None = None
+    weights: Annotated[str, place] | None = None
 
     def __post_init__(self):
         if len(self.strides) != 4:
@@ -196,7 +206,7 @@ class VocData(DetectionData):
             have the other one too.
     """
 
-    root: str = "data/VOCdevkit"
+    root: Annotated[str, place] = "data/VOCdevkit"
     train: tuple[str, ...] = ("VOC2007/trainval", "VOC2012/trainval")
     val: tuple[str, ...] = ()
     test: tuple[str, ...] = ("VOC2007/test",)
@@ -216,7 +226,7 @@ class CocoSplit:
 class CocoData(DetectionData):
     """A data set in COCO's format. Crowds are never trained on, and its figures are COCO's."""
 
-    root: str = "data/coco"
+    root: Annotated[str, place] = "data/coco"
     train: CocoSplit = CocoSplit("annotations/instances_train2017.json", "train2017")
     val: CocoSplit | None = None
     test: CocoSplit = CocoSplit("annotations/instances_val2017.json", "val2017")
@@ -237,7 +247,7 @@ class ImageFolderData:
         normalization: as `DetectionData`'s.
     """
 
-    root: str
+    root: Annotated[str, place]
     train: str = "train"
     val: str = "val"
     image_size: Side = 224
@@ -315,7 +325,7 @@ class Filter:
         dropout: of the pooled vector in training (paper is silent).
     """
 
-    weights: str | None = None
+    weights: Annotated[str, place] | None = None
     dim: Annotated[int, "[1, 4096]"] = 128
     heads: Count = 4
     layers: Annotated[int, "[1, 64]"] = 3
@@ -658,6 +668,10 @@ def from_dict(content: Mapping[str, Any], name: str) -> Config:
     if isinstance(network, CenternetOfaResnet50) and data.image_size % stride:
         raise UserError(f"dataloader.{data_name}.image_size must be a multiple of {stride} (strides), got {data.image_size}")
     hparams = read(runner.hparams, _as_now(content.get("hparams", {})), "hparams")
+    refuse_single_values(network, data, "hparams.bn_batch", hparams.bn_batch)
+    steps = [hparams.batch_size, *(phase.batch_size or hparams.batch_size for phase in getattr(hparams, "shrinking", ()))]
+    key = "hparams.mini_batch" if hparams.mini_batch else "batch_size"
+    refuse_single_values(network, data, key, hparams.mini_batch or min(steps))
     if isinstance(hparams, PretrainHparams) and hparams.kd_ratio and not (hparams.fullnet_epochs or network.weights):
         raise UserError(
             f"hparams.kd_ratio must be 0 without a trained teacher (hparams.fullnet_epochs above 0, or "
@@ -703,6 +717,20 @@ def completed(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, "dataloader": data}
 
 
+def refuse_single_values(network: OfaResnet50, data: DetectionData | ImageFolderData, key: str, images: int) -> None:
+    """Raise UserError if batch normalization would take the statistics of a channel of the last feature map from one value.
+
+    Args:
+        key: what sets the number of `images` of one pass through the network.
+    """
+    side = -(-min((data.image_size, *getattr(data, "train_sizes", ()))) // network.geometry.total_stride)
+    if images * side * side == 1:
+        raise UserError(
+            f"{key} must be at least 2 for a last feature map of 1 x 1 (image_size {data.image_size} over the stride "
+            f"{network.geometry.total_stride}), or batch normalization gets one value per channel, got {images}"
+        )
+
+
 def _one_entry(content: Mapping, section: str, known: Mapping[str, type], usable: tuple[str, ...], runner: str) -> tuple:
     """The name and the settings of the one entry of `section`."""
     entries = content.get(section)
@@ -722,7 +750,13 @@ def _one_entry(content: Mapping, section: str, known: Mapping[str, type], usable
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """YAML 1.1 takes 5e-4 for a string; people, YAML 1.2 and JSON take it for a number. And a key stands once."""
+    """Plain values mean what they mean in JSON, and a key stands once.
+
+    YAML 1.1 takes 5e-4 for a string, 010 for 8, 1:30 for 90, no for false and 2026-01-02 for a date. Here such values are
+    what is written: numbers have JSON's form, true, false and null are the only words, and all else is a string.
+    """
+
+    yaml_implicit_resolvers: dict = {}
 
     def construct_mapping(self, node, deep=False):
         if odd := [key for key, _ in node.value if not isinstance(key, yaml.ScalarNode)]:
@@ -738,9 +772,13 @@ class _YamlLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+for _tag, _form, _first in (
+    ("bool", r"(true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("null", r"(~|null|Null|NULL|)$", ("~", "n", "N", "")),
+    ("int", r"[-+]?(0|[1-9][0-9]*)$", "-+0123456789"),
+    ("float", r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$", "-+.0123456789"),
+):
+    _YamlLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_form), list(_first))
 
 
 def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

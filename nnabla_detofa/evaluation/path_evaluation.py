@@ -8,10 +8,10 @@ import zlib
 from collections.abc import Callable, Container, Sequence
 from os import PathLike
 
-import nnabla as nn
 import numpy as np
 
 from .. import config as configs
+from ..backend.compat import nn
 from ..backend.launch import cores
 from ..backend.ranks import Communicator
 from ..common.errors import UserError

@@ -11,16 +11,18 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path as FilePath
 from typing import NamedTuple
 
-import nnabla as nn
 import numpy as np
 from scipy.special import expit
 
-from ..backend.compat import Mo
+from ..backend.compat import Mo, nn
+from ..backend.device_memory import bounded_by
+from ..backend.graphs import CachedGraphs
 from ..backend.launch import STOP_SIGNALS
 from ..backend.ranks import Communicator
 from ..common.errors import UserError
@@ -155,9 +157,10 @@ class PathEvaluator:
     def evaluate(self, path: Path) -> Evaluation:
         """Validation loss, and AP50 if there is a `truth`, of `path` with its own statistics."""
         watch, maps = Stopwatch(), []
-        statistics = reestimate(self.net, path, self.statistics_batches, watch)
         keep = None if self.truth is None else lambda outputs: maps.append([output.d.copy() for output in outputs])
-        loss = validation_loss(self.net, path, statistics, self.validation_batches, watch, keep)
+        with bounded_by("hparams.bn_batch", len(self.statistics_batches[0])):
+            statistics = reestimate(self.net, path, self.statistics_batches, watch)
+            loss = validation_loss(self.net, path, statistics, self.validation_batches, watch, keep)
         ap = None if self.truth is None else self.truth.ap50(maps)
         watch.lap("validation")
         return Evaluation(loss, ap, watch.seconds)
@@ -195,23 +198,33 @@ def map_forked(function: Callable, items: Iterable, processes: int) -> Iterator:
         return
     items = list(items)
     context, workers = multiprocessing.get_context("fork"), {}
-    # A forked process has this one's signal handlers at first, so signals stay blocked in it until `_work` has its own.
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
-        for _ in range(min(processes, len(items))):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(function, items, theirs, os.getpid()), daemon=True)
-            process.start()
-            theirs.close()  # so that its end is noticed, and before another process is forked that would keep it open
-            workers[ours] = process
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        with _stop_signals_blocked():
+            for _ in range(min(processes, len(items))):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_work, args=(function, items, theirs, os.getpid()), daemon=True)
+                process.start()
+                theirs.close()  # so that its end is noticed, and before another process is forked that would keep it open
+                workers[ours] = process
         yield from _in_order(workers, len(items))
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         for process in workers.values():
             process.kill()
         for process in workers.values():
             process.join()
+
+
+@contextmanager
+def _stop_signals_blocked() -> Iterator[None]:
+    """Block the `STOP_SIGNALS` in this thread while the block lasts; its signal mask is then what it was before.
+
+    A forked process starts with the signal handlers of its parent: it must not run them before `_work` has set its own.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _in_order(workers: Mapping, count: int) -> Iterator:
@@ -278,7 +291,7 @@ class BoxDetector:
     flip: bool = False
 
     def __post_init__(self):
-        self._graphs: dict[tuple[int, ...], tuple] = {}
+        self._graphs = CachedGraphs(self._graph)
 
     def __call__(self, images: np.ndarray, matrices: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Boxes (n, 4) x1 y1 x2 y2 in pixels of the original images, scores (n,), labels (n,), best first, for each image.
@@ -294,16 +307,18 @@ class BoxDetector:
 
     def _outputs(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
         """The network's maps (see `Detector.maps`)."""
-        if images.shape not in self._graphs:
-            x = nn.Variable(images.shape)
-            outputs = self.net.maps(self.net(x, self.path, GivenStatistics(self.statistics)))
-            for output in outputs:
-                output.persistent = True
-            self._graphs[images.shape] = x, outputs
-        x, outputs = self._graphs[images.shape]
-        x.d = images
-        nn.forward_all(outputs, clear_buffer=True)
-        return tuple(output.d.copy() for output in outputs)
+        with self._graphs.held(images.shape) as (x, outputs):
+            x.d = images
+            nn.forward_all(outputs, clear_buffer=True)
+            return tuple(output.d.copy() for output in outputs)
+
+    def _graph(self, shape: tuple[int, ...]) -> tuple[nn.Variable, tuple[nn.Variable, ...]]:
+        """The input of this shape, and the maps that come of it."""
+        x = nn.Variable(shape)
+        outputs = self.net.maps(self.net(x, self.path, GivenStatistics(self.statistics)))
+        for output in outputs:
+            output.persistent = True
+        return x, outputs
 
 
 def boxes_in_images(
@@ -397,7 +412,8 @@ def detect_all(
 
     def detect(indices: range) -> tuple[list, list]:
         samples = [sets.test.load(index) for index in indices]
-        found = detect_images(detector, [sample.image for sample in samples], sets.image_size, **scaling)
+        with bounded_by("hparams.bn_batch", len(samples)):
+            found = detect_images(detector, [sample.image for sample in samples], sets.image_size, **scaling)
         return found, [(sample.boxes, sample.labels, sample.difficult) for sample in samples]
 
     everything, detections, truth = range(len(sets.test)), [], []

@@ -327,7 +327,7 @@ def check_budgets(config: Config, space: SearchSpace, cost: CostModel) -> None:
     for budget in config.hparams.search.budgets:
         if budget < cost_range(space, cost.flops)[0]:
             raise UserError(
-                f"hparams.search.budgets holds {budget / 1e9:.4g} GFLOPs, which is below the smallest path; "
+                f"hparams.search.budgets holds {budget / 1e9:.10g} GFLOPs, which is below the smallest path; "
                 f"reachable are {cost.flops.reachable(space)}"
             )
 

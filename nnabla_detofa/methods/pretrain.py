@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 from pathlib import Path as FilePath
 
-import nnabla as nn
 import numpy as np
 
-from ..backend.compat import Device
+from ..backend.compat import Device, nn
 from ..common.errors import UserError
 from ..config import Config, PretrainHparams
 from ..data.sets import ClassificationSets, open_sets

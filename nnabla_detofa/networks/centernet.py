@@ -11,12 +11,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
-import nnabla as nn
-import nnabla.functions as F
 import numpy as np
 
 from ..backend import kernels
-from ..backend.compat import Mo, Model
+from ..backend.compat import F, Mo, Model, Parameter, nn
 from ..common.boxes import box_iou
 from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
@@ -57,7 +55,7 @@ class DeconvBN(ConvBN):
         super().__init__(name, inputs, outputs, 4, rng)
         # An output pixel sees 2x2 of the 4x4 kernel. NNabla's transposed weight is (inputs, outputs, kh, kw).
         weight = he_normal(rng, (inputs, outputs, 4, 4), inputs * 4)
-        self.parameters["conv/conv/_W"] = Mo.Parameter(weight.shape, initializer=weight)
+        self.parameters["conv/conv/_W"] = Parameter(weight.shape, initializer=weight)
 
     def __call__(self, x, statistics):
         weight = self.parameters["conv/conv/_W"]
@@ -79,7 +77,7 @@ class Head(Mo.Module):
             "conv2/_b": np.full(outputs, bias, np.float32),
         }
         for key, value in values.items():
-            self.parameters[key] = Mo.Parameter(value.shape, initializer=value)
+            self.parameters[key] = Parameter(value.shape, initializer=value)
 
     def __call__(self, x, statistics=STORED):
         w1, b1, w2, b2 = self.parameters.values()

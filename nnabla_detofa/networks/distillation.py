@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import nnabla as nn
-import nnabla.functions as F
 import numpy as np
 
+from ..backend.compat import F, nn
 from ..space.paths import Path
 from . import weights
 from .supernet import BATCH, Classifier

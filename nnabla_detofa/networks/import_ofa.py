@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import NamedTuple
 
-import nnabla as nn
 import numpy as np
 
+from ..backend.compat import nn
 from ..common.errors import UserError
 from ..common.normalization import FIRST_CONV, IMAGENET, Normalization
 from . import weights

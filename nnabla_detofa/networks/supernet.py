@@ -11,12 +11,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
-import nnabla as nn
-import nnabla.functions as F
 import numpy as np
 
 from ..backend import kernels
-from ..backend.compat import Mo, Model, Optimizer
+from ..backend.compat import F, Mo, Model, Optimizer, Parameter, nn
 from ..backend.kernels import EPSILON
 from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
@@ -166,9 +164,9 @@ class ConvBN(Mo.Module):
         shape = (1, outputs, 1, 1)
         weight = he_normal(rng, (outputs, inputs, kernel, kernel), outputs * kernel * kernel)
         # The slashes give the parameter names of NNablaNAS' nested modules without the nesting.
-        self.parameters["conv/conv/_W"] = Mo.Parameter(weight.shape, initializer=weight)
+        self.parameters["conv/conv/_W"] = Parameter(weight.shape, initializer=weight)
         for key, value in {"_beta": 0.0, "_gamma": gamma, "_mean": 0.0, "_var": 1.0}.items():
-            self.parameters[f"bn/bn/{key}"] = Mo.Parameter(
+            self.parameters[f"bn/bn/{key}"] = Parameter(
                 shape, need_grad=key in ("_beta", "_gamma"), initializer=np.full(shape, value, np.float32)
             )
 
@@ -452,8 +450,8 @@ class Linear(Mo.Module):
 
     def __init__(self, weight: np.ndarray):
         super().__init__(name="")
-        self.parameters["0/linear/linear/_W"] = Mo.Parameter(weight.shape, initializer=weight)
-        self.parameters["0/linear/linear/_b"] = Mo.Parameter(weight.shape[1:])
+        self.parameters["0/linear/linear/_W"] = Parameter(weight.shape, initializer=weight)
+        self.parameters["0/linear/linear/_b"] = Parameter(weight.shape[1:])
 
     def __call__(self, x: nn.Variable) -> nn.Variable:
         weight, bias = self.parameters.values()

@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 
 import h5py
-import nnabla as nn
 import numpy as np
 
-from ..backend.compat import Mo
+from ..backend.compat import Mo, nn
 from ..common import checked
 from ..common.errors import UserError
 from ..common.files import new_hdf5

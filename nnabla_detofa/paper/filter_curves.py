@@ -13,17 +13,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
 
-import nnabla as nn
 import numpy as np
 
-from ..backend.compat import Device
+from ..backend.compat import Device, nn
+from ..common import figures
 from ..common.errors import UserError
 from ..config import Filter
 from ..methods import algorithm1
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.metrics import bootstrap_interval, kendall_tau, over_buckets, weakest
-from ..tools.report import plt
 from . import filter_study
 from .experiments import OURS as OUR_METHOD
 from .experiments import Run, profile_folder
@@ -31,6 +31,9 @@ from .filter_paths import evaluated_into, noise_of, pretraining_paths
 from .filter_study import BASELINES, CEILING, EVERYTHING, OURS, OURS_FRESH, RIDGE, SETTINGS, StudyInputs, StudyResults
 from .filter_tables import RATIO, markdown_table, title
 from .profiles import Profile
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAME = "filter_study"
 CHOSEN = tuple(setting for setting in SETTINGS if setting.name in (SETTINGS[2].name, EVERYTHING.name, OURS_FRESH, OURS))
@@ -228,8 +231,7 @@ def write(points: Sequence[Point], output: FilePath, command: str, resamples: in
         table.writeheader()
         table.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
     figure = draw(found, names, sizes)
-    figure.savefig(files[2], dpi=110, bbox_inches="tight")
-    plt.close(figure)
+    figures.save(figure, files[2], dpi=110, bbox_inches="tight")
     return files
 
 
@@ -250,9 +252,9 @@ def gains(at: dict[int, list[Point]], sizes: Sequence[int], resamples: int) -> l
     return [f"Above {title(RIDGE)}, on the same test paths:", "", *markdown_table(("filter", *map(str, sizes)), cells)]
 
 
-def draw(found: dict[tuple[str, str, int], Value], names: Sequence[str], sizes: Sequence[int]) -> plt.Figure:
+def draw(found: dict[tuple[str, str, int], Value], names: Sequence[str], sizes: Sequence[int]) -> Figure:
     """A panel for each measure, a line for each ranking; the bars of the filter with our options are its intervals."""
-    figure, panels = plt.subplots(1, len(MEASURES), figsize=(6 * len(MEASURES), 4.4), layout="constrained")
+    figure, panels = figures.subplots(1, len(MEASURES), figsize=(6 * len(MEASURES), 4.4), layout="constrained")
     for panel, text in zip(panels, MEASURES):
         for number, name in enumerate(names):
             values = [found[text, name, size] for size in sizes]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path as FilePath
 
-import nnabla as nn
 import numpy as np
-from tqdm import tqdm
 
 from .. import config as configs
+from ..backend.compat import nn
 from ..common.files import write_json
+from ..common.progress import ProgressBar
 from ..common.reading import read_json
 from ..evaluation.path_evaluation import named_rng, path_evaluator
 from ..evaluation.validation import map_forked, reestimate
@@ -88,7 +87,11 @@ def noise_of(config: configs.Config, weights: str | FilePath, paths: EvaluatedPa
         return image_losses(model, path, statistics, evaluator.validation_batches)
 
     processes = min(os.cpu_count() or 1, len(first)) if nn.get_current_context().backend == ["cpu:float"] else 1
-    found = list(tqdm(map_forked(losses_of, list(first), processes), "noise", len(first), unit="path", dynamic_ncols=True))
+    found = []
+    with ProgressBar(desc="noise of the losses", total=len(first), unit="path") as bar:
+        for losses in map_forked(losses_of, list(first), processes):
+            found.append(losses)
+            bar.update()
     images, shares = len(found[0].counts), []
     for _ in range(20):
         order = named_rng(config.args.seed, f"halves {len(shares)}").permutation(images)
@@ -130,9 +133,8 @@ def evaluated_into(
     ap: bool = False,
 ) -> EvaluatedPaths:
     """As `evaluated`, into this file."""
-    config = dataclasses.replace(config, args=dataclasses.replace(config.args, evaluation_processes=os.cpu_count() or 1))
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(desc=f"{name} paths", unit="path", dynamic_ncols=True) as bar:
+    with ProgressBar(desc=f"{name} paths", unit="path") as bar:
 
         def on_path(done: int, total: int) -> None:
             bar.total, bar.n = total, done

@@ -7,9 +7,12 @@ import math
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..common import figures
+from ..common.files import whole_text, write_text
 from ..path_filter.metrics import (
     LEAST_PATHS,
     Measure,
@@ -23,7 +26,7 @@ from ..path_filter.metrics import (
 )
 from ..path_filter.rankers import ENTROPY, GAUSSIAN, PAIRWISE, TREES
 from ..path_filter.ranking import centered
-from ..tools.report import markdown_row, plt
+from ..tools.report import markdown_row
 from .filter_study import (
     BASELINES,
     CEILING,
@@ -39,6 +42,9 @@ from .filter_study import (
     StudyInputs,
     StudyResults,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RATIO = 0.25  # Table 3's
 PAPER_TABLE3 = {
@@ -380,18 +386,17 @@ def ceiling_notes(inputs: StudyInputs) -> list[str]:
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
-def write(output: FilePath, name: str, lines: Sequence[str], rows: Sequence[dict], figure: plt.Figure) -> list[FilePath]:
+def write(output: FilePath, name: str, lines: Sequence[str], rows: Sequence[dict], figure: Figure) -> list[FilePath]:
     """Write <name>.md, .csv and .png into the folder."""
     output.mkdir(parents=True, exist_ok=True)
     files = [output / f"{name}.{kind}" for kind in ("md", "csv", "png")]
-    files[0].write_text("\n".join(lines), encoding="utf-8")
+    write_text(files[0], "\n".join(lines))
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    with open(files[1], "w", newline="", encoding="utf-8") as opened:
+    with whole_text(files[1]) as opened:
         table = csv.DictWriter(opened, columns)
         table.writeheader()
         table.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-    figure.savefig(files[2], dpi=110, bbox_inches="tight")
-    plt.close(figure)
+    figures.save(figure, files[2], dpi=110, bbox_inches="tight")
     return files
 
 
@@ -399,9 +404,9 @@ def _cell(value: str | float) -> str:
     return value if isinstance(value, str) else "" if math.isnan(value) else f"{value:.6g}"
 
 
-def draw_table3(results: StudyResults, found: dict[str, np.ndarray], intervals: dict[str, tuple[float, float]]) -> plt.Figure:
+def draw_table3(results: StudyResults, found: dict[str, np.ndarray], intervals: dict[str, tuple[float, float]]) -> Figure:
     """Precision at 25% of every row, with its interval, the single seeds, and the paper's value."""
-    figure, axes = plt.subplots(figsize=(8, 0.45 * len(found) + 1.4))
+    figure, axes = figures.subplots(figsize=(8, 0.45 * len(found) + 1.4))
     for place, (name, values) in enumerate(found.items()):
         low, high = intervals[name]
         first = {"label": None} if place else {}
@@ -420,9 +425,9 @@ def draw_table3(results: StudyResults, found: dict[str, np.ndarray], intervals: 
     return figure
 
 
-def draw_table_a3(rows: Sequence[dict], name: str, label: str) -> plt.Figure:
+def draw_table_a3(rows: Sequence[dict], name: str, label: str) -> Figure:
     """Precision over the share of weakest paths: ours with its interval, the baselines, and the paper's."""
-    figure, axes = plt.subplots(figsize=(6.5, 4))
+    figure, axes = figures.subplots(figsize=(6.5, 4))
     ratios = [row["r_path"] for row in rows]
 
     def column(key: str) -> np.ndarray:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from .. import config as configs
 from ..common.errors import UserError
+from ..common.files import write_text
 from ..runs.run_folder import run_config
 from .experiments import OURS, Run
 from .profiles import Profile
@@ -113,7 +114,7 @@ def write_page(profile: Profile, results: FilePath, output: FilePath) -> int:
     )
     about = escape(" ".join(profile.about))
     count = f"{len(made)} of the paper's {len(files)} tables and figures are here."
-    output.write_text(page(f"DetOFA: the results of the profile {profile.name}", [about, count], sections), encoding="utf-8")
+    write_text(output, page(f"DetOFA: the results of the profile {profile.name}", [about, count], sections))
     return len(made)
 
 

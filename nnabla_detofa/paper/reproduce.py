@@ -12,16 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import matplotlib.pyplot as plt
-import nnabla as nn
 import numpy as np
 from tqdm import tqdm
 
+from ..backend.compat import nn
 from ..backend.launch import cores
+from ..common import figures
 from ..common.errors import UserError
-from ..common.files import digest
+from ..common.files import digest, whole_text, write_text
+from ..common.progress import ProgressBar
 from ..methods import algorithm1, pretrain
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.model import PathFilter, PathScorer
@@ -60,6 +61,9 @@ from .filter_paths import classification_paths, detection_paths, evaluated, stud
 from .filter_study import StudyInputs, StudyResults
 from .operation_figure import ScoredOperations
 from .profiles import DataSet, Profile
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -185,11 +189,11 @@ def reproduce(names: Sequence[str], order: Order, log: Callable[[str], None] = p
     return make(names)
 
 
-def write_text(order: Order, target: Target, name: str, lines: Sequence[str]) -> list[FilePath]:
+def write_page(order: Order, target: Target, name: str, lines: Sequence[str]) -> list[FilePath]:
     """Write a target's Markdown file, with what made it."""
     file = order.output / f"{name}.md"
     head, tail = [f"# {target.title}", "", *other_data(order, target)], ["", f"Made by {origin(order, name)}.", ""]
-    file.write_text("\n".join([*head, *lines, *tail]), encoding="utf-8")
+    write_text(file, "\n".join([*head, *lines, *tail]))
     return [file]
 
 
@@ -203,10 +207,9 @@ def other_data(order: Order, target: Target) -> list[str]:
     return [] if titles == papers else [f"In the paper on {' and '.join(papers)}, here on {ours}.", ""]
 
 
-def save_picture(order: Order, name: str, figure: plt.Figure) -> None:
+def save_picture(order: Order, name: str, figure: Figure) -> None:
     """Write a target's picture."""
-    figure.savefig(order.output / f"{name}.png", dpi=110)
-    plt.close(figure)
+    figures.save(figure, order.output / f"{name}.png", dpi=110)
 
 
 def origin(order: Order, name: str) -> str:
@@ -258,7 +261,7 @@ def write_budget_figure(panels: Sequence[tuple[str, Sequence[Experiment]]]) -> C
 
     def write(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
         data_sets = order.profile.chosen(target.keys)
-        figure, axes = plt.subplots(
+        figure, axes = figures.subplots(
             len(data_sets), len(panels), figsize=(5.2 * len(panels), 4.2 * len(data_sets)), squeeze=False, layout="constrained"
         )
         shown = {experiment.name for _, experiments in panels for experiment in experiments}
@@ -281,7 +284,7 @@ def write_budget_figure(panels: Sequence[tuple[str, Sequence[Experiment]]]) -> C
         save_picture(order, name, figure)
         budget_figures.write_csv(order.output / f"{name}.csv", everything)
         lines += [f"![{target.title}]({name}.png)", "", " ".join(filter(None, (target.note(runs), BY_ITSELF))), ""]
-        return write_text(order, target, name, [*lines, *searched_in_a(runs), seeds_and_runs(order, runs)])
+        return write_page(order, target, name, [*lines, *searched_in_a(runs), seeds_and_runs(order, runs)])
 
     return write
 
@@ -367,7 +370,7 @@ def write_table2(order: Order, target: Target, name: str, runs: Sequence[Run]) -
     if finished:
         lines += ["", f"Runs, of several seeds the mean: {runs_and_code(finished)}."]
     cost_table.write_csv(order.output / f"{name}.csv", costs)
-    return write_text(order, target, name, lines)
+    return write_page(order, target, name, lines)
 
 
 def times_lost(run: Run, ledger: Mapping) -> str:
@@ -382,9 +385,9 @@ def write_space_table(make: Callable[..., tuple[list[str], list]]) -> Callable[.
     def write(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
         run = next(run for run in runs if run.experiment == OFA_PS)
         lines, rows = make(run.config, run.data_set.title)
-        with open(order.output / f"{name}.csv", "w", newline="") as opened:
+        with whole_text(order.output / f"{name}.csv") as opened:
             csv.writer(opened).writerows(rows)
-        return write_text(order, target, name, lines)
+        return write_page(order, target, name, lines)
 
     return write
 
@@ -408,7 +411,7 @@ def write_figure3(order: Order, target: Target, name: str, runs: Sequence[Run]) 
         lines += [f"Kept against the strategy: {'; '.join(spared)}.", ""]
     lines += ["What is left, in the paper's notation:", "", "```", str(searched_space(run.folder, run.config)), "```", ""]
     lines += [f"![{target.title}]({name}.png)", "", f"One run: {runs_and_code([run])}."]
-    return write_text(order, target, name, lines)
+    return write_page(order, target, name, lines)
 
 
 def write_figure4(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
@@ -431,13 +434,13 @@ def write_figure4(order: Order, target: Target, name: str, runs: Sequence[Run]) 
         "validation images under the final weights. Scores are of the filter of lines 5 to 14. "
         f"One run: {runs_and_code([run])}.",
     ]
-    return write_text(order, target, name, lines)
+    return write_page(order, target, name, lines)
 
 
 def write_figure6(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
     """AP on the validation images of random paths: of A without pruning, of the pruned space with it."""
     data_sets = order.profile.chosen(target.keys)
-    figure, axes = plt.subplots(len(data_sets), 1, figsize=(6.5, 4 * len(data_sets)), squeeze=False, layout="constrained")
+    figure, axes = figures.subplots(len(data_sets), 1, figsize=(6.5, 4 * len(data_sets)), squeeze=False, layout="constrained")
     lines, groups, shown = [f"The paper: {target.paper}", ""], [], []
     for panel, (key, data_set) in zip(axes[:, 0], data_sets.items()):
         found = []
@@ -457,7 +460,7 @@ def write_figure6(order: Order, target: Target, name: str, runs: Sequence[Run]) 
         f"AP50 on the validation images of {RANDOM_PATHS} uniformly drawn paths of each FLOPs bucket, seed 0: of A for OFA "
         f"(w/o PS), of the pruned space for ours, whose buckets may hold none. Runs: {runs_and_code(shown)}.",
     ]
-    return write_text(order, target, name, lines)
+    return write_page(order, target, name, lines)
 
 
 def random_paths(run: Run) -> EvaluatedPaths:
@@ -490,7 +493,7 @@ def write_figure8(order: Order, target: Target, name: str, runs: Sequence[Run]) 
     figure = operation_figure.draw(supernets)
     save_picture(order, name, figure)
     operation_figure.write_csv(order.output / f"{name}.csv", supernets)
-    return write_text(
+    return write_page(
         order,
         target,
         name,
@@ -577,7 +580,7 @@ def kept_lines(file: FilePath) -> int:
 def study(run: Run, name: str, inputs: StudyInputs) -> StudyResults:
     """Every setting of the filter, fitted with the profile's number of seeds."""
     seeds = range(run.profile.filter_study.seeds)
-    with tqdm(total=len(inputs.settings) * len(seeds), desc=name, unit="fit", dynamic_ncols=True) as bar:
+    with ProgressBar(total=len(inputs.settings) * len(seeds), desc=name, unit="fit") as bar:
 
         def on_fit(outcome: str) -> None:
             bar.write(outcome)

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
-import nnabla as nn
 import numpy as np
 
+from ..backend.compat import nn
 from ..common.errors import UserError
+from ..common.files import whole_text
 from ..config import Config
 from ..methods import algorithm1
 from ..runs.cost_ledger import KINDS, DeviceClock, totals
@@ -213,7 +214,7 @@ def _hours(hours: float) -> str:
 
 def write_csv(file: FilePath, costs: Sequence[Cost]) -> None:
     """One line for each method and data set, in hours."""
-    with open(file, "w", newline="") as opened:
+    with whole_text(file) as opened:
         writer = csv.writer(opened)
         writer.writerow(["data set", "method", "unit", *KINDS, "total"])
         for cost in costs:

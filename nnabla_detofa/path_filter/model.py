@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import h5py
-import nnabla as nn
-import nnabla.functions as F
 import numpy as np
 
-from ..backend.compat import Mo
+from ..backend.compat import F, Mo, Parameter, nn
+from ..backend.graphs import CachedGraphs
 from ..common.errors import UserError
 from ..common.reading import parse_json
 from ..networks import weights
@@ -101,12 +99,12 @@ class EncoderLayer(Mo.Module):
     def __init__(self, dim: int, heads: int, feed_forward: int, rng: np.random.Generator):
         super().__init__()
         self._heads = heads
-        self.query = linear(dim, dim, rng, bias=False)
-        self.key = linear(dim, dim, rng, bias=False)
-        self.value = linear(dim, dim, rng, bias=False)
-        self.out = linear(dim, dim, rng, scale=0.1)  # a layer changes little at first: few paths teach it less by heart
-        self.fc1 = linear(dim, feed_forward, rng)
-        self.fc2 = linear(feed_forward, dim, rng, scale=0.1)
+        self.query = Affine(dim, dim, rng, bias=False)
+        self.key = Affine(dim, dim, rng, bias=False)
+        self.value = Affine(dim, dim, rng, bias=False)
+        self.out = Affine(dim, dim, rng, scale=0.1)  # a layer changes little at first: few paths teach it less by heart
+        self.fc1 = Affine(dim, feed_forward, rng)
+        self.fc2 = Affine(feed_forward, dim, rng, scale=0.1)
 
     def project(self, x: nn.Variable) -> list[nn.Variable]:
         """(rows, dim) -> queries, keys and values, each (rows, dim)."""
@@ -144,10 +142,18 @@ def relu(x: nn.Variable) -> nn.Variable:
     return F.maximum_scalar(x, 0.0)
 
 
-def linear(inputs: int, outputs: int, rng: np.random.Generator, bias: bool = True, scale: float = 1.0) -> Mo.Linear:
-    """An affine layer with Glorot-uniform weights, times `scale`."""
-    limit = scale * np.sqrt(6 / (inputs + outputs))
-    return Mo.Linear(inputs, outputs, w_init=rng.uniform(-limit, limit, (inputs, outputs)), bias=bias)
+class Affine(Mo.Module):
+    """An affine layer (rows, inputs) -> (rows, outputs) with Glorot-uniform weights, times `scale`."""
+
+    def __init__(self, inputs: int, outputs: int, rng: np.random.Generator, bias: bool = True, scale: float = 1.0):
+        super().__init__()
+        limit = scale * np.sqrt(6 / (inputs + outputs))
+        self._W = Parameter((inputs, outputs), initializer=rng.uniform(-limit, limit, (inputs, outputs)))
+        if bias:
+            self._b = Parameter((outputs,))
+
+    def __call__(self, x: nn.Variable) -> nn.Variable:
+        return F.affine(x, *self.parameters.values())
 
 
 def layer_norm(x: nn.Variable) -> nn.Variable:
@@ -166,19 +172,16 @@ class Member(Mo.Module):
         if settings["block_encoding"]:
             self._positions = self._positions + positional_encoding(tokenizer.blocks, dim, encoding)
         vocabulary, length, buckets = len(tokenizer.vocabulary), tokenizer.length, settings["buckets"]
-        with nn.parameter_scope("path_filter", OrderedDict()):  # Mo.Parameter would enter the global scope for good
-            self.token_embedding = embedding(vocabulary, dim, rng)
-            self.bucket_embedding = embedding(buckets, dim, rng)
-            sizes = dim, settings["heads"], settings["feed_forward"]
-            self.encoder = Mo.ModuleList([EncoderLayer(*sizes, rng) for _ in range(settings["layers"])])
-            self.fc1 = linear(dim * (length + 1 if settings["pooling"] == "concat" else 1), dim, rng)
-            # Scores start almost equal. While nothing is learned yet the pair loss only grows with their spread, and from a
-            # wide one it drove all scores to one end of the sigmoid, where the gradient is 0, in some seeds for good.
-            self.fc2 = linear(dim, 1, rng, scale=0.1)
-            if settings["linear_skip"]:
-                self.skip = Mo.Parameter(
-                    (buckets + length * vocabulary, 1), initializer=np.zeros((buckets + length * vocabulary, 1))
-                )
+        self.token_embedding = embedding(vocabulary, dim, rng)
+        self.bucket_embedding = embedding(buckets, dim, rng)
+        sizes = dim, settings["heads"], settings["feed_forward"]
+        self.encoder = Mo.ModuleList([EncoderLayer(*sizes, rng) for _ in range(settings["layers"])])
+        self.fc1 = Affine(dim * (length + 1 if settings["pooling"] == "concat" else 1), dim, rng)
+        # Scores start almost equal. While nothing is learned yet the pair loss only grows with their spread, and from a
+        # wide one it drove all scores to one end of the sigmoid, where the gradient is 0, in some seeds for good.
+        self.fc2 = Affine(dim, 1, rng, scale=0.1)
+        if settings["linear_skip"]:
+            self.skip = Parameter((buckets + length * vocabulary, 1), initializer=np.zeros((buckets + length * vocabulary, 1)))
 
     def call(self, tokens: nn.Variable, buckets: nn.Variable, dropout: float = 0.0, seed: int = -1) -> nn.Variable:
         """Tokens (n, L) and bucket indices (n,) -> logits (n,).
@@ -300,9 +303,7 @@ class PathFilter:
         self.members = [Member(self.tokenizer, self.settings, rng) for _ in range(ensemble)]
         self._means, self._spreads = (nn.Variable((ensemble, buckets)) for _ in range(2))
         self._means.d, self._spreads.d = 0.0, 1.0
-        self._graphs: dict[
-            tuple[int, int | None], tuple[nn.Variable, nn.Variable, nn.Variable]
-        ] = {}  # of a chunk's size and a member
+        self._graphs = CachedGraphs(self._graph)
 
     def __call__(self, tokens: nn.Variable, buckets: nn.Variable) -> nn.Variable:
         """Tokens (n, L) and bucket indices (n,) -> scores (n,): all members in one graph."""
@@ -340,16 +341,19 @@ class PathFilter:
 
     def _chunk(self, tokens: np.ndarray, buckets: np.ndarray, size: int, member: int | None) -> np.ndarray:
         """As `_in_chunks`, of at most `size` paths."""
-        if (size, member) not in self._graphs:
-            inputs = nn.Variable((size, self.tokenizer.length)), nn.Variable((size,))
-            net = self if member is None else self.members[member]
-            self._graphs[size, member] = (*inputs, net(*inputs))
-        token_input, bucket_input, output = self._graphs[size, member]
         padding = size - len(tokens)
-        token_input.d = np.pad(tokens, ((0, padding), (0, 0)))
-        bucket_input.d = np.pad(buckets, (0, padding))
-        output.forward(clear_buffer=True)
-        return output.d[: len(tokens)].copy()
+        with self._graphs.held((size, member)) as (token_input, bucket_input, output):
+            token_input.d = np.pad(tokens, ((0, padding), (0, 0)))
+            bucket_input.d = np.pad(buckets, (0, padding))
+            output.forward(clear_buffer=True)
+            return output.d[: len(tokens)].copy()
+
+    def _graph(self, key: tuple[int, int | None]) -> tuple[nn.Variable, nn.Variable, nn.Variable]:
+        """Tokens and buckets of so many paths, and their scores, or the logits of a member."""
+        size, member = key
+        inputs = nn.Variable((size, self.tokenizer.length)), nn.Variable((size,))
+        net = self if member is None else self.members[member]
+        return (*inputs, net(*inputs))
 
     def renew(self, number: int, rng: np.random.Generator) -> None:
         """Give a member fresh weights."""
@@ -467,9 +471,9 @@ def _refuse_other_sizes(settings: Mapping, arrays: Mapping[str, np.ndarray]) -> 
         raise ValueError("its arrays have another feed_forward")
 
 
-def embedding(rows: int, dim: int, rng: np.random.Generator) -> Mo.Parameter:
+def embedding(rows: int, dim: int, rng: np.random.Generator) -> Parameter:
     """A learned embedding (rows, dim), smaller at first than the positional encodings: it generalises better."""
-    return Mo.Parameter((rows, dim), initializer=rng.normal(0, 0.3, (rows, dim)))
+    return Parameter((rows, dim), initializer=rng.normal(0, 0.3, (rows, dim)))
 
 
 def constant(array: np.ndarray) -> nn.Variable:

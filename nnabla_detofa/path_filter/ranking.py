@@ -17,8 +17,7 @@ from ..space.paths import PathBatch
 from .metrics import kendall_tau, one_hot, per_bucket
 
 if TYPE_CHECKING:
-    import nnabla as nn
-
+    from ..backend.compat import nn
     from .model import PathFilter
 
 # --- The pairwise loss ------------------------------------------------------------------------------------------------
@@ -75,7 +74,7 @@ def pair_loss_variable(scores: nn.Variable, pair_weights: nn.Variable) -> nn.Var
         scores: (n,).
         pair_weights: (n, n), see `pair_weights`; those of `pairs` divided by their number give `pair_loss`.
     """
-    import nnabla.functions as F
+    from ..backend.compat import F
 
     n = scores.shape[0]
     gaps = F.reshape(scores, (n, 1)) - F.reshape(scores, (1, n))
@@ -258,7 +257,7 @@ class _MemberFit:
         options: FitOptions,
         transferred: bool,
     ):
-        import nnabla.solvers as S
+        from ..backend.compat import S
 
         self.filter, self.number, self.member = path_filter, number, path_filter.members[number]
         self.paths, self.rng, self.options, self.kept = paths, rng, options, 1.0
@@ -342,8 +341,7 @@ class _MemberFit:
 
     def make_graph(self) -> dict[str, nn.Variable]:
         """Inputs and loss of a minibatch."""
-        import nnabla as nn
-        import nnabla.functions as F
+        from ..backend.compat import F, nn
 
         size, length = self.size, self.parts["training"].tokens.shape[1]
         shapes = {"tokens": (size, length), "buckets": (size,), "pairs": (size, size), "goodness": (size,), "share": (size,)}

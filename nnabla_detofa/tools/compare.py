@@ -6,18 +6,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 
+from ..common import figures
 from ..common.errors import UserError
 from ..runs.lock import differences
 from ..runs.run_folder import metric, number, points, read_result, reading, refuse_other_kinds, run_config
 from .report import markdown_row
 
-matplotlib.use("Agg")  # files, not windows
-import matplotlib.pyplot as plt  # noqa: E402
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TEST_SETTINGS = ("flip_test", "test_scales")
 PLACES = ("about", "args.")
@@ -196,14 +196,14 @@ def table(found: Mapping) -> str:
     return "\n".join(lines)
 
 
-def draw(found: Mapping) -> plt.Figure:
+def draw(found: Mapping) -> Figure:
     """AP over the budgets, a curve for each run, and a star for its fullnet."""
-    figure, axes = plt.subplots(figsize=(6.5, 4.6), layout="constrained")
+    figure, axes = figures.subplots(figsize=(6.5, 4.6), layout="constrained")
     budgets = np.array(found["budgets"]) / 1e9
     for name, values, fullnet, flops in zip(found["runs"], found["ap"], found["fullnet"], found["fullnet_flops"]):
         shown = np.array([np.nan if value is None else value for value in values])
         has = ~np.isnan(shown)
-        (line,) = axes.plot(budgets[has], shown[has], "o-", label=name)
+        (line,) = axes.plot(budgets[has], shown[has], "o-", label=figures.plain(name))
         axes.plot(flops / 1e9, fullnet, "*", markersize=12, color=line.get_color(), markeredgecolor="black")
     axes.plot([], [], "*", markersize=12, color="white", markeredgecolor="black", label="fullnet, at its own FLOPs")
     title = "not a fair comparison: see the text" if found["unfair"] else ""

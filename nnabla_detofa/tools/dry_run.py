@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import NamedTuple
 
-import nnabla as nn
 import numpy as np
 
-from ..backend.compat import Device
+from ..backend.compat import Device, nn
 from ..common.errors import UserError
 from ..common.reading import shown_names
 from ..config import CocoData, Config, DetofaHparams, ImageFolderData, Solver, VocData
@@ -31,6 +30,7 @@ from ..space.paths import Path, PathBatch
 from ..space.pruning import UniformPaths
 from ..space.search_space import SearchSpace, ofa_resnet50
 from ..training.loop import OnePath, Progress, build, new_optimizer, train
+from .graph_memory import peak_bytes
 
 VOC_IMAGES = {
     "VOC2007/train": 2501, "VOC2007/val": 2510, "VOC2007/trainval": 5011, "VOC2007/test": 4952,
@@ -137,19 +137,6 @@ def synthetic(config: Config, num_classes: int) -> list[np.ndarray]:
 def input_side(config: Config) -> int:
     """The side of the largest training image, in pixels."""
     return max((*getattr(config.dataloader, "train_sizes", ()), 0)) or config.dataloader.image_size
-
-
-def activation_bytes(loss: nn.Variable) -> int:
-    """Bytes of every function's outputs up to the loss; an output computed in place is its input's memory."""
-    total = 0
-
-    def visit(function) -> None:
-        nonlocal total
-        if not function.arguments.get("inplace"):
-            total += sum(4 * int(np.prod(output.shape)) for output in function.outputs)
-
-    loss.visit(visit)
-    return total
 
 
 def written_files(config: Config) -> list[str]:
@@ -266,13 +253,12 @@ def network_lines(config: Config, facts: DataFacts, model, cost: CostModel) -> I
 
 
 class StepMemory(NamedTuple):
-    """Bytes that a training step needs, estimated from the graph.
+    """Bytes that a training step needs on a device, estimated from the graph.
 
-    Held against the CPU's resident memory, on the VOC config's largest path, `least` is about 30% too large: 455 MiB an image
-    here, 350 measured from batches of 1, 2 and 4.
+    On a null GPU, which only counts what is allocated, the estimates are 2 to 6% below the peaks (`make test-null-gpu`).
 
     Attributes:
-        image: activations of the largest path for one image.
+        image: values and gradients of the largest path for one image, at the moment when they are most.
         batch: images of the mini-batch on one process.
         kept: weights, their gradients and the solver's states.
         teacher: weights of the fullnet that is distilled from; 0 without.
@@ -284,8 +270,7 @@ class StepMemory(NamedTuple):
     teacher: int
 
     @property
-    def least(self) -> int:
-        """Without the gradients of activations: the backward pass frees them, and what they came from, as it goes."""
+    def total(self) -> int:
         return self.batch * self.image + self.kept + self.teacher
 
 
@@ -293,26 +278,24 @@ def step_memory(config: Config, facts: DataFacts, model, phases: tuple[TrainingP
     """Of the phase with the largest batch."""
     arrays = synthetic(config, facts.num_classes)
     graph = build(model, model.space.largest, [nn.Variable(array.shape) for array in arrays])
-    one = activation_bytes(graph.losses[0])
+    image = peak_bytes(graph.losses[0], model.get_parameters().values())
     weights = sum(4 * int(np.prod(p.shape)) for p in model.get_parameters(grad_only=True).values())
     batch = config.hparams.mini_batch or max(phase.batch_size for phase in phases)
-    kept = weights * (2 + STATES[config.optimizer.train.name])
-    return StepMemory(one, batch, kept, weights * any(phase.kd_ratio for phase in phases))
+    kept = weights * (2 + STATES[config.optimizer.train.name] + bool(config.hparams.mini_batch))
+    return StepMemory(image, batch, kept, weights * any(phase.kd_ratio for phase in phases))
 
 
 def memory_lines(config: Config, facts: DataFacts, model, phases: tuple[TrainingPhase, ...]) -> Iterator[str]:
-    """A lower and an upper figure; see `StepMemory`."""
     memory = step_memory(config, facts, model, phases)
-    one, batch, kept, teacher = memory
+    image, batch, kept, teacher = memory
+    sums = ", their sums over mini-batches" if config.hparams.mini_batch else ""
     yield "memory of a training step (estimate from the graph, 32-bit)"
-    yield f"  activations of the largest path kept for the backward pass, one image: {_megabytes(one)} (all functions' outputs)"
-    yield f"  times {batch}, the mini-batch on one process: {_megabytes(batch * one)}"
-    yield f"  weights, their gradients and {config.optimizer.train.name}'s states: {_megabytes(kept)}"
+    yield f"  the largest path's values and gradients for one image, when they are most: {_megabytes(image)}"
+    yield f"  times {batch}, the mini-batch on one process: {_megabytes(batch * image)}"
+    yield f"  weights, their gradients{sums} and {config.optimizer.train.name}'s states: {_megabytes(kept)}"
     if teacher:
         yield f"  weights of the teacher: {_megabytes(teacher)}"
-    most = _megabytes(memory.least + batch * one)
-    yield f"  together {_megabytes(memory.least)}; {most} if every activation had its gradient at the same"
-    yield "  time (they are freed on the way back, so it is less)"
+    yield f"  together {_megabytes(memory.total)}"
     yield "  not counted: workspace of the convolutions, a teacher's passing activations, batches waiting in the loader"
     yield ""
 

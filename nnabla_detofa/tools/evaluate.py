@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
-from tqdm import tqdm
-
 from .. import config as configs
 from ..common.errors import UserError
+from ..common.progress import ProgressBar
 from ..common.reading import read_json
 from ..data.sets import DetectionSets
 from ..evaluation.metrics import AP_TITLES, ap_keys
@@ -127,7 +126,7 @@ def evaluate(
     """
     opened = open_detector(run, detector, overrides)
     sets, config, boxes = opened.sets, opened.config, opened.boxes(flip)
-    with tqdm(total=len(sets.test), desc=f"test images of {detector}", unit="image", dynamic_ncols=True) as bar:
+    with ProgressBar(total=len(sets.test), desc=f"test images of {detector}", unit="image") as bar:
         result, _ = average_precision(
             boxes, sets, config.hparams.bn_batch, config.dataloader.ap_metric, bar.update, **opened.scaling(scales)
         )

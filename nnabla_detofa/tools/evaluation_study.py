@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import NamedTuple
 
-import nnabla as nn
 import numpy as np
 
 from .. import config as configs
+from ..backend.compat import nn
 from ..common.errors import UserError
 from ..evaluation.path_evaluation import distinct_in_buckets, named_rng, path_evaluator, with_images
 from ..evaluation.validation import Statistics, Stopwatch, average, batch_statistics, map_forked, validation_loss

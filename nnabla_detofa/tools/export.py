@@ -16,12 +16,9 @@ from dataclasses import replace
 from pathlib import Path as FilePath
 
 import cv2
-import nnabla as nn
-import nnabla.functions as F
 import numpy as np
-from nnabla.utils.nnp_graph import NnpLoader
-from nnabla.utils.save import save
 
+from ..backend.compat import F, nn
 from ..common.errors import UserError
 from ..common.files import write_json
 from ..common.version import REPOSITORY
@@ -136,6 +133,8 @@ class StaticGraph:
         with nn.parameter_scope("", OrderedDict()):
             for name, parameter in self.parameters.items():
                 nn.parameter.set_parameter(name, parameter)
+            from nnabla.utils.save import save
+
             save(str(file), {"networks": networks, "executors": executors}, variable_batch_size=False)
 
 
@@ -144,6 +143,8 @@ class StaticGraph:
 
 def run_nnp(file: FilePath, batches: np.ndarray) -> list[np.ndarray]:
     """The outputs of an NNP file of ours for images (n, B, 3, H, W): an array of n x B images for each of `OUTPUTS`."""
+    from nnabla.utils.nnp_graph import NnpLoader
+
     network = NnpLoader(str(file)).get_network(NETWORK, batch_size=batches.shape[1])
     outputs, found = [network.outputs[name] for name in OUTPUTS], []
     for batch in batches:

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path as FilePath
 
-import nnabla as nn
-import nnabla.functions as F
 import numpy as np
 from scipy.stats import spearmanr
 
+from ..backend.compat import F, nn
 from ..common.errors import UserError
+from ..common.files import write_text
 from ..common.reading import read_json
 from ..config import CenternetOfaResnet50, Config
 from ..networks.centernet import Detector
@@ -294,4 +294,4 @@ def write(file: FilePath, latency: Latency, model: CostModel, device: str, repea
         "validation": validation,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content) + "\n")
+    write_text(file, json.dumps(content) + "\n")

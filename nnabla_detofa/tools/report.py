@@ -5,22 +5,24 @@ from __future__ import annotations
 import csv
 import re
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 
+from ..common import figures
+from ..common.drawing import class_colours
 from ..common.errors import UserError
+from ..common.files import whole_text, write_bytes, write_text
 from ..data.sets import open_sets
 from ..evaluation.metrics import AP_TITLES, ap_keys
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..runs.provenance import code_of, revision
 from ..runs.run_folder import read_result, reading, refuse_other_kinds, run_config
 
-matplotlib.use("Agg")  # files, not windows
-import matplotlib.pyplot as plt  # noqa: E402
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = ("detector", "budget [GFLOPs]", "GFLOPs", "M parameters", "validation loss", "AP50")
 COCO_COLUMNS = ("AP", "AP75", "APs", "APm", "APl")
@@ -52,22 +54,22 @@ def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
     with reading(run / "summary.json"):
         columns, rows = table_rows(summary)
         text = markdown(columns, rows, summary)
-        figures = {"pareto.png": draw_pareto(summary), "detections.png": draw_detections(run, summary)}
+        drawn = {"pareto.png": draw_pareto(summary), "detections.png": draw_detections(run, summary)}
         if any(tau is not None for tau in summary.get("kendall_tau", ())):
-            figures["scores.png"] = draw_scores(run, summary)
+            drawn["scores.png"] = draw_scores(run, summary)
     output.mkdir(parents=True, exist_ok=True)
     for name in ("summary.json", "config.json"):
-        shutil.copy(run / name, output / name)
+        write_bytes(output / name, (run / name).read_bytes())
     command = shlex.join(["python", "-m", "nnabla_detofa", "report", str(run), "-o", str(output)])
-    (output / "table.md").write_text(
-        f"{text}\nThe run was computed by {code_of(run)}.\n\nMade by `{command}` at {revision()}.\n"
+    write_text(
+        output / "table.md",
+        f"{text}\nThe run was computed by {code_of(run)}.\n\nMade by `{command}` at {revision()}.\n",
     )
-    with open(output / "table.csv", "w", newline="") as opened:
+    with whole_text(output / "table.csv") as opened:
         csv.writer(opened).writerows([columns, *rows])
-    for name, figure in figures.items():
-        figure.savefig(output / name, dpi=110, bbox_inches="tight")
-        plt.close(figure)
-    return [output / name for name in ("summary.json", "config.json", "table.md", "table.csv", *figures)]
+    for name, figure in drawn.items():
+        figures.save(figure, output / name, dpi=110, bbox_inches="tight")
+    return [output / name for name in ("summary.json", "config.json", "table.md", "table.csv", *drawn)]
 
 
 def table_rows(summary: dict) -> tuple[Sequence[str], list[tuple[str, ...]]]:
@@ -139,9 +141,9 @@ def markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\\|", " ".join(cell.splitlines())) for cell in cells) + " |"
 
 
-def draw_pareto(summary: dict) -> plt.Figure:
+def draw_pareto(summary: dict) -> Figure:
     """AP50 over FLOPs: the subnets found and the fullnet (as Figure 5)."""
-    figure, axes = plt.subplots(figsize=(5.5, 4))
+    figure, axes = figures.subplots(figsize=(5.5, 4))
     subnets = sorted(summary["subnets"], key=lambda result: result["flops"])
     axes.plot([r["flops"] / 1e9 for r in subnets], [r["ap50"] for r in subnets], "o-", label="found subnets")
     for result in subnets:
@@ -154,10 +156,10 @@ def draw_pareto(summary: dict) -> plt.Figure:
     return figure
 
 
-def draw_scores(run: FilePath, summary: dict) -> plt.Figure:
+def draw_scores(run: FilePath, summary: dict) -> Figure:
     """Path score over measured loss of the held-out paths, bucket by bucket."""
     paths, scores = EvaluatedPaths.read(run / "held_out_paths.jsonl"), np.array(read_result(run, "scores")["scores"])
-    figure, axes = plt.subplots(figsize=(5.5, 4))
+    figure, axes = figures.subplots(figsize=(5.5, 4))
     for bucket, tau in enumerate(summary["kendall_tau"]):
         inside = paths.buckets == bucket
         if inside.any():
@@ -169,7 +171,7 @@ def draw_scores(run: FilePath, summary: dict) -> plt.Figure:
     return figure
 
 
-def draw_detections(run: FilePath, summary: dict) -> plt.Figure:
+def draw_detections(run: FilePath, summary: dict) -> Figure:
     """Six test images with what the subnet of the largest budget finds, or else the fullnet, and dashed what is there."""
     sets = open_sets(run_config(run))
     detector, title = "fullnet", "the fullnet"
@@ -178,11 +180,11 @@ def draw_detections(run: FilePath, summary: dict) -> plt.Figure:
     detections = read_result(run, f"{detector}_detections")
     with reading(run / f"{detector}_detections.json"):
         found = {entry["image"]: entry for entry in detections}
-    figure, panels = plt.subplots(2, 3, figsize=(10, 7))
+    figure, panels = figures.subplots(2, 3, figsize=(10, 7))
     for panel in panels.flat:
         panel.axis("off")
     chosen = np.linspace(0, len(sets.test) - 1, min(SHOWN_IMAGES, len(sets.test))).round().astype(int)
-    colours = plt.get_cmap("tab10" if len(sets.classes) <= 10 else "tab20").colors
+    colours = class_colours(len(sets.classes))
     for panel, index in zip(panels.flat, chosen):
         sample = sets.test.load(int(index))
         panel.imshow(sample.image[:, :, ::-1])
@@ -197,7 +199,7 @@ def draw_detections(run: FilePath, summary: dict) -> plt.Figure:
                 panel.text(
                     box[0],
                     box[1],
-                    f"{sets.classes[label]} {score:.2f}",
+                    figures.plain(f"{sets.classes[label]} {score:.2f}"),
                     fontsize=7,
                     color="black",
                     verticalalignment="bottom",
@@ -209,6 +211,8 @@ def draw_detections(run: FilePath, summary: dict) -> plt.Figure:
     return figure
 
 
-def _rectangle(box: Sequence[float], colour, **style) -> plt.Rectangle:
+def _rectangle(box: Sequence[float], colour, **style):
+    from matplotlib.patches import Rectangle
+
     x1, y1, x2, y2 = box
-    return plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, **style)
+    return Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, **style)

@@ -47,6 +47,10 @@ UNITS: dict[str, dict[str, float]] = {
 """What can be bounded, and the units of its bound: of multiply-accumulates, ns, parameters and bytes."""
 EXAMPLES = {"flops": "3G", "latency": "40ms", "params": "20M", "memory": "200MB"}
 
+PLAIN = {"flops": "multiply-accumulates", "latency": "nanoseconds", "params": "parameters", "memory": "bytes"}
+LEAST = 1000
+"""Of a bound without a unit: any network needs more."""
+
 
 def parse_bound(name: str, text: str, called: str = "--{}") -> float:
     """A bound such as "3G" or "40ms" in the unit of its cost.
@@ -65,6 +69,11 @@ def parse_bound(name: str, text: str, called: str = "--{}") -> float:
         known = ", ".join(unit or "none" for unit in UNITS[name])
         what = f"{called.format(name)} must be a positive number with a unit ({known})"
         raise UserError(f"{what}, like {EXAMPLES[name]}, got {short(text)}")
+    if not match[2] and bound < LEAST:
+        raise UserError(
+            f"{called.format(name)} {short(text)} without a unit is {bound:g} {PLAIN[name]}, which no path keeps: "
+            f"give a unit, like {EXAMPLES[name]}"
+        )
     return bound
 
 
@@ -106,6 +115,10 @@ class FinishedRun:
     costs: Mapping[str, LayerCost]
 
 
+FIXED = ("hparams.buckets", "hparams.filter.", "dataloader.voc.image_size", "dataloader.coco.image_size")
+"""What the path filter of a run was trained with: its scores mean nothing for other buckets, or costs of other images."""
+
+
 def load_run(folder: FilePath, overrides: Sequence[str] = (), latency_table: FilePath | None = None) -> FinishedRun:
     """Read a run's folder; neither its data nor its weights are opened.
 
@@ -116,7 +129,7 @@ def load_run(folder: FilePath, overrides: Sequence[str] = (), latency_table: Fil
     Raises:
         UserError: the folder is not that of a run that got so far, or the table does not fit it.
     """
-    own, config = run_config(folder), run_config(folder, overrides)
+    own, config = run_config(folder), run_config(folder, overrides, FIXED)
     refuse_other_kinds(folder, own, "a search")
     scope = own.hparams.cost_scope
     if config.hparams.cost_scope != scope:

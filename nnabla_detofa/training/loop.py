@@ -12,10 +12,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
-import nnabla as nn
 import numpy as np
 
-from ..backend.compat import Mo, Optimizer
+from ..backend.compat import Mo, Optimizer, nn
+from ..backend.device_memory import bounded_by
 from ..backend.ranks import Communicator
 from ..common.errors import UserError
 from ..config import Solver
@@ -240,10 +240,11 @@ def train(
 
     Raises:
         NotFinite: the loss is NaN or infinite, on all processes if on one; the weights are those before that update.
+        UserError: a batch cannot be loaded, or the device's memory is full; the weights are those of the last whole step.
     """
     comm = comm or Communicator()
     parts = accumulate * comm.n_procs
-    with closing(loader.batches(steps.start)) as batches:
+    with closing(loader.batches(steps.start)) as batches, bounded_by("hparams.mini_batch", inputs[0].shape[0]):
         for number in steps:
             optimizer.zero_grad()
             batch = next(batches)

@@ -19,7 +19,6 @@ from pathlib import Path as FilePath
 import numpy as np
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tqdm import tqdm
 
 from .. import config as configs
 from ..backend.compat import Device, Optimizer, Runner, hydra_state
@@ -27,6 +26,7 @@ from ..backend.launch import Stopped, handling
 from ..backend.ranks import Communicator
 from ..common.errors import UserError
 from ..common.files import write_json
+from ..common.progress import ProgressBar
 from ..common.reading import parse_json, shown, shown_names
 from ..data.loader import Loader
 from ..data.sets import read_all
@@ -120,6 +120,9 @@ class SupernetRunner(Runner):
         hparams: NNablaNAS' entries (`batch_size_train`, `input_shapes`, ...).
         args: `comm`, `event` and `output_path` as NNablaNAS has them; `config`, the checked config; `sets`, the data sets
             with their transforms; `cost`, the cost model.
+
+    Attributes:
+        begun: whether the run has finished a training step or a phase. on_begin: called at that moment.
     """
 
     phases: tuple[str, ...] = ()
@@ -137,6 +140,8 @@ class SupernetRunner(Runner):
         self.training = {phase.name: phase for phase in training_phases(self.config)}
         self.phases = self.phases or phase_names(self.config)
         self.stop = StopRequest(self.comm)
+        self.begun = False
+        self.on_begin: Callable[[], None] = lambda: None
         self.results: dict = {}
         anew = "count the time anew"
         self.seconds: dict[str, float] = self.recall("seconds", {}, result_files.seconds, anew)
@@ -213,7 +218,14 @@ class SupernetRunner(Runner):
             with suppress(OSError):  # the first error says what is wrong
                 self.account()
             raise
+        self.begin()
         self.account()
+
+    def begin(self) -> None:
+        """Note that the run has done its first piece of work, a training step or a phase, and call `on_begin` for it."""
+        if not self.begun:
+            self.on_begin()
+            self.begun = True
 
     def account(self) -> None:
         """Add what the phase has cost since it began, or since this was called last, to what is kept of it."""
@@ -252,9 +264,9 @@ class SupernetRunner(Runner):
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded.getvalue())
         self.monitor.tb.add_image(tag, image, 0)
 
-    def progress(self, name: str, total: int, done: int = 0, unit: str = "step") -> tqdm:
+    def progress(self, name: str, total: int, done: int = 0, unit: str = "step") -> ProgressBar:
         """A progress bar with the time left."""
-        return tqdm(total=total, initial=done, desc=name, unit=unit, disable=self.comm.rank > 0, dynamic_ncols=True)
+        return ProgressBar(total=total, initial=done, desc=name, unit=unit, disable=self.comm.rank > 0)
 
     def rng(self, name: str) -> np.random.Generator:
         """The generator of everything random that is called `name`: from the seed and the name alone."""
@@ -321,6 +333,7 @@ class SupernetRunner(Runner):
 
         def on_step(progress: Progress) -> None:
             nonlocal latest
+            self.begin()
             latest = state_after(progress.step + 1)
             bar.update()
             self._report(name, tags, progress, bar, latest["step"] == last, getattr(paths, "refused_share", None))
@@ -382,7 +395,7 @@ class SupernetRunner(Runner):
         name: str,
         tags: Sequence[str],
         progress: Progress,
-        bar: tqdm,
+        bar: ProgressBar,
         last: bool,
         refused_share: float | None = None,
     ) -> None:
@@ -585,6 +598,7 @@ def start(
     args = {"comm": comm, "event": device.event, "output_path": "", "config": config, "cost": cost, "sets": sets}
     first = comm.rank == 0
     with ExitStack() as held:
+        held.enter_context(_alone_in_process())
 
         def hold() -> Claim:
             other = mini != (config.hparams.mini_batch or batch)
@@ -614,7 +628,7 @@ def start(
                     claim.withdraw()
             raise
         if first:
-            claim.confirm()
+            runner.on_begin = claim.confirm
             provenance.record(output, config)
         with runner.stop:
             try:
@@ -622,6 +636,9 @@ def start(
             except BaseException as error:
                 with suppress(OSError):
                     runner.callback_on_finish()
+                if first and restart and not runner.begun:
+                    with suppress(OSError):
+                        claim.withdraw()
                 if isinstance(error, Stopped):
                     comm.barrier()  # the first to leave ends the others, who may still write
                 raise
@@ -630,11 +647,34 @@ def start(
             return found
 
 
+_RUNNING = threading.Lock()
+
+
 @contextmanager
-def _writing(output: FilePath) -> Iterator[None]:
-    """Turn an OSError of a run in `output` into the sentence that says how to go on."""
+def _alone_in_process() -> Iterator[None]:
+    """Refuse a second run in another thread: Hydra, which tells NNablaNAS the run's folder, has one state for the process.
+
+    Raises:
+        UserError: another thread runs.
+    """
+    if not _RUNNING.acquire(blocking=False):
+        raise UserError("another run is being trained in this process: wait for its end, or start a process for each run")
     try:
         yield
+    finally:
+        _RUNNING.release()
+
+
+@contextmanager
+def _writing(output: FilePath) -> Iterator[None]:
+    """Turn an OSError of a run in `output` into the sentence that says how to go on.
+
+    A closed pipe is no file of the run: its BrokenPipeError is passed on.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise UserError(
             f"{error.filename or output} cannot be written ({error.strerror or error}): what was done before is kept, and the "
