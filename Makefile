@@ -19,7 +19,7 @@ STUDIES := $(TABLES) $(FIGURES) tables figures paper
 
 .NOTPARALLEL: # what needs both cores takes both
 .PHONY: help setup setup-cuda setup-export test test-null-gpu test-gpu test-slow test-faults test-export parity lint reference \
-    demo pretrain evaluation-study table1 report test-docs test-page bench $(STUDIES) data/digits clean
+    demo pretrain evaluation-study table1 filter-study report test-docs test-page bench $(STUDIES) data/digits clean
 
 help: ## This list
 	@sed -n 's/^\([a-zA-Z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-17s %s\n' "$$target" "$$text"; done
@@ -113,6 +113,9 @@ export SET
 quoted = '$(subst ','\'',$(1))'
 $(STUDIES): $(if $(filter demo bccd,$(PROFILE)),data/digits,$(READY))
 	$(BIN)/python -m nnabla_detofa reproduce $(or $(GROUP_$@),$@) --profile $(call quoted,$(PROFILE)) --seeds $(call quoted,$(SEEDS)) $(if $(SET),--set "$$SET")
+
+filter-study: data/digits ## How many paths the path filter needs, beside other rankings, on pilot supernets that it trains (hours)
+	$(BIN)/python -m nnabla_detofa filter-study --profile $(call quoted,$(PROFILE))
 
 report: $(READY) ## All results of PROFILE as one HTML page, results/<profile>/report.html
 	$(BIN)/python -m nnabla_detofa page --profile $(call quoted,$(PROFILE))

@@ -3,7 +3,16 @@
 from .data import data, data_arguments
 from .deploy import detect, detect_arguments, evaluate, evaluate_arguments, export, export_arguments
 from .doctor import doctor, doctor_arguments
-from .paper import page, page_arguments, reproduce, reproduce_arguments, table1, table1_arguments
+from .paper import (
+    filter_study,
+    filter_study_arguments,
+    page,
+    page_arguments,
+    reproduce,
+    reproduce_arguments,
+    table1,
+    table1_arguments,
+)
 from .runs import compare, compare_arguments, inspect, inspect_arguments, report, report_arguments
 from .search import (
     evaluate_paths,
@@ -48,6 +57,12 @@ COMMANDS = {
         reproduce_arguments,
         reproduce,
         ("table3 tableA3 figure8 --profile demo", "figure9 --profile bccd --set dataloader.voc.root=FOLDER --seeds 3"),
+    ),
+    "filter-study": Command(
+        "how well the path filter and other rankings order paths, from how many",
+        filter_study_arguments,
+        filter_study,
+        ("--profile demo",),
     ),
     "page": Command(
         "all results of a profile as one HTML page",

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 from pathlib import Path
 
 from ..backend import launch
@@ -59,6 +60,29 @@ def reproduce(args: argparse.Namespace) -> None:
         print(file.read_text())
         written = [file.with_suffix(suffix) for suffix in (".md", ".csv", ".png")]
         print(f"written: {', '.join(str(path) for path in written if path.exists())}")  # some tables have no picture
+
+
+def filter_study_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", default="demo", help="demo, bccd, paper, or a .json file (default: %(default)s)")
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="default: results/<profile>")
+
+
+def filter_study(args: argparse.Namespace) -> None:
+    """Learning curves of the path filter and of other rankings, on supernets that are trained for it."""
+    from ..backend.compat import Device
+    from ..paper.profiles import load
+
+    profile = load(args.profile)
+    output = Path(args.output or profile.results)
+    refuse_output_folder(output)
+    device = Device.open(args.context, args.device_id)
+    from ..paper.filter_curves import curves, write
+
+    files = write(curves(profile, device), output, f"python -m nnabla_detofa {shlex.join(args.command_line)}")
+    print(files[0].read_text())
+    print(f"written: {', '.join(map(str, files))}")
 
 
 def page_arguments(parser: argparse.ArgumentParser) -> None:

@@ -312,9 +312,17 @@ class Filter:
         block_encoding: the block's index is encoded beside the layer's.
         encoding: "paper" has the exponent 2i / max_l, "transformer" the usual 2i / dim.
         pooling: how tokens become one vector, see `path_filter.PathFilter`: "mean" or "concat" (paper is silent).
-        flops_bounded: only paths of one FLOPs bucket are compared in the loss.
+        linear_skip: add a linear function of the one-hot tokens to the logit, which a ridge regression starts (ours).
+        ensemble: members that differ by their first weights, their split and their minibatches; the score is the mean of
+            their logits, standardized inside the FLOPs bucket (ours; the paper has one).
+        margin: the loss compares "score"s, which are sigmoids (paper), or "logit"s (ours).
+        pairs: the loss compares paths of one FLOPs bucket, "bounded" (paper); "all" paths, the paper's loss that is not
+            FLOPs-bounded; or "both", each with half the weight (ours).
+        regression: weight of the squared error between logit and standardized loss, beside the pairs (ours; paper: 0).
         lr, epochs, batch_size: of Adam (paper is silent).
         patience: epochs without a better validation loss before fitting stops.
+        weight_decay: the share of every weight that an update takes away (paper is silent).
+        dropout: of the pooled vector in training (paper is silent).
     """
 
     weights: Annotated[str, place] | None = None
@@ -326,11 +334,17 @@ class Filter:
     block_encoding: bool = True
     encoding: Literal["paper", "transformer"] = "paper"
     pooling: Literal["mean", "concat"] = "mean"
-    flops_bounded: bool = True
+    linear_skip: bool = False
+    ensemble: Annotated[int, "[1, 64]"] = 1
+    margin: Literal["score", "logit"] = "score"
+    pairs: Literal["bounded", "all", "both"] = "bounded"
+    regression: Annotated[float, "[0, inf)"] = 0.0
     lr: Positive = 3e-4
     epochs: Count = 200
     batch_size: Annotated[int, "[1, 65536]"] = 32
     patience: Count = 30
+    weight_decay: Share = 0.0
+    dropout: Share = 0.0
 
     def __post_init__(self):
         if self.dim % self.heads:
@@ -653,7 +667,7 @@ def from_dict(content: Mapping[str, Any], name: str) -> Config:
     stride = network.geometry.total_stride
     if isinstance(network, CenternetOfaResnet50) and data.image_size % stride:
         raise UserError(f"dataloader.{data_name}.image_size must be a multiple of {stride} (strides), got {data.image_size}")
-    hparams = read(runner.hparams, content.get("hparams", {}), "hparams")
+    hparams = read(runner.hparams, _as_now(content.get("hparams", {})), "hparams")
     refuse_single_values(network, data, "hparams.bn_batch", hparams.bn_batch)
     steps = [hparams.batch_size, *(phase.batch_size or hparams.batch_size for phase in getattr(hparams, "shrinking", ()))]
     key = "hparams.mini_batch" if hparams.mini_batch else "batch_size"
@@ -674,6 +688,15 @@ def from_dict(content: Mapping[str, Any], name: str) -> Config:
         optimizer=read(Solvers, content.get("optimizer", {}), "optimizer"),
         hparams=hparams,
     )
+
+
+def _as_now(hparams: Any) -> Any:
+    """The section `hparams` of an older run: `filter.flops_bounded` has become a value of `filter.pairs`."""
+    entries = hparams.get("filter") if isinstance(hparams, Mapping) else None
+    if not isinstance(entries, Mapping) or not isinstance(entries.get("flops_bounded"), bool) or "pairs" in entries:
+        return hparams
+    kept = {key: value for key, value in entries.items() if key != "flops_bounded"}
+    return {**hparams, "filter": kept | {"pairs": "bounded" if entries["flops_bounded"] else "all"}}
 
 
 def from_run(content: Mapping[str, Any], name: str, overrides: Iterable[str] = ()) -> Config:

@@ -56,7 +56,7 @@ class DetOFASearcher(SupernetRunner):
         self.train_fullnet(space)  # 2
         self.warm_up(space)  # 3
         first = self.evaluate_sampled("paths", space)  # 4
-        scorer = self.train_filter("path filter", self.new_filter(), first)  # 5
+        scorer = self.train_filter("path filter", self.new_filter(), first, self.filter_is_given)  # 5
         space = self.prune_operations(space, scorer)  # 6
         thresholds = self.path_thresholds(space, scorer)  # 7
         sampler = self.kept_paths(space, scorer, thresholds)  # 11 to 14: draws until g(a) reaches the threshold
@@ -67,7 +67,7 @@ class DetOFASearcher(SupernetRunner):
     def find_subnets(self, space: SearchSpace, path_filter: PathFilter, seen: Sequence[EvaluatedPaths] = ()) -> dict:
         """Section 3.3: re-train the filter on the final supernet, search, and evaluate what was found."""
         paths = self.evaluate_sampled("paths again", space)
-        scorer = self.train_filter("path filter again", path_filter, paths)
+        scorer = self.train_filter("path filter again", path_filter, paths, bool(seen) or self.filter_is_given)
         self.hold_out(space, scorer, (*seen, paths))
         return self.evaluate(self.search(space, scorer))
 

@@ -60,7 +60,7 @@ class PretrainSearcher(SupernetRunner):
             with self.phase("paths"):
                 sampled = self.sample_paths("paths", hparams.paths // hparams.buckets, self.space)
                 paths = self.evaluate_paths("paths", sampled)
-            scorer = self.train_filter("path filter", self.new_filter(), paths)
+            scorer = self.train_filter("path filter", self.new_filter(), paths, self.filter_is_given)
             scores = scorer(paths.batch)
             self.results["kendall_tau_on_fitted_paths"] = per_bucket(kendall_tau, scores, paths.losses, paths.buckets)
         self.results["seconds"] = self.seconds

@@ -23,13 +23,13 @@ from ..common import figures
 from ..common.errors import UserError
 from ..common.files import digest, whole_text, write_text
 from ..common.progress import ProgressBar
-from ..methods import pretrain
+from ..methods import algorithm1, pretrain
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.model import PathFilter, PathScorer
 from ..runs import result_files
 from ..runs.phases import phase_names
 from ..runs.provenance import code_of, revision
-from ..runs.run_folder import final_weights, metric, read_result, searched_space
+from ..runs.run_folder import final_weights, metric, read_result, searched_space, trained_classes
 from ..space.counting import Buckets
 from ..space.paths import Path
 from ..space.pruning import operation_scores
@@ -500,16 +500,31 @@ def write_figure8(order: Order, target: Target, name: str, runs: Sequence[Run]) 
         [
             f"The paper: {target.paper}",
             "",
-            operation_figure.table(supernets),
+            operation_figure.table([*supernets, *same_stem_operations(run, after, count)]),
             "",
             operation_figure.comparison(*supernets),
             "",
             f"![{target.title}]({name}.png)",
             "",
             f"A score is the mean of g over {count} uniformly drawn paths with the operation put into its stage; × marks what "
-            f"was pruned. One run: {runs_and_code([run])}.",
+            f"was pruned. The rows with a stem depth are of the same filter, the one that pruned, on the same paths, all with "
+            f"that depth. One run: {runs_and_code([run])}.",
         ],
     )
+
+
+def same_stem_operations(run: Run, title: str, count: int) -> list[ScoredOperations]:
+    """Operation scores by the filter that pruned, over paths whose stems are equally deep: of the least and of the largest."""
+    searched, geometry = load_run(run.folder), run.config.network.geometry
+    scorer = PathScorer(PathFilter.load(run.folder / "path_filter.h5"), searched.costs["flops"], searched.buckets.index)
+    side = run.config.dataloader.image_size
+    stage_flops = algorithm1.make_cost(run.config, len(trained_classes(run.folder)), (side, side)).stage_flops
+    nets = []
+    for depth in geometry.stem_depths:
+        rng = named_rng(run.config.args.seed, "operation scores")
+        found = operation_scores(searched.buckets.space, scorer, stage_flops, count, rng, depth)
+        nets.append(ScoredOperations(f"{title}, stem depth {depth}", geometry, found.operations, found.scores, found.flops))
+    return nets
 
 
 def pretrained_operations(data_set: DataSet, count: int) -> ScoredOperations:

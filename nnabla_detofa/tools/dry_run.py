@@ -280,6 +280,13 @@ def _solver(phase: TrainingPhase, per_epoch: int) -> str:
     return f"{solver.name}, rate {solver.lr:g} {warm_up}, {kinds[solver.schedule]}, weight decay {solver.weight_decay:g}"
 
 
+PAIRS = {
+    "bounded": "pairs of one FLOPs bucket",
+    "all": "pairs of all buckets",
+    "both": "pairs of one FLOPs bucket and pairs of all buckets",
+}
+
+
 def filter_lines(config: Config, per_bucket: int) -> Iterator[str]:
     options, buckets = config.hparams.filter, config.hparams.buckets
     held = round(0.2 * per_bucket)
@@ -292,11 +299,13 @@ def filter_lines(config: Config, per_bucket: int) -> Iterator[str]:
         f"  {options.layers} transformer layers, {options.heads} heads, width {options.dim}, "
         f"feed-forward {options.feed_forward}, {options.pooling} pooling; positional "
         f"encoding {options.encoding}, of the block too: {options.block_encoding}; "
-        f"stem tokens: {options.stem_tokens}"
+        f"stem tokens: {options.stem_tokens}; linear skip: {options.linear_skip}; members: {options.ensemble}"
     )
     yield (
         f"  Adam, rate {options.lr:g}, batch {options.batch_size}, at most {options.epochs} epochs, "
-        f"patience {options.patience}; loss over pairs of {'one FLOPs bucket' if options.flops_bounded else 'all buckets'}"
+        f"patience {options.patience}, weight decay {options.weight_decay:g}, dropout {options.dropout:g}; "
+        f"loss over {PAIRS[options.pairs]}, margin 1 between {options.margin}s"
+        + (f", and {options.regression:g} times the squared error of the logits" if options.regression else "")
     )
 
 

@@ -31,7 +31,7 @@ from ..evaluation.validation import PathEvaluator, timing, validation_loss
 from ..networks.weights import digest
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.model import PathFilter, PathScorer, Tokenizer
-from ..path_filter.ranking import fit
+from ..path_filter.ranking import fit, fit_options, transfer
 from ..runs import result_files
 from ..runs.cost_ledger import DeviceClock, entry
 from ..runs.phases import TrainingPhase, phase_names, slug, training_phases
@@ -427,40 +427,44 @@ class SupernetRunner(Runner):
             return given_filter(self.config, self.space.geometry)
         return PathFilter(self.space.geometry, **filter_settings(self.config), rng=self.rng("path filter weights"))
 
-    def train_filter(self, name: str, start: PathFilter, paths: EvaluatedPaths) -> PathScorer:
-        """Fit a copy of `start` to evaluated paths with Eq. 5 and 6, and keep it as <name>.h5."""
+    @property
+    def filter_is_given(self) -> bool:
+        """Does `new_filter` come from a file, fitted to another supernet's paths?"""
+        return self.config.hparams.filter.weights is not None
+
+    def train_filter(self, name: str, start: PathFilter, paths: EvaluatedPaths, transferred: bool = False) -> PathScorer:
+        """Fit a copy of `start` to evaluated paths with Eq. 5 and 6, and keep it as <name>.h5.
+
+        Args:
+            transferred: `start` was fitted to another supernet's paths, see `ranking.transfer`.
+        """
         file, options = self.folder / f"{slug(name)}.h5", self.config.hparams.filter
-        trained = start.copy()
+        trained, members = start.copy(), start.settings["ensemble"]
 
         def fitted() -> dict[str, np.ndarray]:
             if file.exists():
                 return PathFilter.load(file).get_weights()
-            with self.progress(name, options.epochs, unit="epoch") as bar:
+            given = paths.batch, paths.buckets, paths.losses
+            if transferred:
+                self.log(f"{name}: {transfer(trained, *given, self.rng(f'{name}, fresh weights'))}")
+            with self.progress(name, members * options.epochs, unit="epoch") as bar:
 
-                def on_epoch(epoch: int, train_loss: float, validation_loss: float) -> None:
+                def on_epoch(member: int, epoch: int, train_loss: float, validation_loss: float) -> None:
                     bar.update()
                     bar.set_postfix(loss=f"{train_loss:.3f}", validation=f"{validation_loss:.3f}")
-                    self.show(f"pair loss/{name}", train_loss, epoch)
-                    self.show(f"pair loss on validation paths/{name}", validation_loss, epoch)
+                    curve = name if members == 1 else f"{name}, member {member + 1}"
+                    self.show(f"pair loss/{curve}", train_loss, epoch)
+                    self.show(f"pair loss on validation paths/{curve}", validation_loss, epoch)
                     self.pause(alone=True)
 
-                result = fit(
-                    trained,
-                    paths.batch,
-                    paths.buckets,
-                    paths.losses,
-                    self.rng(name),
-                    epochs=options.epochs,
-                    lr=options.lr,
-                    batch_size=options.batch_size,
-                    patience=options.patience,
-                    flops_bounded=options.flops_bounded,
-                    progress=on_epoch,
+                results = fit(trained, *given, self.rng(name), fit_options(options), on_epoch, transferred)
+            for number, result in enumerate(results, 1):
+                self.log(
+                    f"{name}{f', member {number}' if members > 1 else ''}: best of {len(result.validation_losses) - 1} epochs "
+                    f"is {result.best_epoch}, validation loss {result.validation_losses[result.best_epoch]:.4f} "
+                    f"(before: {result.validation_losses[0]:.4f})"
+                    + (f"; beside its linear skip, transferred logits times {result.kept:.3g}" if result.kept != 1 else "")
                 )
-            self.log(
-                f"{name}: best of {len(result.validation_losses) - 1} epochs is {result.best_epoch}, validation loss "
-                f"{result.validation_losses[result.best_epoch]:.4f} (before: {result.validation_losses[0]:.4f})"
-            )
             trained.save(file)
             return trained.get_weights()
 
@@ -469,7 +473,9 @@ class SupernetRunner(Runner):
         return self.scorer(trained)
 
 
-FILTER_SETTINGS = ("dim", "heads", "layers", "feed_forward", "stem_tokens", "block_encoding", "encoding", "pooling")
+TRANSFERRED_SETTINGS = ("dim", "heads", "layers", "feed_forward", "stem_tokens", "block_encoding", "encoding", "pooling")
+"""Settings that a pre-trained filter and the one that begins with its weights must share."""
+FILTER_SETTINGS = (*TRANSFERRED_SETTINGS, "linear_skip", "ensemble")
 
 
 def filter_settings(config: configs.Config) -> dict:
@@ -485,8 +491,9 @@ def given_filter(config: configs.Config, geometry: Geometry) -> PathFilter:
         UserError: its file cannot be read, or it was made with other settings or for another search space.
     """
     options = config.hparams.filter
-    loaded = PathFilter.load(options.weights, **filter_settings(config))
+    expected = {key: value for key, value in filter_settings(config).items() if key in (*TRANSFERRED_SETTINGS, "buckets")}
+    loaded = PathFilter.load(options.weights, **expected)
     ours, theirs = Tokenizer(geometry, options.stem_tokens), loaded.tokenizer
     if ours.vocabulary != theirs.vocabulary or ours.blocks.tolist() != theirs.blocks.tolist():
         raise UserError(f"the path filter in {options.weights} was trained for another search space than this run's")
-    return loaded
+    return loaded.extended(options.ensemble, options.linear_skip)
