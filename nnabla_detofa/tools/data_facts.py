@@ -1,4 +1,4 @@
-"""How many images and classes a config has, also where its data are missing."""
+"""Numbers of images and classes of a config's dataset, assumed from published sizes if the dataset is missing."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ IMAGENET_IMAGES = {"train": 1281167, "val": 50000}
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Numbers of images, and of classes, of a config's data set.
+    """Numbers of images and classes of a config's dataset.
 
     Attributes:
-        train: images trained on, less the holdout. val: on which paths are evaluated. test: None where there is no such.
-        classes: names; empty where the data set is not there.
-        problem: empty where the data set was opened, otherwise why not: then the numbers are the published ones, assumed.
+        num_classes: number of classes.
+        train: number of training images, without the holdout.
+        val: number of images of the validation split, on which paths are evaluated.
+        test: number of test images; None if there is no test split.
+        problem: why the dataset could not be opened, in which case the numbers are the published ones; otherwise empty.
+        classes: class names; empty if the dataset could not be opened.
     """
 
     num_classes: int
@@ -40,13 +43,14 @@ class DataFacts:
 
 
 def data_facts(config: Config, whole: bool = False) -> DataFacts:
-    """From the data set where it is there, else from the published sizes.
+    """Count the images and classes of a config's dataset, or assume the published sizes if it cannot be opened.
 
     Args:
-        whole: decode the images too, as a run does before it begins.
+        config: the config.
+        whole: also decode the images, as a run does before it starts.
 
     Raises:
-        UserError: it is not there, and its splits are none of those known here.
+        UserError: the dataset cannot be opened, and the published size of one of its splits is not known here.
     """
     detection, data = isinstance(config.hparams, DetofaHparams), config.dataloader
     stride = config.network.head_geometry(1).output_stride(config.network.geometry) if detection else None

@@ -1,4 +1,4 @@
-"""What may be wrong with an installation: Python, packages, commands, GPUs, MPI."""
+"""Checks of an installation: Python, packages, commands, GPUs and MPI."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MODULES = {
     "tensorboard": "tensorboard",
     "tqdm": "tqdm",
 }
-"""Packages that are needed always -> what they import as; nnabla-nas has a check of its own."""
+"""Required package -> the module that it provides. `wheel` checks nnabla-nas separately."""
 
 
 PYTHON = (3, 10)
@@ -58,7 +58,13 @@ INSTALL = "make setup, or pip install -r requirements.lock and then pip install 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the examination: how it stands, what was found, and what to do about it."""
+    """The result of one check.
+
+    Attributes:
+        state: `OK`, `WARNING` or `PROBLEM`.
+        text: what the check found.
+        todo: how to fix the problem; empty if there is nothing to do.
+    """
 
     state: str
     text: str
@@ -66,11 +72,13 @@ class Finding:
 
 
 def _said(error: BaseException) -> str:
+    """Return the message of an error on one line, after the error's type unless it is a UserError."""
     text = " ".join(str(error).split())
     return text if type(error).__name__ == "UserError" else f"{type(error).__name__}: {text}"
 
 
 def python() -> Iterator[Finding]:
+    """Check the version of Python."""
     found = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] == PYTHON:
         yield Finding(OK, f"Python {found}")
@@ -81,11 +89,11 @@ def python() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """Versions against requirements.lock and setup.py, and whether each package that is always needed can be imported."""
+    """Compare installed versions with requirements.lock and setup.py, and import every required package."""
     lock, needed = locked(), required()
     missing, other, unfit = [], [], []
     with _quiet():
-        _import_error("nnabla_detofa.backend.compat")  # keeps nnabla's logging to nnabla, if both can be imported
+        _import_error("nnabla_detofa.backend.compat")  # imported first: it keeps nnabla from changing the root logger
         failed = {name: _import_error(module) for name, module in MODULES.items() if installed(name)}
     for name in sorted({*lock, *map(_plain, MODULES), "nnabla-nas"}):
         version = installed(name)
@@ -114,14 +122,14 @@ def packages() -> Iterator[Finding]:
 
 
 def locked() -> dict[str, str]:
-    """Package -> version in requirements.lock; empty where the package is not in its repository."""
+    """Return package -> version from requirements.lock; empty if this package is not inside its repository."""
     file = REPOSITORY / "requirements.lock"
     lines = file.read_text().splitlines() if file.is_file() else []
     return {_plain(name): version for name, _, version in (line.partition("==") for line in lines if "==" in line)}
 
 
 def required() -> dict[str, str]:
-    """Package -> versions that setup.py allows, such as "<2", of those that are always needed."""
+    """Return required package -> versions that setup.py allows, such as "<2"."""
     lines = [*MODULES, "nnabla-nas"]
     with suppress(importlib.metadata.PackageNotFoundError):
         lines += [line for line in importlib.metadata.requires("nnabla-detofa") or () if "extra ==" not in line]
@@ -131,7 +139,7 @@ def required() -> dict[str, str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No logging meanwhile: packages speak while they are imported."""
+    """Disable logging inside the block, because some packages log while they are imported."""
     logging.disable(logging.CRITICAL)
     try:
         yield
@@ -140,6 +148,7 @@ def _quiet() -> Iterator[None]:
 
 
 def installed(name: str) -> str | None:
+    """Return the installed version of a package, or None."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -147,20 +156,22 @@ def installed(name: str) -> str | None:
 
 
 def _plain(name: str) -> str:
+    """Normalize the name of a package: lowercase, with "-" as the only separator."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _fits(version: str, allowed: str) -> bool:
+    """Return whether a version is inside the allowed range."""
     try:
         from packaging.specifiers import SpecifierSet
 
         return SpecifierSet(allowed).contains(version, prereleases=True)
-    except Exception:  # without packaging nothing is known of it
+    except Exception:  # without the library "packaging", accept every version
         return True
 
 
 def _import_error(module: str) -> str:
-    """Why a module cannot be imported; empty where it can."""
+    """Return why a module cannot be imported, or an empty string."""
     try:
         importlib.import_module(module)
     except BaseException as error:  # a broken extension may raise anything
@@ -169,9 +180,9 @@ def _import_error(module: str) -> str:
 
 
 def wheel() -> Iterator[Finding]:
-    """Whether nnabla-nas, repaired, can be imported; see `compat.repair`."""
+    """Check that nnabla-nas can be imported after `compat.repair`."""
     if installed("nnabla-nas") is None and importlib.util.find_spec("nnabla_nas") is None:
-        return  # said already
+        return  # `packages` reports it
     try:
         compat = importlib.import_module("nnabla_detofa.backend.compat")
         networks = sys.modules.get(compat.NETWORKS)
@@ -186,7 +197,7 @@ def wheel() -> Iterator[Finding]:
 
 
 def command() -> Iterator[Finding]:
-    """Whether `nnabla_nas` on the PATH, or else beside Python, is this package's and not nnabla-nas' own."""
+    """Check that the command `nnabla_nas`, on the PATH or else next to Python, belongs to this package, not to nnabla-nas."""
     todo = "python -m nnabla_detofa does the same"
     beside = Path(sys.executable).parent / "nnabla_nas"
     on_path = shutil.which("nnabla_nas")
@@ -205,7 +216,11 @@ def command() -> Iterator[Finding]:
 
 
 def gpu(config: Any = None) -> Iterator[Finding]:
-    """Whether nnabla can compute on a GPU, and else why not."""
+    """Check that nnabla can compute on a GPU.
+
+    Args:
+        config: without a usable GPU, the result is a problem if its `args.context` is "cudnn"; None means "auto".
+    """
     context = "auto" if config is None else config.args.context
     reason, todo = _no_gpu()
     if not reason:
@@ -217,7 +232,7 @@ def gpu(config: Any = None) -> Iterator[Finding]:
 
 
 def _no_gpu() -> tuple[str, str]:
-    """Why no GPU is usable, and what to do; ("", "") where one is."""
+    """Return why no GPU is usable and how to fix it; ("", "") if a GPU is usable."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return "CUDA_VISIBLE_DEVICES is empty, which hides all GPUs", "unset it, or set it to the numbers of GPUs"
     with cuda_libraries.quiet():
@@ -233,6 +248,7 @@ def _no_gpu() -> tuple[str, str]:
 
 
 def _gpu_names() -> str:
+    """Return name, memory and driver of every GPU as nvidia-smi prints them."""
     try:
         query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
         said = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
@@ -242,7 +258,7 @@ def _gpu_names() -> str:
 
 
 def mpi() -> Iterator[Finding]:
-    """mpi4py and a launcher: for several processes only."""
+    """Check mpi4py and the MPI launcher, which only runs with several processes need."""
     from ..backend.launch import mpirun
 
     launcher = mpirun() or shutil.which("mpiexec")
