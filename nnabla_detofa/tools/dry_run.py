@@ -1,7 +1,7 @@
-"""What a config would run, without its data, its weights or a GPU: `nnabla_nas -f CONFIG --dry-run`.
+"""Dry run of a config, without its data, its weights or a GPU: `nnabla_nas -f CONFIG --dry-run`.
 
-The full-size networks are built at the config's input size, and each training phase does one step of the real training
-loop (forward, backward, update) on synthetic images, on the CPU with a batch of one. Nothing is written.
+A dry run builds the full-size networks at the config's input size. Each training phase runs one step of the real training
+loop (forward, backward, update) on the CPU, with a batch of one synthetic image. Nothing is written.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from .data_facts import DataFacts, data_facts
 from .graph_memory import peak_bytes
 
 STATES = {"Adam": 2, "AdamW": 2, "Momentum": 1, "Nesterov": 1, "Sgd": 0}
-"""Arrays that each solver keeps for every trained array."""
+"""Solver -> number of state arrays that it keeps for every trained array."""
 
 
 def smallest_path(space: SearchSpace) -> Path:
-    """The path of A with the smallest D, W and E everywhere."""
+    """Return the path with the smallest depths, widths and expand ratios of the whole search space."""
     geometry = space.geometry
     return Path(
         min(space.stem_depths),
@@ -49,7 +49,7 @@ def smallest_path(space: SearchSpace) -> Path:
 
 
 class SyntheticBatch:
-    """Stands in for a `data.loader.Loader`: one batch of one image, noise, with one object or label."""
+    """Substitute for a `data.loader.Loader` that repeats one batch, made by `synthetic`."""
 
     def __init__(self, arrays: list[np.ndarray]):
         self.arrays = arrays
@@ -60,7 +60,12 @@ class SyntheticBatch:
 
 
 def synthetic(config: Config, num_classes: int) -> list[np.ndarray]:
-    """An image (1, 3, H, W) and its targets, as the training batches of the config have them."""
+    """Make a batch of one image of Gaussian noise, with one object or label, in the format of the config's training batches.
+
+    Returns:
+        The image (1, 3, H, W) float32, then the targets: heatmap, size, offset, index and mask of a detector
+        (`data.targets.make_targets`), or the label (1, 1) of a classifier.
+    """
     side = input_side(config)
     image = np.random.default_rng(0).normal(size=(1, 3, side, side)).astype(np.float32)
     if not isinstance(config.hparams, DetofaHparams):
@@ -72,12 +77,12 @@ def synthetic(config: Config, num_classes: int) -> list[np.ndarray]:
 
 
 def input_side(config: Config) -> int:
-    """The side of the largest training image, in pixels."""
+    """Return the side of the largest training input, in pixels."""
     return max((*getattr(config.dataloader, "train_sizes", ()), 0)) or config.dataloader.image_size
 
 
 def written_files(config: Config) -> list[str]:
-    """Files and folders of the run's output folder; a folder ends in /."""
+    """List the files and folders that the run writes to its output folder; names of folders end in "/"."""
     phases = [f"{slug(phase.name)}/" for phase in training_phases(config)]
     files = ["config.json", "provenance.json", "log.txt", "tensorboard/", "seconds.json", "ledger.json", "checkpoint/", *phases]
     if not isinstance(config.hparams, DetofaHparams):
@@ -95,10 +100,11 @@ def written_files(config: Config) -> list[str]:
 
 
 def dry_run(config: Config) -> Iterator[str]:
-    """The lines of the dry run, each as soon as it is known.
+    """Run a config dry and yield the lines of the report, each as soon as it is known.
 
     Raises:
-        UserError: the config could not be run even with its data: a size does not fit, a loss is not finite.
+        UserError: the config could not run even with its data, for example because a size does not fit or a loss is not
+            finite.
     """
     Device.open("cpu")
     detection = isinstance(config.hparams, DetofaHparams)
@@ -126,6 +132,8 @@ def dry_run(config: Config) -> Iterator[str]:
 
 
 def artefact_lines(config: Config, facts: DataFacts) -> Iterator[str]:
+    """Report the files that the run reads and writes."""
+
     def state(file: str | None) -> str:
         return "none: random weights" if not file else f"{file} ({'found' if FilePath(file).exists() else 'missing'})"
 
@@ -143,6 +151,7 @@ def artefact_lines(config: Config, facts: DataFacts) -> Iterator[str]:
 
 
 def data_lines(config: Config, facts: DataFacts) -> Iterator[str]:
+    """Report the dataset and the numbers of images."""
     hparams, data = config.hparams, config.dataloader
     origin = {"voc": "Pascal VOC", "coco": "COCO", "image_folder": "ImageNet"}[config.dataloader_name]
     yield f"data set ({f'assumed: the published sizes of {origin}' if facts.problem else 'as found'})"
@@ -162,6 +171,7 @@ def data_lines(config: Config, facts: DataFacts) -> Iterator[str]:
 
 
 def network_lines(config: Config, facts: DataFacts, model, cost: CostModel) -> Iterator[str]:
+    """Report shapes, parameters, FLOPs, FLOPs buckets and the size of the search space."""
     space, detection = model.space, isinstance(config.hparams, DetofaHparams)
     arrays = synthetic(config, facts.num_classes)
     images = nn.Variable(arrays[0].shape)
@@ -190,15 +200,15 @@ def network_lines(config: Config, facts: DataFacts, model, cost: CostModel) -> I
 
 
 class StepMemory(NamedTuple):
-    """Bytes that a training step needs on a device, estimated from the graph.
+    """Memory of a training step on one device in bytes, estimated from the graph.
 
-    On a null GPU, which only counts what is allocated, the estimates are 2 to 6% below the peaks (`make test-null-gpu`).
+    On a null GPU, which only counts allocations, the estimates are 2 to 6% below the peaks (`make test-null-gpu`).
 
     Attributes:
-        image: values and gradients of the largest path for one image, at the moment when they are most.
-        batch: images of the mini-batch on one process.
-        kept: weights, their gradients and the solver's states.
-        teacher: weights of the fullnet that is distilled from; 0 without.
+        image: peak of the largest path's values and gradients for one image.
+        batch: number of images in the mini-batch of one process.
+        kept: weights, their gradients (and sums of gradients over mini-batches), and the solver's states.
+        teacher: weights of the fullnet as the teacher of distillation; 0 without distillation.
     """
 
     image: int
@@ -212,7 +222,7 @@ class StepMemory(NamedTuple):
 
 
 def step_memory(config: Config, facts: DataFacts, model, phases: tuple[TrainingPhase, ...]) -> StepMemory:
-    """Of the phase with the largest batch."""
+    """Estimate the memory of a training step in the phase with the largest batch."""
     arrays = synthetic(config, facts.num_classes)
     graph = build(model, model.space.largest, [nn.Variable(array.shape) for array in arrays])
     image = peak_bytes(graph.losses[0], model.get_parameters().values())
@@ -223,6 +233,7 @@ def step_memory(config: Config, facts: DataFacts, model, phases: tuple[TrainingP
 
 
 def memory_lines(config: Config, facts: DataFacts, model, phases: tuple[TrainingPhase, ...]) -> Iterator[str]:
+    """Report the estimated memory of a training step."""
     memory = step_memory(config, facts, model, phases)
     image, batch, kept, teacher = memory
     sums = ", their sums over mini-batches" if config.hparams.mini_batch else ""
@@ -242,6 +253,7 @@ def _megabytes(count: int) -> str:
 
 
 def phase_lines(config: Config, facts: DataFacts, phases: tuple[TrainingPhase, ...]) -> Iterator[str]:
+    """Report epochs, batches, learning rates and paths of every training phase."""
     assumed = " (assumed)" if facts.problem else ""
     yield "training phases"
     for number, phase in enumerate(phases, 1):
@@ -269,6 +281,7 @@ def phase_lines(config: Config, facts: DataFacts, phases: tuple[TrainingPhase, .
 
 
 def _solver(phase: TrainingPhase, per_epoch: int) -> str:
+    """Describe the solver and the learning-rate schedule of a phase."""
     solver: Solver = phase.solver
     kinds = {
         "step": f"x {solver.gamma:g} at epochs {', '.join(map(str, solver.milestones))}",
@@ -288,6 +301,7 @@ PAIRS = {
 
 
 def filter_lines(config: Config, per_bucket: int) -> Iterator[str]:
+    """Report the path filter's data (`per_bucket` paths of each FLOPs bucket), architecture and training."""
     options, buckets = config.hparams.filter, config.hparams.buckets
     held = round(0.2 * per_bucket)
     yield "path filter"
@@ -310,6 +324,7 @@ def filter_lines(config: Config, per_bucket: int) -> Iterator[str]:
 
 
 def detofa_lines(config: Config, space: SearchSpace, cost: CostModel) -> Iterator[str]:
+    """Report the path filter, the pruning and the search of Algorithm 1 or of a baseline."""
     hparams, search, ours = config.hparams, config.hparams.search, config.args.runner == "detofa"
     if config.args.runner == "fullnet":
         return
@@ -333,6 +348,7 @@ def detofa_lines(config: Config, space: SearchSpace, cost: CostModel) -> Iterato
 
 
 def pruning_lines(config: Config, space: SearchSpace) -> Iterator[str]:
+    """Report the settings of operation and path pruning."""
     hparams, pruning = config.hparams, config.hparams.operation_pruning
     yield "pruning"
     shares = {
@@ -348,6 +364,7 @@ def pruning_lines(config: Config, space: SearchSpace) -> Iterator[str]:
 
 
 def pretrain_lines(config: Config) -> Iterator[str]:
+    """Report the settings that only a pre-training has."""
     hparams = config.hparams
     yield f"label smoothing {hparams.label_smoothing:g}"
     if hparams.paths:
@@ -356,7 +373,7 @@ def pretrain_lines(config: Config) -> Iterator[str]:
 
 
 def step_lines(config: Config, facts: DataFacts, model, cost: CostModel, phases: tuple[TrainingPhase, ...]) -> Iterator[str]:
-    """One step of every phase that has epochs."""
+    """Run one training step of every phase that has epochs, and report its path, loss, gradients and duration."""
     yield "one step of each phase on the CPU: random weights, one synthetic image, forward, backward, update"
     arrays, rng = synthetic(config, facts.num_classes), np.random.default_rng((config.args.seed, 2))
     largest = ofa_resnet50(config.network.geometry, config.network.elastic_stem).largest
