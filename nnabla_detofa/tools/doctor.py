@@ -1,6 +1,6 @@
-"""What may be wrong with an installation, and with what a config needs: `python -m nnabla_detofa doctor`.
+"""Checks of an installation and of everything that a config needs: `python -m nnabla_detofa doctor`.
 
-Nothing here may depend on what it examines: whatever is no part of Python is imported inside the checks.
+This module must load in a broken installation, so third-party packages are imported inside the checks.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from ..common.version import REPOSITORY
 from .installation import OK, PROBLEM, WARNING, Finding, _no_gpu, _said, command, gpu, mpi, packages, python, wheel
 
 SMALL_SET = 10000
-"""Data sets of at most this number of photographs are looked through for broken ones."""
+"""Largest number of images of a dataset that is searched for broken images."""
 
 
 def examine(config_file: str | None = None, overrides: Sequence[str] = ()) -> Iterator[Finding]:
-    """Everything that is examined, one by one; no check keeps the others from being made.
+    """Run all checks and yield their findings one by one; a check that fails does not stop the others.
 
     Args:
-        config_file: what its run needs is examined too: data, weights, disk, memory and device. Otherwise the data sets of
-            all configs in configs/ are looked for.
-        overrides: "key=value" entries of the config to replace.
+        config_file: a config; its data, weights, output folder, disk space, memory and device are checked too. None checks
+            the datasets of all configs in configs/ and the free disk space instead.
+        overrides: "key=value" strings that replace settings of the config.
     """
     checks: list[Callable[[], Iterator[Finding]]] = [python, packages, wheel, command]
     needed: list[Callable[[Any], Iterator[Finding]]] = []
@@ -37,7 +37,7 @@ def examine(config_file: str | None = None, overrides: Sequence[str] = ()) -> It
             from .. import config as configs
 
             config = configs.load(config_file, overrides)
-        except Exception as error:  # a package that config needs may be what is broken
+        except Exception as error:  # a package that the config module imports may be broken
             broken = [Finding(PROBLEM, f"the config {config_file} cannot be used: {_said(error)}")]
     checks += [lambda: gpu(config), mpi]
     if config_file is None:
@@ -47,7 +47,7 @@ def examine(config_file: str | None = None, overrides: Sequence[str] = ()) -> It
     for check in checks:
         try:
             yield from check()
-        except Exception as error:  # an examination goes on whatever it meets
+        except Exception as error:  # a failed check must not stop the others
             yield Finding(WARNING, f"{getattr(check, '__name__', 'a check')} could not be examined: {_said(error)}")
     for check in needed:
         try:
@@ -57,17 +57,11 @@ def examine(config_file: str | None = None, overrides: Sequence[str] = ()) -> It
     yield from broken
 
 
-# --- The installation -------------------------------------------------------------------------------------------------
-
-
-# --- Devices ----------------------------------------------------------------------------------------------------------
-
-
 # --- What a config needs ----------------------------------------------------------------------------------------------
 
 
 def known_data() -> Iterator[Finding]:
-    """The data sets of all configs in configs/, each once."""
+    """Check the datasets of all configs in configs/, each dataset once."""
     from .. import config as configs
     from ..common.errors import UserError
 
@@ -77,17 +71,20 @@ def known_data() -> Iterator[Finding]:
         try:
             config = configs.load(file)
         except UserError:
-            continue  # a base of others
+            continue  # a base config, which cannot run on its own
         data = config.dataloader
         by_data.setdefault((data.root, data.train, data.val, getattr(data, "test", None)), []).append(config)
     for users in by_data.values():
         for finding in config_data(users[0]):
-            state = WARNING if finding.state == PROBLEM else finding.state  # no run was asked for
+            state = WARNING if finding.state == PROBLEM else finding.state  # no run needs it now
             yield Finding(state, f"{finding.text} [{', '.join(config.name for config in users)}]", finding.todo)
 
 
 def config_data(config: Any) -> Iterator[Finding]:
-    """Whether a config's data set is there, how large it is, and if it is small whether its files are whole."""
+    """Check that a config's dataset exists and report its size.
+
+    The files of datasets with at most `SMALL_SET` images are also checked for damage.
+    """
     from ..common.errors import UserError
     from ..data.check import check_config
 
@@ -126,7 +123,7 @@ def config_data(config: Any) -> Iterator[Finding]:
 
 
 def _photographs(config: Any) -> int:
-    """How many photographs are in the folders that a config reads, counted no further than is needed."""
+    """Count the files in the image folders of a config; counting stops as soon as there are more than `SMALL_SET`."""
     data, root = config.dataloader, Path(config.dataloader.root)
     if config.dataloader_name == "voc":
         folders = [*root.glob("JPEGImages"), *root.glob("*/JPEGImages")]
@@ -144,7 +141,7 @@ def _photographs(config: Any) -> int:
 
 
 def _where_from(config: Any) -> str:
-    """How to get the data set of a config."""
+    """Say how to get the dataset of a config."""
     root = config.dataloader.root
     if Path(root).name == "classification" and "digits" in root or Path(root).name == "digits":
         place = Path(root).parent if Path(root).name == "classification" else root
@@ -154,7 +151,7 @@ def _where_from(config: Any) -> str:
 
 
 def weights(config: Any) -> Iterator[Finding]:
-    """Whether the weights that a config starts from are there, whole, and those of its networks."""
+    """Check that the weights that a config starts from exist, can be read, and fit its networks."""
     named = {
         "supernet weights": (config.network.weights, _load_supernet),
         "path filter": (config.hparams.filter.weights, _load_filter),
@@ -177,26 +174,26 @@ def weights(config: Any) -> Iterator[Finding]:
 
 
 def _load_supernet(config: Any) -> None:
-    """Load the supernet's weights as the run would; raises as that."""
+    """Load the supernet's weights as the run does; raises the same errors."""
     from ..config import DetofaHparams
     from ..methods import algorithm1, pretrain
     from .data_facts import data_facts
 
-    if isinstance(config.hparams, DetofaHparams):  # the backbone's alone, which knows no classes
+    if isinstance(config.hparams, DetofaHparams):  # only the backbone is loaded, which does not depend on the classes
         algorithm1.make_model(config, config.network.num_classes or 1, config.network.weights)
     else:
         pretrain.make_model(config, data_facts(config).num_classes, config.network.weights)
 
 
 def _load_filter(config: Any) -> None:
-    """As `_load_supernet`, of the path filter's."""
+    """Load the path filter's weights as the run does; raises the same errors."""
     from ..training.runner import given_filter
 
     given_filter(config, config.network.geometry)
 
 
 def output(config: Any) -> Iterator[Finding]:
-    """Whether the run would get its folder: it may hold its own earlier run, and nothing else."""
+    """Check that the run can use its output folder, which must be new, empty, or hold an earlier run of the same config."""
     from ..common.errors import UserError
     from ..runs import lock as claim
 
@@ -220,7 +217,7 @@ def output(config: Any) -> Iterator[Finding]:
 
 
 def disk(config: Any) -> Iterator[Finding]:
-    """Free space where the run would write, against what it leaves there."""
+    """Compare the free disk space with the estimated size of the run's files."""
     place = Path("runs" if config is None else config.output_path).absolute()
     existing = next(folder for folder in (place, *place.parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
@@ -236,7 +233,11 @@ def disk(config: Any) -> Iterator[Finding]:
 
 
 def _run_size(config: Any) -> int:
-    """Bytes: the weights and the solver's two states of each training phase and a checkpoint, written beside the last one."""
+    """Estimate the size of a run's files in bytes.
+
+    Each training phase and the checkpoint hold the weights and two arrays of solver state. A new checkpoint is written
+    before the last one is deleted.
+    """
     from dataclasses import replace
 
     from ..config import DetofaHparams
@@ -251,11 +252,11 @@ def _run_size(config: Any) -> int:
     space = ofa_resnet50(config.network.geometry)
     whole = replace(cost, scope="detector" if detection else "classifier")
     (params,) = whole.params(PathBatch.from_paths([space.largest], space.geometry))
-    return int(3 * 4 * params * (len(training_phases(config)) + 2)) + 50 * 2**20  # and logs, evaluated paths, detections
+    return int(3 * 4 * params * (len(training_phases(config)) + 2)) + 50 * 2**20  # for logs, evaluated paths, detections
 
 
 def memory(config: Any) -> Iterator[Finding]:
-    """Memory of the machine, or of the GPU, against the dry run's estimate of a training step."""
+    """Compare the free memory of the machine or the GPU with the dry run's estimate for a training step."""
     from ..common.errors import UserError
     from ..config import DetofaHparams
     from ..methods import algorithm1, pretrain
@@ -289,6 +290,7 @@ def memory(config: Any) -> Iterator[Finding]:
 
 
 def _memory() -> int | None:
+    """Return the available memory of the machine in bytes, or None if it is unknown."""
     try:
         found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
         return int(found[1]) * 1024 if found else None
@@ -297,6 +299,7 @@ def _memory() -> int | None:
 
 
 def _gpu_memory() -> int | None:
+    """Return the free memory of the first GPU in bytes, or None if it is unknown."""
     try:
         query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
         said = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
@@ -306,14 +309,20 @@ def _gpu_memory() -> int | None:
 
 
 def _size(count: float) -> str:
+    """Format a number of bytes in MiB or GiB."""
     return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
 
 
-# --- For a human ------------------------------------------------------------------------------------------------------
+# --- Text output ------------------------------------------------------------------------------------------------------
 
 
 def lines(finding: Finding, width: int | None = None) -> str:
-    """A finding in lines of at most `width` letters where words allow (default: the terminal's)."""
+    """Format a finding as text.
+
+    Args:
+        finding: the finding.
+        width: largest length of a line in characters, which long words may exceed; None is the width of the terminal.
+    """
     width = max(30, width or shutil.get_terminal_size().columns)
     options = {"width": width, "subsequent_indent": " " * 9, "break_long_words": False, "break_on_hyphens": False}
     told = textwrap.wrap(finding.text, initial_indent=f"{finding.state:<9}", **options)
