@@ -57,7 +57,7 @@ def examine(config_file: str | None = None, overrides: Sequence[str] = ()) -> It
     yield from broken
 
 
-# --- What a config needs ----------------------------------------------------------------------------------------------
+# --- Checks of a config -----------------------------------------------------------------------------------------------
 
 
 def known_data() -> Iterator[Finding]:
@@ -141,7 +141,7 @@ def _photographs(config: Any) -> int:
 
 
 def _where_from(config: Any) -> str:
-    """Say how to get the dataset of a config."""
+    """Return instructions for getting the dataset of a config."""
     root = config.dataloader.root
     if Path(root).name == "classification" and "digits" in root or Path(root).name == "digits":
         place = Path(root).parent if Path(root).name == "classification" else root

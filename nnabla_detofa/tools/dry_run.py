@@ -55,6 +55,7 @@ class SyntheticBatch:
         self.arrays = arrays
 
     def batches(self, start: int) -> Iterator[list[np.ndarray]]:
+        """Yield the batch without end."""
         while True:
             yield self.arrays
 
@@ -218,6 +219,7 @@ class StepMemory(NamedTuple):
 
     @property
     def total(self) -> int:
+        """Sum of all parts for the whole mini-batch, in bytes."""
         return self.batch * self.image + self.kept + self.teacher
 
 
@@ -249,6 +251,7 @@ def memory_lines(config: Config, facts: DataFacts, model, phases: tuple[Training
 
 
 def _megabytes(count: int) -> str:
+    """Format a number of bytes in MiB or GiB."""
     return f"{count / 2**20:.4g} MiB" if count < 2**30 else f"{count / 2**30:.4g} GiB"
 
 

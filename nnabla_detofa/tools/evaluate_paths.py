@@ -63,7 +63,7 @@ def evaluate_sampled(
         per_bucket: number of paths of each FLOPs bucket.
         name: name of the random stream, which together with the seed determines the paths.
         exclude: files of evaluated paths, whose paths are left out.
-        space: the space to sample from; None is the whole search space A. FLOPs buckets are always those of A.
+        space: the space to sample from; None is the whole search space A. FLOPs buckets are always computed from A.
         images: number of validation images; None is the config's `val_images`.
         bn_images: number of images for re-estimating BatchNorm statistics; None is the config's `bn_images`.
         ap: also measure AP50 on the validation images.

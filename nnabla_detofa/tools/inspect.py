@@ -33,7 +33,7 @@ KEPT = {
 }
 """Phase -> the file that exists when the phase is over.
 
-Training phases have a folder with state.json instead. All other phases are over when the next phase has begun.
+Training phases have a folder with state.json instead. A phase without a file is over when the next phase has begun.
 """
 
 

@@ -170,6 +170,7 @@ class TimedScore:
         self.score, self.seconds = score, 0.0
 
     def __call__(self, batch: PathBatch) -> np.ndarray:
+        """Return the scores (n,) of n paths."""
         start = time.perf_counter()
         try:
             return self.score(batch)
@@ -193,8 +194,8 @@ def find(
     are compared by score (Eq. 3) if the weights or the data are missing, with `by_score`, or if the config's
     `search.across_buckets` is "score".
 
-    The whole search space A is searched, as in Algorithm 1, if a bound is below every path of the pruned space, or if no
-    path of the pruned space is found within all bounds together. `note` reports it.
+    The whole search space A is searched if a bound is below every path of the pruned space, as in the run's own search, or
+    if no path of the pruned space is found within all bounds together. `note` reports it.
 
     For bounds on FLOPs and memory alone, whether a path exists is known exactly. With bounds on parameters or latency, a
     bucket counts as empty if neither sampling nor evolution finds a path in it. `note` reports it.
