@@ -92,6 +92,7 @@ class DetectionSets:
 
     @property
     def map_size(self) -> tuple[int, int]:
+        """(height, width) of the heatmap, in cells."""
         return self.image_size[0] // self.stride, self.image_size[1] // self.stride
 
     def target_shapes(self) -> list[list[int]]:
