@@ -1,4 +1,4 @@
-"""What a check of a data set has found."""
+"""The report of a dataset check."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from pathlib import Path
 from ..common.errors import UserError
 
 PARTS = {"trainval": {"train", "val"}, "train": {"trainval"}, "val": {"trainval"}}
-"""Splits of VOC that share images because one is a part of the other."""
+"""Splits of VOC that share images because one contains the other."""
 
 
 @dataclass
 class Split:
-    """What one split holds.
+    """Counts of one split.
 
     Attributes:
-        objects: how many of each class; those marked difficult, and crowds, are in `difficult` instead.
-        ignored: objects of classes that a config leaves out.
-        empty: images without an object.
-        files: the photographs, as far as they are there.
+        name: of the split.
+        images: number of listed images.
+        empty: number of images without an object.
+        difficult: number of objects marked difficult (VOC) or crowds (COCO).
+        objects: number of other objects of each class.
+        ignored: number of objects of each class that the config leaves out.
+        files: the images that exist.
     """
 
     name: str
@@ -35,13 +38,13 @@ class Split:
 
 @dataclass
 class DataReport:
-    """A checked data set.
+    """Report of a dataset check.
 
     Attributes:
-        source: what was checked.
-        splits: in the order they were named.
-        fatal: what makes training refuse the data set, or stop.
-        warnings: what it only warns of, or would not notice.
+        source: the dataset's folder and layout.
+        splits: one per checked split, in the order in which they were given.
+        fatal: problems that make training reject the dataset or stop.
+        warnings: problems that training only warns about or would not notice.
     """
 
     source: str
@@ -50,7 +53,7 @@ class DataReport:
     warnings: list[str] = field(default_factory=list)
 
     def attempt(self, function: Callable, *args):
-        """What the function returns; None where it raises a UserError, which is fatal then."""
+        """Call a function and return its result; if it raises a UserError, add its message to `fatal` and return None."""
         try:
             return function(*args)
         except UserError as error:
@@ -58,7 +61,7 @@ class DataReport:
             return None
 
     def __str__(self) -> str:
-        """The counts, a row for each class and a column for each split, and then every problem."""
+        """Format a table of counts with a row per class and a column per split, followed by all problems and warnings."""
         classes = sorted({name for split in self.splits for name in split.objects}, key=_natural)
         rows = [["", *(split.name for split in self.splits)]]
         for title, key in (("images", "images"), ("  without objects", "empty"), ("  difficult or crowds", "difficult")):
@@ -85,12 +88,12 @@ def _verdict(report: DataReport) -> str:
 
 
 def _usual_order(name: str) -> tuple[str, int]:
-    """Sorts splits: train, val, test and then others, in each folder."""
+    """Sort key for split names: by folder, then train, val, test and others."""
     folder, _, last = name.rpartition("/")
     known = [index for index, word in enumerate(("train", "val", "test")) if last.rstrip("0123456789") == word]
     return folder, known[0] if known else 3
 
 
 def _natural(name: str) -> tuple[int, int, str]:
-    """Sorts numbers by value, before names."""
+    """Sort key for class names: numbers by value, then other names."""
     return (0, int(name), "") if name.isdecimal() else (1, 0, name)

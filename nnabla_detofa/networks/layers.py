@@ -1,4 +1,4 @@
-"""A convolution with batch normalization, and where that takes its mean and variance from."""
+"""Elastic convolution with batch normalization, and the sources of its mean and variance ("statistics")."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from ..backend.compat import F, Mo, Parameter, nn
 from ..backend.kernels import EPSILON
 
 Convolve = Callable[..., nn.Variable]
-"""A layer's convolution of its input: call it with a weight, and a bias where there is one."""
+"""The convolution of a layer's input, as a function of the weight and optionally a bias."""
 
 
 class Plain:
-    """NNabla's usual functions, one for each layer, whatever the device: for graphs that are counted, timed and exported."""
+    """NNabla's standard functions on every device, one per layer, for graphs that are counted, timed or exported."""
 
     joins_heads = False
-    """Whether a detector runs the first convolutions of its heads as one."""
+    """Whether a detector merges the convolutions of its heads (see `centernet.run_heads`)."""
 
     @staticmethod
     def relu(x: nn.Variable) -> nn.Variable:
-        """max(x, 0), in the place of x."""
+        """Compute max(x, 0) in place."""
         return F.relu(x, inplace=True)
 
     @classmethod
     def add_relu(cls, x: nn.Variable, y: nn.Variable) -> nn.Variable:
-        """max(x + y, 0)."""
+        """Compute max(x + y, 0)."""
         return cls.relu(F.add2(x, y))
 
 
 class Quick:
-    """The functions that are quick on the device, for graphs that train and evaluate paths."""
+    """The fastest functions on each device, for graphs that train or evaluate paths."""
 
     joins_heads = True
     relu = staticmethod(kernels.relu)
@@ -41,10 +41,11 @@ class Quick:
 
 
 class StoredStatistics(Plain):
-    """Inference with the running mean and variance stored beside the weights, sliced like them.
+    """Inference with the running mean and variance that are stored with the weights, sliced to the active channels.
 
-    As every kind of statistics it is called with a layer, its convolution, the convolution's weight, and gamma and beta of at
-    least as many channels as that gives; with `relu` it ends in a ReLU. `Plain` or `Quick` are the network's other functions.
+    All statistics classes have the same call: layer, convolution of its input, weight of the convolution, gamma and beta
+    (1, C, 1, 1) with at least as many channels as the convolution's output, and `relu`, which appends a ReLU. The base class
+    `Plain` or `Quick` provides the other functions of the network.
     """
 
     def __call__(
@@ -57,10 +58,10 @@ class StoredStatistics(Plain):
 
 
 class BatchStatistics(Quick):
-    """Training: every mini-batch is normalised with its own mean and variance; nothing is remembered.
+    """Training: each mini-batch is normalized with its own mean and variance, and no running averages are kept.
 
-    Running averages would mix the statistics of different paths; what a path needs at inference is re-estimated for
-    that path (`reestimation.reestimate`), as OFA does.
+    Running averages would mix the statistics of different paths. Instead, the statistics of a path are re-estimated for
+    inference (`reestimation.reestimate`), as in OFA.
     """
 
     def __call__(
@@ -70,7 +71,7 @@ class BatchStatistics(Quick):
 
 
 class CollectedStatistics(BatchStatistics):
-    """Batch statistics that are also kept: after a forward pass `read` gives each layer's mean and variance."""
+    """Batch statistics that are also recorded: after a forward pass, `read` returns the mean and variance of each layer."""
 
     def __init__(self):
         self._found: dict[str, kernels.Read] = {}
@@ -82,14 +83,17 @@ class CollectedStatistics(BatchStatistics):
         return y
 
     def read(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Layer name -> mean and variance of the last batch, (1, C, 1, 1) each."""
+        """Return layer name -> (mean, variance) of the last batch, (1, C, 1, 1) each."""
         return {name: read() for name, read in self._found.items()}
 
 
 class GivenStatistics(Quick):
-    """Inference with the mean and variance of a mapping: layer name -> two arrays (1, C, 1, 1).
+    """Inference with given statistics, folded into the convolutions.
 
-    They are folded into the convolutions, whose weights are copied as they are now: later training does not reach the graph.
+    The graph uses a copy of the current weights, so later training does not change it.
+
+    Args:
+        statistics: layer name -> (mean, variance), (1, C, 1, 1) each.
     """
 
     def __init__(self, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]):
@@ -108,7 +112,7 @@ class GivenStatistics(Quick):
 
 
 def _value(variable: nn.Variable) -> np.ndarray:
-    if variable.parent is not None:  # a slice of a parameter, which nothing has computed yet
+    if variable.parent is not None:  # a slice of a parameter that has not been computed yet
         variable.forward()
     return variable.d
 
@@ -118,35 +122,35 @@ BATCH = BatchStatistics()
 
 
 def slice_channels(p: nn.Variable, channels: int) -> nn.Variable:
-    """The first `channels` of a (1, C, 1, 1) parameter."""
+    """Return the first `channels` channels of a (1, C, 1, 1) parameter."""
     return kernels.leading(p, 1, channels)
 
 
 def he_normal(rng: np.random.Generator, shape: tuple[int, ...], fan: int) -> np.ndarray:
-    """Normal weights with variance 2 / fan."""
+    """Sample normally distributed float32 weights with variance 2 / fan (He initialization)."""
     return rng.normal(0.0, np.sqrt(2.0 / fan), shape).astype(np.float32)
 
 
 class ConvBN(Mo.Module):
-    """Convolution without bias, batch normalisation and (optionally) ReLU, run on the leading channels asked for.
+    """Convolution without bias, batch normalization and optionally ReLU, with an elastic number of leading channels.
 
     Args:
-        name: unique name in the network; statistics are filed under it.
-        inputs, outputs: the largest numbers of channels.
-        kernel, stride: of the square convolution, padded to keep the size at stride 1.
-        relu: apply ReLU at the end.
-        gamma: initial scale of the batch normalisation.
-        rng: draws the weights (He normal by fan-out, as OFA initialises).
+        name: unique name in the network, the key of the layer's statistics.
+        inputs, outputs: largest numbers of channels.
+        kernel, stride: side and stride of the square convolution, which is padded to keep the size at stride 1.
+        rng: random generator of the initial weights (He normal by fan-out, as in OFA).
+        relu: whether to apply ReLU at the end.
+        gamma: initial scale of the batch normalization.
     """
 
-    output_axis = 0  # of the convolution's weight
+    output_axis = 0  # axis of the output channels in the convolution's weight
 
     def __init__(self, name, inputs, outputs, kernel, rng, stride=1, relu=True, gamma=1.0):
         super().__init__(name=name)
         self._stride, self._relu = (stride, stride), relu
         shape = (1, outputs, 1, 1)
         weight = he_normal(rng, (outputs, inputs, kernel, kernel), outputs * kernel * kernel)
-        # The slashes give the parameter names of NNablaNAS' nested modules without the nesting.
+        # The slashes give the parameters the names of NNablaNAS' nested modules without nesting.
         self.parameters["conv/conv/_W"] = Parameter(weight.shape, initializer=weight)
         for key, value in {"_beta": 0.0, "_gamma": gamma, "_mean": 0.0, "_var": 1.0}.items():
             self.parameters[f"bn/bn/{key}"] = Parameter(
@@ -162,11 +166,11 @@ class ConvBN(Mo.Module):
         return self.parameters["bn/bn/_var"]
 
     def __call__(self, x: nn.Variable, outputs: int, statistics) -> nn.Variable:
-        """(B, C, H, W) with any C up to `inputs` -> (B, outputs, H', W')."""
+        """Apply the layer to x (B, C, H, W), for any C up to `inputs`; returns (B, outputs, H', W')."""
         return self.run(x, kernels.leading(self.parameters["conv/conv/_W"], outputs, x.shape[1]), statistics)
 
     def run(self, x: nn.Variable, weight: nn.Variable, statistics) -> nn.Variable:
-        """The layer with this weight (outputs, C, k, k), however it was made of the layer's own."""
+        """Apply the layer to x with a given weight (outputs, C, k, k), such as a slice of the layer's weight."""
         gamma, beta = (self.parameters[f"bn/bn/{key}"] for key in ("_gamma", "_beta"))
         pad = tuple(side // 2 for side in weight.shape[2:])
         convolve = partial(F.convolution, x, pad=pad, stride=self._stride)
