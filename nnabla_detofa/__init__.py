@@ -249,7 +249,7 @@ def load_supernet(weights, task="classification", num_classes=None, **options):
     `net(x, path)` returns the logits of a classification supernet, or the three outputs of a detection supernet. The number
     of classes, the width and the filters of the detector are inferred from the shapes of the weights. Strides and the
     elasticity of the stem cannot be inferred from shapes. Files written by this package's training store the strides; for
-    other files they are 1, 2, 2, 2 unless given. `elastic_stem` must be given where the default does not fit.
+    other files they are 1, 2, 2, 2 unless given. `elastic_stem` must be given if its default does not apply.
 
     >>> net = load_supernet("supernet.h5")
     >>> x = nnabla.Variable((1, 3, 64, 64))

@@ -89,6 +89,7 @@ def path_evaluator(
 
 
 def _truth(sets: DetectionSets, indices: np.ndarray, metric: str) -> ValidationTruth:
+    """Load the ground truth of validation images."""
     samples = [sets.val.load(int(index)) for index in indices]
     return ValidationTruth(
         [(sample.boxes, sample.labels, sample.difficult) for sample in samples],

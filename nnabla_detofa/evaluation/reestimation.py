@@ -1,4 +1,4 @@
-"""Re-estimation of the batch-normalization statistics of a path."""
+"""Re-estimation of the batch normalization statistics of a path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..networks.layers import CollectedStatistics
 from ..space.paths import Path
 
 Statistics = dict[str, tuple[np.ndarray, np.ndarray]]
-
+"""Layer name -> mean and variance, (1, C, 1, 1) each."""
 
 PARTS = ("graph", "re-estimation", "validation")
 """Parts of the time that the evaluation of a path takes."""
@@ -70,6 +70,6 @@ def reestimate(net: Mo.Module, path: Path, batches: Sequence[np.ndarray], watch:
         watch: measures the time.
 
     Returns:
-        Layer name -> mean and variance, (1, C, 1, 1) each.
+        Mean and variance of each layer.
     """
     return average(batch_statistics(net, path, batches, watch or Stopwatch()))

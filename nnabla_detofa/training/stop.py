@@ -36,6 +36,7 @@ class StopRequest:
         self._handling.__exit__(*error)
 
     def _hear(self, number: int, frame) -> None:
+        """Record a stop signal, and raise KeyboardInterrupt unless the stop is deferred."""
         hung_up, self.requested = number == signal.SIGHUP, True
         at_once = not self._deferring or (self._told and not hung_up)
         self._told |= not hung_up
