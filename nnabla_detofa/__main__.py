@@ -1,4 +1,4 @@
-"""`python -m nnabla_detofa`: the command line under a name that nobody else owns."""
+"""Entry point of `python -m nnabla_detofa`, the command line under a name that cannot collide with another program."""
 
 import sys
 

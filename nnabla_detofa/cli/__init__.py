@@ -1,4 +1,4 @@
-"""The command line: the arguments of each command and the call that it makes."""
+"""Command line: the arguments of each command, and the functions that run them."""
 
 from .program import main
 

@@ -1,4 +1,4 @@
-"""All commands by their names, with their arguments, their calls and examples."""
+"""Table of all commands, with their help, arguments, functions and examples."""
 
 from .data import data, data_arguments
 from .deploy import detect, detect_arguments, evaluate, evaluate_arguments, export, export_arguments
@@ -27,7 +27,7 @@ from .search import (
 from .shared import Command
 from .train import finetune, finetune_arguments, import_ofa, import_ofa_arguments, run, run_arguments, ship, ship_arguments
 
-# Imports inside the functions: `--help` answers at once, without nnabla.
+# The functions of commands import what they need, so that `--help` does not import nnabla.
 
 
 COMMANDS = {
@@ -164,4 +164,4 @@ COMMANDS = {
         ("runs/digits_detofa --detector subnet_2 --epochs 5 -o runs/subnet_2",),
     ),
 }
-"""Every subcommand; the first is meant where none is named."""
+"""Maps the name of each subcommand to its definition. The first one is the default."""

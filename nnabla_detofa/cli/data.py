@@ -1,4 +1,4 @@
-"""Commands about data sets: write the digits, check a data set, convert one."""
+"""Commands for datasets: write the digits dataset, convert a dataset, check a dataset."""
 
 import argparse
 from pathlib import Path
@@ -34,7 +34,7 @@ def data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def data(args: argparse.Namespace) -> None:
-    """Make a data set that needs no download, or check one."""
+    """Write the digits dataset, convert a dataset, or check one."""
     if args.name == "check":
         check_data(args)
         return
@@ -57,10 +57,10 @@ def data(args: argparse.Namespace) -> None:
 
 
 def check_data(args: argparse.Namespace) -> None:
-    """Print what a data set holds and everything that is wrong with it.
+    """Print the content of a dataset and all of its errors.
 
     Raises:
-        UserError: training would stop at something.
+        UserError: the arguments are invalid, or the dataset has errors that prevent training.
     """
 
     from ..common.progress import ProgressBar

@@ -1,4 +1,4 @@
-"""Commands that use a detector: evaluate it, detect with it, export it."""
+"""Commands that use a detector: evaluate, detect, export."""
 
 import argparse
 import re
@@ -74,7 +74,7 @@ def detect_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def detect(args: argparse.Namespace) -> None:
-    """Draw what a run's detector finds in photographs, and print how many objects there are in each."""
+    """Draw the detections of a run's detector in images, and print the number of objects in each image."""
     if not 0 <= args.threshold <= 1:
         raise UserError(f"--threshold must be in [0, 1], got {args.threshold:g}")
     output = Path(args.output or Path(args.run, "detections"))
@@ -97,7 +97,7 @@ def detect(args: argparse.Namespace) -> None:
     detector = load_detector(Path(args.run), args.detector, overrides)
 
     def report_image(file: Path, found: list) -> None:
-        while empty:  # told with the first image, as `detect` tells of what it skips
+        while empty:  # reported with the first image, like the files that `detect` skips
             note(empty.pop(0))
         counts = {name: sum(item.name == name for item in found) for name in detector.classes}
         listed = ", ".join(f"{name}: {count}" for name, count in counts.items() if count)
@@ -123,7 +123,7 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Write one detector as a static network, and compare it with the supernet's path."""
+    """Export one detector as a static network, and compare its outputs with those of the supernet's path."""
     file, run = Path(args.output), Path(args.run)
     if args.size and len(args.size) > 2:
         raise UserError(f"--size must be a side, or height and width, got {' '.join(map(str, args.size))}")

@@ -1,4 +1,4 @@
-"""The command that checks an installation and what a config needs."""
+"""Command that checks the installation and the requirements of a config."""
 
 import argparse
 
@@ -16,10 +16,10 @@ def doctor_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def doctor(args: argparse.Namespace) -> None:
-    """Print how the installation stands, and whether a config could be run.
+    """Print the state of the installation, and whether a config can be run.
 
     Raises:
-        UserError: something stops it.
+        UserError: there are problems, or overrides are given without a config.
     """
     from ..tools.doctor import examine, lines
     from ..tools.installation import PROBLEM

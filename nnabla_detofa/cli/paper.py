@@ -1,4 +1,4 @@
-"""Commands that make the paper's tables and figures."""
+"""Commands that create the paper's tables and figures."""
 
 import argparse
 import re
@@ -41,7 +41,7 @@ def reproduce_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def reproduce(args: argparse.Namespace) -> None:
-    """Make tables and figures of the paper, with the runs that they need, and print them."""
+    """Create tables and figures of the paper, including the runs that they need, and print them."""
     from ..paper.profiles import load
 
     refuse_numbers(args, seeds=1000, jobs=256)
@@ -55,7 +55,7 @@ def reproduce(args: argparse.Namespace) -> None:
     from ..paper.reproduce import Order, reproduce
 
     device = Device.open(args.context, args.device_id)
-    cores = launch.cores() if device.name == "cpu" else 1  # two on one GPU would each count the other's time as theirs
+    cores = launch.cores() if device.name == "cpu" else 1  # each of two runs on one GPU would count the other's time as its own
     for file in reproduce(args.targets, Order(profile, output, args.seeds, tuple(overrides), args.jobs or cores, cores)):
         print(file.read_text())
         written = [file.with_suffix(suffix) for suffix in (".md", ".csv", ".png")]
@@ -70,7 +70,7 @@ def filter_study_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def filter_study(args: argparse.Namespace) -> None:
-    """Learning curves of the path filter and of other rankings, on supernets that are trained for it."""
+    """Write and print learning curves of the path filter and of other rankings, training the supernets that they need."""
     from ..backend.compat import Device
     from ..paper.profiles import load
 
@@ -97,7 +97,7 @@ def page(args: argparse.Namespace) -> None:
     from ..paper.profiles import load
 
     refuse_output(args.output)
-    if args.output and not args.output.endswith(".html"):  # the results themselves are no output
+    if args.output and not args.output.endswith(".html"):  # must not overwrite a result
         raise UserError(f"--output must be a file whose name ends in .html, got {args.output}")
     profile = load(args.profile)
     results = Path(args.results or profile.results)

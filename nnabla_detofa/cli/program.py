@@ -1,7 +1,7 @@
-"""The command line: `nnabla_nas -f CONFIG`, and the tools around it. The only place that exits.
+"""Main function of the command line, `nnabla_nas -f CONFIG` and the other commands, and the only place that sets exit statuses.
 
-What the user can fix is one sentence on stderr and status 2; a run that was stopped is status 130; anything else that goes
-wrong is a defect, and shows its traceback. Of several ranks, one says it, and all end.
+Errors that the user can fix print one sentence to stderr and exit with status 2. A run that was stopped exits with status
+130. All other errors are defects and show a traceback. With several ranks, one rank prints the error, and all ranks end.
 """
 
 import argparse
@@ -26,20 +26,27 @@ from ..common.version import __version__
 from .commands import COMMANDS
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-"""Errors of writing, which the user can mend and which may name no file."""
+"""Write errors that the user can fix, but that may not name a file."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line.
 
+    Args:
+        argv: arguments. Default: those of the process.
+
     Returns:
-        The exit status: 0, 2 for what the user can mend, 130 when stopped. `--help` exits here, as argparse does.
+        The exit status: 0, or 2 for an error that the user can fix, 130 for a stopped run, 141 for a training command whose
+        output pipe was closed, or the status of the MPI launcher. `--help` of a command exits here, as usual for argparse.
+
+    Raises:
+        Exception: a defect. With several ranks, its traceback is printed instead, and all ranks end with status 1.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text, or none that the terminal knows
+            stream.reconfigure(errors="backslashreplace")  # a file name may contain bytes or characters that cannot be encoded
     program = "nnabla_nas" if Path(sys.argv[0]).name == "nnabla_nas" else "python -m nnabla_detofa"
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview(program), file=sys.stdout if argv else sys.stderr)
@@ -54,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(program: str, argv: list[str]) -> int:
-    """Run a command line that names a command."""
+    """Run a command line that starts with a command."""
     name, *rest = argv
     rank, size = launch.launched()
     try:
@@ -66,7 +73,7 @@ def _main(program: str, argv: list[str]) -> int:
             raise UserError(f"{size} ranks were launched, but only run is shared out: start {name} as one process")
         logging.basicConfig(format="%(message)s")
         logging.getLogger("nnabla_detofa").setLevel(logging.INFO if rank == 0 else logging.ERROR)
-        with redirect_stderr(sys.stderr if rank == 0 else io.StringIO()):  # wrong usage is rank 0's to tell
+        with redirect_stderr(sys.stderr if rank == 0 else io.StringIO()):  # only rank 0 reports usage errors
             arguments = _parser(program, name).parse_intermixed_args(rest)
         arguments.command_line = [name, *rest]
         refuse_missing_runs(arguments)
@@ -74,7 +81,7 @@ def _main(program: str, argv: list[str]) -> int:
             return COMMANDS[name].run(arguments) or 0
     except UserError as error:
         return _failed(f"error: {_one_line(str(error))}", 2)
-    except BrokenPipeError:  # the reader of what is printed, such as head, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _failed(STOPPED, 141) if name in TRAIN else 0
     except OSError as error:
@@ -96,14 +103,14 @@ def _main(program: str, argv: list[str]) -> int:
 
 
 TRAIN = ("run", "finetune")
-"""Commands that a reader who has seen enough cuts short: their status says so, as the shell's for SIGPIPE."""
+"""Commands that are incomplete if their output pipe is closed: they exit with status 141, the shell's status for SIGPIPE."""
 
 
 STOPPED = "stopped; the same command goes on"
 
 
 def _failed(message: str, status: int) -> int:
-    """Say it and return the status; where there are other ranks, end with them."""
+    """Print the message and return the status; with several ranks, end all ranks."""
     if launch.launched()[1] > 1:
         launch.end(message, status)
     print(message, file=sys.stderr)
@@ -111,12 +118,12 @@ def _failed(message: str, status: int) -> int:
 
 
 def _one_line(message: str) -> str:
-    """A message that quotes what others wrote: line breaks and what steers a terminal are shown, not obeyed."""
+    """Escape line breaks and terminal control characters, which a message may quote from user input or files."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, as all errors here, instead of printing the usage above it."""
+    """Argument parser that raises a UserError of one sentence, instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (--?[^\s=]+)", message)
@@ -126,18 +133,18 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _open_streams() -> None:
-    """Lead input, output and errors nowhere where they are closed: files opened later would take their place."""
+    """Open closed standard streams to the null device; otherwise, files opened later would take their descriptors."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # open() returns the lowest free descriptor, which is `number`
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
 
 
 def _check_surroundings() -> None:
-    """Raise UserError if the working folder is gone: nothing that a command line names could be found."""
+    """Raise a UserError if the working directory was removed, because relative paths could not be resolved."""
     try:
         os.getcwd()
     except OSError as error:
@@ -145,7 +152,7 @@ def _check_surroundings() -> None:
 
 
 def refuse_missing_runs(args: argparse.Namespace) -> None:
-    """Raise UserError for the first run's folder that is none, before the slow imports."""
+    """Raise a UserError for the first RUN argument that is not the folder of a run, before the slow imports."""
     named = vars(args).get("runs") or [vars(args).get("run")]
     for run in named:
         if isinstance(run, str) and not Path(run, "config.json").is_file() and not (vars(args).get("file") and "=" in run):
@@ -154,7 +161,7 @@ def refuse_missing_runs(args: argparse.Namespace) -> None:
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """The other stop signals are as good as Ctrl-C, from the first moment on: a command may take long to open its data."""
+    """Raise KeyboardInterrupt for every stop signal, not only for Ctrl-C, also while a command is still opening its data."""
 
     def stop(number: int, frame) -> None:
         raise KeyboardInterrupt
@@ -177,7 +184,7 @@ def _parser(program: str, name: str) -> argparse.ArgumentParser:
 
 
 def _overview(program: str) -> str:
-    """What `--help` says without a command."""
+    """Format the output of `--help` without a command."""
     default = next(iter(COMMANDS))
     return "\n".join(
         [

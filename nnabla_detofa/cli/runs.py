@@ -1,4 +1,4 @@
-"""Commands that look at runs: inspect, compare, report."""
+"""Commands that inspect runs: inspect, compare, report."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ def report_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    """Write the tables and figures of a run, and print its table."""
+    """Write the table and the figures of a run, and print the table."""
     output = Path(args.output or Path("results", Path(args.run).absolute().name))
     refuse_output_folder(output)
     from ..tools.report import write_report
@@ -31,7 +31,7 @@ def inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def inspect(args: argparse.Namespace) -> None:
-    """Print how far a run is, what it cost, what it pruned, what it found, and where everything lies."""
+    """Print the progress, cost, pruning, detectors and files of a run."""
     from ..tools.inspect import describe, text
 
     found = describe(Path(args.run))
@@ -45,7 +45,7 @@ def compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Print the AP of several runs at each budget, the differences, and whether they may be compared."""
+    """Print the AP of several runs at each budget, their differences, and whether the comparison is fair."""
     refuse_output(args.output)
     if args.output and Path(args.output).suffix != ".png":
         raise UserError(f"--output must end in .png, got {args.output}")

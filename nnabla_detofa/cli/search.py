@@ -1,4 +1,4 @@
-"""Commands that search a path, and that evaluate and time many."""
+"""Commands that search for a path, evaluate many paths, or measure the latency of layers."""
 
 import argparse
 import shlex
@@ -64,7 +64,7 @@ def evaluate_paths_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluate_paths(args: argparse.Namespace) -> None:
-    """Evaluate paths of each FLOPs bucket of a supernet into a file."""
+    """Evaluate paths of each FLOPs bucket of a supernet, and write the results to a file."""
     refuse_output(args.output)
     if args.pruned and args.file:
         raise UserError("--pruned draws from the pruned space of a run: it needs a run's folder instead of -f")
@@ -100,7 +100,7 @@ def evaluation_study_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluation_study(args: argparse.Namespace) -> None:
-    """Print how the order of paths depends on the number of images that evaluate them."""
+    """Print how the ranking of paths depends on the number of images used for their evaluation."""
     refuse_output(args.output)
     refuse_numbers(args, pairs=1000)
     from ..common.files import write_text
@@ -134,7 +134,7 @@ def measure_latency_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure_latency(args: argparse.Namespace) -> None:
-    """Time the layers of a config's supernet, and say how well their sums predict whole networks."""
+    """Measure the latency of a supernet's layers, and print how well their sums predict the latency of whole networks."""
     refuse_output(args.output)
     refuse_numbers(args, repeats=10**6, paths=10**6, classes=10**5)
     if args.image_size and (len(args.image_size) > 2 or max(args.image_size) > 16384):

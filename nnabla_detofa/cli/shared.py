@@ -1,4 +1,4 @@
-"""Arguments and checks that several commands share."""
+"""Arguments and checks shared by several commands."""
 
 import argparse
 import re
@@ -11,9 +11,13 @@ from ..common.errors import UserError
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: what `--help` says of it, the arguments it takes, and what it does with them.
+    """Definition of a subcommand.
 
-    What it returns is the exit status; None is 0.
+    Attributes:
+        help: one-line description for `--help`.
+        arguments: adds the arguments to a parser.
+        run: runs the command with the parsed arguments, and returns the exit status; None is 0.
+        examples: arguments of example command lines for `--help`.
     """
 
     help: str
@@ -23,14 +27,14 @@ class Command:
 
 
 def count_or_auto(text: str) -> int | str:
-    """The value of an argument that is a number or "auto"."""
+    """Parse an argument that is an integer or "auto"."""
     if text != "auto" and not re.fullmatch(r"-?\d{1,18}", text):
         raise argparse.ArgumentTypeError(f"must be a number or auto, got {text}")
     return text if text == "auto" else int(text)
 
 
 def refuse_unwritable(file: Path) -> None:
-    """Raise UserError before the work if a file cannot be written."""
+    """Raise a UserError if an output file cannot be written."""
     from ..common.files import check_writable
 
     try:
@@ -40,7 +44,7 @@ def refuse_unwritable(file: Path) -> None:
 
 
 def refuse_output(output: str | Path | None) -> None:
-    """Raise UserError before the work if its result could not be written."""
+    """Raise a UserError if an output file cannot be written, or its folder does not exist; None is accepted."""
     if not output:
         return
     if Path(output).is_dir() or not Path(output).absolute().parent.is_dir():
@@ -49,7 +53,7 @@ def refuse_output(output: str | Path | None) -> None:
 
 
 def refuse_output_folder(output: Path) -> None:
-    """Raise UserError before the work if its results could not go into this folder, there or not."""
+    """Raise a UserError if an output folder cannot be written or created."""
     there = next(folder for folder in (output, *output.parents) if folder.exists())
     if not there.is_dir():
         raise UserError(f"--output must be a folder, or the place for one, got {output}: {there} is a file")
@@ -57,7 +61,7 @@ def refuse_output_folder(output: Path) -> None:
 
 
 def refuse_numbers(args: argparse.Namespace, **most: int) -> None:
-    """Raise UserError for the first of these arguments that is below 1, or above its most."""
+    """Raise a UserError if one of the named arguments is less than 1 or greater than its limit; None is accepted."""
     for name, limit in most.items():
         value = getattr(args, name)
         if value is not None and not 1 <= value <= limit:
@@ -65,7 +69,7 @@ def refuse_numbers(args: argparse.Namespace, **most: int) -> None:
 
 
 def supernet_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which supernet: a run's, or that of a config and a weights file."""
+    """Add the arguments that select a supernet (of a run, or of a config and a weights file), paths and images."""
     parser.add_argument("run", nargs="?", metavar="RUN", help="the folder of a run; or else -f and --weights")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the config")
     parser.add_argument("-f", "--file", metavar="FILE", help="a config instead of a run")
@@ -87,7 +91,11 @@ def supernet_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def supernet_of(args: argparse.Namespace):
-    """The config and the weights file that `supernet_arguments` name; opens the device."""
+    """Open the device, and return the config and the weights file selected by `supernet_arguments`.
+
+    Raises:
+        UserError: the arguments are invalid or inconsistent, or the run or the config cannot be read.
+    """
     from .. import config as configs
     from ..runs.run_folder import run_config, run_weights
 
@@ -108,7 +116,7 @@ def supernet_of(args: argparse.Namespace):
 
 
 def progress_of(bar) -> Callable[[int, int], None]:
-    """Moves a progress bar to what is done, of how much."""
+    """Return a callback that sets a progress bar to `done` of `total`."""
 
     def progress(done: int, total: int) -> None:
         if bar.total is None:
@@ -119,7 +127,7 @@ def progress_of(bar) -> Callable[[int, int], None]:
 
 
 def detector_arguments(parser: argparse.ArgumentParser) -> None:
-    """One detector of a run."""
+    """Add the arguments that select one detector of a run."""
     parser.add_argument("run", metavar="RUN", help="the folder of a run of Algorithm 1, or of a fine-tuning")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the run's config")
     parser.add_argument(

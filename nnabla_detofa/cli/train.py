@@ -1,4 +1,4 @@
-"""Commands that train: a run of a config, fine-tuning of one detector, and the weights that runs start from."""
+"""Commands that train a run or fine-tune a detector, and commands for the weights from which runs start."""
 
 import argparse
 import importlib.util
@@ -15,7 +15,7 @@ RUNNERS = {
     "pretrain": "nnabla_detofa.methods.pretrain",
     **dict.fromkeys(("fullnet", "ofa", "ofa_ps", "compofa"), "nnabla_detofa.methods.baselines"),
 }
-"""Where `args.runner` finds its module, which has a function run(config, device, output, restart=False)."""
+"""Maps `args.runner` to the module that implements it in a function run(config, device, output, restart=False)."""
 
 
 def run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int | None:
-    """Run a config: read it, choose the device, hand both to the runner."""
+    """Run a config: load it, open the device, and call the runner; launch several processes if requested."""
     from .. import config as configs
 
     _, size = launch.launched()
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int | None:
         from ..training.mini_batch import mini_batch
 
         processes = _processes(config, args.processes, args.restart)
-        mini_batch(config, processes, config.output_path, args.restart)  # can the work be shared so?
+        mini_batch(config, processes, config.output_path, args.restart)  # raises if batches cannot be shared
         if processes > 1:
             return launch.launch(processes, [sys.executable, "-m", "nnabla_detofa", *args.command_line])
 
@@ -73,7 +73,10 @@ def run(args: argparse.Namespace) -> int | None:
 
 
 def _processes(config, wanted: int | str | None, restart: bool) -> int:
-    """What `--processes` stands for. Without MPI auto is one process, which evaluates paths on all cores alone."""
+    """Return the number of processes for `--processes`.
+
+    Without MPI, "auto" is one process on CPUs, which still evaluates paths on all cores.
+    """
     if wanted != "auto":
         return wanted or 1
     from ..training.mini_batch import most_processes
@@ -113,7 +116,7 @@ def import_ofa_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def import_ofa(args: argparse.Namespace) -> None:
-    """Turn a PyTorch checkpoint into a weights file, and print what was found."""
+    """Convert a PyTorch checkpoint to a weights file, and print a summary of its tensors."""
     from ..networks.import_ofa import import_checkpoint
 
     if Path(args.output).suffix != ".h5":
@@ -137,11 +140,11 @@ def finetune_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def finetune(args: argparse.Namespace) -> None:
-    """Train one detector further, alone, and print its average precision before and after."""
+    """Fine-tune a single detector, and print its average precision before and after."""
     from ..runs.run_folder import run_config
 
     run = Path(args.run)
-    run_config(run, args.overrides)  # raises before the device is opened
+    run_config(run, args.overrides)  # raises errors before the device is opened
     from ..backend.compat import Device
     from ..tools.evaluate import open_detector, table
     from ..tools.finetune import check_request, finetune

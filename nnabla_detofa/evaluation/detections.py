@@ -1,4 +1,4 @@
-"""Detections of a path: boxes in the pixels of the images, and their average precision."""
+"""Detections of a path in pixels of the original images, and their average precision."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ from .reestimation import Statistics
 
 @dataclass
 class BoxDetector:
-    """One path as a detector of boxes.
+    """One path of a supernet as a detector of boxes.
 
     Attributes:
-        net, path, statistics: the supernet, the path, and the path's re-estimated statistics.
-        top: detections kept in an image.
-        flip: average the maps with those of the mirrored image, as `Detector.with_mirrored` does.
+        net: the supernet.
+        path: the path.
+        statistics: re-estimated batch normalization statistics of the path.
+        top: maximum number of detections per image.
+        flip: average the output maps of the image and of its mirror image, see `Detector.with_mirrored`.
     """
 
     net: Detector
@@ -44,11 +46,15 @@ class BoxDetector:
         self._graphs = CachedGraphs(self._graph)
 
     def __call__(self, images: np.ndarray, matrices: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Boxes (n, 4) x1 y1 x2 y2 in pixels of the original images, scores (n,), labels (n,), best first, for each image.
+        """Detect objects in a batch of images.
 
         Args:
-            images: (B, 3, H, W) as `data.augment.eval_transform` makes them.
-            matrices: (B, 2, 3) that brought the originals to the input.
+            images: (B, 3, H, W) network inputs, as returned by `data.augment.eval_transform`.
+            matrices: (B, 2, 3) affine maps from original images to inputs.
+
+        Returns:
+            For each image: boxes (n, 4) x1 y1 x2 y2 in pixels of the original image, scores (n,) and labels (n,), by
+            descending score.
         """
         maps = self._outputs(images)
         if self.flip:
@@ -56,14 +62,14 @@ class BoxDetector:
         return boxes_in_images(self.net.decode(maps, self.top), matrices, images.shape[-1] // maps[0].shape[-1])
 
     def _outputs(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The network's maps (see `Detector.maps`)."""
+        """Compute the network's output maps (see `Detector.maps`)."""
         with self._graphs.held(images.shape) as (x, outputs):
             x.d = images
             nn.forward_all(outputs, clear_buffer=True)
             return tuple(output.d.copy() for output in outputs)
 
     def _graph(self, shape: tuple[int, ...]) -> tuple[nn.Variable, tuple[nn.Variable, ...]]:
-        """The input of this shape, and the maps that come of it."""
+        """Build the graph for inputs of this shape; return the input and the output maps."""
         x = nn.Variable(shape)
         outputs = self.net.maps(self.net(x, self.path, GivenStatistics(self.statistics)))
         for output in outputs:
@@ -74,12 +80,15 @@ class BoxDetector:
 def boxes_in_images(
     decoded: Sequence[Sequence[np.ndarray]], matrices: np.ndarray, stride: int
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Detections of each image of a batch, in pixels of the original: boxes (n, 4), scores (n,), labels (n,).
+    """Transform the detections of a batch to pixels of the original images.
 
     Args:
-        decoded: boxes in cells, scores and labels, as `Detector.decode` gives them.
-        matrices: (B, 2, 3) that brought the originals to the input.
+        decoded: boxes in cells, scores and labels, as returned by `Detector.decode`.
+        matrices: (B, 2, 3) affine maps from original images to inputs.
         stride: input pixels per cell.
+
+    Returns:
+        For each image: boxes (n, 4), scores (n,) and labels (n,).
     """
     boxes, scores, labels = decoded
     return [(transform_boxes(b * stride, invert(m)), s, k) for b, m, s, k in zip(boxes, matrices, scores, labels)]
@@ -87,14 +96,15 @@ def boxes_in_images(
 
 @dataclass(frozen=True)
 class ValidationTruth:
-    """What detections on the validation images are held against.
+    """Ground truth of the validation images.
 
     Attributes:
         objects: boxes, labels and difficult flags of each image.
-        matrices: (n, 2, 3) that brought the images to the input.
-        stride: input pixels per cell of the maps.
-        classes: their names.
-        metric: "11point", "area" or "coco". areas: of the objects of each image, for "coco".
+        matrices: (n, 2, 3) affine maps from original images to inputs.
+        stride: input pixels per cell of the output maps.
+        classes: class names.
+        metric: "11point", "area" or "coco".
+        areas: areas in pixels of the objects of each image, for "coco".
     """
 
     objects: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
@@ -105,10 +115,10 @@ class ValidationTruth:
     areas: Sequence[np.ndarray] | None = None
 
     def ap50(self, maps: Iterable[Sequence[np.ndarray]]) -> float | None:
-        """AP at IoU 0.5; None where there is no object.
+        """Compute the AP at IoU 0.5; None if the images contain no object.
 
         Args:
-            maps: heat map logits, offset and size of the images, batch by batch.
+            maps: heatmap logits, offset and size of the images, for each batch.
         """
         detections: list = []
         for logits, offset, size in maps:
@@ -124,13 +134,16 @@ def detect_images(
     scales: Sequence[float] = (1.0,),
     multiple: int = 32,
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Boxes, scores and labels of whole photographs, as `BoxDetector` gives them.
+    """Detect objects in images of any size.
 
     Args:
-        images: each (H, W, 3) uint8, blue, green, red.
+        images: images (H, W, 3) uint8 with channels blue, green, red.
         size: (height, width) of the network's input.
-        scales: of the input over `size`; the detections of several are merged by `centernet.soft_nms`.
-        multiple: of which the sides of a scaled input must be: the backbone's stride.
+        scales: input sizes relative to `size`; detections at several scales are merged by `centernet.soft_nms`.
+        multiple: the sides of a scaled input are rounded to multiples of this number, the stride of the backbone.
+
+    Returns:
+        Boxes, scores and labels of each image, as returned by `BoxDetector`.
     """
     runs = []
     for scale in scales:
@@ -151,13 +164,18 @@ def detect_all(
     comm: Communicator | None = None,
     **scaling,
 ) -> tuple[list, list]:
-    """Detections and ground truth of every test image, as `metrics.summarise` takes them.
+    """Detect objects in all test images.
 
     Args:
+        detector: detector to run.
         sets: `data.sets.DetectionSets`.
-        on_images: hears how many more images are done.
-        comm: ranks that share out the batches; all get all detections.
+        batch: images per batch.
+        on_images: called after each batch with the number of its images.
+        comm: ranks among which the batches are distributed; every rank receives all detections.
         scaling: `scales` and `multiple` of `detect_images`.
+
+    Returns:
+        Detections and ground truth of the test images, in the format of `metrics.summarise`.
     """
 
     def detect(indices: range) -> tuple[list, list]:
@@ -178,10 +196,14 @@ def detect_all(
 def average_precision(
     detector: BoxDetector, sets, batch: int, metric: str, on_images: Callable[[int], None], **scaling
 ) -> tuple[dict, list]:
-    """Average precision on the test split as `metrics.summarise` gives it, and the detections; arguments as `detect_all`'s.
+    """Compute the average precision of a detector on the test split.
 
     Args:
+        detector, sets, batch, on_images, scaling: see `detect_all`; `scaling` may include its `comm`.
         metric: "11point", "area" or "coco".
+
+    Returns:
+        The result of `metrics.summarise`, and the detections of each image.
     """
     detections, truth = detect_all(detector, sets, batch, on_images, **scaling)
     areas = [sets.test.areas(index) for index in range(len(sets.test))] if metric == "coco" else None
@@ -189,7 +211,7 @@ def average_precision(
 
 
 def save_detections(file: FilePath, sets, detections: Sequence, least: float = 0.05) -> None:
-    """Write detections with a score of at least `least`: [{"image", "boxes", "scores", "labels"}, ...]."""
+    """Write the detections with a score of at least `least` as JSON: [{"image", "boxes", "scores", "labels"}, ...]."""
     entries = []
     for image_id, (boxes, scores, labels) in zip(sets.test.image_ids, detections):
         kept = scores >= least

@@ -1,4 +1,4 @@
-"""`map` over forked processes, in order."""
+"""Ordered parallel `map` over forked processes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from ..backend.launch import STOP_SIGNALS
 from ..common.errors import UserError
 
 PR_SET_PDEATHSIG = 1
-"""Of Linux' prctl: the signal that a process gets when its parent ends."""
+"""Option of Linux' prctl that sets the signal sent to a process when its parent ends."""
 
 
 def map_forked(function: Callable, items: Iterable, processes: int) -> Iterator:
-    """`map(function, items)` over forked processes, in order; in this process where `processes` is 1.
+    """Yield the results of `map(function, items)` in order, computed by forked processes.
 
-    A forked process has the weights and the images of this one without copying or pickling them.
+    Forked processes share the weights and images of this process, without copying or pickling. If `processes` is 1,
+    the results are computed in this process.
+
+    Raises:
+        UserError: a forked process was killed, for example because memory ran out.
     """
     if processes <= 1:
         yield from map(function, items)
@@ -35,7 +39,7 @@ def map_forked(function: Callable, items: Iterable, processes: int) -> Iterator:
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_work, args=(function, items, theirs, os.getpid()), daemon=True)
                 process.start()
-                theirs.close()  # so that its end is noticed, and before another process is forked that would keep it open
+                theirs.close()  # before the next fork, which would inherit it: only then is the process' end detected
                 workers[ours] = process
         yield from _in_order(workers, len(items))
     finally:
@@ -47,9 +51,9 @@ def map_forked(function: Callable, items: Iterable, processes: int) -> Iterator:
 
 @contextmanager
 def _stop_signals_blocked() -> Iterator[None]:
-    """Block the `STOP_SIGNALS` in this thread while the block lasts; its signal mask is then what it was before.
+    """Mask the `STOP_SIGNALS` in this thread inside the `with` block, and restore its signal mask afterwards.
 
-    A forked process starts with the signal handlers of its parent: it must not run them before `_work` has set its own.
+    A forked process inherits the signal handlers of its parent and must not run them before `_work` has set its own.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
@@ -59,7 +63,7 @@ def _stop_signals_blocked() -> Iterator[None]:
 
 
 def _in_order(workers: Mapping, count: int) -> Iterator:
-    """Hand the numbers of items to whichever process is free, and yield the results in the order of the items."""
+    """Assign item indices to idle processes, and yield the results in the order of the items."""
     waiting, results = deque(range(count)), {}
     for worker in workers:
         worker.send(waiting.popleft())
@@ -82,13 +86,13 @@ def _in_order(workers: Mapping, count: int) -> Iterator:
 
 
 def _work(function: Callable, items: Sequence, parent_end, parent: int) -> None:
-    """Runs in a forked process: apply the function to the items that are asked for, and end with the parent.
+    """Apply the function to the requested items until the parent ends; runs in a forked process.
 
-    Signals are the parent's business: it ends its processes itself.
+    Stop signals other than SIGTERM are ignored, because the parent handles them and ends its processes itself.
     """
-    if sys.platform == "linux":  # elsewhere the pipe's end says it, once the item at hand is done
+    if sys.platform == "linux":  # elsewhere, the closed pipe ends this process after the current item
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was killed before
+    if os.getppid() != parent:  # the parent was killed before prctl
         return
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)

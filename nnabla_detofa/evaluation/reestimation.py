@@ -1,4 +1,4 @@
-"""Re-estimation of the batch-normalization statistics of a path."""
+"""Re-estimation of the batch normalization statistics of a path."""
 
 from __future__ import annotations
 
@@ -12,28 +12,35 @@ from ..networks.layers import CollectedStatistics
 from ..space.paths import Path
 
 Statistics = dict[str, tuple[np.ndarray, np.ndarray]]
-
+"""Layer name -> mean and variance, (1, C, 1, 1) each."""
 
 PARTS = ("graph", "re-estimation", "validation")
-"""What the time of evaluating a path goes to."""
+"""Parts of the time that the evaluation of a path takes."""
 
 
 class Stopwatch:
-    """Seconds spent on each of the `PARTS`, from one lap to the next."""
+    """Measures the seconds spent on each of the `PARTS`."""
 
     def __init__(self):
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self._last = time.perf_counter()
 
     def lap(self, part: str) -> None:
-        """What was done since the last lap was for `part`."""
+        """Add the time since the last lap to `part`."""
         now = time.perf_counter()
         self.seconds[part] += now - self._last
         self._last = now
 
 
 def batch_statistics(net: Mo.Module, path: Path, batches: Sequence[np.ndarray], watch: Stopwatch) -> Iterator[Statistics]:
-    """Mean and variance of every batch normalisation of `path`, for each batch of images (B, 3, H, W); B must not change."""
+    """Yield, for each batch of images, the mean and variance of every batch normalization layer of `path`.
+
+    Args:
+        net: supernet.
+        path: path to run.
+        batches: images (B, 3, H, W), with the same B in each batch.
+        watch: measures the time.
+    """
     images, collected = nn.Variable(batches[0].shape), CollectedStatistics()
     output = net.trunk(images, path, collected)
     watch.lap("graph")
@@ -45,7 +52,7 @@ def batch_statistics(net: Mo.Module, path: Path, batches: Sequence[np.ndarray], 
 
 
 def average(found: Iterable[Statistics]) -> Statistics:
-    """The mean of several batches' statistics."""
+    """Average the statistics of several batches."""
     several = list(found)
     return {
         name: tuple(np.mean(parts, axis=0, dtype=np.float64).astype(np.float32) for parts in zip(*(s[name] for s in several)))
@@ -54,9 +61,15 @@ def average(found: Iterable[Statistics]) -> Statistics:
 
 
 def reestimate(net: Mo.Module, path: Path, batches: Sequence[np.ndarray], watch: Stopwatch | None = None) -> Statistics:
-    """Mean and variance of every batch normalisation of `path`: the average over the batches' own, as OFA takes them.
+    """Re-estimate the batch normalization statistics of a path: the average over the statistics of the batches, as in OFA.
 
     Args:
-        batches: images (B, 3, H, W), the same B in each.
+        net: supernet.
+        path: path to run.
+        batches: images (B, 3, H, W), with the same B in each batch.
+        watch: measures the time.
+
+    Returns:
+        Mean and variance of each layer.
     """
     return average(batch_statistics(net, path, batches, watch or Stopwatch()))

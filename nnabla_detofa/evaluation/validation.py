@@ -1,4 +1,4 @@
-"""What a path is worth: batch-normalisation re-estimation, validation loss, detections and average precision."""
+"""Validation loss and AP50 of paths with re-estimated batch normalization statistics."""
 
 from __future__ import annotations
 
@@ -26,10 +26,15 @@ def validation_loss(
     watch: Stopwatch | None = None,
     on_outputs: Callable | None = None,
 ) -> float:
-    """Mean loss over batches of (images, targets ...); a smaller last batch counts by its images.
+    """Compute the mean loss of a path over batches; each batch is weighted by its number of images.
 
     Args:
-        on_outputs: gets each batch's outputs of the network, which it must copy.
+        net: supernet.
+        path: path to run.
+        statistics: re-estimated batch normalization statistics of the path.
+        batches: arrays (images, targets ...); the last batch may be smaller.
+        watch: measures the time.
+        on_outputs: called with the network's outputs of each batch, which it must copy.
     """
     watch = watch or Stopwatch()
     graphs: dict[int, tuple] = {}
@@ -57,7 +62,7 @@ def validation_loss(
 
 
 class Evaluation(NamedTuple):
-    """What a path is worth: its validation loss, AP50 on the same images where it was asked for, and seconds by `PARTS`."""
+    """Result of evaluating a path: validation loss, AP50 on the same images (None if not measured), seconds by `PARTS`."""
 
     loss: float
     ap: float | None
@@ -66,16 +71,16 @@ class Evaluation(NamedTuple):
 
 @dataclass
 class PathEvaluator:
-    """Evaluates many paths of one supernet: images are decoded once, a path's graphs are built once.
+    """Evaluates many paths of one supernet. Images are decoded once, and the graphs of a path are built once.
 
     Attributes:
-        net: the supernet.
-        statistics_batches: images for re-estimating batch normalisation.
-        validation_batches: (images, targets ...) for the loss.
-        processes: paths are shared out over this many processes. Each is forked, so this is for the CPU, and for one rank:
-            an MPI library does not survive that.
-        truth: of the validation images, where AP50 is to be measured.
-        comm: ranks that share out the paths instead.
+        net: supernet.
+        statistics_batches: images (B, 3, H, W) for the batch normalization statistics.
+        validation_batches: arrays (images, targets ...) for the loss.
+        processes: number of forked processes among which the paths are distributed. Only for one rank on the CPU, because
+            an MPI library does not survive a fork.
+        truth: ground truth of the validation images; None does not measure AP50.
+        comm: ranks among which the paths are distributed instead.
     """
 
     net: Mo.Module
@@ -86,7 +91,7 @@ class PathEvaluator:
     comm: Communicator = field(default_factory=Communicator)
 
     def evaluate(self, path: Path) -> Evaluation:
-        """Validation loss, and AP50 if there is a `truth`, of `path` with its own statistics."""
+        """Evaluate a path with its own batch normalization statistics; AP50 is measured if `truth` is given."""
         watch, maps = Stopwatch(), []
         keep = None if self.truth is None else lambda outputs: maps.append([output.d.copy() for output in outputs])
         with bounded_by("hparams.bn_batch", len(self.statistics_batches[0])):
@@ -97,26 +102,26 @@ class PathEvaluator:
         return Evaluation(loss, ap, watch.seconds)
 
     def evaluations(self, paths: Iterable[Path]) -> Iterator[Evaluation]:
-        """One for each path, in their order, as soon as it and all before it are known; all ranks get all of them."""
+        """Yield the evaluation of each path in order, as soon as it and all previous ones are complete.
+
+        All ranks receive all evaluations.
+        """
         if self.comm.n_procs > 1:
             return self.comm.map(self.evaluate, paths)
         return map_forked(self.evaluate, paths, self.processes)
 
     @property
     def at_once(self) -> int:
-        """How many paths are evaluated at the same time."""
+        """Number of paths that are evaluated at the same time."""
         return self.comm.n_procs if self.comm.n_procs > 1 else self.processes
 
     def losses(self, paths: Iterable[Path]) -> np.ndarray:
-        """(n,) validation losses."""
+        """Compute the (n,) validation losses of paths."""
         return np.array([evaluation.loss for evaluation in self.evaluations(paths)], float)
 
 
 def timing(evaluations: Sequence[Evaluation], processes: int) -> str:
-    """What a path took, such as "1.1 s per path (2 processes at once): graph 0.1, re-estimation 0.4, validation 0.6"."""
+    """Format the mean time per path: "1.1 s per path (2 processes at once): graph 0.1, re-estimation 0.4, validation 0.6"."""
     parts = {part: float(np.mean([evaluation.seconds[part] for evaluation in evaluations])) for part in PARTS}
     where = "" if processes == 1 else f" ({processes} processes at once)"
     return f"{sum(parts.values()):.2g} s per path{where}: " + ", ".join(f"{part} {value:.2g}" for part, value in parts.items())
-
-
-# --- Detections -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""From a config to a running runner: the folder's lock, the data, the model, and what NNablaNAS needs."""
+"""Start of a run: lock of its folder, checks of the data, and construction of the NNablaNAS runner."""
 
 from __future__ import annotations
 
@@ -30,17 +30,30 @@ def start(
     output: FilePath,
     restart: bool = False,
 ) -> dict:
-    """Make the runner as NNablaNAS does, and run it.
+    """Create a runner as NNablaNAS does, and run it.
 
     Args:
-        model: a `SearchNet`. sets: the data sets. cost: what a path costs.
-        output: the run's folder. restart: begin anew what is there.
+        searcher: class of the runner.
+        model: a `SearchNet`.
+        sets: datasets.
+        cost: cost model of paths.
+        config: config of the run.
+        device: device to run on.
+        output: folder of the run.
+        restart: discard the run in the folder and start from the beginning.
+
+    Returns:
+        The result of the runner, the content of summary.json.
+
+    Raises:
+        UserError: the folder, the data or a stored result cannot be used, or the runner raised it.
+        Stopped: a stop was requested.
     """
     comm = device.comm
     size, batch = list(sets.image_size), config.hparams.batch_size
     mini = comm.once(lambda: mini_batch(config, comm.n_procs, output, restart))
     for phase in training_phases(config):
-        if phase.batch_size > len(sets.train):  # before anything of that size is made
+        if phase.batch_size > len(sets.train):  # checked before arrays of this size are allocated
             raise UserError(
                 f"the batch_size of the phase {phase.name} must be at most the number of images, {len(sets.train)}, "
                 f"got {phase.batch_size}"
@@ -76,7 +89,7 @@ def start(
         try:
             runner = searcher(model, {}, {}, {"train": sets.train, "valid": sets.val}, hparams, args)
             for phase in runner.training.values():
-                runner.loader(phase)  # is there a batch to be had?
+                runner.loader(phase)  # raises if it cannot form a batch
             runner.callback_on_start()
             runner.log_data()
         except BaseException:
@@ -84,7 +97,7 @@ def start(
                 with suppress(OSError):
                     runner.callback_on_finish()
             if first:
-                with suppress(OSError):  # the first error says what is wrong
+                with suppress(OSError):  # report the first error
                     claim.withdraw()
             raise
         if first:
@@ -100,7 +113,7 @@ def start(
                     with suppress(OSError):
                         claim.withdraw()
                 if isinstance(error, Stopped):
-                    comm.barrier()  # the first to leave ends the others, who may still write
+                    comm.barrier()  # the first rank to exit ends the others, which may still be writing
                 raise
             runner.callback_on_finish()
             comm.barrier()
@@ -112,10 +125,10 @@ _RUNNING = threading.Lock()
 
 @contextmanager
 def _alone_in_process() -> Iterator[None]:
-    """Refuse a second run in another thread: Hydra, which tells NNablaNAS the run's folder, has one state for the process.
+    """Reject a second run in the same process, because NNablaNAS reads the run's folder from Hydra's process-wide state.
 
     Raises:
-        UserError: another thread runs.
+        UserError: another thread is running a run.
     """
     if not _RUNNING.acquire(blocking=False):
         raise UserError("another run is being trained in this process: wait for its end, or start a process for each run")
@@ -127,9 +140,9 @@ def _alone_in_process() -> Iterator[None]:
 
 @contextmanager
 def _writing(output: FilePath) -> Iterator[None]:
-    """Turn an OSError of a run in `output` into the sentence that says how to go on.
+    """Convert an OSError of a run in `output` into a UserError that says how to continue.
 
-    A closed pipe is no file of the run: its BrokenPipeError is passed on.
+    A BrokenPipeError is not converted, because a pipe is not a file of the run.
     """
     try:
         yield
@@ -144,7 +157,7 @@ def _writing(output: FilePath) -> Iterator[None]:
 
 @contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """What TensorBoard's thread cannot write is raised again in ours, so its own traceback says nothing new."""
+    """Suppress tracebacks of OSErrors in other threads; TensorBoard's write errors are raised again in the run's thread."""
     before = threading.excepthook
 
     def report(args) -> None:

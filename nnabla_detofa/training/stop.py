@@ -1,4 +1,4 @@
-"""Stop signals during a run: the first one ends it at the next safe point."""
+"""Handling of stop signals during a run, which ends at the next safe point."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from ..backend.ranks import Communicator
 
 
 class StopRequest:
-    """Turns the first of the `STOP_SIGNALS` into KeyboardInterrupt.
+    """Context manager that converts the first of the `STOP_SIGNALS` into a KeyboardInterrupt.
 
-    Whatever is kept is kept whole or not at all, so that may be at any moment; but inside `deferred`, and always where several
-    ranks must stop at the same point, the first one is only noted, and honoured by `check`. A second one stops at once, but for
-    SIGHUP, which may come with another from one cause.
+    Files are written atomically, so a run can be interrupted at any moment. Inside `deferred`, and always if several ranks
+    must stop at the same point, the first signal is only recorded, and `check` raises Stopped. A second signal then stops
+    immediately; SIGHUP does not count, because it may be sent together with another signal for the same reason.
 
     Attributes:
-        requested: of this process. comm: ranks that stop together, whichever of them got the signal.
+        requested: whether this process received a stop signal.
+        comm: ranks that stop together if any of them received a signal.
     """
 
     def __init__(self, comm: Communicator):
@@ -35,6 +36,7 @@ class StopRequest:
         self._handling.__exit__(*error)
 
     def _hear(self, number: int, frame) -> None:
+        """Record a stop signal, and raise KeyboardInterrupt unless the stop is deferred."""
         hung_up, self.requested = number == signal.SIGHUP, True
         at_once = not self._deferring or (self._told and not hung_up)
         self._told |= not hung_up
@@ -43,7 +45,7 @@ class StopRequest:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Only take note of a first signal while the block lasts."""
+        """Only record a first signal inside the `with` block, and call `check` at its end."""
         self._deferring = True
         try:
             yield
@@ -52,15 +54,15 @@ class StopRequest:
         self.check()
 
     def agreed(self) -> bool:
-        """Was a stop asked for, of any rank? All must ask this at the same point."""
+        """Whether any rank received a stop signal. All ranks must call this at the same point."""
         return any(self.comm.gather(self.requested))
 
     def check(self) -> None:
-        """Raise Stopped if a stop was asked for, of any rank."""
+        """Raise Stopped if any rank received a stop signal. All ranks must call this at the same point."""
         if self.agreed():
             raise Stopped
 
     def check_here(self) -> None:
-        """Raise Stopped if a stop was asked for of this process: where others wait in `Communicator.once` for what it does."""
+        """Raise Stopped if this process received a stop signal; for work that others await in `Communicator.once`."""
         if self.requested:
             raise Stopped
