@@ -100,7 +100,7 @@ FILES: dict[str, dict[str, tuple]] = {
         "a number for a key": ("1: 2\n", "1 is not a key"),
         "nothing for a key": ("~: 2\n", "None is not a key"),
         "a date": ("args: {seed: 2020-01-01}\n", "args.seed", "an integer"),
-        "no date": ("args: {seed: 2020-99-99}\n", "does not parse"),
+        "no date": ("args: {seed: 2020-99-99}\n", "args.seed", "2020-99-99"),
         "a bad timestamp": ("args: {seed: !!timestamp x}\n", "does not parse"),
         "a bad boolean": ("args: {seed: !!bool x}\n", "does not parse"),
         "a bad integer": ("args: {seed: !!int ''}\n", "does not parse"),
@@ -112,7 +112,7 @@ FILES: dict[str, dict[str, tuple]] = {
         "a zero byte": ("args: {seed: \0}", "does not parse"),
         "not UTF-8": (b"args: \xff", "UTF-8"),
         "not a number": ("args: {seed: .nan}\n", "args.seed", "nan"),
-        "yes for a number": ("hparams: {epochs: yes}\nbase: voc.json\n", "hparams.epochs", "True"),
+        "yes for a number": ("hparams: {epochs: yes}\nbase: voc.json\n", "hparams.epochs", "'yes'"),
     },
 }
 
