@@ -47,12 +47,12 @@ def train(config, output=None, overrides=(), restart=False):
     from . import config as configs
     from .backend.compat import Device, own_modes
     from .backend.process_state import given_back
-    from .cli import commands as cli
+    from .cli.train import RUNNERS
 
     loaded = configs.load(config, overrides)
     with given_back(), own_modes():
         device = Device.open(loaded.args.context, loaded.args.device_id)
-        runner = importlib.import_module(cli.RUNNERS[loaded.args.runner])
+        runner = importlib.import_module(RUNNERS[loaded.args.runner])
         return runner.run(loaded, device, Path(output or loaded.output_path), restart=restart)
 
 
@@ -251,7 +251,7 @@ def load_supernet(weights, task="classification", num_classes=None, **options):
     A path is a `search_space.Path`, as `Path.from_ofa({"d": ..., "e": ..., "w": ...})`. The batch normalisations use
     the statistics stored in the file unless told otherwise. A network trained here stores none worth using, and OFA's
     are those of its largest path: so re-estimate a path's on a few batches of images first, and pass them on,
-    `net(x, path, supernet.GivenStatistics(validation.reestimate(net, path, batches)))`.
+    `net(x, path, layers.GivenStatistics(reestimation.reestimate(net, path, batches)))`.
 
     Args:
         weights: a file that this package, its `import-ofa` or NNablaNAS' `ofa_resnet50` wrote.

@@ -59,7 +59,9 @@ def networks(device, found: dict) -> None:
     import nnabla as nn
 
     from nnabla_detofa import config as configs
-    from nnabla_detofa.evaluation.validation import BoxDetector, PathEvaluator, reestimate
+    from nnabla_detofa.evaluation.detections import BoxDetector
+    from nnabla_detofa.evaluation.reestimation import reestimate
+    from nnabla_detofa.evaluation.validation import PathEvaluator
     from nnabla_detofa.methods import algorithm1
     from nnabla_detofa.tools.dry_run import smallest_path
     from nnabla_detofa.training import loop as training
@@ -139,7 +141,7 @@ def others(device, found: dict) -> None:
 
     from nnabla_detofa import config as configs
     from nnabla_detofa.methods import pretrain
-    from nnabla_detofa.networks.supernet import BATCH
+    from nnabla_detofa.networks.layers import BATCH
     from nnabla_detofa.path_filter.model import PathFilter
     from nnabla_detofa.path_filter.ranking import fit
 

@@ -16,7 +16,7 @@ from nnabla.ext_utils import get_extension_context
 
 import nnabla_detofa
 from nnabla_detofa.cli import main
-from nnabla_detofa.evaluation import validation
+from nnabla_detofa.evaluation import forked
 from nnabla_detofa.networks import supernet
 from nnabla_detofa.path_filter import model as path_filter
 from nnabla_detofa.tools import export
@@ -121,7 +121,7 @@ def test_forked_processes_leave_the_signal_mask_as_it_was():
     for blocked in ([], [signal.SIGUSR1], [signal.SIGTERM, signal.SIGUSR2]):
         before = signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         try:
-            results = validation.map_forked(lambda number: number, range(3), 2)
+            results = forked.map_forked(lambda number: number, range(3), 2)
             assert next(results) == 0
             assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set(blocked)
             assert list(results) == [1, 2]

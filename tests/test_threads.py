@@ -15,7 +15,7 @@ from nnabla_detofa.backend import launch
 from nnabla_detofa.backend.graphs import CachedGraphs
 from nnabla_detofa.cli import main
 from nnabla_detofa.common.errors import UserError
-from nnabla_detofa.evaluation import validation
+from nnabla_detofa.evaluation import forked
 from nnabla_detofa.methods import algorithm1
 from nnabla_detofa.networks.supernet import SearchNet
 from nnabla_detofa.path_filter.model import PathFilter
@@ -48,7 +48,7 @@ def test_handlers_are_left_alone_outside_the_main_thread():
 
 
 def test_paths_are_evaluated_by_forked_processes_from_a_thread():
-    assert in_thread(lambda: list(validation.map_forked(lambda n: (n, os.getpid()), range(3), 2)))[1][1] != os.getpid()
+    assert in_thread(lambda: list(forked.map_forked(lambda n: (n, os.getpid()), range(3), 2)))[1][1] != os.getpid()
 
 
 def test_training_works_in_a_thread_and_by_the_command_line_there(tmp_path):

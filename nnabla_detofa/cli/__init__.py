@@ -1,5 +1,5 @@
 """The command line: the arguments of each command and the call that it makes."""
 
-from .commands import main
+from .program import main
 
 __all__ = ["main"]

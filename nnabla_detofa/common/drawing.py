@@ -39,7 +39,7 @@ def in_pixels(
     """The objects with a score of at least `threshold`, best first; boxes are cut at the photograph's edges.
 
     Args:
-        found: boxes (n, 4), scores (n,) and labels (n,), as `validation.detect_images` gives them.
+        found: boxes (n, 4), scores (n,) and labels (n,), as `detections.detect_images` gives them.
         height, width: of the photograph.
     """
     boxes, scores, labels = found

@@ -23,7 +23,8 @@ from ..space.costs import CostModel
 from ..space.counting import Buckets
 from ..space.paths import Path, PathBatch
 from ..space.search_space import SearchSpace
-from .validation import Evaluation, PathEvaluator, ValidationTruth
+from .detections import ValidationTruth
+from .validation import Evaluation, PathEvaluator
 
 Sets = ClassificationSets | DetectionSets
 CHUNK = 64
@@ -59,7 +60,7 @@ def validation_indices(sets: Sets, config: configs.Config) -> np.ndarray:
 
 
 def statistics_images(sets: Sets, config: configs.Config) -> list[np.ndarray]:
-    """The batches of training images, as they are seen at inference, for `validation.reestimate`."""
+    """The batches of training images, as they are seen at inference, for `reestimation.reestimate`."""
     chosen = statistics_indices(sets, config)
     return [arrays[0] for arrays in eval_batches(sets, sets.train, chosen, config.hparams.bn_batch)]
 

@@ -16,8 +16,10 @@ from ..common.drawing import draw, in_pixels
 from ..common.errors import UserError
 from ..config import Config
 from ..data.sets import DetectionSets, open_sets
+from ..evaluation.detections import BoxDetector, average_precision, save_detections
 from ..evaluation.metrics import AP_TITLES, ap_keys
-from ..evaluation.validation import BoxDetector, average_precision, reestimate, save_detections, validation_loss
+from ..evaluation.reestimation import reestimate
+from ..evaluation.validation import validation_loss
 from ..networks import centernet
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.metrics import baseline_scores, kendall_tau, per_bucket
@@ -30,7 +32,8 @@ from ..space.paths import Path, PathBatch
 from ..space.pruning import HashedPaths, KeptPaths, UniformPaths, operation_scores, path_thresholds, prune_operations
 from ..space.search_space import SearchSpace
 from ..training.loop import OnePath, PathSampler
-from ..training.runner import SupernetRunner, start
+from ..training.runner import SupernetRunner
+from ..training.start_up import start
 
 SHOWN_PHOTOGRAPHS = 6
 SHOWN_SCORE = 0.3

@@ -14,10 +14,11 @@ from ..backend.compat import Device, nn
 from ..common.errors import UserError
 from ..config import Config, PretrainHparams
 from ..data.sets import ClassificationSets, open_sets
-from ..evaluation.validation import reestimate
+from ..evaluation.reestimation import reestimate
 from ..networks import supernet, weights
 from ..networks.distillation import Distillation
-from ..networks.supernet import GivenStatistics, sort_middle_channels
+from ..networks.layers import GivenStatistics
+from ..networks.supernet import sort_middle_channels
 from ..path_filter.metrics import kendall_tau, per_bucket
 from ..runs.phases import TrainingPhase, training_phases
 from ..runs.run_folder import read_result, run_config
@@ -25,7 +26,8 @@ from ..space.costs import CostModel
 from ..space.paths import Path, PathBatch
 from ..space.pruning import UniformPaths
 from ..training.loop import Objective, OnePath
-from ..training.runner import SupernetRunner, start
+from ..training.runner import SupernetRunner
+from ..training.start_up import start
 
 
 class PretrainSearcher(SupernetRunner):

@@ -21,7 +21,8 @@ from ..common.normalization import IMAGENET, Normalization
 from ..space.geometry import OFA_RESNET50, Geometry, HeadGeometry
 from ..space.paths import Path
 from ..space.search_space import ofa_resnet50
-from .supernet import STORED, ConvBN, ElasticResNet50, Named, he_normal, take_over
+from .layers import STORED, ConvBN, he_normal
+from .supernet import ElasticResNet50, Named, take_over
 from .weights import load_backbone
 
 OFFSET_WEIGHT, SIZE_WEIGHT = 1.0, 0.1  # of the three losses (Objects as Points, section 3)
@@ -117,7 +118,7 @@ def block_diagonal(weights: Sequence[nn.Variable]) -> nn.Variable:
 class Backbone(Protocol):
     """What a detector asks of an elastic backbone, a `Model` as `ElasticResNet50` is one.
 
-    Every batch normalisation in it goes through `statistics` (see `supernet.ConvBN.run`), under a name of its own.
+    Every batch normalisation in it goes through `statistics` (see `layers.ConvBN.run`), under a name of its own.
 
     Attributes:
         channels: of its last feature map, at most.

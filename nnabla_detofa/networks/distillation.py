@@ -9,7 +9,8 @@ import numpy as np
 from ..backend.compat import F, nn
 from ..space.paths import Path
 from . import weights
-from .supernet import BATCH, Classifier
+from .layers import BATCH
+from .supernet import Classifier
 
 
 def distillation_loss(logits: nn.Variable, teacher_logits: nn.Variable) -> nn.Variable:

@@ -17,7 +17,7 @@ from ..common.errors import UserError
 from ..common.files import write_bytes
 from ..common.reading import parse_json, whole_lines
 from ..config import Filter
-from ..evaluation.validation import map_forked
+from ..evaluation.forked import map_forked
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.metrics import baseline_scores
 from ..path_filter.model import PathFilter, Tokenizer

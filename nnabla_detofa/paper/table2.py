@@ -19,7 +19,8 @@ from ..runs.phases import training_phases
 from ..space.costs import CostModel
 from ..space.paths import PathBatch
 from ..space.search_space import ofa_resnet50
-from ..tools.dry_run import DataFacts, SyntheticBatch, data_facts, synthetic
+from ..tools.data_facts import DataFacts, data_facts
+from ..tools.dry_run import SyntheticBatch, synthetic
 from ..tools.report import markdown_row
 from ..training.loop import OnePath, new_optimizer, train
 

@@ -1,4 +1,4 @@
-"""How much memory a training step's graph needs at its peak, from the graph alone."""
+"""Peak memory of a training step, estimated from its graph."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 
 def size(variable: nn.Variable) -> int:
-    """Bytes of its values as 32-bit numbers."""
+    """Return the size of a variable's values as 32-bit numbers, in bytes."""
     return 4 * int(np.prod(variable.shape))
 
 
 class _Storage:
-    """Which variables share memory: an output that is computed in place is its input's."""
+    """Maps variables to the variable whose memory they share: an output that is computed in place uses its input's."""
 
     def __init__(self, functions: Iterable):
         self._root: dict[nn.Variable, nn.Variable] = {}
@@ -24,14 +24,16 @@ class _Storage:
                     self._root[function.outputs[function.inplace_data_with(index)]] = self.of(variable)
 
     def of(self, variable: nn.Variable) -> nn.Variable:
+        """Return the variable that owns the memory of `variable`."""
         return self._root.get(variable, variable)
 
     def used(self, function) -> set[nn.Variable]:
+        """Return the owners of the memory that a function reads or writes."""
         return {self.of(variable) for variable in (*function.inputs, *function.outputs)}
 
 
 def _needed_backward(functions: Iterable, storage: _Storage) -> Iterator[nn.Variable]:
-    """The memory whose values the backward pass reads."""
+    """Yield the owners of the memory whose values the backward pass reads."""
     for function in functions:
         for index, variable in enumerate(function.inputs):
             if variable.need_grad:
@@ -44,11 +46,15 @@ def _needed_backward(functions: Iterable, storage: _Storage) -> Iterator[nn.Vari
 
 
 def peak_bytes(loss: nn.Variable, parameters: Iterable[nn.Variable]) -> int:
-    """Most bytes in use at once while `loss` is computed and goes back, as `training.step` has it.
+    """Return the peak memory in bytes of the forward and backward pass of `loss`, as `training.loop.step` runs them.
 
-    `forward(clear_no_need_grad=True)` frees what the backward pass does not read after its last use, and
-    `backward(clear_buffer=True)` frees values and gradients on the way. The parameters and their gradients are not counted.
-    Workspaces of convolutions, and what the allocator keeps in reserve, come on top.
+    `forward(clear_no_need_grad=True)` frees values that the backward pass does not read, after their last use.
+    `backward(clear_buffer=True)` frees values and gradients as it proceeds. Not counted are the parameters and their
+    gradients, the workspaces of convolutions, and the reserve of the allocator.
+
+    Args:
+        loss: the scalar loss, whose graph is visited but not computed.
+        parameters: variables that are not counted.
     """
     functions: list = []
     loss.visit(functions.append)

@@ -1,4 +1,4 @@
-"""Tables and figures of a finished run, from its result files alone."""
+"""Tables and figures of a finished run, made from its result files and its test images."""
 
 from __future__ import annotations
 
@@ -32,20 +32,27 @@ METRICS = {
     "ap50_area": "AP50 averages precision at the recalls 0, 0.1, ..., 1, as VOC 2007 does; AP50 (area) is the average over "
     "all recalls, of VOC since 2010.",
 }
-"""The other metric's key -> what the two are."""
-SHOWN_SCORE = 0.3  # detections drawn have at least this score
+"""Key of the second AP50 metric of a result -> description of both metrics."""
+SHOWN_SCORE = 0.3  # lowest score of a detection in the figure
 SHOWN_IMAGES = 6
 
 
 def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
-    """Write summary.json, config.json, table.md, table.csv, pareto.png, scores.png and detections.png of a run of Algorithm 1.
+    """Write the report of a finished run of Algorithm 1 or of a baseline.
+
+    The files are summary.json, config.json, table.md, table.csv, pareto.png, detections.png and, if the run measured
+    Kendall's tau, scores.png.
+
+    Args:
+        run: the run's folder.
+        output: the folder of the report; it is created if it does not exist.
 
     Returns:
-        the files.
+        The files written.
 
     Raises:
-        UserError: the run has not finished, or one of its files is damaged, or `output` is the run's own folder; nothing is
-            written then.
+        UserError: the run has not finished or is a pre-training or a fine-tuning, one of its files is damaged, its data are
+            missing, or `output` is the run's own folder. Nothing is written in these cases.
     """
     refuse_other_kinds(run, run_config(run), "a report")
     if output.resolve() == run.resolve():
@@ -73,7 +80,7 @@ def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
 
 
 def table_rows(summary: dict) -> tuple[Sequence[str], list[tuple[str, ...]]]:
-    """The columns and the rows of the result table: the fullnet, then the subnet found for each budget."""
+    """Return the columns and rows of the result table: the fullnet, then the subnet found for each budget."""
     coco = COCO_COLUMNS if "coco" in summary["fullnet"] else ()
     others = other_metrics(summary["fullnet"])
 
@@ -95,12 +102,12 @@ def table_rows(summary: dict) -> tuple[Sequence[str], list[tuple[str, ...]]]:
 
 
 def other_metrics(result: Mapping) -> list[str]:
-    """Keys of the AP50 that a result has beside its "ap50", by VOC's rules."""
+    """Return the keys of the AP50 metrics that a result has besides "ap50"; only VOC's rules have one."""
     return [key for key in ap_keys(result) if key.startswith("ap50_")]
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], summary: dict) -> str:
-    """The result table, AP of each class, and what Algorithm 1 did, as Markdown."""
+    """Return the result table, the AP of each class, and the statistics of Algorithm 1 as Markdown."""
     lines = [markdown_row(columns), markdown_row(["---"] + ["---:"] * (len(columns) - 1)), *map(markdown_row, rows), ""]
     classes = list(summary["fullnet"]["ap50_per_class"])
     titles = [plain(cls) for cls in classes]
@@ -132,17 +139,17 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], summary: dic
 
 
 def plain(text: str) -> str:
-    """Text that Markdown shows as it is, also in a table."""
+    """Escape text so that Markdown shows it literally, also inside a table."""
     return re.sub(r"([\\`*_~\[\]<>|!&#])", r"\\\1", " ".join(text.split()))
 
 
 def markdown_row(cells: Sequence[str]) -> str:
-    """One line of a Markdown table; a bar or a line's end inside a cell does not end it."""
+    """Format one row of a Markdown table; vertical bars and line breaks inside a cell are escaped or replaced."""
     return "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\\|", " ".join(cell.splitlines())) for cell in cells) + " |"
 
 
 def draw_pareto(summary: dict) -> Figure:
-    """AP50 over FLOPs: the subnets found and the fullnet (as Figure 5)."""
+    """Plot the AP50 of the subnets found and of the fullnet against their FLOPs (as in Figure 5)."""
     figure, axes = figures.subplots(figsize=(5.5, 4))
     subnets = sorted(summary["subnets"], key=lambda result: result["flops"])
     axes.plot([r["flops"] / 1e9 for r in subnets], [r["ap50"] for r in subnets], "o-", label="found subnets")
@@ -157,7 +164,7 @@ def draw_pareto(summary: dict) -> Figure:
 
 
 def draw_scores(run: FilePath, summary: dict) -> Figure:
-    """Path score over measured loss of the held-out paths, bucket by bucket."""
+    """Plot the path scores of the held-out paths against their measured losses, with one color per FLOPs bucket."""
     paths, scores = EvaluatedPaths.read(run / "held_out_paths.jsonl"), np.array(read_result(run, "scores")["scores"])
     figure, axes = figures.subplots(figsize=(5.5, 4))
     for bucket, tau in enumerate(summary["kendall_tau"]):
@@ -172,7 +179,13 @@ def draw_scores(run: FilePath, summary: dict) -> Figure:
 
 
 def draw_detections(run: FilePath, summary: dict) -> Figure:
-    """Six test images with what the subnet of the largest budget finds, or else the fullnet, and dashed what is there."""
+    """Draw detections and ground truth (dashed) on at most `SHOWN_IMAGES` test images.
+
+    The detector is the subnet of the largest budget, or the fullnet if the run found no subnet.
+
+    Raises:
+        UserError: the data are missing, or the file of detections is damaged.
+    """
     sets = open_sets(run_config(run))
     detector, title = "fullnet", "the fullnet"
     if budgets := [result["budget"] for result in summary["subnets"]]:
@@ -212,6 +225,7 @@ def draw_detections(run: FilePath, summary: dict) -> Figure:
 
 
 def _rectangle(box: Sequence[float], colour, **style):
+    """Make the outline of a box x1 y1 x2 y2 for Matplotlib."""
     from matplotlib.patches import Rectangle
 
     x1, y1, x2, y2 = box

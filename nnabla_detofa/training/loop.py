@@ -19,7 +19,7 @@ from ..backend.device_memory import bounded_by
 from ..backend.ranks import Communicator
 from ..common.errors import UserError
 from ..config import Solver
-from ..networks.supernet import BATCH
+from ..networks.layers import BATCH
 from ..runs.schedule import Schedule
 from ..space import paths as search_space
 

@@ -6,12 +6,10 @@ A phase leaves its result in the run's folder and is not done again: the same co
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path as FilePath
@@ -21,24 +19,21 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from .. import config as configs
-from ..backend.compat import Device, Optimizer, Runner, hydra_state
-from ..backend.launch import Stopped, handling
-from ..backend.ranks import Communicator
+from ..backend.compat import Optimizer, Runner
+from ..backend.launch import Stopped
 from ..common.errors import UserError
 from ..common.files import write_json
 from ..common.progress import ProgressBar
 from ..common.reading import parse_json, shown, shown_names
 from ..data.loader import Loader
-from ..data.sets import read_all
 from ..evaluation.path_evaluation import KeptEvaluation, named_rng, named_seed, sample_in_buckets
 from ..evaluation.validation import PathEvaluator, timing, validation_loss
 from ..networks.weights import digest
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.model import PathFilter, PathScorer, Tokenizer
 from ..path_filter.ranking import fit, fit_options, transfer
-from ..runs import provenance, result_files
+from ..runs import result_files
 from ..runs.cost_ledger import DeviceClock, entry
-from ..runs.lock import Claim, claimed
 from ..runs.phases import TrainingPhase, phase_names, slug, training_phases
 from ..space.costs import CostModel
 from ..space.counting import Buckets
@@ -47,66 +42,10 @@ from ..space.paths import PathBatch
 from ..space.search_space import SearchSpace
 from .checkpoint import Checkpoint
 from .loop import NotFinite, Objective, PathSampler, Progress, new_optimizer, train
-from .mini_batch import mini_batch
+from .stop import StopRequest
 
 ACCOUNT_EVERY = 10.0
 """Seconds of work, at most, that a kill may leave out of the record of what a run cost, outside training."""
-
-
-class StopRequest:
-    """Turns the first of the `STOP_SIGNALS` into KeyboardInterrupt.
-
-    Whatever is kept is kept whole or not at all, so that may be at any moment; but inside `deferred`, and always where several
-    ranks must stop at the same point, the first one is only noted, and honoured by `check`. A second one stops at once, but for
-    SIGHUP, which may come with another from one cause.
-
-    Attributes:
-        requested: of this process. comm: ranks that stop together, whichever of them got the signal.
-    """
-
-    def __init__(self, comm: Communicator):
-        self.requested, self.comm = False, comm
-        self._told = False
-        self._deferring = self._always = comm.n_procs > 1
-
-    def __enter__(self) -> StopRequest:
-        self._handling = handling(self._hear)
-        self._handling.__enter__()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._handling.__exit__(*error)
-
-    def _hear(self, number: int, frame) -> None:
-        hung_up, self.requested = number == signal.SIGHUP, True
-        at_once = not self._deferring or (self._told and not hung_up)
-        self._told |= not hung_up
-        if at_once:
-            raise KeyboardInterrupt
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Only take note of a first signal while the block lasts."""
-        self._deferring = True
-        try:
-            yield
-        finally:
-            self._deferring = self._always
-        self.check()
-
-    def agreed(self) -> bool:
-        """Was a stop asked for, of any rank? All must ask this at the same point."""
-        return any(self.comm.gather(self.requested))
-
-    def check(self) -> None:
-        """Raise Stopped if a stop was asked for, of any rank."""
-        if self.agreed():
-            raise Stopped
-
-    def check_here(self) -> None:
-        """Raise Stopped if a stop was asked for of this process: where others wait in `Communicator.once` for what it does."""
-        if self.requested:
-            raise Stopped
 
 
 class SupernetRunner(Runner):
@@ -558,141 +497,3 @@ def given_filter(config: configs.Config, geometry: Geometry) -> PathFilter:
     if ours.vocabulary != theirs.vocabulary or ours.blocks.tolist() != theirs.blocks.tolist():
         raise UserError(f"the path filter in {options.weights} was trained for another search space than this run's")
     return loaded.extended(options.ensemble, options.linear_skip)
-
-
-def start(
-    searcher: type[SupernetRunner],
-    model,
-    sets,
-    cost: CostModel,
-    config: configs.Config,
-    device: Device,
-    output: FilePath,
-    restart: bool = False,
-) -> dict:
-    """Make the runner as NNablaNAS does, and run it.
-
-    Args:
-        model: a `SearchNet`. sets: the data sets. cost: what a path costs.
-        output: the run's folder. restart: begin anew what is there.
-    """
-    comm = device.comm
-    size, batch = list(sets.image_size), config.hparams.batch_size
-    mini = comm.once(lambda: mini_batch(config, comm.n_procs, output, restart))
-    for phase in training_phases(config):
-        if phase.batch_size > len(sets.train):  # before anything of that size is made
-            raise UserError(
-                f"the batch_size of the phase {phase.name} must be at most the number of images, {len(sets.train)}, "
-                f"got {phase.batch_size}"
-            )
-    comm.once(lambda: read_all(sets))
-    hparams = {
-        "batch_size_train": batch,
-        "mini_batch_train": mini,
-        "batch_size_valid": batch,
-        "mini_batch_valid": mini,
-        "input_shapes": [[3, *size]],
-        "target_shapes": sets.target_shapes(),
-        "loss_weights": None,
-    }
-    args = {"comm": comm, "event": device.event, "output_path": "", "config": config, "cost": cost, "sets": sets}
-    first = comm.rank == 0
-    with ExitStack() as held:
-        held.enter_context(_alone_in_process())
-
-        def hold() -> Claim:
-            other = mini != (config.hparams.mini_batch or batch)
-            kept = {"mini_batch": mini, "processes": comm.n_procs} if other else None
-            held_for_it = held.enter_context(claimed(output, config, restart, kept))
-            if not held_for_it.fresh:
-                provenance.refuse_changed_inputs(output, config)
-            return held_for_it
-
-        claim = comm.once(hold)
-        held.enter_context(_writing(output))
-        held.enter_context(hydra_state(output))
-        held.enter_context(_quiet_threads())
-        runner = None
-        try:
-            runner = searcher(model, {}, {}, {"train": sets.train, "valid": sets.val}, hparams, args)
-            for phase in runner.training.values():
-                runner.loader(phase)  # is there a batch to be had?
-            runner.callback_on_start()
-            runner.log_data()
-        except BaseException:
-            if runner:
-                with suppress(OSError):
-                    runner.callback_on_finish()
-            if first:
-                with suppress(OSError):  # the first error says what is wrong
-                    claim.withdraw()
-            raise
-        if first:
-            runner.on_begin = claim.confirm
-            provenance.record(output, config)
-        with runner.stop:
-            try:
-                found = runner.run()
-            except BaseException as error:
-                with suppress(OSError):
-                    runner.callback_on_finish()
-                if first and restart and not runner.begun:
-                    with suppress(OSError):
-                        claim.withdraw()
-                if isinstance(error, Stopped):
-                    comm.barrier()  # the first to leave ends the others, who may still write
-                raise
-            runner.callback_on_finish()
-            comm.barrier()
-            return found
-
-
-_RUNNING = threading.Lock()
-
-
-@contextmanager
-def _alone_in_process() -> Iterator[None]:
-    """Refuse a second run in another thread: Hydra, which tells NNablaNAS the run's folder, has one state for the process.
-
-    Raises:
-        UserError: another thread runs.
-    """
-    if not _RUNNING.acquire(blocking=False):
-        raise UserError("another run is being trained in this process: wait for its end, or start a process for each run")
-    try:
-        yield
-    finally:
-        _RUNNING.release()
-
-
-@contextmanager
-def _writing(output: FilePath) -> Iterator[None]:
-    """Turn an OSError of a run in `output` into the sentence that says how to go on.
-
-    A closed pipe is no file of the run: its BrokenPipeError is passed on.
-    """
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or output} cannot be written ({error.strerror or error}): what was done before is kept, and the "
-            "same command goes on once that is mended"
-        ) from error
-
-
-@contextmanager
-def _quiet_threads() -> Iterator[None]:
-    """What TensorBoard's thread cannot write is raised again in ours, so its own traceback says nothing new."""
-    before = threading.excepthook
-
-    def report(args) -> None:
-        if not issubclass(args.exc_type, OSError):
-            before(args)
-
-    threading.excepthook = report
-    try:
-        yield
-    finally:
-        threading.excepthook = before

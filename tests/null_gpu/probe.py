@@ -61,7 +61,8 @@ def step(config) -> dict:
 
     from nnabla_detofa.methods import algorithm1, pretrain
     from nnabla_detofa.runs.phases import training_phases
-    from nnabla_detofa.tools.dry_run import SyntheticBatch, data_facts, step_memory, synthetic
+    from nnabla_detofa.tools.data_facts import data_facts
+    from nnabla_detofa.tools.dry_run import SyntheticBatch, step_memory, synthetic
     from nnabla_detofa.training import loop as training
 
     device, counters = Device.open("cudnn"), Counters()

@@ -1,0 +1,106 @@
+"""Commands that make the paper's tables and figures."""
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+from ..backend import launch
+from ..common.errors import UserError
+from .shared import refuse_numbers, refuse_output, refuse_output_folder
+
+
+def table1_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", metavar="FOLDER", default="results/table1", help="default: %(default)s")
+
+
+def table1(args: argparse.Namespace) -> None:
+    """Write and print the sizes of the search spaces."""
+    refuse_output_folder(Path(args.output))
+    from ..paper.table1 import write
+
+    files = write(Path(args.output))
+    print(files[0].read_text())
+    print(f"written: {', '.join(map(str, files))}")
+
+
+def reproduce_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "targets",
+        nargs="+",
+        metavar="TARGET",
+        help="table2, table3, tableA1 to tableA3, figure3 to figure10, figureA1, figureA2",
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="an entry of the configs to replace")
+    parser.add_argument("--profile", default="demo", help="demo, bccd, paper, or a .json file (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="the seeds 0 to N - 1 (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one for each core, or one GPU)")
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="default: results/<profile>")
+
+
+def reproduce(args: argparse.Namespace) -> None:
+    """Make tables and figures of the paper, with the runs that they need, and print them."""
+    from ..paper.profiles import load
+
+    refuse_numbers(args, seeds=1000, jobs=256)
+    profile = load(args.profile)
+    overrides = [entry for text in args.set for entry in re.split(r"\s+(?=[\w.]+=)", text.strip())]  # values may have spaces
+    flags = {"context": args.context, "device_id": args.device_id}
+    overrides += [f"args.{key}={value}" for key, value in flags.items() if value not in ("auto", "0")]
+    output = Path(args.output or profile.results)
+    refuse_output_folder(output)
+    from ..backend.compat import Device
+    from ..paper.reproduce import Order, reproduce
+
+    device = Device.open(args.context, args.device_id)
+    cores = launch.cores() if device.name == "cpu" else 1  # two on one GPU would each count the other's time as theirs
+    for file in reproduce(args.targets, Order(profile, output, args.seeds, tuple(overrides), args.jobs or cores, cores)):
+        print(file.read_text())
+        written = [file.with_suffix(suffix) for suffix in (".md", ".csv", ".png")]
+        print(f"written: {', '.join(str(path) for path in written if path.exists())}")  # some tables have no picture
+
+
+def filter_study_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", default="demo", help="demo, bccd, paper, or a .json file (default: %(default)s)")
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="default: results/<profile>")
+
+
+def filter_study(args: argparse.Namespace) -> None:
+    """Learning curves of the path filter and of other rankings, on supernets that are trained for it."""
+    from ..backend.compat import Device
+    from ..paper.profiles import load
+
+    profile = load(args.profile)
+    output = Path(args.output or profile.results)
+    refuse_output_folder(output)
+    device = Device.open(args.context, args.device_id)
+    from ..paper.filter_curves import curves, write
+
+    files = write(curves(profile, device), output, f"python -m nnabla_detofa {shlex.join(args.command_line)}")
+    print(files[0].read_text())
+    print(f"written: {', '.join(map(str, files))}")
+
+
+def page_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", default="demo", help="demo, bccd, paper, or a .json file (default: %(default)s)")
+    parser.add_argument("--results", metavar="FOLDER", help="where reproduce and report wrote (default: results/<profile>)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="default: report.html among the results")
+
+
+def page(args: argparse.Namespace) -> None:
+    """Write all results of a profile as one HTML page."""
+    from ..paper.page import write_page
+    from ..paper.profiles import load
+
+    refuse_output(args.output)
+    if args.output and not args.output.endswith(".html"):  # the results themselves are no output
+        raise UserError(f"--output must be a file whose name ends in .html, got {args.output}")
+    profile = load(args.profile)
+    results = Path(args.results or profile.results)
+    output = Path(args.output or results / "report.html")
+    made = write_page(profile, results, output)
+    print(f"written: {output}, {output.stat().st_size / 1e6:.1f} MB, with {made} of the paper's tables and figures")
