@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
+
+# NumPy is imported where it computes: reading a config, which holds a normalization, does without.
 
 Level = Annotated[float, "[0, 1]"]
 Deviation = Annotated[float, "[0.001, 1]"]
@@ -31,6 +34,8 @@ class Normalization:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) float32 in [0, 1] -> (3, H, W) float32, less the mean, over the deviation."""
+        import numpy as np
+
         mean, std = np.float32(self.mean), np.float32(self.std)
         return np.ascontiguousarray(((image - mean) / std).transpose(2, 0, 1))
 
@@ -62,6 +67,8 @@ def adapted(
     Returns:
         these two, float32.
     """
+    import numpy as np
+
     weight, mean = (np.asarray(arrays[prefix + name], np.float64) for name in (FIRST_CONV, FIRST_MEAN))
     scale = _columns(given.std) / _columns(trained.std)
     shift = (_columns(given.mean) - _columns(trained.mean)) / _columns(trained.std)
@@ -71,4 +78,6 @@ def adapted(
 
 
 def _columns(values: Sequence[float]) -> np.ndarray:
+    import numpy as np
+
     return np.array(values, np.float64)[:, None, None]
