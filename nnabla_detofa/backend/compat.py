@@ -77,7 +77,7 @@ def _stand_in(name: str, existing: str, parts: Sequence[str]) -> None:
 
 @contextmanager
 def _own_logging_only() -> Iterator[None]:
-    """Confine nnabla's logging to its own logger: importing nnabla sets a handler and the level of the root logger.
+    """Confine nnabla's logging to its own logger: its import gives the root logger a level and a handler in nnabla's format.
 
     Messages during the import (CPU extension, missing MPI library) are suppressed; later the level is WARNING. If the user
     imported nnabla before, its level is kept. Importing nnabla also disables all FutureWarnings, which is undone.
@@ -245,7 +245,7 @@ class _NoCuda(Exception):
 
 @contextmanager
 def own_modes() -> Iterator[None]:
-    """Disable auto_forward and no_grad inside the block, whatever scopes the caller is in."""
+    """Disable auto_forward and no_grad inside the block: graphs are built before they run, and have gradients."""
     with nn.auto_forward(False), nn.no_grad(False):
         yield
 
