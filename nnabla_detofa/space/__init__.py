@@ -1,4 +1,4 @@
-"""The search space: paths as values, their exact costs and counts, FLOPs buckets, and the pruning of operations and paths."""
+"""Search space: paths, their exact costs and counts, FLOPs buckets, and pruning of operations and paths."""
 
 from .costs import CostModel
 from .counting import Buckets
