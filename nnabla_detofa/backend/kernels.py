@@ -182,7 +182,7 @@ def measured_batch_normalization(
     count = x.size // channels
 
     def read() -> tuple[np.ndarray, np.ndarray]:
-        # With decay_rate 0 the running statistics are those of the last batch, with the variance times n / (n - 1).
+        # With decay_rate 0 the running statistics equal the statistics of the last batch, with the variance times n / (n - 1).
         return mean.d.copy(), var.d * np.float32((count - 1) / count) if count > 1 else np.zeros(var.shape, np.float32)
 
     return F.relu(y, inplace=True) if relu else y, read

@@ -94,7 +94,7 @@ def training_phases(config: Config) -> tuple[TrainingPhase, ...]:
 
 
 def phase_names(config: Config) -> tuple[str, ...]:
-    """Return the names of all phases of a config's run, in order: the training phases and those between and after them."""
+    """Return the names of all phases of a config's run, in order: training phases and the phases between and after them."""
     fullnet, *supernet = (phase.name for phase in training_phases(config))
     if not isinstance(config.hparams, DetofaHparams):
         return (fullnet, *supernet, *(("paths", "path filter") if config.hparams.paths else ()))
@@ -160,7 +160,7 @@ def _choices(stage: SearchSpace) -> dict[str, tuple[float, ...]]:
 
 
 def _pretrain(config: Config, hparams: PretrainHparams, space: SearchSpace) -> tuple[TrainingPhase, ...]:
-    """Return the phases of a pre-training: the fullnet, then either uniform paths of A or progressive shrinking.
+    """Return the phases of a pre-training: the fullnet, then either uniform paths of the space A or progressive shrinking.
 
     Without fullnet epochs the first phase is named `GIVEN`: the weights that it saves for the teacher are the initial ones and
     must not be mistaken for a trained fullnet.

@@ -95,7 +95,7 @@ def inputs(config: Config) -> list[str]:
 
 
 def changed_inputs(run: FilePath, config: Config) -> list[str]:
-    """Return the config's weights files and data that differ from those recorded at the start of the run in a folder."""
+    """Return the config's weights files and data that differ from the record at the start of a folder's run."""
     before = recorded(run)
     weights = before["weights"]
     changed = [name for name, digest in given_weights(config).items() if weights.get(name, digest) != digest]

@@ -106,7 +106,7 @@ def run_config(run: FilePath, overrides: Sequence[str] = (), fixed: Sequence[str
     Args:
         run: the run's folder.
         overrides: "key=value" strings that replace values, such as the path of the data.
-        fixed: prefixes of keys that must not be overridden, in addition to those of the network.
+        fixed: prefixes of keys that must not be overridden, in addition to the keys of the network.
 
     Raises:
         UserError: the folder is not a run's folder, its config is damaged, or an override is invalid or changes a fixed key.
@@ -153,7 +153,7 @@ def run_weights(run: FilePath, config: configs.Config, named: str | None = None)
 
 
 def searched_space(run: FilePath, config: configs.Config) -> SearchSpace:
-    """Return the space that a detection run trains last and searches: A after operation pruning, or the baseline's space.
+    """Return the space that a detection run trains last and searches: the pruned search space A, or the baseline's.
 
     Raises:
         UserError: the run has not pruned operations yet, or operations.json is damaged.

@@ -129,7 +129,7 @@ def search(
     constraints: Sequence[Constraint] = (),
     progress: Callable[[int, float], None] | None = None,
 ) -> SearchResult:
-    """Search the path of `space` with the best score among those with cost <= budget (Eq. 3).
+    """Search `space` for the path with the best score among all paths with cost <= budget (Eq. 3).
 
     The paper gives the number of generations (500); the population size and the shares of parents, mutants and crossovers are
     OFA's. Parents are distinct paths, and no path is scored twice (OFA keeps copies). A child that is still infeasible after
@@ -384,9 +384,9 @@ def front(
     constraints: Sequence[Constraint] = (),
     progress: Callable[[int, float], None] | None = None,
 ) -> Front:
-    """Search the Pareto front of cost and score with NSGA-II (Deb et al. 2002, pymoo's implementation).
+    """Search for the Pareto front of cost and score with NSGA-II (Deb et al. 2002, pymoo's implementation).
 
-    Mutation and crossover are those of `search`. The paper searches for each budget separately; this is one run for all
+    Mutation and crossover are the same as in `search`. The paper searches for each budget separately; this is one run for all
     budgets. All scored paths are candidates for the Pareto front, not only the last population. Scores must be comparable over
     the whole range of costs; scores of the path filter are comparable only inside a FLOPs bucket, to which `constraints` can
     restrict the search.

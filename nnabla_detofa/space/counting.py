@@ -51,7 +51,7 @@ def sample_within(
 ) -> PathBatch:
     """Sample `n` paths from the distribution of `space.sample_many`, conditioned on low <= cost < high.
 
-    Arguments and further errors are those of `count_within`.
+    Arguments and further errors are as in `count_within`.
 
     Raises:
         UserError: the space has no such path.
@@ -360,5 +360,5 @@ def _masses(joint: _Joint, low: int, high: int) -> np.ndarray:
 def _draw(running: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """Sample `n` rows with probabilities proportional to the increments of the cumulative sums `running`."""
     rows = np.searchsorted(running, rng.random(n) * running[-1], side="right")
-    # Rounding may give the total itself, which belongs to the last row with nonzero probability, the first to reach it.
+    # Rounding may produce the total itself, which belongs to the last row with nonzero probability, the first to reach it.
     return np.minimum(rows, np.searchsorted(running, running[-1]))
