@@ -1,1 +1,1 @@
-"""NNabla and NNablaNAS prepared for this package: compatibility shims, devices, ranks, and the launching of processes."""
+"""Compatibility shims for NNabla and NNablaNAS, devices, ranks, and process launching."""

@@ -1,7 +1,7 @@
-"""What we stand on, made ready: nnabla and nnabla-nas repaired, the device chosen, Hydra's state filled in.
+"""Compatibility shims for nnabla and nnabla-nas, selection of the device, and Hydra's global state.
 
-The only file that knows Hydra and CUDA events, and what is wrong in the nnabla-nas wheel; `ranks.py` knows communicators.
-Modules that build networks take what they need of nnabla-nas from here, so that a plain `import nnabla_detofa.networks` works:
+Only this file depends on Hydra, on CUDA events and on the defects of the nnabla-nas wheel; communicators are in `ranks.py`.
+Modules that build networks import nnabla-nas from here, so that a plain `import nnabla_detofa.networks` works:
 
     from .compat import Mo, Model, Runner
 """
@@ -32,25 +32,25 @@ logger = logging.getLogger(__name__)
 
 NETWORKS = "nnabla_nas.contrib.classification.ofa.networks"
 VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
-"""As it was when this was imported: None lets all GPUs through, an empty string none."""
+"""CUDA_VISIBLE_DEVICES when this module was imported: None makes all GPUs visible, an empty string none."""
 
 
 def repair() -> None:
-    """Make the installed nnabla quick and the installed nnabla-nas importable; a second call changes nothing.
+    """Speed up the installed nnabla and make the installed nnabla-nas importable; a second call changes nothing.
 
-    - Every function call of nnabla 1.39, and every access to an array, first imports `nnabla.nnabla` or
-      `nnabla.nnabla_ext`, which do not exist, searching the path each time: half of the time it takes to build a supernet's
-      graph. Stand-ins for them answer at once with what the second attempt would find.
+    - Every function call of nnabla 1.39, and every access to an array, first tries to import `nnabla.nnabla` or
+      `nnabla.nnabla_ext`, which do not exist. The search of the path takes half of the time to build a supernet's graph.
+      Substitute modules return at once what nnabla's second import finds.
     - The wheel of nnabla-nas 0.15 lacks the package `contrib.classification.ofa.networks` that its own `contrib`
-      imports. Empty modules stand in for it; a complete installation (a source checkout) is left as it is.
+      imports. Empty modules replace it; a complete installation (a source checkout) is not changed.
     """
     _stand_in("nnabla.nnabla", "nnabla", ("_variable", "variable", "functions"))
     _stand_in("nnabla.nnabla_ext", "nnabla_ext", ("cpu",))
     found = importlib.util.find_spec("nnabla_nas")
     if found is None or NETWORKS in sys.modules:
         return
-    # find_spec(NETWORKS) would import its parents, which is what fails: so look on the disk. The folder has no
-    # __init__.py even in nnabla-nas' sources (which is why the wheel lacks it).
+    # Check the disk, since find_spec(NETWORKS) would import the parent packages, which fails. The folder has no
+    # __init__.py even in the sources of nnabla-nas, which is why the wheel lacks it.
     inner = Path(*NETWORKS.split(".")[1:], "ofa_resnet50.py")
     if any((Path(place) / inner).is_file() for place in found.submodule_search_locations or ()):
         return
@@ -64,7 +64,7 @@ def repair() -> None:
 
 
 def _stand_in(name: str, existing: str, parts: Sequence[str]) -> None:
-    """A package `name` that holds the loaded modules `parts` of the package `existing`, and nothing else to import."""
+    """Register a package `name` that contains the modules `parts` of the package `existing` and no others."""
     if name in sys.modules:
         return
     stand_in = ModuleType(name, f"Stands in for {existing}.")
@@ -77,10 +77,10 @@ def _stand_in(name: str, existing: str, parts: Sequence[str]) -> None:
 
 @contextmanager
 def _own_logging_only() -> Iterator[None]:
-    """Keep nnabla's logging to nnabla: importing it gives the root logger its handler, its level and its name.
+    """Confine nnabla's logging to its own logger: its import gives the root logger a level and a handler in nnabla's format.
 
-    What it says while it is imported (the CPU extension, no MPI library) is left out; later it says warnings. Where the user
-    imported it before, all stays as it is. Importing it also turns off all FutureWarnings, which is undone.
+    Messages during the import (CPU extension, missing MPI library) are suppressed; later the level is WARNING. If the user
+    imported nnabla before, its level is kept. Importing nnabla also disables all FutureWarnings, which is undone.
     """
     root, nnabla = logging.getLogger(), logging.getLogger("nnabla")
     handlers, level, later = list(root.handlers), root.level, logging.WARNING
@@ -115,10 +115,10 @@ __all__ = ["Communicator", "Device", "F", "Mo", "Model", "Optimizer", "Parameter
 
 
 class Parameter(Mo.Parameter):
-    """A parameter of a module that is not entered in NNabla's global parameter scope.
+    """Parameter of a module that is not registered in NNabla's global parameter scope.
 
-    NNablaNAS enters each one there for good, under its address: networks would never be freed, and `nn.save_parameters` of the
-    user's own model would write ours too.
+    NNablaNAS registers each parameter there permanently, under its address: networks would never be freed, and
+    `nn.save_parameters` for the user's own model would save this package's parameters too.
     """
 
     def __init__(self, *args, **kwargs):
@@ -126,17 +126,17 @@ class Parameter(Mo.Parameter):
 
 
 class NoEvents:
-    """The CPU's twin of nnabla_ext.cuda.StreamEventHandler: there is no stream to wait for."""
+    """CPU counterpart of nnabla_ext.cuda.StreamEventHandler; it does nothing, since the CPU has no streams."""
 
     def default_stream_synchronize(self) -> None:
-        """Nothing runs behind the caller's back."""
+        """Do nothing: the CPU computes synchronously."""
 
     def add_default_stream_event(self) -> None:
-        """Nothing to keep in step with."""
+        """Do nothing: the CPU computes synchronously."""
 
 
 def _visible_gpus(device_id: str) -> str:
-    """CUDA_VISIBLE_DEVICES for the GPUs numbered in `device_id`, counted among those visible when we were imported."""
+    """Return CUDA_VISIBLE_DEVICES for the GPUs in `device_id`, which are indices into `VISIBLE_GPUS`."""
     ids = [part.strip() for part in device_id.split(",")]
     if not all(part.isdecimal() and part.isascii() for part in ids):
         raise UserError(f'args.device_id must be the number of a GPU like "0", a list like "0,1", or "-1", got {device_id!r}')
@@ -150,13 +150,13 @@ def _visible_gpus(device_id: str) -> str:
 
 @dataclass(frozen=True)
 class Device:
-    """Where networks are computed, and with whom: one context, one communicator, one event object.
+    """Context, communicator and event object that a run computes with.
 
     Attributes:
         name: "cpu" or "cudnn".
-        ctx: nnabla's current context since `Device.open`; `process_state.given_back` undoes that.
-        comm: the processes that train together.
-        event: keeps data loading and computing in step on a GPU's stream; does nothing on the CPU.
+        ctx: nnabla's current context after `Device.open`; `process_state.given_back` restores the previous one.
+        comm: communicator of the processes that train together.
+        event: synchronizes data loading and computation on a GPU's stream; does nothing on the CPU.
     """
 
     name: str
@@ -166,17 +166,17 @@ class Device:
 
     @classmethod
     def open(cls, context: str = "auto", device_id: str = "0") -> Device:
-        """Choose the device and make it nnabla's current context.
+        """Select the device and make it nnabla's current context.
 
         Args:
-            context: "cpu", "cudnn", or "auto": a GPU where nnabla finds one, otherwise the CPU.
-            device_id: the GPU to use; with several ranks one for each on this machine, like "0,1"; numbers count what
-                CUDA_VISIBLE_DEVICES lets through, and "-1" leaves that as it is. With the context "auto", "0" is the first
-                GPU, and with several ranks the first ones. The CPU has no use for it.
+            context: "cpu", "cudnn", or "auto": a GPU if nnabla finds one, otherwise the CPU.
+            device_id: number of the GPU; with several ranks one number for each on this machine, like "0,1". Numbers count
+                the GPUs that CUDA_VISIBLE_DEVICES makes visible; "-1" does not change that variable. With the context "auto",
+                "0" is the first GPU, or with several ranks the first ones. Ignored on the CPU.
 
         Raises:
-            UserError: an argument is not one of these, there is no usable GPU, there are fewer GPUs than ranks, or ranks were
-                launched that cannot talk.
+            UserError: an argument is not allowed, no GPU is usable, there are fewer GPUs than ranks, or the launched ranks
+                cannot communicate.
         """
         if context not in ("cpu", "cudnn", "auto"):
             raise UserError(f"args.context must be cpu, cudnn or auto, got {context!r}")
@@ -193,7 +193,7 @@ class Device:
 
     @classmethod
     def _open_cuda(cls, device_id: str | None) -> Device:
-        """`device_id` as `open` has it; None: the first GPU for each rank."""
+        """Open GPUs: `device_id` as in `open`, or None for the first GPUs, one for each rank."""
         if VISIBLE_GPUS == "":
             raise _NoCuda("CUDA_VISIBLE_DEVICES is empty, which hides all GPUs", "unset it, or set it to the numbers of GPUs")
         ranks = launched_here()
@@ -204,7 +204,7 @@ class Device:
         try:
             with cuda_libraries.quiet():
                 cuda_libraries.load()
-                # NCCL uses the GPU whose number is the local rank, so GPUs are chosen by visibility, before CUDA starts.
+                # NCCL uses the GPU whose number is the local rank, so GPUs are selected by visibility before CUDA starts.
                 if ids != "-1":
                     os.environ["CUDA_VISIBLE_DEVICES"] = _visible_gpus(ids)
                 cuda = importlib.import_module("nnabla_ext.cuda")
@@ -214,7 +214,7 @@ class Device:
                 ctx = importlib.import_module("nnabla_ext.cudnn").context(device_id="0", type_config="float")
         except UserError:
             raise
-        except Exception as error:  # ImportError without a library, nvml's errors, ValueError for a GPU it cannot use
+        except Exception as error:  # ImportError for a missing library, NVML errors, ValueError for an unusable GPU
             raise _NoCuda(*cuda_libraries.explain(error)) from error
         if device_id not in (None, "-1") and len(device_id.split(",")) < ranks:
             several = ",".join(map(str, range(ranks)))
@@ -230,43 +230,46 @@ class Device:
         _, ranks = launched()
         comm = several(ctx) if ranks > 1 else Communicator(ctx)
         if comm.n_procs != ranks:
-            # Each rank would otherwise run the whole job alone, and write the same files.
+            # Otherwise each rank would run the whole job alone and write the same files.
             raise UserError(
                 f"{ranks} ranks were launched, but they find {comm.n_procs}: their MPI is not the launcher's "
                 "(srun may need --mpi=pmix)"
             )
-        importlib.import_module("nnabla.context").current_ctx = comm.ctx  # set_default_context refuses in a context_scope
+        importlib.import_module("nnabla.context").current_ctx = comm.ctx  # set_default_context raises in a context_scope
         return cls(name, comm.ctx, comm, make_event(comm))
 
 
 class _NoCuda(Exception):
-    """Why there is no GPU to compute on, and what to do about it."""
+    """No GPU is usable; the arguments are the reason and how to fix it."""
 
 
 @contextmanager
 def own_modes() -> Iterator[None]:
-    """Run a block as if the caller were in no scope of NNabla's modes: graphs are built first, and have gradients."""
+    """Disable auto_forward and no_grad inside the block: graphs are built before they run, and have gradients."""
     with nn.auto_forward(False), nn.no_grad(False):
         yield
 
 
 def _literal(text: str) -> str:
-    """A string that OmegaConf reads back as it is: what starts like an interpolation, ${, is escaped."""
+    """Escape a string so that OmegaConf reads "${" literally and not as an interpolation."""
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
 @contextmanager
 def hydra_state(output_dir: str | Path) -> Iterator[Path]:
-    """Fill Hydra's global state, which upstream's Runner, ProgressMeter, Optimizer and get_output_path read.
+    """Set Hydra's global state, which Runner, ProgressMeter, Optimizer and get_output_path of NNablaNAS read.
 
-    Inside, a Runner whose `args["output_path"]` is "" writes its log, its events and its checkpoint into `output_dir`,
-    which is made. What was there before comes back afterwards.
+    Inside the block, a Runner whose `args["output_path"]` is "" writes its log, its events and its checkpoint into
+    `output_dir`, which is created. The previous state is restored afterwards.
+
+    Args:
+        output_dir: folder of the run's files.
 
     Yields:
-        `output_dir`, absolute.
+        The absolute path of `output_dir`.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: the folder cannot be created.
     """
     from hydra.conf import HydraConf
     from hydra.core.hydra_config import HydraConfig
@@ -280,7 +283,7 @@ def hydra_state(output_dir: str | Path) -> Iterator[Path]:
     config = OmegaConf.create({"hydra": OmegaConf.structured(HydraConf)})
     with open_dict(config):
         config.hydra.run.dir = _literal(str(place))
-        config.hydra.output_subdir = ""  # a part of the log's file name: log.txt
+        config.hydra.output_subdir = ""  # part of the log's file name, log.txt
         config.hydra.runtime.cwd = _literal(os.getcwd())
     state = HydraConfig.instance()
     before = state.cfg

@@ -1,8 +1,9 @@
-"""NVIDIA's libraries for NNabla's CUDA extension, loaded by path.
+"""Loading of NVIDIA's libraries for NNabla's CUDA extension, by path.
 
-The extension's wheel brings none of them. `make setup-cuda` installs them from PyPI into site-packages/nvidia/*/lib, where the
-dynamic loader does not look; a library that is already loaded is found by its name, so loading them in order of their
-dependencies makes LD_LIBRARY_PATH unnecessary. Without those packages nothing is loaded here, and the system's libraries count.
+The wheel of the extension contains none of them. `make setup-cuda` installs them from PyPI into site-packages/nvidia/*/lib,
+which the dynamic loader does not search. It finds a library that is already loaded by name, so loading the libraries in order
+of their dependencies makes LD_LIBRARY_PATH unnecessary. Without those packages nothing is loaded here, and the loader uses the
+system's libraries.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 DRIVER = "libcuda.so.1"
-"""Part of NVIDIA's driver, the one library that no package brings."""
+"""Library of NVIDIA's driver, the only one that no PyPI package contains."""
 ORDER = (
     "cuda_runtime/lib/libcudart.so.*",
     "nvjitlink/lib/libnvJitLink.so.*",
@@ -33,26 +34,26 @@ ORDER = (
     "cudnn/lib/libcudnn.so.8",
     "nccl/lib/libnccl.so.2",
 )
-"""Each library after those that it needs; cuDNN finds its own parts beside itself."""
+"""Libraries in loading order, each after its dependencies; cuDNN finds its own parts in its folder."""
 SETUP = "make setup-cuda (CUDA=116 for drivers older than 525.60)"
 UPDATE = "install NVIDIA's driver 525.60 or newer, or 450.80 for make setup-cuda CUDA=116"
 HARMLESS = (
     "library is not found, distribution training feature is disabled.",  # MPI or NCCL: one process needs neither
-    "GPU compatibility could not be verified",  # NVML is not there
+    "GPU compatibility could not be verified",  # NVML is missing
 )
-"""Lines that the extension prints while it is imported, and that say nothing of a run of one process."""
+"""Parts of lines that the extension prints on import and that do not matter for a run of one process."""
 
 
 def installed() -> bool:
-    """Whether NNabla's CUDA extension is installed."""
+    """Return whether NNabla's CUDA extension is installed."""
     try:
         return importlib.util.find_spec("nnabla_ext.cuda") is not None
-    except ModuleNotFoundError:  # not even nnabla_ext
+    except ModuleNotFoundError:  # nnabla_ext itself is missing
         return False
 
 
 def files() -> list[Path]:
-    """The libraries of PyPI's packages, in the order to load them; empty where none is installed."""
+    """Return the library files of the PyPI packages in loading order; empty if none is installed."""
     found = importlib.util.find_spec("nvidia")
     folders = map(Path, found.submodule_search_locations or ()) if found else ()
     folders = list(folders)
@@ -60,10 +61,10 @@ def files() -> list[Path]:
 
 
 def load() -> None:
-    """Load the libraries, and tell NNabla where NCCL and Open MPI are.
+    """Load the libraries, and set NCCL_HOME and OMPI_HOME, where NNabla looks for NCCL and Open MPI.
 
     Raises:
-        ImportError: the driver or the extension is missing, or a library needs another that is not found.
+        ImportError: the driver, the extension, or a dependency of a library is missing.
     """
     if not installed():
         raise ImportError("NNabla's CUDA extension is not installed")
@@ -81,7 +82,7 @@ def load() -> None:
 
 
 def explain(error: BaseException) -> tuple[str, str]:
-    """Why the extension could not be imported or used, as a clause, and what to do about it."""
+    """Return why the extension could not be imported or used, as a clause, and how to fix it."""
     text = " ".join(str(error).split()) or type(error).__name__
     if not installed():
         return "NNabla's CUDA extension is not installed", SETUP
@@ -98,7 +99,7 @@ def explain(error: BaseException) -> tuple[str, str]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out the `HARMLESS` lines of what is printed meanwhile, by Python or by a library."""
+    """Capture what Python and libraries print inside the block, and print it to stderr without the `HARMLESS` lines."""
     printed, before = StringIO(), os.dup(2)
     with TemporaryFile() as said:
         sys.stderr.flush()

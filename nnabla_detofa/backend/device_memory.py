@@ -1,4 +1,4 @@
-"""A full device is the user's to fix: NNabla's error of it becomes a sentence that names the entry to lower."""
+"""Translation of out-of-memory errors of the device into a UserError that names the config key to lower."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from contextlib import contextmanager
 from ..common.errors import UserError
 
 SIGNS = ("allocation failed", "out of memory", "ALLOC_FAILED", "cudaErrorMemoryAllocation")
-"""Any of these is in the message of a failed allocation, whether NNabla's, CUDA's or cuDNN's."""
+"""Parts of the messages of failed allocations of NNabla, CUDA and cuDNN."""
 
 
 @contextmanager
 def bounded_by(entry: str, images: int) -> Iterator[None]:
-    """What is computed meanwhile needs memory for `images` images at once, the number that the config's `entry` sets.
+    """Raise a UserError if the block runs out of device memory.
+
+    Args:
+        entry: the config key that sets how many images are in memory at once.
+        images: that number.
 
     Raises:
-        UserError: the memory was not enough.
+        UserError: an allocation on the device failed; other errors are raised unchanged.
     """
     try:
         yield

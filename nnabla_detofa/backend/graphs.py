@@ -1,4 +1,4 @@
-"""NNabla graphs that are built once and called from any thread."""
+"""Cache of NNabla graphs that several threads can use, one thread at a time."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Graph = TypeVar("Graph")
 
 
 class CachedGraphs(Generic[Key, Graph]):
-    """Graphs by a key, such as the shape of their input. Each is built when it is first needed.
+    """Cache of graphs by a key, such as the shape of their input. Each graph is built on first use.
 
-    The variables of a graph are its memory, and NNabla releases Python's global lock while it computes: two threads in one
-    graph overwrite each other's arrays, or crash the process. So one thread at a time has the graphs.
+    The variables of a graph hold its arrays, and NNabla releases Python's global interpreter lock while it computes: two
+    threads that compute one graph overwrite each other's arrays or crash the process. So one lock guards all graphs.
 
     Args:
-        build: makes the graph of a key.
+        build: builds the graph of a key.
     """
 
     def __init__(self, build: Callable[[Key], Graph]):
@@ -28,7 +28,7 @@ class CachedGraphs(Generic[Key, Graph]):
 
     @contextmanager
     def held(self, key: Key) -> Iterator[Graph]:
-        """The graph of a key, for this thread alone while the block lasts: fill it, compute it, and copy the results."""
+        """Yield the graph of a key while holding the lock: set its inputs, compute it, and copy the results in the block."""
         with self._lock:
             if key not in self._graphs:
                 self._graphs[key] = self._build(key)

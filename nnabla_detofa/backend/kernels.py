@@ -1,8 +1,8 @@
-"""Functions that have two implementations, one for the CPU and NNabla's own for a GPU; the default context decides.
+"""Functions with two implementations: NumPy on the CPU, NNabla on a GPU; the default context selects one.
 
-On a GPU these are cuDNN's batch normalization, ReLU in place and a slice. NNabla computes the same on the CPU with a division
-of integers or a mispredicted branch for each element. There NumPy's element-wise functions and sums take their place: they are
-several times as fast and, unlike a BLAS, give the same bits on every x86 machine. Convolutions stay NNabla's everywhere.
+On a GPU these are cuDNN's batch normalization, in-place ReLU and a slice. NNabla's CPU versions spend an integer division or a
+mispredicted branch on each element, so on the CPU NumPy's element-wise functions and sums replace them: they are several times
+as fast and, unlike a BLAS, give the same bits on every x86 machine. Convolutions always use NNabla.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import numpy as np
 from nnabla.function import PythonFunction
 
 EPSILON = 1e-5
-"""Added to the variance by every batch normalization, as in OFA."""
+"""Constant that every batch normalization adds to the variance, as in OFA."""
 
 
 def on_cpu() -> bool:
-    """Whether NNabla's default context computes on the CPU."""
+    """Return whether NNabla's default context computes on the CPU."""
     return nn.get_current_context().backend[0].startswith("cpu")
 
 
 class CpuFunction(PythonFunction):
-    """A function of one output, of the first input's shape."""
+    """Base class of functions with one output, which has the shape of the first input."""
 
     def __init__(self):
         super().__init__(None)
@@ -47,7 +47,7 @@ class CpuFunction(PythonFunction):
 
 
 def _give(variable: nn.Variable, add: bool, function: Callable, *args) -> None:
-    """Let a NumPy function of `args` give the gradient of a variable, or a part of it."""
+    """Store `function(*args)` as the gradient of a variable, or with `add` add it to the gradient."""
     if add:
         variable.g += function(*args)
     else:
@@ -58,22 +58,22 @@ def _give(variable: nn.Variable, add: bool, function: Callable, *args) -> None:
 
 
 def relu(x: nn.Variable) -> nn.Variable:
-    """max(x, 0); on a GPU in the place of x."""
+    """Return max(x, 0) element-wise, in the shape of x. On a GPU the result overwrites x."""
     return Relu()(x) if on_cpu() else F.relu(x, inplace=True)
 
 
 def add_relu(x: nn.Variable, y: nn.Variable) -> nn.Variable:
-    """max(x + y, 0)."""
+    """Return max(x + y, 0) element-wise; x and y have equal shapes."""
     return AddRelu()(x, y) if on_cpu() else F.relu(F.add2(x, y), inplace=True)
 
 
 def multiply(x: nn.Variable, y: nn.Variable) -> nn.Variable:
-    """x * y of equal shapes."""
+    """Return x * y element-wise; x and y have equal shapes."""
     return Multiply()(x, y) if on_cpu() else F.mul2(x, y)
 
 
 class Relu(CpuFunction):
-    """The CPU's `relu`."""
+    """CPU implementation of `relu`."""
 
     def grad_depends_output_data(self, i: int, o: int) -> bool:
         return True
@@ -88,7 +88,7 @@ class Relu(CpuFunction):
 
 
 class AddRelu(Relu):
-    """The CPU's `add_relu`: both terms get the ReLU's gradient."""
+    """CPU implementation of `add_relu`: both inputs receive the gradient of the ReLU."""
 
     def forward_impl(self, inputs, outputs) -> None:
         y = outputs[0].d
@@ -97,7 +97,7 @@ class AddRelu(Relu):
 
 
 class Multiply(CpuFunction):
-    """The CPU's `multiply`."""
+    """CPU implementation of `multiply`."""
 
     def grad_depends_input_data(self, i: int, j: int) -> bool:
         return i != j
@@ -111,23 +111,23 @@ class Multiply(CpuFunction):
                 _give(variable, add, np.multiply, outputs[0].g, other.d)
 
 
-# --- The leading part of a parameter ----------------------------------------------------------------------------------
+# --- Slices of parameters ---------------------------------------------------------------------------------------------
 
 
 def leading(p: nn.Variable, rows: int, columns: int) -> nn.Variable:
-    """`p[:rows, :columns]` of an array with two or more axes; `p` itself where that is all of it."""
+    """Return `p[:rows, :columns]` of an array with two or more axes, or `p` itself if the slice covers all of it."""
     if p.shape[:2] == (rows, columns):
         return p
     if on_cpu():
         return Leading(rows, columns)(p)
-    # Through two dimensions: NNabla's slice of a 4-D array visits single elements.
+    # Reshape to two dimensions first: NNabla slices a 4-D array element by element.
     size = int(np.prod(p.shape[2:]))
     flat = F.reshape(p, (p.shape[0], p.shape[1] * size))
     return F.reshape(F.slice(flat, (0, 0), (rows, columns * size)), (rows, columns, *p.shape[2:]))
 
 
 class Leading(CpuFunction):
-    """The CPU's `leading`; its gradient touches the leading part alone."""
+    """CPU implementation of `leading`; the gradient is zero outside the slice."""
 
     def __init__(self, rows: int, columns: int):
         super().__init__()
@@ -151,14 +151,19 @@ class Leading(CpuFunction):
 # --- Batch normalization ----------------------------------------------------------------------------------------------
 
 Read = Callable[[], tuple[np.ndarray, np.ndarray]]
-"""Reads the mean and variance, (1, C, 1, 1) each, of a batch normalization's last forward pass."""
+"""Function that returns the mean and variance, (1, C, 1, 1) each, of the last forward pass of a batch normalization."""
 
 
 def batch_normalization(x: nn.Variable, gamma: nn.Variable, beta: nn.Variable, relu: bool = False) -> nn.Variable:
-    """(B, C, H, W) normalized with its own mean and variance, then ReLU if asked for.
+    """Normalize a batch with its own mean and variance per channel, and optionally apply ReLU.
 
     Args:
-        gamma, beta: (1, C or more, 1, 1), of which the leading C are used.
+        x: (B, C, H, W).
+        gamma, beta: (1, C or more, 1, 1); the first C channels are used.
+        relu: apply ReLU to the result.
+
+    Returns:
+        (B, C, H, W).
     """
     return measured_batch_normalization(x, gamma, beta, relu)[0]
 
@@ -166,25 +171,25 @@ def batch_normalization(x: nn.Variable, gamma: nn.Variable, beta: nn.Variable, r
 def measured_batch_normalization(
     x: nn.Variable, gamma: nn.Variable, beta: nn.Variable, relu: bool = False
 ) -> tuple[nn.Variable, Read]:
-    """As `batch_normalization`, and what reads the statistics that it found."""
+    """Apply `batch_normalization`; also return a function that reads the batch statistics of the last forward pass."""
     if on_cpu():
         function = BatchNormalization(relu)
         return function(x, gamma, beta), function.read
     channels = x.shape[1]
     gamma, beta, mean, var = leading(gamma, 1, channels), leading(beta, 1, channels), *_zeros(channels)
-    # Not output_stat: with it NNabla leaves cuDNN for two kernel launches a channel forward, and four backward.
+    # Do not use output_stat: it makes NNabla replace cuDNN by two kernel launches per channel forward and four backward.
     y = F.batch_normalization(x, beta, gamma, mean, var, decay_rate=0.0, eps=EPSILON, batch_stat=True)
     count = x.size // channels
 
     def read() -> tuple[np.ndarray, np.ndarray]:
-        # With decay_rate 0 the running statistics are the last batch's, the variance times n / (n - 1).
+        # With decay_rate 0 the running statistics equal the statistics of the last batch, with the variance times n / (n - 1).
         return mean.d.copy(), var.d * np.float32((count - 1) / count) if count > 1 else np.zeros(var.shape, np.float32)
 
     return F.relu(y, inplace=True) if relu else y, read
 
 
 def _zeros(channels: int) -> tuple[nn.Variable, nn.Variable]:
-    """Running statistics for NNabla to update: zeroed, since a NaN of unset memory times 0 stays one; never cleared."""
+    """Return running statistics that NNabla updates. They are zeroed, since NaN in unset memory times 0 stays NaN."""
     found = tuple(nn.Variable((1, channels, 1, 1)) for _ in range(2))
     for variable in found:
         variable.data.zero()
@@ -193,7 +198,7 @@ def _zeros(channels: int) -> tuple[nn.Variable, nn.Variable]:
 
 
 class BatchNormalization(CpuFunction):
-    """The CPU's `batch_normalization`."""
+    """CPU implementation of `batch_normalization`."""
 
     def __init__(self, relu: bool):
         super().__init__()
@@ -206,7 +211,7 @@ class BatchNormalization(CpuFunction):
         return self._relu
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance, (1, C, 1, 1) each, of the last forward pass."""
+        """Return the mean and variance, (1, C, 1, 1) each, of the last forward pass."""
         return self._mean.reshape(1, -1, 1, 1), self._var.reshape(1, -1, 1, 1)
 
     def forward_impl(self, inputs, outputs) -> None:
@@ -255,16 +260,16 @@ class BatchNormalization(CpuFunction):
 
 
 BLOCK = 1 << 18
-"""Bytes of a map that are normalized at once: what stays in a core's cache over several passes."""
+"""Bytes of a feature map that are normalized at once: as much as stays in a core's cache over several passes."""
 
 
 def _blocks(x: np.ndarray) -> list[slice]:
-    """The channels of (B, C, n) in parts of about `BLOCK` bytes."""
+    """Split the channels of an array (B, C, n) into slices of about `BLOCK` bytes."""
     size = max(1, BLOCK * x.shape[1] // x.nbytes)
     return [slice(start, start + size) for start in range(0, x.shape[1], size)]
 
 
 def _channel_sums(x: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
-    """(B, C, n) -> (C, 1) the sums of x, or of x * y, over batch and pixels; neither depends on the machine's SIMD width."""
+    """Sum x, or x * y, (B, C, n) over batch and pixels to (C, 1); the result does not depend on the machine's SIMD width."""
     sums = np.add.reduce(x, axis=(0, 2)) if y is None else np.einsum("bcn,bcn->c", x, y)
     return sums.reshape(-1, 1)

@@ -1,6 +1,6 @@
-"""Several processes that do one job together ("ranks"): who launched them, how to launch them, how they end.
+"""Launching and ending of the processes ("ranks") that run one job together.
 
-Importing this needs no nnabla, nor anything else that is slow; `ranks.py` has how they talk.
+This module imports neither nnabla nor anything else that is slow to import. Communication between ranks is in `ranks.py`.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ LAUNCHERS = (
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),  # Open MPI's mpirun
     ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),  # MVAPICH
     ("PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS"),  # MPICH, Intel MPI, and srun --mpi=pmi2
-    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_TASKS_PER_NODE"),  # srun alone: a batch script has no step's number
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_TASKS_PER_NODE"),  # srun alone; a batch script has no step variables
 )
-"""Where a launcher says how many ranks there are, which one this is, and how many are on this machine. The first counts:
-mpirun inside a Slurm job starts one daemon on each machine with srun, whose numbers its ranks see too."""
+"""Environment variables of each launcher: number of ranks, number of this rank, and number of ranks on this machine. The first
+match is used: mpirun inside a Slurm job starts one daemon per machine with srun, and its ranks see srun's variables too."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-"""SIGHUP comes where a terminal is closed or a connection is lost; where it is ignored, as nohup has it, it stays so. SIGUSR1
-is the one that Open MPI's mpirun passes on to its ranks, and that Slurm sends ahead of a time limit."""
+"""Signals that stop a run. SIGHUP is sent when a terminal is closed or a connection is lost; if it is ignored, as under nohup,
+it stays ignored. Open MPI's mpirun forwards SIGUSR1 to its ranks, and Slurm can send it ahead of a time limit."""
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Where a container (cgroup 2) says how many microseconds of cores it may use in how many, such as "200000 100000"."""
+"""File with the CPU quota of a container (cgroup 2): microseconds of CPU time per period, such as "200000 100000"."""
 GRACE = 3.0
-"""Seconds that ranks other than 0 leave it to say what went wrong, where the same went wrong on all."""
+"""Seconds that ranks other than 0 wait before they end, so that rank 0 reports an error that occurred on all ranks."""
 
 
 def launched(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """(number of this process, how many a launcher started together); (0, 1) for one that was started alone."""
+    """Return the rank of this process and the number of ranks that the launcher started; (0, 1) without a launcher."""
     for size, rank, _ in LAUNCHERS:
         if environ.get(size, "").isdigit():
             number = environ.get(rank, "")
@@ -48,19 +48,19 @@ def launched(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
 
 
 def launched_here(environ: Mapping[str, str] = os.environ) -> int:
-    """How many of the ranks are on this machine, as far as the launcher says so."""
+    """Return the number of ranks on this machine, or 1 if the launcher does not set it."""
     if launched(environ)[1] == 1:
         return 1
-    found = (re.match(r"\d+", environ.get(here, "")) for _, _, here in LAUNCHERS)  # Slurm's are like 4(x2)
+    found = (re.match(r"\d+", environ.get(here, "")) for _, _, here in LAUNCHERS)  # Slurm writes "4(x2)"
     return next((int(match[0]) for match in found if match), 1)
 
 
 @contextmanager
 def handling(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Have the `STOP_SIGNALS` go to `handler` while the block lasts.
+    """Handle the `STOP_SIGNALS` with `handler` inside the block.
 
-    What is printed after SIGHUP has no terminal to go to. Python lets only the main thread set handlers: in another thread
-    the signals keep the handlers that they have.
+    After SIGHUP, output to the closed terminal is discarded. Python allows only the main thread to set handlers: in another
+    thread the signals keep their handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -88,14 +88,17 @@ def handling(handler: Callable[[int, object], None]) -> Iterator[None]:
 
 
 class Stopped(KeyboardInterrupt):
-    """All ranks stop, at the same point."""
+    """Raised on all ranks at the same point when the run is stopped."""
 
 
 def end(message: str, status: int) -> NoReturn:
-    """End this rank, and by its status all of them. Others may wait for it: so without MPI's orderly end, which waits for them.
+    """End this rank at once; the launcher then ends all ranks.
+
+    MPI is not finalized, because that waits for the other ranks, which may be waiting for this one.
 
     Args:
-        message: for stderr. What goes wrong on all ranks is said by rank 0, whose launcher ends the others meanwhile.
+        message: printed to stderr. If all ranks fail, rank 0 prints its message first and the launcher ends the others.
+        status: exit status of this process.
     """
     if launched()[0] > 0:
         time.sleep(GRACE)
@@ -105,36 +108,40 @@ def end(message: str, status: int) -> NoReturn:
 
 
 def cores() -> int:
-    """How many cores this process may use: those of its affinity, and fewer where its container has a smaller quota."""
+    """Return how many cores this process may use: the size of its CPU affinity, limited by the quota of its container."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # there is no such file, or it says "max"
+    with suppress(OSError, ValueError):  # the file does not exist, or its quota is "max"
         quota, period = QUOTA.read_text().split()
         count = min(count, int(quota) // int(period))
     return max(1, count)
 
 
 def mpirun() -> str | None:
-    """The launcher beside this Python, or else on the PATH; None where there is neither."""
+    """Return the path of mpirun, beside this Python or else on the PATH; None if neither exists."""
     beside = Path(sys.executable).with_name("mpirun")
     return str(beside) if beside.exists() else shutil.which("mpirun")
 
 
 def can_launch() -> bool:
-    """Whether processes on CPUs can be launched, and talk to each other."""
+    """Return whether ranks on CPUs can be launched and communicate: mpirun and mpi4py are installed."""
     return mpirun() is not None and importlib.util.find_spec("mpi4py") is not None
 
 
 def launch(processes: int, command: Sequence[str]) -> int:
-    """Run a command as so many ranks on this machine, and wait for their end.
+    """Run a command as several ranks on this machine, and wait until they end.
 
-    The first of the `STOP_SIGNALS` is passed on as SIGUSR1, upon which ranks save and stop: mpirun itself would kill them half
-    a second after it had told them. A second one is passed on as SIGTERM.
+    The first of the `STOP_SIGNALS` is forwarded as SIGUSR1, upon which ranks save and stop: mpirun itself would kill them half
+    a second after forwarding the signal. A second one is forwarded as SIGTERM.
+
+    Args:
+        processes: number of ranks.
+        command: program and arguments of each rank.
 
     Returns:
-        the exit status: that of the first rank that failed.
+        The exit status of the first rank that failed, otherwise 0.
 
     Raises:
-        UserError: there is no mpirun.
+        UserError: mpirun is not found.
     """
     launcher = mpirun()
     if launcher is None:
@@ -145,14 +152,14 @@ def launch(processes: int, command: Sequence[str]) -> int:
     options = ["-n", str(processes)]
     version = subprocess.run([launcher, "--version"], capture_output=True, text=True).stdout
     if "Open MPI" in version or "OpenRTE" in version:
-        # In a container the user is root, and a machine with few cores counts as full.
+        # In a container the user is root, and Open MPI regards a machine with few cores as full.
         options += ["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
     job, told = None, []
 
     def pass_on(number: int, frame) -> None:
         if job is not None:
             job.send_signal(signal.SIGTERM if told and number != signal.SIGHUP else signal.SIGUSR1)
-        if number != signal.SIGHUP:  # it may come with another, from one cause
+        if number != signal.SIGHUP:  # one event may cause SIGHUP and another signal
             told.append(number)
 
     with handling(pass_on):

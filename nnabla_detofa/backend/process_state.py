@@ -1,4 +1,4 @@
-"""What a command or a training run changes in its process, and gives back when it ends."""
+"""Restoring of the process state that a command or a training run changes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ GPUS = "CUDA_VISIBLE_DEVICES"
 
 @contextmanager
 def given_back() -> Iterator[None]:
-    """Run a block, after which logging, NNabla's context and the visible GPUs are what they were.
+    """Restore logging, NNabla's context and the visible GPUs after the block.
 
-    NNabla is not imported for it. Where the block does so, its context is afterwards the one that a process starts with.
+    NNabla is not imported here. If the block imports it, the context is reset to its default afterwards.
     """
     root, package = logging.getLogger(), logging.getLogger(__name__.partition(".")[0])
     handlers, levels, gpus = list(root.handlers), (root.level, package.level), os.environ.get(GPUS)

@@ -1,7 +1,7 @@
-"""How several processes that do one job together ("ranks") talk.
+"""Communication between the processes ("ranks") that run one job together.
 
-All ranks run the same program. What decides how it goes on (a path, a file that is there, a wish to stop) is rank 0's word,
-told to the others; only rank 0 writes files.
+All ranks run the same program. Rank 0 makes every decision that changes the control flow (a path, the existence of a file, a
+request to stop) and broadcasts it; only rank 0 writes files.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     import nnabla as nn
 
 WHOLE = 248
-"""Bytes of a message that needs no second exchange."""
+"""Largest size in bytes of a pickled value that `Communicator.gather` sends in one exchange."""
 
 
 class Communicator:
-    """One process alone, and the interface of those that are not: more than upstream's CommunicatorWrapper.
+    """Communicator of a single process, and base class of communicators of several.
 
-    Of these, `all_reduce` and `barrier` are what a kind of communicator must bring along.
+    It extends the interface of NNablaNAS' CommunicatorWrapper. A subclass must implement `all_reduce` and `barrier`.
 
     Attributes:
         ctx: the context this process computes in.
         rank: number of this process, from 0; rank 0 writes files and logs.
         local_rank: number of this process on its machine, from 0.
-        n_procs: how many processes train together.
+        n_procs: number of processes that train together.
     """
 
     def __init__(self, ctx: nn.Context | None = None, rank: int = 0, local_rank: int = 0, n_procs: int = 1):
@@ -48,20 +48,22 @@ class Communicator:
         return self.n_procs
 
     def all_reduce(self, arrays: Sequence[nn.NdArray], division: bool = False, inplace: bool = True) -> None:
-        """Replace each array by the sum over all processes, or with `division` by the mean.
+        """Replace each array by its sum over all processes, or with `division` by its mean.
 
         Args:
-            inplace: add up array by array, without one packed buffer (slower for many small arrays, no extra memory).
+            arrays: the arrays, of equal shapes on all processes.
+            division: compute the mean.
+            inplace: reduce array by array, without one packed buffer (slower for many small arrays, no extra memory).
         """
 
     def barrier(self) -> None:
-        """Return once every process has called this."""
+        """Wait until every process has called this method."""
 
     def gather(self, value: Any) -> list:
-        """The values of all processes, in the order of their ranks; all get the list, and all must call this.
+        """Return the values of all processes, in the order of their ranks, on every process. All processes must call it.
 
-        Values are pickled, and their bytes added up as numbers, each process having zeros where others have bytes: so
-        this works wherever gradients can be added.
+        Values are pickled, and their bytes are summed as numbers, where each process has zeros in the rows of the others. So
+        this needs no operation other than `all_reduce`.
         """
         if self.n_procs == 1:
             return [value]
@@ -73,7 +75,7 @@ class Communicator:
         return [pickle.loads(row[:size]) for row, size in zip(rows, sizes)]
 
     def _rows(self, content: bytes, width: int) -> list[bytes]:
-        """Each process' bytes, filled up with zeros to `width`."""
+        """Return the bytes of each process, zero-padded to `width`."""
         from nnabla import NdArray
 
         rows = np.zeros((self.n_procs, width), np.float32)
@@ -83,10 +85,12 @@ class Communicator:
         return [row.astype(np.uint8).tobytes() for row in array.data]
 
     def each(self, function: Callable[[], Any]) -> list:
-        """What `function()` returns on each process, in the order of their ranks; what it raises on one is raised on all.
+        """Call `function` on each process and return all results, in the order of the ranks.
+
+        An exception on one process is raised on all.
 
         Raises:
-            UserError, OSError: as it was raised on a process.
+            UserError, OSError: as raised on a process.
             Stopped: KeyboardInterrupt on a process.
             RuntimeError: any other exception, on the processes that did not raise it.
         """
@@ -108,11 +112,11 @@ class Communicator:
         return [value for value, _ in outcomes]
 
     def once(self, function: Callable[[], Any]) -> Any:
-        """What `function()` returns, or raises, on rank 0, where alone it is called; `each` says how it is told."""
+        """Call `function` on rank 0 only; return its result, or raise its exception (see `each`), on all processes."""
         return self.each(function if self.rank == 0 else lambda: None)[0]
 
     def map(self, function: Callable[[Any], Any], items: Iterable) -> Iterator:
-        """`map(function, items)`, shared out: rank r does every n-th item from the r-th on, and all get all results."""
+        """Compute `map(function, items)` in parallel: of n ranks, rank r takes items r, r + n, ...; all get all results."""
         items, n = list(items), self.n_procs
         for start in range(0, len(items), n):
             mine = items[start : start + n][self.rank : self.rank + 1]
@@ -121,7 +125,7 @@ class Communicator:
 
 
 def _communicators():
-    """nnabla.communicators, without its warning that an Open MPI of version 1 may need libmpi.so on the loader's path."""
+    """Import nnabla.communicators without its warning that Open MPI 1 may need libmpi.so on the loader's path."""
     log = logging.getLogger("nnabla")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -133,14 +137,18 @@ def _communicators():
 
 
 class NnablaCommunicator(Communicator):
-    """Processes on GPUs, one on each, joined by nnabla's own communicator (NCCL)."""
+    """Communicator of processes on GPUs, one process per GPU, through nnabla's own communicator (NCCL).
+
+    Raises:
+        UserError: nnabla cannot create its communicator.
+    """
 
     def __init__(self, ctx: nn.Context):
         try:
             self._comm = _communicators().MultiProcessDataParallelCommunicator(ctx)
             self._comm.init()
-        except Exception as error:  # nnabla raises RuntimeError, or what a missing MPI or NCCL library makes of it
-            # Its messages are several lines: the kind of error, the place in its sources, and the reason.
+        except Exception as error:  # nnabla raises RuntimeError, or other types if MPI or NCCL is missing
+            # nnabla's messages have several lines: the type of the error, its location in the source code, and the reason.
             lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("/")]
             reason = "; ".join(lines) or type(error).__name__
             raise UserError(
@@ -158,7 +166,11 @@ class NnablaCommunicator(Communicator):
 
 
 class MpiCommunicator(Communicator):
-    """Processes on CPUs, joined by mpi4py: nnabla's CPU build has no communicator of its own."""
+    """Communicator of processes on CPUs, through mpi4py: nnabla's CPU build has no communicator.
+
+    Raises:
+        UserError: mpi4py or its MPI library cannot be loaded.
+    """
 
     def __init__(self, ctx: nn.Context):
         try:
@@ -187,9 +199,10 @@ class MpiCommunicator(Communicator):
                 array.data = part.reshape(array.shape)
 
     def _sum(self, values: np.ndarray) -> None:
-        """Replace the values by their sums over ranks, in their order: MPI's Allreduce may add in any, which changes last bits.
+        """Replace the values by their sums over ranks, added in rank order.
 
-        Each rank adds up its part of the values of all ranks, and the parts are put together.
+        MPI's Allreduce may add in any order, which changes the last bits. Here each rank sums one part of the values of all
+        ranks, and the parts are gathered.
         """
         parts = self._buffer("parts", values.size, values.dtype).reshape(self.n_procs, -1)
         self.barrier()
@@ -200,14 +213,14 @@ class MpiCommunicator(Communicator):
         self._world.Allgather(total, values)
 
     def _buffer(self, name: str, size: int, dtype: np.dtype) -> np.ndarray:
-        """Memory that is used again where the next step needs as much: the system clears fresh memory, which takes its time."""
+        """Return a buffer that is reused if size and dtype match: the system clears new memory, which is slow."""
         kept = self._buffers.get(name)
         if kept is None or (kept.size, kept.dtype) != (size, dtype):
             self._buffers[name] = kept = np.empty(size, dtype)
         return kept
 
     def barrier(self) -> None:
-        """MPI's own waiting takes a whole core and hears no signals: so look ever more rarely whether all have come."""
+        """Wait for all ranks by polling at growing intervals: MPI's blocking wait uses a whole core and delays signals."""
         request, start = self._world.Ibarrier(), time.perf_counter()
         while not request.Test():
             waited = time.perf_counter() - start

@@ -1,1 +1,1 @@
-"""Errors, atomic files, safe reading, checked values, boxes and drawing: helpers that know nothing of detection or search."""
+"""Errors, atomic files, safe reading, checked values, boxes and drawing: helpers independent of detector and search."""

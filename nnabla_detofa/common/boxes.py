@@ -4,10 +4,14 @@ import numpy as np
 
 
 def box_iou(boxes: np.ndarray, others: np.ndarray, inclusive: bool = False) -> np.ndarray:
-    """Intersection over union of boxes (n, 4) and (m, 4), x1 y1 x2 y2: (n, m) float64.
+    """Compute the intersection over union of all pairs of boxes.
 
     Args:
+        boxes, others: (n, 4) and (m, 4) boxes x1 y1 x2 y2 in pixels.
         inclusive: whether x2 and y2 are the last pixel of a box (VOC) or the first beyond it.
+
+    Returns:
+        (n, m) float64; 0 where the union is empty.
     """
     boxes, others = np.asarray(boxes, float).reshape(-1, 4), np.asarray(others, float).reshape(-1, 4)
     one = int(inclusive)

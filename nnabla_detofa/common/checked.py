@@ -1,11 +1,11 @@
-"""A mapping, as JSON gives it -> a frozen dataclass whose annotations say what is allowed.
+"""Conversion of a mapping read from JSON to a frozen dataclass whose annotations define the allowed values.
 
-- `int`, `float`, `bool`, `str`: a value of that type; a float may be written as an integer, and is finite.
+- `int`, `float`, `bool`, `str`: a value of that type. A float must be finite and may be written as an integer.
 - `Annotated[float, "[0, 1)"]`: a number in that interval.
-- `Annotated[str, function]`: what `function` makes of the value, for values that may be spelled in another way.
+- `Annotated[str, function]`: the result of `function`, which converts values with alternative spellings.
 - `Literal["a", "b"]`: one of these. `X | None`: an X, or null. `tuple[X, ...]`: a list of X; `tuple[X, Y]`: two values.
-- a dataclass: a mapping of its fields. Its `__post_init__` checks them taken together: it raises a UserError that starts with
-  the name of a field, with or without the section's before it.
+- a dataclass: a mapping of its fields. Its `__post_init__` checks the fields together and raises a UserError that starts with
+  the name of a field, with or without the name of the section before it.
 """
 
 import dataclasses
@@ -20,12 +20,16 @@ from .reading import short, shown
 
 
 def read(kind: Any, value: Any, where: str, interval: str = "") -> Any:
-    """Check a value and make it what its annotation says.
+    """Check a value and convert it to the type of its annotation.
 
     Args:
         kind: the annotation.
-        where: the value's key, dotted; what an error calls it.
+        value: the value, as read from JSON.
+        where: dotted key of the value, for error messages.
         interval: allowed numbers, like "[0, 1)"; empty for all.
+
+    Returns:
+        The converted value.
 
     Raises:
         UserError: a key is unknown or missing, or a value is not allowed.
@@ -70,7 +74,7 @@ def _section(kind: type, value: Any, where: str) -> Any:
     values = {name: read(hints[name], value[name], f"{where}.{name}") for name in fields if name in value}
     try:
         return kind(**values)
-    except UserError as error:  # from __post_init__, which knows its section's name at most
+    except UserError as error:  # from __post_init__, which does not know the full dotted key
         raise UserError(f"{where}.{str(error).removeprefix(where.rpartition('.')[2] + '.')}") from None
 
 
@@ -81,7 +85,7 @@ def _scalar(kind: type, value: Any, where: str, interval: str) -> Any:
         raise UserError(f"{where} must be {names[kind]}{f' in {interval}' if interval else ''}, got {shown(value)}")
     if interval and not _inside(value, interval):
         raise UserError(f"{where} must be in {interval}, got {shown(value)}")
-    if kind is float and not abs(value) <= sys.float_info.max:  # infinite, no number, or too large an integer
+    if kind is float and not abs(value) <= sys.float_info.max:  # infinite, NaN, or too large an integer
         raise UserError(f"{where} must be finite, got {shown(value)}")
     if kind is int and abs(value) > sys.maxsize:
         raise UserError(f"{where} must be at most {sys.maxsize}, got {shown(value)}")
@@ -91,14 +95,14 @@ def _scalar(kind: type, value: Any, where: str, interval: str) -> Any:
 
 
 def _inside(value: float, interval: str) -> bool:
-    """Is `value` in an interval written like "[0, 1)"?"""
+    """Return whether `value` is in an interval written like "[0, 1)"."""
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = value >= low if interval[0] == "[" else value > low
     return above and (value <= high if interval[-1] == "]" else value < high)
 
 
 def refuse_unknown(where: str, content: Mapping, known: Iterable[str]) -> None:
-    """Raise a UserError for the first key of `content` that is not among `known`, with the nearest one that is."""
+    """Raise a UserError for the first key of `content` that is not in `known`; the message suggests the nearest known key."""
     known = list(known)
     for key in content:
         if key not in known:
@@ -107,18 +111,18 @@ def refuse_unknown(where: str, content: Mapping, known: Iterable[str]) -> None:
 
 
 def nearest(value: Any, known: Iterable[str]) -> str:
-    """The rest of an error about an unknown name: the known one that is nearest to it, if one is near."""
+    """Return the end of an error message about an unknown name: the nearest known name, or "" if none is near."""
     found = difflib.get_close_matches(value, list(known), n=1) if isinstance(value, str) and len(value) < 100 else []
     return f"; did you mean {found[0]}?" if found else ""
 
 
 def listed(names: Iterable[Any], last: str) -> str:
-    """a, b and c: `names` as a sentence has them, `last` being "and" or "or"."""
+    """Join names as in a sentence, such as "a, b and c"; `last` is "and" or "or"."""
     *head, tail = map(str, names)
     return f"{', '.join(head)} {last} {tail}" if head else tail
 
 
 def kind_of(value: Any) -> str:
-    """What an error calls a value that should have been of another kind."""
+    """Return the type of a value in words, for errors about values of the wrong type."""
     kinds = {dict: "a mapping", list: "a list", str: "a string", bool: "a boolean", type(None): "nothing"}
     return kinds.get(type(value)) or shown(value)

@@ -1,4 +1,4 @@
-"""Objects that were found in a photograph, and a picture of them."""
+"""Detected objects in image coordinates, and drawing of them on the image."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from PIL import Image, ImageDraw, ImageFont
 from .figures import matplotlib
 
 SMALLEST_PICTURE = 640
-"""Pixels of a picture's longer side, at least: a smaller photograph is enlarged, so that names fit beside boxes."""
+"""Smallest longer side of a picture in pixels: smaller images are enlarged so that class names fit beside boxes."""
 
 
 def class_colours(classes: int) -> Sequence[tuple[float, float, float]]:
-    """Red, green and blue in [0, 1] of ten classes, or of twenty; more take the same again."""
+    """Return the red, green and blue in [0, 1] of 10 or 20 class colors; with more classes the colors repeat."""
     return matplotlib().colormaps["tab10" if classes <= 10 else "tab20"].colors
 
 
 class Detection(NamedTuple):
-    """One object that was found.
+    """One detected object.
 
     Attributes:
-        box: x1, y1, x2, y2 in pixels of the photograph, inside it; x to the right and y down, from its upper left corner.
-        name: of its class.
-        score: in [0, 1].
+        box: x1, y1, x2, y2 in pixels, inside the image; the origin is the upper left corner, x to the right and y down.
+        name: name of the class.
+        score: confidence in [0, 1].
     """
 
     box: tuple[float, float, float, float]
@@ -36,11 +36,15 @@ class Detection(NamedTuple):
 def in_pixels(
     found: tuple[np.ndarray, np.ndarray, np.ndarray], classes: Sequence[str], height: int, width: int, threshold: float
 ) -> list[Detection]:
-    """The objects with a score of at least `threshold`, best first; boxes are cut at the photograph's edges.
+    """Convert arrays of detections to objects with a score of at least `threshold`, in the same order.
+
+    Boxes are clipped at the edges of the image, and boxes that are empty afterwards are dropped.
 
     Args:
-        found: boxes (n, 4), scores (n,) and labels (n,), as `detections.detect_images` gives them.
-        height, width: of the photograph.
+        found: boxes (n, 4), scores (n,) and labels (n,), best first, as `detections.detect_images` returns them.
+        classes: names of the classes; labels are indices into it.
+        height, width: size of the image in pixels.
+        threshold: smallest score, inclusive.
     """
     boxes, scores, labels = found
     boxes = np.clip(boxes, 0, [width, height, width, height])
@@ -50,13 +54,15 @@ def in_pixels(
 
 
 def draw(image: np.ndarray, found: Sequence[Detection], classes: Sequence[str]) -> Image.Image:
-    """The photograph with a box, a name and a score for each detection, a colour for each class.
+    """Draw a box, a class name and a score for each detection on a copy of the image, with one color per class.
 
-    Small photographs are enlarged; lines and letters grow with large ones. A label stands where it covers no other label, if
-    there is such a place at its box: above, inside or below.
+    Small images are enlarged; lines and letters scale with large ones. A label is placed above, inside or below its box, where
+    it covers no other label if possible.
 
     Args:
         image: (H, W, 3) uint8, blue, green, red.
+        found: the detections, best first.
+        classes: names of all classes, which determine the colors.
     """
     height, width = image.shape[:2]
     factor = max(1, -(-SMALLEST_PICTURE // max(height, width)))
@@ -83,7 +89,14 @@ def draw(image: np.ndarray, found: Sequence[Detection], classes: Sequence[str]) 
 def label_place(
     box: Sequence[float], size: tuple[float, float], picture: tuple[int, int], placed: Sequence[tuple[float, ...]]
 ) -> tuple[float, float, float, float]:
-    """x1 y1 x2 y2 of a label: the first place at the box, inside the picture, where no label is yet; else above it."""
+    """Return x1 y1 x2 y2 of a label: the first position at its box that overlaps no placed label, otherwise above the box.
+
+    Args:
+        box: x1 y1 x2 y2 of the detection in pixels of the picture.
+        size: width and height of the label in pixels.
+        picture: width and height of the picture in pixels; the label is shifted inside it.
+        placed: labels x1 y1 x2 y2 that are placed already.
+    """
     (x1, y1, x2, y2), (wide, high) = box, size
     places = []
     for x in (x1, x2 - wide):

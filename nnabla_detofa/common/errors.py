@@ -1,9 +1,9 @@
-"""The one error that is the user's to mend."""
+"""The exception for errors that the user can fix."""
 
 
 class UserError(ValueError):
-    """Bad input: a config entry, a data file, weights, an argument.
+    """Invalid input: a config value, a data file, a weights file, an argument.
 
-    Its message is one sentence that names the thing, the value and what is allowed; the command line prints it as it
-    is and exits with status 2. Everything else that escapes is a defect of this package.
+    The message is one sentence that names the input, its value and the allowed values. The command line prints it unchanged
+    and exits with status 2. Any other uncaught exception is a bug of this package.
     """

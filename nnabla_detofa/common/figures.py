@@ -1,4 +1,4 @@
-"""Matplotlib figures that go into files: no window system, no global state, and no import before something is drawn."""
+"""Matplotlib figures for files, without a window system or global state; Matplotlib is imported on first use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def _folder_for_settings() -> Iterator[None]:
-    """Give Matplotlib, which looks for its settings and fonts while it is imported, a folder where there is no home folder."""
+    """Set MPLCONFIGDIR to a temporary folder while Matplotlib is imported, if the user has no home folder."""
     try:
         FilePath.home()
         missing = False
@@ -36,7 +36,7 @@ def _folder_for_settings() -> Iterator[None]:
 
 
 def matplotlib() -> Any:
-    """The module, imported here and nowhere else."""
+    """Import and return Matplotlib; no other function imports it."""
     with _folder_for_settings():
         import matplotlib
         import matplotlib.backends.backend_agg
@@ -47,10 +47,13 @@ def matplotlib() -> Any:
 
 
 def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], layout: str | None = None, **options) -> tuple:
-    """A figure and its panels, as `matplotlib.pyplot.subplots` gives them, which pyplot does not know.
+    """Return a figure and its axes like `matplotlib.pyplot.subplots`, without registering the figure in pyplot.
 
     Args:
-        options: of `Figure.subplots`: sharex, sharey, squeeze.
+        rows, columns: number of axes in each direction.
+        figsize: width and height in inches.
+        layout: layout engine of `Figure`.
+        options: passed to `Figure.subplots`: sharex, sharey, squeeze.
     """
     figure = matplotlib().figure.Figure(figsize=figsize, layout=layout)
     matplotlib().backends.backend_agg.FigureCanvasAgg(figure)
@@ -58,10 +61,15 @@ def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], l
 
 
 def save(figure: Figure, file: str | os.PathLike, **options) -> None:
-    """Write a figure as a PNG file, whole or not at all.
+    """Write a figure as a PNG file atomically.
 
     Args:
-        options: of `Figure.savefig`: dpi, bbox_inches.
+        figure: the figure.
+        file: path of the file.
+        options: passed to `Figure.savefig`: dpi, bbox_inches.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     content = io.BytesIO()
     figure.savefig(content, format="png", **options)
@@ -69,6 +77,6 @@ def save(figure: Figure, file: str | os.PathLike, **options) -> None:
 
 
 def plain(text: str) -> str:
-    """A name from the user as Matplotlib draws it: a dollar sign starts no formula, and a leading underscore hides no label."""
+    """Escape a string so that Matplotlib draws it literally: no formula at a dollar sign, no label hidden by a leading "_"."""
     escaped = text.replace("$", r"\$")
     return f"\u200b{escaped}" if escaped.startswith("_") else escaped

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever ends the process or the machine while they are written."""
+"""Atomic writing of files: an interrupted process or machine leaves either the old file or the complete new one."""
 
 from __future__ import annotations
 
@@ -19,15 +19,20 @@ if TYPE_CHECKING:
 
 
 def write_bytes(file: str | os.PathLike, content: bytes) -> None:
-    """Write a file beside its place, bring it to the disk, and then rename it.
+    """Write a file atomically: write a temporary file beside it, sync it to the disk, and rename it.
+
+    Args:
+        file: path of the file; a pipe or a device is written directly.
+        content: its new content.
 
     Raises:
-        OSError: it cannot be written, for want of room or otherwise; it names the file, and what was there is still there.
+        OSError: the file cannot be written, for example because the disk is full. The error names the file, and its previous
+            content is unchanged.
     """
     file = FilePath(file)
     fresh = file.with_name(file.name + ".new")
     with naming(file):
-        if file.exists() and not file.is_file():  # a pipe or a device: it cannot be replaced
+        if file.exists() and not file.is_file():  # a pipe or a device cannot be replaced
             file.write_bytes(content)
             return
         try:
@@ -40,15 +45,15 @@ def write_bytes(file: str | os.PathLike, content: bytes) -> None:
             os.replace(fresh, file)
         except OSError:
             with suppress(OSError):
-                fresh.unlink()  # a full disk needs the room
+                fresh.unlink()  # free the space on a full disk
             raise
 
 
 def check_writable(file: str | os.PathLike) -> None:
-    """See whether `write_bytes` could write a file, and leave everything as it is.
+    """Check that `write_bytes` can write a file, without changing anything.
 
     Raises:
-        OSError: the folder takes no new files, or the file that is there may not be written.
+        OSError: no file can be created in the folder, or the existing file is not writable.
     """
     file = FilePath(file)
     with naming(file):
@@ -60,18 +65,18 @@ def check_writable(file: str | os.PathLike) -> None:
 
 
 def write_json(file: str | os.PathLike, content) -> None:
-    """`write_bytes` of JSON."""
+    """Write a value as JSON (see `write_bytes`)."""
     write_bytes(file, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def write_text(file: str | os.PathLike, text: str) -> None:
-    """`write_bytes` of a text in UTF-8."""
+    """Write a string as UTF-8 (see `write_bytes`)."""
     write_bytes(file, text.encode())
 
 
 @contextmanager
 def whole_text(file: str | os.PathLike) -> Iterator[io.StringIO]:
-    """A text file to write into, line ends as they are given, which is written when the block ends."""
+    """Yield a text buffer that is written to `file` atomically when the block ends; line ends are not translated."""
     content = io.StringIO(newline="")
     yield content
     write_text(file, content.getvalue())
@@ -79,9 +84,9 @@ def whole_text(file: str | os.PathLike) -> Iterator[io.StringIO]:
 
 @contextmanager
 def new_hdf5(file: str | os.PathLike) -> Iterator[h5py.File]:
-    """An HDF5 file to fill, which is written when the block ends.
+    """Yield an HDF5 file in memory that is written to `file` atomically when the block ends.
 
-    It is made in memory: on a full disk HDF5 itself fails late, in closing the file, and again when the process ends.
+    On a full disk, HDF5 itself would fail late, when it closes the file, and again when the process ends.
     """
     import h5py
 
@@ -93,7 +98,7 @@ def new_hdf5(file: str | os.PathLike) -> Iterator[h5py.File]:
 
 
 def sync_folder(folder: str | os.PathLike) -> None:
-    """Bring a folder's renamed entries to the disk."""
+    """Sync a folder to the disk, so that renamed files in it survive a crash."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)
@@ -102,13 +107,13 @@ def sync_folder(folder: str | os.PathLike) -> None:
 
 
 def digest(content: bytes) -> str:
-    """By which damage is noticed."""
+    """Return the SHA-256 checksum of a file's content in hexadecimal, by which damage is detected."""
     return hashlib.sha256(content).hexdigest()
 
 
 @contextmanager
 def naming(file: str | os.PathLike) -> Iterator[None]:
-    """Errors of writing say which file: a full disk's do not by themselves."""
+    """Add the name of the file to an OSError in the block; the errors of a full disk lack it."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
-"""How pixels become a network's input: less a mean, over a standard deviation, channel by channel.
+"""Normalization of a network's input: subtract a mean and divide by a standard deviation, per channel.
 
-A network computes what it learned only on images normalized as in its training. So the normalization belongs to a data set
-(`dataloader.<name>.normalization`), is kept in weights files and exports, and each network knows its own.
+A network is accurate only on images normalized as in its training. So the normalization belongs to a dataset
+(`dataloader.<name>.normalization`), is stored in weights files and exports, and is an attribute of each network.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 Level = Annotated[float, "[0, 1]"]
 Deviation = Annotated[float, "[0.001, 1]"]
 FIRST_CONV, FIRST_MEAN = "input_stem/0/conv/conv/_W", "input_stem/0/bn/bn/_mean"
-"""Parameters of the layer that sees the image: (filters, 3, h, w), and (1, filters, 1, 1)."""
+"""Parameters of the first layer, whose input is the image: (filters, 3, h, w), and (1, filters, 1, 1)."""
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """Statistics of a data set's images with values in [0, 1].
+    """Statistics of a dataset's images with values in [0, 1].
 
     Attributes:
         mean, std: of the blue, green and red channel, in this order, in which images are read.
@@ -33,7 +33,7 @@ class Normalization:
     std: tuple[Deviation, Deviation, Deviation]
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) float32 in [0, 1] -> (3, H, W) float32, less the mean, over the deviation."""
+        """Normalize an image (H, W, 3) float32 in [0, 1] to (3, H, W) float32: (image - mean) / std."""
         import numpy as np
 
         mean, std = np.float32(self.mean), np.float32(self.std)
@@ -45,27 +45,30 @@ class Normalization:
 
 
 IMAGENET = Normalization(mean=(0.406, 0.456, 0.485), std=(0.225, 0.224, 0.229))
-"""ImageNet's, as torchvision and OFA have them for red, green, blue."""
+"""Statistics of ImageNet, the values of torchvision and OFA, which list them for red, green, blue."""
 COCO = Normalization(mean=(0.408, 0.447, 0.470), std=(0.289, 0.274, 0.278))
-"""COCO's, as CenterNet has them for blue, green, red, rounded to three digits."""
+"""Statistics of COCO, the values of CenterNet for blue, green, red, rounded to three digits."""
 UNRECORDED = COCO
-"""Of weights files and runs that name none: before it was an entry of the config, all images were normalized so."""
+"""Normalization of weights files and runs that do not record one: it was fixed before it became a config key."""
 
 
 def adapted(
     arrays: Mapping[str, np.ndarray], prefix: str, trained: Normalization, given: Normalization
 ) -> dict[str, np.ndarray]:
-    """The parameters of a first layer that computes from images normalized by `given` what it did from `trained` ones.
+    """Adapt the first layer of a network trained on images normalized by `trained` to images normalized by `given`.
 
-    With t = (pixel - m) / s in training and g = (pixel - M) / S here, t = g S / s + (M - m) / s. The factor goes into the
-    weights, which is exact. The shift is a constant of each filter and goes into the running mean of the batch normalization,
-    exact except in outputs whose window reaches over the image's edge, where the padding adds none.
+    With t = (pixel - m) / s in training and g = (pixel - M) / S here, t = g S / s + (M - m) / s. The factor is multiplied into
+    the weights, which is exact. The shift adds a constant to each filter's output, which is subtracted from the running mean
+    of the batch normalization. This is exact except for outputs whose window crosses the image's edge, since padding is not
+    shifted.
 
     Args:
-        arrays: a network's, by name. prefix: of `FIRST_CONV` and `FIRST_MEAN` there.
+        arrays: parameters of the network by name.
+        prefix: prefix of `FIRST_CONV` and `FIRST_MEAN` in these names.
+        trained, given: normalization in training, and of the new images.
 
     Returns:
-        these two, float32.
+        The two adapted parameters by name, float32.
     """
     import numpy as np
 

@@ -7,10 +7,12 @@ from tqdm import tqdm
 
 
 class ProgressBar(tqdm):
-    """A bar that is first shown when something is done, and that is removed where an error ends its block.
+    """Progress bar that appears with the first update and is removed if an error ends its block.
+
+    If the process has no stderr, nothing is shown.
 
     Args:
-        options: of `tqdm`. Where the process has no stderr, nothing is shown.
+        options: passed to `tqdm`.
     """
 
     def __init__(self, **options: Any):

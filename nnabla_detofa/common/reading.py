@@ -1,4 +1,4 @@
-"""Files from anybody: read whole, within bounds, or refused in one sentence."""
+"""Safe reading of untrusted files: bounded in size and depth, or rejected with a one-sentence error."""
 
 import json
 import os
@@ -10,20 +10,22 @@ from typing import Any
 from .errors import UserError
 
 MOST_BYTES = 1 << 24
-"""Of a file that people or this package write by the line: configs, results, annotations of one image."""
+"""Largest size of a text file: config, results, annotations of one image."""
 MOST_LEVELS = 64
-"""Of mappings and lists in each other; ours have fewer than ten, and a few hundred would end Python's stack."""
+"""Largest depth of nested mappings and lists: this package's files have fewer than ten levels, and a few hundred would
+overflow Python's stack."""
 
 
 def read_bytes(file: str | os.PathLike, what: str, most: int = MOST_BYTES) -> bytes:
-    """The content of a regular file: never of a device or a pipe, which may have no end.
+    """Read a regular file; devices and pipes are rejected, since they may be endless.
 
     Args:
-        what: what the file is called in an error, like "the config".
-        most: bytes that it may have.
+        file: path of the file.
+        what: name of the file in error messages, like "the config".
+        most: largest allowed size in bytes.
 
     Raises:
-        UserError: it is missing, is not a file, is larger, or cannot be read.
+        UserError: the file is missing, not a regular file, too large, or not readable.
     """
     try:
         state = os.stat(file)
@@ -41,7 +43,11 @@ def read_bytes(file: str | os.PathLike, what: str, most: int = MOST_BYTES) -> by
 
 
 def read_text(file: str | os.PathLike, what: str, most: int = MOST_BYTES) -> str:
-    """As `read_bytes`, of a text in UTF-8."""
+    """Read a UTF-8 text file; arguments and errors are as in `read_bytes`.
+
+    Raises:
+        UserError: the file cannot be read, or it is not UTF-8.
+    """
     try:
         return read_bytes(file, what, most).decode()
     except UnicodeDecodeError as error:
@@ -49,13 +55,14 @@ def read_text(file: str | os.PathLike, what: str, most: int = MOST_BYTES) -> str
 
 
 def parse_json(text: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """The value of a JSON text.
+    """Parse a JSON string.
 
     Args:
-        pairs: makes a mapping of its pairs; None: the last of equal keys counts.
+        text: the string.
+        pairs: converts the key-value pairs of each object to a mapping; None: the last of equal keys is kept.
 
     Raises:
-        ValueError: it is not JSON, or nested deeper than `MOST_LEVELS`.
+        ValueError: the string is not JSON, or it is nested deeper than `MOST_LEVELS`.
     """
     try:
         value = json.loads(text, object_pairs_hook=pairs)
@@ -81,10 +88,14 @@ def too_deep() -> ValueError:
 
 
 def read_json(file: str | os.PathLike, what: str) -> Any:
-    """The value in a JSON file.
+    """Read and parse a JSON file.
+
+    Args:
+        file: path of the file.
+        what: name of the file in error messages.
 
     Raises:
-        UserError: as `read_text`, or as `parse_json`.
+        UserError: the file cannot be read, is not JSON, or is nested too deep.
     """
     text = read_text(file, what)
     try:
@@ -94,7 +105,7 @@ def read_json(file: str | os.PathLike, what: str) -> Any:
 
 
 def whole_lines(content: bytes) -> bytes:
-    """JSON lines without a torn last one, which is what a kill leaves behind; one that wants only its end gets it."""
+    """Return JSON lines without an incomplete last line, as a killed process leaves; a missing final newline is added."""
     end = content.rfind(b"\n") + 1
     try:
         return content + b"\n" if isinstance(parse_json(content[end:].decode()), dict) else content[:end]
@@ -103,18 +114,18 @@ def whole_lines(content: bytes) -> bytes:
 
 
 def short(text: str, most: int = 120) -> str:
-    """A text for an error: the middle of a long one is left out."""
+    """Shorten a string for an error message: omit the middle if it is longer than `most` characters."""
     return text if len(text) <= most else f"{text[: most - 40]}...{text[-37:]}"
 
 
 def shown_names(names: Sequence[str], most: int = 20) -> str:
-    """Names for a log: at most `most` of them, and how many there are."""
+    """Join names for a log message: at most `most` of them, and their total number if there are more."""
     more = f", ... ({len(names)} in all)" if len(names) > most else ""
     return ", ".join(map(short, names[:most])) + more
 
 
 def shown(value: Any) -> str:
-    """`repr` for an error, of bounded length and cost, whatever the value holds."""
+    """Return a `repr` for error messages whose length and cost are bounded for any value."""
     if isinstance(value, (dict, list, tuple)) and value:
         items = list(value.items() if isinstance(value, dict) else value)[:8]
         more = ", ..." if len(value) > len(items) else ""

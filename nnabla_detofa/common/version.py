@@ -1,7 +1,7 @@
-"""The version of this package, which setup.py reads too, and where its repository would be."""
+"""Version of this package, which setup.py also reads, and path of its repository."""
 
 from pathlib import Path
 
 __version__ = "0.1.0"
 REPOSITORY = Path(__file__).parents[2]
-"""The folder that holds the package: the repository where it runs from a clone."""
+"""The parent folder of the package: the repository, if the package runs from a clone."""

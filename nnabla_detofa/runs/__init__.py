@@ -1,1 +1,1 @@
-"""A run's folder as seen from below: its phases, lock, cost ledger and provenance, and the schemas and readers of its files."""
+"""Run folders: training phases, lock, cost ledger, provenance, and the schemas and readers of the files."""

@@ -1,4 +1,4 @@
-"""What a run costs: device time of each phase, by what it is for (Table 2)."""
+"""Device time of a run, by phase and by kind of work (Table 2)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 
 KINDS = ("fullnet", "training", "path evaluation", "path filter", "search's filter", "search", "reporting")
-"""What time is for. The search's filter is that of section 3.3, with its paths: every method needs one. Reporting is what only
-the tables need: held-out paths, and AP on the test split."""
+"""Kinds of work. "search's filter" is the path filter that is re-trained before the search (section 3.3), with its paths; every
+method needs one. "reporting" is work that only the tables need: held-out paths, and AP on the test split."""
 KIND_OF = {
     "fullnet": "fullnet",
     "start": "fullnet",
@@ -25,20 +25,20 @@ KIND_OF = {
     "search": "search",
     "evaluation": "reporting",
 }
-"""Phase -> kind; every other phase is training."""
+"""Kind of each phase; every other phase is training."""
 
 
 @dataclass(frozen=True)
 class DeviceClock:
-    """Seconds that a device was busy with this process.
+    """Clock of the time that the devices of a run are busy.
 
-    A GPU is taken as busy all the time. A core is busy while a process of the run, or one that this process forked, computes:
-    so runs that share a machine do not count each other's work.
+    A GPU counts as busy all the time. A core counts as busy while a process of the run, or one that this process forked,
+    computes, so runs that share a machine do not count each other's work.
 
     Attributes:
-        on_gpu: which of the two.
-        processes: that train together, each with a device of its own.
-        others: numbers of those on this machine, without this one; those on other machines count as much as these.
+        on_gpu: measure GPU seconds; otherwise core seconds.
+        processes: number of processes that train together, each with its own device.
+        others: ids of the run's other processes on this machine; processes on other machines are assumed to be as busy.
     """
 
     on_gpu: bool
@@ -50,7 +50,7 @@ class DeviceClock:
         return "GPU seconds" if self.on_gpu else "core seconds"
 
     def __call__(self) -> float:
-        """Seconds so far; only differences mean something."""
+        """Return the seconds so far; only differences are meaningful."""
         if self.on_gpu:
             return self.processes * time.perf_counter()
         at_work = sum(map(_core_seconds, (*self.others, *(child.pid for child in multiprocessing.active_children()))))
@@ -58,7 +58,7 @@ class DeviceClock:
 
 
 def _core_seconds(pid: int) -> float:
-    """Core seconds of a process that is still at work; 0 where the system has no such file: `os.times` knows of it later."""
+    """Return the core seconds of a running process; 0 if it has ended (`os.times` then counts it) or there is no /proc."""
     try:
         fields = FilePath(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -67,19 +67,19 @@ def _core_seconds(pid: int) -> float:
 
 
 def kind_of(phase: str) -> str:
-    """The one of `KINDS` that a phase's time is for."""
+    """Return the kind, one of `KINDS`, of a phase."""
     return KIND_OF.get(phase, "training")
 
 
 def entry(phase: str, seconds: float) -> dict:
-    """A phase in a run's ledger.json."""
+    """Return the value of a phase in ledger.json; `seconds` are device seconds."""
     return {"kind": kind_of(phase), "seconds": round(seconds, 3)}
 
 
 def totals(ledger: Mapping) -> dict[str, float]:
-    """Seconds of each of `KINDS` in the content of a ledger.json, in its unit.
+    """Sum the seconds of each of `KINDS` in the content of a ledger.json, in its unit.
 
-    The kinds are those of the phases' names: what a ledger calls them may be older than `KIND_OF`.
+    Kinds are derived from the names of the phases, since the kinds in the file may be older than `KIND_OF`.
     """
     phases = ledger["phases"].items()
     return {kind: sum(item["seconds"] for name, item in phases if kind_of(name) == kind) for kind in KINDS}

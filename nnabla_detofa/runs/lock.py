@@ -1,6 +1,7 @@
-"""Whose folder it is: a run holds its folder alone, and `--restart` loses the run that was there only when it is sure.
+"""Exclusive locking of run folders, and safe replacement of a run by `--restart`.
 
-All that is done here may be cut short at any moment; the next run puts it in order.
+`--restart` removes the previous run only after the new run has passed its checks. Every operation here may be interrupted at
+any moment; the next run repairs the folder.
 """
 
 from __future__ import annotations
@@ -21,38 +22,38 @@ from ..common.reading import parse_json
 CONFIG = "config.json"
 LOCK = ".lock"
 BEFORE = ".before"
-"""Where a run waits, inside its folder, while `--restart` checks what replaces it. Its config goes in last."""
+"""Subfolder to which `--restart` moves the previous run while it checks the new one. Its config is moved last."""
 GONE = ".gone"
-"""What `BEFORE` is called once it is to be removed."""
+"""Name to which `BEFORE` is renamed before it is removed."""
 OURS = {LOCK, BEFORE, GONE, f"{CONFIG}.new"}
 MINI_BATCH = "mini_batch.json"
-"""Of a run whose mini-batches, over which batch normalisation takes its statistics, are not those of one process. It is there
-before the run's config is, and so in every folder that goes on as that run's."""
+"""File of a run whose mini-batches, over which batch normalization computes its statistics, are not those of one process. It
+is written before the run's config, so every folder from which the run can be resumed contains it."""
 BEGUN = {MINI_BATCH, f"{MINI_BATCH}.new"}
-"""All that there is of a run that was killed before it had its config."""
+"""Files of a run that was killed before its config was written."""
 TRIES = 100
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A folder held for one run.
+    """A run folder that this process has locked.
 
     Attributes:
-        folder: the run's.
-        fresh: no run goes on here: this one is a new one.
+        folder: the run folder.
+        fresh: whether the run is new, not resumed.
     """
 
     folder: FilePath
     fresh: bool
 
     def confirm(self) -> None:
-        """The new run can be done: the one that `--restart` replaces is removed."""
+        """Remove the run that `--restart` replaces, after the new run has passed its checks."""
         if (self.folder / BEFORE).exists():
             os.replace(self.folder / BEFORE, self.folder / GONE)
             shutil.rmtree(self.folder / GONE)
 
     def withdraw(self) -> None:
-        """The new run cannot be done: bring back what was there, or leave the folder as empty as it was."""
+        """Restore the previous run, or empty the folder of a new run, after the new run has failed its checks."""
         if (self.folder / BEFORE).exists():
             _bring_back(self.folder)
         elif self.fresh:
@@ -61,16 +62,22 @@ class Claim:
 
 @contextmanager
 def claimed(folder: FilePath, config: configs.Config, restart: bool = False, mini_batch: dict | None = None) -> Iterator[Claim]:
-    """Hold `folder` for this config's run while the block lasts; with `restart` the run that is there is set aside.
+    """Lock `folder` for the run of this config inside the block; with `restart` an existing run is set aside.
 
-    Folders that are made for it, and are empty in the end, are removed again.
+    Folders that are created here, and are empty at the end, are removed again.
 
     Args:
-        mini_batch: content of `MINI_BATCH`, where a new run has one.
+        folder: the run folder, created if it does not exist.
+        config: config of the run, written to the folder.
+        restart: replace an existing run, see `Claim.confirm` and `Claim.withdraw`.
+        mini_batch: content of `MINI_BATCH` for a new run; None: the file is not written.
+
+    Yields:
+        The locked folder.
 
     Raises:
-        UserError: another process runs there, or it holds the run of a config with another result or something that is not
-            a run, or it cannot be written; nothing is changed then.
+        UserError: another process runs in the folder, the folder holds a run whose config gives another result or files that
+            are not a run, or it is not writable. Nothing is changed then.
     """
     check(folder, config, restart)
     made = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -80,7 +87,7 @@ def claimed(folder: FilePath, config: configs.Config, restart: bool = False, min
                 shutil.rmtree(folder / GONE, ignore_errors=True)
                 if (folder / BEFORE).exists():
                     _bring_back(folder)
-                check(folder, config, restart)  # again: now nobody else changes it
+                check(folder, config, restart)  # check again, now that no other process can change it
                 fresh = restart or not (folder / CONFIG).exists()
                 if fresh:
                     _begin(folder, mini_batch)
@@ -89,13 +96,13 @@ def claimed(folder: FilePath, config: configs.Config, restart: bool = False, min
                 raise _not_writable(folder, error) from error
             yield Claim(folder, fresh)
     finally:
-        with suppress(OSError):  # one is not empty
+        with suppress(OSError):  # a folder is not empty
             for place in made:
                 place.rmdir()
 
 
 def _begin(folder: FilePath, mini_batch: dict | None) -> None:
-    """All that a new run has before its config: what a run before it left is set aside, or was never one."""
+    """Prepare the folder of a new run, up to its config: set an existing run aside, and write `MINI_BATCH`."""
     if (folder / CONFIG).exists():
         _set_aside(folder)
     (folder / MINI_BATCH).unlink(missing_ok=True)
@@ -104,11 +111,20 @@ def _begin(folder: FilePath, mini_batch: dict | None) -> None:
 
 
 def check(folder: FilePath, config: configs.Config, restart: bool) -> None:
-    """Raise UserError if the config's run may not be done in the folder."""
+    """Raise UserError if the run of a config must not use the folder.
+
+    Args:
+        folder: the run folder; it need not exist.
+        config: config of the run.
+        restart: allow a folder that holds a run with another config.
+
+    Raises:
+        UserError: the folder is a file, holds files that are not a run, or holds a run whose config gives another result.
+    """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"args.output_path must be a folder, and {folder} is a file")
     if (folder / BEFORE).exists():
-        return  # a restart was cut short: judged once it is put in order
+        return  # a restart was interrupted: checked after it is repaired
     file = folder / CONFIG
     if not file.is_file():
         if folder.exists() and any(entry.name not in {*OURS, *BEGUN} for entry in folder.iterdir()):
@@ -130,7 +146,7 @@ def check(folder: FilePath, config: configs.Config, restart: bool) -> None:
 
 @contextmanager
 def _locked(folder: FilePath) -> Iterator[None]:
-    """A lock that ends with this process, and that no process it forks inherits."""
+    """Lock the folder. The lock ends with this process, and forked processes do not inherit it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         opened = _lock(folder)
@@ -144,15 +160,15 @@ def _locked(folder: FilePath) -> Iterator[None]:
 
 
 def _lock(folder: FilePath) -> int:
-    """The lock's file, open and locked."""
+    """Open and lock the lock file; return its file descriptor."""
     for _ in range(TRIES):
         opened = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # which of the two depends on the system
+        except (BlockingIOError, PermissionError):  # depending on the system
             os.close(opened)
             break
-        # Its holder removes it at its end, perhaps since we opened it: then it is not the folder's any more.
+        # The previous holder may have removed the file since it was opened here: then the lock is on a deleted file.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.stat(folder / LOCK), os.fstat(opened)):
                 return opened
@@ -161,7 +177,7 @@ def _lock(folder: FilePath) -> int:
 
 
 def is_locked(folder: FilePath) -> bool:
-    """Does another process run in the folder? To be asked where this one does not: it would lose its own lock by it."""
+    """Return whether another process has locked the folder. A process that calls this loses its own lock on the folder."""
     if not (folder / LOCK).exists():
         return False
     with open(folder / LOCK, "r+b") as opened:
@@ -177,7 +193,7 @@ def _not_writable(folder: FilePath, error: OSError) -> UserError:
 
 
 def _set_aside(folder: FilePath) -> None:
-    """Move a run's files into `BEFORE`; that its config is there says that all are."""
+    """Move the files of a run into `BEFORE`, its config last: if the config is there, all files are."""
     before = folder / BEFORE
     before.mkdir()
     for entry in _entries(folder):
@@ -187,9 +203,9 @@ def _set_aside(folder: FilePath) -> None:
 
 
 def _bring_back(folder: FilePath) -> None:
-    """Undo `_set_aside`, however far it, or this, had come."""
+    """Undo `_set_aside`, even if it, or a previous call of this function, was interrupted."""
     before = folder / BEFORE
-    if (before / CONFIG).exists():  # all had been moved, so what is in its place belongs to the run that was not to be
+    if (before / CONFIG).exists():  # all files were moved, so the folder holds only files of the new run
         _empty(folder)
         os.replace(before / CONFIG, folder / CONFIG)
     for entry in before.iterdir():
@@ -198,18 +214,18 @@ def _bring_back(folder: FilePath) -> None:
 
 
 def _empty(folder: FilePath) -> None:
-    """Remove a run's own files and folders."""
+    """Remove all files and folders of a run, except the lock and what is set aside."""
     for entry in _entries(folder):
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def _entries(folder: FilePath) -> list[FilePath]:
-    """A run's own files and folders."""
+    """Return the files and folders of a run, without the lock and what is set aside."""
     return [entry for entry in sorted(folder.iterdir()) if entry.name not in OURS]
 
 
 def differences(before: dict, now: dict, prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ."""
+    """Return the dotted keys whose values differ between two nested mappings, each after `prefix`."""
     found: list[str] = []
     for key in sorted(before.keys() | now.keys()):
         left, right = before.get(key), now.get(key)

@@ -1,6 +1,7 @@
-"""The training phases of a run, as a config says them: what is trained for how long, on what, at which rates.
+"""Training phases of a run, derived from its config: search space, epochs, batch size, learning rates.
 
-The runners train by these, and the dry run prints them: both ask here, so they cannot disagree. No networks, no data.
+The runners train these phases and the dry run prints them, so the two cannot disagree. This module uses no networks and no
+data.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from ..space.search_space import SearchSpace, compofa, ofa_resnet50, product_spa
 from .schedule import Schedule
 
 GIVEN = "start"
-"""The first phase of a pre-training that trains no fullnet."""
+"""Name of the first phase of a pre-training that trains no fullnet."""
 FINE_TUNED = "finetuned"
-"""The one detector in the folder of a fine-tuning, and its phase."""
+"""Name of the only detector in the folder of a fine-tuning, and of its phase."""
 TUNING_PHASES = ("before", FINE_TUNED)
 """All phases of a fine-tuning."""
 
@@ -25,20 +26,21 @@ class TrainingPhase:
     """One phase of training.
 
     Attributes:
-        name: what the run's log and folders call it.
-        paths: which paths it trains, in words.
-        space: the space they are drawn from.
-        epochs: the part of the schedule that this phase is.
+        name: name in the run's log and folders.
+        paths: description of the trained paths.
+        space: search space that the paths are sampled from.
+        epochs: epochs of the schedule that this phase covers.
         schedule_epochs: epochs of the whole schedule.
-        solver: update rule and rates.
-        batch_size: images of one step, over all ranks.
-        warmup_epochs: added to the solver's own `warmup_steps`.
-        paths_per_step: paths whose gradients are added before each update.
-        kd_ratio: weight of the distillation from the fullnet; 0 is none.
-        sorted_ratios, sorted_widths: before this phase the bottlenecks' middle channels are sorted by importance, within the
-            groups that paths of these expand ratios and widths use, which are trained already; without ratios they are not.
-        largest_only: the largest path alone is trained.
-        continues: the phase whose schedule, optimizer and epochs of batches this one goes on with; empty: it has its own.
+        solver: update rule and learning rates.
+        batch_size: images per step, summed over all ranks.
+        warmup_epochs: epochs of learning-rate warm-up in addition to the solver's `warmup_steps`.
+        paths_per_step: number of paths whose gradients are summed before each update.
+        kd_ratio: weight of the distillation from the fullnet; 0 disables it.
+        sorted_ratios, sorted_widths: before this phase the middle channels of the bottlenecks are sorted by importance, within
+            the groups of channels that paths of these expand ratios and widths, which are trained already, use. Without
+            ratios the channels are not sorted.
+        largest_only: train only the largest path.
+        continues: name of the phase whose schedule, optimizer and sequence of batches this phase continues; empty: none.
     """
 
     name: str
@@ -58,15 +60,15 @@ class TrainingPhase:
 
     @property
     def schedule_name(self) -> str:
-        """The phase that this one's schedule begins with: phases of one schedule draw their batches from one sequence."""
+        """Name of the first phase of this phase's schedule; phases of one schedule share one sequence of batches."""
         return self.continues or self.name
 
     def steps_per_epoch(self, images: int) -> int:
-        """Steps of an epoch over `images` training images: a batch that they do not fill is left out."""
+        """Return the steps per epoch over `images` training images; an incomplete last batch is dropped."""
         return max(1, images // self.batch_size)
 
     def schedule(self, images: int) -> Schedule:
-        """The learning rate of each step, for a training set of `images`."""
+        """Return the learning-rate schedule for a training set of `images` images."""
         per_epoch = self.steps_per_epoch(images)
         return Schedule(
             base=self.solver.lr,
@@ -79,12 +81,12 @@ class TrainingPhase:
 
 
 def slug(name: str) -> str:
-    """A phase's name as a file's."""
+    """Convert the name of a phase to a file name."""
     return name.replace(" ", "_").replace("-", "_")
 
 
 def training_phases(config: Config) -> tuple[TrainingPhase, ...]:
-    """The training phases of the run that a config describes, in their order."""
+    """Return the training phases of a config's run, in order."""
     space = ofa_resnet50(config.network.geometry, config.network.elastic_stem)
     if not isinstance(config.hparams, DetofaHparams):
         return _pretrain(config, config.hparams, space)
@@ -92,7 +94,7 @@ def training_phases(config: Config) -> tuple[TrainingPhase, ...]:
 
 
 def phase_names(config: Config) -> tuple[str, ...]:
-    """All phases of the run that a config describes, in their order: those of `training_phases`, and what is between them."""
+    """Return the names of all phases of a config's run, in order: training phases and the phases between and after them."""
     fullnet, *supernet = (phase.name for phase in training_phases(config))
     if not isinstance(config.hparams, DetofaHparams):
         return (fullnet, *supernet, *(("paths", "path filter") if config.hparams.paths else ()))
@@ -114,11 +116,12 @@ def _fullnet(config: Config, space: SearchSpace) -> TrainingPhase:
 
 
 def _supernet(config: Config, hparams: DetofaHparams, space: SearchSpace) -> tuple[TrainingPhase, ...]:
-    """What trains all paths: warm-up and fine-tuning are two parts of one schedule, for Algorithm 1 and its baselines.
+    """Return the phases that train the supernet: warm-up and fine-tuning share one schedule (Algorithm 1 and baselines).
 
-    OFA with progressive shrinking has Table A2's epochs for the five spaces of Table A1: 70, 5, 65, 5, 65, where 5 and 65 are
-    the paper's warm-up and fine-tuning. Stage 1 is a schedule of its own, and (paper is silent) stages 2 and 3, and 4 and 5,
-    are the two parts of one. Before a smaller E or W is trained, channels are sorted as in OFA (`hparams.shrinking_sort`).
+    OFA with progressive shrinking trains the five spaces of Table A1 for the epochs of Table A2: 70, 5, 65, 5, 65, where 5 and
+    65 are the paper's warm-up and fine-tuning. Stage 1 has its own schedule. The paper is silent on the others; we let stages
+    2 and 3, and stages 4 and 5, share one. Channels are sorted as in OFA before a smaller E or W is trained
+    (`hparams.shrinking_sort`).
     """
     solver, warm, total = config.optimizer.train, hparams.warmup_epochs, hparams.warmup_epochs + hparams.epochs
 
@@ -151,16 +154,16 @@ def _supernet(config: Config, hparams: DetofaHparams, space: SearchSpace) -> tup
 
 
 def _choices(stage: SearchSpace) -> dict[str, tuple[float, ...]]:
-    """What is trained after a stage of progressive shrinking, as `TrainingPhase` has it."""
-    pairs = stage.pairs[0]  # (depth, width) -> ratios, alike in all stages of the network
+    """Return the widths and ratios trained by a stage of progressive shrinking, as keyword arguments of `TrainingPhase`."""
+    pairs = stage.pairs[0]  # (depth, width) -> ratios, equal in all stages of the network
     return {"sorted_widths": tuple(sorted({width for _, width in pairs})), "sorted_ratios": tuple(next(iter(pairs.values())))}
 
 
 def _pretrain(config: Config, hparams: PretrainHparams, space: SearchSpace) -> tuple[TrainingPhase, ...]:
-    """The fullnet, then either uniform paths of A or the phases of progressive shrinking.
+    """Return the phases of a pre-training: the fullnet, then either uniform paths of the space A or progressive shrinking.
 
-    Without epochs for it the first phase has another name: the weights that it keeps, as those of a teacher, are the given
-    ones, and nobody is to take them for a fullnet's.
+    Without fullnet epochs the first phase is named `GIVEN`: the weights that it saves for the teacher are the initial ones and
+    must not be mistaken for a trained fullnet.
     """
     solver, fullnet = config.optimizer.train, _fullnet(config, space)
     if not hparams.fullnet_epochs:
@@ -201,6 +204,6 @@ def _pretrain(config: Config, hparams: PretrainHparams, space: SearchSpace) -> t
 
 
 def tuning_phase(config: Config, space: SearchSpace) -> TrainingPhase:
-    """The one phase of a fine-tuning with this config."""
+    """Return the only phase of a fine-tuning with this config."""
     epochs, batch_size = config.hparams.epochs, config.hparams.batch_size
     return TrainingPhase(FINE_TUNED, "the found path alone", space, range(epochs), epochs, config.optimizer.train, batch_size)

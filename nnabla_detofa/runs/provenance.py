@@ -1,4 +1,4 @@
-"""What a run was made of besides its config: the code that computed it, and the weights and data that it began from."""
+"""Provenance of a run: the code that computed it, and the checksums of its initial weights and its data."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from . import result_files
 FILE = "provenance.json"
 UNKNOWN = "code that was not recorded"
 ENDS = ("summary.json", "finetuned.json")
-"""Either says that a run has finished."""
+"""Files of which a finished run has one."""
 
 
 def revision() -> str:
-    """The commit that this is, or the version where this package is in no repository."""
+    """Return the commit of this package, or its version if it is not in a repository."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(version.REPOSITORY), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "--", "nnabla_detofa")  # an environment may lie in another project's repository
+        git("ls-files", "--error-unmatch", "--", "nnabla_detofa")  # the package may lie inside another project's repository
         changed = bool(git("status", "--porcelain", "--untracked-files=no", "--", "nnabla_detofa", "configs"))
         return f"commit {git('rev-parse', '--short=12', 'HEAD')}" + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
@@ -35,7 +35,7 @@ def revision() -> str:
 
 
 def given_weights(config: Config) -> dict[str, str]:
-    """Weights file that a config names, of the supernet or of the path filter, -> its digest; without those that are gone."""
+    """Return the digests of a config's weights files (supernet and path filter) by name; missing files are omitted."""
     named = [FilePath(name) for name in (config.network.weights, config.hparams.filter.weights) if name]
     return {str(file): _digest(file, *_state(file)) for file in named if file.is_file()}
 
@@ -47,15 +47,18 @@ def _state(file: FilePath) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=64)
 def _digest(file: FilePath, *state: int) -> str:
-    """Of a file's content, read again only where its time or its size is another."""
+    """Return the digest of a file's content, cached by its modification time and size (`state`)."""
     return files.digest(file.read_bytes())
 
 
 def recorded(run: FilePath) -> dict:
-    """What `record` left in a run's folder; of an older run it knows nothing.
+    """Read the provenance that `record` wrote to a run's folder; it is empty for older runs.
+
+    Returns:
+        "code": list of revisions; "weights": digest of each weights file; "data": digest of the data, if known.
 
     Raises:
-        UserError: its file is damaged.
+        UserError: provenance.json is damaged.
     """
     file = run / FILE
     if not file.exists():
@@ -68,25 +71,31 @@ def recorded(run: FilePath) -> dict:
 
 
 def record(run: FilePath, config: Config) -> None:
-    """Note in the folder of a run that is to begin or to go on: this code and, where it begins, its weights files and data."""
+    """Write the provenance of a run that starts or resumes: the code and, at its start, its weights files and data.
+
+    A finished run is not changed.
+
+    Raises:
+        UserError: an existing provenance.json is damaged.
+    """
     if any((run / name).exists() for name in ENDS):
         return
     before, begun = recorded(run), (run / "seconds.json").exists()
     code = [UNKNOWN] if begun and not before["code"] else before["code"]
     code = code if code[-1:] == [revision()] else [*code, revision()]
-    given = {} if (run / "origin.json").exists() else given_weights(config)  # that of a fine-tuning has the weights' digest
+    given = {} if (run / "origin.json").exists() else given_weights(config)  # in a fine-tuning, origin.json has the digest
     data = before.get("data") or (None if begun else content_digest(config.dataloader))
     found = {"code": code, "weights": given | before["weights"]} | ({"data": data} if data else {})
     files.write_json(run / FILE, found)
 
 
 def inputs(config: Config) -> list[str]:
-    """Digests of what a run of the config would begin from now."""
+    """Return the digests of the weights and data that a run of the config would use now."""
     return [*given_weights(config).values(), content_digest(config.dataloader) or ""]
 
 
 def changed_inputs(run: FilePath, config: Config) -> list[str]:
-    """Weights files of the config, and its data, that are not what the run in a folder began from, as far as is recorded."""
+    """Return the config's weights files and data that differ from the record at the start of a folder's run."""
     before = recorded(run)
     weights = before["weights"]
     changed = [name for name, digest in given_weights(config).items() if weights.get(name, digest) != digest]
@@ -96,7 +105,7 @@ def changed_inputs(run: FilePath, config: Config) -> list[str]:
 
 
 def refuse_changed_inputs(run: FilePath, config: Config) -> None:
-    """Raise UserError if the run in a folder began from other weights or data than there are now."""
+    """Raise UserError if weights files or data have changed since the start of the run in a folder."""
     if changed := changed_inputs(run, config):
         raise UserError(
             f"{run} holds a run that began before {' and '.join(changed)} changed: "
@@ -105,5 +114,5 @@ def refuse_changed_inputs(run: FilePath, config: Config) -> None:
 
 
 def code_of(run: FilePath) -> str:
-    """The code that computed a run, in words: one commit, or those that went on with it, in their order."""
+    """Describe the code that computed a run: one commit, or several in order if it was resumed with other code."""
     return ", then ".join(recorded(run)["code"]) or UNKNOWN

@@ -1,6 +1,6 @@
-"""What the JSON files of a run's folder must hold, for who goes on with the run and for who reads it when it has finished.
+"""Schemas of the JSON files in a run's folder, checked when a run resumes and when a finished run is read.
 
-Each function returns the content that it was given, or raises a UserError that says what is wrong with it.
+Each function checks the parsed content of one file, and returns the content (`thresholds`: that value) or raises a UserError.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from ..space.paths import Path
 from ..space.search_space import ofa_resnet50
 
 MEASURED = ("flops", "params", "loss", "ap50")
-"""Numbers of an evaluated detector; its loss may be none, where the training has diverged."""
+"""Measurements of an evaluated detector; the loss may be NaN or infinite if the training has diverged."""
 
 
 def seconds(content: Any) -> dict[str, float]:
-    """seconds.json: seconds of each phase."""
+    """Check seconds.json: the seconds of each phase."""
     for name, value in _mapping(content, "it").items():
         _number(value, f"the time of {name}")
     return content
 
 
 def ledger(content: Any) -> dict:
-    """ledger.json: device seconds of each phase (see `ledger.entry`), and their unit."""
+    """Check ledger.json: the device seconds of each phase (see `cost_ledger.entry`), and their unit."""
     checked.read(str, _entry(content, "unit", "it"), "unit")
     for name, entry in _mapping(_entry(content, "phases", "it"), "phases").items():
         _number(_entry(entry, "seconds", f"phases.{name}"), f"phases.{name}.seconds")
@@ -36,17 +36,20 @@ def ledger(content: Any) -> dict:
 
 
 def found_paths(content: Any, geometry: Geometry) -> dict[str, dict]:
-    """search.json: the path that was found for each range of FLOPs."""
+    """Check search.json: the path found for each range of FLOPs."""
     for name, path in _mapping(content, "it").items():
         _path(path, name, geometry)
     return content
 
 
 def detector(content: Any, geometry: Geometry, path: Path | None = None, where: str = "it") -> dict:
-    """What evaluating a detector leaves, such as subnet_1.json.
+    """Check the evaluation result of a detector, such as subnet_1.json.
 
     Args:
-        path: the detector's, where it is known. where: what an error calls the content.
+        content: the content.
+        geometry: geometry of the supernet.
+        path: path that the detector must have; None: any.
+        where: name of the content in error messages.
     """
     for name in MEASURED:
         _number(_entry(content, name, where), f"{where}.{name}", finite=name != "loss")
@@ -63,7 +66,7 @@ def detector(content: Any, geometry: Geometry, path: Path | None = None, where: 
 
 
 def summary(content: Any, geometry: Geometry, budgets: int) -> dict:
-    """summary.json of Algorithm 1 or a baseline of it: the fullnet, and the subnet that was found for each budget."""
+    """Check summary.json of Algorithm 1 or a baseline: the fullnet, and the subnet found for each of `budgets` budgets."""
     detector(_entry(content, "fullnet", "it"), geometry, where="fullnet")
     for number, subnet in enumerate(_list(content, "subnets", budgets)):
         _number(_entry(subnet, "budget", f"subnets[{number}]"), f"subnets[{number}].budget")
@@ -72,7 +75,7 @@ def summary(content: Any, geometry: Geometry, budgets: int) -> dict:
 
 
 def thresholds(content: Any, buckets: int) -> list[float | None]:
-    """The thresholds in the summary.json of Algorithm 1: of each FLOPs bucket, none where nothing was pruned."""
+    """Check and return the thresholds in summary.json of Algorithm 1, one per FLOPs bucket; None: no path is pruned."""
     found = _list(content, "thresholds", buckets)
     for number, value in enumerate(found):
         checked.read(float | None, value, f"thresholds[{number}]")
@@ -80,7 +83,7 @@ def thresholds(content: Any, buckets: int) -> list[float | None]:
 
 
 def operations(content: Any, geometry: Geometry) -> dict:
-    """operations.json: scores and FLOPs of A's operations, and which are pruned."""
+    """Check operations.json: the scores and FLOPs of all operations of the search space A, and the pruned operations."""
     every = {astuple(operation) for operation in ofa_resnet50(geometry).operations}
     for name in ("operations", "removed"):
         for entry in _list(content, name):
@@ -108,13 +111,13 @@ def _list(content: Any, name: str, length: int | None = None) -> list:
 
 
 def mini_batch(content: Any) -> dict:
-    """mini_batch.json: of a run whose mini-batches are not those of one process."""
+    """Check mini_batch.json of a run whose mini-batches are not those of one process."""
     checked.read(Annotated[int, "[1, inf)"], _entry(content, "mini_batch", "it"), "mini_batch")
     return content
 
 
 def origin(content: Any) -> dict:
-    """origin.json of a fine-tuning: the run, detector and path that it began from, and their weights' digest."""
+    """Check origin.json of a fine-tuning: the run, detector and path that it starts from, and the digest of their weights."""
     for name, kind in {"run": str, "detector": str, "path": dict, "weights": str}.items():
         if not isinstance(value := _entry(content, name, "it"), kind):
             raise UserError(f"{name} is {checked.kind_of(value)}")
@@ -122,7 +125,7 @@ def origin(content: Any) -> dict:
 
 
 def provenance(content: Any) -> dict:
-    """provenance.json: the code that computed a run, and the digests of the weights files and data that it began from."""
+    """Check provenance.json: the code that computed a run, and the digests of its initial weights files and its data."""
     for number, code in enumerate(_list(content, "code")):
         checked.read(str, code, f"code[{number}]")
     for name, digest in _mapping(_entry(content, "weights", "it"), "weights").items():

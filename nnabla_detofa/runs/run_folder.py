@@ -1,4 +1,4 @@
-"""What a run's folder holds, for whatever reads it afterwards: its config, its results, its weights, its space."""
+"""Reading of a run's folder: config, results, weights and search space."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from .phases import FINE_TUNED, slug, training_phases
 
 
 def read_result(run: FilePath, name: str, check: Callable[[Any], Any] = lambda content: content) -> Any:
-    """One of the JSON files of a run's folder.
+    """Read one of the JSON files of a run's folder.
 
     Args:
-        check: one of `result_files`, of the content.
+        run: the run's folder.
+        name: name of the file without ".json".
+        check: function of `result_files` that checks the content; its result is returned.
 
     Raises:
-        UserError: the folder is not that of a finished run, or the file is damaged.
+        UserError: the file does not exist, since the run is not finished, or it is damaged.
     """
     file = run / f"{name}.json"
     if not file.exists():
@@ -39,7 +41,7 @@ def read_result(run: FilePath, name: str, check: Callable[[Any], Any] = lambda c
 
 @contextmanager
 def reading(file: FilePath) -> Iterator[None]:
-    """Turn what goes wrong with the values of a result file, while the block uses them, into a UserError."""
+    """Convert errors that the values of a result file cause inside the block into a UserError."""
     try:
         yield
     except UserError:
@@ -49,26 +51,32 @@ def reading(file: FilePath) -> Iterator[None]:
 
 
 def number(value: Any, finite: bool = False) -> int | float:
-    """A number of a result file, as it is; what is none raises an error for `reading`.
+    """Return a number from a result file unchanged, or raise an error that `reading` converts.
 
     Args:
-        finite: refuse infinity and NaN, which a loss may be and a duration may not.
+        value: the value from the file.
+        finite: reject infinity and NaN, which are allowed for a loss but not for a duration.
+
+    Raises:
+        TypeError: `value` is not a number.
+        ValueError: `value` is not finite.
+        OverflowError: `value` is an integer beyond the range of float.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{short(repr(value))} is not a number")
-    if not abs(float(value)) < math.inf and finite:  # float: an integer of 400 digits is no number for what reads it
+    if not abs(float(value)) < math.inf and finite:  # float() raises for an integer of 400 digits
         raise ValueError(f"{value} is not finite")
     return value
 
 
 def refuse_pretraining(run: FilePath, config: configs.Config, what: str) -> None:
-    """Raise UserError if a folder holds a pre-training, which has not got what `what` needs."""
+    """Raise UserError if a folder holds a pre-training, which has no detectors; `what` needs them."""
     if config.args.runner == "pretrain":
         raise UserError(f"{run} is a pre-training's folder: {what} needs a run that trains detectors")
 
 
 def refuse_other_kinds(run: FilePath, config: configs.Config, what: str) -> None:
-    """Raise UserError if a folder holds a pre-training or a fine-tuning, which have not got what `what` needs."""
+    """Raise UserError if a folder holds a pre-training or a fine-tuning; `what` needs Algorithm 1 or a baseline."""
     refuse_pretraining(run, config, what)
     if fine_tuned(run):
         raise UserError(
@@ -77,7 +85,7 @@ def refuse_other_kinds(run: FilePath, config: configs.Config, what: str) -> None
 
 
 def trained_classes(run: FilePath) -> tuple[str, ...]:
-    """The classes that a run's detectors were trained for, in their order."""
+    """Return the names of the classes that a run's detectors were trained for, in order."""
     name = "before" if fine_tuned(run) else "fullnet"
     with reading(run / f"{name}.json"):
         return tuple(map(str, dict(read_result(run, name)["ap50_per_class"])))
@@ -93,14 +101,15 @@ def refuse_other_classes(run: FilePath, classes: Sequence[str]) -> None:
 
 
 def run_config(run: FilePath, overrides: Sequence[str] = (), fixed: Sequence[str] = ()) -> configs.Config:
-    """The config of a run's folder, which need not be finished.
+    """Read the config of a run, which need not be finished.
 
     Args:
-        overrides: "key=value" entries to replace, such as the place of the data.
-        fixed: beginnings of keys that may not be replaced, beside those of the network.
+        run: the run's folder.
+        overrides: "key=value" strings that replace values, such as the path of the data.
+        fixed: prefixes of keys that must not be overridden, in addition to the keys of the network.
 
     Raises:
-        UserError: the folder is not that of a run, or an override does not fit or describes another network than the run's.
+        UserError: the folder is not a run's folder, its config is damaged, or an override is invalid or changes a fixed key.
     """
     file = run / "config.json"
     if not file.is_file():
@@ -120,13 +129,16 @@ def run_config(run: FilePath, overrides: Sequence[str] = (), fixed: Sequence[str
 
 
 def run_weights(run: FilePath, config: configs.Config, named: str | None = None) -> FilePath:
-    """A weights file of a run.
+    """Return the path of a weights file of a run.
 
     Args:
-        named: a file in the run's folder, such as "warm_up/weights.h5", or any other; None is the last finished phase's.
+        run: the run's folder.
+        config: the run's config.
+        named: a file in the run's folder, such as "warm_up/weights.h5", or any other file; None: the weights of the last
+            finished training phase.
 
     Raises:
-        UserError: there is no such file, or no training phase has finished.
+        UserError: the file does not exist, or no training phase has finished.
     """
     if named is not None:
         found = next((file for file in (run / named, FilePath(named)) if file.is_file()), None)
@@ -141,10 +153,10 @@ def run_weights(run: FilePath, config: configs.Config, named: str | None = None)
 
 
 def searched_space(run: FilePath, config: configs.Config) -> SearchSpace:
-    """The space that a detection run trains last and searches: what operation pruning left of A, or a baseline's own.
+    """Return the space that a detection run trains last and searches: the pruned search space A, or the baseline's.
 
     Raises:
-        UserError: the run has not got so far, or its file is damaged.
+        UserError: the run has not pruned operations yet, or operations.json is damaged.
     """
     if config.args.runner != "detofa":
         return training_phases(config)[-1].space
@@ -157,26 +169,26 @@ def searched_space(run: FilePath, config: configs.Config) -> SearchSpace:
 
 
 def fine_tuned(run: FilePath) -> dict:
-    """What a fine-tuning's folder says of where it began (see `finetune.finetune`); empty for any other run's.
+    """Return the content of a fine-tuning's origin.json (see `finetune.finetune`); empty for any other run.
 
     Raises:
-        UserError: its origin.json is damaged.
+        UserError: origin.json is damaged.
     """
     return read_result(run, "origin", result_files.origin) if (run / "origin.json").exists() else {}
 
 
 def final_weights(run: FilePath, config: configs.Config) -> FilePath:
-    """The weights file that the run's last training phase leaves."""
+    """Return the path of the weights file of the run's last training phase; the file need not exist."""
     if fine_tuned(run):
         return run / FINE_TUNED / "weights.h5"
     return run / slug(training_phases(config)[-1].name) / "weights.h5"
 
 
 def points(result: Mapping) -> float:
-    """AP of an evaluated path, times 100: COCO's own where it was measured, otherwise AP50."""
+    """Return the AP of an evaluated path, times 100: COCO's AP if it was measured, otherwise AP50."""
     return 100 * (result["coco"]["AP"] if "coco" in result else result["ap50"])
 
 
 def metric(summary: Mapping) -> str:
-    """What `points` are."""
+    """Return the name of the metric that `points` returns."""
     return "AP (COCO)" if "coco" in summary["fullnet"] else "AP50"

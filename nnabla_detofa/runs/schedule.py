@@ -1,4 +1,4 @@
-"""The learning rate of each step of a training phase."""
+"""Learning-rate schedules of training phases."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate of each step; NNablaNAS' Optimizer asks it by `get_learning_rate`.
+    """Learning-rate schedule; NNablaNAS' Optimizer calls `get_learning_rate`.
 
     Attributes:
         base: the learning rate before any decay.
         kind: "step" (times `gamma` at each milestone), "cosine" (to 0 at the last step) or "constant".
         steps: steps of the whole schedule.
         milestones: steps at which "step" decays.
-        warmup_steps: the rate climbs linearly from 0 to `base` over this many steps.
+        gamma: factor of each "step" decay.
+        warmup_steps: number of steps over which the rate rises linearly from 0 to `base`.
     """
 
     base: float
@@ -26,7 +27,7 @@ class Schedule:
     warmup_steps: int = 0
 
     def get_learning_rate(self, step: int) -> float:
-        """The learning rate of step `step`, counted from 0."""
+        """Return the learning rate of step `step`, counted from 0."""
         rate = self.base * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else self.base
         if self.kind == "step":
             return rate * self.gamma ** sum(step >= milestone for milestone in self.milestones)

@@ -1,1 +1,1 @@
-"""Evolutionary search: the best path by score within a budget (Eq. 3), and Pareto fronts of several costs (NSGA-II)."""
+"""Evolutionary search: the path with the best score within a budget (Eq. 3), and Pareto fronts of cost and score (NSGA-II)."""

@@ -1,7 +1,7 @@
-"""Evolutionary search for the best path within a budget (section 3.3, Eq. 3), over whole populations at once.
+"""Evolutionary search for the best path within a budget (section 3.3, Eq. 3), vectorized over populations.
 
-The algorithm is OFA's: keep the best quarter of the population as parents, fill it up with mutants of random parents and
-crossovers of random pairs of parents, all within the budget, and repeat.
+The algorithm is OFA's: keep the best quarter of the population as parents, breed children within the budget by mutation of
+random parents and crossover of random pairs of parents, and repeat.
 """
 
 from __future__ import annotations
@@ -20,21 +20,23 @@ from ..space.search_space import SearchSpace
 CHILD_ROUNDS = 4
 FIRST_ROUNDS = 6
 APPROACHES = 100
-"""How often infeasible children, and members of the first population, are drawn at most. Each round draws four times as
-many candidates for each that is missing: up to 85 in all for a child, 1365 for a member of the first population."""
+"""Largest numbers of rounds in which infeasible children, and members of the first population, are resampled, and in which the
+first population is bred towards the bounds (`_approach`). Each round samples four times as many candidates per missing path
+as the one before: up to 85 in all for a child, 1365 for a member of the first population."""
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """A hard bound: least <= cost <= budget.
+    """Hard constraint least <= cost <= budget.
 
     Attributes:
-        name: what is bounded, for messages.
-        cost: paths -> (n,) costs. An `AdditiveCost` lets even the tightest budget be sampled directly, and with it any
-            bounds on a `PeakCost`.
-        budget: in the unit of `cost`, inclusive.
-        unit: unit of messages, worth `scale`.
-        least: the smallest allowed cost, inclusive: searches one FLOPs bucket of many.
+        name: name of the cost in messages.
+        cost: function of n paths that returns (n,) costs. With an `AdditiveCost`, paths can be sampled directly even for the
+            tightest budget, combined with any bounds on a `PeakCost`.
+        budget: largest allowed cost, inclusive, in the unit of `cost`.
+        unit: unit in messages.
+        scale: value of one `unit`.
+        least: smallest allowed cost, inclusive; it can restrict a search to one FLOPs bucket.
     """
 
     name: str
@@ -46,11 +48,11 @@ class Constraint:
 
     @property
     def above(self) -> float:
-        """The smallest integer that is not allowed: what ends a half-open interval of an additive cost."""
+        """The smallest integer above the budget: the end of the half-open interval of an additive cost."""
         return np.floor(self.budget) + 1
 
     def text(self, *costs: float) -> str:
-        """Costs in words, such as "0.52 to 4.31 GFLOPs"."""
+        """Format costs, such as "0.52 to 4.31 GFLOPs"."""
         return in_unit(costs, self.unit, self.scale)
 
     def __str__(self) -> str:
@@ -60,14 +62,14 @@ class Constraint:
 
     @property
     def limit(self) -> str:
-        """The budget in words, with more digits than costs: beside a cost that it excludes the two must differ."""
+        """The budget with its unit, with more digits than costs, so that it differs from the costs it excludes in messages."""
         return f"{self.budget / self.scale:.10g} {self.unit}".rstrip()
 
     def costs(self, batch: PathBatch) -> np.ndarray:
-        """(n,) costs of paths.
+        """Return the (n,) costs of n paths.
 
         Raises:
-            ValueError: `cost` gives something other than a number for each path.
+            ValueError: `cost` does not return one number, other than NaN, for each path.
         """
         costs = np.asarray(self.cost(batch))
         if costs.shape != (len(batch),) or costs.dtype.kind not in "fiub" or np.isnan(costs).any():
@@ -78,31 +80,31 @@ class Constraint:
 
 
 class NoPath(UserError):
-    """No path meets the bounds, or none was found."""
+    """No path satisfies the constraints, or none was found."""
 
 
 def at_most(cost: CostModel | LayerCost, budget: float) -> Constraint:
-    """The constraint that a cost (for a model, its FLOPs) is at most `budget`."""
+    """Return the constraint cost <= `budget`; for a model, the cost is its FLOPs."""
     return between(cost, -np.inf, budget)
 
 
 def between(cost: CostModel | LayerCost, least: float, budget: float) -> Constraint:
-    """The constraint that a cost (for a model, its FLOPs) is `least` to `budget`, both inclusive."""
+    """Return the constraint `least` <= cost <= `budget`; for a model, the cost is its FLOPs."""
     cost = layer_cost(cost)
     return Constraint(cost.name, cost, budget, cost.unit, cost.scale, least)
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """Result of `search`.
 
     Attributes:
         path: the best path.
         score: its score.
-        cost: its cost (of the `cost` argument).
+        cost: its cost (the `cost` argument of `search`).
         history: best score so far, of the first population and after each generation: generations + 1 values.
-        scored: how many different paths were scored.
-        left_out: children given up because every redraw was infeasible.
+        scored: number of distinct paths that were scored.
+        left_out: number of children left out because all their candidates were infeasible.
     """
 
     path: Path
@@ -127,32 +129,36 @@ def search(
     constraints: Sequence[Constraint] = (),
     progress: Callable[[int, float], None] | None = None,
 ) -> SearchResult:
-    """The path of `space` with the best score found among those with cost <= budget (Eq. 3).
+    """Search `space` for the path with the best score among all paths with cost <= budget (Eq. 3).
 
-    The paper gives the number of generations (500); population, parents, mutation and the halves are OFA's. Parents are
-    distinct paths, and no path is scored twice (OFA keeps copies). A child that is still infeasible after a bounded
-    number of redraws is left out of its generation.
+    The paper gives the number of generations (500); the population size and the shares of parents, mutants and crossovers are
+    OFA's. Parents are distinct paths, and no path is scored twice (OFA keeps copies). A child that is still infeasible after
+    a bounded number of resamplings is left out of its generation.
 
     Args:
-        score: paths -> (n,) scores, higher is better; called with distinct paths it has not seen.
-        cost: an additive cost, or any function of paths -> (n,) costs; for a model, its FLOPs.
+        space: the search space.
+        score: function of n paths that returns (n,) scores, higher is better; called with distinct paths that have not been
+            scored before.
+        cost: an additive cost, any function of n paths that returns (n,) costs, or a model, of which FLOPs are used.
         budget: the largest allowed cost, in the unit of `cost`.
-        generations: how many times children are bred.
-        population: size of the first population, and children per generation.
-        parent_ratio: parents, as a share of `population`.
-        mutate_prob: probability with which a mutant redraws each choice.
+        rng: random generator.
+        generations: number of generations.
+        population: size of the first population, and number of children per generation.
+        parent_ratio: number of parents as a share of `population`.
+        mutate_prob: probability with which a mutant resamples each choice.
         mutation_ratio: share of mutants among the children; the rest are crossovers.
-        constraints: further bounds that hold as well.
+        constraints: further constraints on the paths.
         progress: called after each generation with its number, from 1, and the best score so far.
 
     Raises:
-        UserError: an argument is out of its range, or no path that meets the constraints was found.
+        UserError: an argument is out of its range.
+        NoPath: no path that satisfies the constraints was found.
     """
     _check(population, generations, parent_ratio=parent_ratio, mutate_prob=mutate_prob, mutation_ratio=mutation_ratio)
     main = at_most(cost, budget) if isinstance(cost, (CostModel, LayerCost)) else Constraint("cost", cost, budget)
     bounds = (main, *constraints)
     n_parents = max(1, round(parent_ratio * population))
-    n_mutants = int(mutation_ratio * population + 0.5)  # half up: a population of 1 mutates, or it would never change
+    n_mutants = int(mutation_ratio * population + 0.5)  # half up: otherwise a population of 1 would never change
 
     known: dict[bytes, float] = {}
     parents, scores = _best(first_population(space, bounds, population, rng), score, known, n_parents)
@@ -177,7 +183,7 @@ def search(
 
 
 def _check(population: int, generations: int, **shares: float) -> None:
-    """Raise UserError for an argument of a search that is out of its range."""
+    """Raise UserError if an argument of a search is out of its range."""
     for name, value in shares.items():
         if not 0 <= value <= 1:
             raise UserError(f"{name} of the search must be in [0, 1], got {value}")
@@ -188,13 +194,19 @@ def _check(population: int, generations: int, **shares: float) -> None:
 
 
 def first_population(space: SearchSpace, constraints: Sequence[Constraint], n: int, rng: np.random.Generator) -> PathBatch:
-    """`n` paths drawn uniformly among those that meet the constraints, or fewer (at least one) where these are rare.
+    """Sample `n` paths uniformly among those that satisfy the constraints, or fewer (at least one) if these are rare.
 
-    Paths come straight from inside the additive constraint that the fewest paths meet, joined with all bounds on peaks;
-    other additive constraints, and costs that are neither, reject what does not fit.
+    Paths are sampled directly from the additive constraint that the fewest paths satisfy, combined with all bounds on peak
+    costs; the other constraints reject sampled paths. If no path remains, paths are bred towards the bounds.
+
+    Args:
+        space: the search space.
+        constraints: the constraints.
+        n: number of paths.
+        rng: random generator.
 
     Raises:
-        NoPath: a budget is below every path, or no path was found.
+        NoPath: a budget is below the cost of every path, or no path was found.
     """
     shares = []
     peaks = [bound for bound in constraints if isinstance(bound.cost, PeakCost)]
@@ -233,10 +245,10 @@ def first_population(space: SearchSpace, constraints: Sequence[Constraint], n: i
 def _approach(
     space: SearchSpace, constraints: Sequence[Constraint], population: PathBatch, n: int, rng: np.random.Generator
 ) -> PathBatch:
-    """Up to `n` paths that meet the constraints, bred from a population that does not; none where breeding finds none.
+    """Breed up to `n` paths that satisfy the constraints from a population that does not; possibly none.
 
-    For mixes that random drawing misses: the parents are the distinct paths that exceed the bounds least, the sum of all
-    excesses relative to the bounds.
+    For combinations of constraints that random sampling misses: the parents are the distinct paths with the least excess, the
+    sum over constraints of the excess relative to the bound.
     """
 
     def excess(batch: PathBatch) -> np.ndarray:
@@ -261,10 +273,10 @@ def _approach(
 
 
 def mutate_many(space: SearchSpace, batch: PathBatch, rate: float, rng: np.random.Generator) -> PathBatch:
-    """Each path with each of its choices redrawn with probability `rate`, uniformly within `space`.
+    """Mutate each path: resample each of its choices with probability `rate`, uniformly within `space`.
 
-    The choices are the stem's depth, its two widths, each stage's (D, W) and each layer's E. Where a new (D, W) brings
-    in a layer, or does not allow a layer's E, that E is redrawn too.
+    The choices are the stem's depth, its two widths, each stage's (D, W) and each layer's E. If a new (D, W) adds a layer,
+    or does not allow a layer's E, that E is resampled too.
     """
     fresh = space.sample_many(rng, len(batch))
     picked = _pick(fresh, batch, rate, rng)
@@ -273,10 +285,10 @@ def mutate_many(space: SearchSpace, batch: PathBatch, rate: float, rng: np.rando
 
 
 def crossover_many(space: SearchSpace, first: PathBatch, second: PathBatch, rng: np.random.Generator) -> PathBatch:
-    """Each choice (see `mutate_many`) from either of two paths with equal chance, kept within `space`.
+    """Cross pairs of paths: take each choice (see `mutate_many`) from either parent with equal probability, within `space`.
 
-    An E that the child's (D, W) does not allow, or that the parent does not have, comes from the other parent; if that
-    fails too, it is redrawn.
+    An E that the child's (D, W) does not allow, or that the parent does not have, is taken from the other parent; if that
+    fails too, it is resampled.
     """
     picked = _pick(first, second, 0.5, rng)
     swap = rng.random(first.ratios.shape) < 0.5
@@ -285,7 +297,7 @@ def crossover_many(space: SearchSpace, first: PathBatch, second: PathBatch, rng:
 
 
 def _pick(first: PathBatch, second: PathBatch, chance: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Depths and widths, each choice from `first` with probability `chance`; a stage's D and W are one choice."""
+    """Take depths and widths from `first` with probability `chance`, else from `second`; a stage's (D, W) is one choice."""
     n, stages = len(first), first.geometry.stages
     stem_depth, stem_widths, pairs = np.split(rng.random((n, 3 + stages)) < chance, [1, 3], axis=1)
     depths = np.where(np.hstack([stem_depth, pairs]), first.depths, second.depths)
@@ -295,7 +307,7 @@ def _pick(first: PathBatch, second: PathBatch, chance: float, rng: np.random.Gen
 def _with_ratios(
     space: SearchSpace, depths: np.ndarray, widths: np.ndarray, wishes: Sequence[np.ndarray], rng: np.random.Generator
 ) -> PathBatch:
-    """Paths with the first allowed of the wished ratios in each layer, or else one drawn uniformly."""
+    """Build paths with the first of the proposed ratios that is allowed in each layer, or else a uniformly sampled one."""
     ratios = space.draw_ratios(depths, widths, rng)
     for wish in reversed(wishes):
         ratios = np.where(space.allows_ratios(depths, widths, wish), wish, ratios)
@@ -303,7 +315,7 @@ def _with_ratios(
 
 
 def _feasible(batch: PathBatch, constraints: Sequence[Constraint]) -> np.ndarray:
-    """(n,) bool: which paths meet all constraints."""
+    """Return which paths satisfy all constraints, (n,) bool."""
     feasible = np.ones(len(batch), bool)
     for bound in constraints:
         costs = bound.costs(batch)
@@ -314,7 +326,7 @@ def _feasible(batch: PathBatch, constraints: Sequence[Constraint]) -> np.ndarray
 def _breed(
     make: Callable[[int], PathBatch], n: int, constraints: Sequence[Constraint], rounds: int = CHILD_ROUNDS
 ) -> list[PathBatch]:
-    """`n` feasible paths out of those that `make` draws, fewer if `rounds` of drawing are not enough."""
+    """Return `n` feasible paths among those that `make` samples, or fewer if `rounds` rounds of sampling are not enough."""
     kept = []
     for draws in range(rounds):
         if not n:
@@ -328,7 +340,7 @@ def _breed(
 def _best(
     batch: PathBatch, score: Callable[[PathBatch], np.ndarray], known: dict[bytes, float], n: int
 ) -> tuple[PathBatch, list[float]]:
-    """The `n` best distinct paths of the batch and their scores, best first; scores that are not known are added."""
+    """Return the `n` best distinct paths of the batch and their scores, best first; new scores are added to `known`."""
     keys = batch.keys.tolist()
     rows = {key: row for row, key in reversed(list(enumerate(keys)))}
     new = [key for key in rows if key not in known]
@@ -341,16 +353,18 @@ def _best(
     return batch[[rows[key] for key in best]], [known[key] for key in best]
 
 
-# --- The whole front at once ------------------------------------------------------------------------------------------
+# --- Pareto fronts ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Front:
-    """Paths of which none is both cheaper and better than another, by ascending cost and score.
+    """Pareto front of cost and score, in ascending order of both: no path is dominated by another.
 
     Attributes:
-        paths: n paths. scores: (n,). costs: (n,) of the `cost` argument.
-        scored: how many different paths were scored.
+        paths: n paths.
+        scores: (n,) their scores.
+        costs: (n,) their costs (the `cost` argument of `front`).
+        scored: number of distinct paths that were scored.
     """
 
     paths: PathBatch
@@ -370,18 +384,19 @@ def front(
     constraints: Sequence[Constraint] = (),
     progress: Callable[[int, float], None] | None = None,
 ) -> Front:
-    """Every trade of cost against score in one run of NSGA-II (Deb et al. 2002, from pymoo), with our mutants and crossovers.
+    """Search for the Pareto front of cost and score with NSGA-II (Deb et al. 2002, pymoo's implementation).
 
-    The paper searches each budget on its own; this is one run for all budgets. Every scored path may enter the front, not
-    only the last population. Scores must be comparable over the whole range of costs: those of the path filter are so
-    inside a FLOPs bucket, which `constraints` can ask for.
+    Mutation and crossover are the same as in `search`. The paper searches for each budget separately; this is one run for all
+    budgets. All scored paths are candidates for the Pareto front, not only the last population. Scores must be comparable over
+    the whole range of costs; scores of the path filter are comparable only inside a FLOPs bucket, to which `constraints` can
+    restrict the search.
 
     Args:
-        score, cost, generations, population, mutate_prob, constraints, progress: as of `search`.
+        space, score, cost, rng, generations, population, mutate_prob, constraints, progress: as in `search`.
 
     Raises:
         UserError: an argument is out of its range, or pymoo is not installed.
-        NoPath: no path that meets the constraints was found.
+        NoPath: no path that satisfies the constraints was found.
     """
     _check(population, generations, mutate_prob=mutate_prob)
     try:
@@ -393,7 +408,7 @@ def front(
     seen: list[PathBatch] = []
 
     def objectives(batch: PathBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Costs, scores and whether the constraints are met; a path that does not meet them is not scored."""
+        """Return costs, scores and feasibility of paths, (n,) each; infeasible paths are not scored."""
         feasible = _feasible(batch, constraints)
         scores = np.zeros(len(batch))
         if feasible.any():

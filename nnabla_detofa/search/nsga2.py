@@ -1,4 +1,4 @@
-"""pymoo's NSGA-II on paths: the only file that knows pymoo. `evolution.front` is what to call."""
+"""Adapter of pymoo's NSGA-II to paths, used by `evolution.front`; no other file imports pymoo."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ..space.paths import PathBatch
 
 
 def to_rows(batch: PathBatch) -> np.ndarray:
-    """(n, choices) int64: depths, widths and ratios side by side."""
+    """Concatenate the depths, widths and ratios of paths to rows (n, choices) int64."""
     return np.concatenate([batch.depths, batch.widths, batch.ratios], axis=1).astype(np.int64)
 
 
 def from_rows(rows: np.ndarray, geometry: Geometry) -> PathBatch:
-    """The batch that `to_rows` gave."""
+    """Return the batch of paths from the result of `to_rows`."""
     parts = np.split(rows.astype(np.int8), np.cumsum([geometry.stages + 1, geometry.stages + 2]), axis=1)
     return PathBatch(*parts, geometry)
 
 
 class PathProblem(Problem):
-    """Minimise (cost, -score); a path that does not meet the constraints violates one by 1."""
+    """Minimization of (cost, -score); the constraint violation is 1 for an infeasible path."""
 
     def __init__(self, objectives: Callable, geometry: Geometry):
         super().__init__(n_var=2 * geometry.stages + 3 + geometry.layers, n_obj=2, n_ieq_constr=1, xl=-1, xu=127, vtype=int)
@@ -38,7 +38,7 @@ class PathProblem(Problem):
 
 
 class PathMutation(Mutation):
-    """Our mutation; whether a choice changes is decided in it, so that every child goes through."""
+    """pymoo mutation that calls `mutate` on every child; `mutate` itself decides which choices change."""
 
     def __init__(self, mutate: Callable[[PathBatch], PathBatch]):
         super().__init__(prob=1.0)
@@ -49,7 +49,7 @@ class PathMutation(Mutation):
 
 
 class PathCrossover(Crossover):
-    """Our crossover: two parents, two children."""
+    """pymoo crossover that calls `cross` twice for each pair of parents, for two children."""
 
     def __init__(self, cross: Callable[[PathBatch, PathBatch], PathBatch]):
         super().__init__(n_parents=2, n_offsprings=2)
@@ -68,11 +68,15 @@ def evolve(
     population: int,
     seed: int,
 ) -> Iterator[None]:
-    """NSGA-II from the population `first`; each step of the iterator evaluates one generation, the first one included.
+    """Run NSGA-II; each step of the endless iterator evaluates one generation, including the first population.
 
     Args:
-        objectives: paths -> costs, scores, whether they may be kept; (n,) each.
-        seed: of pymoo's own draws, which parents meet.
+        first: the first population.
+        objectives: function of n paths that returns costs, scores and feasibility, (n,) each.
+        mutate: function that mutates each path of a batch.
+        cross: function that crosses two batches of paths pair by pair.
+        population: size of the population.
+        seed: seed of pymoo's selection of parents.
     """
     algorithm = NSGA2(
         pop_size=population,

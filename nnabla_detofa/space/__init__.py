@@ -1,4 +1,4 @@
-"""The search space: paths as values, their exact costs and counts, FLOPs buckets, and the pruning of operations and paths.
+"""Search space: paths, their exact costs and counts, FLOPs buckets, and pruning of operations and paths.
 
 The names below are imported when they are first used: reading a config needs `space.geometry` alone, and no NumPy.
 """

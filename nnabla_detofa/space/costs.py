@@ -1,7 +1,7 @@
-"""What a path costs, for many paths at once.
+"""Costs of paths, computed for many paths at once.
 
-Given the widths, a path's cost is a sum over its layers (memory: the largest of them), so every number comes from a few small
-tables.
+For given widths, the cost of a path is the sum (memory: the maximum) of the costs of its layers, so all costs are computed from
+a few small tables.
 """
 
 from __future__ import annotations
@@ -21,26 +21,30 @@ from .search_space import SearchSpace
 
 SCOPES = ("classifier", "backbone", "detector")
 FLOPS, PARAMS, MEMORY = range(3)
-"""Places of the measures in the tables' last axis."""
+"""Indices of the measures in the last axis of the tables."""
 FORBIDDEN = 2**52
-"""A layer cost over that of any network; the sum over all layers still fits into int64."""
+"""Layer cost larger than the cost of any network; sums over all layers still fit into int64."""
 
 
 @dataclass(frozen=True, eq=False)
 class LayerCost:
-    """A cost made of the layers' costs: call it with paths, get a (n,) int64 array.
+    """Cost of paths that is computed from the costs of their layers: `cost(paths)` returns an (n,) int64 array.
 
-    Tables hold integers (so that sums and comparisons are exact) and are indexed by indices into `geometry.widths` and
+    Tables hold integers, so that sums and comparisons are exact, and are indexed by indices into `geometry.widths` and
     `geometry.ratios`.
 
     Attributes:
-        name: what is counted, for messages.
-        unit: unit of messages, worth `scale`.
-        geometry: the supernet.
-        stem: (2, W, W) int64, [residual conv is there, width of the first convs, width of the output].
-        first: per stage (W, W, E), the stage's first layer: [width before the stage, its width, its ratio].
-        other: per stage (W, E + 1), any other layer; the last column, which index -1 finds, is 0.
-        head: (W,) all that follows the last stage, by the last stage's width.
+        name: name of the cost in messages.
+        unit: unit in messages.
+        scale: value of one `unit`.
+        geometry: geometry of the supernet.
+        stem: (2, W, W) int64, [has a residual convolution, width of the first convolutions, width of the output].
+        first: for each stage (W, W, E), cost of its first layer: [width before the stage, width of the stage, ratio].
+        other: for each stage (W, E + 1), cost of any other layer; the last column, selected by index -1, is 0.
+        head: (W,) cost of everything after the last stage, by the width of the last stage.
+
+    Raises:
+        UserError: the cost of a layer exceeds `FORBIDDEN` in magnitude.
     """
 
     name: str
@@ -61,10 +65,10 @@ class LayerCost:
                 )
 
     combine: ClassVar[np.ufunc]
-    """How the costs of two layers make that of both."""
+    """Ufunc that combines the costs of two layers."""
 
     def __call__(self, paths: Sequence[Path] | PathBatch) -> np.ndarray:
-        """(n,) int64 cost of each path."""
+        """Return the cost of each path, (n,) int64."""
         batch = self._batch(paths)
         residual = (batch.depths[:, 0] == max(self.geometry.depths)).astype(np.intp)
         stem = self.stem[residual, batch.widths[:, 0], batch.widths[:, 1]]
@@ -72,18 +76,22 @@ class LayerCost:
         return self.combine(self.combine(stem, stages), self.head[batch.widths[:, -1]])
 
     def stages(self, paths: Sequence[Path] | PathBatch) -> np.ndarray:
-        """(n, stages) int64 cost of each stage of each path."""
+        """Return the cost of each stage of each path, (n, stages) int64."""
         batch = self._batch(paths)
         costs = np.empty((len(batch), self.geometry.stages), np.int64)
         ratios = np.split(batch.ratios, np.cumsum(self.geometry.layers_per_stage)[:-1], axis=1)
         for stage, (first, other, layers) in enumerate(zip(self.first, self.other, ratios)):
             before, width = batch.widths[:, stage + 1], batch.widths[:, stage + 2]
-            others = self.combine.reduce(other[width[:, None], layers[:, 1:]], axis=1, initial=0)  # a stage may be one layer
+            others = self.combine.reduce(other[width[:, None], layers[:, 1:]], axis=1, initial=0)  # a stage may have one layer
             costs[:, stage] = self.combine(first[before, width, layers[:, 0]], others)
         return costs
 
     def extremes(self, space: SearchSpace) -> tuple[int, int]:
-        """The exact smallest and largest cost of the space's paths: stage by stage, the best for each width so far."""
+        """Return the exact smallest and largest cost of the paths of a space, by dynamic programming over stages and widths.
+
+        Raises:
+            ValueError: the space has another geometry.
+        """
         if space.geometry != self.geometry:
             raise ValueError(f"{self.name} are known for {self.geometry}, the space {space.name} is of {space.geometry}")
         return self._extreme(space, min), self._extreme(space, max)
@@ -92,7 +100,7 @@ class LayerCost:
         net, combine = self.geometry, self.combine
         residuals = [int(depth == max(net.depths)) for depth in space.stem_depths]
         first, second = ([net.widths.index(width) for width in allowed] for allowed in space.stem_widths)
-        # width index -> the extreme cost of all that goes before and ends with it
+        # width index -> extreme cost of the stem and the stages so far that end with this width
         so_far = {after: pick(self.stem[r, before, after] for r in residuals for before in first) for after in second}
         for stage, pairs in enumerate(space.pairs):
             reached: dict[int, list] = {}
@@ -106,11 +114,11 @@ class LayerCost:
         return int(pick(combine(cost, self.head[w]) for w, cost in so_far.items()))
 
     def text(self, *costs: float) -> str:
-        """Costs in words, such as "0.52 to 4.31 GFLOPs"."""
+        """Format costs, such as "0.52 to 4.31 GFLOPs"."""
         return in_unit(costs, self.unit, self.scale)
 
     def reachable(self, space: SearchSpace) -> str:
-        """The space's smallest and largest cost in words, rounded up: given as a bound, each allows its path."""
+        """Format the smallest and largest cost of a space, rounded up so that each, used as a budget, admits its path."""
         return self.text(*(float(Context(4, ROUND_CEILING).create_decimal(cost)) for cost in self.extremes(space)))
 
     def _batch(self, paths: Sequence[Path] | PathBatch) -> PathBatch:
@@ -121,23 +129,23 @@ class LayerCost:
 
 
 class AdditiveCost(LayerCost):
-    """A cost that adds up over the layers, such as FLOPs, parameters, or measured latencies in ns (`latency.Latency`).
+    """Cost that is the sum over layers, such as FLOPs, parameters, or measured latencies in ns (`latency.Latency`).
 
-    Only such a cost can be counted and sampled exactly inside an interval.
+    Only for such a cost can the paths inside an interval be counted and sampled exactly.
     """
 
     combine = np.add
 
 
 class PeakCost(LayerCost):
-    """A cost that is the largest of the layers' costs, such as peak memory."""
+    """Cost that is the maximum over layers, such as peak memory."""
 
     combine = np.maximum
 
     def forbid(self, cost: AdditiveCost, most: float) -> AdditiveCost:
-        """`cost`, made larger than any real cost for paths whose peak is over `most`.
+        """Return `cost`, raised above any real cost for paths whose peak is over `most`.
 
-        So the paths that keep both bounds can be counted and sampled exactly.
+        So the paths that satisfy both bounds can be counted and sampled exactly.
         """
 
         def barred(costs: np.ndarray, peaks: np.ndarray) -> np.ndarray:
@@ -157,21 +165,25 @@ class CostModel:
     """FLOPs, parameters and activation memory of the subnets of one supernet, at one input size.
 
     FLOPs are multiply-accumulates of convolutions, transposed convolutions and the linear layer, as OFA counts them;
-    pooling, BatchNorm, activations and biases are free. Parameters are what training changes in the subnet: weights,
-    biases, and gamma and beta of BatchNorm (its running statistics are not counted).
+    pooling, BatchNorm, activations and biases are not counted. Parameters are the trainable parameters of the subnet:
+    weights, biases, and gamma and beta of BatchNorm, but not its running statistics.
 
-    Memory is the peak of float32 activations at inference, batch 1, when layers run one after another in the order of
-    the graph: while a layer runs, its input, its output and what waits for later (the input or the branch beside a
-    shortcut, the up-sampled map and the finished outputs of the heads) are in memory, the input image too. BatchNorm,
-    bias and ReLU work in place, and a sum overwrites its branch. Weights and a convolution's workspace are not counted.
+    Memory is the peak of float32 activations at inference with batch size 1, if layers run one after another in the order of
+    the graph. While a layer runs, memory holds its input, its output and the tensors that later layers use (the input or the
+    branch beside a shortcut, the up-sampled map and the finished outputs of the heads), including the input image.
+    BatchNorm, bias and ReLU work in place, and a sum overwrites its branch. Weights and the workspace of convolutions are not
+    counted.
 
     Attributes:
-        image_size: input pixels: the side of a square, or (height, width).
-        num_classes: classes of the classifier; of the detector too where `head` is not given.
+        image_size: input size in pixels: the side of a square, or (height, width).
+        num_classes: classes of the classifier, or of the detector if `head` is None.
         scope: "classifier" is backbone, global pooling and a linear layer; "backbone" is stem and stages; "detector" is
             CenterNet: backbone, up-convolutions and three heads.
-        backbone: the supernet.
-        head: up-convolutions and heads; by default `HeadGeometry(num_classes)`.
+        backbone: geometry of the supernet.
+        head: up-convolutions and heads; None: `HeadGeometry(num_classes)`.
+
+    Raises:
+        UserError: an attribute is out of its range.
     """
 
     image_size: int | tuple[int, int] = 224
@@ -188,7 +200,7 @@ class CostModel:
             raise UserError(f"image_size is {self.image_size!r}; allowed are a positive integer or (height, width)")
         if not is_count(self.num_classes):
             raise UserError(f"num_classes is {self.num_classes}; allowed is an integer of 1 or more")
-        if isinstance(self.image_size, list):  # a list, as JSON has it, would leave the model without a hash
+        if isinstance(self.image_size, list):  # a list, as in JSON, would make the model unhashable
             object.__setattr__(self, "image_size", tuple(self.image_size))
 
     @property
@@ -198,21 +210,21 @@ class CostModel:
 
     @cached_property
     def flops(self) -> AdditiveCost:
-        """`flops(paths)`: (n,) int64 multiply-accumulates."""
+        """FLOPs: `flops(paths)` returns (n,) int64 multiply-accumulates."""
         return self._cost(AdditiveCost, FLOPS, "FLOPs", "GFLOPs", 1e9)
 
     @cached_property
     def params(self) -> AdditiveCost:
-        """`params(paths)`: (n,) int64 trainable parameters."""
+        """Parameters: `params(paths)` returns (n,) int64 trainable parameters."""
         return self._cost(AdditiveCost, PARAMS, "parameters", "M parameters", 1e6)
 
     @cached_property
     def memory(self) -> PeakCost:
-        """`memory(paths)`: (n,) int64 bytes of activations at the peak; see the class."""
+        """Memory: `memory(paths)` returns (n,) int64 peak bytes of activations (see the class)."""
         return self._cost(PeakCost, MEMORY, "memory", "MB", 1e6)
 
     def stage_flops(self, paths: Sequence[Path] | PathBatch) -> np.ndarray:
-        """(n, stages) int64 multiply-accumulates of each stage."""
+        """Return the multiply-accumulates of each stage, (n, stages) int64."""
         return self.flops.stages(paths)
 
     def _cost(self, kind: type[LayerCost], measure: int, name: str, unit: str, scale: float) -> LayerCost:
@@ -230,7 +242,7 @@ class CostModel:
 
     @cached_property
     def _tables(self) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray], np.ndarray]:
-        """Stem, first layers, other layers and head as in `LayerCost`, with a last axis [MACs, parameters, bytes]."""
+        """Tables of stem, first layers, other layers and head as in `LayerCost`, with a last axis [MACs, parameters, bytes]."""
         net = self.backbone
         n_widths, n_ratios = len(net.widths), len(net.ratios)
         image = MapSize(*self.size)
@@ -275,15 +287,21 @@ class CostModel:
         return stem, first_tables, other_tables, head
 
     def middle_cost(self, channels: int, pixels: int, choice: Hashable) -> np.ndarray:
-        """[MACs, parameters] of a bottleneck's middle layer with this choice (of `Geometry.ratios`), on `pixels` outputs."""
+        """Return [MACs, parameters] of the middle layer of a bottleneck.
+
+        Args:
+            channels: its input and output channels.
+            pixels: its output pixels.
+            choice: choice of the layer, one of `Geometry.ratios`.
+        """
         return conv_cost(3, channels, channels, pixels)
 
     def map_channels(self, head: HeadGeometry) -> tuple[int, ...]:
-        """Channels of each head's map, in the order of the graph: CenterNet's heat map, offset and size."""
+        """Return the output channels of each head in the order of the graph: heatmap, offset and size."""
         return head.num_classes, 2, 2
 
     def head_cost(self, channels: int, size: MapSize) -> np.ndarray:
-        """[MACs, parameters, bytes] of what follows a feature map of these channels and this size."""
+        """Return [MACs, parameters, bytes] of everything after a feature map of this size with `channels` channels."""
         total, tensors = np.zeros(2, np.int64), [0]
         if self.scope == "classifier":
             total += conv_cost(1, channels, self.num_classes, 1, per_channel=1)
@@ -291,7 +309,7 @@ class CostModel:
         elif self.scope == "detector":
             head = self.head or HeadGeometry(self.num_classes)
             for filters in head.deconv_channels:
-                # Each input pixel meets all 4 x 4 weights of every filter; 4x4, stride 2, padding 1 doubles the size.
+                # Each input pixel is multiplied by all 4 x 4 weights of every filter; stride 2 and padding 1 double the size.
                 total += conv_cost(4, channels, filters, size.area)
                 tensors.append(channels * size.area + 4 * filters * size.area)
                 channels, size = filters, MapSize(2 * size.height, 2 * size.width)
@@ -310,7 +328,7 @@ class CostModel:
 
 
 class MapSize(NamedTuple):
-    """Pixels of a feature map."""
+    """Size of a feature map in pixels."""
 
     height: int
     width: int
@@ -320,39 +338,43 @@ class MapSize(NamedTuple):
         return self.height * self.width
 
     def shrunk(self, stride: int) -> MapSize:
-        """After a 3x3 convolution or max-pool with padding 1, or a ceil-mode average pooling, of this stride."""
+        """Return the size after a 3x3 convolution or max-pool with padding 1, or ceil-mode average pooling, of this stride."""
         return MapSize(-(-self.height // stride), -(-self.width // stride))
 
 
 def conv_cost(kernel: int, ins: int, outs: int, pixels: int, per_channel: int = 2) -> np.ndarray:
-    """[MACs, parameters] of a convolution over `pixels` positions with BatchNorm (gamma, beta: 2 per output channel).
+    """Return [MACs, parameters] of a convolution, int64.
 
-    `per_channel` 1 is a bias without BatchNorm.
+    Args:
+        kernel: side of the kernel in pixels.
+        ins, outs: input and output channels.
+        pixels: number of positions of the kernel.
+        per_channel: further parameters per output channel: 2 for BatchNorm (gamma, beta), 1 for a bias.
     """
     weights = kernel**2 * ins * outs
     return np.array([weights * pixels, weights + per_channel * outs], np.int64)
 
 
 def peak_bytes(*numbers: int) -> int:
-    """Bytes of the largest of these numbers of float32 values."""
+    """Return the largest of these numbers of float32 values, in bytes."""
     return 4 * max(numbers)
 
 
 def _branch_peak(x: int, one: int, two: int, y: int) -> int:
-    """Peak of a bottleneck's three convolutions x -> one -> two -> y, by sizes of tensors; x waits for the shortcut."""
+    """Return the peak bytes of the convolutions x -> one -> two -> y of a bottleneck, which keeps x for the shortcut."""
     return peak_bytes(x + one, x + one + two, x + two + y)
 
 
 def in_unit(values: Sequence[float], unit: str, scale: float) -> str:
-    """Values in words, such as "0.52 to 4.31 GFLOPs"."""
+    """Format values, such as "0.52 to 4.31 GFLOPs"; `scale` is the value of one `unit`."""
     return f"{' to '.join(f'{value / scale:.4g}' for value in values)} {unit}".rstrip()
 
 
 def layer_cost(cost: CostModel | LayerCost) -> LayerCost:
-    """The cost itself; for a model, its FLOPs."""
+    """Return `cost`, or the FLOPs of a `CostModel`."""
     return cost.flops if isinstance(cost, CostModel) else cost
 
 
 def cost_range(space: SearchSpace, cost: CostModel | LayerCost) -> tuple[int, int]:
-    """The exact smallest and largest cost of the space's paths."""
+    """Return the exact smallest and largest cost (of a `CostModel`, FLOPs) of the paths of a space."""
     return layer_cost(cost).extremes(space)

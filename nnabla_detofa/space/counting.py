@@ -1,9 +1,9 @@
 """Exact counts and exact uniform sampling of the paths inside an interval of costs, and FLOPs buckets.
 
-A stage's cost depends on its (D, W), the width before it, the E of its first layer and the MULTISET of the other E, which
-leaves a few hundred cases per stage. All beginnings (stem and first half of the stages) and all ends of paths are listed, and
-joined at the width between them; sorted costs and running sums then give, for each beginning, the probability of the ends that
-land inside the interval.
+The cost of a stage depends on its (D, W), the width before it, the E of its first layer and the multiset of the other E, so a
+stage has only a few hundred cases. All beginnings (stem and first half of the stages) and all ends (second half) of paths are
+enumerated, and joined at the width between them. Sorted costs and cumulative sums then give, for each beginning, the total
+probability of the ends for which the cost of the path is inside the interval.
 """
 
 from __future__ import annotations
@@ -23,23 +23,35 @@ from .paths import PathBatch
 from .search_space import SearchSpace
 
 MOST_PARTS = 5 * 10**6
-"""Beginnings, or ends, of paths that are listed at most: some 100 bytes each. OFA-ResNet50 has half a million."""
+"""Largest number of beginnings, or ends, that are enumerated; each takes about 100 bytes. OFA-ResNet50 has half a million."""
 
 
 def count_within(space: SearchSpace, cost: CostModel | AdditiveCost, low: float, high: float) -> int:
-    """The exact number of canonical paths with low <= cost < high (infinities allowed)."""
+    """Return the exact number of canonical paths with low <= cost < high (infinities allowed).
+
+    Args:
+        space: the search space.
+        cost: an additive cost, or a model, of which FLOPs are used.
+        low, high: bounds, in the unit of the cost.
+
+    Raises:
+        TypeError: the cost is not additive.
+        UserError: the space is too large for exact counts, see `MOST_PARTS`.
+    """
     return _joint(space, layer_cost(cost)).count(low, high)
 
 
 def share_within(space: SearchSpace, cost: CostModel | AdditiveCost, low: float, high: float) -> float:
-    """The probability that a uniformly sampled path has low <= cost < high (infinities allowed)."""
+    """Return the probability that a uniformly sampled path has low <= cost < high (see `count_within`)."""
     return _joint(space, layer_cost(cost)).share(low, high)
 
 
 def sample_within(
     space: SearchSpace, cost: CostModel | AdditiveCost, low: float, high: float, n: int, rng: np.random.Generator
 ) -> PathBatch:
-    """`n` paths drawn as `space.sample_many` draws them, given low <= cost < high (infinities allowed).
+    """Sample `n` paths from the distribution of `space.sample_many`, conditioned on low <= cost < high.
+
+    Arguments and further errors are as in `count_within`.
 
     Raises:
         UserError: the space has no such path.
@@ -58,14 +70,18 @@ def sample_within(
 class Buckets:
     """`n` intervals of equal width between the smallest and the largest cost of `space`, numbered from 0.
 
-    An edge belongs to the bucket above it, the largest cost to the last bucket. The first and the last bucket are open
-    outwards, so every cost has a bucket. The methods take the paths of another space, such as a pruned one, on request;
-    the edges stay (the paper bins anew after pruning; we keep the edges, since the index is an input of the filter).
+    An edge belongs to the bucket above it, and the largest cost to the last bucket. The first and the last bucket are
+    unbounded below and above, so every cost has a bucket. Methods with an argument `space` consider the paths of that space,
+    such as a pruned one, but keep the edges. The paper computes new edges after pruning; we keep them, since the bucket index
+    is an input of the path filter.
 
     Attributes:
-        space: the space whose costs set the edges: A.
-        cost: what is binned; for a model, its FLOPs.
-        n: how many buckets (the paper: five).
+        space: the space whose costs determine the edges, normally the paper's A.
+        cost: the cost; for a model, its FLOPs.
+        n: number of buckets (5 in the paper).
+
+    Raises:
+        UserError: `n` is less than 1.
     """
 
     space: SearchSpace
@@ -78,22 +94,26 @@ class Buckets:
 
     @cached_property
     def edges(self) -> np.ndarray:
-        """(n + 1,) float64, ascending."""
+        """Edges of the buckets, (n + 1,) float64, ascending."""
         return np.linspace(*cost_range(self.space, self.cost), self.n + 1)
 
     def index(self, costs: np.ndarray) -> np.ndarray:
-        """The bucket of each cost, in the shape of `costs`."""
+        """Return the bucket of each cost, in the shape of `costs`."""
         return np.searchsorted(self.edges[1:-1], costs, side="right")
 
     def interval(self, bucket: int) -> tuple[float, float]:
-        """(low, high) of a bucket: it holds low <= cost < high."""
+        """Return (low, high) of a bucket, which contains low <= cost < high.
+
+        Raises:
+            ValueError: `bucket` is not in [0, n).
+        """
         if not 0 <= bucket < self.n:
             raise ValueError(f"bucket is {bucket}; allowed are 0 to {self.n - 1}")
         low = self.edges[bucket] if bucket else -math.inf
         return low, self.edges[bucket + 1] if bucket < self.n - 1 else math.inf
 
     def sample(self, bucket: int, n: int, rng: np.random.Generator, space: SearchSpace | None = None) -> PathBatch:
-        """`n` paths of the bucket, distributed as uniformly sampled paths that fell into it.
+        """Sample `n` paths of a bucket, with the distribution of uniformly sampled paths conditioned on the bucket.
 
         Raises:
             UserError: the bucket is empty in the space.
@@ -105,33 +125,33 @@ class Buckets:
         return sample_within(space, self.cost, *self.interval(bucket), n, rng)
 
     def below(self, budget: float, space: SearchSpace | None = None) -> list[tuple[float, float]]:
-        """For each bucket with a path of at most `budget`: the least (inclusive) and the largest cost allowed in it."""
+        """Return (lowest, highest) allowed cost, both inclusive, of each bucket that has a path of cost at most `budget`."""
         found = []
         for bucket in range(self.n):
             low, high = self.interval(bucket)
-            most = min(np.floor(budget), np.ceil(high) - 1)  # costs are integers, and `high` is the next bucket's
+            most = min(np.floor(budget), np.ceil(high) - 1)  # costs are integers, and `high` belongs to the next bucket
             if count_within(space or self.space, self.cost, low, most + 1):
                 found.append((low, most))
         return found
 
     def share(self, bucket: int, space: SearchSpace | None = None) -> float:
-        """The probability that a uniformly sampled path falls into the bucket."""
+        """Return the probability that a uniformly sampled path is in the bucket."""
         return share_within(space or self.space, self.cost, *self.interval(bucket))
 
     def count(self, bucket: int, space: SearchSpace | None = None) -> int:
-        """The exact number of canonical paths in the bucket."""
+        """Return the exact number of canonical paths in the bucket."""
         return count_within(space or self.space, self.cost, *self.interval(bucket))
 
 
 class _Cases(NamedTuple):
-    """What a stage can be, up to the order of its layers after the first. Rows are cases.
+    """All configurations of a stage, up to the order of its layers after the first; m cases.
 
     Attributes:
         depths, widths: (m,) D and index of W.
         ratios: (m, layers) ratio indices: the first layer's, then the others' in ascending order, then -1.
         mass: (m,) probability under uniform sampling.
-        count: (m,) how many orders.
-        cost: (W, m) by the width before the stage.
+        count: (m,) number of orders of the layers after the first.
+        cost: (W, m) cost, by the width before the stage.
     """
 
     depths: np.ndarray
@@ -143,12 +163,12 @@ class _Cases(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Beginnings or ends of paths: every combination of the cases of some parts of the network, in C order of `shape`.
+    """Beginnings or ends of paths: all combinations of the cases of consecutive parts of the network, in C order of `shape`.
 
     Attributes:
-        shape: how many cases each part has.
+        shape: number of cases of each part.
         cost, mass, count: (N,) summed cost; probability; number of paths.
-        widths: (N,) index of W at its end.
+        widths: (N,) index of W of the last part.
     """
 
     shape: tuple[int, ...]
@@ -158,7 +178,7 @@ class _Part(NamedTuple):
     widths: np.ndarray
 
     def extended(self, cases: _Cases) -> _Part:
-        """Followed by a stage."""
+        """Append a stage."""
         return _Part(
             (*self.shape, len(cases.mass)),
             (self.cost[:, None] + cases.cost[self.widths]).ravel(),
@@ -196,10 +216,10 @@ class _Join(NamedTuple):
     """All beginnings that end with one width, and all ends that follow it, both in ascending order of cost.
 
     Attributes:
-        begin, end: row of each beginning and end in the order of its `_Part`.
-        begin_cost, begin_mass, begin_count: of each beginning.
-        end_cost: of each end.
-        end_mass, end_count: running sums over the ends, from 0: one entry more than there are ends.
+        begin, end: row of each beginning and end in its `_Part`.
+        begin_cost, begin_mass, begin_count: cost, probability and number of paths of each beginning.
+        end_cost: cost of each end.
+        end_mass, end_count: cumulative sums over the ends, starting at 0, so one element longer than `end`.
     """
 
     begin: np.ndarray
@@ -212,13 +232,13 @@ class _Join(NamedTuple):
     end_count: np.ndarray
 
     def ends_within(self, low: int, high: int, begins=slice(None)) -> tuple[np.ndarray, np.ndarray]:
-        """For each beginning the first end, and the end after the last, whose sum with it is in [low, high)."""
+        """Return for each beginning the range [start, stop) of ends for which the total cost is in [low, high)."""
         costs = self.begin_cost[begins]
         return np.searchsorted(self.end_cost, low - costs), np.searchsorted(self.end_cost, high - costs)
 
 
 class _Joint:
-    """The exact distribution of a space's costs, and sampling from its slices (see the module)."""
+    """Exact distribution of the costs of a space, and sampling of the paths in an interval (see the module)."""
 
     def __init__(self, space: SearchSpace, cost: AdditiveCost):
         geometry = space.geometry
@@ -303,13 +323,13 @@ class _Joint:
         return self._paths(stem, [*cases, *np.unravel_index(end, self.end_shape)], rng)
 
     def _bounds(self, low: float, high: float) -> tuple[int, int]:
-        """The integers that stand for the half-open interval: costs are integers."""
+        """Convert the bounds of the half-open interval to integers, since costs are integers."""
         least, most = self.range
         low, high = (math.ceil(min(max(bound, least), most + 1)) for bound in (low, high))
         return low, max(low, high)
 
     def _paths(self, stem: np.ndarray, cases: list[np.ndarray], rng: np.random.Generator) -> PathBatch:
-        """The paths of these stems and cases, with the layers after each stage's first in a random order."""
+        """Build the paths of these stems and cases, with the layers after the first of each stage in random order."""
         depths, ratios, widths = [self.stems[stem, 0]], [], [self.stems[stem, 1], self.stems[stem, 2]]
         for stage, chosen in zip(self.cases, cases):
             depths.append(stage.depths[chosen])
@@ -329,7 +349,7 @@ def _joint(space: SearchSpace, cost: AdditiveCost) -> _Joint:
 
 @lru_cache(maxsize=16)
 def _masses(joint: _Joint, low: int, high: int) -> np.ndarray:
-    """Running sum over all beginnings of the probability that a path has the beginning and a cost in [low, high)."""
+    """Return the cumulative sum, over all beginnings, of the probability of the beginning and a cost in [low, high)."""
     masses = []
     for join in joint.joins:
         start, stop = join.ends_within(low, high)
@@ -338,7 +358,7 @@ def _masses(joint: _Joint, low: int, high: int) -> np.ndarray:
 
 
 def _draw(running: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """`n` rows, each with the probability that the running sums give it."""
+    """Sample `n` rows with probabilities proportional to the increments of the cumulative sums `running`."""
     rows = np.searchsorted(running, rng.random(n) * running[-1], side="right")
-    # Rounding may reach the total itself: the last row with any probability is the first to reach it.
+    # Rounding may produce the total itself, which belongs to the last row with nonzero probability, the first to reach it.
     return np.minimum(rows, np.searchsorted(running, running[-1]))

@@ -1,4 +1,4 @@
-"""The shapes of the elastic ResNet50 and of the detector on it: which channels and strides a choice means.
+"""Channels and strides of the elastic ResNet50 and of the detector, as functions of the choices of a path.
 
 Pure arithmetic, shared by the search space, the cost model and the networks, so that the three cannot disagree.
 """
@@ -14,30 +14,30 @@ from typing import Any
 from ..common.errors import UserError
 
 MOST_LAYERS = 1000
-"""Of a stage: what a file says of a network is believed before the network is made."""
+"""Largest number of layers per stage; it bounds geometries from files, which are used before any network is built."""
 
 
 def is_count(value: Any) -> bool:
-    """Whether `value` is an integer of 1 or more."""
+    """Return whether `value` is an integer of 1 or more."""
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
 
 
 def _refuse_no_counts(owner: str, **values: tuple) -> None:
-    """Raise UserError for the first of `values` that holds anything but integers of 1 or more."""
+    """Raise UserError for the first of `values` that contains anything but integers of 1 or more."""
     for name, numbers in values.items():
         if not all(map(is_count, numbers)):
             raise UserError(f"{name} of {owner} must be 1 or more, and whole, got {', '.join(map(str, numbers))}")
 
 
 def choice_word(choice: Hashable) -> str:
-    """A layer's choice in messages and tokens: "E0.25" for a ratio; a choice of another kind says it itself, by `str`."""
+    """Return the name of a layer's choice in messages and tokens: "E0.25" for a ratio, `str(choice)` for other types."""
     return f"E{choice}" if isinstance(choice, Real) else str(choice)
 
 
 def make_divisible(value: float, divisor: int) -> int:
     """Round `value` to the nearest multiple of `divisor` (half up), at least `divisor` and never below 90% of `value`.
 
-    The rule OFA took over from MobileNet; it decides every channel count of the supernet.
+    OFA adopted this rule from MobileNet; it determines every channel count of the supernet.
     """
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
@@ -45,27 +45,29 @@ def make_divisible(value: float, divisor: int) -> int:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The elastic ResNet50: what can be chosen, and the channels and strides that a choice means.
+    """Choices of the elastic ResNet50, and the channels and strides that they determine.
 
-    The defaults are OFA-ResNet50 (Table 1 and the published supernet). `width_scale` shrinks every base width, the
-    stem's too, and the channel divisor with it (8 at scale 1, never below 1): with a fixed divisor of 8 the width choices
-    of a small network would collapse into one (paper is silent: small experiments are ours).
+    The defaults are OFA-ResNet50 (Table 1 and the published supernet). `width_scale` scales every base width, including the
+    stem's, and the channel divisor (8 at scale 1, never below 1): with a fixed divisor of 8 the width choices of a small
+    network would collapse into one. The paper is silent on this; we use it for small experiments.
 
-    What a layer chooses need not be E alone. In a subclass `ratios` may hold any values that can be hashed and ordered, such
-    as named tuples of E and a kernel size, where `expand_ratio` says the E of each: space, costs, tokens, pruning and search
-    only count and compare them (docs/extending.md).
+    A layer may choose more than E. In a subclass `ratios` may hold any values that can be hashed and ordered, such as named
+    tuples of E and a kernel size, if `expand_ratio` returns the E of each: space, costs, tokens, pruning and search only count
+    and compare them (docs/extending.md).
 
     Attributes:
-        depths: the choices of D, layers added to a stage's base depth.
-        widths: the choices of W, multipliers of a stage's output channels.
-        ratios: the choices of each layer: E, middle channels of a bottleneck as a share of its output channels.
+        depths: choices of D, layers added to a stage's base depth.
+        widths: choices of W, multipliers of a stage's output channels.
+        ratios: choices of E for each layer, middle channels of a bottleneck as a share of its output channels.
         base_depths: layers of each stage at D = 0.
         stage_channels: output channels of each stage at W = 1 and `width_scale` 1.
         strides: stride of the first layer of each stage.
         stem_channels: output channels of the stem at W = 1 and `width_scale` 1.
+        width_scale: factor of all base widths.
 
     Raises:
-        UserError: choices do not rise, a number is not positive, or the stages' entries differ in length.
+        UserError: choices are not in ascending order, a number is not positive, or the tuples with one value per stage differ
+            in length.
     """
 
     depths: tuple[int, ...] = (0, 1, 2)
@@ -101,11 +103,11 @@ class Geometry:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Geometry:
-        """The geometry that `dataclasses.asdict` made into JSON.
+        """Create a geometry from the result of `dataclasses.asdict`, as read from JSON.
 
         Raises:
-            KeyError, TypeError: an entry is missing or unknown.
-            UserError: they make no geometry.
+            KeyError, TypeError: a key is missing or unknown.
+            UserError: the values are not a valid geometry.
         """
         entries = {entry.name: data[entry.name] for entry in fields(cls)} | dict(data)
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in entries.items()})
@@ -116,12 +118,12 @@ class Geometry:
 
     @property
     def stem_depths(self) -> tuple[int, int]:
-        """The stem's two depths: the smallest and the largest D; only at the largest is its residual conv there."""
+        """The two depths of the stem, the smallest and the largest D; only the largest has a residual convolution."""
         return (min(self.depths), max(self.depths))
 
     @property
     def layers_per_stage(self) -> tuple[int, ...]:
-        """Layers of each stage at its greatest depth: 4, 4, 6, 4 for OFA-ResNet50."""
+        """Layers of each stage at the largest D: 4, 4, 6, 4 for OFA-ResNet50."""
         return tuple(base + max(self.depths) for base in self.base_depths)
 
     @property
@@ -134,30 +136,30 @@ class Geometry:
 
     @property
     def total_stride(self) -> int:
-        """Input pixels per feature-map cell: the stem's convolution and max-pool halve twice, then the stages."""
+        """Stride of the last feature map in input pixels: 4 in the stem (convolution and max-pool), times the strides."""
         total = 4
         for stride in self.strides:
             total *= stride
         return total
 
     def stem_out(self, width: float) -> int:
-        """Channels after the stem for stem width `width`."""
+        """Return the output channels of the stem for stem width `width`."""
         return make_divisible(self.stem_channels * self.width_scale * width, self.divisor)
 
     def stem_mid(self, width: float) -> int:
-        """Channels of the stem's first (and residual) convolution for stem width `width`."""
+        """Return the channels of the stem's first (and residual) convolution for stem width `width`."""
         return make_divisible(self.stem_out(width) // 2, self.divisor)
 
     def stage_out(self, stage: int, width: float) -> int:
-        """Channels after stage `stage` (0-based) for width multiplier `width`."""
+        """Return the output channels of stage `stage` (0-based) for width multiplier `width`."""
         return make_divisible(self.stage_channels[stage] * self.width_scale * width, self.divisor)
 
     def expand_ratio(self, choice: Hashable) -> float:
-        """E of a layer that chooses `choice`, one of `ratios`: the choice itself."""
+        """Return the E of a layer for its choice, one of `ratios`. Here it is the choice itself; subclasses may override it."""
         return choice
 
     def choice(self, value: Any) -> Hashable:
-        """The one of `ratios` that equals `value`, which may be a list in place of a tuple, as JSON has it; else `value`."""
+        """Return the element of `ratios` that equals `value`, or `value` if none does; a list, as in JSON, equals a tuple."""
         value = tuple(value) if isinstance(value, list) else value
         if isinstance(value, bool):  # True equals a ratio of 1
             return value
@@ -167,17 +169,17 @@ class Geometry:
         return next((ratio for ratio in numbers if math.isclose(ratio, value, rel_tol=1e-6)), value)  # 0.2 in float32
 
     def middle(self, out_channels: int, ratio: Hashable) -> int:
-        """Middle channels of a bottleneck with `out_channels` outputs and the layer's choice `ratio`."""
+        """Return the middle channels of a bottleneck with `out_channels` output channels and the choice `ratio`."""
         return make_divisible(round(out_channels * self.expand_ratio(ratio)), self.divisor)
 
 
 @dataclass(frozen=True)
 class HeadGeometry:
-    """CenterNet on the backbone: the up-convolutions and the three heads (section 4.1; CenterNet's own defaults).
+    """Up-convolutions and the three heads of CenterNet (section 4.1; the defaults are CenterNet's).
 
     Attributes:
-        num_classes: channels of the class heat map.
-        deconv_channels: filters of each 4x4 stride-2 transposed convolution; their number sets the output stride.
+        num_classes: channels of the heatmap.
+        deconv_channels: filters of each 4x4 stride-2 transposed convolution; their number determines the output stride.
         head_channels: filters of the 3x3 convolution in each head.
 
     Raises:
@@ -197,7 +199,7 @@ class HeadGeometry:
         )
 
     def output_stride(self, backbone: Geometry) -> int:
-        """Input pixels per heat-map cell: 4 for the paper's detector."""
+        """Return the stride of the heatmap in input pixels: 4 for the paper's detector."""
         return backbone.total_stride // 2 ** len(self.deconv_channels)
 
 

@@ -1,7 +1,6 @@
-"""Paths as values: one path, and many at once as arrays.
+"""Paths as values: `Path` is one path, `PathBatch` holds many paths as arrays.
 
-The expand ratio of a layer that is not active does not change the network, so neither `Path` nor `PathBatch` has a place for
-it: both are canonical.
+The expand ratio of an inactive layer does not change the network, so neither class stores it: both are canonical.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from .geometry import OFA_RESNET50, Geometry
 
 @dataclass(frozen=True)
 class Path:
-    """One path a of the supernet. Equal paths are equal networks.
+    """One path of the supernet. Equal paths have equal networks.
 
     Attributes:
-        stem_depth: smallest or largest D; the stem's residual convolution is there only at the largest.
+        stem_depth: smallest or largest D; the stem has its residual convolution only at the largest.
         stem_widths: W of the stem's first convolutions and of its output.
         stage_depths: D of each stage.
         stage_widths: W of each stage.
-        expand_ratios: for each stage, E (see `Geometry.ratios`) of each ACTIVE layer: base depth + D values.
+        expand_ratios: for each stage, E (see `Geometry.ratios`) of each active layer: base depth + D values.
     """
 
     stem_depth: int
@@ -37,10 +36,15 @@ class Path:
 
     @classmethod
     def from_ofa(cls, arch: Mapping[str, Sequence], geometry: Geometry = OFA_RESNET50) -> Path:
-        """Read OFA's notation: d = D of stem and stages, e = E of every layer, w = indices of the widths.
+        """Convert a path from OFA's notation.
+
+        Args:
+            arch: "d": D of the stem and of each stage; "e": E of every layer, active or not; "w": indices into
+                `geometry.widths`, two of the stem and one of each stage.
+            geometry: geometry of the supernet.
 
         Raises:
-            UserError: a list has the wrong length or holds a value that is not a choice of `geometry`.
+            UserError: a key is missing, or a list has the wrong length or holds a value that is not a choice of `geometry`.
         """
         stages, per_stage = geometry.stages, geometry.layers_per_stage
         lengths = {"d": stages + 1, "e": geometry.layers, "w": stages + 2}
@@ -73,7 +77,7 @@ class Path:
         )
 
     def to_ofa(self, geometry: Geometry = OFA_RESNET50) -> dict[str, list]:
-        """OFA's notation of this path; layers that are not active get the largest expand ratio."""
+        """Convert the path to OFA's notation (see `from_ofa`); inactive layers get the largest expand ratio."""
         ratios: list[float] = []
         for stage, most in zip(self.expand_ratios, geometry.layers_per_stage):
             ratios += [*stage, *[max(geometry.ratios)] * (most - len(stage))]
@@ -87,13 +91,13 @@ class Path:
 
 @dataclass(frozen=True, eq=False)
 class PathBatch(Sequence):
-    """Many paths as three arrays, for everything that works on thousands of paths at once.
+    """Many paths as three arrays, for vectorized operations on thousands of paths.
 
     Attributes:
         depths: (n, 1 + stages) int8, D of the stem and of each stage.
-        widths: (n, 2 + stages) int8, indices into `geometry.widths`: the stem's two, then each stage's.
-        ratios: (n, layers) int8, indices into `geometry.ratios`; -1 where the layer is not active.
-        geometry: what the indices mean.
+        widths: (n, 2 + stages) int8, indices into `geometry.widths`: two of the stem, then one of each stage.
+        ratios: (n, layers) int8, indices into `geometry.ratios`; -1 for inactive layers.
+        geometry: geometry of the supernet, which defines the indices.
     """
 
     depths: np.ndarray
@@ -103,7 +107,7 @@ class PathBatch(Sequence):
 
     @classmethod
     def from_paths(cls, paths: Iterable[Path], geometry: Geometry = OFA_RESNET50) -> PathBatch:
-        """The batch of these paths, in their order. A batch is returned as it is."""
+        """Create a batch of paths, in the same order. A `PathBatch` is returned unchanged."""
         if isinstance(paths, PathBatch):
             return paths
         archs = [path.to_ofa(geometry) for path in paths]
@@ -115,7 +119,7 @@ class PathBatch(Sequence):
 
     @classmethod
     def canonical(cls, depths: np.ndarray, widths: np.ndarray, ratios: np.ndarray, geometry: Geometry) -> PathBatch:
-        """The batch of these arrays, with the ratios of layers that are not active replaced by -1."""
+        """Create a batch from arrays as in the class, with the ratios of inactive layers replaced by -1."""
         active = layer_positions(geometry) < layer_counts(depths, geometry)
         return cls(
             depths.astype(np.int8),
@@ -137,7 +141,7 @@ class PathBatch(Sequence):
         return len(self.depths)
 
     def __getitem__(self, index):
-        """A `Path` for an integer; a smaller `PathBatch` for a slice, a mask or an array of indices."""
+        """Return a `Path` for an integer, or a `PathBatch` for a slice, a mask or an array of indices."""
         if not isinstance(index, (int, np.integer)):
             return PathBatch(self.depths[index], self.widths[index], self.ratios[index], self.geometry)
         geometry = self.geometry
@@ -157,22 +161,22 @@ class PathBatch(Sequence):
 
     @cached_property
     def keys(self) -> np.ndarray:
-        """(n,) one opaque, sortable key for each path; equal keys are equal paths."""
+        """(n,) opaque, sortable keys; two paths have equal keys if and only if they are equal."""
         rows = np.ascontiguousarray(np.concatenate([self.depths, self.widths, self.ratios], axis=1))
         return rows.view(np.dtype((np.void, rows.shape[1]))).ravel()
 
 
 def layer_stages(geometry: Geometry) -> np.ndarray:
-    """(layers,) the stage of each layer."""
+    """Return the stage of each layer, 0-based, (layers,)."""
     return np.repeat(np.arange(geometry.stages), geometry.layers_per_stage)
 
 
 def layer_positions(geometry: Geometry) -> np.ndarray:
-    """(layers,) the place of each layer inside its stage, from 0."""
+    """Return the position of each layer in its stage, 0-based, (layers,)."""
     return np.concatenate([np.arange(most) for most in geometry.layers_per_stage])
 
 
 def layer_counts(depths: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """(n, layers) for each layer the number of active layers in its stage, from depths (n, 1 + stages)."""
+    """Return for each layer the number of active layers in its stage, (n, layers), from depths (n, 1 + stages)."""
     counts = depths[:, 1:] + np.asarray(geometry.base_depths)
     return counts[:, layer_stages(geometry)]

@@ -1,5 +1,5 @@
-"""Search space pruning with the path filter: operations (Alg. 1 line 6), path thresholds (line 7), and the samplers of
-paths that training draws from (lines 11 to 14)."""
+"""Search space pruning with the path filter: operation pruning (Alg. 1 line 6), path thresholds (line 7), and the samplers
+of training paths (lines 11 to 14)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .search_space import Operation, SearchSpace
 logger = logging.getLogger(__name__)
 
 Scorer = Callable[[PathBatch], np.ndarray]
-DRAWN_AHEAD = 256  # paths drawn and scored at once
-MOST_REFUSED = 10_000  # refusals in a row after which a sampler gives up
+DRAWN_AHEAD = 256  # paths sampled and scored at once
+MOST_REFUSED = 10_000  # consecutive rejections after which a sampler raises
 
 
 # --- Operations -------------------------------------------------------------------------------------------------------
@@ -27,12 +27,12 @@ MOST_REFUSED = 10_000  # refusals in a row after which a sampler gives up
 
 @dataclass(frozen=True, eq=False)
 class OperationScores:
-    """What each operation of a space is worth (section 3.2, Figure 8).
+    """Score and FLOPs of each operation of a space (section 3.2, Figure 8).
 
     Attributes:
         operations: n operations, in ascending order.
         scores: (n,) mean path score with the operation inserted.
-        flops: (n,) mean FLOPs of its stage under it.
+        flops: (n,) mean FLOPs of the operation's stage with the operation inserted.
     """
 
     operations: tuple[Operation, ...]
@@ -40,7 +40,7 @@ class OperationScores:
     flops: np.ndarray
 
     def to_json(self) -> dict:
-        """Lists of plain values."""
+        """Return lists of plain values."""
         return {
             "operations": [[o.stage, o.depth, o.width, o.ratio] for o in self.operations],
             "scores": np.asarray(self.scores, float).tolist(),
@@ -56,12 +56,17 @@ def operation_scores(
     rng: np.random.Generator,
     stem_depth: int | None = None,
 ) -> OperationScores:
-    """Put each operation into the same `n` uniformly sampled paths, and average score and FLOPs over them.
+    """Insert each operation into the same `n` uniformly sampled paths, and average score and FLOPs over them (section 3.2).
 
-    The operation's stage gets its D and W, and its E in all active layers. (n is not given in the paper.)
+    The operation's stage gets its D and W, and its E in all active layers.
 
     Args:
-        stem_depth: of all paths; None: as it was sampled.
+        space: the search space.
+        scorer: function of paths that returns (n,) path scores.
+        stage_flops: function of paths that returns (n, stages) FLOPs.
+        n: number of paths (not given in the paper).
+        rng: random generator.
+        stem_depth: depth of the stem in all paths; None: as sampled.
     """
     paths, operations = space.sample_many(rng, n), tuple(sorted(space.operations))
     if stem_depth is not None:
@@ -77,7 +82,7 @@ def operation_scores(
 
 
 def insert(paths: PathBatch, operation: Operation) -> PathBatch:
-    """The paths with `operation` in its stage."""
+    """Return the paths with `operation` in its stage: its D and W, and its E in all active layers."""
     geometry, stage = paths.geometry, operation.stage
     depths, widths, ratios = paths.depths.copy(), paths.widths.copy(), paths.ratios.copy()
     depths[:, stage + 1] = operation.depth
@@ -88,18 +93,18 @@ def insert(paths: PathBatch, operation: Operation) -> PathBatch:
 
 @dataclass(frozen=True)
 class PrunedOperations:
-    """Which operations go.
+    """Result of operation pruning.
 
     Attributes:
-        removed: these.
-        spared: operations that the strategy would have removed and a rule kept, with the rule.
+        removed: the pruned operations.
+        spared: operations that the strategy selected but a rule kept, each with the rule.
     """
 
     removed: frozenset[Operation]
     spared: tuple[tuple[Operation, str], ...] = ()
 
     def to_json(self) -> dict:
-        """Lists of plain values, in ascending order."""
+        """Return lists of plain values, in ascending order."""
         return {
             "removed": [[o.stage, o.depth, o.width, o.ratio] for o in sorted(self.removed)],
             "spared": [str(operation) + ": " + rule for operation, rule in self.spared],
@@ -118,14 +123,18 @@ def prune_operations(
 ) -> PrunedOperations:
     """Choose the operations to prune (Alg. 1 line 6; the three strategies of section 3.2).
 
-    Operations have FLOPs buckets of their own: `buckets` intervals of equal width over their FLOPs. Two rules stand above the
-    strategy (paper is silent): the operations of the largest path stay, since that is the fine-tuned fullnet; so every
-    stage keeps at least one.
+    Operations have their own FLOPs buckets: `buckets` intervals of equal width over their FLOPs. The paper is silent on
+    exceptions; we always keep the operations of the largest path, since it is the fine-tuned fullnet, so every stage keeps at
+    least one.
 
     Args:
-        strategy: "flops" drops `r_op` of each bucket at random; "flops_score_bucket" the worst `r_op` of each bucket;
-            "flops_score_all" the worst `r_op1` of all, then the worst `r_op2` of what is left of each bucket; "none".
+        scores: score and FLOPs of all operations.
+        strategy: "flops" prunes a random share `r_op` of each bucket; "flops_score_bucket" the worst `r_op` of each bucket;
+            "flops_score_all" the worst `r_op1` of all, then the worst `r_op2` of the rest of each bucket; "none" nothing.
         largest: the largest path of the space.
+        rng: random generator.
+        r_op, r_op1, r_op2: shares of operations, in [0, 1).
+        buckets: number of FLOPs buckets.
 
     Raises:
         UserError: a ratio is not in [0, 1), or the strategy is unknown.
@@ -161,7 +170,7 @@ def prune_operations(
 
 
 def operations_of(path: Path) -> frozenset[Operation]:
-    """The operations that a path is made of."""
+    """Return the operations of which a path consists."""
     return frozenset(
         Operation(stage, depth, width, ratio)
         for stage, (depth, width, ratios) in enumerate(zip(path.stage_depths, path.stage_widths, path.expand_ratios))
@@ -175,11 +184,19 @@ def operations_of(path: Path) -> frozenset[Operation]:
 def path_thresholds(
     scorer: Scorer, space: SearchSpace, buckets: Buckets, r_path: float, n: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """For each FLOPs bucket the `r_path`-quantile of the scores of `n` paths of `space` in it (Alg. 1 line 7).
+    """Compute for each FLOPs bucket the `r_path`-quantile of the scores of `n` paths sampled from it (Alg. 1 line 7).
+
+    Args:
+        scorer: function of paths that returns (n,) path scores.
+        space: space of the paths.
+        buckets: the FLOPs buckets.
+        r_path: path pruning ratio, in [0, 1).
+        n: number of paths per bucket.
+        rng: random generator.
 
     Returns:
-        (buckets,) thresholds; -inf for a bucket that is empty in the space, and everywhere if `r_path` is 0: the least of
-        `n` scores would still refuse some other path.
+        (buckets,) thresholds; -inf for a bucket that is empty in the space, and for all buckets if `r_path` is 0, since the
+        lowest of `n` scores would still reject some other path.
 
     Raises:
         UserError: `r_path` is not in [0, 1).
@@ -198,10 +215,12 @@ def path_thresholds(
 
 
 class UniformPaths:
-    """Draws every path uniformly from a space: a ~ U(A) without any pruning of paths.
+    """Sampler of uniform paths of a space without path pruning (Alg. 1 line 11).
 
     Attributes:
-        draws, refused: paths drawn and refused so far.
+        space: the space.
+        rng: random generator.
+        draws, refused: numbers of paths sampled and rejected so far.
     """
 
     def __init__(self, space: SearchSpace, rng: np.random.Generator):
@@ -209,25 +228,25 @@ class UniformPaths:
         self.draws = self.refused = 0
         self._ahead: list[Path] = []
         self._kept: list[bool] = []
-        self._rng_before = rng.bit_generator.state  # of the paths drawn ahead
+        self._rng_before = rng.bit_generator.state  # before the paths in _ahead were sampled
 
     @property
     def refused_share(self) -> float:
-        """Share of the draws that were refused."""
+        """Share of the sampled paths that were rejected."""
         return self.refused / self.draws if self.draws else 0.0
 
     def keep(self, paths: PathBatch) -> np.ndarray:
-        """(n,) bool: which of the drawn paths training may use."""
+        """Return which of the sampled paths training uses, (n,) bool."""
         return np.ones(len(paths), bool)
 
     def next(self) -> Path:
-        """The next path that is kept (Alg. 1 lines 11 to 14).
+        """Sample paths until one is kept, and return it (Alg. 1 lines 11 to 14).
 
-        Paths are drawn and judged `DRAWN_AHEAD` at a time, so that the filter does not slow the training step; the
-        sequence is what drawing one by one gives.
+        Paths are sampled and filtered `DRAWN_AHEAD` at a time, so that the path filter does not slow down the training step;
+        the distribution is the same as for one at a time.
 
         Raises:
-            UserError: too many draws in a row were refused.
+            UserError: `MOST_REFUSED` consecutive paths were rejected.
         """
         for _ in range(MOST_REFUSED):
             if not self._ahead:
@@ -248,12 +267,12 @@ class UniformPaths:
         self._ahead, self._kept = list(paths), self.keep(paths).tolist()
 
     def state(self) -> dict:
-        """Everything `restore` needs to go on with the very next path, as JSON."""
+        """Return the state of the sampler as JSON values, from which `restore` resumes with the next path."""
         rng = self._rng_before if self._ahead else self.rng.bit_generator.state
         return {"rng": rng, "left": len(self._ahead), "draws": self.draws, "refused": self.refused}
 
     def restore(self, state: dict) -> None:
-        """Go on where `state` was taken."""
+        """Restore the state that `state` returned."""
         self.draws, self.refused = state["draws"], state["refused"]
         self.rng.bit_generator.state = self._rng_before = state["rng"]
         if state["left"]:
@@ -263,10 +282,14 @@ class UniformPaths:
 
 
 class KeptPaths(UniformPaths):
-    """Draws until the path's score reaches the threshold of its FLOPs bucket (Alg. 1 lines 11 to 14).
+    """Sampler of paths whose score reaches the threshold of their FLOPs bucket (Alg. 1 lines 11 to 14).
 
     Args:
-        scorer: path scores. thresholds: of each bucket. bucket_of: paths -> their buckets.
+        space: the space.
+        scorer: function of paths that returns (n,) path scores.
+        thresholds: (buckets,) smallest kept score of each bucket.
+        bucket_of: function of paths that returns their buckets (n,).
+        rng: random generator.
     """
 
     def __init__(
@@ -281,14 +304,20 @@ class KeptPaths(UniformPaths):
         self.scorer, self.thresholds, self.bucket_of = scorer, thresholds, bucket_of
 
     def keep(self, paths: PathBatch) -> np.ndarray:
-        """Paths whose score is not below their bucket's threshold."""
+        """Return which paths have a score not below the threshold of their bucket, (n,) bool."""
         return self.scorer(paths) >= self.thresholds[self.bucket_of(paths)]
 
 
 class HashedPaths(UniformPaths):
-    """The paper's "Prune (Uniform)" (Figure A2): drops a share `r_path` of all paths at random, but always the same.
+    """Sampler for the paper's "Prune (Uniform)" (Figure A2), which rejects a random but fixed share `r_path` of all paths.
 
-    A path is kept or dropped by a hash of its canonical form and a seed.
+    A path is kept or rejected by a hash of its canonical form and a seed.
+
+    Args:
+        space: the space.
+        r_path: share of rejected paths, in [0, 1).
+        seed: seed of the hash, an integer in [0, 2^64).
+        rng: random generator.
     """
 
     def __init__(self, space: SearchSpace, r_path: float, seed: int, rng: np.random.Generator):
@@ -296,7 +325,7 @@ class HashedPaths(UniformPaths):
         self.r_path, self.seed = r_path, seed
 
     def keep(self, paths: PathBatch) -> np.ndarray:
-        """Paths whose hash, as a number in [0, 1), is not below `r_path`."""
+        """Return which paths have a hash, as a number in [0, 1), not below `r_path`, (n,) bool."""
         salt = self.seed.to_bytes(8, "little")
         digests = [hashlib.blake2b(key.tobytes(), digest_size=8, salt=salt).digest() for key in paths.keys]
         return np.array([int.from_bytes(digest, "little") / 2**64 for digest in digests]) >= self.r_path

@@ -1,6 +1,6 @@
-"""The search space A and the spaces cut out of it: CompOFA*, the stages of progressive shrinking, pruned spaces.
+"""The paper's search space A and its subspaces: CompOFA*, the stages of progressive shrinking, pruned spaces.
 
-A space says which operations (D, W, E) each stage may use; a path is one choice of each.
+A space defines which operations (D, W, E) each stage may use. A path chooses one (D, W) in each stage and one E in each layer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .paths import Path, PathBatch
 
 @dataclass(frozen=True, order=True)
 class Operation:
-    """One operation candidate: stage `stage` (0-based) at depth D, width W, with E in its layers (section 3.2)."""
+    """One operation candidate (section 3.2): stage `stage` (0-based) with depth D, width W, and E in its layers."""
 
     stage: int
     depth: int
@@ -31,14 +31,14 @@ class Operation:
 
 
 class _Tables(NamedTuple):
-    """A space as arrays, for vectorised draws. A row of the last three is one (stage, D, W), numbered in that order.
+    """A space as arrays, for vectorized sampling. A row of the last three is one (stage, D, W), in C order.
 
     Attributes:
-        pair_depths, pair_widths: (stages, most pairs) D, and index of W, of each stage's pairs.
-        pair_counts: (stages,) how many pairs each stage has.
-        allowed: (rows, ratios + 1) bool; the last column, which index -1 finds, is False.
+        pair_depths, pair_widths: (stages, most pairs) D, and index of W, of each stage's pairs (D, W).
+        pair_counts: (stages,) number of pairs of each stage.
+        allowed: (rows, ratios + 1) bool; the last column, selected by index -1, is False.
         ratio_choices: (rows, ratios) the allowed ratio indices first.
-        ratio_counts: (rows,) how many are allowed.
+        ratio_counts: (rows,) number of allowed ratios.
     """
 
     pair_depths: np.ndarray
@@ -51,18 +51,21 @@ class _Tables(NamedTuple):
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Which operations each stage may use, and which stems there are.
+    """Set of paths, defined by the operations that each stage may use and the choices of the stem.
 
-    A path of the space has, in each stage, a pair (D, W) that has an allowed E, and in each active layer an E allowed
-    with that pair. Uniform sampling means independently uniform choices: (D, W) among the stage's pairs, then E in each
-    layer among those allowed with the pair. In A that is the independent uniform choice of D, W and every E.
+    A path of the space has, in each stage, a pair (D, W) with at least one allowed E, and in each active layer an E allowed
+    with that pair. Uniform sampling chooses independently and uniformly: (D, W) among the stage's pairs, then E in each
+    layer among those allowed with the pair. In the space A, this is the independent uniform choice of D, W and every E.
 
     Attributes:
-        name: what tables and logs call it.
-        operations: the allowed operations of all stages.
-        stem_depths: the allowed depths of the stem.
-        stem_widths: the allowed widths of the stem's first convolutions and of its output.
-        geometry: the supernet the space belongs to.
+        name: name in tables and logs.
+        operations: allowed operations of all stages.
+        stem_depths: allowed depths of the stem.
+        stem_widths: allowed widths of the stem's first convolutions and of its output.
+        geometry: geometry of the supernet.
+
+    Raises:
+        UserError: an operation or a choice of the stem is not in the geometry, or a stage has no operation.
     """
 
     name: str
@@ -87,7 +90,7 @@ class SearchSpace:
 
     @cached_property
     def pairs(self) -> tuple[dict[tuple[int, float], tuple[float, ...]], ...]:
-        """For each stage: (D, W) -> the ratios E allowed with it, everything in ascending order."""
+        """For each stage, the allowed ratios E of each pair (D, W), all in ascending order."""
         found: list[dict] = [{} for _ in range(self.geometry.stages)]
         for operation in sorted(self.operations):
             found[operation.stage].setdefault((operation.depth, operation.width), []).append(operation.ratio)
@@ -95,7 +98,7 @@ class SearchSpace:
 
     @cached_property
     def largest(self) -> Path:
-        """The largest path: in each stage the greatest D, then W, then E. In A it is the fullnet a_max."""
+        """The largest path: in each stage the largest D, then W, then E. In the space A it is the fullnet a_max."""
         pairs = [max(stage) for stage in self.pairs]
         return Path(
             stem_depth=max(self.stem_depths),
@@ -109,11 +112,11 @@ class SearchSpace:
         )
 
     def sample(self, rng: np.random.Generator) -> Path:
-        """One path, drawn uniformly (see the class)."""
+        """Sample one path uniformly (see the class)."""
         return self.sample_many(rng, 1)[0]
 
     def sample_many(self, rng: np.random.Generator, n: int) -> PathBatch:
-        """`n` paths, drawn independently and uniformly (see the class)."""
+        """Sample `n` paths independently and uniformly (see the class)."""
         geometry, tables = self.geometry, self._tables
         depths = np.empty((n, geometry.stages + 1), np.int8)
         widths = np.empty((n, geometry.stages + 2), np.int8)
@@ -127,21 +130,25 @@ class SearchSpace:
         return PathBatch.canonical(depths, widths, self.draw_ratios(depths, widths, rng), geometry)
 
     def draw_ratios(self, depths: np.ndarray, widths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(n, layers) ratio indices, each uniform among those allowed with its stage's (D, W); inactive layers too.
+        """Sample the ratio of every layer uniformly among those allowed with its stage's (D, W).
 
         Args:
             depths, widths: as in `PathBatch`; every stage's (D, W) must be a pair of the space.
+            rng: random generator.
+
+        Returns:
+            (n, layers) ratio indices, of inactive layers too.
         """
         codes = self._pair_codes(depths, widths)
         drawn = rng.random(codes.shape) * self._tables.ratio_counts[codes]
         return self._tables.ratio_choices[codes, drawn.astype(np.intp)]
 
     def allows_ratios(self, depths: np.ndarray, widths: np.ndarray, ratios: np.ndarray) -> np.ndarray:
-        """(n, layers) bool: whether each ratio index is allowed with its stage's (D, W); -1 never is."""
+        """Return whether each ratio index is allowed with its stage's (D, W), (n, layers) bool; -1 is never allowed."""
         return self._tables.allowed[self._pair_codes(depths, widths), ratios]
 
     def contains_many(self, batch: PathBatch) -> np.ndarray:
-        """(n,) bool: whether each path of the batch is in the space."""
+        """Return whether each path of the batch is in the space, (n,) bool."""
         inside = np.isin(batch.depths[:, 0], self.stem_depths)
         for place, allowed in enumerate(self.stem_widths):
             inside &= np.isin(batch.widths[:, place], [self.geometry.widths.index(w) for w in allowed])
@@ -149,7 +156,7 @@ class SearchSpace:
         return inside & (allowed | (batch.ratios < 0)).all(axis=1)
 
     def _pair_codes(self, depths: np.ndarray, widths: np.ndarray) -> np.ndarray:
-        """(n, layers) the row of `_tables` that holds each layer's stage and (D, W)."""
+        """Return the row of `_tables` for each layer's stage and (D, W), (n, layers)."""
         geometry = self.geometry
         stages = np.arange(geometry.stages)
         codes = (stages * (max(geometry.depths) + 1) + depths[:, 1:]) * len(geometry.widths) + widths[:, 2:]
@@ -182,7 +189,7 @@ class SearchSpace:
         )
 
     def size(self) -> int:
-        """The exact number of canonical paths."""
+        """Return the exact number of canonical paths."""
         total = len(self.stem_depths) * len(self.stem_widths[0]) * len(self.stem_widths[1])
         for pairs, base in zip(self.pairs, self.geometry.base_depths):
             total *= sum(len(ratios) ** (base + depth) for (depth, _), ratios in pairs.items())
@@ -200,7 +207,7 @@ class SearchSpace:
         return True
 
     def without(self, operations: Iterable[Operation]) -> PrunedSpace:
-        """This space with these operations removed (section 3.2). Pruning a pruned space adds to what is removed.
+        """Return this space without some operations (section 3.2). In a pruned space, they are removed in addition.
 
         Raises:
             UserError: an operation is not in the space, or a stage would have none left.
@@ -211,7 +218,7 @@ class SearchSpace:
         return PrunedSpace(self, removed)
 
     def to_json(self) -> dict:
-        """The space as plain JSON values, for `from_json`."""
+        """Return the space as plain JSON values, for `from_json`."""
         return {
             "name": self.name,
             "operations": _by_stage(self.operations, self.geometry.stages),
@@ -222,13 +229,14 @@ class SearchSpace:
 
     @staticmethod
     def from_json(data: Mapping, geometry_type: type[Geometry] = Geometry) -> SearchSpace:
-        """The space that `to_json` wrote; a `PrunedSpace` where it wrote one.
+        """Create a space, or a `PrunedSpace`, from the result of its `to_json`.
 
         Args:
-            geometry_type: class of the space's geometry, which JSON does not name.
+            data: the result of `to_json`.
+            geometry_type: class of the space's geometry, which is not stored in JSON.
 
         Raises:
-            UserError: an entry is missing or malformed, or the space breaks a rule of its class.
+            UserError: a key is missing, or a value is malformed or not valid for the class.
         """
         try:
             if "parent" in data:
@@ -249,11 +257,11 @@ class SearchSpace:
 
 
 class PrunedSpace(SearchSpace):
-    """A space with operations removed, as Figure 3 shows it. Made by `SearchSpace.without`.
+    """A space with operations removed (Figure 3), created by `SearchSpace.without`.
 
     Attributes:
         parent: the space before any pruning.
-        removed: the operations of `parent` that are not in this space.
+        removed: operations of `parent` that are not in this space.
     """
 
     parent: SearchSpace
@@ -261,7 +269,7 @@ class PrunedSpace(SearchSpace):
 
     def __init__(self, space: SearchSpace, removed: frozenset[Operation]):
         parent = space.parent if isinstance(space, PrunedSpace) else space
-        # A frozen dataclass lets attributes be set only this way.
+        # Attributes of a frozen dataclass can only be set this way.
         object.__setattr__(self, "parent", parent)
         object.__setattr__(self, "removed", parent.operations - space.operations | removed)
         super().__init__(
@@ -272,7 +280,7 @@ class PrunedSpace(SearchSpace):
         return {"parent": self.parent.to_json(), "removed": _by_stage(self.removed, self.geometry.stages)}
 
     def __str__(self) -> str:
-        """The kept operations in the notation of Figure 3; * stands for all that the parent has there."""
+        """Format the kept operations in the notation of Figure 3; * means all choices of the parent."""
         lines = [f"{self.name}: {len(self.operations)} of {len(self.parent.operations)} operations"]
         for stage, (kept, full) in enumerate(zip(self.pairs, self.parent.pairs), 1):
             groups = ["(*, *, *)"] if kept == full else _figure3(kept, full)
@@ -281,7 +289,7 @@ class PrunedSpace(SearchSpace):
 
 
 def _figure3(kept: Mapping, full: Mapping) -> list[str]:
-    """The pairs of one stage -> groups such as "(D1, {W0.65, W0.8}, *)": per D, the W with equal sets of E together."""
+    """Format the pairs of one stage as groups such as "(D1, {W0.65, W0.8}, *)": for each D, all W with equal sets of E."""
 
     def one_of(words: Sequence[str]) -> str:
         return words[0] if len(words) == 1 else f"{{{', '.join(words)}}}"
@@ -300,12 +308,12 @@ def _figure3(kept: Mapping, full: Mapping) -> list[str]:
 
 
 def _is_choice(chosen: Sequence[float], every: Sequence[float]) -> bool:
-    """Whether `chosen` is one or more of `every`, each once, in ascending order."""
+    """Return whether `chosen` is a non-empty subset of `every`, without duplicates, in ascending order."""
     return bool(chosen) and set(chosen) <= set(every) and list(chosen) == sorted(set(chosen))
 
 
 def _by_stage(operations: Iterable[Operation], stages: int) -> list[list[list]]:
-    """For each stage its operations as [D, W, E], in ascending order."""
+    """Return for each stage its operations as [D, W, E], in ascending order."""
     found: list[list[list]] = [[] for _ in range(stages)]
     for operation in sorted(operations):
         found[operation.stage].append([operation.depth, operation.width, operation.ratio])
@@ -313,7 +321,7 @@ def _by_stage(operations: Iterable[Operation], stages: int) -> list[list[list]]:
 
 
 def _from_stages(stages: Sequence[Sequence[Sequence]], geometry: Geometry) -> frozenset[Operation]:
-    """The inverse of `_by_stage`."""
+    """Return the operations from the result of `_by_stage`."""
     return frozenset(
         Operation(stage, depth, width, geometry.choice(ratio))
         for stage, operations in enumerate(stages)
@@ -329,11 +337,17 @@ def product_space(
     geometry: Geometry = OFA_RESNET50,
     elastic_stem: bool = True,
 ) -> SearchSpace:
-    """The space in which every stage may combine any of these D, W and E.
+    """Create the space in which every stage may combine any of the given D, W and E.
 
     Args:
-        elastic_stem: let the stem choose its depth among the smallest and largest D and its widths among `widths`, as
-            the code of OFA and NNablaNAS does (Table 1 does not mention the stem); otherwise it is the largest.
+        name: name of the space.
+        depths, widths, ratios: allowed values of D, W and E.
+        geometry: geometry of the supernet.
+        elastic_stem: let the stem choose its depth between the smallest and largest D and its widths among `widths`, as in
+            the code of OFA and NNablaNAS (Table 1 does not mention the stem); otherwise the stem is the largest.
+
+    Raises:
+        UserError: a value is not a choice of the geometry.
     """
     operations = frozenset(
         Operation(stage, d, w, e) for stage in range(geometry.stages) for d in depths for w in widths for e in ratios
@@ -344,15 +358,15 @@ def product_space(
 
 
 def ofa_resnet50(geometry: Geometry = OFA_RESNET50, elastic_stem: bool = True) -> SearchSpace:
-    """The paper's search space A (Table 1): every D, W and E of the geometry, and the stem's choices."""
+    """Create the paper's search space A (Table 1): every D, W and E of the geometry, and the choices of the stem."""
     return product_space("A", geometry.depths, geometry.widths, geometry.ratios, geometry, elastic_stem)
 
 
 def compofa(geometry: Geometry = OFA_RESNET50, elastic_stem: bool = True) -> SearchSpace:
-    """CompOFA* (Table 1): D and W coupled in each stage, (0, 0.65), (1, 0.8), (2, 1.0); E free in each layer.
+    """Create CompOFA* (Table 1): (D, W) coupled in each stage, (0, 0.65), (1, 0.8), (2, 1.0); E free in each layer.
 
     Raises:
-        UserError: the geometry has not as many D as W.
+        UserError: the geometry has different numbers of D and W.
     """
     if len(geometry.depths) != len(geometry.widths):
         raise UserError(
@@ -369,7 +383,7 @@ def compofa(geometry: Geometry = OFA_RESNET50, elastic_stem: bool = True) -> Sea
 
 
 def shrinking_stages(geometry: Geometry = OFA_RESNET50, elastic_stem: bool = True) -> tuple[SearchSpace, ...]:
-    """The five spaces of OFA's progressive shrinking, small to large (Table A1)."""
+    """Create the five spaces of OFA's progressive shrinking, small to large (Table A1)."""
     widths, ratios = sorted(geometry.widths), sorted(geometry.ratios)
     chosen = [
         (widths[-1:], ratios[-1:]),
