@@ -124,6 +124,10 @@ def _processes(config, wanted: int | str | None, restart: bool) -> int:
     return most_processes(config, launch.cores(), config.output_path, restart) if launch.can_launch() else 1
 
 
+DIGITS = {"train": 400, "val": 128, "test": 150}
+"""Images of each split of the embedded data set, unless the command line says otherwise."""
+
+
 def data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "name",
@@ -134,6 +138,10 @@ def data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="check: entries that replace those of the config")
     parser.add_argument("--root", metavar="FOLDER", help="where to write it (default: data/<name>)")
     parser.add_argument("--seed", type=int, default=0, help="digits: another seed draws another set (default: %(default)s)")
+    for split, count in DIGITS.items():
+        images = f"digits: images of the {split} split (default: %(default)s)"
+        parser.add_argument(f"--{split}", type=int, metavar="N", default=count, help=images)
+    parser.add_argument("--no-crops", action="store_true", help="digits: leave out the single digits for pre-training")
     parser.add_argument("--voc", metavar="FOLDER", help="to-coco: the VOC tree to copy; check: a VOC tree")
     parser.add_argument(
         "--splits",
@@ -170,7 +178,9 @@ def data(args: argparse.Namespace) -> None:
 
     if args.seed < 0:
         raise UserError(f"--seed must be 0 or more, got {args.seed}")
-    root = write_digits(args.root or Path("data", args.name), seed=args.seed)
+    counts = {split: getattr(args, split) for split in DIGITS}
+    crops = {"crops_train": 0, "crops_val": 0} if args.no_crops else {}
+    root = write_digits(args.root or Path("data", args.name), seed=args.seed, **counts, **crops)
     print(f"the data set {args.name} is in {root}")
 
 
@@ -882,6 +892,7 @@ COMMANDS = {
         data,
         (
             "digits --root data/digits",
+            "digits --root data/digits_study --train 1600 --val 256 --test 2000 --no-crops",
             "to-coco --voc data/digits --root data/digits_coco",
             "check --voc data/digits --whole",
             "check -f configs/voc_detofa.json dataloader.voc.root=/data/VOCdevkit",

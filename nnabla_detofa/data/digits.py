@@ -63,12 +63,12 @@ def write_digits(
 ) -> Path:
     """Write the data set to the folder `root`, all or nothing, and return it.
 
-    The same arguments give the same bytes (with the same OpenCV). A tree that was made with the same arguments is left
+    The same arguments give the same bytes (with the same OpenCV), and more images of a split begin with the same ones. A tree that was made with the same arguments is left
     alone.
 
     Args:
         train, val, test: images with several digits, `image_size` pixels square.
-        crops_train, crops_val: images with one digit, `crop_size` pixels square.
+        crops_train, crops_val: images with one digit, `crop_size` pixels square; 0 leaves them out.
         overwrite: whether a tree made with other arguments is replaced; nothing else ever is.
 
     Raises:
@@ -79,9 +79,12 @@ def write_digits(
     for name, side in (("image_size", image_size), ("crop_size", crop_size)):
         if side < DIGIT_SIDE[1]:
             raise UserError(f"{name} must be at least {DIGIT_SIDE[1]}, the side of the largest digit, got {side}")
-    for name, count in {**counts, **{f"crops_{split}": count for split, count in crops.items()}}.items():
+    for name, count in counts.items():
         if count < 1:
             raise UserError(f"{name} must be at least 1, got {count}")
+    for split, count in crops.items():
+        if count < 0:
+            raise UserError(f"crops_{split} must be at least 0, got {count}")
     settings = {
         "data set": "digits", "version": VERSION, "seed": seed, **counts, "image_size": image_size,
         "crops_train": crops_train, "crops_val": crops_val, "crop_size": crop_size,
