@@ -35,6 +35,7 @@ from ..runs import provenance, result_files
 from ..runs.lock import differences
 from ..runs.run_folder import read_result
 from ..training.mini_batch import kept_mini_batch, most_processes
+from . import stored
 from .profiles import RATIOS, DataSet, Profile
 
 RUNS = FilePath("runs")
@@ -259,7 +260,12 @@ class Run:
 
     @cached_property
     def folder(self) -> FilePath:
-        """Its folder: where it was begun, or where a finished run with an equal config lies, or else a new one."""
+        """Its folder: where it was begun, or where a finished run with an equal config lies, or else a new one.
+
+        Where results are made from kept files alone, the folder that its archive is unpacked to.
+        """
+        if self.profile.stored:
+            return stored.unpacked(stored.archive(self.profile.stored, self.name))
         own = self.usual_folder.with_name(self.usual_folder.name + self.variant)
         if not own.exists():
             for file in sorted([*RUNS.glob("*/config.json"), *RUNS.glob("profiles/*/*/config.json")]):
@@ -271,6 +277,8 @@ class Run:
     def variant(self) -> str:
         """Of the names of folders where the usual one holds a run of a config, weights or data as they were before a change."""
         usual = self.usual_folder
+        if self.profile.stored:
+            return ""
         if not (usual / "config.json").exists() or _is_of(usual, self.config):
             return ""
         inputs = [self.config.config_hash, *provenance.inputs(self.config)]
@@ -279,7 +287,14 @@ class Run:
     @property
     def finished(self) -> bool:
         """Has it run to the end?"""
+        if self.profile.stored:  # what it began from need not be here
+            return (self.folder / "summary.json").exists() and _hash(self.folder / "config.json") == self.config.config_hash
         return _is_finished(self.folder, self.config)
+
+    @property
+    def place(self) -> str:
+        """Where a reader finds it: its folder, or its archive."""
+        return str(stored.archive(self.profile.stored, self.name) if self.profile.stored else self.folder)
 
     @property
     def command(self) -> str:

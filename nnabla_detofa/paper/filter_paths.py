@@ -11,13 +11,21 @@ from .. import config as configs
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..space.search_space import SearchSpace
 from ..tools.evaluate_paths import evaluate_sampled
+from . import stored
 from .experiments import Run, profile_folder
 from .filter_study import StudyInputs
 
 
 def study_folder(run: Run) -> FilePath:
     """Where what is measured and fitted for the tables is kept."""
-    return profile_folder(run.profile) / f"{run.key}-filter{run.suffix}{run.variant}"
+    if run.profile.stored:
+        return stored.unpacked(stored.archive(run.profile.stored, study_name(run)))
+    return profile_folder(run.profile) / f"{study_name(run)}{run.variant}"
+
+
+def study_name(run: Run) -> str:
+    """What the study's folder and archive are called."""
+    return f"{run.key}-filter{run.suffix}"
 
 
 def detection_paths(run: Run) -> StudyInputs:
@@ -68,6 +76,8 @@ def evaluated(
         exclude, space, ap: see `evaluate_paths.evaluate_sampled`.
     """
     file = study_folder(run) / f"{name}.jsonl"
+    if run.profile.stored:
+        return EvaluatedPaths.read(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     with tqdm(desc=f"{name} paths", unit="path", dynamic_ncols=True) as bar:
 

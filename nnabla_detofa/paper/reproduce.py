@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from ..backend.launch import cores
 from ..common.errors import UserError
-from ..common.files import digest
+from ..common.files import digest, write_json
+from ..common.reading import read_json
 from ..methods import pretrain
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.model import PathFilter, PathScorer
@@ -53,13 +54,20 @@ from .experiments import (
     Experiment,
     Run,
     ensure,
+    operation_ratios,
+    path_ratios,
     plan,
 )
 from .figure4 import FilteredPaths
+from .image_errors import errors_of
 from .filter_paths import classification_paths, detection_paths, evaluated, study_folder
 from .filter_study import StudyInputs, StudyResults
 from .operation_figure import ScoredOperations
 from .profiles import DataSet, Profile
+
+
+Panels = Sequence[tuple[str, Sequence[Experiment]]]
+"""Title and experiments of each panel of a figure."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ class Order:
 
     def runs(self, target: Target) -> list[Run]:
         """Every run that the target needs."""
-        return plan(self.profile, target.keys, target.experiments, self.seeds_of(target), self.overrides)
+        return plan(self.profile, target.keys, target.of(self.profile), self.seeds_of(target), self.overrides)
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,7 @@ class Target:
         runs: "needed"; "welcome": it does with those there are where the profile starts none; or "none".
         one_seed: it is made of the run of seed 0 alone, however many seeds are asked for.
         evaluates: it evaluates paths itself, for which it needs the data.
+        panels: where the experiments depend on the profile: what they are.
         names_data: the paper says which data set it is about; where it does not, `keys` is our reading.
     """
 
@@ -128,6 +137,13 @@ class Target:
     evaluates: bool = False
     names_data: bool = True
     note: Callable[[Sequence[Run]], str] = lambda runs: ""
+    panels: Callable[[Profile], Panels] | None = None
+
+    def of(self, profile: Profile) -> tuple[Experiment, ...]:
+        """The experiments that it is made of at the scale of a profile."""
+        if self.panels is None:
+            return self.experiments
+        return tuple(experiment for _, experiments in self.panels(profile) for experiment in experiments)
 
 
 def reproduce(names: Sequence[str], order: Order, log: Callable[[str], None] = print) -> list[FilePath]:
@@ -223,7 +239,7 @@ def runs_and_code(runs: Sequence[Run]) -> str:
     """Where runs are, and what computed them."""
     by_code: dict[str, list[str]] = {}
     for run in runs:
-        by_code.setdefault(code_of(run.folder), []).append(f"`{run.folder}` (seed {run.seed})")
+        by_code.setdefault(code_of(run.folder), []).append(f"`{run.place}` (seed {run.seed})")
     return "; ".join(f"{', '.join(folders)}, computed by {code}" for code, folders in by_code.items())
 
 
@@ -232,7 +248,8 @@ def runs_and_code(runs: Sequence[Run]) -> str:
 
 def curve_of(experiment: Experiment, runs: Sequence[Run]) -> Curve:
     """The curve of an experiment among runs of one data set."""
-    return Curve.of(experiment.title, [summary_of(run) for run in runs if run.experiment.name == experiment.name])
+    own = [run for run in runs if run.experiment.name == experiment.name]
+    return Curve.of(experiment.title, [summary_of(run) for run in own], [errors_of(run) for run in own])
 
 
 def summary_of(run: Run) -> dict:
@@ -253,10 +270,15 @@ def operations_of(run: Run) -> dict:
     return read_result(run.folder, "operations", lambda content: result_files.operations(content, geometry))
 
 
-def write_budget_figure(panels: Sequence[tuple[str, Sequence[Experiment]]]) -> Callable[..., str]:
-    """The writer of a figure with one panel for each group of experiments, and for each data set."""
+def write_budget_figure(groups: Panels | None = None) -> Callable[..., str]:
+    """The writer of a figure with one panel for each group of experiments, and for each data set.
+
+    Args:
+        groups: of experiments; None are those that the target has for the profile.
+    """
 
     def write(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
+        panels = target.panels(order.profile) if groups is None else groups
         data_sets = order.profile.chosen(target.keys)
         figure, axes = plt.subplots(
             len(data_sets), len(panels), figsize=(5.2 * len(panels), 4.2 * len(data_sets)), squeeze=False, layout="constrained"
@@ -417,9 +439,15 @@ def write_figure4(order: Order, target: Target, name: str, runs: Sequence[Run]) 
     buckets = run.config.hparams.buckets
     thresholds = read_result(run.folder, "summary", lambda content: result_files.thresholds(content, buckets))
     paths = random_paths(run)
-    searched = load_run(run.folder)
-    scorer = PathScorer(PathFilter.load(run.folder / "path_filter.h5"), searched.costs["flops"], searched.buckets.index)
-    found = FilteredPaths(paths, scorer(paths.batch), np.array(thresholds, float), searched.buckets.edges)
+    kept = study_folder(run) / f"figure4_{paths.header['weights'][:8]}.json"
+    if not kept.is_file():
+        if run.profile.stored:
+            raise UserError(f"{run.name} has no path scores of Figure 4 among its kept files")
+        searched = load_run(run.folder)
+        scorer = PathScorer(PathFilter.load(run.folder / "path_filter.h5"), searched.costs["flops"], searched.buckets.index)
+        write_json(kept, scorer(paths.batch).tolist())
+    scores = np.array(read_json(kept, "the path scores"), float)
+    found = FilteredPaths(paths, scores, np.array(thresholds, float), np.array(paths.settings["bucket_edges"], float))
     figure = kept_paths_figure.draw(found, run.data_set.title)
     save_picture(order, name, figure)
     kept_paths_figure.write_csv(order.output / f"{name}.csv", found)
@@ -743,7 +771,11 @@ TARGETS = {
         "too much (r = 0.4) is weaker than other ratios.",
         ("voc",),
         (*PATH_RATIOS, *OPERATION_RATIOS),
-        write_budget_figure([("paths", PATH_RATIOS), ("operations", OPERATION_RATIOS)]),
+        write_budget_figure(),
+        panels=lambda profile: (
+            ("paths", path_ratios(profile.path_ratios)),
+            ("operations", operation_ratios(profile.operation_ratios)),
+        ),
     ),
     "figureA2": Target(
         "Figure A2: how paths are pruned",
