@@ -42,6 +42,8 @@ def errors_of(run: Run) -> dict[str, float]:
     file = profile_folder(run.profile) / "bootstrap" / f"{run.folder.name}.json"
     names = [name for name in _detectors(run) if (run.folder / f"{name}_detections.json").is_file()]
     known = read_json(file, "the standard errors") if file.is_file() else {}
+    if known and file.stat().st_mtime < (run.folder / "summary.json").stat().st_mtime:
+        known = {}  # of a run that was begun again
     if set(names) <= set(known) or run.config.dataloader.ap_metric == "coco" or not _data_is_there(run):
         return known
     sets = open_sets(run.config)

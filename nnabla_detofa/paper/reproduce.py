@@ -34,9 +34,10 @@ from ..space.counting import Buckets
 from ..space.paths import Path
 from ..space.pruning import operation_scores
 from ..space.search_space import ofa_resnet50
+from ..tools.dry_run import data_facts
 from ..tools.search import load_run
 from ..training.runner import named_rng
-from . import budget_figures, filter_study, filter_tables, operation_figure, space_tables
+from . import architectures, budget_figures, controls, filter_study, filter_tables, operation_figure, space_tables
 from . import figure4 as kept_paths_figure
 from . import figure6 as random_paths_figure
 from . import table2 as cost_table
@@ -59,12 +60,11 @@ from .experiments import (
     plan,
 )
 from .figure4 import FilteredPaths
-from .image_errors import errors_of
 from .filter_paths import classification_paths, detection_paths, evaluated, study_folder
 from .filter_study import StudyInputs, StudyResults
+from .image_errors import errors_of
 from .operation_figure import ScoredOperations
 from .profiles import DataSet, Profile
-
 
 Panels = Sequence[tuple[str, Sequence[Experiment]]]
 """Title and experiments of each panel of a figure."""
@@ -549,6 +549,64 @@ def pretrained_operations(data_set: DataSet, count: int) -> ScoredOperations:
     return ScoredOperations(title, space.geometry, found.operations, found.scores, found.flops)
 
 
+# --- Beside the paper -------------------------------------------------------------------------------------------------
+
+
+def write_controls(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
+    """What more steps gain, and what training and the choice of paths gain."""
+    summaries = {run.name: summary_of(run) for run in runs}
+    ours = {run.seed: summaries[run.name] for run in runs if run.experiment == OURS}
+    evidence = [
+        controls.evidence_of(run, summaries[run.name], ours.get(run.seed), training_images(run))
+        for experiment in target.experiments
+        for run in runs
+        if run.experiment.name == experiment.name
+    ]
+    save_picture(order, name, controls.draw(evidence))
+    controls.write_csv(order.output / f"{name}.csv", evidence)
+    lines = [
+        *controls.tables(evidence),
+        "",
+        f"![{target.title}]({name}.png)",
+        "",
+        "AP in points on the test images. Several seeds: mean, 95% t interval in brackets, and each seed's. The random paths "
+        f"are {controls.RANDOM_PATHS} of each FLOPs bucket of A, the same for all methods of a seed. Runs: "
+        f"{runs_and_code(runs)}.",
+    ]
+    return write_text(order, target, name, lines)
+
+
+FACTS = "facts.json"
+"""Kept with a run's files: what its data say that its results need."""
+
+
+def training_images(run: Run) -> int | None:
+    """Images that the run was trained on; None where neither its kept files nor the data tell."""
+    if (file := run.folder / FACTS).is_file():
+        return int(read_json(file, "the facts of the data")["training images"])
+    try:
+        return data_facts(run.config).train
+    except (UserError, OSError):
+        return None
+
+
+def write_architectures(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
+    """Depth and width of the found subnets, stage by stage and budget by budget."""
+    ((_, data_set),) = order.profile.chosen(target.keys).items()
+    groups = [
+        architectures.Architectures.of(experiment.title, [summary_of(run) for run in own], own[0].config.network.geometry)
+        for experiment in target.experiments
+        if (own := [run for run in runs if run.experiment.name == experiment.name])
+    ]
+    save_picture(order, name, architectures.draw(groups, data_set.title))
+    architectures.write_csv(order.output / f"{name}.csv", groups)
+    lines = [f"The paper: {target.paper}", ""]
+    for group in groups:
+        lines += [f"## {group.title}", "", *architectures.table(group), ""]
+    lines += [f"![{target.title}]({name}.png)", "", f"Means over the seeds. Runs: {runs_and_code(runs)}."]
+    return write_text(order, target, name, lines)
+
+
 # --- Tables 3 and A3 --------------------------------------------------------------------------------------------------
 
 
@@ -648,6 +706,23 @@ def pretrained_filter(runs: Sequence[Run]) -> bool:
 
 
 TARGETS = {
+    "controls": Target(
+        "Controls: what more steps, training and the choice of paths gain",
+        "",
+        ("voc",),
+        controls.EXPERIMENTS,
+        write_controls,
+        evaluates=True,
+        names_data=False,
+    ),
+    "architectures": Target(
+        "Architectures: depth and width of the found subnets",
+        "larger depths and smaller channels on the output side do better for small paths (4.2).",
+        ("voc",),
+        (OFA, OURS),
+        write_architectures,
+        names_data=False,
+    ),
     "table3": Target(
         "Table 3: the path filter for the weakest 25%",
         "",
