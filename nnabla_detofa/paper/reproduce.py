@@ -361,6 +361,8 @@ def write_table2(order: Order, target: Target, name: str, runs: Sequence[Run]) -
             rng = named_rng(0, f"estimate {key}")
             found.append(cost_table.estimate(experiment.title, experiment.name, key, config, steps[key], rng))
         lines += [f"## {data_set.title}", "", *cost_table.table(found, paper_sets), ""]
+        if in_steps := step_costs(found, [run for run in finished if run.key == key]):
+            lines += ["In steps of each method's own training:", "", *cost_table.step_table(in_steps), ""]
         costs += found
     if few:
         lines += [f"Not all seeds have been run: {'; '.join(few)}.", ""]
@@ -390,6 +392,16 @@ def write_table2(order: Order, target: Target, name: str, runs: Sequence[Run]) -
         lines += ["", f"Runs, of several seeds the mean: {runs_and_code(finished)}."]
     cost_table.write_csv(order.output / f"{name}.csv", costs)
     return write_text(order, target, name, lines)
+
+
+def step_costs(costs: Sequence[cost_table.Cost], runs: Sequence[Run]) -> list[cost_table.StepCost]:
+    """The costs of finished runs in training steps; none where their number is not known."""
+    found = []
+    for cost in costs:
+        run = next((run for run in runs if run.experiment.name == cost.experiment), None)
+        if run and cost.hours["training"] and (steps := controls.training_steps(run, training_images(run))):
+            found.append(cost_table.StepCost.of(cost, steps))
+    return found
 
 
 def times_lost(run: Run, ledger: Mapping) -> str:
