@@ -281,7 +281,7 @@ CLAIMS = (
     Claim("C7", "pruning paths by score is better than uniform pruning, and that better than none", "D.3, Figure A2",
           lambda found: [*found.difference(PATH_PRUNINGS[2], PATH_PRUNINGS[1], "best (Fig. A2)"),
                          *found.difference(PATH_PRUNINGS[1], PATH_PRUNINGS[0], "better (Fig. A2)")]),
-    Claim("C8", "FLOPs & score (all) is the best strategy, and pruning is better than none or too much", "4.5, Figures 9 and 10",
+    Claim("C8", "FLOPs & score (all) is the best strategy, and pruning is better than none or too much", "4.5, Figures 9, 10",
           ratios),
 )  # fmt: skip
 

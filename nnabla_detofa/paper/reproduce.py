@@ -566,14 +566,8 @@ def pretrained_operations(data_set: DataSet, count: int) -> ScoredOperations:
 
 def write_controls(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
     """What more steps gain, and what training and the choice of paths gain."""
-    summaries = {run.name: summary_of(run) for run in runs}
-    ours = {run.seed: summaries[run.name] for run in runs if run.experiment == OURS}
-    evidence = [
-        controls.evidence_of(run, summaries[run.name], ours.get(run.seed), training_images(run))
-        for experiment in target.experiments
-        for run in runs
-        if run.experiment.name == experiment.name
-    ]
+    ordered = [run for experiment in target.experiments for run in runs if run.experiment.name == experiment.name]
+    evidence = evidence_of_runs(ordered)
     save_picture(order, name, controls.draw(evidence))
     controls.write_csv(order.output / f"{name}.csv", evidence)
     lines = [
@@ -586,6 +580,13 @@ def write_controls(order: Order, target: Target, name: str, runs: Sequence[Run])
         f"{runs_and_code(runs)}.",
     ]
     return write_text(order, target, name, lines)
+
+
+def evidence_of_runs(runs: Sequence[Run]) -> list[controls.Evidence]:
+    """What the runs have for the controls, measured where it is missing."""
+    summaries = {run.name: summary_of(run) for run in runs}
+    ours = {run.seed: summaries[run.name] for run in runs if run.experiment.name == OURS.name}
+    return [controls.evidence_of(run, summaries[run.name], ours.get(run.seed), training_images(run)) for run in runs]
 
 
 FACTS = "facts.json"
@@ -626,6 +627,7 @@ def write_table3(order: Order, target: Target, name: str, runs: Sequence[Run]) -
     """The path filter on the detection supernet after warm-up, as in the paper, and on the classification supernet."""
     run, files = runs[0], []
     announce_study(run, ("", "_classification"))
+    refuse_fits(run, ("filter_study", "filter_study_classification"))
     for place, inputs, supernet in (
         ("", detection_paths(run), runs_and_code([run])),
         ("_classification", classification_paths(run), weights_file(run.data_set.pretraining.supernet)),
@@ -638,6 +640,7 @@ def write_table3(order: Order, target: Target, name: str, runs: Sequence[Run]) -
 def write_table_a3(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
     """Table 3's filter with everything on, for other shares of weakest paths."""
     announce_study(runs[0], ("",))
+    refuse_fits(runs[0], ("filter_study",))
     results, made = study(runs[0], "filter_study", detection_paths(runs[0])), (runs_and_code(runs[:1]), origin(order, name))
     return filter_tables.table_a3(results, order.output, *made, named_rng(0, "bootstrap"))[:1]
 
@@ -650,6 +653,18 @@ def announce_study(run: Run, places: Sequence[str]) -> None:
     left = sum(1 - kept_lines(file) / (1 + fits) for file in files)
     if minutes and left > 0:
         tqdm.write(f"the filter study, its paths included: at most about {left * minutes / 2:.0f} minutes on two cores")
+
+
+def refuse_fits(run: Run, places: Sequence[str]) -> None:
+    """Raise UserError where results are made from kept files alone, and fits are missing there."""
+    if run.profile.stored and not all(kept_fits(run, place) for place in places):
+        raise UserError(f"not all fits of the filter study of {run.profile.name} are kept")
+
+
+def kept_fits(run: Run, place: str) -> bool:
+    """Are all fits of a filter study kept?"""
+    fits = run.profile.filter_study.seeds * (len(filter_study.SETTINGS) + len(filter_study.BASELINES))
+    return kept_lines(study_folder(run) / place / "scores.jsonl") > fits
 
 
 def kept_lines(file: FilePath) -> int:
