@@ -940,7 +940,7 @@ COMMANDS = {
         data,
         (
             "digits --root data/digits",
-            "digits --root data/digits_study --train 1600 --val 256 --test 2000 --no-crops",
+            "digits --root data/digits_1600 --train 1600 --val 256 --test 2000 --no-crops",
             "to-coco --voc data/digits --root data/digits_coco",
             "check --voc data/digits --whole",
             "check -f configs/voc_detofa.json dataloader.voc.root=/data/VOCdevkit",
