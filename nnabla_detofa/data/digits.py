@@ -63,8 +63,8 @@ def write_digits(
 ) -> Path:
     """Write the data set to the folder `root`, all or nothing, and return it.
 
-    The same arguments give the same bytes (with the same OpenCV), and more images of a split begin with the same ones. A tree that was made with the same arguments is left
-    alone.
+    The same arguments give the same bytes (with the same OpenCV), and more images of a split begin with the same ones. A tree
+    that was made with the same arguments is left alone.
 
     Args:
         train, val, test: images with several digits, `image_size` pixels square.
