@@ -119,7 +119,12 @@ def write_page(profile: Profile, results: FilePath, output: FilePath) -> int:
 
 def in_paper_order(names: Sequence[str]) -> list[str]:
     """Tables, figures, those of the appendix; each by number."""
-    return sorted(names, key=lambda name: ("A" in name, name.startswith("figure"), int(re.sub(r"\D", "", name))))
+
+    def place(name: str) -> tuple:
+        number = re.sub(r"\D", "", name)  # what is beside the paper has none, and comes last
+        return not number, "A" in name, name.startswith("figure"), int(number or 0)
+
+    return sorted(names, key=place)
 
 
 def target_files(results: FilePath, name: str) -> list[FilePath]:

@@ -504,7 +504,7 @@ def random_paths(run: Run) -> EvaluatedPaths:
     """Paths of the run's final supernet, drawn from the space that it trained, with their AP."""
     weights, space = final_weights(run.folder, run.config), searched_space(run.folder, run.config)
     name = f"random_{run.experiment.name}"
-    if not (study_folder(run) / f"{name}.jsonl").exists():
+    if not run.profile.stored and not (study_folder(run) / f"{name}.jsonl").exists():
         ledger, evaluated_before = ledger_of(run), EvaluatedPaths.read(run.folder / "paths_again.jsonl")
         count, long = RANDOM_PATHS * run.config.hparams.buckets, "its ledger does not say how long"
         if len(evaluated_before) and "paths again" in ledger["phases"]:
