@@ -16,7 +16,7 @@ from nnabla_detofa.cli.commands import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.evaluation.metrics import bootstrap_ap, voc_ap, voc_matches
-from nnabla_detofa.paper import controls, experiments, intervals, pilot, profiles, results, stored, table2
+from nnabla_detofa.paper import claims, controls, experiments, intervals, pilot, profiles, results, stored, table2
 from nnabla_detofa.paper.experiments import COMPOFA, CONTROLS, OFA, OFA_PS, OURS, Run, ensure, plan
 from nnabla_detofa.paper.intervals import Values, verdict
 from nnabla_detofa.runs.phases import training_phases

@@ -112,7 +112,8 @@ def write_page(profile: Profile, results: FilePath, output: FilePath) -> int:
         Section("origins", "What made each", html_table(("file", "seeds", "code of the runs", "code of this", "command"), rows))
     )
     about = escape(" ".join(profile.about))
-    count = f"{len(made)} of the paper's {len(files)} tables and figures are here."
+    in_paper = [name for name in files if re.search(r"\d", name)]  # others are beside it
+    count = f"{len(set(made) & set(in_paper))} of the paper's {len(in_paper)} tables and figures are here."
     output.write_text(page(f"DetOFA: the results of the profile {profile.name}", [about, count], sections), encoding="utf-8")
     return len(made)
 
