@@ -83,7 +83,7 @@ def asked_of(run: Run, ours: Mapping | None) -> list[Asked]:
     geometry = config.network.geometry
     space = ofa_resnet50(geometry, config.network.elastic_stem)
     found = [Asked(LARGEST, config.hparams.buckets, space.largest)]
-    if run.experiment.name == COMPOFA.name:  # its supernet has not trained A's paths
+    if run.experiment.name not in (OURS.name, OFA.name, OFA_PS.name):  # CompOFA* has not trained A's paths
         return found
     side, classes = config.dataloader.image_size, 1  # the number of classes moves all edges alike
     buckets = Buckets(space, make_cost(config, classes, (side, side)).flops, config.hparams.buckets)
