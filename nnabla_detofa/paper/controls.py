@@ -29,7 +29,6 @@ from ..space.search_space import ofa_resnet50
 from ..tools.evaluate_paths import open_supernet
 from ..tools.report import markdown_row
 from .experiments import (
-    COMPOFA,
     CONTROLS,
     METHODS,
     OFA,
