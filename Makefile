@@ -3,6 +3,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXPORT := .venv-export
 EXPORT_READY := $(EXPORT)/.ready
+CUDA ?= 120
+CUDA_LOCKS := $(wildcard requirements-cuda*.lock)
 IS_310 := -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 10))'
 
 PROFILE ?= demo
@@ -18,13 +20,25 @@ BESIDE := controls architectures
 STUDIES := $(TABLES) $(FIGURES) $(BESIDE) tables figures paper
 
 .NOTPARALLEL: # what needs both cores takes both
-.PHONY: help setup setup-export test test-slow test-faults test-export parity lint reference demo pretrain evaluation-study \
-    table1 report results claims pilot study test-docs test-page bench $(STUDIES) data/digits data/digits_1600 clean
+.PHONY: help setup setup-cuda setup-export test test-null-gpu test-gpu test-slow test-faults test-export parity lint reference \
+    demo pretrain evaluation-study table1 filter-study report results claims pilot study test-docs test-page bench $(STUDIES) data/digits data/digits_1600 \
+    clean
 
 help: ## This list
 	@sed -n 's/^\([a-zA-Z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-17s %s\n' "$$target" "$$text"; done
 
 setup: $(READY) ## Make .venv with Python 3.10 and the exact versions of requirements.lock
+
+# The two locks hold files of the same names, so one goes before the other comes. Only what the lock names is installed.
+setup-cuda: $(READY) ## Add NNabla's CUDA extension and NVIDIA's libraries to .venv (3.3 GB); CUDA=116 for older drivers
+	@case "$(CUDA)" in 116 | 120) ;; 110) \
+	    echo "error: PyPI has no libraries of CUDA 11.0 with cuDNN 8.0: use CUDA=116, or nnabla-ext-cuda110 with your system's libraries" >&2; exit 2 ;; \
+	    *) echo "error: CUDA must be 120 (a driver of 525.60 or newer) or 116 (450.80), got '$(CUDA)'" >&2; exit 2 ;; esac
+	@echo "installing requirements-cuda$(CUDA).lock (3 GB, a few minutes)"
+	@for lock in $(filter-out requirements-cuda$(CUDA).lock,$(CUDA_LOCKS)); do \
+	    $(BIN)/python -m pip uninstall -qq --disable-pip-version-check -y -r "$$lock"; done
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements-cuda$(CUDA).lock
+	@$(BIN)/python -c 'from nnabla_detofa.tools import doctor; print(*map(doctor.lines, doctor.gpu()), sep="\n")'
 
 test: $(READY) ## Run the tests (11 minutes)
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
@@ -42,6 +56,12 @@ test-docs: $(READY) ## Run the commands and the code of the documents, made shor
 
 parity: $(READY) ## Compare with the figures of independent implementations and print each error (15 seconds)
 	$(BIN)/python tests/parity.py
+
+test-null-gpu: $(READY) ## Run the CUDA extension without a GPU on counting stand-ins (gcc, binutils; 350 MB, 10 minutes)
+	$(BIN)/python tests/null_gpu/check.py
+
+test-gpu: $(READY) ## Compare a GPU with the CPU, and measure steps, memory and paths on it; after setup-cuda (5 minutes)
+	$(BIN)/python tests/gpu_check.py
 
 lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check .
@@ -118,6 +138,9 @@ results: $(READY) ## All tables, figures, claims and the page of PROFILE, from t
 
 claims: $(READY) ## The paper's claims C1 to C8 with intervals and verdicts, from the kept files of runs
 	$(BIN)/python -m nnabla_detofa results claims $(RESULTS_FLAGS)
+
+filter-study: data/digits ## How many paths the path filter needs, beside other rankings, on pilot supernets that it trains (hours)
+	$(BIN)/python -m nnabla_detofa filter-study --profile $(call quoted,$(PROFILE))
 
 report: $(READY) ## All results of PROFILE as one HTML page, results/<profile>/report.html
 	$(BIN)/python -m nnabla_detofa page --profile $(call quoted,$(PROFILE))

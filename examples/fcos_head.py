@@ -19,9 +19,10 @@ import numpy as np
 from on_digits import digits, train_steps
 
 from nnabla_detofa.data.sets import DetectionSets
-from nnabla_detofa.evaluation.validation import BoxDetector, average_precision, reestimate
+from nnabla_detofa.evaluation.detections import BoxDetector, average_precision
+from nnabla_detofa.evaluation.reestimation import reestimate
 from nnabla_detofa.networks.centernet import Detector, Head, run_heads, soft_nms
-from nnabla_detofa.networks.supernet import STORED
+from nnabla_detofa.networks.layers import STORED
 from nnabla_detofa.networks.weights import load_backbone
 from nnabla_detofa.space.costs import CostModel
 from nnabla_detofa.space.geometry import Geometry, HeadGeometry

@@ -21,7 +21,8 @@ from on_digits import digits, fitted_scorer, train_steps
 
 from nnabla_detofa.backend.compat import Mo, Model
 from nnabla_detofa.networks.centernet import Detector
-from nnabla_detofa.networks.supernet import Named, he_normal, slice_channels
+from nnabla_detofa.networks.layers import he_normal, slice_channels
+from nnabla_detofa.networks.supernet import Named
 from nnabla_detofa.search.evolution import search
 from nnabla_detofa.space.costs import AdditiveCost, CostModel, MapSize, conv_cost
 from nnabla_detofa.space.counting import Buckets

@@ -17,7 +17,7 @@ from nnabla_detofa.data.sets import DetectionSets
 from nnabla_detofa.data.voc import VOCDataset
 from nnabla_detofa.evaluation.validation import PathEvaluator
 from nnabla_detofa.path_filter.model import PathFilter, PathScorer
-from nnabla_detofa.path_filter.ranking import fit
+from nnabla_detofa.path_filter.ranking import FitOptions, fit
 from nnabla_detofa.runs.phases import Schedule
 from nnabla_detofa.space.costs import AdditiveCost
 from nnabla_detofa.space.counting import Buckets
@@ -69,6 +69,6 @@ def fitted_scorer(net, sets: DetectionSets, cost: AdditiveCost, buckets: Buckets
     batch = [np.stack(arrays) for arrays in zip(*(sets.eval_item(sets.val, index) for index in range(16)))]
     losses = PathEvaluator(net, [batch[0]], [batch]).losses(paths)
     path_filter = PathFilter(paths.geometry, buckets.n, dim=16, heads=2, layers=1, feed_forward=16, rng=rng)
-    fit(path_filter, paths, buckets.index(cost(paths)), losses, rng, epochs=60, lr=3e-3)
+    fit(path_filter, paths, buckets.index(cost(paths)), losses, rng, FitOptions(epochs=60, lr=3e-3))
     print(f"the path filter was fitted to {len(paths)} paths with losses from {losses.min():.2f} to {losses.max():.2f}")
     return PathScorer(path_filter, cost, buckets.index)

@@ -12,8 +12,9 @@ import numpy as np
 from nnabla_detofa import load_supernet
 from nnabla_detofa.data.augment import letterbox
 from nnabla_detofa.data.images import read_image
-from nnabla_detofa.evaluation.validation import BoxDetector, reestimate
-from nnabla_detofa.networks.supernet import GivenStatistics
+from nnabla_detofa.evaluation.detections import BoxDetector
+from nnabla_detofa.evaluation.reestimation import reestimate
+from nnabla_detofa.networks.layers import GivenStatistics
 from nnabla_detofa.path_filter.model import PathFilter, PathScorer
 from nnabla_detofa.runs.run_folder import final_weights
 from nnabla_detofa.space.costs import CostModel

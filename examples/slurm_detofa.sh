@@ -5,7 +5,7 @@
 #     MINI_BATCH=4 sbatch --nodes=2 examples/slurm_detofa.sh                            # 8 GPUs on two machines
 #     CONFIG=configs/coco_detofa.json MINI_BATCH=16 sbatch examples/slurm_detofa.sh     # another config
 #
-# Submit it from the repository, whose .venv was made by "make setup" and holds nnabla-ext-cuda too. Folders of data, weights
+# Submit it from the repository, whose .venv was made by "make setup" and "make setup-cuda". Folders of data, weights
 # and runs must be the same for all machines.
 #
 # A job that reaches its time limit is told so five minutes ahead: the run saves what it has and stops with status 130, and

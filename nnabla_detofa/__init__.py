@@ -1,12 +1,14 @@
 """DetOFA in NNabla: once-for-all training of object detectors with a pre-trained supernet and a path filter.
 
-What the command line does, as functions: `train`, `describe_run`, `load_detector`, `evaluate_detector`, `search`,
-`compare_runs`, `check_data`; and `load_supernet` for a weights file. A run is named by its folder, a config by its file, and
-entries of a config are replaced by "key=value" texts. Networks compute where nnabla's default context says, the CPU unless it
-was set. What the user can mend is an `errors.UserError`, one sentence.
+The functions `train`, `describe_run`, `load_detector`, `evaluate_detector`, `search`, `compare_runs` and `check_data`
+correspond to commands of the command line; `load_supernet` loads a network from a weights file. A run is identified by its
+folder and a config by its file. Strings of the form "key=value" override keys of a config. Networks run in nnabla's default
+context, which is the CPU unless it was changed. Errors that the user can fix are raised as `common.errors.UserError`, with a
+message of one sentence.
 """
 
-# Imports inside the functions: `import nnabla_detofa` and `--help` answer without nnabla. No function is called like a module.
+# Functions import what they need, so that `import nnabla_detofa` and `--help` do not import nnabla. No function has the name
+# of a module: importing that module would replace the function.
 
 from .common.version import __version__ as __version__
 
@@ -23,39 +25,41 @@ __all__ = [
 
 
 def train(config, output=None, overrides=(), restart=False):
-    """Train and search as a config says; what was done before in the folder is not done again.
+    """Train and search according to a config, resuming the run in the output folder if there is one.
 
     >>> summary = train("configs/demo.json", "runs/fullnet", ["args.runner=fullnet"])
     >>> 0 <= summary["fullnet"]["ap50"] <= 1
     True
 
     Args:
-        config: a config file, .json or .yaml.
-        output: the run's folder; None is the config's `args.output_path`.
-        overrides: "key=value" entries that replace those of the config.
-        restart: begin anew what is in the folder.
+        config: path of a config file, .json or .yaml.
+        output: folder of the run. Default: the config's `args.output_path`.
+        overrides: "key=value" strings that override keys of the config.
+        restart: discard the run in the folder and start from the beginning.
 
     Returns:
-        the content of the run's summary.json.
+        Content of the run's summary.json.
 
     Raises:
-        UserError: the config, the data or the weights cannot be used; what comes from the user is checked before the training.
+        UserError: the config, the data or the weights cannot be used. User input is checked before training starts.
     """
     import importlib
     from pathlib import Path
 
     from . import config as configs
-    from .backend.compat import Device
-    from .cli import commands as cli
+    from .backend.compat import Device, own_modes
+    from .backend.process_state import given_back
+    from .cli.train import RUNNERS
 
     loaded = configs.load(config, overrides)
-    device = Device.open(loaded.args.context, loaded.args.device_id, loaded.args.type_config)
-    runner = importlib.import_module(cli.RUNNERS[loaded.args.runner])
-    return runner.run(loaded, device, Path(output or loaded.output_path), restart=restart)
+    with given_back(), own_modes():
+        device = Device.open(loaded.args.context, loaded.args.device_id)
+        runner = importlib.import_module(RUNNERS[loaded.args.runner])
+        return runner.run(loaded, device, Path(output or loaded.output_path), restart=restart)
 
 
 def describe_run(run):
-    """How far a run is, what it cost, what it pruned, what it found, and where everything lies.
+    """Describe the progress, cost, pruning, detectors and files of a run.
 
     >>> found = describe_run("runs/demo")
     >>> found["finished"], found["phases"][0]["name"], found["phases"][0]["state"]
@@ -64,13 +68,13 @@ def describe_run(run):
     ['fullnet', 'subnet_1', 'subnet_2']
 
     Args:
-        run: the folder of any run, finished or not.
+        run: folder of a run, finished or not.
 
     Returns:
-        plain JSON values; see `inspect_run.describe`.
+        Dictionary of plain JSON values; see `tools.inspect.describe`.
 
     Raises:
-        UserError: the folder is not that of a run, or a file in it is damaged.
+        UserError: the folder does not contain a run, or a file in it is damaged.
     """
     from pathlib import Path
 
@@ -80,7 +84,7 @@ def describe_run(run):
 
 
 def load_detector(run, name=None, overrides=()):
-    """A run's detector as a function of a photograph.
+    """Load a detector of a run as a function that takes an image.
 
     >>> detector = load_detector("runs/demo", "subnet_2")
     >>> image = cv2.imread("photograph.jpg")
@@ -88,19 +92,20 @@ def load_detector(run, name=None, overrides=()):
     ...     x1, y1, x2, y2 = box
     ...     assert 0 <= x1 < x2 <= image.shape[1] and name in detector.classes and score >= 0.05
 
-    The batch-normalisation statistics are re-estimated on the run's training images, which must be there.
+    The batch normalization statistics are re-estimated on the run's training images, which must be available.
 
     Args:
-        run: the folder of a run of Algorithm 1 or of a baseline.
-        name: "fullnet", "subnet_1", "subnet_2", ... or a JSON file with a path; None is the subnet of the largest budget.
-        overrides: "key=value" entries of the run's config to replace, such as the place of the data.
+        run: folder of a run of Algorithm 1 or of a baseline.
+        name: "fullnet", "subnet_1", "subnet_2", ... or a JSON file with a path. Default: the subnet of the largest budget.
+        overrides: "key=value" strings that override keys of the run's config, such as the location of the data.
 
     Returns:
-        a `detect.ImageDetector`: called with an image (H, W, 3) uint8 in the order blue, green, red, and a `threshold`
-        (0.3), it gives a list of `detect.Detection` (box x1 y1 x2 y2 in pixels, name, score), best first.
+        A `tools.detect.ImageDetector`. It takes an image (H, W, 3) uint8 with channels blue, green, red, and a score
+        `threshold` (default 0.3). It returns a list of `Detection` (box x1 y1 x2 y2 in pixels, name, score), by descending
+        score.
 
     Raises:
-        UserError: there is no such run or detector, or its data or weights are not there.
+        UserError: the run or the detector does not exist, or its data or weights are missing.
     """
     from .tools.detect import load_detector
 
@@ -108,22 +113,23 @@ def load_detector(run, name=None, overrides=()):
 
 
 def evaluate_detector(run, name=None, overrides=(), flip=None, scales=None):
-    """Average precision of a run's detector on the test split.
+    """Compute the average precision of a run's detector on the test split.
 
     >>> result = evaluate_detector("runs/demo", "fullnet")
     >>> 0 <= result["ap50"] <= 1, len(result["ap50_per_class"])
     (True, 10)
 
     Args:
-        run, name, overrides: as `load_detector`'s.
-        flip: average each image with its mirror image. scales: sizes of the input over that of training. None is the config's.
+        run, name, overrides: see `load_detector`.
+        flip: average the output maps of each image and of its mirror image. Default: the config's `hparams.flip_test`.
+        scales: input sizes relative to the training size. Default: the config's `hparams.test_scales`.
 
     Returns:
-        "ap50" and "ap50_per_class" in [0, 1], by the config's `ap_metric`; by VOC's rules also the other metric,
-        "ap50_area" or "ap50_11point", and by COCO's "ap", "ap_per_class" and "coco" with all figures.
+        Dictionary with "ap50" and "ap50_per_class" in [0, 1], by the config's `ap_metric`. A VOC metric adds the other VOC
+        metric, "ap50_area" or "ap50_11point"; the COCO metric adds "ap", "ap_per_class" and "coco", all COCO metrics.
 
     Raises:
-        UserError: as `load_detector`'s.
+        UserError: see `load_detector`.
     """
     from pathlib import Path
 
@@ -148,7 +154,7 @@ def search(
     progress=None,
     note=None,
 ):
-    """The best path of a finished run under any mix of hard bounds (section 3.3).
+    """Search a finished run for its best path under any combination of hard bounds (section 3.3).
 
     >>> found = search("runs/demo", flops="90M", memory="20MB")
     >>> found["flops"] <= 90e6 and found["memory"] <= 20e6
@@ -159,22 +165,23 @@ def search(
     True
 
     Args:
-        run: the folder of a finished run.
-        flops, latency, params, memory: bounds like "3G", "40ms", "20M", "200MB", or plain numbers of multiply-accumulates,
-            nanoseconds, parameters and bytes; latency needs a table, which `measure-latency` writes.
-        overrides: "key=value" entries of the run's config to replace.
-        latency_table: the table's file; None is the run's latency.json.
-        by_score: compare winners of FLOPs buckets by score, which needs neither weights nor data.
-        whole_front: all trades of FLOPs against score in each bucket instead of one path.
-        generations: of each search; None is the run's.
-        progress: called after each generation. note: hears what the user should know.
+        run: folder of a finished run.
+        flops, latency, params, memory: upper bounds, as strings like "3G", "40ms", "20M", "200MB" or as numbers of
+            multiply-accumulates, nanoseconds, parameters and bytes. A latency bound needs a table from `measure-latency`.
+        overrides: "key=value" strings that override keys of the run's config.
+        latency_table: file of the latency table. Default: the run's latency.json.
+        by_score: compare the best paths of the FLOPs buckets by path score, which needs neither weights nor data.
+        whole_front: return the Pareto front of FLOPs and score of each bucket instead of one path.
+        generations: number of generations of each search. Default: the number in the run's config.
+        progress: called after each generation.
+        note: called with messages for the user.
 
     Returns:
-        plain JSON values: "path" in OFA's notation, its costs, and more; see `search_run.find`.
+        Dictionary of plain JSON values: "path" in OFA's notation, its costs, and more; see `tools.search.find`.
 
     Raises:
-        UserError: the run is not finished, a bound is not a positive number, or no path meets the bounds; then the message
-            gives what can be reached.
+        UserError: the run is not finished, a bound is not a positive number, or no path satisfies the bounds. In the last
+            case the message states the reachable range of each cost.
     """
     from pathlib import Path
 
@@ -188,7 +195,7 @@ def search(
 
 
 def compare_runs(*runs):
-    """The fronts of two or more finished runs beside each other, and whether they may be compared.
+    """Compare the AP of two or more finished runs at each budget, and check whether the comparison is fair.
 
     >>> found = compare_runs("runs/demo", "runs/fullnet")
     >>> found["runs"], found["unfair"]
@@ -197,13 +204,13 @@ def compare_runs(*runs):
     [True, True]
 
     Args:
-        runs: their folders.
+        runs: folders of the runs.
 
     Returns:
-        plain JSON values; see `compare.compare`.
+        Dictionary of plain JSON values; see `tools.compare.compare`.
 
     Raises:
-        UserError: fewer than two runs, or one that is not finished or trains no detectors.
+        UserError: fewer than two runs are given, or a run is not finished or does not train detectors.
     """
     from pathlib import Path
 
@@ -213,21 +220,22 @@ def compare_runs(*runs):
 
 
 def check_data(config, overrides=(), whole=False):
-    """What a config's data set holds, and everything that is wrong with it.
+    """Check the dataset of a config, and report its content and all of its errors.
 
     >>> report = check_data("configs/demo.json")
     >>> report.fatal, [(split.name, split.images) for split in report.splits]
     ([], [('train', 16), ('val', 6), ('test', 6)])
 
     Args:
-        config: a config file. overrides: "key=value" entries that replace those of the config.
-        whole: decode every photograph, instead of looking at the ends of the files.
+        config: path of a config file.
+        overrides: "key=value" strings that override keys of the config.
+        whole: decode every image, instead of only inspecting the beginning and the end of its file.
 
     Returns:
-        a `data.check.DataReport`; printed it is what `data check` prints.
+        A `data.check.DataReport`. Printing it gives the output of the command `data check`.
 
     Raises:
-        UserError: the config is wrong, or there is no data set at all.
+        UserError: the config is invalid, or the dataset does not exist.
     """
     from . import config as configs
     from .data.check import check_config
@@ -236,33 +244,36 @@ def check_data(config, overrides=(), whole=False):
 
 
 def load_supernet(weights, task="classification", num_classes=None, **options):
-    """The supernet of a weights file, ready to run: `net(x, path)` is a variable (or, for detection, three).
+    """Load a supernet from a weights file.
 
-    Classes, width and the detector's filters are read from the file's shapes. Strides do not show in them: files that
-    training here wrote hold them, for others they are 1, 2, 2, 2 unless given; nor does the stem's freedom.
+    `net(x, path)` returns the logits of a classification supernet, or the three outputs of a detection supernet. The number
+    of classes, the width and the filters of the detector are inferred from the shapes of the weights. Strides and the
+    elasticity of the stem cannot be inferred from shapes. Files written by this package's training store the strides; for
+    other files they are 1, 2, 2, 2 unless given. `elastic_stem` must be given if its default does not apply.
 
     >>> net = load_supernet("supernet.h5")
     >>> x = nnabla.Variable((1, 3, 64, 64))
     >>> net(x, net.space.largest).shape
     (1, 10)
 
-    A path is a `search_space.Path`, as `Path.from_ofa({"d": ..., "e": ..., "w": ...})`. The batch normalisations use
-    the statistics stored in the file unless told otherwise. A network trained here stores none worth using, and OFA's
-    are those of its largest path: so re-estimate a path's on a few batches of images first, and pass them on,
-    `net(x, path, supernet.GivenStatistics(validation.reestimate(net, path, batches)))`.
+    A path is a `space.paths.Path`, such as `Path.from_ofa({"d": ..., "e": ..., "w": ...})`. By default, batch normalization
+    uses the statistics stored in the file. Networks trained by this package store no usable statistics, and OFA's files
+    store those of the largest path only. Re-estimate the statistics of a path on a few batches of images first, and pass
+    them to the call: `net(x, path, layers.GivenStatistics(reestimation.reestimate(net, path, batches)))`.
 
     Args:
-        weights: a file that this package, its `import-ofa` or NNablaNAS' `ofa_resnet50` wrote.
+        weights: weights file written by this package, by its `import-ofa` command, or by NNablaNAS' `ofa_resnet50`.
         task: "classification" or "detection".
-        num_classes: what the file must have; None takes any.
-        options: further arguments of `supernet.SearchNet` or `centernet.SearchNet`, which go before what the file tells:
-            strides (default: 1, 2, 2, 2), elastic_stem, width_scale, deconv_channels, head_channels.
+        num_classes: expected number of classes. Default: any number.
+        options: further arguments of `supernet.SearchNet` or `centernet.SearchNet`, which take precedence over the values
+            inferred from the file: strides, elastic_stem, width_scale, deconv_channels, head_channels.
 
     Returns:
-        `supernet.SearchNet` or `centernet.SearchNet`; images go in as `data.augment.normalise` makes them.
+        A `supernet.SearchNet` or `centernet.SearchNet`. Its input images (B, 3, H, W) must be normalized by
+        `net.normalization`, as `data.augment.eval_transform` does.
 
     Raises:
-        UserError: the file cannot be read, holds another kind of network, or its shapes are not those of the arguments.
+        UserError: the file cannot be read or contains another kind of network, or its shapes do not match the arguments.
     """
     from .networks.loading import load_supernet
 

@@ -1,7 +1,7 @@
-"""`python -m nnabla_detofa`: the command line under a name that nobody else owns."""
+"""Entry point of `python -m nnabla_detofa`, the command line under a name that cannot collide with another program."""
 
 import sys
 
-from .cli.commands import main
+from .cli.program import main
 
 sys.exit(main())

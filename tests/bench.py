@@ -114,7 +114,7 @@ def step_ratio(theirs: Callable) -> dict:
     """Our supernet's step over that of `theirs(path, inputs)`, which gives a network's parameters, builder and `once`."""
     import nnabla as nn
 
-    from nnabla_detofa.networks import supernet
+    from nnabla_detofa.networks import layers, supernet
 
     rng = np.random.default_rng(0)
     net = supernet.SearchNet(CLASSES, rng=rng)
@@ -124,7 +124,7 @@ def step_ratio(theirs: Callable) -> dict:
     for path in net.space.sample_many(rng, PATHS):
 
         def build(path=path):
-            loss = net.losses(net(inputs[0], path, supernet.BATCH), inputs[1:])[0]
+            loss = net.losses(net(inputs[0], path, layers.BATCH), inputs[1:])[0]
             loss.persistent = True
             return loss
 
@@ -137,7 +137,7 @@ def step_ratio(theirs: Callable) -> dict:
 
 
 def p1(options) -> dict:
-    from nnabla_detofa.networks.supernet import BATCH as BY_BATCH
+    from nnabla_detofa.networks.layers import BATCH as BY_BATCH
 
     def static(net, path, inputs):
         cut_out = net.get_active_subnet(path)
@@ -194,7 +194,7 @@ def p3(options) -> dict:
     from nnabla_detofa.evaluation.path_evaluation import path_evaluator
     from nnabla_detofa.methods import pretrain
     from nnabla_detofa.networks import weights
-    from nnabla_detofa.networks.supernet import EPSILON, Plain, slice_channels
+    from nnabla_detofa.networks.layers import EPSILON, Plain, slice_channels
     from nnabla_detofa.path_filter.metrics import kendall_tau
 
     file, trained = PRETRAINED

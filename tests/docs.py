@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli import commands as cli
+from nnabla_detofa.cli import program as cli
 from nnabla_detofa.common.errors import UserError
 
 ROOT = Path(__file__).parent.parent

@@ -19,11 +19,12 @@ import numpy as np
 from nnabla_detofa.backend.compat import nn
 from nnabla_detofa.data.augment import affine, fit, transform_boxes
 from nnabla_detofa.data.targets import Targets, gaussian_radius, make_targets
-from nnabla_detofa.evaluation.validation import Statistics, reestimate
+from nnabla_detofa.evaluation.reestimation import Statistics, reestimate
 from nnabla_detofa.networks import centernet, supernet
 from nnabla_detofa.networks.centernet import decode, focal_loss, masked_l1
 from nnabla_detofa.networks.import_ofa import convert
-from nnabla_detofa.networks.supernet import Classifier, GivenStatistics
+from nnabla_detofa.networks.layers import GivenStatistics
+from nnabla_detofa.networks.supernet import Classifier
 from nnabla_detofa.networks.weights import fill
 from nnabla_detofa.space.costs import CostModel
 from nnabla_detofa.space.paths import Path

@@ -18,7 +18,7 @@ from small import detofa_config
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.data.coco import write_coco
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPaths

@@ -7,7 +7,7 @@ import pytest
 from small import detofa_config
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.runs.phases import training_phases
 from nnabla_detofa.space.paths import Path

@@ -9,7 +9,7 @@ from visit import count_macs, peak_memory
 
 from nnabla_detofa.networks import centernet, supernet, weights
 from nnabla_detofa.networks.centernet import Detector, TargetVariables, decode, focal_loss, soft_nms
-from nnabla_detofa.networks.supernet import BATCH
+from nnabla_detofa.networks.layers import BATCH
 from nnabla_detofa.space.costs import CostModel
 from nnabla_detofa.space.geometry import OFA_RESNET50, Geometry, HeadGeometry
 from nnabla_detofa.space.search_space import ofa_resnet50

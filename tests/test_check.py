@@ -11,7 +11,7 @@ import tiny
 from PIL import Image
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.check import check_coco, check_config, check_voc
 from nnabla_detofa.data.coco import COCODataset, write_coco

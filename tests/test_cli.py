@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from nnabla_detofa.cli import commands as cli
+from nnabla_detofa.cli import program as cli
+from nnabla_detofa.cli import train
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.common.version import __version__
 
@@ -21,7 +22,7 @@ def runner(monkeypatch):
             raise calls.error
 
     monkeypatch.setitem(sys.modules, "a_runner", SimpleNamespace(run=run))
-    monkeypatch.setattr(cli, "RUNNERS", dict.fromkeys(cli.RUNNERS, "a_runner"))
+    monkeypatch.setattr(train, "RUNNERS", dict.fromkeys(train.RUNNERS, "a_runner"))
     return calls
 
 

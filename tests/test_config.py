@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli.commands import RUNNERS
+from nnabla_detofa.cli.train import RUNNERS
 from nnabla_detofa.common.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -10,7 +10,8 @@ from nnabla_detofa.config import Solver
 from nnabla_detofa.data.loader import Loader
 from nnabla_detofa.data.targets import make_targets
 from nnabla_detofa.networks.centernet import Detector
-from nnabla_detofa.networks.supernet import STORED, Classifier
+from nnabla_detofa.networks.layers import STORED
+from nnabla_detofa.networks.supernet import Classifier
 from nnabla_detofa.runs.phases import Schedule
 from nnabla_detofa.space.geometry import Geometry, HeadGeometry
 from nnabla_detofa.space.pruning import UniformPaths

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.common import drawing as pictures
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.images import read_image

@@ -10,7 +10,7 @@ import pytest
 import docs
 import nnabla_detofa
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli import commands as cli
+from nnabla_detofa.cli import program as cli
 from nnabla_detofa.common.errors import UserError
 
 ROOT = docs.ROOT

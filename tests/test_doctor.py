@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import tiny
 
-from nnabla_detofa.cli.commands import main
-from nnabla_detofa.tools import doctor
-from nnabla_detofa.tools.doctor import OK, PROBLEM, WARNING, Finding
+from nnabla_detofa.cli.program import main
+from nnabla_detofa.tools import doctor, installation
+from nnabla_detofa.tools.installation import OK, PROBLEM, WARNING, Finding
 
 ROOT = Path(__file__).parent.parent
 Usage = namedtuple("Usage", "total used free")
@@ -42,28 +42,28 @@ def test_without_any_package_it_still_speaks():
 
 
 def test_a_missing_and_a_broken_package(monkeypatch):
-    version = doctor.installed
-    monkeypatch.setattr(doctor, "installed", lambda name: None if name == "tqdm" else version(name))
+    version = installation.installed
+    monkeypatch.setattr(installation, "installed", lambda name: None if name == "tqdm" else version(name))
     monkeypatch.setitem(sys.modules, "h5py", None)
-    found = list(doctor.packages())
+    found = list(installation.packages())
     assert one(found, "missing: tqdm").state == PROBLEM and one(found, "cannot be imported: h5py").state == PROBLEM
 
 
 def test_other_versions(monkeypatch):
-    version = doctor.installed
-    monkeypatch.setattr(doctor, "installed", lambda name: {"numpy": "2.0.0", "scipy": "1.0"}.get(name) or version(name))
-    monkeypatch.setattr(doctor, "required", lambda: {"numpy": "<2", "scipy": "", "nnabla": "==1.39.0"})
-    found = list(doctor.packages())
+    version = installation.installed
+    monkeypatch.setattr(installation, "installed", lambda name: {"numpy": "2.0.0", "scipy": "1.0"}.get(name) or version(name))
+    monkeypatch.setattr(installation, "required", lambda: {"numpy": "<2", "scipy": "", "nnabla": "==1.39.0"})
+    found = list(installation.packages())
     assert one(found, "numpy 2.0.0 (needed: <2)").state == PROBLEM
-    assert one(found, f"scipy 1.0 (tested: {doctor.locked()['scipy']})").state == WARNING
+    assert one(found, f"scipy 1.0 (tested: {installation.locked()['scipy']})").state == WARNING
 
 
 def test_everything_needed_is_known():
     """setup.py's packages, and the versions of the lock."""
-    assert doctor.required().keys() >= {"nnabla", "nnabla-nas", "numpy", "opencv-python", "tensorboard"}
-    assert doctor.required().keys() <= doctor.locked().keys()
+    assert installation.required().keys() >= {"nnabla", "nnabla-nas", "numpy", "opencv-python", "tensorboard"}
+    assert installation.required().keys() <= installation.locked().keys()
     text = (ROOT / "setup.py").read_text()
-    assert all(f'"{name}' in text for name in doctor.MODULES)
+    assert all(f'"{name}' in text for name in installation.MODULES)
 
 
 @pytest.mark.parametrize(
@@ -79,18 +79,18 @@ def test_whose_command_it_is(content, state, word, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     if content:
         (tmp_path / "nnabla_nas").write_text(content)
-    (found,) = doctor.command()
+    (found,) = installation.command()
     assert found.state == state and word in found.text
 
 
 def test_a_gpu_that_a_config_wants():
-    if not doctor._no_gpu()[0]:
+    if not installation._no_gpu()[0]:
         pytest.skip("there is one")
     from nnabla_detofa import config as configs
 
     config = configs.load(tiny.config_file(), ["args.context=cudnn"])
-    assert [finding.state for finding in doctor.gpu(config)] == [PROBLEM]
-    assert [finding.state for finding in doctor.gpu()] == [OK]
+    assert [finding.state for finding in installation.gpu(config)] == [PROBLEM]
+    assert [finding.state for finding in installation.gpu()] == [OK]
 
 
 def test_what_stops_a_config(tmp_path, monkeypatch, capsys):
@@ -183,7 +183,7 @@ def test_a_broken_data_set_is_found(tmp_path):
 def test_a_config_that_is_wrong_and_a_check_that_fails(tmp_path, monkeypatch):
     file = tmp_path / "wrong.json"
     file.write_text("{")
-    monkeypatch.setattr(doctor, "mpi", lambda: iter([][0]))
+    monkeypatch.setattr(installation, "mpi", lambda: iter([][0]))
     found = list(doctor.examine(str(file)))
     assert one(found, "wrong.json cannot be used").state == PROBLEM
     assert one(found, "could not be examined: IndexError").state == WARNING

@@ -3,17 +3,15 @@
 import json
 from pathlib import Path as FilePath
 
-import nnabla as nn
-import nnabla.functions as F
 import pytest
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.methods import algorithm1
 from nnabla_detofa.runs.phases import training_phases
 from nnabla_detofa.space.search_space import ofa_resnet50
-from nnabla_detofa.tools import dry_run
+from nnabla_detofa.tools import data_facts, dry_run
 
 CONFIGS = FilePath(__file__).parent.parent / "configs"
 SMALL = {"width_scale": 0.0625}
@@ -67,7 +65,7 @@ def test_pre_training_without_data_tries_the_teacher(tmp_path, monkeypatch, caps
 )
 def test_the_papers_numbers_are_there(name, numbers):
     config = configs.load(CONFIGS / f"{name}_detofa.json")
-    facts = dry_run.data_facts(config)
+    facts = data_facts.data_facts(config)
     space, cost = ofa_resnet50(), algorithm1.make_cost(config, facts.num_classes, config.dataloader.image_size)
     text = "\n".join([*dry_run.phase_lines(config, facts, training_phases(config)), *dry_run.detofa_lines(config, space, cost)])
     numbers = [
@@ -82,12 +80,6 @@ def test_the_papers_numbers_are_there(name, numbers):
     ]
     numbers += ["500 generations", "population 100", "parents 25%", "mutation 0.1", "50% mutants", "not fine-tuned"]
     assert [number for number in numbers if number not in text] == []
-
-
-def test_the_memory_of_a_graph_by_hand():
-    """A convolution to (1, 2, 4, 4), a ReLU in its place, a mean of one number: 33 numbers of 4 bytes."""
-    y = F.relu(F.convolution(nn.Variable((1, 3, 4, 4)), nn.Variable((2, 3, 1, 1))), inplace=True)
-    assert dry_run.activation_bytes(F.mean(y)) == 4 * (32 + 1)
 
 
 def test_an_unknown_split_is_named(tmp_path, monkeypatch, capsys):

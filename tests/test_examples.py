@@ -16,8 +16,9 @@ from visit import count_macs, peak_memory
 
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
-from nnabla_detofa.evaluation.validation import reestimate
-from nnabla_detofa.networks.supernet import STORED, take_over
+from nnabla_detofa.evaluation.reestimation import reestimate
+from nnabla_detofa.networks.layers import STORED
+from nnabla_detofa.networks.supernet import take_over
 from nnabla_detofa.path_filter.model import PathFilter
 from nnabla_detofa.search.evolution import mutate_many, search
 from nnabla_detofa.space.counting import Buckets, count_within

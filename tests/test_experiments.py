@@ -17,7 +17,7 @@ import pytest
 from small import detofa_config, pretrain_config
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.common import version
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.common.version import __version__

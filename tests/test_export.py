@@ -16,11 +16,12 @@ import pytest
 from tiny_run import finished_run
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.augment import letterbox
 from nnabla_detofa.data.digits import write_digits
-from nnabla_detofa.evaluation.validation import BoxDetector, reestimate
+from nnabla_detofa.evaluation.detections import BoxDetector
+from nnabla_detofa.evaluation.reestimation import reestimate
 from nnabla_detofa.methods.algorithm1 import make_model
 from nnabla_detofa.tools import export as exports
 from nnabla_detofa.tools.evaluate import alone, open_detector

@@ -21,10 +21,10 @@ from small import GEOMETRY, detofa_config
 from test_training import Uniform, inputs, parts, values
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
-from nnabla_detofa.evaluation import validation
+from nnabla_detofa.evaluation import forked
 from nnabla_detofa.methods import algorithm1
 from nnabla_detofa.path_filter import evaluated_paths
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
@@ -179,7 +179,7 @@ def test_forked_processes_end_with_a_killed_parent():
     reading, writing = os.pipe()
     parent = os.fork()
     if not parent:
-        list(validation.map_forked(lambda _: (os.write(writing, b"%d\n" % os.getpid()), time.sleep(60)), range(2), 2))
+        list(forked.map_forked(lambda _: (os.write(writing, b"%d\n" % os.getpid()), time.sleep(60)), range(2), 2))
         os._exit(0)
     pids = b""
     while pids.count(b"\n") < 2:
@@ -202,7 +202,7 @@ def alive(pid: int) -> bool:
 
 def test_a_forked_process_that_is_killed_is_told():
     with pytest.raises(UserError, match="a process that evaluated paths was ended from outside"):
-        list(validation.map_forked(lambda n: os.kill(os.getpid(), signal.SIGKILL) if n == 1 else n, range(3), 2))
+        list(forked.map_forked(lambda n: os.kill(os.getpid(), signal.SIGKILL) if n == 1 else n, range(3), 2))
 
 
 # --- Whose folder it is -----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from tiny_run import finished_run
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.data.loader import Loader
 from nnabla_detofa.tools.evaluate import alone, detectors_of, open_detector

@@ -12,7 +12,7 @@ from page_in_browser import HELP, faults, find_chromium, measure
 from PIL import Image
 from small import detofa_config
 
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.paper import page as html_page
 from nnabla_detofa.paper.page import in_paper_order
 from nnabla_detofa.tools import report

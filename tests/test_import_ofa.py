@@ -9,7 +9,7 @@ import pytest
 from parity import OFA, reference_net, reference_tensors
 
 from nnabla_detofa import load_supernet
-from nnabla_detofa.cli import commands as cli
+from nnabla_detofa.cli import program as cli
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.common.normalization import IMAGENET
 from nnabla_detofa.networks import import_ofa, weights

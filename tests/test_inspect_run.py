@@ -9,7 +9,7 @@ import tiny
 from small import pretrain_config
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.tools.inspect import describe, duration, text
 

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from nnabla_detofa.backend import kernels
 from nnabla_detofa.networks.centernet import Head, run_heads
-from nnabla_detofa.networks.supernet import BATCH, STORED, CollectedStatistics
+from nnabla_detofa.networks.layers import BATCH, STORED, CollectedStatistics
 
 RNG = np.random.default_rng(0)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from visit import count_macs
 
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.space.costs import CostModel, cost_range
 from nnabla_detofa.space.counting import sample_within

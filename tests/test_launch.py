@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from nnabla_detofa.backend.launch import STOP_SIGNALS, handling
-from nnabla_detofa.training.runner import StopRequest
+from nnabla_detofa.training.stop import StopRequest
 
 
 def test_every_stop_signal_is_heard_but_an_ignored_hang_up(monkeypatch):

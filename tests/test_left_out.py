@@ -17,7 +17,7 @@ from nnabla_detofa.data.coco import write_coco
 from nnabla_detofa.data.image_folder import ImageFolder
 from nnabla_detofa.data.sets import open_sets, read_all
 from nnabla_detofa.data.voc import VOCDataset
-from nnabla_detofa.tools.dry_run import data_facts
+from nnabla_detofa.tools.data_facts import data_facts
 from nnabla_detofa.tools.evaluate import table
 from nnabla_detofa.tools.report import markdown_row
 from nnabla_detofa.training.runner import SupernetRunner

@@ -13,15 +13,15 @@ from tiny_run import finished_run
 
 from nnabla_detofa import config as configs
 from nnabla_detofa import load_supernet
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.common.normalization import COCO, FIRST_CONV, FIRST_MEAN, IMAGENET, UNRECORDED, Normalization, adapted
 from nnabla_detofa.data.augment import letterbox
 from nnabla_detofa.data.sets import open_sets
-from nnabla_detofa.evaluation.validation import BoxDetector, detect_images
+from nnabla_detofa.evaluation.detections import BoxDetector, detect_images
 from nnabla_detofa.methods.algorithm1 import build
 from nnabla_detofa.networks import centernet, supernet, weights
-from nnabla_detofa.networks.supernet import STORED
+from nnabla_detofa.networks.layers import STORED
 from nnabla_detofa.tools.evaluate_paths import open_supernet
 from nnabla_detofa.tools.export import StaticGraph
 

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
+from nnabla_detofa.evaluation.detections import BoxDetector, average_precision
 from nnabla_detofa.evaluation.path_evaluation import distinct_in_buckets, evaluation_settings, path_evaluator, sample_in_buckets
-from nnabla_detofa.evaluation.validation import BoxDetector, average_precision, reestimate, validation_loss
+from nnabla_detofa.evaluation.reestimation import reestimate
+from nnabla_detofa.evaluation.validation import validation_loss
 from nnabla_detofa.methods import algorithm1, pretrain
 from nnabla_detofa.networks import weights
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPaths

@@ -57,6 +57,18 @@ def test_operation_scores_are_means_over_the_same_paths():
     assert json.loads(json.dumps(scores.to_json()))["operations"][0] == [0, 0, 0.65, 0.2]
 
 
+@pytest.mark.parametrize("depth", [0, 2])
+def test_operation_scores_at_one_stem_depth_are_of_paths_with_that_stem(depth):
+    seen = []
+
+    def stems(batch):
+        seen.append(batch.depths[:, 0])
+        return score(batch)
+
+    operation_scores(SPACE, stems, COST.stage_flops, 10, np.random.default_rng(0), depth)
+    assert len(seen) == 108 and (np.concatenate(seen) == depth).all()
+
+
 def test_the_three_strategies_by_hand():
     # Two FLOPs buckets of five operations each; the operations of the largest path are not among them.
     scores = table([1, 1, 1, 1, 1, 9, 9, 9, 9, 9], [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])

@@ -23,11 +23,13 @@ from nnabla_detofa.backend import launch
 from nnabla_detofa.backend.compat import Device, NoEvents, Optimizer
 from nnabla_detofa.backend.launch import launched, launched_here
 from nnabla_detofa.backend.ranks import Communicator
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.data.loader import Loader
-from nnabla_detofa.evaluation.validation import BoxDetector, PathEvaluator, detect_all, reestimate
+from nnabla_detofa.evaluation.detections import BoxDetector, detect_all
+from nnabla_detofa.evaluation.reestimation import reestimate
+from nnabla_detofa.evaluation.validation import PathEvaluator
 from nnabla_detofa.methods import algorithm1
 from nnabla_detofa.methods.algorithm1 import DetOFASearcher
 from nnabla_detofa.networks import centernet

@@ -8,7 +8,7 @@ import pytest
 from small import detofa_config
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.data.digits import write_digits
 
 ROOT = Path(__file__).parent.parent

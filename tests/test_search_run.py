@@ -12,7 +12,7 @@ from small import pretrain_config
 
 import nnabla_detofa
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.path_filter.model import PathFilter
 from nnabla_detofa.search.evolution import NoPath

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.config import Solver
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.data.loader import Loader
 from nnabla_detofa.networks import weights
 from nnabla_detofa.networks.distillation import Distillation, distillation_loss
-from nnabla_detofa.networks.supernet import BATCH, SearchNet, sort_middle_channels
+from nnabla_detofa.networks.layers import BATCH
+from nnabla_detofa.networks.supernet import SearchNet, sort_middle_channels
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPaths
 from nnabla_detofa.path_filter.model import PathFilter
 from nnabla_detofa.runs.phases import Schedule, training_phases

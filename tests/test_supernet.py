@@ -7,10 +7,11 @@ import pytest
 from parity import cut_out_checks, failed, small_net, subnet_checks
 from visit import count_macs, peak_memory
 
-from nnabla_detofa.evaluation.validation import reestimate
+from nnabla_detofa.evaluation.reestimation import reestimate
 from nnabla_detofa.networks import supernet
 from nnabla_detofa.networks.centernet import Detector
-from nnabla_detofa.networks.supernet import BATCH, EPSILON, Classifier, GivenStatistics, Plain, slice_channels
+from nnabla_detofa.networks.layers import BATCH, EPSILON, GivenStatistics, Plain, slice_channels
+from nnabla_detofa.networks.supernet import Classifier
 from nnabla_detofa.space.costs import CostModel
 from nnabla_detofa.space.geometry import Geometry, HeadGeometry
 from nnabla_detofa.space.paths import Path

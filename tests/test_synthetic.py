@@ -11,7 +11,7 @@ import pytest
 
 from nnabla_detofa.path_filter.metrics import baseline_scores, kendall_tau, over_buckets, per_bucket, weakest
 from nnabla_detofa.path_filter.model import PathFilter
-from nnabla_detofa.path_filter.ranking import fit
+from nnabla_detofa.path_filter.ranking import FitOptions, fit
 from nnabla_detofa.space.costs import CostModel
 from nnabla_detofa.space.counting import Buckets
 from nnabla_detofa.space.paths import PathBatch
@@ -81,7 +81,8 @@ def quality(scores: np.ndarray, paths: Paths) -> Quality:
 def learn(path_filter: PathFilter, train: Paths, fresh: Paths, rng: np.random.Generator, lr: float) -> dict[str, Quality]:
     """The quality on fresh paths of the fitted filter, of the baselines, and of evaluating the paths themselves."""
     for epochs, rate in ((7, lr), (3, lr / 5)):  # at the full rate to the end it ranked worse
-        fit(path_filter, train.batch, train.buckets, train.losses, rng, epochs=epochs, lr=rate, batch_size=64)
+        options = FitOptions(epochs=epochs, lr=rate, batch_size=64)
+        fit(path_filter, train.batch, train.buckets, train.losses, rng, options)
     simple = baseline_scores(path_filter.tokenizer, train.batch, train.losses, fresh.batch, COST.flops(fresh.batch), rng)
     scores = {"filter": path_filter.score(fresh.batch, fresh.buckets), "evaluation": -fresh.losses, **simple}
     found = {name: quality(values, fresh) for name, values in scores.items()}

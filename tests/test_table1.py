@@ -5,7 +5,7 @@ import csv
 import pytest
 from small import GEOMETRY, every_path
 
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.paper import table1
 from nnabla_detofa.space.search_space import compofa, ofa_resnet50
 

@@ -12,7 +12,7 @@ from small import pretrain_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.runs.phases import training_phases
 from nnabla_detofa.training import runner

@@ -6,9 +6,12 @@ import nnabla as nn
 import numpy as np
 import pytest
 
-from nnabla_detofa.evaluation.validation import BoxDetector, PathEvaluator, map_forked, reestimate, validation_loss
+from nnabla_detofa.evaluation.detections import BoxDetector
+from nnabla_detofa.evaluation.forked import map_forked
+from nnabla_detofa.evaluation.reestimation import reestimate
+from nnabla_detofa.evaluation.validation import PathEvaluator, validation_loss
 from nnabla_detofa.networks.centernet import Detector
-from nnabla_detofa.networks.supernet import BATCH, GivenStatistics
+from nnabla_detofa.networks.layers import BATCH, GivenStatistics
 from nnabla_detofa.space.geometry import Geometry, HeadGeometry
 from nnabla_detofa.space.search_space import ofa_resnet50
 

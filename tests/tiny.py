@@ -7,7 +7,7 @@ from pathlib import Path
 
 from small import detofa_config
 
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.data.digits import write_digits
 
 FOLDER = tempfile.TemporaryDirectory(prefix="tiny-runs-")

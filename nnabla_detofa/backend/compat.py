@@ -12,7 +12,9 @@ import importlib
 import importlib.util
 import logging
 import os
+import re
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,13 +24,15 @@ from types import ModuleType
 from typing import Any
 
 from ..common.errors import UserError
+from . import cuda_libraries
 from .launch import launched, launched_here
 from .ranks import Communicator, MpiCommunicator, NnablaCommunicator
 
 logger = logging.getLogger(__name__)
 
 NETWORKS = "nnabla_nas.contrib.classification.ofa.networks"
-VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+"""As it was when this was imported: None lets all GPUs through, an empty string none."""
 
 
 def repair() -> None:
@@ -75,33 +79,50 @@ def _stand_in(name: str, existing: str, parts: Sequence[str]) -> None:
 def _own_logging_only() -> Iterator[None]:
     """Keep nnabla's logging to nnabla: importing it gives the root logger its handler, its level and its name.
 
-    What it says while it is imported (the CPU extension, no MPI library) is left out; later it says warnings.
+    What it says while it is imported (the CPU extension, no MPI library) is left out; later it says warnings. Where the user
+    imported it before, all stays as it is. Importing it also turns off all FutureWarnings, which is undone.
     """
     root, nnabla = logging.getLogger(), logging.getLogger("nnabla")
-    handlers, level = list(root.handlers), root.level
+    handlers, level, later = list(root.handlers), root.level, logging.WARNING
+    if "nnabla" in sys.modules:
+        later = nnabla.level
     nnabla.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            yield
     finally:
         for handler in [handler for handler in root.handlers if handler not in handlers]:
             root.removeHandler(handler)
             nnabla.addHandler(handler)
             nnabla.propagate = False
         root.setLevel(level)
-        nnabla.setLevel(logging.WARNING)
+        nnabla.setLevel(later)
 
 
 with _own_logging_only():
     import nnabla as nn
 
     repair()
+    import nnabla.functions as F
+    import nnabla.solvers as S
     import nnabla_nas.module as Mo
     from nnabla.ext_utils import get_extension_context
     from nnabla_nas.contrib.model import Model
     from nnabla_nas.optimizer import Optimizer
     from nnabla_nas.runner.runner import Runner
 
-__all__ = ["Communicator", "Device", "Mo", "Model", "Optimizer", "Runner", "hydra_state", "nn", "repair"]
+__all__ = ["Communicator", "Device", "F", "Mo", "Model", "Optimizer", "Parameter", "Runner", "S", "hydra_state", "nn", "repair"]
+
+
+class Parameter(Mo.Parameter):
+    """A parameter of a module that is not entered in NNabla's global parameter scope.
+
+    NNablaNAS enters each one there for good, under its address: networks would never be freed, and `nn.save_parameters` of the
+    user's own model would write ours too.
+    """
+
+    def __init__(self, *args, **kwargs):
+        nn.Variable.__init__(self)
 
 
 class NoEvents:
@@ -119,7 +140,7 @@ def _visible_gpus(device_id: str) -> str:
     ids = [part.strip() for part in device_id.split(",")]
     if not all(part.isdecimal() and part.isascii() for part in ids):
         raise UserError(f'args.device_id must be the number of a GPU like "0", a list like "0,1", or "-1", got {device_id!r}')
-    if not VISIBLE_GPUS:
+    if VISIBLE_GPUS is None:
         return ",".join(ids)
     visible = VISIBLE_GPUS.split(",")
     if max(map(int, ids)) >= len(visible):
@@ -133,7 +154,7 @@ class Device:
 
     Attributes:
         name: "cpu" or "cudnn".
-        ctx: nnabla's default context since `Device.open`.
+        ctx: nnabla's current context since `Device.open`; `process_state.given_back` undoes that.
         comm: the processes that train together.
         event: keeps data loading and computing in step on a GPU's stream; does nothing on the CPU.
     """
@@ -144,53 +165,64 @@ class Device:
     event: Any = field(repr=False)
 
     @classmethod
-    def open(cls, context: str = "auto", device_id: str = "0", type_config: str = "float") -> Device:
-        """Choose the device and make it nnabla's default.
+    def open(cls, context: str = "auto", device_id: str = "0") -> Device:
+        """Choose the device and make it nnabla's current context.
 
         Args:
             context: "cpu", "cudnn", or "auto": a GPU where nnabla finds one, otherwise the CPU.
             device_id: the GPU to use; with several ranks one for each on this machine, like "0,1"; numbers count what
-                CUDA_VISIBLE_DEVICES lets through, and "-1" leaves that as it is. The CPU has no use for it.
-            type_config: "float", or "half" on GPUs (no loss scaling: it gave NaNs with cuDNN 8.0.5).
+                CUDA_VISIBLE_DEVICES lets through, and "-1" leaves that as it is. With the context "auto", "0" is the first
+                GPU, and with several ranks the first ones. The CPU has no use for it.
 
         Raises:
-            UserError: an argument is not one of these, there is no usable GPU, or ranks were launched that cannot talk.
+            UserError: an argument is not one of these, there is no usable GPU, there are fewer GPUs than ranks, or ranks were
+                launched that cannot talk.
         """
         if context not in ("cpu", "cudnn", "auto"):
             raise UserError(f"args.context must be cpu, cudnn or auto, got {context!r}")
-        if type_config not in ("float", "half"):
-            raise UserError(f"args.type_config must be float or half, got {type_config!r}")
         if context != "cpu":
             try:
-                return cls._open_cuda(device_id, type_config)
+                return cls._open_cuda(None if context == "auto" and device_id == "0" else device_id)
             except _NoCuda as error:
+                reason, todo = error.args
                 if context == "cudnn":
-                    raise UserError(
-                        f"args.context is cudnn, but nnabla finds no usable GPU ({error}): install nnabla-detofa with the "
-                        "extra cuda110, cuda116 or cuda120 and a driver for it, or take the context cpu"
-                    ) from error
-                logger.info("computing on the CPU: %s", error)
-        if type_config == "half":
-            raise UserError("args.type_config half needs a GPU (args.context cudnn); the CPU computes in float")
-        ctx = get_extension_context("cpu", type_config=type_config)
+                    raise UserError(f"args.context is cudnn, but {reason}: {todo}, or choose the CPU (-c cpu)") from error
+                logger.info("no usable GPU was found, so this runs on the CPU (%s)", reason)
+        ctx = get_extension_context("cpu", type_config="float")
         return cls._joined("cpu", ctx, MpiCommunicator, lambda comm: NoEvents())
 
     @classmethod
-    def _open_cuda(cls, device_id: str, type_config: str) -> Device:
-        if device_id != "-1":
-            # NCCL takes the GPU whose number is the local rank, so the choice is made by what is visible (as upstream does).
-            os.environ["CUDA_VISIBLE_DEVICES"] = _visible_gpus(device_id)
+    def _open_cuda(cls, device_id: str | None) -> Device:
+        """`device_id` as `open` has it; None: the first GPU for each rank."""
+        if VISIBLE_GPUS == "":
+            raise _NoCuda("CUDA_VISIBLE_DEVICES is empty, which hides all GPUs", "unset it, or set it to the numbers of GPUs")
+        ranks = launched_here()
+        ids = device_id
+        if ids is None:
+            first = ranks if VISIBLE_GPUS is None else min(ranks, len(VISIBLE_GPUS.split(",")))
+            ids = ",".join(map(str, range(first)))
         try:
-            cuda = importlib.import_module("nnabla_ext.cuda")
-            if not cuda.get_device_count():
-                raise RuntimeError("CUDA reports no device")
-            ctx = importlib.import_module("nnabla_ext.cudnn").context(device_id="0", type_config=type_config)
-        except Exception as error:  # ImportError without it or its driver, nvml's errors, ValueError for a GPU it cannot use
-            raise _NoCuda(" ".join(str(error).split()) or type(error).__name__) from error
-        if device_id != "-1" and len(device_id.split(",")) < launched_here():
-            raise UserError(f"args.device_id must name a GPU for each of {launched_here()} ranks, like 0,1; got {device_id!r}")
-        if type_config == "half":
-            logger.warning("type_config half: there is no loss scaling, and NaNs were seen with cuDNN 8.0.5")
+            with cuda_libraries.quiet():
+                cuda_libraries.load()
+                # NCCL uses the GPU whose number is the local rank, so GPUs are chosen by visibility, before CUDA starts.
+                if ids != "-1":
+                    os.environ["CUDA_VISIBLE_DEVICES"] = _visible_gpus(ids)
+                cuda = importlib.import_module("nnabla_ext.cuda")
+                count = cuda.get_device_count()
+                if not count:
+                    raise RuntimeError("CUDA reports no device")
+                ctx = importlib.import_module("nnabla_ext.cudnn").context(device_id="0", type_config="float")
+        except UserError:
+            raise
+        except Exception as error:  # ImportError without a library, nvml's errors, ValueError for a GPU it cannot use
+            raise _NoCuda(*cuda_libraries.explain(error)) from error
+        if device_id not in (None, "-1") and len(device_id.split(",")) < ranks:
+            several = ",".join(map(str, range(ranks)))
+            raise UserError(f"args.device_id must name a GPU for each of {ranks} ranks, like {several}; got {device_id!r}")
+        if count < ranks:
+            raise UserError(
+                f"{ranks} ranks need {ranks} GPUs on this machine, usable: {count}; choose --processes 1, or the CPU: -c cpu"
+            )
         return cls._joined("cudnn", ctx, NnablaCommunicator, lambda comm: cuda.StreamEventHandler(int(comm.ctx.device_id)))
 
     @classmethod
@@ -203,12 +235,24 @@ class Device:
                 f"{ranks} ranks were launched, but they find {comm.n_procs}: their MPI is not the launcher's "
                 "(srun may need --mpi=pmix)"
             )
-        nn.set_default_context(comm.ctx)
+        importlib.import_module("nnabla.context").current_ctx = comm.ctx  # set_default_context refuses in a context_scope
         return cls(name, comm.ctx, comm, make_event(comm))
 
 
 class _NoCuda(Exception):
-    """Why there is no GPU to compute on."""
+    """Why there is no GPU to compute on, and what to do about it."""
+
+
+@contextmanager
+def own_modes() -> Iterator[None]:
+    """Run a block as if the caller were in no scope of NNabla's modes: graphs are built first, and have gradients."""
+    with nn.auto_forward(False), nn.no_grad(False):
+        yield
+
+
+def _literal(text: str) -> str:
+    """A string that OmegaConf reads back as it is: what starts like an interpolation, ${, is escaped."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
 @contextmanager
@@ -235,9 +279,9 @@ def hydra_state(output_dir: str | Path) -> Iterator[Path]:
         raise UserError(f"args.output_path must be a folder that can be made, got {output_dir} ({error.strerror})") from error
     config = OmegaConf.create({"hydra": OmegaConf.structured(HydraConf)})
     with open_dict(config):
-        config.hydra.run.dir = str(place)
+        config.hydra.run.dir = _literal(str(place))
         config.hydra.output_subdir = ""  # a part of the log's file name: log.txt
-        config.hydra.runtime.cwd = os.getcwd()
+        config.hydra.runtime.cwd = _literal(os.getcwd())
     state = HydraConfig.instance()
     before = state.cfg
     state.set_config(config)

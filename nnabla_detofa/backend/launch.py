@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -56,7 +57,14 @@ def launched_here(environ: Mapping[str, str] = os.environ) -> int:
 
 @contextmanager
 def handling(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Have the `STOP_SIGNALS` go to `handler` while the block lasts. What is printed after SIGHUP has no terminal to go to."""
+    """Have the `STOP_SIGNALS` go to `handler` while the block lasts.
+
+    What is printed after SIGHUP has no terminal to go to. Python lets only the main thread set handlers: in another thread
+    the signals keep the handlers that they have.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     terminals = [stream for stream in (1, 2) if os.isatty(stream)]
 
     def hang_up(number: int, frame) -> None:

@@ -6,6 +6,7 @@ told to the others; only rank 0 writes files.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import time
 import traceback
@@ -119,20 +120,32 @@ class Communicator:
                 yield from results
 
 
+def _communicators():
+    """nnabla.communicators, without its warning that an Open MPI of version 1 may need libmpi.so on the loader's path."""
+    log = logging.getLogger("nnabla")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        import nnabla.communicators
+    finally:
+        log.setLevel(level)
+    return nnabla.communicators
+
+
 class NnablaCommunicator(Communicator):
     """Processes on GPUs, one on each, joined by nnabla's own communicator (NCCL)."""
 
     def __init__(self, ctx: nn.Context):
-        import nnabla.communicators as C
-
         try:
-            self._comm = C.MultiProcessDataParallelCommunicator(ctx)
+            self._comm = _communicators().MultiProcessDataParallelCommunicator(ctx)
             self._comm.init()
         except Exception as error:  # nnabla raises RuntimeError, or what a missing MPI or NCCL library makes of it
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            # Its messages are several lines: the kind of error, the place in its sources, and the reason.
+            lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("/")]
+            reason = "; ".join(lines) or type(error).__name__
             raise UserError(
-                f"several ranks were launched, but nnabla has no communicator here ({reason}): install MPI and NCCL, "
-                "or start one process"
+                f"several ranks were launched, but nnabla has no communicator here ({reason}): it loads OMPI_HOME/lib/libmpi.so"
+                " and libnccl.so.2, which make setup and make setup-cuda install; or start one process"
             ) from error
         super().__init__(ctx, self._comm.rank, self._comm.local_rank, self._comm.size)
         ctx.device_id = str(self.local_rank)

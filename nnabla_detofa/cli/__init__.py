@@ -1,5 +1,5 @@
-"""The command line: the arguments of each command and the call that it makes."""
+"""Command line: the arguments of each command, and the functions that run them."""
 
-from .commands import main
+from .program import main
 
 __all__ = ["main"]

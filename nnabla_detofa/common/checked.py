@@ -43,7 +43,7 @@ def read(kind: Any, value: Any, where: str, interval: str = "") -> Any:
         return None if value is None else read(inner, value, where)
     if origin is Literal:
         if value not in parts:
-            raise UserError(f"{where} must be {listed(parts, 'or')}, got {shown(value)}{_near(value, parts)}")
+            raise UserError(f"{where} must be {listed(parts, 'or')}, got {shown(value)}{nearest(value, parts)}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
@@ -102,11 +102,12 @@ def refuse_unknown(where: str, content: Mapping, known: Iterable[str]) -> None:
     known = list(known)
     for key in content:
         if key not in known:
-            hint = _near(key, known) or f"; known are {listed(known, 'and')}"
+            hint = nearest(key, known) or f"; known are {listed(known, 'and')}"
             raise UserError(f"{where}.{short(str(key))} is not a key{hint}".removeprefix("."))
 
 
-def _near(value: Any, known: Iterable[str]) -> str:
+def nearest(value: Any, known: Iterable[str]) -> str:
+    """The rest of an error about an unknown name: the known one that is nearest to it, if one is near."""
     found = difflib.get_close_matches(value, list(known), n=1) if isinstance(value, str) and len(value) < 100 else []
     return f"; did you mean {found[0]}?" if found else ""
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .figures import matplotlib
+
 SMALLEST_PICTURE = 640
 """Pixels of a picture's longer side, at least: a smaller photograph is enlarged, so that names fit beside boxes."""
-COLOURS = matplotlib.colormaps["tab10"].colors, matplotlib.colormaps["tab20"].colors
+
+
+def class_colours(classes: int) -> Sequence[tuple[float, float, float]]:
+    """Red, green and blue in [0, 1] of ten classes, or of twenty; more take the same again."""
+    return matplotlib().colormaps["tab10" if classes <= 10 else "tab20"].colors
 
 
 class Detection(NamedTuple):
@@ -34,7 +39,7 @@ def in_pixels(
     """The objects with a score of at least `threshold`, best first; boxes are cut at the photograph's edges.
 
     Args:
-        found: boxes (n, 4), scores (n,) and labels (n,), as `validation.detect_images` gives them.
+        found: boxes (n, 4), scores (n,) and labels (n,), as `detections.detect_images` gives them.
         height, width: of the photograph.
     """
     boxes, scores, labels = found
@@ -58,8 +63,8 @@ def draw(image: np.ndarray, found: Sequence[Detection], classes: Sequence[str]) 
     picture = Image.fromarray(image[:, :, ::-1]).resize((width * factor, height * factor), Image.Resampling.BICUBIC)
     longest = max(picture.size)
     line, canvas = max(2, round(longest / 250)), ImageDraw.Draw(picture)
-    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", max(13, round(longest / 50)))
-    colours = COLOURS[len(classes) > len(COLOURS[0])]
+    font = ImageFont.truetype(f"{matplotlib().get_data_path()}/fonts/ttf/DejaVuSans.ttf", max(13, round(longest / 50)))
+    colours = class_colours(len(classes))
     styles = {name: tuple(round(255 * part) for part in colours[label % len(colours)]) for label, name in enumerate(classes)}
     for box, name, _ in reversed(found):
         canvas.rectangle([factor * x for x in box], outline=styles[name], width=line)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path as FilePath
@@ -23,11 +27,16 @@ def write_bytes(file: str | os.PathLike, content: bytes) -> None:
     file = FilePath(file)
     fresh = file.with_name(file.name + ".new")
     with naming(file):
+        if file.exists() and not file.is_file():  # a pipe or a device: it cannot be replaced
+            file.write_bytes(content)
+            return
         try:
             with open(fresh, "wb") as opened:
                 opened.write(content)
                 opened.flush()
                 os.fsync(opened.fileno())
+            if file.exists():
+                shutil.copymode(file, fresh)
             os.replace(fresh, file)
         except OSError:
             with suppress(OSError):
@@ -35,9 +44,37 @@ def write_bytes(file: str | os.PathLike, content: bytes) -> None:
             raise
 
 
+def check_writable(file: str | os.PathLike) -> None:
+    """See whether `write_bytes` could write a file, and leave everything as it is.
+
+    Raises:
+        OSError: the folder takes no new files, or the file that is there may not be written.
+    """
+    file = FilePath(file)
+    with naming(file):
+        if file.exists() and not os.access(file, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if file.is_file() or not file.exists():
+            with tempfile.TemporaryFile(dir=file.absolute().parent) as probe:
+                probe.write(b"0")
+
+
 def write_json(file: str | os.PathLike, content) -> None:
     """`write_bytes` of JSON."""
     write_bytes(file, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def write_text(file: str | os.PathLike, text: str) -> None:
+    """`write_bytes` of a text in UTF-8."""
+    write_bytes(file, text.encode())
+
+
+@contextmanager
+def whole_text(file: str | os.PathLike) -> Iterator[io.StringIO]:
+    """A text file to write into, line ends as they are given, which is written when the block ends."""
+    content = io.StringIO(newline="")
+    yield content
+    write_text(file, content.getvalue())
 
 
 @contextmanager

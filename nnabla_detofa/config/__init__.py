@@ -27,6 +27,7 @@ from .load import (
     from_run,
     load,
     overridden,
+    refuse_single_values,
     without_duplicates,
     without_effect,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "from_run",
     "load",
     "overridden",
+    "refuse_single_values",
     "without_duplicates",
     "without_effect",
 ]

@@ -40,6 +40,16 @@ def text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def place(value: Any) -> Any:
+    """A file or a folder: a text in which ~ at the beginning is the home folder, since no shell expands it in a config."""
+    if not isinstance(value, str) or not (value == "~" or value.startswith("~/")):
+        return value
+    try:
+        return str(Path(value).expanduser())
+    except RuntimeError as error:
+        raise UserError(f"{short(value)} needs a home folder, and there is none: set HOME, or write the whole path") from error
+
+
 Count = Annotated[int, "[1, inf)"]
 Natural = Annotated[int, "[0, inf)"]
 Share = Annotated[float, "[0, 1)"]
@@ -66,8 +76,8 @@ class Args:
             "fullnet", the largest path alone, "ofa" and "ofa_ps", OFA without and with progressive shrinking, and "compofa".
         seed: of everything random in the run.
         context: "cpu", "cudnn", or "auto": a GPU where there is one.
-        device_id: the GPU, or a comma-separated list, one for each rank.
-        type_config: "half" only on GPUs, without loss scaling.
+        device_id: the GPU, or a comma-separated list, one for each rank; with "auto", "0" is the first GPU for each rank.
+        type_config: "float", 32-bit precision. Without mixed precision NNablaNAS' "half" would overflow in the losses.
         output_path: folder of the run; None is runs/<name of the config>.
         workers: threads that load data; 0 loads between the steps.
         evaluation_processes: processes that share the evaluation of many paths on the CPU; None is one for each core.
@@ -78,8 +88,8 @@ class Args:
     seed: Natural = 0
     context: Literal["auto", "cpu", "cudnn"] = "auto"
     device_id: Annotated[str, text] = "0"
-    type_config: Literal["float", "half"] = "float"
-    output_path: Annotated[str, text] | None = None
+    type_config: Literal["float"] = "float"
+    output_path: Annotated[str, text, place] | None = None
     workers: Annotated[int, "[0, 256]"] = 2
     evaluation_processes: Annotated[int, "[1, 256]"] | None = None
     print_frequency: Count = 50
@@ -106,7 +116,7 @@ class OfaResnet50:
     strides: tuple[Annotated[int, "[1, 2]"], ...] = (1, 2, 2, 2)
     elastic_stem: bool = True
     zero_init_residual: bool = True
-    weights: str | None = None
+    weights: Annotated[str, place] | None = None
 
     def __post_init__(self):
         if len(self.strides) != 4:
@@ -196,7 +206,7 @@ class VocData(DetectionData):
             have the other one too.
     """
 
-    root: str = "data/VOCdevkit"
+    root: Annotated[str, place] = "data/VOCdevkit"
     train: tuple[str, ...] = ("VOC2007/trainval", "VOC2012/trainval")
     val: tuple[str, ...] = ()
     test: tuple[str, ...] = ("VOC2007/test",)
@@ -216,7 +226,7 @@ class CocoSplit:
 class CocoData(DetectionData):
     """A data set in COCO's format. Crowds are never trained on, and its figures are COCO's."""
 
-    root: str = "data/coco"
+    root: Annotated[str, place] = "data/coco"
     train: CocoSplit = CocoSplit("annotations/instances_train2017.json", "train2017")
     val: CocoSplit | None = None
     test: CocoSplit = CocoSplit("annotations/instances_val2017.json", "val2017")
@@ -237,7 +247,7 @@ class ImageFolderData:
         normalization: as `DetectionData`'s.
     """
 
-    root: str
+    root: Annotated[str, place]
     train: str = "train"
     val: str = "val"
     image_size: Side = 224
@@ -302,12 +312,20 @@ class Filter:
         block_encoding: the block's index is encoded beside the layer's.
         encoding: "paper" has the exponent 2i / max_l, "transformer" the usual 2i / dim.
         pooling: how tokens become one vector, see `path_filter.PathFilter`: "mean" or "concat" (paper is silent).
-        flops_bounded: only paths of one FLOPs bucket are compared in the loss.
+        linear_skip: add a linear function of the one-hot tokens to the logit, which a ridge regression starts (ours).
+        ensemble: members that differ by their first weights, their split and their minibatches; the score is the mean of
+            their logits, standardized inside the FLOPs bucket (ours; the paper has one).
+        margin: the loss compares "score"s, which are sigmoids (paper), or "logit"s (ours).
+        pairs: the loss compares paths of one FLOPs bucket, "bounded" (paper); "all" paths, the paper's loss that is not
+            FLOPs-bounded; or "both", each with half the weight (ours).
+        regression: weight of the squared error between logit and standardized loss, beside the pairs (ours; paper: 0).
         lr, epochs, batch_size: of Adam (paper is silent).
         patience: epochs without a better validation loss before fitting stops.
+        weight_decay: the share of every weight that an update takes away (paper is silent).
+        dropout: of the pooled vector in training (paper is silent).
     """
 
-    weights: str | None = None
+    weights: Annotated[str, place] | None = None
     dim: Annotated[int, "[1, 4096]"] = 128
     heads: Count = 4
     layers: Annotated[int, "[1, 64]"] = 3
@@ -316,11 +334,17 @@ class Filter:
     block_encoding: bool = True
     encoding: Literal["paper", "transformer"] = "paper"
     pooling: Literal["mean", "concat"] = "mean"
-    flops_bounded: bool = True
+    linear_skip: bool = False
+    ensemble: Annotated[int, "[1, 64]"] = 1
+    margin: Literal["score", "logit"] = "score"
+    pairs: Literal["bounded", "all", "both"] = "bounded"
+    regression: Annotated[float, "[0, inf)"] = 0.0
     lr: Positive = 3e-4
     epochs: Count = 200
     batch_size: Annotated[int, "[1, 65536]"] = 32
     patience: Count = 30
+    weight_decay: Share = 0.0
+    dropout: Share = 0.0
 
     def __post_init__(self):
         if self.dim % self.heads:
@@ -649,7 +673,11 @@ def from_dict(content: Mapping[str, Any], name: str) -> Config:
     stride = network.geometry.total_stride
     if isinstance(network, CenternetOfaResnet50) and data.image_size % stride:
         raise UserError(f"dataloader.{data_name}.image_size must be a multiple of {stride} (strides), got {data.image_size}")
-    hparams = read(runner.hparams, content.get("hparams", {}), "hparams")
+    hparams = read(runner.hparams, _as_now(content.get("hparams", {})), "hparams")
+    refuse_single_values(network, data, "hparams.bn_batch", hparams.bn_batch)
+    steps = [hparams.batch_size, *(phase.batch_size or hparams.batch_size for phase in getattr(hparams, "shrinking", ()))]
+    key = "hparams.mini_batch" if hparams.mini_batch else "batch_size"
+    refuse_single_values(network, data, key, hparams.mini_batch or min(steps))
     if isinstance(hparams, PretrainHparams) and hparams.kd_ratio and not (hparams.fullnet_epochs or network.weights):
         raise UserError(
             f"hparams.kd_ratio must be 0 without a trained teacher (hparams.fullnet_epochs above 0, or "
@@ -668,6 +696,15 @@ def from_dict(content: Mapping[str, Any], name: str) -> Config:
     )
 
 
+def _as_now(hparams: Any) -> Any:
+    """The section `hparams` of an older run: `filter.flops_bounded` has become a value of `filter.pairs`."""
+    entries = hparams.get("filter") if isinstance(hparams, Mapping) else None
+    if not isinstance(entries, Mapping) or not isinstance(entries.get("flops_bounded"), bool) or "pairs" in entries:
+        return hparams
+    kept = {key: value for key, value in entries.items() if key != "flops_bounded"}
+    return {**hparams, "filter": kept | {"pairs": "bounded" if entries["flops_bounded"] else "all"}}
+
+
 def from_run(content: Mapping[str, Any], name: str, overrides: Iterable[str] = ()) -> Config:
     """Check the content of a run's config.json, with some of its entries replaced; see `from_dict` and `completed`."""
     content = completed(content)
@@ -684,6 +721,20 @@ def completed(content: Mapping[str, Any]) -> dict[str, Any]:
     unrecorded = json.loads(json.dumps({"normalization": dataclasses.asdict(UNRECORDED)}))
     data = {name: unrecorded | value if isinstance(value, dict) else value for name, value in section.items()}
     return {**content, "dataloader": data}
+
+
+def refuse_single_values(network: OfaResnet50, data: DetectionData | ImageFolderData, key: str, images: int) -> None:
+    """Raise UserError if batch normalization would take the statistics of a channel of the last feature map from one value.
+
+    Args:
+        key: what sets the number of `images` of one pass through the network.
+    """
+    side = -(-min((data.image_size, *getattr(data, "train_sizes", ()))) // network.geometry.total_stride)
+    if images * side * side == 1:
+        raise UserError(
+            f"{key} must be at least 2 for a last feature map of 1 x 1 (image_size {data.image_size} over the stride "
+            f"{network.geometry.total_stride}), or batch normalization gets one value per channel, got {images}"
+        )
 
 
 def _one_entry(content: Mapping, section: str, known: Mapping[str, type], usable: tuple[str, ...], runner: str) -> tuple:
@@ -705,7 +756,13 @@ def _one_entry(content: Mapping, section: str, known: Mapping[str, type], usable
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """YAML 1.1 takes 5e-4 for a string; people, YAML 1.2 and JSON take it for a number. And a key stands once."""
+    """Plain values mean what they mean in JSON, and a key stands once.
+
+    YAML 1.1 takes 5e-4 for a string, 010 for 8, 1:30 for 90, no for false and 2026-01-02 for a date. Here such values are
+    what is written: numbers have JSON's form, true, false and null are the only words, and all else is a string.
+    """
+
+    yaml_implicit_resolvers: dict = {}
 
     def construct_mapping(self, node, deep=False):
         if odd := [key for key, _ in node.value if not isinstance(key, yaml.ScalarNode)]:
@@ -721,9 +778,13 @@ class _YamlLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+for _tag, _form, _first in (
+    ("bool", r"(true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("null", r"(~|null|Null|NULL|)$", ("~", "n", "N", "")),
+    ("int", r"[-+]?(0|[1-9][0-9]*)$", "-+0123456789"),
+    ("float", r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$", "-+.0123456789"),
+):
+    _YamlLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_form), list(_first))
 
 
 def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

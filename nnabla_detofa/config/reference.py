@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import re
 import types
 from collections.abc import Iterator
 from functools import reduce
-from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from ..common.files import write_json, write_text
 from . import DATALOADERS, NETWORKS, RUNNERS, Args, Solvers
+from .load import place
 
 SCALARS = {int: "integer", float: "number", bool: "boolean", str: "string"}
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
@@ -135,7 +135,11 @@ def _schema(hint: Any) -> dict[str, Any]:
     if origin is Annotated:
         schema = reduce(lambda found, interval: found | _bounds(interval), (e for e in parts[1:] if isinstance(e, str)), {})
         inner = _schema(parts[0]) | schema
-        return {"anyOf": [inner, {"type": ["string", "integer"]}]} if any(map(callable, parts[1:])) else inner
+        return (
+            {"anyOf": [inner, {"type": ["string", "integer"]}]}
+            if any(callable(extra) and extra is not place for extra in parts[1:])
+            else inner
+        )
     if origin in (Union, types.UnionType):
         return {"anyOf": [_schema(parts[0]), {"type": "null"}]}
     if origin is Literal:
@@ -183,5 +187,5 @@ def _array(items: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    Path("configs/schema.json").write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")
-    Path("docs/config.md").write_text(markdown(), encoding="utf-8")
+    write_json("configs/schema.json", json_schema())
+    write_text("docs/config.md", markdown())

@@ -1,1 +1,1 @@
-"""From files to batches: data sets, augmentation, CenterNet's targets, and the loader that stacks them."""
+"""Datasets, augmentation, CenterNet's training targets, and the loader that stacks them into batches."""

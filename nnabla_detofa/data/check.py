@@ -1,12 +1,10 @@
-"""Everything that is wrong with a data set, at once: where the data sets themselves stop at the first problem, this goes on."""
+"""Dataset check that reports all problems together, whereas opening a dataset stops at the first problem."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,104 +14,18 @@ import numpy as np
 from ..common.errors import UserError
 from ..config import CocoData, CocoSplit, Config, VocData
 from . import coco, voc
+from .check_report import PARTS, DataReport, Split, _usual_order
 from .image_folder import list_classes, other_files
 from .images import EXTENSIONS, ImageHeader, inspect_image, read_image
 from .names import Listing, composed
 from .objects import NORMALIZED, judge, place
 from .sets import crowded, heard, object_warnings, open_sets, thin, undetectable
 
-PARTS = {"trainval": {"train", "val"}, "train": {"trainval"}, "val": {"trainval"}}
-"""Splits of VOC that share images because one is a part of the other."""
-
-
-@dataclass
-class Split:
-    """What one split holds.
-
-    Attributes:
-        objects: how many of each class; those marked difficult, and crowds, are in `difficult` instead.
-        ignored: objects of classes that a config leaves out.
-        empty: images without an object.
-        files: the photographs, as far as they are there.
-    """
-
-    name: str
-    images: int = 0
-    empty: int = 0
-    difficult: int = 0
-    objects: Counter[str] = field(default_factory=Counter)
-    ignored: Counter[str] = field(default_factory=Counter)
-    files: list[Path] = field(default_factory=list)
-
-
-@dataclass
-class DataReport:
-    """A checked data set.
-
-    Attributes:
-        source: what was checked.
-        splits: in the order they were named.
-        fatal: what makes training refuse the data set, or stop.
-        warnings: what it only warns of, or would not notice.
-    """
-
-    source: str
-    splits: list[Split] = field(default_factory=list)
-    fatal: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    def attempt(self, function: Callable, *args):
-        """What the function returns; None where it raises a UserError, which is fatal then."""
-        try:
-            return function(*args)
-        except UserError as error:
-            self.fatal.append(str(error))
-            return None
-
-    def __str__(self) -> str:
-        """The counts, a row for each class and a column for each split, and then every problem."""
-        classes = sorted({name for split in self.splits for name in split.objects}, key=_natural)
-        rows = [["", *(split.name for split in self.splits)]]
-        for title, key in (("images", "images"), ("  without objects", "empty"), ("  difficult or crowds", "difficult")):
-            values = [getattr(split, key) for split in self.splits]
-            if key == "images" or any(values):
-                rows.append([title, *map(str, values)])
-        rows.append(["objects", *(str(sum(split.objects.values())) for split in self.splits)])
-        rows += [[f"  {name}", *(str(split.objects[name]) for split in self.splits)] for name in classes]
-        if any(split.ignored for split in self.splits):
-            rows.append(["ignored, of other classes", *(str(sum(split.ignored.values())) for split in self.splits)])
-        wide = [max(map(len, column)) for column in zip(*rows)]
-        lines = [self.source]
-        lines += ["  ".join([row[0].ljust(wide[0]), *map(str.rjust, row[1:], wide[1:])]).rstrip() for row in rows]
-        lines += [f"problem: {text}" for text in self.fatal]
-        lines += [f"warning: {text}" for text in self.warnings]
-        return "\n".join([*lines, _verdict(self)])
-
-
-def _verdict(report: DataReport) -> str:
-    warned = f"{len(report.warnings)} warning{'s' * (len(report.warnings) != 1)}"
-    if report.fatal:
-        return f"{len(report.fatal)} problem{'s' * (len(report.fatal) != 1)} that training would stop at, {warned}"
-    return f"fit for training, {warned if report.warnings else 'nothing to warn of'}"
-
-
-def _usual_order(name: str) -> tuple[str, int]:
-    """Sorts splits: train, val, test and then others, in each folder."""
-    folder, _, last = name.rpartition("/")
-    known = [index for index, word in enumerate(("train", "val", "test")) if last.rstrip("0123456789") == word]
-    return folder, known[0] if known else 3
-
-
-def _natural(name: str) -> tuple[int, int, str]:
-    """Sorts numbers by value, before names."""
-    return (0, int(name), "") if name.isdecimal() else (1, 0, name)
-
-
-# --- Entries ----------------------------------------------------------------------------------------------------------
+# --- Checks of VOC and COCO datasets and image folders ----------------------------------------------------------------
 
 
 def check_config(config: Config, whole: bool = False, on_image: Callable[[], None] = lambda: None) -> DataReport:
-    """Check the data set of a config: the splits that it names, with its classes; see `check_voc`."""
+    """Check the splits of a config's dataset with the classes of the config; see `check_voc` for `whole` and `on_image`."""
     data = config.dataloader
     if isinstance(data, VocData):
         splits = {"train": data.train, **({"val": data.val} if data.val else {}), "test": data.test}
@@ -136,7 +48,7 @@ def check_config(config: Config, whole: bool = False, on_image: Callable[[], Non
         report.fatal.append("the test split must hold objects to find; all its images are empty")
         return report
     stride = config.network.head_geometry(1).output_stride(config.network.geometry)
-    with heard(quiet=True):  # the report has these warnings
+    with heard(quiet=True):  # the report already has these warnings
         sets = report.attempt(open_sets, config, stride)
     if sets:
         report.warnings += object_warnings(sets, f"dataloader.{config.dataloader_name}")
@@ -150,18 +62,21 @@ def check_voc(
     whole: bool = False,
     on_image: Callable[[], None] = lambda: None,
 ) -> DataReport:
-    """Check a data set in VOC's layout.
+    """Check a dataset in VOC layout.
 
     Args:
-        root: as `voc.VOCDataset`'s.
-        splits: name -> the split files it is made of; None takes every split that is there, each alone.
-        classes: the names that objects may have; None takes any.
-        whole: decode every photograph, which finds damage in the middle and photographs that are in two splits under two
-            names; otherwise only the ends of the files are looked at.
-        on_image: called after each photograph.
+        root: folder of the dataset, as in `voc.VOCDataset`.
+        splits: name -> the split files that it consists of; None checks every split file in `root` as a split of its own.
+        classes: class names that objects may have; None allows any.
+        whole: whether to decode every image, which also finds damage in the middle of a file and equal images with different
+            names in two splits; otherwise only the beginning and end of a large JPEG are read.
+        on_image: called after each image.
+
+    Returns:
+        the report; problems of the data are listed in it, not raised.
 
     Raises:
-        UserError: `root` is not a folder, or holds no split.
+        UserError: `root` is not a folder or contains no split.
     """
     report = _check_voc(root, splits, classes, whole, on_image)
     parts = splits or {split.name: (split.name,) for split in report.splits}
@@ -170,9 +85,9 @@ def check_voc(
 
 
 def _by_defaults(report: DataReport, key: str, opened: Callable[[str], Any]) -> None:
-    """Add what a config without further settings would leave out of each split."""
+    """Add warnings about the objects of each split that a config with default settings would drop."""
     for split in () if report.fatal else report.splits:
-        with heard(quiet=True):  # the report has these warnings
+        with heard(quiet=True):  # the report already has these warnings
             dataset = report.attempt(opened, split.name)
         if dataset is None:
             return
@@ -260,7 +175,7 @@ def _check_annotation(
 
 
 def _unused_annotations(report: DataReport, root: Path) -> None:
-    """Annotations that belong to no photograph."""
+    """Add warnings about annotations without an image."""
     for folder in sorted([*root.glob("Annotations"), *root.glob("*/Annotations")]):
         images = folder.parent / "JPEGImages"
         present = Listing(images, EXTENSIONS)
@@ -276,14 +191,18 @@ def check_coco(
     whole: bool = False,
     on_image: Callable[[], None] = lambda: None,
 ) -> DataReport:
-    """Check a data set in COCO's format.
+    """Check a dataset in COCO format.
 
     Args:
-        splits: name -> its files below `root`; None takes annotations/instances_<split>.json with the images in <split>.
-        classes, whole, on_image: as `check_voc`'s.
+        root: folder of the dataset.
+        splits: name -> its paths below `root`; None uses annotations/instances_<split>.json with the images in <split>.
+        classes, whole, on_image: see `check_voc`.
+
+    Returns:
+        the report; problems of the data are listed in it, not raised.
 
     Raises:
-        UserError: `root` is not a folder, or holds no annotations.
+        UserError: `root` is not a folder or contains no annotations.
     """
     splits = splits or _coco_splits(Path(root))
     report = _check_coco(root, splits, classes, whole, on_image)
@@ -296,7 +215,7 @@ def check_coco(
 
 
 def _coco_splits(root: Path) -> dict[str, CocoSplit]:
-    """annotations/instances_<split>.json with the images in <split>."""
+    """Find the splits with annotations/instances_<split>.json and images in <split>."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: a data set in COCO's format must be there; {coco.ORIGIN}")
     files = sorted(root.glob("annotations/instances_*.json"))
@@ -351,14 +270,14 @@ def _check_coco(
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """The images in a folder and its subfolders."""
+    """Return the images in a folder and its subfolders."""
     return [file for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file()]
 
 
 def _check_images(
     report: DataReport, seen: _Photographs, split: Split, entries: list, file: Path, folder: Path
 ) -> dict[int, tuple[tuple[int, int], ImageHeader]]:
-    """Image id -> (height, width) in the annotations, and the header, of the sound entries."""
+    """Check the elements of `images`; map the id of each valid one to its annotated (height, width) and its header."""
     sizes: dict[int, tuple[tuple[int, int], ImageHeader]] = {}
     ids: set[int] = set()
     listed: set[Path] = set()
@@ -399,7 +318,7 @@ def _check_objects(
     ids: set[int] = set()
     filled: set[int] = set()
     noted: set[int] = set()
-    all_ids = (entry.get("id") for entry in content["images"] if isinstance(entry, dict))  # of those with other faults too
+    all_ids = (entry.get("id") for entry in content["images"] if isinstance(entry, dict))  # also of invalid images
     listed = set(filter(coco._integer, all_ids))
     for number, entry in enumerate(content["annotations"]):
         where = f"annotations[{number}] of {file}"
@@ -434,10 +353,15 @@ def _check_objects(
 def check_folders(
     root: str | os.PathLike, splits: dict[str, str], whole: bool = False, on_image: Callable[[], None] = lambda: None
 ) -> DataReport:
-    """Check a classification data set, one folder for each class; see `check_voc`.
+    """Check a classification dataset with one folder per class.
 
     Args:
+        root: folder of the dataset.
         splits: name -> its folder below `root`.
+        whole, on_image: see `check_voc`.
+
+    Returns:
+        the report; problems of the data are listed in it, not raised.
     """
     report = DataReport(f"{root}, one folder for each class")
     seen = _Photographs(report, whole, on_image)
@@ -467,11 +391,11 @@ def check_folders(
     return _finished(report, seen)
 
 
-# --- What all have in common ------------------------------------------------------------------------------------------
+# --- Shared by all layouts --------------------------------------------------------------------------------------------
 
 
 class _Photographs:
-    """Looks at each photograph once, however many splits it is in."""
+    """Inspects each image once, even if several splits contain it."""
 
     def __init__(self, report: DataReport, whole: bool, on_image: Callable[[], None]):
         self.report, self.whole, self.on_image = report, whole, on_image
@@ -479,7 +403,7 @@ class _Photographs:
         self.contents: dict[Path, bytes] = {}
 
     def header(self, file: Path) -> ImageHeader | None:
-        """The header of a photograph; None where it is broken, which is fatal."""
+        """Return the header of an image; if the image is broken, add a fatal problem and return None."""
         if file not in self.headers:
             self.headers[file] = self.report.attempt(self._look, file)
             self.on_image()
@@ -496,10 +420,10 @@ class _Photographs:
 def _sound_boxes(
     report: DataReport, where: object, boxes: np.ndarray, size: tuple[int, int], written: np.ndarray, inclusive: bool
 ) -> np.ndarray:
-    """Which boxes are objects of their image (see `objects.judge`); the others, and those that are clipped, are warnings.
+    """Return which boxes are valid objects of their image (see `objects.judge`); warn about dropped and clipped boxes.
 
     Args:
-        written: the corners as they are in the file.
+        written: (n, 4) corners for the messages, as in the file.
     """
     found = judge(boxes, size, inclusive)
     for corners, kept, clipped, normalized in zip(written, found.kept, found.clipped, found.normalized):
@@ -514,7 +438,7 @@ def _sound_boxes(
 
 
 def _finished(report: DataReport, seen: _Photographs) -> DataReport:
-    """Add what two splits have in common; each problem stays once."""
+    """Add warnings about images that two splits share, and remove repeated messages from the report."""
     for one, other in combinations(report.splits, 2):
         tail = one.name.rpartition("/")[2], other.name.rpartition("/")[2]
         if tail[1] in PARTS.get(tail[0], ()):

@@ -1,4 +1,4 @@
-"""Detection data sets in COCO's format: one annotation file checked at once, photographs read one by one."""
+"""Detection datasets in COCO format: the annotation file is checked when a dataset is opened, images are read on demand."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from .voc import Objects, Sample, VOCDataset, VOCReader, changed_size, other_cla
 
 log = logging.getLogger("nnabla_detofa")
 
-MOST_BYTES = 1 << 31  # COCO's own largest file has 470 MB
-MOST_NOTES = 20  # warnings of one kind that are logged one by one
+MOST_BYTES = 1 << 31  # bytes of an annotation file; the largest file of COCO has 470 MB
+MOST_NOTES = 20  # largest number of warnings of one kind that are logged individually
 ORIGIN = "COCO itself is at cocodataset.org: annotations_trainval2017.zip, train2017.zip and val2017.zip unpack side by side"
 
 
 class COCODataset:
-    """The images of one annotation file.
+    """Dataset of the images of one annotation file.
 
-    Categories may have any ids; sorted by id they become labels 0, 1, ... (of COCO's 90 ids 80 are in use). A box is
-    x, y, width and height in pixels, so x2 and y2 are its far edge and not its last pixel. Boxes that reach outside the
-    image are clipped to it, those without area are left out, both with one warning in all (COCO has hundreds).
+    Categories may have any ids; sorted by id, they become labels 0, 1, ... (COCO uses 80 of its 90 ids). A box in the file is
+    x, y, width and height in pixels, so x2 and y2 are its far edges, not its last pixels. Boxes that extend outside the image
+    are clipped and boxes without area are dropped, with a single warning for each case (COCO has hundreds of them).
 
-    A crowd is one box around many objects: `Sample.difficult` marks it, evaluation ignores what is found inside it, and
-    training leaves it out (`keep_crowds=False`).
+    A crowd is one box around many objects. `Sample.difficult` marks it, evaluation ignores detections inside it, and training
+    drops it (`keep_crowds=False`).
 
     Args:
         annotations: the JSON file.
         images: the folder that `file_name` is relative to.
-        classes: category names that become labels 0, 1, ...; None takes those of the file, by id.
-        keep_crowds: whether crowds are in the samples.
-        ignore_others: leave out objects of other categories than `classes`; otherwise such a category is an error.
+        classes: category names of the labels 0, 1, ...; None uses the categories of the file, sorted by id.
+        keep_crowds: whether samples include crowds.
+        ignore_others: whether to drop objects whose category is not in `classes`; otherwise such a category is an error.
 
     Raises:
-        UserError: a file or folder is missing, the JSON is not COCO's, an image is broken or has another size than the JSON
-            says, or a category is not in `classes`.
+        UserError: a file or folder is missing, the JSON is not in COCO format, an image is broken or its size differs from
+            the size in the JSON, or a category is not in `classes`.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class COCODataset:
             log.warning(text, file, found["normalized"], found["normalized images"], NORMALIZED)
 
     def _add(self, rows: list[Row], path: Path, size: tuple[int, int], header: ImageHeader, found: Counter[str]) -> None:
-        """Add the objects of the next image, and count in `found` those that are clipped or left out."""
+        """Append the objects of the next image, and count clipped and dropped boxes in `found`."""
         boxes = np.array([row.box for row in rows], float).reshape(-1, 4)
         boxes, written, note = place(boxes, size, header, inclusive=False)
         if written != header.size:
@@ -132,22 +132,25 @@ class COCODataset:
         return len(self.files)
 
     def objects(self, index: int) -> Objects:
-        """Boxes, labels and crowd flags of image `index`, as in its sample, without reading the photograph."""
+        """Return boxes (n, 4), labels (n,) and crowd flags (n,) of image `index`, without reading the image."""
         return self._objects[index]
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of image `index`, without decoding it."""
+        """Return (height, width) of image `index`, without decoding it."""
         return self._sizes[index]
 
     def areas(self, index: int) -> np.ndarray:
-        """(n,) pixels of each object of image `index`: of its mask, where the file tells; COCO sorts sizes by them."""
+        """Return the area (n,) in pixels of each object of image `index`, by which COCO defines small, medium and large.
+
+        It is the `area` of the annotation (the area of the mask), or the area of the box if the annotation has none.
+        """
         return self._areas[index]
 
     def check_images(self) -> None:
-        """Look at both ends of every photograph: a truncated one, or another one, is found now, not when it is read.
+        """Check all image files for truncation and changed sizes, without decoding them, so that errors occur before training.
 
         Raises:
-            UserError: as `load`.
+            UserError: an image is truncated or unreadable, or its size changed since the dataset was opened.
         """
         for file, before in zip(self.files, self._sizes):
             if (size := check_whole(file)) != before:
@@ -157,7 +160,7 @@ class COCODataset:
         """Read image `index`.
 
         Raises:
-            UserError: the photograph is truncated or not readable, or not the one that was there at first.
+            UserError: the image is truncated or unreadable, or its size changed since the dataset was opened.
         """
         image = read_image(self.files[index])
         if image.shape[:2] != self._sizes[index]:
@@ -166,7 +169,7 @@ class COCODataset:
 
 
 class Row(NamedTuple):
-    """One entry of `annotations`: its box x1 y1 x2 y2 as it is written, and the area of its mask, if that is there."""
+    """One annotation: unclipped box (4,) x1 y1 x2 y2, label, crowd flag, and area of the mask (None if missing)."""
 
     box: np.ndarray
     label: int
@@ -198,7 +201,7 @@ def _read(file: Path) -> Mapping[str, list]:
 
 
 def _categories(entries: list, file: Path) -> dict[int, str]:
-    """Category id -> name, by id."""
+    """Check the categories, and map ids to names, sorted by id."""
     found: dict[int, str] = {}
     for number, entry in enumerate(entries):
         key, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
@@ -212,10 +215,10 @@ def _categories(entries: list, file: Path) -> dict[int, str]:
 
 
 def _images(entries: list, file: Path, folder: Path) -> dict[Any, tuple[Path, tuple[int, int], ImageHeader]]:
-    """Image id -> its file, its (height, width) in the annotations, and its header."""
+    """Check the images, and map each image id to the file, the (height, width) in the annotations, and the image header."""
     found: dict[Any, tuple[Path, tuple[int, int], ImageHeader]] = {}
     listed: set[Path] = set()
-    on_disk = Listing(folder)  # one listing a folder, not one look a file
+    on_disk = Listing(folder)  # lists each folder once instead of looking up each file
     for number, entry in enumerate(entries):
         where = f"images[{number}] of {file}"
         key, path, size = _image(entry, where, on_disk)
@@ -235,12 +238,12 @@ def _images(entries: list, file: Path, folder: Path) -> dict[Any, tuple[Path, tu
 
 
 def _missing(entry: Mapping, file: Path, folder: Path) -> str:
-    """What to say of an image that is listed and not there."""
+    """Return the error message for a listed image that does not exist."""
     return f"{folder / short(entry['file_name'])} is missing: {file} lists it; {ORIGIN}"
 
 
 def _image(entry: Any, where: str, on_disk: Listing) -> tuple[int, Path | None, tuple[int, int]]:
-    """Id, file (None where it is missing) and (height, width) of one entry."""
+    """Check one element of `images`; return its id, file (None if it does not exist) and (height, width)."""
     if not isinstance(entry, dict) or not _integer(entry.get("id")):
         raise UserError(f"{where} must have an integer id of its own, got {shown(entry)}")
     name, size = entry.get("file_name"), (entry.get("height"), entry.get("width"))
@@ -252,7 +255,7 @@ def _image(entry: Any, where: str, on_disk: Listing) -> tuple[int, Path | None, 
 
 
 def _annotation(entry: Any, where: str) -> tuple[np.ndarray, Any, bool, Any]:
-    """Box x1 y1 x2 y2, category id, crowd, image id."""
+    """Check one element of `annotations`; return its box (4,) x1 y1 x2 y2, category id, crowd flag and image id."""
     box = entry.get("bbox") if isinstance(entry, dict) else None
     if not isinstance(box, list) or len(box) != 4 or not all(_number(value) for value in box):
         raise UserError(f"{where}: bbox must be four finite numbers (x, y, width, height), got {shown(box)}")
@@ -278,16 +281,21 @@ def _number(value: Any) -> bool:
 
 
 def write_coco(voc: Path, root: Path, splits: Sequence[str]) -> Path:
-    """Copy splits of a VOC tree into COCO's layout, all or nothing: annotations/instances_<split>.json and <split>/<image>.
+    """Convert splits of a VOC tree to COCO format, atomically: annotations/instances_<split>.json and <split>/<image>.
 
-    A VOC box ends with its last pixel, a COCO box at the far edge of that pixel: so its width is xmax - xmin + 1. What VOC
-    calls difficult becomes a crowd: neither is counted, and neither punishes a detection.
+    A VOC box ends with its last pixel and a COCO box at the far edge of that pixel, so the width is xmax - xmin + 1. Objects
+    marked difficult become crowds: evaluation counts neither, and detections of either are not errors.
+
+    Args:
+        voc: folder of the VOC tree.
+        root: new or empty folder for the result.
+        splits: names of splits, as in `VOCDataset`.
 
     Returns:
         `root`.
 
     Raises:
-        UserError: the tree is broken, or `root` holds something already.
+        UserError: the tree is broken, two splits have the same folder name, or `root` is not empty.
     """
     folders = [split.replace("/", "_") for split in splits]
     for folder, split in zip(folders, splits):
@@ -298,7 +306,7 @@ def write_coco(voc: Path, root: Path, splits: Sequence[str]) -> Path:
     reader = VOCReader()
     classes = VOCDataset(voc, splits, reader=reader).classes
     datasets = {split: VOCDataset(voc, split, classes, reader=reader) for split in splits}
-    place = root.resolve()  # of a link to an empty folder the folder is filled
+    place = root.resolve()  # follow a link to an empty folder
     place.parent.mkdir(parents=True, exist_ok=True)
     total = sum(map(len, datasets.values()))
     with (
@@ -314,7 +322,7 @@ def write_coco(voc: Path, root: Path, splits: Sequence[str]) -> Path:
 
 
 def _write_split(root: Path, name: str, dataset: VOCDataset, bar: tqdm) -> None:
-    """annotations/instances_<name>.json and <name>/ with the photographs."""
+    """Write annotations/instances_<name>.json, and the images to <name>/."""
     (root / name).mkdir(parents=True)
     (root / "annotations").mkdir(exist_ok=True)
     images: list[dict] = []

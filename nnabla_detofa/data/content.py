@@ -1,4 +1,4 @@
-"""What a data set holds, as one digest: by it a run, and the tables, notice that the data are not what it began from."""
+"""Digest of a dataset's content, by which runs and tables detect that the data changed since a run started."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .voc import find_images
 
 
 def content_digest(data: VocData | CocoData | ImageFolderData) -> str | None:
-    """Digest of what a run reads of its data; None where that is missing or broken.
+    """Return the SHA-256 digest (hex) of the dataset of a run, or None if files are missing or broken.
 
-    VOC: names and sizes in bytes of the listed photographs, and their annotations. COCO: the annotation files, which list the
-    photographs. Image folders: the photographs' names. So photographs that changed under their old names are noticed in VOC's
-    layout alone. A digest is taken once in a process.
+    VOC: the names and sizes in bytes of the listed images, and the content of their annotations. COCO: the content of the
+    annotation files, which list the images. Image folders: the names of the images. Images that changed under the same name
+    are therefore detected in the VOC layout only, by their size. The digest is computed once per process.
     """
     try:
         return _digest(data, Path(data.root).absolute())
-    except (OSError, ValueError, UserError):  # whoever reads the data says what is wrong with them
+    except (OSError, ValueError, UserError):  # the dataset classes report what is wrong with the data
         return None
 
 

@@ -1,15 +1,15 @@
-"""The embedded data set: handwritten digits on darkened photographs, made from what scikit-learn carries.
+"""The digits dataset: handwritten digits on darkened photos, generated from data that scikit-learn ships.
 
-A small but real detection task that needs no download (paper is silent: small experiments are ours). `write_digits` makes
-a VOC tree of images with 1 to 6 digits, and single digits on the same backgrounds for pre-training:
+It is a small detection task that needs no download (the paper is silent; we add it for small experiments). `write_digits`
+writes a VOC tree of images with 1 to 6 digits, and images of single digits on the same backgrounds for pre-training:
 
     JPEGImages/, Annotations/, ImageSets/Main/{train,val,trainval,test}.txt       ten classes, "0" to "9"
     classification/{train,val}/{0..9}/00000.jpg
-    settings.json                                                                  what the tree was made with
+    settings.json                                                                  the arguments of `write_digits`
 
-scikit-learn's 1797 digits come from forms that different people filled in, one form after the other: each begins with 0
-to 9 three times, which shows where. The splits take whole forms (`FORMS`) and so mostly different hands; training
-backgrounds come from the left three fifths of the two photographs, the others from the rest.
+scikit-learn's 1797 digits come from forms filled in by different people, in the order of the forms. Each form begins with
+the digits 0 to 9 three times, which shows where it starts. The splits consist of whole forms (`FORMS`), so most writers are
+in one split only. Training backgrounds come from the left three fifths of two photos, all other backgrounds from the rest.
 """
 
 import contextlib
@@ -28,20 +28,26 @@ from ..common.errors import UserError
 DIGIT_CLASSES = tuple("0123456789")
 
 FORMS = {"train": slice(0, 1029), "val": slice(1029, 1415), "test": slice(1415, 1797)}
-"""The digits of each split, by scikit-learn's order: eight forms, three, three."""
+"""The digits of each split in scikit-learn's order: eight, three and three forms."""
 
-VERSION = 1  # of the recipe: raise it with any change to the pictures
+VERSION = 1  # increase with every change to the generated images
 DIGIT_SIDE = (20, 60)
-"""Smallest and largest side, in pixels, of the square that a digit is drawn in; the digit itself is about 16 to 48 high."""
+"""Smallest and largest side, in pixels, of the square around a digit; the digit itself is about 16 to 48 pixels high."""
 
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 TRAIN_WIDTH = 0.6
-INK = 0.3  # coverage from which a pixel counts as ink
+INK = 0.3  # smallest coverage of a pixel that counts as ink
 JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95]
 
 
 class _Source(NamedTuple):
-    """What one split draws from: digits (n, 10, 10) float32 in [0, 1], their labels (n,), backgrounds (H, W, 3) uint8."""
+    """The data that one split samples from.
+
+    Attributes:
+        digits: (n, 10, 10) float32 in [0, 1].
+        labels: (n,).
+        backgrounds: each (H, W, 3) uint8.
+    """
 
     digits: np.ndarray
     labels: np.ndarray
@@ -61,18 +67,23 @@ def write_digits(
     crop_size: int = 64,
     overwrite: bool = False,
 ) -> Path:
-    """Write the data set to the folder `root`, all or nothing, and return it.
+    """Write the dataset to the folder `root` atomically.
 
-    The same arguments give the same bytes (with the same OpenCV), and more images of a split begin with the same ones. A tree
-    that was made with the same arguments is left alone.
+    The same arguments give the same bytes (with the same version of OpenCV), and a larger split begins with the same
+    images. A tree that was written with the same arguments is left unchanged.
 
     Args:
-        train, val, test: images with several digits, `image_size` pixels square.
-        crops_train, crops_val: images with one digit, `crop_size` pixels square; 0 leaves them out.
-        overwrite: whether a tree made with other arguments is replaced; nothing else ever is.
+        root: a new or empty folder, or one that this function wrote.
+        seed: random seed.
+        train, val, test: numbers of images with 1 to 6 digits, `image_size` pixels square.
+        crops_train, crops_val: numbers of images with one digit, `crop_size` pixels square; 0 omits them.
+        overwrite: whether to replace a tree that was written with other arguments; other content is never replaced.
+
+    Returns:
+        `root`.
 
     Raises:
-        UserError: a size or number is too small, or `root` holds something else.
+        UserError: a size or number is too small, or `root` contains something else.
     """
     counts = {"train": train, "val": val, "test": test}
     crops = {"train": crops_train, "val": crops_val}
@@ -112,17 +123,17 @@ def write_digits(
                 root.rename(Path(scratch) / "replaced")
         try:
             made.rename(root)
-        except OSError as error:  # another process was quicker; it may well have made the same tree
+        except OSError as error:  # another process was faster and may have written the same tree
             if not _is_made(root, settings, overwrite=False):
                 raise UserError(f"{root} cannot be written: {error.strerror}") from error
     return root
 
 
 def _is_made(root: Path, settings: dict, overwrite: bool) -> bool:
-    """Whether `root` already holds the tree; False if the way is clear.
+    """Return whether `root` already contains the tree with these settings; False if the tree can be written.
 
     Raises:
-        UserError: it holds something that must not be replaced.
+        UserError: `root` contains something that must not be replaced.
     """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
@@ -140,7 +151,7 @@ def _is_made(root: Path, settings: dict, overwrite: bool) -> bool:
 
 
 def _source(split: str) -> _Source:
-    from sklearn.datasets import load_digits, load_sample_image  # here: only making the data set needs scikit-learn
+    from sklearn.datasets import load_digits, load_sample_image  # only generating the dataset needs scikit-learn
 
     digits = load_digits()
     backgrounds = []
@@ -149,15 +160,15 @@ def _source(split: str) -> _Source:
         border = int(image.shape[1] * TRAIN_WIDTH)
         backgrounds.append(image[:, :border] if split == "train" else image[:, border:])
     chosen = FORMS[split]
-    # An empty cell all around lets strokes fade out at the edges of their square.
+    # A margin of one empty cell lets strokes fade out at the edges of their square.
     framed = np.pad(np.float32(digits.images[chosen] / 16), ((0, 0), (1, 1), (1, 1)))
     return _Source(framed, digits.target[chosen], backgrounds)
 
 
 def _background(source: _Source, side: int, rng: np.random.Generator) -> np.ndarray:
-    """A square piece of a photograph, darkened: (side, side, 3) float32 in [0, 255]."""
+    """Sample a darkened square piece of a photo: (side, side, 3) float32 in [0, 255]."""
     image = source.backgrounds[rng.integers(len(source.backgrounds))]
-    # One to two times as wide as it will be, so that scenes and crops show the same textures.
+    # The piece is one to two times as wide as the result, so that scenes and crops show the same textures.
     piece = min(rng.integers(side, 2 * side + 1), *image.shape[:2])
     top, left = (rng.integers(length - piece + 1) for length in image.shape[:2])
     square = cv2.resize(image[top : top + piece, left : left + piece], (side, side), interpolation=cv2.INTER_AREA)
@@ -165,7 +176,7 @@ def _background(source: _Source, side: int, rng: np.random.Generator) -> np.ndar
 
 
 def _draw(canvas: np.ndarray, digit: np.ndarray, side: int, top: int, left: int, rng: np.random.Generator) -> np.ndarray:
-    """The canvas with `digit` in nearly white on it, in the square of `side` pixels at (top, left)."""
+    """Return a copy of the canvas with `digit` drawn in near-white in the square of `side` pixels at (top, left)."""
     cover = cv2.resize(digit, (side, side), interpolation=cv2.INTER_CUBIC).clip(0, 1)[..., None]
     drawn = canvas.copy()
     square = drawn[top : top + side, left : left + side]
@@ -174,18 +185,18 @@ def _draw(canvas: np.ndarray, digit: np.ndarray, side: int, top: int, left: int,
 
 
 def _ink_box(digit: np.ndarray, side: int, top: int, left: int) -> np.ndarray:
-    """x1 y1 x2 y2 of the digit's ink, first and last column and row, 0-based."""
+    """Return the box x1 y1 x2 y2 of a digit's ink: first and last column and row, 0-based and inclusive."""
     ink = cv2.resize(digit, (side, side), interpolation=cv2.INTER_CUBIC) >= INK
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     return np.array([left + columns[0], top + rows[0], left + columns[-1], top + rows[-1]])
 
 
 def _write_scene(root: Path, name: str, source: _Source, side: int, rng: np.random.Generator) -> None:
-    """One image with 1 to 6 digits and its annotation."""
+    """Write one image with 1 to 6 digits and its annotation."""
     canvas = _background(source, side, rng)
     boxes, labels = np.zeros((0, 4), int), []
     for _ in range(rng.integers(1, 7)):
-        for _ in range(20):  # a digit that finds no free place in 20 tries is left out
+        for _ in range(20):  # a digit without a free place after 20 tries is skipped
             chosen = rng.integers(len(source.digits))
             extent = int(rng.integers(DIGIT_SIDE[0], DIGIT_SIDE[1] + 1))
             top, left = rng.integers(side - extent + 1, size=2)
@@ -199,13 +210,13 @@ def _write_scene(root: Path, name: str, source: _Source, side: int, rng: np.rand
 
 
 def _covered(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The area shared with each other box, as a share of the smaller of the two."""
+    """Return the intersection of a box (4,) with each box (n, 4), as a fraction of the smaller area: (n,)."""
     shared = (np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2]) + 1).clip(0).prod(1)
     return shared / np.minimum((box[2:] - box[:2] + 1).prod(), (others[:, 2:] - others[:, :2] + 1).prod(1))
 
 
 def _write_crop(folder: Path, number: int, source: _Source, side: int, rng: np.random.Generator) -> None:
-    """One image with one digit, of every class in turn."""
+    """Write one image with one digit; the class is `number` modulo 10."""
     label = number % len(DIGIT_CLASSES)
     digit = source.digits[rng.choice(np.flatnonzero(source.labels == label))]
     extent = int(rng.integers(DIGIT_SIDE[0], DIGIT_SIDE[1] + 1))
@@ -226,7 +237,7 @@ def _write_split(root: Path, split: str, names: list[str]) -> None:
 
 
 def _write_annotation(path: Path, name: str, side: int, boxes: np.ndarray, labels: list[int]) -> None:
-    """VOC's XML; `boxes` (n, 4) are 1-based, both corners inside."""
+    """Write an annotation in VOC's XML format; `boxes` (n, 4) are 1-based, with both corners inside."""
     tree = ElementTree.Element("annotation")
     ElementTree.SubElement(tree, "filename").text = f"{name}.jpg"
     _add(tree, "size", {"width": side, "height": side, "depth": 3})

@@ -1,4 +1,4 @@
-"""Classification data sets, one folder per class, and the transforms that pre-training uses on them."""
+"""Classification datasets with one folder per class, and the image transforms of pre-training."""
 
 import logging
 import os
@@ -17,27 +17,27 @@ from .names import composed
 log = logging.getLogger("nnabla_detofa")
 
 OTHER_FORMATS = {".bmp", ".gif", ".tif", ".tiff", ".webp", ".heic", ".avif", ".jfif", ".jpe", ".jp2", ".ppm", ".pgm"}
-"""Extensions of images that are not read."""
+"""Extensions of image formats that are not supported."""
 CHECKED = 20000
-"""Images that are looked at before training; ImageNet's 1.3 million would take minutes each time."""
+"""Largest number of images that are checked before training; ImageNet's 1.3 million would take minutes each time."""
 
 
 class LabelledImage(NamedTuple):
-    """One photograph, (H, W, 3) uint8, blue, green, red, and the position of its class."""
+    """An image, (H, W, 3) uint8, channels blue, green, red, and the index of its class."""
 
     image: np.ndarray
     label: int
 
 
 class ImageFolder:
-    """The images of `folder`/<class>/; classes and files are sorted by name.
+    """Classification dataset of the images in `folder`/<class>/. Classes and files are sorted by name.
 
     Args:
-        folder: usually the data set's folder and the split, as in `imagenet/train`.
-        classes: the class names expected, as from the training split's `classes`; None takes the folders that are there.
+        folder: usually the folder of a split, such as `imagenet/train`.
+        classes: the expected class names, such as `classes` of the training split; None uses the names of the subfolders.
 
     Raises:
-        UserError: the folder is missing, holds other classes, or a class has no image.
+        UserError: the folder is missing or has other classes, or a class has no image.
     """
 
     def __init__(self, folder: str | os.PathLike, classes: Sequence[str] | None = None):
@@ -64,14 +64,14 @@ class ImageFolder:
 
     @property
     def files(self) -> list[Path]:
-        """The photographs, in order."""
+        """Paths of the images, by index."""
         return [file for file, _ in self._items]
 
     def check_images(self) -> None:
-        """Look at both ends of every photograph, of no more than `CHECKED` of them: broken ones are found now.
+        """Check the first `CHECKED` image files for truncation, without decoding them, so that errors occur before training.
 
         Raises:
-            UserError: a photograph is truncated or not readable.
+            UserError: an image is truncated or unreadable.
         """
         for file in self.files[:CHECKED]:
             check_whole(file)
@@ -80,14 +80,14 @@ class ImageFolder:
         """Read image `index`.
 
         Raises:
-            UserError: the photograph is truncated or not readable.
+            UserError: the image is truncated or unreadable.
         """
         file, label = self._items[index]
         return LabelledImage(read_image(file), label)
 
 
 def list_classes(folder: Path) -> dict[str, tuple[Path, list[Path]]]:
-    """Class name -> its folder and the images in it, both sorted by name."""
+    """Map each class name to its folder and the images in it, both sorted by name. Hidden folders are skipped."""
     places = sorted((composed(place.name), place) for place in folder.iterdir() if place.is_dir() and place.name[0] != ".")
     return {
         name: (place, [file for file in sorted(place.iterdir()) if file.suffix.lower() in EXTENSIONS]) for name, place in places
@@ -95,7 +95,12 @@ def list_classes(folder: Path) -> dict[str, tuple[Path, list[Path]]]:
 
 
 def other_files(place: Path, used: int) -> str:
-    """What to say of images in a class's folder that are not used: of other formats, or in subfolders."""
+    """Return a warning about unused images (unsupported formats, or in subfolders) of a class folder, or an empty string.
+
+    Args:
+        place: the folder of a class.
+        used: the number of its images that are used.
+    """
     entries = list(place.iterdir())
     formats = sorted({file.suffix.lower() for file in entries} & OTHER_FORMATS)
     others = sum(file.suffix.lower() in OTHER_FORMATS for file in entries)
@@ -112,13 +117,20 @@ def random_crop(
     flip: float = 0.5,
     normalization: Normalization = IMAGENET,
 ) -> np.ndarray:
-    """For training: a random part of the image, resized to a square: (3, size, size) float32, normalized.
+    """Crop a random part of an image and resize it to a square, for training.
 
-    The part has a share of the image's area drawn from `area` and sides in a ratio between 3/4 and 4/3; after ten that do
-    not fit, it is the central square. (The paper pre-trains with OFA's recipe; `area` is milder than its 0.08.)
+    The area of the crop is a fraction of the image area, sampled uniformly from `area`, and its aspect ratio is sampled from
+    3/4 to 4/3. After ten samples that do not fit into the image, the central square is used. (The paper pre-trains with OFA's
+    recipe, whose smallest fraction is 0.08; our default is larger.)
 
     Args:
-        flip: probability of a mirrored image; 0 where left and right matter, as in digits.
+        image: (H, W, 3) uint8, channels blue, green, red.
+        size: side of the result in pixels.
+        area: smallest and largest fraction of the image area.
+        flip: probability of mirroring; use 0 if left and right matter, as for digits.
+
+    Returns:
+        (3, size, size) float32, normalized.
     """
     height, width = image.shape[:2]
     crop_height = crop_width = min(height, width)
@@ -135,7 +147,11 @@ def random_crop(
 
 
 def centre_crop(image: np.ndarray, size: int, share: float = 0.875, normalization: Normalization = IMAGENET) -> np.ndarray:
-    """For evaluation: the central square, `share` of the shorter side: (3, size, size) float32, normalized."""
+    """Crop the central square with `share` of the shorter side of an image (H, W, 3) uint8, for evaluation.
+
+    Returns:
+        (3, size, size) float32, normalized.
+    """
     shorter = round(size / share)
     factor = shorter / min(image.shape[:2])
     height, width = (max(size, round(side * factor)) for side in image.shape[:2])
@@ -145,6 +161,6 @@ def centre_crop(image: np.ndarray, size: int, share: float = 0.875, normalizatio
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize, averaging when pixels are lost and interpolating when they are made."""
+    """Resize an image, by area averaging if it gets smaller and by linear interpolation otherwise."""
     shrinks = height * width < image.shape[0] * image.shape[1]
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

@@ -1,4 +1,4 @@
-"""Reading one image file, and noticing when it is not whole."""
+"""Reading of single image files, with detection of truncated and damaged files."""
 
 import re
 import struct
@@ -15,36 +15,36 @@ from ..common.errors import UserError
 from ..common.reading import read_bytes
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
-"""The image files that are looked for, in this order and in either case."""
+"""Extensions of image files, in order of preference; upper case matches too."""
 
 MOST_BYTES = 1 << 28
 MOST_PIXELS = 1 << 26
-"""Of one image: the largest of ImageNet has 51 million; a file of a few bytes may announce thousands of millions."""
+"""Largest number of pixels of an image. ImageNet's largest image has 51 million; a file of a few bytes may declare billions."""
 MOST_SIDE = 32766
-"""Of one image: OpenCV turns and scales none that is longer."""
+"""Largest side of an image in pixels; OpenCV cannot rotate or scale longer ones."""
 
 TAIL = 1 << 16
-"""Bytes at the beginning of a JPEG file, among which its size and its first scan are looked for first."""
+"""Number of bytes at the beginning of a JPEG file that are searched first for its size and its first scan."""
 
 JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 SIZES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-"""Markers of a JPEG file behind which its height and width stand."""
+"""JPEG markers whose segments contain the height and width of the image."""
 END, SCAN, START = 0xD9, 0xDA, 0xD8
 METADATA = range(0xE0, 0xF0)
-"""Markers of what is stored beside the pixels, such as Exif."""
+"""JPEG markers of metadata, such as Exif."""
 MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xef\xfe]")
-"""Those behind which a segment follows, END and START. Compressed data hold none; other bytes between them are skipped."""
+"""JPEG markers that are followed by a segment, and END and START. Compressed data contain none; other bytes are skipped."""
 
 PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
-"""Colour type -> bits of a channel."""
+"""PNG color type -> allowed numbers of bits per channel."""
 
 
 class ImageHeader(NamedTuple):
-    """What is known of an image without decoding it.
+    """Properties of an image that are known without decoding it.
 
     Attributes:
         stored: (height, width) of the stored pixels.
-        orientation: 1 to 8, the value of Exif's tag Orientation that `read_image` applies; 1 leaves the pixels as they are.
+        orientation: value of the Exif tag Orientation that `read_image` applies, 1 to 8; 1 leaves the pixels unchanged.
     """
 
     stored: tuple[int, int]
@@ -57,20 +57,20 @@ class ImageHeader(NamedTuple):
 
 
 def check_whole(path: Path) -> tuple[int, int]:
-    """Find a file that `read_image` would refuse, mostly without reading more of a large JPEG than its ends.
+    """Check that `read_image` would accept a file, usually reading only the first and last bytes of a large JPEG.
 
     Returns:
         (height, width) of the image that `read_image` returns.
 
     Raises:
-        UserError: as `read_image`.
+        UserError: the file is missing, truncated, damaged, too large or not an image (see `read_image`).
     """
     return inspect_image(path).size
 
 
 def inspect_image(path: Path) -> ImageHeader:
-    """As `check_whole`, with the orientation too: whatever looks at an image before it is read asks this function."""
-    if not path.is_file():  # a pipe would keep us waiting
+    """Check a file like `check_whole` and return its header; all code that examines an image without decoding uses this."""
+    if not path.is_file():  # opening a pipe would block
         return ImageHeader(_checked(path)[1])
     try:
         with path.open("rb") as file:
@@ -92,12 +92,13 @@ def inspect_image(path: Path) -> ImageHeader:
 def read_image(path: Path) -> np.ndarray:
     """Read an image as (H, W, 3) uint8, channels in the order blue, green, red.
 
-    Grey images, palettes, transparency and 16 bits are converted. OpenCV may fill the missing part of a truncated JPEG with
-    grey and carry on, so its segments are followed to its end-of-image marker; what is appended behind that, such as the film
-    of a phone's photograph, is left alone. A PNG's checksums are compared.
+    Grayscale, palette, transparent and 16-bit images are converted. OpenCV may silently fill the missing part of a truncated
+    JPEG with gray, so the segments of the file are followed up to the end-of-image marker; data after it, such as the video
+    of a motion photo, are ignored. The checksums of a PNG are verified.
 
     Raises:
-        UserError: the file is missing, truncated, larger than `MOST_PIXELS` or `MOST_SIDE`, or not an image.
+        UserError: the file is missing, truncated, damaged, larger than `MOST_BYTES`, `MOST_PIXELS` or `MOST_SIDE`, or not an
+            image.
     """
     data, _ = _checked(path)
     try:
@@ -110,7 +111,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def _checked(path: Path) -> tuple[bytes, tuple[int, int]]:
-    """The bytes of an image file, and its (height, width) as its header has them."""
+    """Return the bytes of an image file and the (height, width) in its header, after checking that the file is complete."""
     data = read_bytes(path, "the image", MOST_BYTES)
     if data.startswith(JPEG):
         size, scanned, ended = _follow(data)
@@ -127,14 +128,14 @@ def _checked(path: Path) -> tuple[bytes, tuple[int, int]]:
 
 
 def _misfit(size: tuple[int, int]) -> str:
-    """What an image of this (height, width) should have and has not; empty where it may be used."""
+    """Return the size limit that an image of this (height, width) violates; empty if there is none."""
     if size[0] * size[1] > MOST_PIXELS:
         return f"at most {MOST_PIXELS} pixels"
     return f"sides of at most {MOST_SIDE} pixels" if max(size) > MOST_SIDE else ""
 
 
 def _png_is_filled(data: bytes, size: tuple[int, int]) -> bool:
-    """Whether a PNG's compressed data are those of an image of this size; of an interlaced one only whether there are any."""
+    """Return whether a PNG contains enough compressed data for its (height, width); at least one byte if interlaced."""
     depth, colour, interlaced = data[24], data[25], data[28]
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     left = 1 if interlaced else size[0] * (1 + -(-size[1] * channels * depth // 8))
@@ -153,10 +154,10 @@ def _png_is_filled(data: bytes, size: tuple[int, int]) -> bool:
 
 
 def _orientation(data: bytes) -> int:
-    """Which orientation OpenCV applies to an image, from the bytes of its file up to its pixels at least.
+    """Return the Exif orientation (1 to 8) that OpenCV applies to an image, given at least the bytes before its pixels.
 
-    OpenCV itself tells: it reads a small picture that has the image's metadata. So nothing here interprets Exif, and what
-    OpenCV ignores (XMP, damaged Exif, a second Exif) is ignored.
+    OpenCV decodes a small probe image with the metadata of the file. The orientation is read off the result, so that
+    this function does not interpret Exif and ignores everything that OpenCV ignores (XMP, damaged Exif, a second Exif).
     """
     if data.startswith(JPEG):
         metadata = b"".join(data[start:end] for marker, start, end in _segments(data, SCAN) if marker in METADATA)
@@ -165,7 +166,7 @@ def _orientation(data: bytes) -> int:
         probe = JPEG + metadata + _probe(".jpg")[len(JPEG) :]
     else:
         exif = [data[at : at + 12 + length] for at, length, kind in _chunks(data) if kind == b"eXIf"]
-        found = [whole for whole in exif if whole[8:10] in (b"II", b"MM")]  # of others libpng warns, and ignores them
+        found = [whole for whole in exif if whole[8:10] in (b"II", b"MM")]  # libpng warns about others and ignores them
         if not found:
             return 1
         small = _probe(".png")
@@ -184,14 +185,14 @@ def _orientation(data: bytes) -> int:
 
 @lru_cache(maxsize=2)
 def _probe(suffix: str) -> bytes:
-    """A picture of 32 x 16 pixels, black with a white upper left corner."""
+    """Encode a black image, 32 pixels wide and 16 high, with a white upper left corner."""
     picture = np.zeros((16, 32), np.uint8)
     picture[:8, :8] = 255
     return cv2.imencode(suffix, picture)[1].tobytes()
 
 
 def _segments(data: bytes, last: int) -> Iterator[tuple[int, int, int]]:
-    """Marker, start and end of a JPEG's segments, up to the first with the marker `last`."""
+    """Yield marker, start and end of the segments of a JPEG, up to the first segment with the marker `last`."""
     at = len(JPEG)
     while (found := MARKER.search(data, at)) and data[found.end() - 1] != last:
         marker, at = data[found.end() - 1], found.end()
@@ -201,7 +202,7 @@ def _segments(data: bytes, last: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Start, length of the data, and kind of a PNG's chunks."""
+    """Yield start, data length and type of each chunk of a PNG."""
     at = len(PNG)
     while at + 8 <= len(data):
         length = int.from_bytes(data[at : at + 4], "big")
@@ -214,11 +215,11 @@ def _unreadable(path: Path, data: bytes) -> UserError:
 
 
 def _follow(data: bytes) -> tuple[tuple[int, int] | None, bool, bool]:
-    """Follow the segments of a JPEG, or of its first bytes; a thumbnail lies inside one, and is skipped with it.
+    """Follow the segments of a JPEG or of its first bytes. An embedded thumbnail lies inside a segment and is skipped.
 
     Returns:
-        (height, width) from the first frame's header, None where there is none above 0; whether a scan with data comes after
-        it; and whether the image's own end does.
+        (height, width) from the first frame header, None if it is missing or has a zero side; whether a scan with data
+        follows it; and whether the end-of-image marker was reached.
     """
     at, size, scanned = len(JPEG), None, False
     while found := MARKER.search(data, at):
@@ -235,7 +236,7 @@ def _follow(data: bytes) -> tuple[tuple[int, int] | None, bool, bool]:
 
 
 def _png_size(data: bytes, path: Path) -> tuple[int, int] | None:
-    """(height, width) from the header; None where there is none. Every chunk must be there, with its checksum."""
+    """Return (height, width) from a PNG's header, or None if it is invalid; verify that all chunks and checksums are intact."""
     at, size, pixels = len(PNG), None, False
     while at < len(data):
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]

@@ -1,4 +1,4 @@
-"""Batches as a pure function of (seed, epoch, position), prepared ahead by threads (OpenCV works outside Python's lock)."""
+"""Batches as a pure function of (seed, epoch, position), prepared ahead by threads (OpenCV releases Python's global lock)."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,33 +12,34 @@ from ..common.errors import UserError
 
 Arrays = tuple[np.ndarray, ...]
 Transform = Callable[[Any, int, np.random.Generator], Arrays]
-"""(data set, index, generator) -> the arrays of one item, of the same shapes for every item."""
+"""(dataset, index, random generator) -> the arrays of one item; every item has the same shapes."""
 
 
 class Loader:
     """Stacks transformed items into batches.
 
-    Batch `step` depends on the arguments and on nothing else: not on the batches before it, on threads or on their
-    timing. So a resumed run sees the batches it would have seen, and ranks together see what one process would.
+    Batch `step` depends only on the arguments, not on earlier batches, on threads or on their timing. A resumed run
+    therefore sees the same batches as an uninterrupted one, and all ranks together see the batches of a single process.
 
     Args:
-        dataset: anything with a length; only `transform` looks into it.
+        dataset: any object with a length; only `transform` reads its items.
         transform: called as transform(dataset, index, rng), from several threads at once. `rng` is seeded by (*seed, epoch,
             index).
-        batch_size: items of a global batch, over all ranks.
-        seed: of the order and of the items' generators, one number or several, none negative. Loaders with equal seeds
-            have equal batches.
-        workers: threads; with 0 the consumer does the work itself.
-        shuffle: whether each epoch has an order of its own; otherwise it is 0, 1, 2, ...
-        drop_last: whether the items that do not fill a batch are left out of an epoch (which ones changes with the order);
-            otherwise the last batch is smaller.
-        rank, size: this process and their number; rank r gets the r-th part of each batch.
-        ahead: batches prepared before they are asked for.
-        sizes: sides of the input; each batch has one, drawn from the seed and the step, which `transform` gets as its
-            keyword `size`. Empty: the transform decides.
+        batch_size: number of items in a global batch, over all ranks.
+        seed: seed of the order and of the random generators of the items: one or several non-negative numbers. Loaders with
+            equal seeds produce equal batches.
+        workers: number of threads; 0 prepares batches in the calling thread.
+        shuffle: whether each epoch has its own random order; otherwise the order is 0, 1, 2, ...
+        drop_last: whether an epoch drops the items that do not fill a batch (which ones depends on the order); otherwise the
+            last batch is smaller.
+        rank, size: rank of this process and number of processes; rank r gets the r-th part of each batch.
+        ahead: number of batches that are prepared in advance.
+        sizes: input sides in pixels; each batch uses one, sampled from the seed and the step and passed to `transform` as
+            the keyword `size`. If empty, the transform decides.
 
     Raises:
-        UserError: no batch can be filled, or batches cannot be divided by `size`.
+        UserError: the dataset is smaller than a batch, or `batch_size` is not a positive multiple of `size`.
+        ValueError: `rank` is out of range, or `drop_last` is false for several processes.
     """
 
     def __init__(
@@ -68,24 +69,24 @@ class Loader:
         self.seed = (seed,) if isinstance(seed, int) else tuple(seed)
         self.shuffle, self.drop_last, self.rank, self.size = shuffle, drop_last, rank, size
         self.sizes = tuple(sizes)
-        self._order = -1, np.arange(0)  # of the epoch that was asked for last
+        self._order = -1, np.arange(0)  # the last requested epoch and its order
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches per epoch."""
         return len(self.dataset) // self.batch_size if self.drop_last else -(-len(self.dataset) // self.batch_size)
 
     def indices(self, step: int) -> np.ndarray:
-        """The items of this rank's part of batch `step` (counted over all epochs)."""
+        """Return the item indices of this rank's part of batch `step` (counted over all epochs)."""
         epoch, position = divmod(step, len(self))
         batch = self.order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
         share = self.batch_size // self.size
         return batch[self.rank * share : (self.rank + 1) * share]
 
     def order(self, epoch: int) -> np.ndarray:
-        """All items in the order of an epoch, read-only; that of the last epoch is kept, for its other steps."""
+        """Return all item indices in the order of an epoch, as a read-only array; the last epoch's order is cached."""
         if self._order[0] != epoch:
             count = len(self.dataset)
-            # The generator of an epoch's order is named by `count`, which is no item's index, so it is no item's generator.
+            # `count` is not the index of any item, so this seed differs from the seeds of all items.
             rng = np.random.default_rng((*self.seed, epoch, count))
             order = rng.permutation(count) if self.shuffle else np.arange(count)
             order.flags.writeable = False
@@ -93,29 +94,29 @@ class Loader:
         return self._order[1]
 
     def batch(self, step: int) -> Arrays:
-        """Batch `step`, made in this thread: each of the transform's arrays, stacked along a new first axis."""
+        """Compute batch `step` in this thread: each array of the transform, stacked along a new first axis."""
         return _stack([self.item(step, index) for index in self.indices(step)])
 
     def batches(self, start_step: int = 0) -> "Batches":
-        """Batches `start_step`, `start_step` + 1, ... without end, epoch after epoch."""
+        """Iterate over batches `start_step`, `start_step` + 1, ... endlessly, epoch after epoch."""
         return Batches(self, start_step)
 
     def item(self, step: int, index: int) -> Arrays:
-        """The arrays of item `index` as they are in batch `step`, or in any of the same epoch."""
+        """Return the arrays of item `index` in the epoch, and at the input side, of batch `step`."""
         options = {"size": self.side(step)} if self.sizes else {}
         rng = np.random.default_rng((*self.seed, step // len(self), int(index)))
         return self.transform(self.dataset, int(index), rng, **options)
 
     def side(self, step: int) -> int:
-        """The side of batch `step`'s images, where there are `sizes`; every rank draws the same."""
-        # One more number names this generator, so it is no item's and no epoch's.
+        """Sample the input side of batch `step` from `sizes`; it is the same on every rank."""
+        # One more number in the seed keeps it different from the seeds of all items and epochs.
         return int(np.random.default_rng((*self.seed, step, len(self.dataset), 1)).choice(self.sizes))
 
 
 class Batches:
-    """An endless iterator over a loader's batches; `close` it, or use it in a `with` statement, to end its threads.
+    """Endless iterator over the batches of a loader. Call `close`, or use a `with` statement, to stop its threads.
 
-    An error in a thread is raised by the `next` that would have returned its batch, and closes the iterator.
+    An error in a thread is raised by the `next` call that would have returned its batch, and closes the iterator.
     """
 
     def __init__(self, loader: Loader, start_step: int):
@@ -148,7 +149,7 @@ class Batches:
         return _stack([future.result() for future in self._pending.popleft()])
 
     def close(self) -> None:
-        """End the threads after the items they are at; the iterator is then exhausted."""
+        """Stop the threads after their current items; the iterator is then exhausted."""
         self._closed = True
         self._pending.clear()
         if self._pool:
@@ -162,10 +163,10 @@ class Batches:
 
 
 class CachedDataset:
-    """A data set that keeps loaded items, and so their decoded images, in memory until `max_bytes` of pixels are kept.
+    """Wrapper that caches loaded items, including their decoded images, until the images fill `max_bytes` of memory.
 
-    Items must have an `image`; it is made read-only, since every epoch gets the same array. Everything but `load` is the
-    wrapped data set's.
+    Items must have an `image` array. A cached image is made read-only, because every epoch gets the same array. All
+    attributes except `load` are forwarded to the wrapped dataset.
     """
 
     def __init__(self, dataset: Any, max_bytes: int = 2**30):
@@ -178,12 +179,12 @@ class CachedDataset:
         return len(self.dataset)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "dataset":  # not there yet while unpickling: no endless search
+        if name == "dataset":  # not set yet while unpickling; prevents infinite recursion
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
     def load(self, index: int) -> Any:
-        """Item `index`, from memory where it is kept."""
+        """Return item `index`, from the cache if possible."""
         if index in self._items:
             return self._items[index]
         item = self.dataset.load(index)

@@ -1,4 +1,4 @@
-"""Files by the names that a data set lists: one answer for the check, for training and for copies."""
+"""Lookup of the files that a dataset lists by name, shared by the data check, training and dataset conversion."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from unicodedata import normalize
 
 
 def composed(name: str) -> str:
-    """A name in Unicode's composed form (NFC): macOS and some archives decompose what others compose."""
+    """Return a name in Unicode's composed form (NFC), because macOS and some archives store decomposed names."""
     return normalize("NFC", name)
 
 
 def is_below(name: str) -> bool:
-    """Whether a name leads to something below the folder that it is relative to."""
+    """Return whether a relative name stays below the folder that it is relative to."""
     path = PurePosixPath(name)
     return bool(path.name) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
 class Listing:
-    """The files below a folder, found by name; each folder is listed once, when it is first asked for.
+    """Finds files below a folder by name. Each folder is listed once, on its first lookup.
 
     Args:
-        folder: names are relative to it; `a/b` leads to a subfolder, and nothing leads out of it.
-        extensions: names are without extension, and the file has one of these, the first where there are several, in either
-            case. None: names are those of the files.
+        folder: the folder that names are relative to. `a/b` is a file in a subfolder; names that leave it are not found.
+        extensions: if given, names have no extension, and a file matches with any of these extensions in lower or upper case;
+            if several files match, the extension that comes first here wins. None: names include the extension.
     """
 
     def __init__(self, folder: Path, extensions: Sequence[str] | None = None):
@@ -34,7 +34,7 @@ class Listing:
         self._listed: dict[tuple[Path, bool], dict[str, str]] = {}
 
     def find(self, name: str) -> Path | None:
-        """The file, under the name that it has on disk; None where there is none."""
+        """Return the path of a file, spelled as on disk, or None if it does not exist."""
         if not is_below(name):
             return None
         *folders, last = PurePosixPath(name).parts
@@ -47,7 +47,7 @@ class Listing:
         return None if entry is None else place / entry
 
     def _list(self, folder: Path, by_stem: bool) -> dict[str, str]:
-        """Name -> entry of the folder; a composed name leads there too, unless there are two of them."""
+        """Map names to directory entries; the composed form of a name is a key too, unless two names share it."""
         if (folder, by_stem) not in self._listed:
             try:
                 entries = sorted(os.listdir(folder))

@@ -1,4 +1,4 @@
-"""Which boxes of an annotation are objects of its image: VOC's and COCO's are judged here, for the check and for training."""
+"""Validation of annotated boxes against their image, shared by VOC and COCO, the data check and training."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .images import ImageHeader
 
 
 class Judged(NamedTuple):
-    """Boxes (n, 4), judged one by one.
+    """Result of `judge` for n boxes.
 
     Attributes:
-        boxes: (n, 4) clipped to the image.
-        kept: (n,) bool, those that have a part inside the image.
-        clipped: (n,) bool, those of `kept` that reach outside.
-        normalized: (n,) bool, those that are not in pixels but in shares of the image's sides; not kept.
+        boxes: (n, 4), clipped to the image.
+        kept: (n,) bool, true for boxes that lie at least partly inside the image.
+        clipped: (n,) bool, true for kept boxes that extend outside the image.
+        normalized: (n,) bool, true for boxes given as fractions of the image sides instead of pixels; these are not kept.
     """
 
     boxes: np.ndarray
@@ -26,12 +26,13 @@ class Judged(NamedTuple):
 
 
 def judge(boxes: np.ndarray, size: tuple[int, int], inclusive: bool) -> Judged:
-    """Which boxes are in an image of `size` (height, width), and in pixels.
+    """Clip boxes to an image, and decide which of them are valid objects.
 
     Args:
-        boxes: (n, 4) x1 y1 x2 y2 from 0.
-        inclusive: x2 and y2 are the last pixel (VOC), so a box with x1 = x2 is one pixel wide, and corners were written 1
-            larger; else they are the far edge (COCO), and a box with x1 = x2 has no area.
+        boxes: (n, 4) x1 y1 x2 y2 in pixels, 0-based.
+        size: (height, width) of the image.
+        inclusive: if true (VOC), x2 and y2 are the last pixel of the box: a box with x1 = x2 is one pixel wide, and the
+            coordinates in the file are 1-based. If false (COCO), they are the far edge, and a box with x1 = x2 has no area.
     """
     boxes = np.asarray(boxes, np.float32 if inclusive else float).reshape(-1, 4)
     one = int(inclusive)
@@ -48,22 +49,25 @@ def judge(boxes: np.ndarray, size: tuple[int, int], inclusive: bool) -> Judged:
 
 
 NORMALIZED = "boxes must be in pixels: multiply by the image's width and height"
-"""What to do about boxes in shares of the image's sides."""
+"""Advice for boxes given as fractions of the image sides, for warnings."""
 
 
 def place(
     boxes: np.ndarray, written: tuple[int, int] | None, header: ImageHeader, inclusive: bool
 ) -> tuple[np.ndarray, tuple[int, int] | None, str]:
-    """Boxes on an image as it is read, where its Exif orientation turns or mirrors it.
+    """Transform boxes to the image as `read_image` returns it, whose Exif orientation may rotate or mirror the stored pixels.
 
-    An annotation with the size of the stored pixels was made on these, so its boxes are turned with them. Where both sizes are
-    the same, or neither is the annotation's, nobody can tell.
+    If the annotation gives the size of the stored pixels, its boxes were made on them and are transformed. If the stored and
+    the rotated size are equal, or the annotation gives neither, the case is ambiguous and the boxes are left unchanged.
 
     Args:
-        boxes: as `judge`'s. written: (height, width) in the annotation; None without.
+        boxes: (n, 4), as in `judge`.
+        written: (height, width) in the annotation; None if it gives no size.
+        header: the image's header.
+        inclusive: as in `judge`.
 
     Returns:
-        the boxes, the size that the annotation gives of the image as it is read, and what a user should know; empty if nothing.
+        the boxes, the annotation's size converted to the rotated image, and a warning for the user (empty if there is none).
     """
     if header.orientation == 1 or written == header.size != header.stored:
         return boxes, written, ""
@@ -77,10 +81,10 @@ def place(
 
 
 def orient(boxes: np.ndarray, header: ImageHeader, far: tuple[int, int]) -> np.ndarray:
-    """Boxes on the stored pixels -> on the image as it is read.
+    """Transform boxes (n, 4) on the stored pixels to the image as `read_image` returns it.
 
     Args:
-        far: x and y that become 0 where the image is mirrored.
+        far: the x and y of the stored pixels that mirroring maps to 0.
     """
     x1, y1, x2, y2 = np.asarray(boxes).reshape(-1, 4).T
     if header.orientation in (2, 3, 7, 8):

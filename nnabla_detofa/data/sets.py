@@ -1,4 +1,4 @@
-"""From a config's `dataloader` section to data sets, and to the arrays that networks train and are evaluated on."""
+"""Opens the datasets of a config's `dataloader` section and converts their images to network inputs and targets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Arrays = tuple[np.ndarray, ...]
 
 
 class Subset:
-    """Some of a data set's images, under new indices."""
+    """A subset of a dataset's images, with new indices."""
 
     def __init__(self, dataset: Any, indices: np.ndarray):
         self.dataset, self.indices, self.classes = dataset, indices, dataset.classes
@@ -41,40 +41,42 @@ class Subset:
         return len(self.indices)
 
     def load(self, index: int):
-        """Image `index` of the subset."""
+        """Load image `index` of the subset."""
         return self.dataset.load(int(self.indices[index]))
 
     @property
     def files(self) -> list[Path]:
-        """The images, in order."""
+        """Paths of the images, by index."""
         return [self.dataset.files[index] for index in self.indices]
 
     def objects(self, index: int):
-        """Of image `index`, without reading it."""
+        """Return the objects of image `index`, without reading the image."""
         return self.dataset.objects(int(self.indices[index]))
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of image `index`."""
+        """Return (height, width) of image `index`."""
         return self.dataset.size(int(self.indices[index]))
 
     def areas(self, index: int) -> np.ndarray:
-        """Of the objects of image `index`, where the data set knows them."""
+        """Return the areas of the objects of image `index`, if the dataset has them."""
         return self.dataset.areas(int(self.indices[index]))
 
 
 @dataclass(frozen=True)
 class DetectionSets:
-    """A detection data set, and what an image of it becomes.
+    """The datasets of a detection task, and the conversion of their images to inputs and targets.
 
     Attributes:
-        classes: names; a label is a position here.
-        train: trained on. val: paths are evaluated on it. test: found subnets are evaluated on it, nothing else.
+        classes: class names; a label is an index into them.
+        train: training dataset.
+        val: dataset on which paths are evaluated.
+        test: dataset on which only the searched subnets are evaluated.
         image_size: (height, width) of the network's input.
-        stride: input pixels per heat-map cell.
-        max_objects: objects of an image that become targets.
-        augmentation: of training images.
-        normalization: of all images.
-        warnings: what was logged when they were opened.
+        stride: input pixels per heatmap cell.
+        max_objects: largest number of objects per image that become targets.
+        augmentation: augmentation of training images.
+        normalization: normalization of all images.
+        warnings: messages that were logged when the datasets were opened.
     """
 
     classes: tuple[str, ...]
@@ -90,37 +92,50 @@ class DetectionSets:
 
     @property
     def map_size(self) -> tuple[int, int]:
+        """(height, width) of the heatmap, in cells."""
         return self.image_size[0] // self.stride, self.image_size[1] // self.stride
 
     def target_shapes(self) -> list[list[int]]:
-        """Shapes of one image's targets, as `targets.Targets` orders them."""
+        """Return the shapes of one image's targets, in the order of `targets.Targets`."""
         objects = self.max_objects
         return [[len(self.classes), *self.map_size], [objects, 2], [objects, 2], [objects], [objects]]
 
     def train_item(self, dataset, index: int, rng: np.random.Generator) -> Arrays:
-        """Augmented image (3, H, W) and its targets: what a `Loader` stacks."""
+        """Return an augmented image (3, H, W) and its targets, the transform of a `Loader`."""
         sample = dataset.load(index)
         image, boxes, _ = train_transform(sample, self.image_size, rng, self.augmentation, self.normalization)
         return (image, *self.targets(boxes / self.stride, sample.labels))
 
     def eval_item(self, dataset, index: int) -> Arrays:
-        """The whole image fitted into the input, and its targets."""
+        """Return the whole image fitted into the input (3, H, W), and its targets."""
         sample = dataset.load(index)
         image, boxes, _ = eval_transform(sample, self.image_size, self.normalization)
         return (image, *self.targets(boxes / self.stride, sample.labels))
 
     def targets(self, boxes: np.ndarray, labels: np.ndarray) -> Arrays:
-        """CenterNet's targets of one image, of `target_shapes`; a detector with other heads has others, in a subclass.
+        """Compute CenterNet's targets of one image. Override this and `target_shapes` for a detector with other heads.
 
         Args:
-            boxes: (n, 4) x1 y1 x2 y2 in cells, clipped or not. labels: (n,).
+            boxes: (n, 4) x1 y1 x2 y2 in heatmap cells, clipped or not.
+            labels: (n,).
         """
         return make_targets(boxes, labels, len(self.classes), self.map_size, self.max_objects)
 
 
 @dataclass(frozen=True)
 class ClassificationSets:
-    """A classification data set, and what an image of it becomes."""
+    """The datasets of a classification task, and the conversion of their images to inputs and labels.
+
+    Attributes:
+        classes: class names; a label is an index into them.
+        train, val: training and validation datasets.
+        image_size: (height, width) of the network's input, a square.
+        flip: whether training images are mirrored, with probability 0.5.
+        crop_area: smallest and largest fraction of the image area of a training crop.
+        centre_share: side of the evaluation crop, as a fraction of the shorter side of the image.
+        normalization: normalization of all images.
+        warnings: messages that were logged when the datasets were opened.
+    """
 
     classes: tuple[str, ...]
     train: Any
@@ -133,29 +148,30 @@ class ClassificationSets:
     warnings: tuple[str, ...] = ()
 
     def target_shapes(self) -> list[list[int]]:
-        """Shape of one image's target: its label."""
+        """Return the shape of one image's target, its label."""
         return [[1]]
 
     def train_item(self, dataset, index: int, rng: np.random.Generator, size: int | None = None) -> Arrays:
-        """A random crop (3, H, W) and its label (1,); `size` is another side than `image_size`'s."""
+        """Return a random crop (3, H, W) and its label (1,); `size` replaces the side given by `image_size`."""
         image, label = dataset.load(index)
         side, flip = size or self.image_size[0], 0.5 * self.flip
         return random_crop(image, side, rng, self.crop_area, flip, self.normalization), np.array([label])
 
     def eval_item(self, dataset, index: int) -> Arrays:
-        """The centre (3, H, W) and the label (1,)."""
+        """Return the center crop (3, H, W) and the label (1,)."""
         image, label = dataset.load(index)
         return centre_crop(image, self.image_size[0], self.centre_share, self.normalization), np.array([label])
 
 
 def open_sets(config: Config, stride: int | None = None) -> DetectionSets | ClassificationSets:
-    """The data sets that a config names; every file that will be needed is looked for now.
+    """Open the datasets of a config and check that all files they need exist.
 
     Args:
-        stride: input pixels per heat-map cell of the detector.
+        config: the config, of which `dataloader` and the seed are used.
+        stride: input pixels per heatmap cell of the detector; None means 4.
 
     Raises:
-        UserError: a folder, a split or an annotation is missing or broken.
+        UserError: a folder, a split or an annotation is missing or broken, or a split is too small or has no objects.
     """
     with heard() as warnings:
         sets = _open(config, stride)
@@ -163,7 +179,7 @@ def open_sets(config: Config, stride: int | None = None) -> DetectionSets | Clas
 
 
 def read_all(sets: DetectionSets | ClassificationSets) -> None:
-    """Decode every image, of no more than `CHECKED` of each split: training and evaluation then stop at none of them.
+    """Decode the first `CHECKED` images of each split, so that broken images are found before training or evaluation.
 
     Raises:
         UserError: an image is broken.
@@ -189,7 +205,7 @@ def read_all(sets: DetectionSets | ClassificationSets) -> None:
 
 @contextmanager
 def heard(quiet: bool = False) -> Iterator[list[str]]:
-    """The warnings that this thread logs inside the block; with `quiet` nobody else hears of them."""
+    """Context manager that collects the warnings logged by this thread; `quiet` keeps them out of the parent loggers."""
     found: list[str] = []
 
     class Handler(logging.Handler):
@@ -261,10 +277,11 @@ def _open(config: Config, stride: int | None) -> DetectionSets | ClassificationS
 
 
 def object_warnings(sets: DetectionSets, key: str) -> list[str]:
-    """Which objects get no target, or cannot be found, and which setting changes that.
+    """Return warnings about objects that get no training target or cannot be detected, with the setting that changes it.
 
     Args:
-        key: of the data set in a config.
+        sets: the opened datasets.
+        key: key of the dataset in the config, such as `dataloader.voc`.
     """
     texts = []
     for part, dataset in (("train", sets.train), ("val", sets.val)):
@@ -290,7 +307,7 @@ def object_warnings(sets: DetectionSets, key: str) -> list[str]:
 
 
 def crowded(part: str, dataset: Any, max_objects: int, key: str) -> list[str]:
-    """A warning if images have more objects than become targets."""
+    """Return a warning if images have more than `max_objects` objects, so that some get no target."""
     counts = np.array([len(dataset.objects(index)[0]) for index in range(len(dataset))], int)
     beyond = np.maximum(counts - max_objects, 0)
     if not beyond.any():
@@ -302,7 +319,7 @@ def crowded(part: str, dataset: Any, max_objects: int, key: str) -> list[str]:
 
 
 def thin(part: str, dataset: Any) -> list[str]:
-    """A warning if objects are one pixel wide or high by VOC's corners, which leaves no extent to learn."""
+    """Return a warning if objects are one pixel wide or high in VOC's coordinates: their size x2 - x1 or y2 - y1 is 0."""
     boxes = [dataset.objects(index)[0] for index in range(len(dataset))]
     found = np.array([(of_image[:, 2:] == of_image[:, :2]).any(1).sum() for of_image in boxes], int)
     if not found.any():
@@ -314,7 +331,7 @@ def thin(part: str, dataset: Any) -> list[str]:
 
 
 def undetectable(part: str, dataset: Any) -> list[str]:
-    """A warning if images have more objects than detections are evaluated."""
+    """Return a warning if images have more than `MOST_DETECTIONS` objects, the number of detections that are evaluated."""
     counts = np.array([np.count_nonzero(~dataset.objects(index)[2]) for index in range(len(dataset))], int)
     beyond = np.maximum(counts - MOST_DETECTIONS, 0)
     if not beyond.any():
@@ -327,7 +344,7 @@ def undetectable(part: str, dataset: Any) -> list[str]:
 
 
 def _without_target(sets: DetectionSets, index: int) -> int:
-    """How many objects of validation image `index` the output map has no room for, thin ones aside."""
+    """Count the objects of validation image `index` that vanish when clipped to the output map, without thin objects."""
     boxes, *_ = sets.val.objects(index)
     boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
     if not len(boxes):
@@ -337,13 +354,13 @@ def _without_target(sets: DetectionSets, index: int) -> int:
 
 
 def _open_voc(data: VocData) -> tuple[VOCDataset, VOCDataset, VOCDataset | None, VOCDataset]:
-    """All training images, those with the objects to train on, validation if it is a split of its own, and test."""
+    """Open all training images, the training set (maybe without difficult objects), validation (None if held out) and test."""
     reader = VOCReader()
 
     def opened(splits: tuple[str, ...], classes: tuple[str, ...] | None, keep_difficult: bool = True) -> VOCDataset:
         return VOCDataset(data.root, splits, classes, keep_difficult, data.ignore_other_classes, reader)
 
-    # Without names from the config, a class counts in whatever split it occurs.
+    # If the config names no classes, they are the classes of all splits together.
     classes = data.classes or opened(tuple(dict.fromkeys((*data.train, *data.val, *data.test))), None).classes
     everything = opened(data.train, classes)
     train = everything if data.train_difficult else opened(data.train, classes, keep_difficult=False)
@@ -352,7 +369,7 @@ def _open_voc(data: VocData) -> tuple[VOCDataset, VOCDataset, VOCDataset | None,
 
 
 def _open_coco(data: CocoData) -> tuple[COCODataset, COCODataset, COCODataset | None, COCODataset]:
-    """As `_open_voc`. The training file's categories are those of all splits."""
+    """Open COCO datasets as `_open_voc` does. The categories of the training file apply to all splits."""
 
     def opened(split: CocoSplit, classes: tuple[str, ...] | None, keep_crowds: bool) -> COCODataset:
         places = Path(data.root, split.annotations), Path(data.root, split.images)
@@ -364,14 +381,14 @@ def _open_coco(data: CocoData) -> tuple[COCODataset, COCODataset, COCODataset | 
 
 
 def _warn_of_overlap(name: str, **two: VOCDataset | COCODataset) -> None:
-    """Log a warning if two data sets, given by their splits' names, share photographs."""
+    """Log a warning if two datasets, passed as keyword arguments named after their splits, share images."""
     (one, first), (other, second) = two.items()
     if shared := len(set(first.files) & set(second.files)):
         log.warning("dataloader.%s: %d images of %s are in %s too: results on them look too good", name, shared, one, other)
 
 
 def eval_batches(sets, dataset, indices, batch: int) -> Iterator[Arrays]:
-    """Stacked `eval_item`s of `indices`, `batch` at a time; the last may be smaller."""
+    """Yield stacked batches of the `eval_item`s at `indices`, `batch` items each; the last may be smaller."""
     for start in range(0, len(indices), batch):
         items = [sets.eval_item(dataset, int(index)) for index in indices[start : start + batch]]
         yield tuple(np.stack(arrays) for arrays in zip(*items))

@@ -1,4 +1,4 @@
-"""CenterNet's targets: which numbers the three heads should give for the boxes of one image."""
+"""CenterNet's training targets: heatmap, size and offset for the boxes of one image."""
 
 import math
 from typing import NamedTuple
@@ -6,18 +6,18 @@ from typing import NamedTuple
 import numpy as np
 
 MOST_DETECTIONS = 100
-"""Detections of an image that are evaluated, as in CenterNet and COCO."""
+"""Largest number of detections per image that are evaluated, as in CenterNet and COCO."""
 
 
 class Targets(NamedTuple):
-    """Targets of one image on an output map of (h, w) cells; a loader stacks each field over the batch.
+    """Targets of one image on an output map of (h, w) cells, with room for M objects. The loader stacks each field.
 
     Attributes:
-        heat_map: (classes, h, w) float32 in [0, 1]; 1 at the cell of an object's centre, a Gaussian around it.
+        heat_map: (classes, h, w) float32 in [0, 1]; 1 at the cell of each object's center, with a Gaussian around it.
         size: (M, 2) float32, width and height of each object in cells.
-        offset: (M, 2) float32 in [0, 1), what truncating its centre (x, y) to a cell cut off.
-        index: (M,) int64, the centre's cell: y * w + x.
-        mask: (M,) float32, 1 in the places that hold an object. These come first; the rest of every field is 0.
+        offset: (M, 2) float32 in [0, 1), the fractional part of each object's center (x, y) in cells.
+        index: (M,) int64, the cell of each center, y * w + x.
+        mask: (M,) float32, 1 for rows that hold an object. These rows come first; all other rows of every field are 0.
     """
 
     heat_map: np.ndarray
@@ -28,11 +28,14 @@ class Targets(NamedTuple):
 
 
 def gaussian_radius(height: float, width: float, min_overlap: float = 0.7) -> float:
-    """How far both corners of a box may move so that it still overlaps the true one by `min_overlap` (IoU).
+    """Return how far (in cells) the corners of a box may move while its IoU with the true box stays at least `min_overlap`.
 
-    As CenterNet has it from CornerNet: the smallest of three roots, one per way the corners can move. The formulas leave
-    out a division by 2a, so all but the last root (box inside the true one) are too large; kept, since every published
-    CenterNet was trained with them.
+    This is CenterNet's formula, taken from CornerNet: the smallest of three roots, one for each way in which the corners can
+    move. The published formulas divide by 2 instead of 2a and take the larger root in the first two cases, so the roots are
+    too large. We keep them because every published CenterNet was trained with them.
+
+    Args:
+        height, width: of the box, in cells.
     """
     around, area = height + width, height * width
 
@@ -49,18 +52,19 @@ def gaussian_radius(height: float, width: float, min_overlap: float = 0.7) -> fl
 def make_targets(
     boxes: np.ndarray, labels: np.ndarray, num_classes: int, map_size: tuple[int, int], max_objects: int = 128
 ) -> Targets:
-    """Targets of one image.
+    """Compute the targets of one image.
 
-    Boxes are clipped to the map ([0, w - 1] and [0, h - 1]); those without area left are left out and take no place. Of
-    more than `max_objects` the first are kept, as in CenterNet.
+    Boxes are clipped to the map ([0, w - 1] and [0, h - 1]), and boxes without any remaining area are dropped. If more than
+    `max_objects` remain, the first `max_objects` are kept, as in CenterNet.
 
     Args:
         boxes: (n, 4) x1 y1 x2 y2 in output-map cells (input pixels / output stride), clipped or not.
         labels: (n,) integers in [0, num_classes).
         map_size: (h, w) of the output map.
+        max_objects: M, the number of rows of the per-object targets.
 
     Raises:
-        ValueError: a label is out of range, or there is not one label per box.
+        ValueError: a label is out of range, or the numbers of labels and boxes differ.
     """
     boxes, labels = np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(labels, np.int64)
     if labels.shape != (len(boxes),) or ((labels < 0) | (labels >= num_classes)).any():
@@ -86,15 +90,17 @@ def make_targets(
 
 
 def clip_to_map(boxes: np.ndarray, map_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (n, 4) in cells, clipped to the map, and (n,) which of them have area left and so become targets."""
+    """Clip boxes (n, 4) in cells to the map; also return (n,) bool, true for boxes that keep an area and become targets."""
     height, width = map_size
     boxes = np.clip(boxes, 0, np.array([width - 1, height - 1] * 2, np.float32))
     return boxes, (boxes[:, 2:] > boxes[:, :2]).all(1)
 
 
 def draw_gaussian(heat_map: np.ndarray, x: int, y: int, radius: int) -> None:
-    """Raise `heat_map` (h, w), in place, to a Gaussian of peak 1 at cell (x, y), cut off at `radius` cells; sigma is a
-    sixth of its diameter."""
+    """Draw a Gaussian with peak 1 at cell (x, y) into `heat_map` (h, w), in place, by the element-wise maximum.
+
+    The Gaussian is cut off at `radius` cells, and its standard deviation is a sixth of the diameter 2 * radius + 1.
+    """
     diameter = 2 * radius + 1
     profile = np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2 * (diameter / 6) ** 2))
     top, left = max(0, y - radius), max(0, x - radius)

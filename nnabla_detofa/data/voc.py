@@ -1,4 +1,4 @@
-"""Detection data sets in the layout of Pascal VOC: annotations checked at once, photographs read one by one."""
+"""Detection datasets in Pascal VOC layout: all annotations are checked when a dataset is opened, images are read on demand."""
 
 import logging
 import math
@@ -37,14 +37,15 @@ Objects = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One photograph and its objects.
+    """An image and its objects.
 
     Attributes:
-        image: (H, W, 3) uint8, blue, green, red.
-        boxes: (n, 4) float32, x1 y1 x2 y2 in image pixels: VOC's corners less 1, so x2 and y2 are the last column and row.
-        labels: (n,) int64, positions in the data set's `classes`.
-        difficult: (n,) bool; evaluation neither counts nor punishes these.
-        image_id: the name in the split file.
+        image: (H, W, 3) uint8, channels blue, green, red.
+        boxes: (n, 4) float32, x1 y1 x2 y2 in image pixels. For VOC these are the file's coordinates minus 1, so x2 and y2 are
+            the last column and row; for COCO, x2 and y2 are the far edges.
+        labels: (n,) int64, indices into the dataset's `classes`.
+        difficult: (n,) bool, true for objects that evaluation ignores (difficult in VOC, crowds in COCO).
+        image_id: name of the image in the split file (VOC) or its `file_name` (COCO).
     """
 
     image: np.ndarray
@@ -55,25 +56,23 @@ class Sample:
 
 
 class VOCDataset:
-    """The images of one or more splits of a VOC tree.
+    """Dataset of the images of one or more splits of a VOC tree.
 
-    Every annotation is read and checked here, so that a broken file is found before training and not in its tenth hour. Of
-    the images only the headers are read here, and the pixels by `load`. Boxes that reach outside the image are clipped to it
-    and those without area left out, both with a warning. Where the size in an annotation is not the image's, the image is
-    right.
+    The constructor reads and checks every annotation and every image header, so that broken files are found before training
+    starts; `load` reads the pixels. Boxes that extend outside the image are clipped and boxes without area are dropped, both
+    with a warning. If an annotation and its image disagree about the image size, the size of the image is used.
 
-    Training may leave out the objects marked difficult, as many VOC detectors do: `keep_difficult=False` (the paper is
-    silent; CenterNet's own sampler does not look at the flag). Evaluation needs them, so as not to punish their
-    detection.
+    Training may exclude objects marked difficult with `keep_difficult=False`, as many VOC detectors do (the paper is silent;
+    CenterNet's data sampling ignores the flag). Evaluation needs them, so that their detections are not counted as errors.
 
     Args:
         root: folder with `ImageSets`, `Annotations` and `JPEGImages`, or with one such folder per year (`VOCdevkit`).
-        splits: "trainval" for a tree directly under `root`, "VOC2007/trainval" for one in a subfolder; several are
-            merged in order, an image that is listed twice counts once.
-        classes: the names that become labels 0, 1, ...; None takes every name in the annotations, sorted.
-        keep_difficult: whether objects marked difficult are in the samples.
-        ignore_others: leave out objects of other classes than `classes`; otherwise they are an error.
-        reader: data sets with the same reader read each file once.
+        splits: "trainval" for a tree directly under `root`, "VOC2007/trainval" for a tree in a subfolder. Several splits are
+            merged in order, and an image that is listed twice is used once.
+        classes: class names of the labels 0, 1, ...; None uses all names in the annotations, sorted.
+        keep_difficult: whether samples include the objects marked difficult.
+        ignore_others: whether to drop objects whose class is not in `classes`; otherwise they are an error.
+        reader: a reader to share with other datasets, so that each file is read once.
 
     Raises:
         UserError: a file or folder is missing or broken, or an object's class is not in `classes`.
@@ -125,18 +124,18 @@ class VOCDataset:
         return len(self.files)
 
     def objects(self, index: int) -> Objects:
-        """Boxes, labels and difficult flags of image `index`, as in its sample, without reading the photograph."""
+        """Return boxes (n, 4), labels (n,) and difficult flags (n,) of image `index`, without reading the image."""
         return self._objects[index]
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of image `index`, without decoding it."""
+        """Return (height, width) of image `index`, without decoding it."""
         return self._sizes[index]
 
     def check_images(self) -> None:
-        """Look at the end of every photograph: a truncated one is found now, not when it is read.
+        """Check all image files for truncation, without decoding them, so that errors occur before training.
 
         Raises:
-            UserError: a photograph is truncated or not readable.
+            UserError: an image is truncated or unreadable.
         """
         for image in self.files:
             check_whole(image)
@@ -145,7 +144,7 @@ class VOCDataset:
         """Read image `index`.
 
         Raises:
-            UserError: the photograph is truncated or not readable, or not the one that was there at first.
+            UserError: the image is truncated or unreadable, or its size changed since the dataset was opened.
         """
         image = read_image(self.files[index])
         if image.shape[:2] != self._sizes[index]:
@@ -154,7 +153,7 @@ class VOCDataset:
 
 
 def other_class(name: str, known: Sequence[str]) -> str:
-    """A class that the config does not name, and what to do about it."""
+    """Return the end of an error message about a class that is not among the `known` ones, with advice."""
     return (
         f"{shown(name)}; known are {', '.join(known)}; add it to the classes, or leave such objects out with "
         "ignore_other_classes=true"
@@ -162,7 +161,7 @@ def other_class(name: str, known: Sequence[str]) -> str:
 
 
 def changed_size(file: Path, size: tuple[int, int], before: tuple[int, int]) -> UserError:
-    """An image was replaced while its data set was in use."""
+    """Return the error for an image whose size (height, width) changed after its dataset was opened."""
     return UserError(
         f"{file} has {size[0]} x {size[1]} pixels (height x width), and had {before[0]} x {before[1]} when the data set was "
         "opened: leave the files alone while they are used"
@@ -170,15 +169,15 @@ def changed_size(file: Path, size: tuple[int, int], before: tuple[int, int]) -> 
 
 
 class VOCReader:
-    """Reads each annotation once, with the header of its image, however many data sets it is in; so warnings come once."""
+    """Reads annotations and image headers and caches them, so that datasets which share files read and warn about them once."""
 
     def __init__(self):
         self._read: dict[VOCFile, tuple[Annotation, tuple[np.ndarray, list[str], np.ndarray]]] = {}
-        self._boxes: dict[str, list[tuple[str, int]]] = {}  # what is left out, why -> annotation and number of boxes
+        self._boxes: dict[str, list[tuple[str, int]]] = {}  # reason for dropping boxes -> (annotation, number of boxes)
         self._notes: dict[str, list[str]] = {}
 
     def read(self, file: "VOCFile") -> tuple["Annotation", tuple[np.ndarray, list[str], np.ndarray]]:
-        """An annotation, and of its objects in the image: boxes (n, 4), clipped, names and difficult (n,).
+        """Return an annotation, and the clipped boxes (n, 4), class names and difficult flags (n,) of its valid objects.
 
         Raises:
             UserError: a file is missing or broken.
@@ -188,7 +187,7 @@ class VOCReader:
         return self._read[file]
 
     def warn(self, root: Path) -> None:
-        """Log what there is to say about the annotations that were read since the last call."""
+        """Log the warnings about the annotations that were read since the last call."""
         for texts in self._notes.values():
             for text in texts[:MOST_NOTES]:
                 log.warning("%s", text)
@@ -227,13 +226,16 @@ class VOCReader:
 
 @dataclass(frozen=True, eq=False)
 class Annotation:
-    """An XML file.
+    """Content of an annotation file.
 
     Attributes:
-        boxes: (n, 4) float32, from 0, on the image as it is read, but as wide as they are written.
-        names: classes. difficult: (n,) bool.
-        size: (height, width) of the image. written: what the annotation says of it; None where it says nothing.
-        note: what a user should know of the image's orientation; empty if nothing.
+        path: the XML file.
+        boxes: (n, 4) float32 x1 y1 x2 y2 on the image as `read_image` returns it, 0-based and not clipped.
+        names: class names of the objects.
+        difficult: (n,) bool.
+        size: (height, width) of the image.
+        written: (height, width) according to the annotation; None if it gives none.
+        note: warning about the orientation of the image; empty if there is none.
     """
 
     path: Path
@@ -246,7 +248,7 @@ class Annotation:
 
 
 class VOCFile(NamedTuple):
-    """An image that a split lists: its files, and its name, which is its place below JPEGImages without extension."""
+    """An image listed by a split: its files, and its name, the path below JPEGImages without extension."""
 
     image: Path
     annotation: Path
@@ -254,13 +256,13 @@ class VOCFile(NamedTuple):
 
 
 class ListedSplit(NamedTuple):
-    """What a split file lists.
+    """Content of a split file.
 
     Attributes:
         file: the split file.
-        found: the images, in order, each once.
-        repeated: those that are listed again, and how often they are listed.
-        problems: a sentence for each name without an image.
+        found: the listed images, in order and without repetition.
+        repeated: number of occurrences of each image that is listed more than once.
+        problems: an error message for each name without an image.
     """
 
     file: Path
@@ -270,13 +272,17 @@ class ListedSplit(NamedTuple):
 
 
 def list_split(root: Path, split: str) -> ListedSplit:
-    """The images that a split lists.
+    """Find the images that a split lists.
 
-    A line is the name of an image, whatever characters are in it. Where there is no such image, a last column of -1, 0 or 1,
-    as in VOC's per-class lists, is cut off.
+    Each line is the name of an image and may contain any characters. If there is no such image, a last column of -1, 0 or 1,
+    as in VOC's per-class lists, is removed.
+
+    Args:
+        root: folder of the dataset.
+        split: name of the split, as in `VOCDataset`.
 
     Raises:
-        UserError: the split is not there or cannot be read.
+        UserError: the split does not exist or cannot be read.
     """
     *folders, name = split.split("/")
     tree = root.joinpath(*folders)
@@ -302,14 +308,18 @@ def list_split(root: Path, split: str) -> ListedSplit:
 
 
 def _missing(name: str, folder: Path, list_file: Path) -> str:
-    """What to say of a listed name without an image."""
+    """Return the error message for a listed name without an image."""
     if is_below(name):
         return f"{folder / short(name)}.jpg is missing (no .jpeg or .png either): {list_file} lists it"
     return f"{short(name)} is missing: {list_file} lists it, and names must lead below {folder}, without .. or a leading /"
 
 
 def find_images(root: Path, splits: Sequence[str], warn: bool = True) -> list[VOCFile]:
-    """The images that `splits` list, in order, each once; with `warn` it is said where one is listed again."""
+    """Return the images that `splits` list, in order and without repetition; `warn` logs a warning about repetitions.
+
+    Raises:
+        UserError: a split or a listed image is missing, or a split cannot be read.
+    """
     images: dict[VOCFile, None] = {}
     for split in splits:
         listed = list_split(root, split)
@@ -323,7 +333,7 @@ def find_images(root: Path, splits: Sequence[str], warn: bool = True) -> list[VO
 
 
 def _splits(root: Path) -> list[str]:
-    """The splits below `root`, as they are written in a config; VOC's per-class lists (`cat_train`) are left out."""
+    """Return the names of the splits below `root`, as in a config, without VOC's per-class lists (`cat_train`)."""
     files = sorted([*root.glob("ImageSets/Main/*.txt"), *root.glob("*/ImageSets/Main/*.txt")])
     files = [file for file in files if file.is_file()]
     names = [(file.parents[2].relative_to(root) / file.stem).as_posix() for file in files]
@@ -332,23 +342,23 @@ def _splits(root: Path) -> list[str]:
 
 
 COLUMN = re.compile(r"\s+(-1|0|1)$")
-"""What VOC's per-class lists have behind a name."""
+"""The column after the name in VOC's per-class lists."""
 DECLARED = re.compile(rb"""(?:\xef\xbb\xbf)?<\?xml\s[^>]{0,200}?encoding\s*=\s*["']([A-Za-z0-9._-]{1,40})["']""")
 """The encoding that an XML file declares."""
 PARSED = {"utf-8", "utf8", "utf-16", "us-ascii", "iso-8859-1"}
-"""Encodings that the XML parser reads itself."""
+"""Encodings that the XML parser supports."""
 SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc-kr": "cp949", "ks_c_5601-1987": "cp949"}
-"""Encodings that are declared where one with more characters is written."""
+"""Declared encoding -> the larger encoding that files with this declaration often use."""
 MOST_SPLIT = 1 << 26
-"""Bytes of a split file."""
+"""Largest size of a split file in bytes."""
 MOST_NOTES = 20
-"""Warnings of one kind that are logged one by one."""
+"""Largest number of warnings of one kind that are logged individually."""
 MOST_PIXELS = 1 << 20
-"""Of a side of an image, and of a coordinate on either side of 0."""
+"""Largest side of an image, and largest absolute value of a coordinate."""
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a split file that are not blank."""
+    """Return the non-blank lines of a split file."""
     try:
         lines = re.split(r"\r\n|\r|\n", read_bytes(file, "the split", MOST_SPLIT).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -357,10 +367,14 @@ def _lines(file: Path) -> list[str]:
 
 
 def read_annotation(file: VOCFile, header: ImageHeader) -> Annotation:
-    """Read the annotation of an image with this header.
+    """Read and check the annotation of an image with this header.
 
-    Its <filename> is not looked at: real files disagree with their own name there, and a path must not lead out of the
-    data set. Entities are refused (defusedxml), so a small file cannot grow to fill the memory or read another one.
+    The <filename> element is ignored, because in real files it often differs from the name of the file, and a path must not
+    lead out of the dataset. XML entities are rejected (defusedxml), so that a small file can neither fill the memory nor read
+    another file.
+
+    Raises:
+        UserError: the annotation is missing, is not well-formed XML or has an invalid value.
     """
     path = file.annotation
     root = _parse(path)
@@ -372,7 +386,7 @@ def read_annotation(file: VOCFile, header: ImageHeader) -> Annotation:
     if not all(names):
         raise UserError(f"{path}: <name> of <object> must be the name of a class, got nothing in object {names.index('') + 1}")
     difficult = np.array([(o.findtext("difficult") or "0").strip().lower() in ("1", "true") for o in objects], bool)
-    # A few tools leave the size out or write 0; then only the image can tell.
+    # A few tools omit the size or write 0; then only the size of the image is known.
     height, width = (int(_number(root, f"size/{side}", path, missing=0)) for side in ("height", "width"))
     for side, pixels in (("height", height), ("width", width)):
         if pixels < 0:
@@ -384,7 +398,7 @@ def read_annotation(file: VOCFile, header: ImageHeader) -> Annotation:
 
 
 def _parse(path: Path) -> Element:
-    """The root of an XML file, in whatever encoding it declares."""
+    """Parse an XML file in its declared encoding, and return the root element."""
     try:
         content = read_bytes(path, "the annotation")
     except UserError as error:

@@ -1,1 +1,1 @@
-"""What a path is worth: BatchNorm re-estimation, validation loss, detections, and average precision."""
+"""Evaluation of paths: re-estimation of batch normalization statistics, validation loss, detections and AP."""

@@ -1,4 +1,4 @@
-"""Average precision of detections, by the rules of Pascal VOC's development kit and of COCO: arrays in, floats out."""
+"""Average precision of detections, computed as by Pascal VOC's development kit and by COCO."""
 
 import contextlib
 import io
@@ -18,11 +18,12 @@ GroundTruth = Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True, eq=False)
 class VOCResult:
-    """Average precision in [0, 1].
+    """Pascal VOC average precision in [0, 1].
 
     Attributes:
-        per_class: (num_classes,) float64, nan where the ground truth has no object of the class (difficult ones aside).
-        mean: over the classes that have objects; nan if none has.
+        per_class: (num_classes,) float64 AP of each class; nan if the ground truth has no object of the class that is not
+            difficult.
+        mean: mean over the classes that have objects; nan if no class has one.
     """
 
     per_class: np.ndarray
@@ -30,45 +31,49 @@ class VOCResult:
 
 
 def average_precision(recall: np.ndarray, precision: np.ndarray, metric: str = "area") -> float:
-    """Average precision of a curve given at falling scores.
+    """Compute the average precision of a precision-recall curve.
 
     Args:
-        recall: (n,) in [0, 1], not falling.
+        recall: (n,) in [0, 1], nondecreasing (detections in order of descending score).
         precision: (n,) in [0, 1].
-        metric: "area" under the curve, each precision raised to the best one at no less recall (VOC since 2010); "11point",
-            the mean of those at recalls 0, 0.1, ..., 1 (VOC 2007).
+        metric: how the interpolated precision, the maximum precision at the same or a higher recall, is averaged: "area" is
+            the area under its curve (VOC since 2010), "11point" its mean at recalls 0, 0.1, ..., 1 (VOC 2007).
 
     Raises:
-        ValueError: `metric` is neither.
+        ValueError: `metric` is unknown.
     """
     if metric not in ("area", "11point"):
         raise ValueError(f"metric must be 'area' or '11point', got {metric!r}")
     recall, precision = np.asarray(recall, float), np.asarray(precision, float)
     if metric == "11point":
-        # arange / 10 and not linspace: 0.3 must be the float that 3 of 10 objects give.
+        # arange / 10 instead of linspace: the level 0.3 must equal the float recall of 3 of 10 objects.
         return float(np.mean([precision[recall >= level].max(initial=0) for level in np.arange(11) / 10]))
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float(np.sum(np.diff(recall, prepend=0) * envelope))
 
 
 OTHER_METRIC = {"area": "11point", "11point": "area"}
-"""The two ways to average the precision of VOC's curves; results name both, the config's as "ap50"."""
+"""Maps each VOC metric to the other one. Results contain both; "ap50" is computed by the metric in the config."""
 AP_TITLES = {"ap": "AP", "ap50": "AP50", "ap50_11point": "AP50 (11-point)", "ap50_area": "AP50 (area)"}
-"""Keys of `summarise` -> what tables call them."""
+"""Maps keys of `summarise` to titles in tables."""
 
 
 def ap_keys(result: Mapping) -> list[str]:
-    """The keys of `AP_TITLES` that a result of `summarise` has, in their order: "ap50", and others by its metric."""
+    """Return the keys of `AP_TITLES` in a result of `summarise`, in their order: "ap50", and others depending on the metric."""
     return [key for key in AP_TITLES if key == "ap50" or key in result]
 
 
 def voc_ap(
     detections: Detections, ground_truth: GroundTruth, num_classes: int, iou: float = 0.5, metric: str = "area"
 ) -> VOCResult:
-    """Pascal VOC's average precision of the curves of `voc_curves`, by one of `average_precision`'s metrics.
+    """Compute Pascal VOC's average precision of detections.
+
+    Args:
+        detections, ground_truth, num_classes, iou: see `voc_curves`.
+        metric: see `average_precision`.
 
     Raises:
-        ValueError: the two do not have as many images, a score is not finite, or there is no such metric.
+        ValueError: the numbers of images differ, a score is not finite, or the metric is unknown.
     """
     return _voc_result(voc_curves(detections, ground_truth, num_classes, iou), metric)
 
@@ -96,7 +101,14 @@ class RankedDetections:
 def voc_curves(
     detections: Detections, ground_truth: GroundTruth, num_classes: int, iou: float = 0.5
 ) -> list[tuple[np.ndarray, np.ndarray] | None]:
-    """Recall (n,) and precision (n,) of each class at falling scores; None where the ground truth has no object of it.
+    """Compute the precision-recall curve of each class by the rules of Pascal VOC's development kit.
+
+    Args:
+        detections, ground_truth, num_classes, iou: see `voc_matches`.
+
+    Returns:
+        For each class: recall (n,) and precision (n,) in order of descending score, or None if the ground truth has no object
+        of the class.
 
     Raises:
         ValueError: as `voc_matches`.
@@ -112,15 +124,23 @@ def voc_curves(
 def voc_matches(
     detections: Detections, ground_truth: GroundTruth, num_classes: int, iou: float = 0.5
 ) -> list[RankedDetections]:
-    """The judged detections of each class.
+    """Match the detections of each class to objects by the rules of Pascal VOC's development kit.
 
-    As in the development kit: a detection belongs to the object of its class and image that it overlaps most; it is
-    right if the overlap is at least `iou` and no detection with a higher score was right about that object before; a
-    difficult object is neither counted, nor its detection judged. Corners are inclusive: a box is x2 - x1 + 1 pixels wide.
-    Of equal scores the earlier image, then the earlier detection, comes first.
+    A detection is assigned to the object of its class and image with the largest IoU. It is a true positive if that IoU is at
+    least `iou` and the object has no true positive with a higher score. Difficult objects are not counted, and detections
+    assigned to one with an IoU of at least `iou` are ignored. Box corners are inclusive: a box is x2 - x1 + 1 pixels wide.
+    Detections with equal scores are ordered by image, then by position in their image.
+
+    Args:
+        detections, ground_truth: per image, see `Detections` and `GroundTruth`.
+        num_classes: number of classes; labels are in [0, num_classes).
+        iou: smallest IoU of a true positive.
+
+    Returns:
+        The judged detections of each class.
 
     Raises:
-        ValueError: the two do not have as many images, or a score is not finite.
+        ValueError: the numbers of images differ, or a score is not finite.
     """
     if len(detections) != len(ground_truth):
         raise ValueError(f"detections must be given for {len(ground_truth)} images, got {len(detections)}")
@@ -129,7 +149,7 @@ def voc_matches(
     for image, ((boxes, scores, labels), (true_boxes, true_labels, difficult)) in enumerate(zip(detections, ground_truth)):
         labels, true_labels, difficult = (np.asarray(a) for a in (labels, true_labels, difficult))
         overlap = np.where(labels[:, None] == true_labels, box_iou(boxes, true_boxes, inclusive=True), -1.0)
-        overlap = np.concatenate([overlap, np.full((len(labels), 1), -1.0)], axis=1)  # a stand-in where there is no object
+        overlap = np.concatenate([overlap, np.full((len(labels), 1), -1.0)], axis=1)  # argmax needs at least one column
         nearest = overlap.argmax(1)
         ignored = np.append(difficult.astype(bool), False)[nearest]
         images = np.full(len(labels), image)
@@ -186,11 +206,11 @@ def bootstrap_ap(matches: Sequence[RankedDetections], weights: np.ndarray, metri
 
 @dataclass(frozen=True, eq=False)
 class COCOResult:
-    """COCO's figures in [0, 1]; what has no objects to judge is nan.
+    """COCO metrics in [0, 1]; nan if there are no objects to evaluate.
 
     Attributes:
         figures: AP (mean over IoU 0.5 to 0.95), AP50, AP75, APs, APm, APl (small, medium, large objects).
-        per_class, per_class_50: (num_classes,) float64, AP and AP50 of each class.
+        per_class, per_class_50: (num_classes,) float64 AP and AP50 of each class.
     """
 
     figures: dict[str, float]
@@ -201,16 +221,20 @@ class COCOResult:
 def coco_ap(
     detections: Detections, ground_truth: GroundTruth, num_classes: int, areas: Sequence[np.ndarray] | None = None
 ) -> COCOResult:
-    """COCO's average precision, by pycocotools. Boxes are x2 - x1 pixels wide.
+    """Compute COCO's average precision with pycocotools. Boxes are x2 - x1 pixels wide.
 
     Args:
-        ground_truth: the third array of an image marks crowds, or VOC's difficult objects: detections inside are ignored.
-        areas: per image, (n,) pixels of each object's mask, by which COCO tells small from large; None takes the boxes'.
+        detections: per image, see `Detections`.
+        ground_truth: per image, see `GroundTruth`. The third array of an image marks crowds, or VOC's difficult objects;
+            detections inside them are ignored.
+        num_classes: number of classes.
+        areas: per image, (n,) mask areas in pixels, from which COCO determines the size class of an object. Default: the
+            areas of the boxes.
 
     Raises:
-        ValueError: the two do not have as many images.
+        ValueError: the numbers of images differ.
     """
-    from pycocotools.coco import COCO  # here, since only COCO's figures need it
+    from pycocotools.coco import COCO  # imported here because only the COCO metrics need it
     from pycocotools.cocoeval import COCOeval
 
     if len(detections) != len(ground_truth):
@@ -222,7 +246,7 @@ def coco_ap(
         coco.dataset = {
             "images": [{"id": image} for image in range(len(per_image))],
             "categories": [{"id": label} for label in range(num_classes)],
-            "annotations": [{**a, "id": i} for i, a in enumerate(annotations, start=1)],  # its matching takes 0 for "none"
+            "annotations": [{**a, "id": i} for i, a in enumerate(annotations, start=1)],  # to COCOeval, id 0 means "no match"
         }
         coco.createIndex()
         return coco
@@ -267,15 +291,18 @@ def summarise(
     metric: str,
     areas: Sequence[np.ndarray] | None = None,
 ) -> dict:
-    """Average precision by `metric` as plain JSON; what has no objects is None.
+    """Compute the average precision by `metric`, as plain JSON values.
 
     Args:
+        detections, ground_truth: per image, see `Detections` and `GroundTruth`.
+        classes: class names.
         metric: "11point" or "area" (`voc_ap`), or "coco" (`coco_ap`).
         areas: see `coco_ap`.
 
     Returns:
-        "ap50" and "ap50_per_class" by `metric`; by VOC's rules also the other one, "ap50_area" or "ap50_11point", and it
-        for each class; by COCO's also "ap", "ap_per_class" and "coco" with all figures.
+        Dictionary with "ap50" and "ap50_per_class" by `metric`. A VOC metric adds the other VOC metric, "ap50_area" or
+        "ap50_11point", and its values per class ("..._per_class"); the COCO metric adds "ap", "ap_per_class" and "coco",
+        all COCO metrics. Values are in [0, 1]; None if there is no object.
     """
 
     def plain(value: float) -> float | None:

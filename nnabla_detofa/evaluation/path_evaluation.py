@@ -1,4 +1,4 @@
-"""Which paths are evaluated, on which images, and that what was measured is kept: for runs and for tools alike."""
+"""Selection of paths and images for path evaluation, and evaluation into files, shared by runs and tools."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import zlib
 from collections.abc import Callable, Container, Sequence
 from os import PathLike
 
-import nnabla as nn
 import numpy as np
 
 from .. import config as configs
+from ..backend.compat import nn
 from ..backend.launch import cores
 from ..backend.ranks import Communicator
 from ..common.errors import UserError
@@ -23,22 +23,23 @@ from ..space.costs import CostModel
 from ..space.counting import Buckets
 from ..space.paths import Path, PathBatch
 from ..space.search_space import SearchSpace
-from .validation import Evaluation, PathEvaluator, ValidationTruth
+from .detections import ValidationTruth
+from .validation import Evaluation, PathEvaluator
 
 Sets = ClassificationSets | DetectionSets
 CHUNK = 64
-"""Paths drawn at once where distinct ones are wanted: fixed, so that more paths begin with the same ones."""
+"""Paths sampled at a time by `distinct_in_buckets`. Constant, so that a larger request starts with the same paths."""
 CHUNKS = 200
-"""How often that is done for one bucket before it counts as exhausted."""
+"""Maximum number of chunks that `distinct_in_buckets` samples from one bucket."""
 
 
 def named_rng(seed: int, name: str) -> np.random.Generator:
-    """The generator of everything random that is called `name` in the run of this seed."""
+    """Return the random generator for the purpose `name` in a run with this seed."""
     return np.random.default_rng(named_seed(seed, name))
 
 
 def named_seed(seed: int, name: str) -> tuple[int, int]:
-    """The seed of everything random that is called `name` in the run of this seed."""
+    """Return the seed of the random generator for the purpose `name` in a run with this seed."""
     return seed, zlib.crc32(name.encode())
 
 
@@ -46,20 +47,20 @@ def named_seed(seed: int, name: str) -> tuple[int, int]:
 
 
 def statistics_indices(sets: Sets, config: configs.Config) -> np.ndarray:
-    """The training images that batch normalisation is re-estimated from: whole batches of `bn_batch`, at least one."""
+    """Choose `bn_images` training images for batch normalization statistics, in whole batches of `bn_batch`, at least one."""
     count, batch = config.hparams.bn_images, config.hparams.bn_batch
     chosen = named_rng(config.args.seed, "statistics").permutation(len(sets.train))[:count]
     return chosen[: max(1, len(chosen) // batch) * batch]
 
 
 def validation_indices(sets: Sets, config: configs.Config) -> np.ndarray:
-    """The images of `val` that losses are taken on."""
+    """Choose `val_images` validation images for the loss, by ascending index; all images if `val_images` is None."""
     count = min(len(sets.val), config.hparams.val_images or len(sets.val))
     return np.sort(named_rng(config.args.seed, "validation").permutation(len(sets.val))[:count])
 
 
 def statistics_images(sets: Sets, config: configs.Config) -> list[np.ndarray]:
-    """The batches of training images, as they are seen at inference, for `validation.reestimate`."""
+    """Return batches of training images (B, 3, H, W), transformed as for inference, for `reestimation.reestimate`."""
     chosen = statistics_indices(sets, config)
     return [arrays[0] for arrays in eval_batches(sets, sets.train, chosen, config.hparams.bn_batch)]
 
@@ -67,11 +68,16 @@ def statistics_images(sets: Sets, config: configs.Config) -> list[np.ndarray]:
 def path_evaluator(
     model, sets: Sets, config: configs.Config, ap: bool = False, comm: Communicator | None = None
 ) -> PathEvaluator:
-    """Evaluates the paths of `model`, in several processes (`args.evaluation_processes`) where one rank computes on the CPU.
+    """Create the evaluator of the paths of `model`.
+
+    A single rank on the CPU evaluates paths in several processes (`args.evaluation_processes`).
 
     Args:
-        ap: measure AP50 too, by the config's `ap_metric`.
-        comm: ranks that share out the paths.
+        model: supernet.
+        sets: datasets.
+        config: config of the run.
+        ap: also measure AP50, by the config's `ap_metric`.
+        comm: ranks among which the paths are distributed.
     """
     comm = comm or Communicator()
     judged = validation_indices(sets, config)
@@ -83,6 +89,7 @@ def path_evaluator(
 
 
 def _truth(sets: DetectionSets, indices: np.ndarray, metric: str) -> ValidationTruth:
+    """Load the ground truth of validation images."""
     samples = [sets.val.load(int(index)) for index in indices]
     return ValidationTruth(
         [(sample.boxes, sample.labels, sample.difficult) for sample in samples],
@@ -95,10 +102,10 @@ def _truth(sets: DetectionSets, indices: np.ndarray, metric: str) -> ValidationT
 
 
 def evaluation_settings(sets: Sets, config: configs.Config, buckets: Buckets, evaluator: PathEvaluator) -> dict[str, object]:
-    """What changes a path's figures besides the weights and the geometry: the settings of an `EvaluatedPaths`.
+    """Return the settings of an `EvaluatedPaths`: all values, other than weights and geometry, on which its results depend.
 
-    The images are told by their pixels and annotations, not by their names: another data set, split, choice or order of
-    images is other images, and the same ones from another folder are not.
+    Images are identified by a hash of their pixels and annotations, not by their names. The hash changes with the dataset,
+    the split, and the selection and order of images, but not with the location of the same images.
     """
     detection = isinstance(sets, DetectionSets)
     return {
@@ -120,7 +127,7 @@ def evaluation_settings(sets: Sets, config: configs.Config, buckets: Buckets, ev
 
 
 def _digest(dataset, indices: np.ndarray) -> str:
-    """A short hash of images and their labels, boxes included, in their order."""
+    """Compute a short hash of images and their labels and boxes, in the order of `indices`."""
     total = hashlib.sha256()
     for index in indices:
         sample = dataset.load(int(index))
@@ -137,10 +144,14 @@ def _digest(dataset, indices: np.ndarray) -> str:
 def sample_in_buckets(
     buckets: Buckets, per_bucket: int, rng: np.random.Generator, space: SearchSpace, note: Callable[[str], None]
 ) -> PathBatch:
-    """`per_bucket` independent paths of each FLOPs bucket, uniform inside it (Alg. 1 line 4); an empty bucket gives none.
+    """Sample paths uniformly and independently from each FLOPs bucket that is not empty (Alg. 1 line 4).
 
     Args:
-        note: hears of empty buckets.
+        buckets: FLOPs buckets.
+        per_bucket: paths per bucket.
+        rng: random generator.
+        space: search space to sample from.
+        note: called with a message for each empty bucket.
     """
     found = [buckets.sample(bucket, per_bucket, rng, space) for bucket in _filled(buckets, space, note)]
     return PathBatch.concatenate(found)
@@ -155,10 +166,16 @@ def distinct_in_buckets(
     exclude: Container[Path],
     note: Callable[[str], None],
 ) -> PathBatch:
-    """As `sample_in_buckets`, but all different and none of `exclude`; a larger `per_bucket` adds to the same paths.
+    """Sample distinct paths from each FLOPs bucket that is not empty.
+
+    A larger `per_bucket` adds paths to those of a smaller one. A bucket yields fewer paths if `CHUNKS` chunks of samples
+    do not contain enough distinct ones.
 
     Args:
-        seed, name: of what is random.
+        buckets, per_bucket, space: see `sample_in_buckets`.
+        seed, name: determine the random generator, see `named_rng`.
+        exclude: paths to leave out.
+        note: called with a message for each bucket that is empty or yields fewer paths.
     """
     found: list[Path] = []
     for bucket in _filled(buckets, space, note):
@@ -175,7 +192,7 @@ def distinct_in_buckets(
 
 
 def _filled(buckets: Buckets, space: SearchSpace, note: Callable[[str], None]) -> list[int]:
-    """The buckets that hold a path of the space."""
+    """Return the buckets that contain a path of the space; report the others to `note`."""
     empty = [bucket for bucket in range(buckets.n) if not buckets.count(bucket, space)]
     for bucket in empty:
         note(f"FLOPs bucket {bucket + 1} is empty in the space {space.name}")
@@ -187,10 +204,12 @@ def _filled(buckets: Buckets, space: SearchSpace, note: Callable[[str], None]) -
 
 @dataclasses.dataclass(frozen=True)
 class KeptEvaluation:
-    """Evaluates paths into files; a path that a file holds already is not evaluated again.
+    """Evaluates paths and stores the results in files; a path that is already in the file is not evaluated again.
 
     Attributes:
-        evaluator: see `path_evaluator`. cost: what a path costs. buckets: FLOPs buckets of A.
+        evaluator: see `path_evaluator`.
+        cost: cost model of paths.
+        buckets: FLOPs buckets of the full search space.
         settings: see `evaluation_settings`.
     """
 
@@ -210,28 +229,34 @@ class KeptEvaluation:
         ap: bool = False,
         comm: Communicator | None = None,
     ) -> KeptEvaluation:
-        """Of a supernet, with the images that the config says; see `path_evaluator`."""
+        """Create it for a supernet, with the images selected by the config; for `ap` and `comm` see `path_evaluator`."""
         evaluator = path_evaluator(model, sets, config, ap, comm)
         return cls(evaluator, cost, buckets, evaluation_settings(sets, config, buckets, evaluator))
 
     def open(self, file: str | PathLike) -> EvaluatedPaths:
-        """The file for paths of the evaluator's net under its present weights.
+        """Open or create the file for results under the network's current weights.
 
         Raises:
-            UserError: it belongs to other weights or settings.
+            UserError: the file belongs to other weights or settings, or is damaged.
         """
         digest = weights.digest(self.evaluator.net.get_parameters())
         return EvaluatedPaths.open(file, digest, self.settings, self.buckets.space.geometry)
 
     def missing(self, kept: EvaluatedPaths, paths: PathBatch) -> PathBatch:
-        """Those of `paths` that are not in the file, each once."""
+        """Return the paths that are not in the file, without duplicates."""
         first = np.sort(np.unique(paths.keys, return_index=True)[1])
         return paths[[index for index in first if paths[int(index)] not in kept]]
 
     def add(self, kept: EvaluatedPaths, paths: PathBatch, progress: Callable[[], None] = lambda: None) -> list[Evaluation]:
-        """Evaluate paths that are not in the file; each is on disk before `progress` is called.
+        """Evaluate paths that are not in the file, and append their results to it.
 
-        Ranks share out the paths, and only the first one's `kept` gets them.
+        Each result is on disk before `progress` is called. The paths are distributed among the ranks, but only rank 0
+        appends results to its `kept`.
+
+        Args:
+            kept: the file.
+            paths: paths to evaluate.
+            progress: called after each path.
         """
         flops, params, evaluations = self.cost.flops(paths), self.cost.params(paths), []
         rows = zip(paths, self.buckets.index(flops).tolist(), flops.tolist(), params.tolist())
@@ -244,7 +269,12 @@ class KeptEvaluation:
 
 
 def with_images(config: configs.Config, images: int | None = None, bn_images: int | None = None) -> configs.Config:
-    """The config with other numbers of validation images and of images for re-estimation; None leaves its own.
+    """Return the config with other numbers of images for path evaluation.
+
+    Args:
+        config: config to copy.
+        images: validation images. Default: `hparams.val_images`.
+        bn_images: images for batch normalization statistics. Default: `hparams.bn_images`.
 
     Raises:
         UserError: a number is not positive.
@@ -258,9 +288,9 @@ def with_images(config: configs.Config, images: int | None = None, bn_images: in
 
 
 def paths_of(files: Sequence[str | PathLike], space: SearchSpace) -> set[Path]:
-    """The paths of several files of evaluated paths.
+    """Read the paths in several files of evaluated paths.
 
     Raises:
-        UserError: a file cannot be read, or holds paths of another supernet than the space's.
+        UserError: a file cannot be read, or contains paths of a supernet other than that of `space`.
     """
     return {item.path for file in files for item in EvaluatedPaths.read(file, space.geometry).items}

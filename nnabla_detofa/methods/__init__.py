@@ -1,1 +1,1 @@
-"""What the paper proposes (Algorithm 1), what it is compared with (the baselines), and the pre-training."""
+"""Training methods: the paper's Algorithm 1, its baselines, and the pre-training."""

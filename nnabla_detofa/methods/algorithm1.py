@@ -1,6 +1,6 @@
-"""DetOFA's Algorithm 1 as an NNablaNAS runner: supernet training for the target task, with a path filter.
+"""DetOFA's Algorithm 1, supernet training for the target task with a path filter, as an NNablaNAS runner.
 
-Read `DetOFASearcher.run` beside the paper's Algorithm 1; the numbers are the paper's lines.
+`DetOFASearcher.run` follows the paper's Algorithm 1; the numbers in its comments are lines of the algorithm.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from ..common.drawing import draw, in_pixels
 from ..common.errors import UserError
 from ..config import Config
 from ..data.sets import DetectionSets, open_sets
+from ..evaluation.detections import BoxDetector, average_precision, save_detections
 from ..evaluation.metrics import AP_TITLES, ap_keys
-from ..evaluation.validation import BoxDetector, average_precision, reestimate, save_detections, validation_loss
+from ..evaluation.reestimation import reestimate
+from ..evaluation.validation import validation_loss
 from ..networks import centernet
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.metrics import baseline_scores, kendall_tau, per_bucket
@@ -30,62 +32,70 @@ from ..space.paths import Path, PathBatch
 from ..space.pruning import HashedPaths, KeptPaths, UniformPaths, operation_scores, path_thresholds, prune_operations
 from ..space.search_space import SearchSpace
 from ..training.loop import OnePath, PathSampler
-from ..training.runner import SupernetRunner, start
+from ..training.runner import SupernetRunner
+from ..training.start_up import start
 
 SHOWN_PHOTOGRAPHS = 6
 SHOWN_SCORE = 0.3
-"""What TensorBoard shows of the test split, and the least score of an object there."""
+"""Number of test images shown in TensorBoard, and minimum score of the detections shown."""
 
 
 class DetOFASearcher(SupernetRunner):
-    """Algorithm 1, then the search for the best path under each budget (section 3.3).
+    """Runs Algorithm 1, then searches for the best path under each budget (section 3.3).
 
-    Its inputs are named by the config: pre-trained supernet weights (`network.centernet_ofa_resnet50.weights`), a pre-trained
-    path filter (`hparams.filter.weights`), the training data (`dataloader`), and r_op and r_path (`hparams`).
+    The config specifies the inputs of Algorithm 1: the pre-trained supernet weights
+    (`network.centernet_ofa_resnet50.weights`), the pre-trained path filter (`hparams.filter.weights`), the training data
+    (`dataloader`), and the pruning ratios r_op and r_path (`hparams`).
     """
 
     lines = {"fullnet": "2", "warm-up": "3", "fine-tuning": "8 to 17"}
     loss_names = ("loss", "heat map", "offset", "size")
 
     def run(self) -> dict:
-        """Run Algorithm 1 to the end; what it found is in summary.json, and returned."""
-        space = self.space  # 1: initialise the search space with A
+        """Run Algorithm 1 and the search; write the results to summary.json, and return them."""
+        space = self.space  # 1: initialize the pruned search space with the full one
         self.train_fullnet(space)  # 2
         self.warm_up(space)  # 3
         first = self.evaluate_sampled("paths", space)  # 4
-        scorer = self.train_filter("path filter", self.new_filter(), first)  # 5
+        scorer = self.train_filter("path filter", self.new_filter(), first, self.filter_is_given)  # 5
         space = self.prune_operations(space, scorer)  # 6
         thresholds = self.path_thresholds(space, scorer)  # 7
-        sampler = self.kept_paths(space, scorer, thresholds)  # 11 to 14: draws until g(a) reaches the threshold
+        sampler = self.kept_paths(space, scorer, thresholds)  # 11 to 14: samples paths until g(a) reaches the threshold
         self.fine_tune(sampler)  # 8 to 17
 
         return self.find_subnets(space, scorer.filter, (first,))
 
     def find_subnets(self, space: SearchSpace, path_filter: PathFilter, seen: Sequence[EvaluatedPaths] = ()) -> dict:
-        """Section 3.3: re-train the filter on the final supernet, search, and evaluate what was found."""
+        """Re-train the filter on the final supernet, search, and evaluate the best paths (section 3.3).
+
+        Args:
+            space: search space of the final supernet.
+            path_filter: filter to start from.
+            seen: evaluated paths to which the filter was fitted before.
+        """
         paths = self.evaluate_sampled("paths again", space)
-        scorer = self.train_filter("path filter again", path_filter, paths)
+        scorer = self.train_filter("path filter again", path_filter, paths, bool(seen) or self.filter_is_given)
         self.hold_out(space, scorer, (*seen, paths))
         return self.evaluate(self.search(space, scorer))
 
     # --- Training ---------------------------------------------------------------------------------------------------
 
     def train_fullnet(self, space: SearchSpace) -> None:
-        """Line 2: fine-tune the largest path alone, and evaluate it as the paper's "Fullnet"."""
+        """Fine-tune only the largest path (line 2), and evaluate it as the paper's "Fullnet"."""
         phase = self.training["fullnet"]
         with self.phase("fullnet"):
             self.train_phase(phase, OnePath(space.largest), self.new_optimizer(phase))
             self.results["fullnet"] = self.evaluate_path("fullnet", space.largest)
 
     def warm_up(self, space: SearchSpace) -> None:
-        """Line 3: train uniformly drawn paths of A; the schedule is that of warm-up and fine-tuning together."""
+        """Train uniformly sampled paths of the full search space (line 3); warm-up and fine-tuning share one schedule."""
         phase = self.training["warm-up"]
         self.optimizer["train"] = self.new_optimizer(phase)
         with self.phase("warm-up"):
             self.train_phase(phase, UniformPaths(space, self.rng("warm-up")), self.optimizer["train"])
 
     def fine_tune(self, sampler: PathSampler) -> None:
-        """Lines 8 to 17: train the paths that the filter keeps."""
+        """Train the paths that the path filter keeps (lines 8 to 17)."""
         with self.phase("fine-tuning"):
             self.train_phase(self.training["fine-tuning"], sampler, self.optimizer["train"])
         self.results["refused_share"] = sampler.refused_share
@@ -94,14 +104,14 @@ class DetOFASearcher(SupernetRunner):
     # --- Path filter ------------------------------------------------------------------------------------------------
 
     def evaluate_sampled(self, name: str, space: SearchSpace) -> EvaluatedPaths:
-        """Line 4: sample m paths for each FLOPs bucket and take their validation losses."""
+        """Sample m paths of each FLOPs bucket and measure their validation losses (line 4)."""
         with self.phase(name):
             return self.evaluate_paths(name, self.sample_paths(name, self.config.hparams.paths_per_bucket, space))
 
     # --- Pruning ----------------------------------------------------------------------------------------------------
 
     def prune_operations(self, space: SearchSpace, scorer: PathScorer) -> SearchSpace:
-        """Line 6: score every operation and take the weak ones out of the space."""
+        """Score all operations and remove the weak ones from the search space (line 6)."""
         hparams, pruning = self.config.hparams, self.config.hparams.operation_pruning
 
         def pruned_by_score():
@@ -136,7 +146,7 @@ class DetOFASearcher(SupernetRunner):
         return smaller
 
     def path_thresholds(self, space: SearchSpace, scorer: PathScorer) -> np.ndarray:
-        """Line 7: for each bucket the score below which paths are pruned."""
+        """Compute for each FLOPs bucket the score below which paths are pruned (line 7); -inf prunes none."""
         hparams = self.config.hparams
         with self.phase("path thresholds"):
             rng = self.rng("path thresholds")
@@ -148,7 +158,7 @@ class DetOFASearcher(SupernetRunner):
         return thresholds
 
     def kept_paths(self, space: SearchSpace, scorer: PathScorer, thresholds: np.ndarray) -> PathSampler:
-        """Lines 11 to 14: the sampler of the pruned space that refuses weak paths."""
+        """Create the sampler of the pruned search space that rejects weak paths (lines 11 to 14)."""
         rng, hparams = self.rng("fine-tuning"), self.config.hparams
         if hparams.path_pruning == "none":
             return UniformPaths(space, rng)
@@ -159,7 +169,13 @@ class DetOFASearcher(SupernetRunner):
     # --- Search and evaluation --------------------------------------------------------------------------------------
 
     def hold_out(self, space: SearchSpace, scorer: PathScorer, seen: Sequence[EvaluatedPaths]) -> None:
-        """Kendall's tau between path score and measured loss, on fresh paths that the filter did not train on."""
+        """Compute Kendall's tau between path score and loss, of the filter and of baselines, on held-out paths.
+
+        Args:
+            space: search space to sample from.
+            scorer: path filter.
+            seen: evaluated paths to which the filter was fitted, the most recent ones last. They are excluded.
+        """
         name = "held-out paths"
         with self.phase(name):
             fresh = self.sample_paths(name, self.config.hparams.heldout_paths_per_bucket, space)
@@ -182,13 +198,19 @@ class DetOFASearcher(SupernetRunner):
                     self.show(f"Kendall's tau of each bucket/{ranked_by}", tau, bucket)
 
     def taus(self, scores: np.ndarray, paths: EvaluatedPaths) -> list[float | None]:
-        """Kendall's tau of scores and losses in each bucket; None where fewer than two paths, or equal scores, give none."""
+        """Compute Kendall's tau of scores and losses in each bucket; None if undefined (under two paths, or equal scores)."""
         found = per_bucket(kendall_tau, scores, paths.losses, paths.buckets)
         values = [found.get(bucket, np.nan) for bucket in range(self.config.hparams.buckets)]
         return [None if np.isnan(value) else round(value, 4) for value in values]
 
     def search(self, space: SearchSpace, scorer: PathScorer) -> list[tuple[float, Path]]:
-        """Section 3.3: for each budget, the path with the best score that costs no more (Eq. 3)."""
+        """Find for each budget the path with the best score within the budget (section 3.3, Eq. 3).
+
+        The full search space is searched for a budget below all paths of the pruned space.
+
+        Returns:
+            (budget in FLOPs, path) for each budget.
+        """
         least, _ = cost_range(space, self.cost.flops)
         found = []
         with self.phase("search"):
@@ -200,14 +222,14 @@ class DetOFASearcher(SupernetRunner):
 
     @property
     def budgets(self) -> tuple[float, ...]:
-        """The config's budgets, or the upper edges of the FLOPs buckets."""
+        """Budgets in FLOPs: those of the config, or else the upper edges of the FLOPs buckets."""
         return self.config.hparams.search.budgets or tuple(float(edge) for edge in self.buckets.edges[1:])
 
     def callback_on_start(self) -> None:
-        """Say what is trained, and refuse before the training what would fail after it.
+        """Log the search space, and check before training everything that would otherwise fail after it.
 
         Raises:
-            UserError: no path of A is within a budget, or a result that the run goes on with is damaged.
+            UserError: no path of the full search space is within a budget, or a stored result needed to resume is damaged.
         """
         super().callback_on_start()
         check_budgets(self.config, self.space, self.cost)
@@ -218,7 +240,12 @@ class DetOFASearcher(SupernetRunner):
             self.evaluated_before(f"subnet {number + 1}")
 
     def best_path(self, space: SearchSpace, scorer: PathScorer, budget: float) -> Path:
-        """The best path of `space` with at most `budget` FLOPs; see `config.Search.across_buckets`."""
+        """Find the best path of `space` with at most `budget` FLOPs.
+
+        Path scores are comparable only within a FLOPs bucket (Eq. 5). Depending on `hparams.search.across_buckets`, all
+        buckets are searched together by score ("score", as in Eq. 3), or each bucket is searched by score and the path with
+        the lowest validation loss is chosen ("loss"; the paper is silent).
+        """
         if self.config.hparams.search.across_buckets == "score":
             return self.evolve(space, scorer, -np.inf, budget)
         winners = [self.evolve(space, scorer, least, most) for least, most in self.buckets.below(budget, space)]
@@ -227,7 +254,10 @@ class DetOFASearcher(SupernetRunner):
         return min(winners, key=losses.get)
 
     def evolve(self, space: SearchSpace, scorer: PathScorer, least: float, most: float) -> Path:
-        """The path of `space` with the best score among those with `least` to `most` FLOPs, found by evolution."""
+        """Search by evolution for the path of `space` with the best score and `least` to `most` FLOPs.
+
+        A result stored in search.json is reused.
+        """
         options, name = self.config.hparams.search, f"search up to {most / 1e9:.4g} GFLOPs"
         if (known := self.found_before().get(f"{least} {most}")) is not None:
             return Path.from_ofa(known, space.geometry)
@@ -256,11 +286,11 @@ class DetOFASearcher(SupernetRunner):
         return path
 
     def found_before(self) -> dict[str, dict]:
-        """Paths that were found for ranges of FLOPs, in OFA's notation."""
+        """Read the search results so far: "least most" FLOPs -> path in OFA's notation."""
         return self.recall("search", {}, lambda content: found_paths(content, self.space.geometry))
 
     def evaluate(self, found: list[tuple[float, Path]]) -> dict:
-        """Evaluate the found subnets on the test split, without any fine-tuning of them, and write the summary."""
+        """Evaluate the subnets (budget, path) on the test split without fine-tuning, and write and return the summary."""
         with self.phase("evaluation"):
             subnets = [
                 {"budget": budget, **self.evaluate_path(f"subnet {number}", path)}
@@ -274,9 +304,11 @@ class DetOFASearcher(SupernetRunner):
         return summary
 
     def evaluate_path(self, name: str, path: Path) -> dict:
-        """FLOPs, parameters, validation loss and AP on the test split, under the present weights; kept as <name>.json.
+        """Evaluate a path under the current weights, and store the result as <name>.json; reuse a stored result.
 
-        FLOPs are those of `hparams.cost_scope`, parameters the whole detector's.
+        Returns:
+            Dictionary with "flops" (multiply-accumulates of `hparams.cost_scope`), "params" (of the whole detector),
+            "loss" on the validation images, AP on the test split (see `metrics.summarise`), and "path" in OFA's notation.
         """
         if (known := self.evaluated_before(name, path)) is not None:
             return known
@@ -310,11 +342,15 @@ class DetOFASearcher(SupernetRunner):
         return result
 
     def evaluated_before(self, name: str, path: Path | None = None) -> dict | None:
-        """What `evaluate_path` kept as `name`; a UserError if it is damaged, or of another than `path`."""
+        """Read the result that `evaluate_path` stored as `name`; None if there is none.
+
+        Raises:
+            UserError: the file is damaged, or belongs to a path other than `path`.
+        """
         return self.recall(slug(name), check=lambda content: detector(content, self.space.geometry, path))
 
     def show_detections(self, name: str, detections: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
-        """Some test photographs with what was found in them, for TensorBoard."""
+        """Add some test images with their detections to TensorBoard."""
         test, classes = self.sets.test, self.sets.classes
         for number, index in enumerate(np.linspace(0, len(test) - 1, min(SHOWN_PHOTOGRAPHS, len(test))).astype(int)):
             image = test.load(int(index)).image
@@ -323,11 +359,11 @@ class DetOFASearcher(SupernetRunner):
 
 
 def check_budgets(config: Config, space: SearchSpace, cost: CostModel) -> None:
-    """Raise UserError if no path of the space is within one of the config's budgets."""
+    """Raise a UserError if one of the config's budgets is below all paths of the space."""
     for budget in config.hparams.search.budgets:
         if budget < cost_range(space, cost.flops)[0]:
             raise UserError(
-                f"hparams.search.budgets holds {budget / 1e9:.4g} GFLOPs, which is below the smallest path; "
+                f"hparams.search.budgets holds {budget / 1e9:.10g} GFLOPs, which is below the smallest path; "
                 f"reachable are {cost.flops.reachable(space)}"
             )
 
@@ -339,19 +375,34 @@ def run(
     restart: bool = False,
     searcher: type[DetOFASearcher] = DetOFASearcher,
 ) -> dict:
-    """Run Algorithm 1 by `config`, or a baseline of it; what was done before in `output` is not done again."""
+    """Run Algorithm 1 or a baseline, resuming the run in the output folder if there is one.
+
+    Args:
+        config: config of the run.
+        device: device to run on.
+        output: folder of the run.
+        restart: discard the run in the folder and start from the beginning.
+        searcher: class of the runner, which determines the method.
+
+    Returns:
+        The content of summary.json.
+
+    Raises:
+        UserError: the config, the data, the weights or the folder cannot be used.
+    """
     model, sets, cost = build(config)
     return start(searcher, model, sets, cost, config, device, output, restart)
 
 
 def build(config: Config, pretrained: bool = True) -> tuple[centernet.SearchNet, DetectionSets, CostModel]:
-    """The supernet, the data sets and the cost model of a config.
+    """Create the supernet, the datasets and the cost model of a config.
 
     Args:
-        pretrained: start from the config's pre-trained weights.
+        config: config of a run that trains detectors.
+        pretrained: load the backbone from the config's weights file, if it names one.
 
     Raises:
-        UserError: a data set or the weights are missing or broken, or do not fit.
+        UserError: a dataset or the weights are missing or damaged, or do not match the config.
     """
     network = config.network
     sets = open_sets(config, network.head_geometry(1).output_stride(network.geometry))
@@ -361,10 +412,15 @@ def build(config: Config, pretrained: bool = True) -> tuple[centernet.SearchNet,
 
 
 def make_model(config: Config, num_classes: int, weights: str | None = None) -> centernet.SearchNet:
-    """The detection supernet of a config, its backbone from the file `weights` where that is given.
+    """Create the detection supernet of a config.
+
+    Args:
+        config: config of a run that trains detectors.
+        num_classes: number of classes of the dataset.
+        weights: weights file from which the backbone is loaded. Default: random weights.
 
     Raises:
-        UserError: the config gives another number of classes, or the file does not fit.
+        UserError: the config specifies another number of classes, or the weights do not match.
     """
     network = config.network
     if network.num_classes not in (None, num_classes):
@@ -387,6 +443,6 @@ def make_model(config: Config, num_classes: int, weights: str | None = None) -> 
 
 
 def make_cost(config: Config, num_classes: int, image_size: int | tuple[int, int]) -> CostModel:
-    """What a path costs: its FLOPs are those of `hparams.cost_scope`."""
+    """Create the cost model of paths; FLOPs are counted for the part of the detector that `hparams.cost_scope` selects."""
     head, scope = config.network.head_geometry(num_classes), config.hparams.cost_scope
     return CostModel(image_size, head.num_classes, scope, config.network.geometry, head)

@@ -1,7 +1,8 @@
 """The paper's baselines (section 4.2): fullnet, OFA with and without progressive shrinking, and CompOFA*.
 
-Each is Algorithm 1's training loop on uniform paths of its spaces, and the same search afterwards, with a path filter that is
-trained on its final supernet alone (section 3.3: the filter "can also be used for standard supernet-based NAS").
+Each baseline trains uniformly sampled paths of its search spaces with the training loop of Algorithm 1. It ends with the same
+search, for which a path filter is fitted to paths of the final supernet only (section 3.3: the filter "can also be used for
+standard supernet-based NAS"). The fullnet is only trained and evaluated.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from .algorithm1 import DetOFASearcher
 
 
 class BaselineSearcher(DetOFASearcher):
-    """The fullnet, and then the phases that `phases.training_phases` has for the config's runner."""
+    """Trains the fullnet, then the phases that `phases.training_phases` returns for the config's runner."""
 
     def run(self) -> dict:
-        """Train and search; what was found is in summary.json, and returned."""
+        """Train and search; write the results to summary.json, and return them."""
         _, *supernet = self.training.values()
         self.train_fullnet(self.space)
         if not supernet:
@@ -28,7 +29,7 @@ class BaselineSearcher(DetOFASearcher):
                 self.optimizer["train"] = self.new_optimizer(phase)
             optimizer = self.optimizer["train"]
             with self.phase(phase.name):
-                if phase.sorted_ratios:  # again where the phase goes on: its checkpoint then replaces weights and moments
+                if phase.sorted_ratios:  # harmless on resumption: the checkpoint overwrites weights and moments
                     sort_middle_channels(self.model, phase.sorted_ratios, phase.sorted_widths, optimizer)
                 self.train_phase(phase, UniformPaths(phase.space, self.rng(phase.name)), optimizer)
         return self.find_subnets(supernet[-1].space, self.new_filter())

@@ -1,6 +1,6 @@
-"""Before Algorithm 1: the classification supernet f^pre (Eq. 1), and the path filter on paths of it (section 3, step 1).
+"""Pre-training of the classification supernet f^pre (Eq. 1; section 3, step 1) and of a path filter on its paths.
 
-Leaves supernet.h5 and path_filter.h5 in the run's folder, which `algorithm1` starts from.
+The run writes supernet.h5 and path_filter.h5 to its folder, from which `algorithm1` starts.
 """
 
 from __future__ import annotations
@@ -8,17 +8,17 @@ from __future__ import annotations
 import re
 from pathlib import Path as FilePath
 
-import nnabla as nn
 import numpy as np
 
-from ..backend.compat import Device
+from ..backend.compat import Device, nn
 from ..common.errors import UserError
 from ..config import Config, PretrainHparams
 from ..data.sets import ClassificationSets, open_sets
-from ..evaluation.validation import reestimate
+from ..evaluation.reestimation import reestimate
 from ..networks import supernet, weights
 from ..networks.distillation import Distillation
-from ..networks.supernet import GivenStatistics, sort_middle_channels
+from ..networks.layers import GivenStatistics
+from ..networks.supernet import sort_middle_channels
 from ..path_filter.metrics import kendall_tau, per_bucket
 from ..runs.phases import TrainingPhase, training_phases
 from ..runs.run_folder import read_result, run_config
@@ -26,25 +26,27 @@ from ..space.costs import CostModel
 from ..space.paths import Path, PathBatch
 from ..space.pruning import UniformPaths
 from ..training.loop import Objective, OnePath
-from ..training.runner import SupernetRunner, start
+from ..training.runner import SupernetRunner
+from ..training.start_up import start
 
 
 class PretrainSearcher(SupernetRunner):
-    """Train the classification supernet, first its largest path and then all, and a path filter on what its paths lose.
+    """Trains a classification supernet, and fits a path filter to the validation losses of its paths.
 
-    "All" is either one phase of uniform paths of A, or progressive shrinking's phases, whose spaces grow: then, as in OFA
-    and in NNablaNAS' recipe for its ResNet50, smaller paths learn from the frozen fullnet too.
+    The largest path is trained first, then all paths. These are either sampled uniformly from the full search space in one
+    phase, or trained by progressive shrinking, in phases with growing search spaces. In the latter case, smaller paths are
+    also distilled from the frozen fullnet, as in OFA and in NNablaNAS' recipe for its ResNet50.
     """
 
     def run(self) -> dict:
-        """Run the phases; what came of them is in summary.json, and returned."""
+        """Run all phases; write the results to summary.json, and return them."""
         hparams = self.config.hparams
         fullnet, *supernet = self.training.values()
         with self.phase(fullnet.name):
             self.train_phase(fullnet, OnePath(self.space.largest), self.new_optimizer(fullnet))
         for phase in supernet:
             with self.phase(phase.name):
-                if phase.sorted_ratios:  # again where the phase goes on: its checkpoint then replaces all weights
+                if phase.sorted_ratios:  # harmless on resumption: the checkpoint overwrites all weights
                     sort_middle_channels(self.model, phase.sorted_ratios, phase.sorted_widths)
                 sampler = UniformPaths(phase.space, self.rng(phase.name))
                 self.train_phase(phase, sampler, self.new_optimizer(phase), self.objective(phase))
@@ -59,7 +61,7 @@ class PretrainSearcher(SupernetRunner):
             with self.phase("paths"):
                 sampled = self.sample_paths("paths", hparams.paths // hparams.buckets, self.space)
                 paths = self.evaluate_paths("paths", sampled)
-            scorer = self.train_filter("path filter", self.new_filter(), paths)
+            scorer = self.train_filter("path filter", self.new_filter(), paths, self.filter_is_given)
             scores = scorer(paths.batch)
             self.results["kendall_tau_on_fitted_paths"] = per_bucket(kendall_tau, scores, paths.losses, paths.buckets)
         self.results["seconds"] = self.seconds
@@ -67,14 +69,17 @@ class PretrainSearcher(SupernetRunner):
         return self.results
 
     def objective(self, phase: TrainingPhase) -> Objective | None:
-        """What the phase minimises: with distillation the teacher is the largest path that the first phase left."""
+        """Return the distillation objective of a phase, or None if it has none.
+
+        The teacher is the largest path with the weights at the end of the first phase.
+        """
         if not phase.kd_ratio:
             return None
         trained = weights.read(self.folder / next(iter(self.training)) / "weights.h5")
         return Distillation(self.model, self.space.largest, trained, phase.kd_ratio)
 
     def accuracy(self, path: Path) -> float:
-        """Share of the validation images that `path` classifies rightly."""
+        """Compute the accuracy in [0, 1] of a path on the validation images."""
         evaluator = self.evaluator
         given = GivenStatistics(reestimate(self.model, path, evaluator.statistics_batches))
         right = total = 0
@@ -87,13 +92,14 @@ class PretrainSearcher(SupernetRunner):
 
 
 def build(config: Config, pretrained: bool = True) -> tuple[supernet.SearchNet, ClassificationSets, CostModel]:
-    """The supernet, the data sets and the cost model of a config.
+    """Create the supernet, the datasets and the cost model of a config.
 
     Args:
-        pretrained: start from the config's weights, if it has any.
+        config: config of a pre-training.
+        pretrained: load the config's weights file, if it names one.
 
     Raises:
-        UserError: a data set or the weights are missing or broken, or do not fit.
+        UserError: a dataset or the weights are missing or damaged, or do not match the config.
     """
     sets = open_sets(config)
     classes = len(sets.classes)
@@ -102,7 +108,16 @@ def build(config: Config, pretrained: bool = True) -> tuple[supernet.SearchNet, 
 
 
 def make_model(config: Config, num_classes: int, weights: str | None = None) -> supernet.SearchNet:
-    """The classification supernet of a config, from the file `weights` where that is given."""
+    """Create the classification supernet of a config.
+
+    Args:
+        config: config of a pre-training.
+        num_classes: number of classes of the dataset.
+        weights: weights file to load. Default: random weights.
+
+    Raises:
+        UserError: the config specifies another number of classes, or the weights do not match.
+    """
     network = config.network
     if network.num_classes not in (None, num_classes):
         raise UserError(f"network.ofa_resnet50.num_classes must be the data set's {num_classes}, got {network.num_classes}")
@@ -120,25 +135,34 @@ def make_model(config: Config, num_classes: int, weights: str | None = None) -> 
 
 
 def make_cost(config: Config, num_classes: int, image_size: int | tuple[int, int]) -> CostModel:
-    """What a path costs: its FLOPs are those of the backbone alone, since the classifier is not what is transferred."""
+    """Create the cost model of paths. FLOPs are counted for the backbone only, because the classifier is not transferred."""
     return CostModel(image_size, num_classes, "backbone", config.network.geometry)
 
 
 def run(config: Config, device: Device, output: FilePath, restart: bool = False) -> dict:
-    """Pre-train by `config`; what was done before in `output` is not done again."""
+    """Run the pre-training of `config`, resuming the run in `output` if there is one.
+
+    Returns:
+        The content of summary.json.
+    """
     model, sets, cost = build(config)
     return start(PretrainSearcher, model, sets, cost, config, device, output, restart)
 
 
 def ship(run_folder: FilePath, folder: FilePath, name: str) -> list[FilePath]:
-    """Copy a finished run's weights in half precision, to keep them beside the configs.
+    """Copy the weights of a finished pre-training in half precision, for distribution with the configs.
+
+    Args:
+        run_folder: folder of the run.
+        folder: folder of the copies.
+        name: first part of their file names, of letters, digits, - and _.
 
     Returns:
-        <folder>/<name>_supernet.h5, or <name>_fullnet.h5 where the largest path was trained and no other, and
-        <name>_path_filter.h5 where there is a filter.
+        The files <folder>/<name>_supernet.h5, or <name>_fullnet.h5 if only the largest path was trained, and
+        <name>_path_filter.h5 if the run fitted a filter.
 
     Raises:
-        UserError: the run has not finished, or is none of pre-training, or the name is none for a file.
+        UserError: the run is not finished or not a pre-training, or the name is invalid.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise UserError(f"--name must be letters, digits, - or _, got {name!r}")
@@ -146,7 +170,7 @@ def ship(run_folder: FilePath, folder: FilePath, name: str) -> list[FilePath]:
     config = run_config(run_folder)
     if not isinstance(config.hparams, PretrainHparams):
         raise UserError(f"{run_folder} must be a run of the runner pretrain, got {config.args.runner}")
-    trained = [phase for phase in training_phases(config) if phase.epochs]  # none where the supernet's weights were given
+    trained = [phase for phase in training_phases(config) if phase.epochs]  # empty if the supernet's weights were given
     fullnet = trained and all(phase.largest_only for phase in trained)
     kinds = {"supernet": "fullnet" if fullnet else "supernet"}
     if config.hparams.paths:

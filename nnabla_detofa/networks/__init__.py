@@ -1,4 +1,4 @@
-"""The elastic networks: the OFA-ResNet50 supernet, CenterNet on it, their weights files, and loading them."""
+"""The elastic networks: the OFA-ResNet50 supernet, CenterNet with this backbone, and reading and writing of weights files."""
 
 from .loading import load_supernet
 

@@ -1,8 +1,9 @@
-"""CenterNet on the elastic backbone: up-convolutions, three heads, the loss on logits, and decoding.
+"""CenterNet with the elastic backbone: up-convolutions, three heads, the loss on logits, and decoding.
 
-Only the backbone is elastic. Output stride 4: the backbone's stride is 32 with the stem's max-pool, and each of
-three transposed convolutions doubles the map. (The paper says that "a max-pooling layer and classification head are replaced":
-we read it as the pooling in front of the classifier, since without the stem's max-pool the heat map would have stride 2.)
+Only the backbone is elastic. The output stride is 4: the backbone, including the stem's max-pool, has stride 32, and each of
+the three transposed convolutions doubles the resolution. (The paper says that "a max-pooling layer and classification head are
+replaced". We take this to be the pooling before the classifier, because without the stem's max-pool the heatmap would have
+stride 2.)
 """
 
 from __future__ import annotations
@@ -11,53 +12,55 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
-import nnabla as nn
-import nnabla.functions as F
 import numpy as np
 
 from ..backend import kernels
-from ..backend.compat import Mo, Model
+from ..backend.compat import F, Mo, Model, Parameter, nn
 from ..common.boxes import box_iou
 from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
 from ..space.geometry import OFA_RESNET50, Geometry, HeadGeometry
 from ..space.paths import Path
 from ..space.search_space import ofa_resnet50
-from .supernet import STORED, ConvBN, ElasticResNet50, Named, he_normal, take_over
+from .layers import STORED, ConvBN, he_normal
+from .supernet import ElasticResNet50, Named, take_over
 from .weights import load_backbone
 
-OFFSET_WEIGHT, SIZE_WEIGHT = 1.0, 0.1  # of the three losses (Objects as Points, section 3)
-HEAT_MAP_BIAS = -2.19  # sigmoid(-2.19) is about 0.1: the loss starts calm (CenterNet)
+OFFSET_WEIGHT, SIZE_WEIGHT = 1.0, 0.1  # loss weights (Objects as Points, section 3)
+HEAT_MAP_BIAS = -2.19  # initial bias; sigmoid(-2.19) is about 0.1, which keeps the initial loss small (CenterNet)
 
 
 class Outputs(NamedTuple):
-    """What the detector returns for a batch, at output stride 4: (B, channels, H/4, W/4) each."""
+    """Outputs of the detector for a batch, at output stride 4: (B, channels, H/4, W/4) each."""
 
-    heat_map: nn.Variable  # logits, one channel a class
-    offset: nn.Variable  # x, y of the centre inside its cell, in cells
+    heat_map: nn.Variable  # logits, one channel per class
+    offset: nn.Variable  # x, y of the center inside its cell, in cells
     size: nn.Variable  # width, height, in cells
 
 
 class TargetVariables(NamedTuple):
-    """The loss' targets for a batch of B images with at most M objects each (see `data.targets`)."""
+    """Targets of the loss for a batch of B images with at most M objects each (see `data.targets`)."""
 
-    heat_map: nn.Variable  # (B, K, h, w), 1 at centres, Gaussian around them
-    size: nn.Variable  # (B, M, 2)
-    offset: nn.Variable  # (B, M, 2)
-    index: nn.Variable  # (B, M) cell of each centre, y * w + x
-    mask: nn.Variable  # (B, M) 1 where there is an object
+    heat_map: nn.Variable  # (B, K, h, w), 1 at centers with Gaussians around them
+    size: nn.Variable  # (B, M, 2), width and height in cells
+    offset: nn.Variable  # (B, M, 2), x and y in cells
+    index: nn.Variable  # (B, M), cell of each center, y * w + x
+    mask: nn.Variable  # (B, M), 1 for rows that hold an object
 
 
 class DeconvBN(ConvBN):
-    """4x4 stride-2 transposed convolution, batch normalisation and ReLU; any number of leading inputs."""
+    """4x4 transposed convolution with stride 2, batch normalization and ReLU, for any number of leading input channels.
+
+    Maps (B, C, H, W), for any C up to `inputs`, to (B, outputs, 2H, 2W).
+    """
 
     output_axis = 1
 
     def __init__(self, name, inputs, outputs, rng):
         super().__init__(name, inputs, outputs, 4, rng)
-        # An output pixel sees 2x2 of the 4x4 kernel. NNabla's transposed weight is (inputs, outputs, kh, kw).
+        # Each output pixel uses 2x2 of the 4x4 kernel. NNabla's transposed weight is (inputs, outputs, kh, kw).
         weight = he_normal(rng, (inputs, outputs, 4, 4), inputs * 4)
-        self.parameters["conv/conv/_W"] = Mo.Parameter(weight.shape, initializer=weight)
+        self.parameters["conv/conv/_W"] = Parameter(weight.shape, initializer=weight)
 
     def __call__(self, x, statistics):
         weight = self.parameters["conv/conv/_W"]
@@ -68,7 +71,11 @@ class DeconvBN(ConvBN):
 
 
 class Head(Mo.Module):
-    """3x3 convolution, ReLU, 1x1 convolution, both with bias."""
+    """Output head: 3x3 convolution, ReLU and 1x1 convolution, both convolutions with bias.
+
+    Maps (B, inputs, h, w) to (B, outputs, h, w). `std` is the standard deviation of the initial weights of the last layer, and
+    `bias` its initial bias.
+    """
 
     def __init__(self, inputs, hidden, outputs, rng, std=0.001, bias=0.0):
         super().__init__(name="")
@@ -79,7 +86,7 @@ class Head(Mo.Module):
             "conv2/_b": np.full(outputs, bias, np.float32),
         }
         for key, value in values.items():
-            self.parameters[key] = Mo.Parameter(value.shape, initializer=value)
+            self.parameters[key] = Parameter(value.shape, initializer=value)
 
     def __call__(self, x, statistics=STORED):
         w1, b1, w2, b2 = self.parameters.values()
@@ -87,10 +94,13 @@ class Head(Mo.Module):
 
 
 def run_heads(heads: Sequence[Head], x: nn.Variable, statistics) -> list[nn.Variable]:
-    """The outputs of several heads of one map.
+    """Compute the outputs of several heads on the same feature map x (B, C, h, w).
 
-    Where `statistics.joins_heads`, one convolution computes all hidden maps and another all outputs, with zeros between what
-    a head does not read: three convolutions of few channels each leave most of a core idle.
+    If `statistics.joins_heads` is true, one convolution computes all hidden maps and a second one all outputs, with a
+    block-diagonal weight, because three separate convolutions with few channels leave most of a core idle.
+
+    Returns:
+        for each head its output, (B, outputs, h, w).
     """
     if not statistics.joins_heads or len(heads) == 1:
         return [head(x, statistics) for head in heads]
@@ -106,7 +116,10 @@ def run_heads(heads: Sequence[Head], x: nn.Variable, statistics) -> list[nn.Vari
 
 
 def block_diagonal(weights: Sequence[nn.Variable]) -> nn.Variable:
-    """Weights (R, C, 1, 1) of several 1x1 convolutions -> the weight of one that reads all their inputs in a row."""
+    """Combine weights (R_i, C_i, 1, 1) of several 1x1 convolutions into one weight (sum R_i, sum C_i, 1, 1).
+
+    The combined convolution reads the concatenated inputs and returns the concatenated outputs.
+    """
     rows, columns, before = [], sum(w.shape[1] for w in weights), 0
     for w in weights:
         after = columns - before - w.shape[1]
@@ -117,12 +130,12 @@ def block_diagonal(weights: Sequence[nn.Variable]) -> nn.Variable:
 
 
 class Backbone(Protocol):
-    """What a detector asks of an elastic backbone, a `Model` as `ElasticResNet50` is one.
+    """Interface of an elastic backbone for a detector; it is also a `Model`, like `ElasticResNet50`.
 
-    Every batch normalisation in it goes through `statistics` (see `supernet.ConvBN.run`), under a name of its own.
+    Each of its batch normalizations calls `statistics` (see `layers.ConvBN.run`) and has a unique layer name.
 
     Attributes:
-        channels: of its last feature map, at most.
+        channels: largest number of channels of the last feature map.
     """
 
     channels: int
@@ -131,18 +144,18 @@ class Backbone(Protocol):
 
 
 class Detector(Model):
-    """The supernet f^trg: elastic backbone, up-convolutions and CenterNet's heads (section 4.1).
+    """The detection supernet f^trg: elastic backbone, up-convolutions and CenterNet's heads (section 4.1).
 
-    A detector with other heads is a subclass that has its own `make_heads`, `heads` and `losses`, and for its detections
-    `maps`, `with_mirrored` and `decode`.
+    To use other heads, subclass it and override `make_heads`, `heads` and `losses`, and for inference `maps`,
+    `with_mirrored` and `decode`.
 
     Args:
-        head: filters and number of classes.
-        heat_map_std: standard deviation of the heat map's last weights. CenterNet's is 0.001; nets of a few
-            channels learn only with about 0.1.
+        head: numbers of channels of up-convolutions and heads, and number of classes.
         geometry, zero_init_residual, rng, path: see `ElasticResNet50`.
-        backbone: another backbone, in place of the one that geometry, zero_init_residual and path describe.
-        normalization: of the images that it takes.
+        heat_map_std: standard deviation of the initial weights of the heatmap's last layer. CenterNet uses 0.001; networks
+            with few channels learn only with about 0.1.
+        backbone: a backbone that replaces the one defined by `geometry`, `zero_init_residual` and `path`.
+        normalization: normalization of the input images.
     """
 
     def __init__(
@@ -169,57 +182,60 @@ class Detector(Model):
         self.make_heads(channels, head, heat_map_std, rng)
 
     def make_heads(self, channels: int, head: HeadGeometry, heat_map_std: float, rng: np.random.Generator) -> None:
-        """Make the modules that `heads` runs on a map of `channels`."""
+        """Create the modules that `heads` applies to a feature map with `channels` channels."""
         self.heat_map = Head(channels, head.head_channels, head.num_classes, rng, heat_map_std, HEAT_MAP_BIAS)
         self.offset = Head(channels, head.head_channels, 2, rng)
         self.size = Head(channels, head.head_channels, 2, rng)
 
     def __call__(self, x: nn.Variable, path: Path, statistics=STORED) -> Outputs:
-        """Images (B, 3, H, W) -> heat map logits, offset and size at output stride 4."""
+        """Map images (B, 3, H, W) to heatmap logits, offset and size at output stride 4."""
         return self.heads(self.trunk(x, path, statistics), statistics)
 
     def trunk(self, x: nn.Variable, path: Path, statistics=STORED) -> nn.Variable:
-        """The network up to its last batch normalisation: backbone and up-convolutions."""
+        """Apply the network up to its last batch normalization: backbone and up-convolutions."""
         return self.up(self.backbone(x, path, statistics), statistics)
 
     def up(self, y: nn.Variable, statistics=STORED) -> nn.Variable:
-        """The backbone's last feature map -> the map at the output stride."""
+        """Apply the up-convolutions to the backbone's last feature map; returns the map at the output stride."""
         for layer in self.deconv.modules.values():
             y = layer(y, statistics)
         return y
 
     def heads(self, y: nn.Variable, statistics=STORED) -> Outputs:
-        """The map at the output stride -> the three heads' outputs."""
+        """Apply the three heads to the map at the output stride."""
         return Outputs(*run_heads((self.heat_map, self.offset, self.size), y, statistics))
 
     def losses(self, outputs: Outputs, targets: Sequence[nn.Variable], counts: Sequence[nn.Variable] | None = None) -> Losses:
-        """What training minimises, and its parts; targets are those of `TargetVariables`.
+        """Compute the training loss and its parts.
 
         Args:
-            counts: of a batch that these images are a part of; the losses are then their shares of the batch's.
+            outputs: outputs of the network.
+            targets: the fields of `TargetVariables`.
+            counts: if these images are a part of a larger batch, the `counts` of the whole batch; the losses of the parts
+                then add up to the loss of the batch.
         """
         return detection_loss(outputs, TargetVariables(*targets), *(counts or ()))
 
     def counts(self, targets: Sequence[np.ndarray]) -> tuple[int, int]:
-        """What the losses of images with these targets are divided by: the heat map's centers, and objects."""
+        """Count what the losses are divided by: heatmap cells that are centers, and objects."""
         heat_map, *_, mask = targets
         return int(np.sum(heat_map >= 1)), int(np.sum(mask))
 
     def loss(self, outputs: Outputs, targets: Sequence[nn.Variable], loss_weights=None) -> nn.Variable:
-        """What paths are compared by: the whole loss."""
+        """Return the total loss, by which paths are compared."""
         return self.losses(outputs, targets)[0]
 
     def maps(self, outputs: Outputs) -> tuple[nn.Variable, ...]:
-        """What `decode` reads, (B, channels, h, w) each: here the heat map in [0, 1], offset and size."""
+        """Return the inputs of `decode`, (B, channels, h, w) each: heatmap in [0, 1], offset and size."""
         return F.sigmoid(outputs.heat_map), outputs.offset, outputs.size
 
     def with_mirrored(self, maps: Sequence[np.ndarray], mirrored: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        """The maps of images, averaged with those of the mirrored images: heat map and size, as in CenterNet's flip test."""
+        """Average the maps with those of the mirrored images: heatmap and size, but not offset, as in CenterNet's flip test."""
         heat_map, offset, size = maps
         return (heat_map + mirrored[0][..., ::-1]) / 2, offset, (size + mirrored[2][..., ::-1]) / 2
 
     def decode(self, maps: Sequence[np.ndarray], top: int = 100) -> tuple[Sequence[np.ndarray], ...]:
-        """For each image of the maps its boxes (n, 4) in cells, scores (n,) and labels (n,), best first, `top` at most."""
+        """Return for each image boxes (n, 4) in cells, scores (n,) and labels (n,) of at most `top` detections, best first."""
         return decode(*maps, top=top)
 
 
@@ -227,7 +243,7 @@ class Detector(Model):
 
 
 class Losses(NamedTuple):
-    """The parts of CenterNet's loss, each a scalar."""
+    """CenterNet's total loss and its unweighted parts, each a scalar."""
 
     total: nn.Variable
     heat_map: nn.Variable
@@ -238,10 +254,12 @@ class Losses(NamedTuple):
 def detection_loss(
     outputs: Outputs, targets: TargetVariables, centers: nn.Variable | None = None, objects: nn.Variable | None = None
 ) -> Losses:
-    """CenterNet's loss: penalty-reduced focal + 1.0 offset L1 + 0.1 size L1 (Objects as Points, section 3).
+    """Compute CenterNet's loss: penalty-reduced focal + 1.0 * offset L1 + 0.1 * size L1 (Objects as Points, section 3).
 
     Args:
-        centers, objects: scalars to divide by, see `Detector.counts`; None counts those of the targets.
+        outputs: outputs of the network.
+        targets: targets of the same images.
+        centers, objects: scalars that the losses are divided by, see `Detector.counts`; None counts them in `targets`.
     """
     heat_map = focal_loss(outputs.heat_map, targets.heat_map, centers)
     offset = masked_l1(outputs.offset, targets.offset, targets.index, targets.mask, objects)
@@ -250,28 +268,44 @@ def detection_loss(
 
 
 def focal_loss(logits: nn.Variable, target: nn.Variable, centers: nn.Variable | None = None) -> nn.Variable:
-    """Penalty-reduced focal loss of logits (B, K, h, w) against a heat map in [0, 1]; divided by the number of centres.
+    """Compute the penalty-reduced focal loss (Objects as Points, Eq. 1), divided by the number of centers.
 
-    With p = sigmoid(x): (1 - p)^2 log p at centres, (1 - target)^4 p^2 log(1 - p) elsewhere. Both logarithms are taken
-    as softplus of the logit, so that no clamp is needed: CenterNet clamps p to [1e-4, 1 - 1e-4] and has no gradient
-    beyond. Inside that range the two are equal. Without a centre the sum is not divided, as in CenterNet.
+    With p = sigmoid(logit), it is the negative sum of (1 - p)^2 log p at centers and (1 - target)^4 p^2 log(1 - p) elsewhere.
+    Both logarithms are computed as softplus of the logit, so that no clamping is needed. CenterNet clamps p to
+    [1e-4, 1 - 1e-4] and has no gradient outside; inside that range the two losses are equal. Without any center the sum is
+    not divided, as in CenterNet.
+
+    Args:
+        logits: (B, K, h, w).
+        target: heatmap (B, K, h, w) in [0, 1], 1 at centers.
+        centers: scalar that the sum is divided by; None counts the centers in `target`.
+
+    Returns:
+        the loss, a scalar.
     """
     times = kernels.multiply
     p, far = F.sigmoid(logits), 1.0 - target
     q, far = 1.0 - p, times(far, far)
     centre = F.greater_equal_scalar(target, 1.0)
     positive = times(times(centre, times(q, q)), F.softplus(-1.0 * logits))
-    negative = times(times(times(far, far), times(p, p)), F.softplus(logits))  # zero at centres, where target is 1
+    negative = times(times(times(far, far), times(p, p)), F.softplus(logits))  # zero at centers, where target is 1
     return F.sum(positive + negative) / F.maximum_scalar(F.sum(centre) if centers is None else centers, 1.0)
 
 
 def masked_l1(
     output: nn.Variable, target: nn.Variable, index: nn.Variable, mask: nn.Variable, objects: nn.Variable | None = None
 ) -> nn.Variable:
-    """Mean absolute error of output (B, C, h, w), read at the objects' cells, against target (B, M, C).
+    """Compute the mean absolute error of a map at the cells of the objects.
 
     Args:
-        objects: the number to take the mean over; None is that of `mask`.
+        output: (B, C, h, w).
+        target: (B, M, C).
+        index: (B, M), cell of each object, y * w + x.
+        mask: (B, M), 1 for rows that hold an object.
+        objects: number of objects to average over, a scalar; None counts them in `mask`.
+
+    Returns:
+        the loss, a scalar, averaged over objects and channels.
     """
     batch, channels, height, width = output.shape
     most = index.shape[1]
@@ -287,15 +321,17 @@ def masked_l1(
 
 
 def decode(heat_map: np.ndarray, offset: np.ndarray, size: np.ndarray, top: int = 100):
-    """The `top` peaks of each image as boxes, best first; every class competes with every other.
+    """Decode the `top` highest peaks of each image, over all classes, to boxes sorted by score.
 
-    A peak is a cell that equals the maximum of its 3x3 neighbourhood in its class.
+    A peak is a cell that equals the maximum of its 3x3 neighborhood in the heatmap of its class.
 
     Args:
-        heat_map: (B, K, h, w) probabilities. offset, size: (B, 2, h, w), in cells.
+        heat_map: (B, K, h, w), probabilities.
+        offset, size: (B, 2, h, w), in cells.
+        top: number of detections per image.
 
     Returns:
-        boxes (B, top, 4) as x1 y1 x2 y2 in cells of the output map, scores (B, top), classes (B, top) int.
+        boxes (B, top, 4) as x1 y1 x2 y2 in cells of the output map, scores (B, top), labels (B, top) int.
     """
     batch, _, height, width = heat_map.shape
     found = [_best_peaks(values, top) for values in heat_map]
@@ -313,10 +349,10 @@ def decode(heat_map: np.ndarray, offset: np.ndarray, size: np.ndarray, top: int 
 
 
 def _best_peaks(heat_map: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions in the flattened heat map (K, h, w) and values of its `top` highest peaks; the first of equal ones is first."""
+    """Return positions in the flattened heatmap (K, h, w) and values of its `top` highest peaks; ties keep their order."""
     is_peak = heat_map == _max_of_3x3(heat_map)
     positions = np.flatnonzero(is_peak & (heat_map > 0))
-    if len(positions) < top:  # other cells fill up, with the value 0
+    if len(positions) < top:  # fill up with other cells of value 0
         values = np.where(is_peak, heat_map, 0.0).ravel()
         positions = np.argsort(-values, kind="stable")[:top]
         return positions, values[positions]
@@ -328,7 +364,7 @@ def _best_peaks(heat_map: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def _max_of_3x3(values: np.ndarray) -> np.ndarray:
-    """The maximum of each cell's neighbourhood in its map (..., h, w): of rows, and then of columns."""
+    """Compute the maximum of each cell's 3x3 neighborhood in maps (..., h, w), first along rows and then along columns."""
     rows = values.copy()
     np.maximum(rows[..., 1:], values[..., :-1], out=rows[..., 1:])
     np.maximum(rows[..., :-1], values[..., 1:], out=rows[..., :-1])
@@ -341,14 +377,16 @@ def _max_of_3x3(values: np.ndarray) -> np.ndarray:
 def soft_nms(
     boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, sigma: float = 0.5, least: float = 1e-3
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Merge the detections of one image from several runs: Soft-NMS, inside each class.
+    """Merge detections of one image, for example from several scales, by Soft-NMS within each class.
 
-    The best detection is taken, and the score of every other one falls by exp(-IoU^2 / sigma); and so on with what is left
-    (Bodla et al. 2017, with the sigma of CenterNet's multi-scale test).
+    The algorithm repeatedly selects the best remaining detection and multiplies the scores of the others of its class by
+    exp(-IoU^2 / sigma) (Bodla et al. 2017, with the sigma of CenterNet's multi-scale test).
 
     Args:
-        boxes: (n, 4) x1 y1 x2 y2. scores, labels: (n,).
-        least: detections whose score falls below are dropped.
+        boxes: (n, 4) x1 y1 x2 y2.
+        scores, labels: (n,).
+        sigma: width of the Gaussian penalty.
+        least: detections with a lower score are dropped.
 
     Returns:
         boxes (m, 4), scores (m,) and labels (m,), best first.
@@ -365,18 +403,18 @@ def soft_nms(
     return boxes[order], scores[order].astype(np.float32), labels[order]
 
 
-# --- As NNablaNAS makes them ------------------------------------------------------------------------------------------
+# --- Classes that NNablaNAS creates from a config ---------------------------------------------------------------------
 
 
 class SearchNet(Detector):
-    """The detection supernet as NNablaNAS makes it: from a config's `network.centernet_ofa_resnet50` section.
+    """The detection supernet, with the arguments of a config's `network.centernet_ofa_resnet50` section.
 
     Args:
         num_classes, width_scale, strides, elastic_stem, zero_init_residual, deconv_channels, head_channels, heat_map_std:
             see `config.CenternetOfaResnet50`.
-        weights: a weights file whose backbone is taken over: a pre-trained classification supernet's, or a detector's.
-        rng: draws the initial weights.
-        normalization: of the images that it takes.
+        weights: a weights file of a pre-trained classification supernet or of a detector, from which the backbone is loaded.
+        rng: random generator of the initial weights.
+        normalization: normalization of the input images.
     """
 
     def __init__(
@@ -408,17 +446,21 @@ class SearchNet(Detector):
             load_backbone(self, weights)
 
     def get_active_subnet(self, path: Path | Mapping, statistics: Mapping | None = None) -> TrainNet:
-        """`path` cut out as a static network of its own, its weights copied; see `supernet.SearchNet.get_active_subnet`."""
+        """Extract a path as a static network with copied weights; see `supernet.SearchNet.get_active_subnet`."""
         return TrainNet(path, **self._static, supernet=self, statistics=statistics)
 
 
 class TrainNet(Detector):
-    """One path of the detection supernet as a static network: `net(x)`.
+    """One path of the detection supernet as a static network, called as `net(x)`.
 
     Args:
-        genotype: a `Path`, or OFA's notation of one.
-        supernet: take the weights over from it. statistics: and these batch-normalisation statistics.
+        genotype: a `Path`, or a path in OFA's notation.
         num_classes, width_scale, strides, deconv_channels, head_channels: see `SearchNet`.
+        supernet: the supernet to copy the weights from.
+        statistics: batch-normalization statistics of the path; None copies those stored in `supernet`.
+
+    Raises:
+        UserError: `statistics` are given without `supernet`.
     """
 
     def __init__(
@@ -442,5 +484,5 @@ class TrainNet(Detector):
             raise UserError("statistics are those of a path of a supernet: they need supernet beside them")
 
     def __call__(self, x: nn.Variable, statistics=STORED) -> Outputs:
-        """Images (B, 3, H, W) -> heat map logits, offset and size at output stride 4."""
+        """Map images (B, 3, H, W) to heatmap logits, offset and size at output stride 4."""
         return super().__call__(x, self.path, statistics)

@@ -1,38 +1,45 @@
-"""Knowledge distillation from the frozen fullnet: what progressive shrinking adds to the supernet's loss."""
+"""Knowledge distillation from the frozen fullnet, the additional loss of progressive shrinking."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import nnabla as nn
-import nnabla.functions as F
 import numpy as np
 
+from ..backend.compat import F, nn
 from ..space.paths import Path
 from . import weights
-from .supernet import BATCH, Classifier
+from .layers import BATCH
+from .supernet import Classifier
 
 
 def distillation_loss(logits: nn.Variable, teacher_logits: nn.Variable) -> nn.Variable:
-    """Mean over the batch of the cross entropy -sum_k q_k log p_k: logits (B, K) of both -> scalar.
+    """Compute the cross entropy -sum_k q_k log p_k, averaged over the batch.
 
-    p is the student's softmax, q the teacher's (temperature 1, as OFA); no gradient reaches the teacher.
+    p is the softmax of the student and q the softmax of the teacher (temperature 1, as in OFA). The teacher gets no gradient.
+
+    Args:
+        logits: student logits (B, K).
+        teacher_logits: teacher logits (B, K).
+
+    Returns:
+        the loss, a scalar.
     """
     target = F.softmax(teacher_logits, axis=1).apply(need_grad=False)
     return F.mean(F.sum(target * F.log_softmax(logits, axis=1), axis=1)) * -1.0
 
 
 class Distillation:
-    """The objective (see `training.Objective`) of a path that also learns from the teacher.
+    """Training objective (see `training.loop.Objective`) with a distillation loss from the fullnet.
 
-    The teacher normalises each mini-batch with that mini-batch's own statistics, as its training did and as OFA's and
-    NNablaNAS' recipes have it: so it needs no re-estimation, and follows the size of the images.
+    The teacher normalizes each mini-batch with the statistics of that mini-batch, as in its own training and in the recipes of
+    OFA and NNablaNAS. It therefore needs no re-estimated statistics and adapts to the image size.
 
     Args:
-        net: the classification supernet, whose own loss is the hard part.
-        path: the fullnet.
-        arrays: the trained fullnet's weights by the supernet's names; they are copied, and never trained again.
-        ratio: weight of the soft part (OFA's kd_ratio).
+        net: the classification supernet, whose own loss is the hard-label loss.
+        path: the path of the fullnet.
+        arrays: weights of the trained fullnet under the parameter names of the supernet; they are copied and stay fixed.
+        ratio: weight of the distillation loss (OFA's kd_ratio).
     """
 
     names = ("loss", "loss from labels", "loss from teacher")
@@ -48,7 +55,7 @@ class Distillation:
     def __call__(
         self, outputs: nn.Variable, images: nn.Variable, targets: Sequence[nn.Variable]
     ) -> tuple[nn.Variable, nn.Variable, nn.Variable]:
-        """The whole loss, its part from the labels, and its part from the teacher before weighting."""
+        """Return the total loss, the loss from labels, and the unweighted loss from the teacher, each a scalar."""
         (hard,) = self.net.losses(outputs, targets)
         soft = distillation_loss(outputs, self.teacher(images, self.path, BATCH))
         return hard + self.ratio * soft, hard, soft

@@ -1,11 +1,12 @@
-"""A PyTorch checkpoint of OFA's ResNet50 supernet becomes an NNabla weights file.
+"""Conversion of a PyTorch checkpoint of OFA's ResNet50 supernet to an NNabla weights file.
 
-The published supernets of `once-for-all` (d 0+1+2, e 0.2+0.25+0.35, w 0.65+0.8+1.0) are what the paper's pre-training
-would otherwise need hundreds of GPU hours for (section 3, step 1). PyTorch is needed here and nowhere else.
+The published supernets of `once-for-all` (d 0+1+2, e 0.2+0.25+0.35, w 0.65+0.8+1.0) replace the paper's pre-training
+(section 3, step 1), which would need hundreds of GPU hours. Only this module needs PyTorch.
 
-Colors. OFA was trained on red, green, blue with ImageNet's normalization; every loader of this package gives blue, green, red.
-So the input channels of the first convolution are reversed, and the file says that its images are normalized by ImageNet's
-values. A data set of another normalization, such as COCO's, adapts them when it loads the file (`normalization.adapted`).
+Colors: OFA was trained on images in red, green, blue order with ImageNet's normalization, and this package reads images in
+blue, green, red order. The input channels of the first convolution are therefore reversed, and the weights file records
+ImageNet's normalization. A network for images with another normalization, such as COCO's, adapts the weights when it loads the
+file (`normalization.adapted`).
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import NamedTuple
 
-import nnabla as nn
 import numpy as np
 
+from ..backend.compat import nn
 from ..common.errors import UserError
 from ..common.normalization import FIRST_CONV, IMAGENET, Normalization
 from . import weights
@@ -36,16 +37,17 @@ NAMES = {
     "linear.weight": "linear/_W",
     "linear.bias": "linear/_b",
 }
-"""Ends of names: a tensor of the state dict -> the parameter of NNabla."""
+"""Suffix of a tensor name in the state dict -> suffix of the NNabla parameter name."""
 
 
 class Imported(NamedTuple):
-    """What was found in a checkpoint and became of it.
+    """A converted checkpoint.
 
     Attributes:
-        arrays: parameter name -> array, all of `Classifier(classes)`.
-        placed, dropped: tensors of the checkpoint that are in `arrays`; that NNabla has no use for.
-        classes: outputs of the classifier.
+        arrays: parameter name -> array, for all parameters of `Classifier(classes)`.
+        placed: number of tensors of the checkpoint that are in `arrays`.
+        dropped: number of tensors that NNabla does not need (`num_batches_tracked`).
+        classes: number of outputs of the classifier.
     """
 
     arrays: dict[str, np.ndarray]
@@ -55,10 +57,13 @@ class Imported(NamedTuple):
 
 
 def read_checkpoint(file: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The state dict of a PyTorch checkpoint, alone or under the key `state_dict`. Reading it runs no code of the file's.
+    """Read the state dict of a PyTorch checkpoint, stored alone or under the key `state_dict`, without running code in it.
+
+    Returns:
+        tensor name -> array; floating-point tensors become float32.
 
     Raises:
-        UserError: PyTorch is missing or too old, the file is missing or unreadable, or it holds no state dict.
+        UserError: PyTorch is missing or too old, the file is missing or unreadable, or it contains no state dict.
     """
     try:
         import torch
@@ -66,7 +71,7 @@ def read_checkpoint(file: str | os.PathLike) -> dict[str, np.ndarray]:
         raise UserError(
             "reading a checkpoint needs PyTorch, which is not installed: pip install 'torch>=2.6', or the extra torch"
         ) from error
-    # Before 2.6 a crafted file could run code in spite of weights_only (CVE-2025-32434).
+    # Before version 2.6, a crafted file could run code despite weights_only (CVE-2025-32434).
     version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
     if version < (2, 6) or "weights_only" not in inspect.signature(torch.load).parameters:
         raise UserError(f"reading a checkpoint needs PyTorch 2.6 or later, which runs no code in it, got {torch.__version__}")
@@ -75,7 +80,7 @@ def read_checkpoint(file: str | os.PathLike) -> dict[str, np.ndarray]:
         raise UserError(f"the checkpoint {file} does not exist")
     try:
         loaded = torch.load(file, weights_only=True, map_location="cpu")
-    except pickle.UnpicklingError as error:  # PyTorch's own words go on to advise running the file's code
+    except pickle.UnpicklingError as error:  # PyTorch's message suggests running the code in the file
         raise UserError(
             f"the checkpoint {file} must hold tensors alone; it holds other objects, or PyTorch did not save it"
         ) from error
@@ -86,24 +91,25 @@ def read_checkpoint(file: str | os.PathLike) -> dict[str, np.ndarray]:
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state, Mapping) or not state or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise UserError(f"the checkpoint {file} must be a state dict, or hold one under the key state_dict")
-    # Through float: numpy has no bfloat16.
+    # Convert to float32 first, because NumPy has no bfloat16.
     try:
         return {str(name): (t.float() if t.is_floating_point() else t).detach().numpy() for name, t in state.items()}
-    except (RuntimeError, TypeError) as error:  # a quantised or a sparse tensor
+    except (RuntimeError, TypeError) as error:  # a quantized or sparse tensor
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"the checkpoint {file} must hold plain dense tensors ({reason})") from error
 
 
 def convert(tensors: Mapping[str, np.ndarray], keep_channels: bool = False) -> Imported:
-    """Name, shape and colour order as `supernet.Classifier` has them; the classifier's weight is transposed.
+    """Convert OFA's tensors to the names, shapes and color order of `supernet.Classifier`.
 
     Args:
-        tensors: name -> array, as in OFA's state dict; `module.` in front of all names is ignored, and both the elastic
-            layers' names (`bn.bn.weight`) and the plain ones of OFA's largest network (`bn.weight`) are known.
-        keep_channels: leave the first convolution for red, green, blue.
+        tensors: name -> array, as in OFA's state dict. A prefix `module.` of all names is ignored. The names of elastic layers
+            (`bn.bn.weight`) and of the layers of OFA's largest static network (`bn.weight`) are both accepted.
+        keep_channels: whether to keep the first convolution in red, green, blue order.
 
     Raises:
-        UserError: a tensor has no place, a parameter would stay empty, a shape differs, or a number is not finite.
+        UserError: a tensor has no matching parameter or occurs twice, a parameter has no tensor, a shape differs, a number is
+            not finite, or a variance is negative.
     """
     kept = {name: np.asarray(array) for name, array in tensors.items() if not name.endswith("num_batches_tracked")}
     if kept and all(name.startswith("module.") for name in kept):
@@ -138,10 +144,14 @@ def convert(tensors: Mapping[str, np.ndarray], keep_channels: bool = False) -> I
 
 
 def convert_nnablanas(arrays: Mapping[str, np.ndarray], keep_channels: bool = False) -> Imported:
-    """As `convert`, from what NNablaNAS' own `ofa_resnet50` saved: the names are ours, its images are those of OFA.
+    """Convert weights that NNablaNAS saved for its `ofa_resnet50`, which uses the same parameter names and OFA's color order.
+
+    Args:
+        arrays: parameter name -> array.
+        keep_channels: see `convert`.
 
     Raises:
-        UserError: the names or shapes are not those of its largest supernet.
+        UserError: the names or shapes differ from those of the full supernet.
     """
     bias = arrays.get("classifier/0/linear/linear/_b")
     if bias is None or bias.ndim != 1:
@@ -158,9 +168,9 @@ def convert_nnablanas(arrays: Mapping[str, np.ndarray], keep_channels: bool = Fa
 
 
 def _place(name: str, parameters: Mapping[str, nn.Variable]) -> str | None:
-    """The parameter that a tensor of the state dict becomes; None where there is none.
+    """Return the parameter name for a tensor of the state dict, or None if there is none.
 
-    An elastic layer holds the plain one under the same name once more: `bn.bn.weight` for `bn.weight`.
+    An elastic layer nests the plain layer under the same name: `bn.bn.weight` instead of `bn.weight`.
     """
     for theirs, ours in NAMES.items():
         if name == theirs or name.endswith("." + theirs):
@@ -171,17 +181,22 @@ def _place(name: str, parameters: Mapping[str, nn.Variable]) -> str | None:
 
 
 def _reversed(weight: np.ndarray) -> np.ndarray:
-    """The first convolution's weight for images of the reverse order of channels."""
+    """Return the weight of the first convolution for images with reversed channels."""
     return np.ascontiguousarray(weight[:, ::-1])
 
 
 def import_checkpoint(file: str | os.PathLike, output: str | os.PathLike, keep_channels: bool = False) -> Imported:
-    """Read a checkpoint, or NNablaNAS' own weights where the name ends in .h5, and write a weights file of ours.
+    """Convert a PyTorch checkpoint, or NNablaNAS weights if the name ends in .h5, to a weights file of this package.
 
-    `supernet.SearchNet(weights=...)` and `load_backbone` read it.
+    `supernet.SearchNet(weights=...)` and `load_backbone` read the result.
+
+    Args:
+        file: the checkpoint.
+        output: the weights file to write.
+        keep_channels: see `convert`.
 
     Raises:
-        UserError: see `read_checkpoint` and `convert`; nothing is written then.
+        UserError: see `read_checkpoint` and `convert`; nothing is written in this case.
     """
     if FilePath(file).suffix == ".h5":
         imported = convert_nnablanas(weights.read(file), keep_channels)
@@ -191,7 +206,7 @@ def import_checkpoint(file: str | os.PathLike, output: str | os.PathLike, keep_c
         name: nn.Variable.from_numpy_array(array, need_grad=not name.endswith(STATISTICS))
         for name, array in imported.arrays.items()
     }
-    order = slice(None, None, -1 if keep_channels else 1)  # of the channels that the first convolution takes
+    order = slice(None, None, -1 if keep_channels else 1)  # order of the input channels of the first convolution
     normalization = Normalization(IMAGENET.mean[order], IMAGENET.std[order])
     weights.write(output, parameters, normalization=normalization)
     return imported

@@ -1,4 +1,4 @@
-"""A weights file as a network that is ready to run: what the file's shapes tell is read from them."""
+"""Construction of a network from a weights file, with the architecture inferred from the shapes of its arrays."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 
 CONV = "conv/conv/_W"
 CLASSES = {"classification": "classifier/0/linear/linear/_b", "detection": "heat_map/conv2/_b"}
-"""For each task, a parameter that only its networks have; as long as there are classes."""
+"""For each task, a parameter that only networks of this task have; its length is the number of classes."""
 
 
 def load_supernet(
     weights: str | os.PathLike, task: str = "classification", num_classes: int | None = None, **options
 ) -> supernet.SearchNet | centernet.SearchNet:
-    """See `nnabla_detofa.load_supernet`."""
+    """Load a supernet from a weights file; see `nnabla_detofa.load_supernet`."""
     from . import centernet, supernet
 
     if task not in CLASSES:
@@ -55,10 +55,18 @@ def load_supernet(
 
 
 def found_in(arrays: Mapping[str, np.ndarray], task: str, source: str) -> dict:
-    """The arguments of `SearchNet` that the shapes of a weights file tell: classes, width, and the detector's filters.
+    """Infer arguments of `SearchNet` from the shapes in a weights file.
+
+    Args:
+        arrays: parameter name -> array.
+        task: "classification" or "detection".
+        source: name of the file, for errors.
+
+    Returns:
+        `num_classes` and `width_scale`, and for a detector also `deconv_channels` and `head_channels`.
 
     Raises:
-        UserError: the file holds another kind of network.
+        UserError: the file contains another kind of network, or lacks a parameter.
     """
     if CLASSES[task] not in arrays:
         other = next((name for name, parameter in CLASSES.items() if parameter in arrays), None)
@@ -78,10 +86,10 @@ def found_in(arrays: Mapping[str, np.ndarray], task: str, source: str) -> dict:
 
 
 def width_scale(plan: Plan, source: str) -> float:
-    """The simplest fraction whose largest path has these channels.
+    """Return the width scale, as the fraction with the smallest denominator, whose largest path has these channels.
 
-    Other scales close to it may have the same largest path and, seldom, a width choice that differs by one divisor: give
-    `width_scale` where the training's was no simple fraction.
+    Other scales close to it may have the same largest path and, rarely, a width choice that differs by one divisor. Pass
+    `width_scale` to `load_supernet` if the supernet was trained with a scale that is not a simple fraction.
 
     Raises:
         UserError: no scale fits.
@@ -96,7 +104,7 @@ def width_scale(plan: Plan, source: str) -> float:
 
 
 def _largest_plan(arrays: Mapping[str, np.ndarray], prefix: str) -> Plan:
-    """The channels of the largest path, as the file's shapes have them."""
+    """Return the channels of the largest path, inferred from the shapes in the file."""
 
     def outputs(layer: str) -> int:
         return len(arrays[f"{prefix}{layer}/{CONV}"])

@@ -1,200 +1,32 @@
-"""The elastic ResNet50: one set of weights, and `net(x, path)` runs any path of it.
+"""The elastic ResNet50: one set of weights, and `net(x, path)` applies any path.
 
-The path, and the statistics that its batch normalisations use, are arguments of the call: nothing is sampled, switched
-or remembered inside. Parameters have the names of NNablaNAS' own `ofa_resnet50`, so weights trained there fit here.
+Networks are stateless: the path and the statistics of its batch normalizations are arguments of every call. Parameters have
+the names of NNablaNAS' `ofa_resnet50`, so weights trained there can be loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import ClassVar
 
-import nnabla as nn
-import nnabla.functions as F
 import numpy as np
 
-from ..backend import kernels
-from ..backend.compat import Mo, Model, Optimizer
-from ..backend.kernels import EPSILON
+from ..backend.compat import F, Mo, Model, Optimizer, Parameter, nn
 from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
 from ..space.geometry import OFA_RESNET50, Geometry
 from ..space.paths import Path
 from ..space.search_space import ofa_resnet50
 from . import weights as weights_file
-
-# --- Batch normalisation: where mean and variance come from -----------------------------------------------------------
-
-
-Convolve = Callable[..., nn.Variable]
-"""A layer's convolution of its input: call it with a weight, and a bias where there is one."""
-
-
-class Plain:
-    """NNabla's usual functions, one for each layer, whatever the device: for graphs that are counted, timed and exported."""
-
-    joins_heads = False
-    """Whether a detector runs the first convolutions of its heads as one."""
-
-    @staticmethod
-    def relu(x: nn.Variable) -> nn.Variable:
-        """max(x, 0), in the place of x."""
-        return F.relu(x, inplace=True)
-
-    @classmethod
-    def add_relu(cls, x: nn.Variable, y: nn.Variable) -> nn.Variable:
-        """max(x + y, 0)."""
-        return cls.relu(F.add2(x, y))
-
-
-class Quick:
-    """The functions that are quick on the device, for graphs that train and evaluate paths."""
-
-    joins_heads = True
-    relu = staticmethod(kernels.relu)
-    add_relu = staticmethod(kernels.add_relu)
-
-
-class StoredStatistics(Plain):
-    """Inference with the running mean and variance stored beside the weights, sliced like them.
-
-    As every kind of statistics it is called with a layer, its convolution, the convolution's weight, and gamma and beta of at
-    least as many channels as that gives; with `relu` it ends in a ReLU. `Plain` or `Quick` are the network's other functions.
-    """
-
-    def __call__(
-        self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable, relu: bool = False
-    ) -> nn.Variable:
-        x = convolve(weight)
-        gamma, beta, mean, var = (slice_channels(p, x.shape[1]) for p in (gamma, beta, layer.mean, layer.var))
-        y = F.batch_normalization(x, beta, gamma, mean, var, eps=EPSILON, batch_stat=False)
-        return self.relu(y) if relu else y
-
-
-class BatchStatistics(Quick):
-    """Training: every mini-batch is normalised with its own mean and variance; nothing is remembered.
-
-    Running averages would mix the statistics of different paths; what a path needs at inference is re-estimated for
-    that path (`validation.reestimate`), as OFA does.
-    """
-
-    def __call__(
-        self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable, relu: bool = False
-    ) -> nn.Variable:
-        return kernels.batch_normalization(convolve(weight), gamma, beta, relu)
-
-
-class CollectedStatistics(BatchStatistics):
-    """Batch statistics that are also kept: after a forward pass `read` gives each layer's mean and variance."""
-
-    def __init__(self):
-        self._found: dict[str, kernels.Read] = {}
-
-    def __call__(
-        self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable, relu: bool = False
-    ) -> nn.Variable:
-        y, self._found[layer.name] = kernels.measured_batch_normalization(convolve(weight), gamma, beta, relu)
-        return y
-
-    def read(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Layer name -> mean and variance of the last batch, (1, C, 1, 1) each."""
-        return {name: read() for name, read in self._found.items()}
-
-
-class GivenStatistics(Quick):
-    """Inference with the mean and variance of a mapping: layer name -> two arrays (1, C, 1, 1).
-
-    They are folded into the convolutions, whose weights are copied as they are now: later training does not reach the graph.
-    """
-
-    def __init__(self, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]):
-        self.statistics = statistics
-
-    def __call__(
-        self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable, relu: bool = False
-    ) -> nn.Variable:
-        mean, var = self.statistics[layer.name]
-        weight, gamma, beta = map(_value, (weight, gamma, beta))
-        gamma, beta = gamma[:, : mean.shape[1]], beta[:, : mean.shape[1]]
-        scale = gamma / np.sqrt(var + EPSILON)
-        folded = weight * np.moveaxis(scale, 1, layer.output_axis), (beta - mean * scale).ravel()
-        y = convolve(*map(nn.Variable.from_numpy_array, folded))
-        return self.relu(y) if relu else y
-
-
-def _value(variable: nn.Variable) -> np.ndarray:
-    if variable.parent is not None:  # a slice of a parameter, which nothing has computed yet
-        variable.forward()
-    return variable.d
-
-
-STORED, BATCH = StoredStatistics(), BatchStatistics()
-
+from .layers import STORED, ConvBN
 
 # --- Elastic layers ---------------------------------------------------------------------------------------------------
 
 
-def slice_channels(p: nn.Variable, channels: int) -> nn.Variable:
-    """The first `channels` of a (1, C, 1, 1) parameter."""
-    return kernels.leading(p, 1, channels)
-
-
-def he_normal(rng: np.random.Generator, shape: tuple[int, ...], fan: int) -> np.ndarray:
-    """Normal weights with variance 2 / fan."""
-    return rng.normal(0.0, np.sqrt(2.0 / fan), shape).astype(np.float32)
-
-
-class ConvBN(Mo.Module):
-    """Convolution without bias, batch normalisation and (optionally) ReLU, run on the leading channels asked for.
-
-    Args:
-        name: unique name in the network; statistics are filed under it.
-        inputs, outputs: the largest numbers of channels.
-        kernel, stride: of the square convolution, padded to keep the size at stride 1.
-        relu: apply ReLU at the end.
-        gamma: initial scale of the batch normalisation.
-        rng: draws the weights (He normal by fan-out, as OFA initialises).
-    """
-
-    output_axis = 0  # of the convolution's weight
-
-    def __init__(self, name, inputs, outputs, kernel, rng, stride=1, relu=True, gamma=1.0):
-        super().__init__(name=name)
-        self._stride, self._relu = (stride, stride), relu
-        shape = (1, outputs, 1, 1)
-        weight = he_normal(rng, (outputs, inputs, kernel, kernel), outputs * kernel * kernel)
-        # The slashes give the parameter names of NNablaNAS' nested modules without the nesting.
-        self.parameters["conv/conv/_W"] = Mo.Parameter(weight.shape, initializer=weight)
-        for key, value in {"_beta": 0.0, "_gamma": gamma, "_mean": 0.0, "_var": 1.0}.items():
-            self.parameters[f"bn/bn/{key}"] = Mo.Parameter(
-                shape, need_grad=key in ("_beta", "_gamma"), initializer=np.full(shape, value, np.float32)
-            )
-
-    @property
-    def mean(self) -> nn.Variable:
-        return self.parameters["bn/bn/_mean"]
-
-    @property
-    def var(self) -> nn.Variable:
-        return self.parameters["bn/bn/_var"]
-
-    def __call__(self, x: nn.Variable, outputs: int, statistics) -> nn.Variable:
-        """(B, C, H, W) with any C up to `inputs` -> (B, outputs, H', W')."""
-        return self.run(x, kernels.leading(self.parameters["conv/conv/_W"], outputs, x.shape[1]), statistics)
-
-    def run(self, x: nn.Variable, weight: nn.Variable, statistics) -> nn.Variable:
-        """The layer with this weight (outputs, C, k, k), however it was made of the layer's own."""
-        gamma, beta = (self.parameters[f"bn/bn/{key}"] for key in ("_gamma", "_beta"))
-        pad = tuple(side // 2 for side in weight.shape[2:])
-        convolve = partial(F.convolution, x, pad=pad, stride=self._stride)
-        return statistics(self, convolve, weight, gamma, beta, relu=self._relu)
-
-
 @dataclass(frozen=True)
 class LayerPlan:
-    """Channels of one bottleneck layer of a path, and the choice (of `Geometry.ratios`) that gave the middle ones."""
+    """Channels of one bottleneck layer of a path, and the choice (of `Geometry.ratios`) that determines the middle ones."""
 
     inputs: int
     middle: int
@@ -208,7 +40,7 @@ class Plan:
 
     Attributes:
         stem: channels of the stem's first convolutions and of its output.
-        stem_residual: whether the stem's residual convolution is there.
+        stem_residual: whether the stem has its residual convolution.
         stages: for each stage, its active layers.
     """
 
@@ -218,6 +50,7 @@ class Plan:
 
     @classmethod
     def of(cls, path: Path, geometry: Geometry) -> Plan:
+        """Compute the channels of a path."""
         stem = (geometry.stem_mid(path.stem_widths[0]), geometry.stem_out(path.stem_widths[1]))
         channels, stages = stem[1], []
         for stage, (width, ratios) in enumerate(zip(path.stage_widths, path.expand_ratios)):
@@ -230,10 +63,16 @@ class Plan:
 
 
 class Bottleneck(Mo.Module):
-    """1x1, 3x3, 1x1 convolutions beside a shortcut; the first layer of a stage pools and projects its shortcut.
+    """1x1, 3x3 and 1x1 convolutions with a shortcut, which the first layer of a stage pools and projects.
 
     Args:
-        zero_init: start the last batch normalisation's scale at 0, so that the layer starts as its shortcut (as OFA does).
+        name: unique name in the network.
+        plan: largest numbers of channels.
+        stride: stride of the 3x3 convolution and of the pooled shortcut.
+        first: whether this is the first layer of a stage.
+        zero_init: whether the scale of the last batch normalization is initialized to 0, so that the layer initially equals
+            its shortcut (as in OFA).
+        rng: random generator of the initial weights.
     """
 
     def __init__(self, name, plan: LayerPlan, stride: int, first: bool, zero_init: bool, rng):
@@ -246,38 +85,40 @@ class Bottleneck(Mo.Module):
             self.downsample = ConvBN(f"{name}/downsample", plan.inputs, plan.outputs, 1, rng, relu=False)
 
     def middle_layer(self, name: str, plan: LayerPlan, stride: int, rng) -> Mo.Module:
-        """The layer between the two 1x1 convolutions, with the weights of `plan`. Override it together with `middle`."""
+        """Create the layer between the 1x1 convolutions, with the channels of `plan`. Override together with `middle`."""
         return ConvBN(name, plan.middle, plan.middle, 3, rng, stride=stride)
 
     def middle(self, y: nn.Variable, plan: LayerPlan, statistics) -> nn.Variable:
-        """Run that layer as `plan` has it: (B, plan.middle, H, W) -> (B, plan.middle, H', W')."""
+        """Apply the middle layer of a path: (B, plan.middle, H, W) -> (B, plan.middle, H', W')."""
         return self.conv2(y, plan.middle, statistics)
 
     def __call__(self, x: nn.Variable, plan: LayerPlan, statistics) -> nn.Variable:
+        """Apply the layer with the channels of `plan`: (B, plan.inputs, H, W) -> (B, plan.outputs, H', W')."""
         y = self.conv1(x, plan.middle, statistics)
         y = self.middle(y, plan, statistics)
         y = self.conv3(y, plan.outputs, statistics)
         if "downsample" in self.modules:
             if self._stride > 1:
                 kernel = (self._stride, self._stride)
-                # The last window of an odd-sized map is cut, not padded: its mean is over the pixels that exist.
+                # The last window of a map with an odd side is cropped, not padded: its mean covers only existing pixels.
                 x = F.average_pooling(x, kernel, stride=kernel, ignore_border=False, including_pad=False)
             x = self.downsample(x, plan.outputs, statistics)
         return statistics.add_relu(y, x)
 
     def sort_middle(self, edges: Sequence[int]) -> list[tuple[nn.Variable, int, np.ndarray]]:
-        """Reorder the middle channels, the most important first, without changing what the layer computes.
+        """Sort the middle channels by decreasing importance, without changing the function of the layer.
 
-        A channel's importance is the L1 norm of the weights that read it, as in OFA.
+        The importance of a channel is the L1 norm of the weights that read it, as in OFA.
 
         Args:
-            edges: numbers of middle channels that already trained paths use; no channel crosses one of them.
+            edges: numbers of middle channels of already trained paths. Channels are sorted only within the segments between
+                these numbers, so the function of those paths does not change either.
 
         Returns:
-            what was done, in its order: a parameter, the axis along which it was reordered, and the order.
+            the reordered parameters in the order of the operations, each with the axis and the permutation.
         """
         moved = []
-        # conv3 reads what conv2 writes, conv2 reads what conv1 writes: two orders, the later layer's first.
+        # conv3 reads the output of conv2, and conv2 the output of conv1: two permutations, the later layers first.
         for writer, reader in ((self.conv2, self.conv3), (self.conv1, self.conv2)):
             weight = reader.parameters["conv/conv/_W"]
             importance = np.abs(weight.d).sum(axis=(0, 2, 3))
@@ -291,7 +132,7 @@ class Bottleneck(Mo.Module):
 
 
 class _Residual(Mo.Module):
-    """The stem's optional convolution with an identity beside it."""
+    """The stem's optional convolution with an identity shortcut."""
 
     def __init__(self, name, channels, rng):
         super().__init__(name=name)
@@ -302,20 +143,20 @@ class _Residual(Mo.Module):
 
 
 class ElasticResNet50(Model):
-    """OFA-ResNet50's feature extractor: stem, max-pool and four stages of bottlenecks (Table 1, section 4.1).
+    """Feature extractor of OFA-ResNet50: stem, max-pool and four stages of bottlenecks (Table 1, section 4.1).
 
     Args:
         geometry: channels and strides.
-        zero_init_residual: see `Bottleneck`.
-        rng: draws the initial weights.
-        path: allocate exactly this path's weights instead of the largest path's (a static network).
+        zero_init_residual: see `zero_init` of `Bottleneck`.
+        rng: random generator of the initial weights.
+        path: if given, only the weights of this path are allocated (a static network) instead of those of the largest path.
 
     Attributes:
-        channels: of the last feature map at most; of the path's with `path`.
+        channels: number of channels of the last feature map of `path`, or of the largest path.
     """
 
     layer_type: ClassVar[type[Bottleneck]] = Bottleneck
-    """What the stages are made of; a subclass may have another."""
+    """Class of the layers in the stages; a subclass may override it."""
 
     def __init__(self, geometry=OFA_RESNET50, zero_init_residual=True, rng=None, path: Path | None = None):
         super().__init__(name="")
@@ -339,15 +180,15 @@ class ElasticResNet50(Model):
         self.channels = allocated.stages[-1][-1].outputs
 
     def __call__(self, x: nn.Variable, path: Path, statistics=STORED) -> nn.Variable:
-        """Images (B, 3, H, W) -> the last feature map (B, C, H / total_stride, W / total_stride)."""
+        """Map images (B, 3, H, W) to the last feature map (B, C, H / total_stride, W / total_stride)."""
         return self.trunk(x, path, statistics)
 
     def trunk(self, x: nn.Variable, path: Path, statistics=STORED) -> nn.Variable:
-        """The network up to its last batch normalisation: all that re-estimating statistics needs."""
+        """Apply the network up to its last batch normalization, which suffices to re-estimate statistics."""
         return self.features(x, path, statistics)[-1]
 
     def features(self, x: nn.Variable, path: Path, statistics=STORED) -> list[nn.Variable]:
-        """The feature maps after the stem's max-pool and after each stage."""
+        """Return the feature maps after the stem's max-pool and after each stage."""
         plan = Plan.of(path, self._geometry)
         maps, first = [self.stem(x, plan, statistics)], 0
         for layers, most in zip(plan.stages, self._geometry.layers_per_stage):
@@ -359,7 +200,7 @@ class ElasticResNet50(Model):
         return maps
 
     def stem(self, x: nn.Variable, plan: Plan, statistics=STORED) -> nn.Variable:
-        """Images (B, 3, H, W) -> the feature map after the max-pool (B, C, H / 4, W / 4)."""
+        """Map images (B, 3, H, W) to the feature map after the max-pool (B, C, H / 4, W / 4)."""
         x = self.input_stem[0](x, plan.stem[0], statistics)
         if plan.stem_residual:
             x = self.input_stem[1](x, plan.stem[0], statistics)
@@ -370,13 +211,15 @@ class ElasticResNet50(Model):
 def sort_middle_channels(
     net: Model, ratios: Sequence[float], widths: Sequence[float] = (1.0,), optimizer: Optimizer | None = None
 ) -> None:
-    """Before a smaller E or W is trained: sort every bottleneck's middle channels by importance (`Bottleneck.sort_middle`).
+    """Sort the middle channels of every bottleneck by importance (`Bottleneck.sort_middle`), before smaller E or W are trained.
 
-    Paths with widths among `widths` and expand ratios among `ratios`, those trained before, compute what they did.
+    The functions of all paths whose widths are in `widths` and whose expand ratios are in `ratios` do not change.
 
     Args:
-        net: a supernet, or a detector on one.
-        optimizer: of the training that goes on: its moments follow the weights that they belong to.
+        net: a supernet, or a detector with one as its backbone.
+        ratios: values of E that were trained before.
+        widths: values of W that were trained before.
+        optimizer: optimizer of the ongoing training, whose moments are reordered together with the weights.
     """
     geometry, first = net.space.geometry, 0
     names = {id(parameter): name for name, parameter in net.get_parameters().items()}
@@ -386,14 +229,14 @@ def sort_middle_channels(
         edges = [geometry.middle(channels, ratio) for channels in outputs for ratio in ratios]
         for index in range(first, first + most):
             for parameter, axis, order in getattr(net, "backbone", net).blocks[index].sort_middle(edges):
-                if (state := states.get(names[id(parameter)])) is not None:  # batch statistics have none
+                if (state := states.get(names[id(parameter)])) is not None:  # running statistics have no optimizer state
                     for moments in state.pstate.values():
                         moments.d = moments.d.take(order, axis)
         first += most
 
 
 class Named(Mo.Module):
-    """A few modules under number names, not all of which need to exist (a static path has no inactive layers)."""
+    """Modules named by numbers, possibly with gaps (a static path has no inactive layers)."""
 
     def __init__(self, modules: Mapping[int, Mo.Module]):
         super().__init__(name="")
@@ -408,13 +251,13 @@ class Named(Mo.Module):
 
 
 class Classifier(ElasticResNet50):
-    """The supernet f^pre: the elastic ResNet50 with global average pooling and one linear layer (Eq. 1).
+    """The classification supernet f^pre: elastic ResNet50, global average pooling and one linear layer (Eq. 1).
 
     Args:
-        num_classes: outputs of the linear layer.
-        label_smoothing: of the training loss.
-        normalization: of the images that it takes.
+        num_classes: number of outputs of the linear layer.
         geometry, zero_init_residual, rng, path: see `ElasticResNet50`.
+        label_smoothing: label smoothing of the training loss.
+        normalization: normalization of the input images.
     """
 
     def __init__(
@@ -435,25 +278,25 @@ class Classifier(ElasticResNet50):
         self.classifier = Linear(weight)
 
     def __call__(self, x: nn.Variable, path: Path, statistics=STORED) -> nn.Variable:
-        """Images (B, 3, H, W) -> logits (B, num_classes)."""
+        """Map images (B, 3, H, W) to logits (B, num_classes)."""
         return self.classifier(F.mean(self.trunk(x, path, statistics), axis=(2, 3)))
 
     def losses(self, outputs: nn.Variable, targets: Sequence[nn.Variable]) -> tuple[nn.Variable, ...]:
-        """What training minimises: the cross entropy with label smoothing against labels (B, 1), alone in a tuple."""
+        """Return the training loss, cross entropy with label smoothing against labels (B, 1), as a tuple of one scalar."""
         return (classification_loss(outputs, targets[0], self._label_smoothing),)
 
     def loss(self, outputs: nn.Variable, targets: Sequence[nn.Variable], loss_weights=None) -> nn.Variable:
-        """What paths are compared by: the plain cross entropy."""
+        """Return the cross entropy without label smoothing, by which paths are compared."""
         return classification_loss(outputs, targets[0])
 
 
 class Linear(Mo.Module):
-    """A linear layer on the leading inputs; `weight` is (inputs, outputs), as NNabla has it."""
+    """Linear layer for any number of leading inputs; the initial `weight` is (inputs, outputs), as in NNabla."""
 
     def __init__(self, weight: np.ndarray):
         super().__init__(name="")
-        self.parameters["0/linear/linear/_W"] = Mo.Parameter(weight.shape, initializer=weight)
-        self.parameters["0/linear/linear/_b"] = Mo.Parameter(weight.shape[1:])
+        self.parameters["0/linear/linear/_W"] = Parameter(weight.shape, initializer=weight)
+        self.parameters["0/linear/linear/_b"] = Parameter(weight.shape[1:])
 
     def __call__(self, x: nn.Variable) -> nn.Variable:
         weight, bias = self.parameters.values()
@@ -463,9 +306,15 @@ class Linear(Mo.Module):
 
 
 def classification_loss(logits: nn.Variable, labels: nn.Variable, smoothing: float = 0.0) -> nn.Variable:
-    """Mean cross entropy with label smoothing: logits (B, K), labels (B, 1) -> scalar.
+    """Compute the mean cross entropy with label smoothing.
 
-    The target gives `smoothing` of its mass to all K classes alike, as OFA's label smoothing does.
+    Args:
+        logits: (B, K).
+        labels: (B, 1), integers in [0, K).
+        smoothing: probability mass that the target distributes uniformly over all K classes, as in OFA.
+
+    Returns:
+        the loss, a scalar.
     """
     loss = F.mean(F.softmax_cross_entropy(logits, labels))
     if smoothing == 0.0:
@@ -478,12 +327,12 @@ def classification_loss(logits: nn.Variable, labels: nn.Variable, smoothing: flo
 
 
 def copy_leading(source: Mapping[str, nn.Variable], target: Mapping[str, nn.Variable]) -> None:
-    """Fill every target parameter with the leading channels of the source parameter of the same name.
+    """Copy the leading channels of each source parameter to the target parameter of the same name.
 
-    Of a kernel larger than the target's it is the centre (as in OFA's elastic kernels).
+    If the source kernel is larger than the target kernel, its center is copied (as in OFA's elastic kernels).
 
     Raises:
-        KeyError: the source lacks a name.
+        KeyError: the source lacks a parameter of the target.
     """
     for name, parameter in target.items():
         whole, shape = source[name].d, parameter.shape
@@ -492,10 +341,12 @@ def copy_leading(source: Mapping[str, nn.Variable], target: Mapping[str, nn.Vari
 
 
 def take_over(target: Mo.Module, source: Mo.Module, statistics: Mapping | None = None) -> None:
-    """Fill a static network from the supernet it is a path of, whose images it takes from now on.
+    """Copy weights, statistics and image normalization of a supernet to the static network of one of its paths.
 
     Args:
-        statistics: the path's re-estimated mean and variance of each layer; None keeps the supernet's stored ones.
+        target: the static network.
+        source: the supernet.
+        statistics: layer name -> re-estimated (mean, variance) of the path; None copies the statistics stored in the supernet.
     """
     copy_leading(source.get_parameters(), target.get_parameters())
     target.normalization = source.normalization
@@ -505,14 +356,14 @@ def take_over(target: Mo.Module, source: Mo.Module, statistics: Mapping | None =
 
 
 class SearchNet(Classifier):
-    """The classification supernet as NNablaNAS makes it: from a config's `network.ofa_resnet50` section.
+    """The classification supernet, with the arguments of a config's `network.ofa_resnet50` section.
 
     Args:
         num_classes, width_scale, strides, elastic_stem, zero_init_residual: see `config.OfaResnet50`.
-        weights: a weights file of the whole network. One for images of another normalization is adapted to this one.
-        label_smoothing: of the training loss.
-        rng: draws the initial weights.
-        normalization: of the images that it takes.
+        weights: a weights file of the whole network, which is adapted if it was trained with another normalization.
+        label_smoothing: label smoothing of the training loss.
+        rng: random generator of the initial weights.
+        normalization: normalization of the input images.
     """
 
     def __init__(
@@ -535,22 +386,26 @@ class SearchNet(Classifier):
             weights_file.load(self, weights, adapt=True)
 
     def get_active_subnet(self, path: Path | Mapping, statistics: Mapping | None = None) -> TrainNet:
-        """`path` cut out as a static network of its own, its weights copied (NNablaNAS' name for it).
+        """Extract a path as a static network with copied weights (the method name is NNablaNAS').
 
         Args:
-            path: a `Path`, or OFA's notation of one.
-            statistics: its re-estimated batch-normalisation statistics (`validation.reestimate`); None copies the stored ones.
+            path: a `Path`, or a path in OFA's notation.
+            statistics: re-estimated BatchNorm statistics of the path (`reestimation.reestimate`); None copies the stored ones.
         """
         return TrainNet(path, **self._static, supernet=self, statistics=statistics)
 
 
 class TrainNet(Classifier):
-    """One path of the classification supernet as a static network: `net(x)`.
+    """One path of the classification supernet as a static network, called as `net(x)`.
 
     Args:
-        genotype: a `Path`, or OFA's notation of one.
-        supernet: take the weights over from it. statistics: and these batch-normalisation statistics.
+        genotype: a `Path`, or a path in OFA's notation.
         num_classes, width_scale, strides: see `SearchNet`.
+        supernet: the supernet to copy the weights from.
+        statistics: batch-normalization statistics of the path; None copies those stored in `supernet`.
+
+    Raises:
+        UserError: `statistics` are given without `supernet`.
     """
 
     def __init__(
@@ -572,5 +427,5 @@ class TrainNet(Classifier):
             raise UserError("statistics are those of a path of a supernet: they need supernet beside them")
 
     def __call__(self, x: nn.Variable, statistics=STORED) -> nn.Variable:
-        """Images (B, 3, H, W) -> logits (B, num_classes)."""
+        """Map images (B, 3, H, W) to logits (B, num_classes)."""
         return super().__call__(x, self.path, statistics)

@@ -1,6 +1,6 @@
-"""Weights in files: read strictly, written whole or not at all.
+"""Weights files: validated reading and atomic writing.
 
-A weights file is what `nnabla.save_parameters` writes: HDF5 with one data set a parameter. Reading one runs no code.
+A weights file has the format of `nnabla.save_parameters`: HDF5 with one dataset per parameter. Reading a file runs no code.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 
 import h5py
-import nnabla as nn
 import numpy as np
 
-from ..backend.compat import Mo
+from ..backend.compat import Mo, nn
 from ..common import checked
 from ..common.errors import UserError
 from ..common.files import new_hdf5
@@ -26,10 +25,13 @@ logger = logging.getLogger(__name__)
 
 
 def read(file: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Parameter name -> array of a weights file.
+    """Read a weights file.
+
+    Returns:
+        parameter name -> array.
 
     Raises:
-        UserError: the file is missing, is not HDF5, or holds something other than finite numbers.
+        UserError: the file is missing, is not HDF5, has no parameters, is too large, or contains anything but finite numbers.
     """
     file = FilePath(file)
     if not file.is_file():
@@ -59,20 +61,20 @@ def read(file: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def _finite(array: np.ndarray) -> bool:
-    """Are all numbers finite in float32, in which networks compute? No array as large as theirs is made for it."""
+    """Return whether all numbers are finite in float32, the type of the networks, without allocating a temporary array."""
     most = np.finfo(np.float32).max
-    return not array.size or bool(-most <= array.min() and array.max() <= most)  # either is NaN where one number is
+    return not array.size or bool(-most <= array.min() and array.max() <= most)  # min and max are NaN if any number is
 
 
 MOST_BYTES = 1 << 30
-"""Of all arrays of a weights file; those of the paper's largest network have 0.2 GB."""
+"""Largest total size of the arrays of a weights file in bytes; the paper's largest network has 0.2 GB."""
 SHRINKS, SMALL = 50, 1 << 20
-"""Compressed, a parameter of more than SMALL bytes has at least a share of 1 / SHRINKS of them in the file: weights are hardly
-compressible, but a file of a kilobyte may announce a gigabyte of zeros."""
+"""A compressed parameter of more than SMALL bytes must take at least 1 / SHRINKS of its size in the file. Weights are hardly
+compressible, but a file of a kilobyte may declare a gigabyte of zeros."""
 
 
 def _refuse_odd(item: h5py.Dataset, name: str, file: FilePath, most: int) -> None:
-    """Raise UserError, before it is read, for what no parameter is: not numbers, more than the file holds, another file's."""
+    """Raise UserError for an HDF5 dataset that must not be read: not numeric, stored in another file, or suspiciously large."""
     if item.dtype.kind not in "fiu" or item.shape is None:
         raise UserError(f"the parameter {name} in {file} is not made of finite numbers")
     if item.is_virtual or item.external:
@@ -85,8 +87,8 @@ def _refuse_odd(item: h5py.Dataset, name: str, file: FilePath, most: int) -> Non
 
 
 STRIDES, NORMALIZATION = "strides", "normalization"
-"""Attributes of a weights file: what its shapes do not tell, the strides of the supernet's stages, and the mean and the
-deviation of its images as (2, 3) numbers."""
+"""Attributes of a weights file that its shapes do not determine: the strides of the supernet's stages, and the mean and
+standard deviation of its images, (2, 3)."""
 
 
 def write(
@@ -96,11 +98,13 @@ def write(
     normalization: Normalization | None = None,
     **attributes: str,
 ) -> None:
-    """Write parameters as `nnabla.save_parameters` would; the file appears complete or not at all.
+    """Write parameters atomically, in the format of `nnabla.save_parameters`.
 
     Args:
-        strides, normalization: kept with them as `STRIDES` and `NORMALIZATION`.
-        attributes: kept with them under their names.
+        file: the file to write.
+        parameters: parameter name -> variable.
+        strides, normalization: stored as the attributes `STRIDES` and `NORMALIZATION`.
+        attributes: further attributes to store.
     """
     file = FilePath(file)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -116,16 +120,16 @@ def write(
 
 
 def save(net: Mo.Module, file: str | os.PathLike) -> None:
-    """Write a network's parameters, and what else `load` and `loading.load_supernet` need to know of it."""
+    """Write the parameters of a network, and the attributes that `load` and `loading.load_supernet` need."""
     space = getattr(net, "space", None)
     write(file, net.get_parameters(), space and space.geometry.strides, getattr(net, "normalization", None))
 
 
 def strides_of(file: str | os.PathLike) -> tuple[int, ...] | None:
-    """The strides that `write` kept in a weights file; None where it has none.
+    """Return the strides that are stored in a weights file, or None if it has none.
 
     Raises:
-        UserError: they are no integers.
+        UserError: they are not a list of integers.
     """
     with h5py.File(file, "r") as opened:
         kept = opened.attrs.get(STRIDES)
@@ -137,10 +141,10 @@ def strides_of(file: str | os.PathLike) -> tuple[int, ...] | None:
 
 
 def normalization_of(file: str | os.PathLike) -> Normalization:
-    """What images a weights file's network takes; `normalization.UNRECORDED` where the file does not say.
+    """Return the image normalization that is stored in a weights file, or `normalization.UNRECORDED` if it has none.
 
     Raises:
-        UserError: the file cannot be read, or what it keeps is no mean and no deviation.
+        UserError: the file cannot be read, or the stored values are not a valid mean and standard deviation.
     """
     try:
         with h5py.File(file, "r") as opened:
@@ -156,7 +160,7 @@ def normalization_of(file: str | os.PathLike) -> Normalization:
 
 
 def convert(source: str | os.PathLike, target: str | os.PathLike, dtype) -> None:
-    """Copy a weights file with its attributes, its numbers in another type.
+    """Copy a weights file and its attributes, with the parameters converted to `dtype`.
 
     Raises:
         UserError: the source cannot be read.
@@ -171,12 +175,17 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, dtype) -> None
 
 
 def fill(parameters: Mapping[str, nn.Variable], arrays: Mapping[str, np.ndarray], source: str) -> None:
-    """Set every parameter to the array of its name: all of them, or none and an error.
+    """Set every parameter to the array of the same name. If there is an error, no parameter is changed.
 
-    Arrays that no parameter asks for are left alone.
+    Arrays without a parameter are ignored.
+
+    Args:
+        parameters: parameter name -> variable to set.
+        arrays: parameter name -> array.
+        source: name of the arrays' origin, for errors.
 
     Raises:
-        UserError: a parameter has no array, or one of another shape.
+        UserError: a parameter has no array, or the shapes differ.
     """
     for name, variable in parameters.items():
         if name not in arrays:
@@ -189,15 +198,18 @@ def fill(parameters: Mapping[str, nn.Variable], arrays: Mapping[str, np.ndarray]
 
 
 def load(net: Mo.Module, file: str | os.PathLike, arrays: Mapping[str, np.ndarray] | None = None, adapt: bool = False) -> None:
-    """Fill the whole network from a weights file, ours or NNablaNAS' own; the two must hold the same names.
+    """Load all parameters of a network from a weights file of this package or of NNablaNAS.
 
     Args:
-        arrays: what `read(file)` gave, where it was read before.
-        adapt: change weights for images of another normalization than the network's, so that they compute the same.
+        net: the network, which must have the same parameter names as the file.
+        file: the weights file.
+        arrays: the result of `read(file)`, if the file was read before.
+        adapt: whether to adapt weights that were trained with another image normalization to the network's normalization, so
+            that the outputs stay the same (see `normalization.adapted`).
 
     Raises:
-        UserError: the file cannot be read, or a name is only in one of the two, or a shape differs, or the file's images are
-            normalized otherwise and `adapt` is off; nothing is loaded then.
+        UserError: the file cannot be read, the parameter names or shapes differ, or the normalizations differ and `adapt` is
+            false; nothing is loaded in this case.
     """
     parameters, arrays = net.get_parameters(), read(file) if arrays is None else arrays
     extra = [name for name in arrays if name not in parameters]
@@ -217,17 +229,17 @@ def load(net: Mo.Module, file: str | os.PathLike, arrays: Mapping[str, np.ndarra
 
 
 def load_backbone(detector: Mo.Module, file: str | os.PathLike) -> list[str]:
-    """Fill the detector's backbone from a classification supernet, or from another detector (section 3, step 2).
+    """Load the backbone of a detector from a weights file of a classification supernet or a detector (section 3, step 2).
 
-    The log says what was loaded and what the file holds besides. Weights for images of another normalization than the
-    detector's are adapted to it (`normalization.adapted`).
+    Weights that were trained with another image normalization are adapted to the detector's (`normalization.adapted`). The
+    log lists what was loaded and which parameters of the file were not used.
 
     Returns:
-        the names in the file that were not used: the classifier's, or the other detector's head.
+        names of the parameters in the file that were not used: the classifier, or the up-convolutions and heads.
 
     Raises:
-        UserError: the file cannot be read, lacks a parameter of the backbone or has one in another shape, or holds
-            more than a backbone and a classifier or head; nothing is loaded then.
+        UserError: the file cannot be read, lacks a parameter of the backbone, has one with another shape, or has parameters
+            that belong to neither a backbone nor a classifier or head; nothing is loaded in this case.
     """
     arrays = read(file)
     prefix = "backbone/" if any(name.startswith("backbone/") for name in arrays) else ""
@@ -245,7 +257,7 @@ def load_backbone(detector: Mo.Module, file: str | os.PathLike) -> list[str]:
 def _for_images(
     arrays: Mapping[str, np.ndarray], prefix: str, trained: Normalization, given: Normalization, file: str | os.PathLike
 ) -> Mapping[str, np.ndarray]:
-    """The arrays for images normalized by `given`; those of a backbone without the stem are left as they are."""
+    """Adapt arrays to images normalized by `given`; arrays of a backbone without the stem's first layer are not changed."""
     if trained == given or any(prefix + name not in arrays for name in (FIRST_CONV, FIRST_MEAN)):
         return arrays
     logger.info("%s is for images normalized by %s: its first layer is adapted to %s", file, trained, given)
@@ -253,14 +265,14 @@ def _for_images(
 
 
 def _not_used(names: Sequence[str]) -> str:
-    """The rest of a log line: how many parameters were left in the file, and of which modules."""
+    """Return the end of a log message: the number of unused parameters, and their modules."""
     if not names:
         return "the file holds no more"
     return f"{len(names)} more in it are not used ({', '.join(sorted({name.split('/')[0] for name in names}))})"
 
 
 def digest(parameters: Mapping[str, nn.Variable]) -> str:
-    """A short hash of names and values: which weights a result belongs to."""
+    """Return a short hash (16 hex digits) of parameter names and values, which identifies the weights of a result."""
     total = hashlib.sha256()
     for name in sorted(parameters):
         total.update(name.encode())

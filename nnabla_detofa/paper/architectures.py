@@ -6,13 +6,18 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 
+from ..common import figures
+from ..common.files import whole_text
 from ..space.geometry import Geometry
 from ..space.paths import Path
 from ..tools.report import markdown_row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +59,9 @@ def table(found: Architectures) -> list[str]:
     return lines
 
 
-def draw(groups: Sequence[Architectures], title: str) -> plt.Figure:
+def draw(groups: Sequence[Architectures], title: str) -> Figure:
     """D and W over the budgets, a line for each stage: a row of panels for each experiment."""
-    figure, axes = plt.subplots(len(groups), 2, figsize=(9, 3.4 * len(groups)), squeeze=False, layout="constrained")
+    figure, axes = figures.subplots(len(groups), 2, figsize=(9, 3.4 * len(groups)), squeeze=False, layout="constrained")
     for row, found in zip(axes, groups):
         for panel, values, name in zip(row, (found.depths, found.widths), ("depth D", "width W")):
             for stage, line in enumerate(values.mean(0).T, 1):
@@ -69,7 +74,7 @@ def draw(groups: Sequence[Architectures], title: str) -> plt.Figure:
 
 def write_csv(file: FilePath, groups: Sequence[Architectures]) -> None:
     """One line for each experiment, seed, budget and stage."""
-    with open(file, "w", newline="") as opened:
+    with whole_text(file) as opened:
         writer = csv.writer(opened)
         writer.writerow(["experiment", "seed", "budget [FLOPs]", "stage", "D", "W", "mean E"])
         for found in groups:

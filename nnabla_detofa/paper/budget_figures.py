@@ -6,14 +6,18 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from ..common.errors import UserError
+from ..common.files import whole_text
 from ..runs.run_folder import points
 from ..tools.report import markdown_row
 from .intervals import Values
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +148,7 @@ def fullnets(curves: Sequence[Curve]) -> str:
 
 def write_csv(file: FilePath, curves: Sequence[Curve]) -> None:
     """One line for each experiment, seed and budget."""
-    with open(file, "w", newline="") as opened:
+    with whole_text(file) as opened:
         writer = csv.writer(opened)
         writer.writerow(["experiment", "seed", "budget [FLOPs]", "FLOPs", "AP [points]"])
         for curve in curves:
@@ -154,7 +158,7 @@ def write_csv(file: FilePath, curves: Sequence[Curve]) -> None:
                 )
 
 
-def draw(axes: plt.Axes, curves: Sequence[Curve], measure: str, colours: Mapping[str, str], title: str = "") -> None:
+def draw(axes: Axes, curves: Sequence[Curve], measure: str, colours: Mapping[str, str], title: str = "") -> None:
     """The curves into a panel, and their fullnets dotted; bars go from the least to the largest of the seeds.
 
     Args:

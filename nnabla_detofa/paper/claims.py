@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 
+from ..common import figures
 from ..common.errors import UserError
-from ..common.files import write_json
+from ..common.files import write_json, write_text
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.metrics import weakest
 from ..runs import result_files
@@ -39,6 +40,9 @@ from .experiments import (
 )
 from .intervals import Direction, Values, verdict
 from .profiles import Profile
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 AP_MARGIN = 0.5
 """Points of AP below which a difference counts as none: less than the least of the paper's own, 0.45 on COCO, needs more runs
@@ -309,8 +313,7 @@ def write(found: Evidence, output: FilePath, page: FilePath, made_by: str) -> li
         lines += [markdown_row([n.name, n.paper, f"{n.values.text()} {n.unit}", _why(n)]) for n in numbers]
         picture = output / f"{claim.name}.png"
         figure = draw(claim, numbers)
-        figure.savefig(picture, dpi=110)
-        plt.close(figure)
+        figures.save(figure, picture, dpi=110)
         lines += ["", f"![{claim.name}]({_relative(picture, page.parent)})", ""]
     write_json(output / "claims.json", content)
     titles = ", ".join(data_set.title for data_set in found.profile.data_sets.values())
@@ -329,7 +332,7 @@ def write(found: Evidence, output: FilePath, page: FilePath, made_by: str) -> li
         "",
     ]
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("\n".join([*head, *lines, f"Made by {made_by}.", ""]), encoding="utf-8")
+    write_text(page, "\n".join([*head, *lines, f"Made by {made_by}.", ""]))
     return [page, output / "claims.json"]
 
 
@@ -344,9 +347,11 @@ def _relative(file: FilePath, start: FilePath) -> str:
     return FilePath(os.path.relpath(file, start)).as_posix()
 
 
-def draw(claim: Claim, numbers: Sequence[Number]) -> plt.Figure:
+def draw(claim: Claim, numbers: Sequence[Number]) -> Figure:
     """A row for each number: its seeds as points, mean and interval, no effect as a line, and the margin as a band."""
-    figure, axes = plt.subplots(len(numbers), 1, figsize=(8, 0.9 + 0.95 * len(numbers)), squeeze=False, layout="constrained")
+    figure, axes = figures.subplots(
+        len(numbers), 1, figsize=(8, 0.9 + 0.95 * len(numbers)), squeeze=False, layout="constrained"
+    )
     for panel, number in zip(axes[:, 0], numbers):
         values = number.values
         panel.axvspan(number.no_effect - number.margin, number.no_effect + number.margin, color="0.93")

@@ -11,15 +11,17 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 from tqdm import tqdm
 
-from ..common.files import write_json
+from ..common import figures
+from ..common.files import whole_text, write_json
 from ..common.reading import read_json
+from ..evaluation.detections import BoxDetector, average_precision
 from ..evaluation.path_evaluation import named_rng, sample_in_buckets, statistics_images
-from ..evaluation.validation import BoxDetector, average_precision, reestimate
+from ..evaluation.reestimation import reestimate
 from ..methods.algorithm1 import make_cost
 from ..runs.phases import training_phases
 from ..runs.run_folder import final_weights, points
@@ -42,6 +44,9 @@ from .experiments import (
 )
 from .image_errors import standard_error
 from .intervals import Values, differences
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RANDOM_PATHS = 5
 """Of each FLOPs bucket of A, the same for all methods of a seed."""
@@ -259,7 +264,7 @@ def _training_and_choice(ours: Sequence[Evidence], ofa: Sequence[Evidence]) -> l
 
 def write_csv(file: FilePath, evidence: Sequence[Evidence]) -> None:
     """One line for each path: those found, the fullnet, and those under the final weights."""
-    with open(file, "w", newline="") as opened:
+    with whole_text(file) as opened:
         writer = csv.writer(opened)
         writer.writerow(["experiment", "seed", "steps", "path", "bucket or budget", "AP [points]", "SE over the test images"])
         for run in evidence:
@@ -270,9 +275,9 @@ def write_csv(file: FilePath, evidence: Sequence[Evidence]) -> None:
                 writer.writerow([*start, entry["kind"], entry["place"], entry["ap"], entry["se"]])
 
 
-def draw(evidence: Sequence[Evidence]) -> plt.Figure:
+def draw(evidence: Sequence[Evidence]) -> Figure:
     """Mean AP of the found subnets over the steps of training, a point for each run."""
-    figure, axes = plt.subplots(figsize=(6.5, 4.5), layout="constrained")
+    figure, axes = figures.subplots(figsize=(6.5, 4.5), layout="constrained")
     for number, runs in enumerate(by_experiment(evidence).values()):
         steps = [run.steps if run.steps is not None else np.nan for run in runs]
         aps = [run.found.mean() for run in runs]

@@ -24,12 +24,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property, reduce
 from pathlib import Path as FilePath
 
-from tqdm import tqdm
-
 from .. import config as configs
 from ..backend.launch import can_launch, handling
 from ..common.errors import UserError
 from ..common.files import write_json
+from ..common.progress import ProgressBar
 from ..common.reading import parse_json
 from ..runs import provenance, result_files
 from ..runs.lock import differences
@@ -453,7 +452,7 @@ def ensure(runs: Sequence[Run], jobs: int, log: Callable[[str], None] = print, c
     minutes = sum(profile.minutes.get("branch" if _branches(run) else "whole run", 0) for run in missing)
     long = f"about {minutes:.0f} minutes on two cores" if minutes else f"the profile {profile.name} does not say how long"
     log(f"{len(missing)} of {len(runs)} runs are to be done, {long}: {_names(missing)}")
-    with tqdm(total=len(missing), desc="runs", unit="run", dynamic_ncols=True) as bar:
+    with ProgressBar(total=len(missing), desc="runs", unit="run") as bar:
         for stage in (
             [run for run in missing if run.experiment == OURS],
             [run for run in missing if run.experiment != OURS],

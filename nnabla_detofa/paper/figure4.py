@@ -5,12 +5,17 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 
+from ..common import figures
+from ..common.files import whole_text
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..tools.report import markdown_row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +79,9 @@ def comparison(found: FilteredPaths) -> str:
     )
 
 
-def draw(found: FilteredPaths, title: str) -> plt.Figure:
+def draw(found: FilteredPaths, title: str) -> Figure:
     """Path score and AP of each path over its FLOPs; lines are the thresholds."""
-    figure, (upper, lower) = plt.subplots(2, 1, figsize=(6.5, 7), sharex=True, layout="constrained")
+    figure, (upper, lower) = figures.subplots(2, 1, figsize=(6.5, 7), sharex=True, layout="constrained")
     flops = found.paths.flops / 1e9
     for part, marker, colour, label in ((found.kept, "o", "tab:blue", "kept"), (~found.kept, "x", "tab:red", "pruned")):
         for axes, values in ((upper, found.scores), (lower, found.points)):
@@ -95,7 +100,7 @@ def draw(found: FilteredPaths, title: str) -> plt.Figure:
 
 def write_csv(file: FilePath, found: FilteredPaths) -> None:
     """One line for each path."""
-    with open(file, "w", newline="") as opened:
+    with whole_text(file) as opened:
         writer = csv.writer(opened)
         writer.writerow(["bucket", "FLOPs", "path score", "kept", "validation loss", "AP50 [points]"])
         for item, score, kept, points in zip(found.paths.items, found.scores, found.kept, found.points):

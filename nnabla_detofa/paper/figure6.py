@@ -6,12 +6,16 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 
+from ..common.files import whole_text
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..tools.report import markdown_row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +62,7 @@ def comparison(one: PathsOf, other: PathsOf) -> str:
     return f"{other.title} above {one.title}, mean AP: {named}; {np.mean(gains):+.1f} on average."
 
 
-def draw(axes: plt.Axes, methods: Sequence[PathsOf], colours: Mapping[str, str], title: str) -> None:
+def draw(axes: Axes, methods: Sequence[PathsOf], colours: Mapping[str, str], title: str) -> None:
     """Each path as a point over its FLOPs.
 
     Args:
@@ -74,7 +78,7 @@ def draw(axes: plt.Axes, methods: Sequence[PathsOf], colours: Mapping[str, str],
 
 def write_csv(file: FilePath, groups: Sequence[tuple[str, PathsOf]]) -> None:
     """One line for each path; groups are data sets and methods."""
-    with open(file, "w", newline="") as opened:
+    with whole_text(file) as opened:
         writer = csv.writer(opened)
         writer.writerow(["data set", "method", "bucket", "FLOPs", "validation loss", "AP50 [points]"])
         for data_set, method in groups:

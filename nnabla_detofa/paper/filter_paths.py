@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path as FilePath
 
-from tqdm import tqdm
+import numpy as np
 
 from .. import config as configs
+from ..backend.compat import nn
+from ..common.files import write_json
+from ..common.progress import ProgressBar
+from ..common.reading import read_json
+from ..evaluation.forked import map_forked
+from ..evaluation.path_evaluation import named_rng, path_evaluator
+from ..evaluation.reestimation import reestimate
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..space.search_space import SearchSpace
-from ..tools.evaluate_paths import evaluate_sampled
+from ..tools.evaluate_paths import evaluate_sampled, open_supernet
+from ..tools.evaluation_study import ImageLosses, image_losses, noise_share
 from . import stored
 from .experiments import Run, profile_folder
 from .filter_study import StudyInputs
+
+NOISE_PATHS = 6
+"""Of each FLOPs bucket, from which the noise of an evaluation is measured."""
 
 
 def study_folder(run: Run) -> FilePath:
@@ -35,7 +47,10 @@ def detection_paths(run: Run) -> StudyInputs:
     test = evaluated(run, config, run.folder / "warm_up" / "weights.h5", "test", count, [fitted])
     label = f"{run.data_set.title}, detection supernet after warm-up"
     train = EvaluatedPaths.read(fitted, config.network.geometry)
-    return StudyInputs(label, train, test, config.hparams.filter, pretraining_paths(run), config.hparams.buckets)
+    noise = noise_of(config, run.folder / "warm_up" / "weights.h5", test)
+    options, buckets = config.hparams.filter, config.hparams.buckets
+    known = {"noise": noise, "pruned_by": run.folder / "path_filter.h5"}
+    return StudyInputs(label, train, test, options, pretraining_paths(run), buckets, **known)
 
 
 def classification_paths(run: Run) -> StudyInputs:
@@ -47,7 +62,8 @@ def classification_paths(run: Run) -> StudyInputs:
     count = run.profile.filter_study.test_paths_per_bucket
     test = evaluated(run, config, source.supernet, "classification_test", count, [pretraining.file, train.file])
     label = f"{config.name}, classification supernet"
-    return StudyInputs(label, train, test, config.hparams.filter, pretraining, config.hparams.buckets)
+    noise = noise_of(config, source.supernet, test)
+    return StudyInputs(label, train, test, config.hparams.filter, pretraining, config.hparams.buckets, noise=noise)
 
 
 def pretraining_paths(run: Run) -> EvaluatedPaths:
@@ -58,6 +74,43 @@ def pretraining_paths(run: Run) -> EvaluatedPaths:
         return EvaluatedPaths.read(source.paths, config.network.geometry)
     count = run.profile.filter_study.pretraining_paths_per_bucket
     return evaluated(run, config, source.supernet, "pretraining", count, [])
+
+
+def noise_of(config: configs.Config, weights: str | FilePath, paths: EvaluatedPaths) -> float:
+    """The share of the paths' variance inside a FLOPs bucket that is noise of the validation images, measured once.
+
+    The first `NOISE_PATHS` paths of each bucket are evaluated image by image; losses on disjoint halves of the images say
+    how large the noise of a half is, and that of all images is half as large.
+    """
+    file = FilePath(paths.file).with_name(f"noise_{FilePath(paths.file).stem}.json")
+    known = read_json(file, "the noise of evaluated paths") if file.exists() else {}
+    if known.get("weights") == paths.header["weights"]:
+        return known["share"]
+    model, sets, cost = open_supernet(config, weights)
+    buckets, evaluator = paths.buckets, path_evaluator(model, sets, config)
+    first = np.concatenate([np.flatnonzero(buckets == bucket)[:NOISE_PATHS] for bucket in np.unique(buckets)])
+
+    def losses_of(index: int) -> ImageLosses:
+        path = paths.items[index].path
+        statistics = reestimate(model, path, evaluator.statistics_batches)
+        return image_losses(model, path, statistics, evaluator.validation_batches)
+
+    processes = min(os.cpu_count() or 1, len(first)) if nn.get_current_context().backend == ["cpu:float"] else 1
+    found = []
+    with ProgressBar(desc="noise of the losses", total=len(first), unit="path") as bar:
+        for losses in map_forked(losses_of, list(first), processes):
+            found.append(losses)
+            bar.update()
+    images, shares = len(found[0].counts), []
+    for _ in range(20):
+        order = named_rng(config.args.seed, f"halves {len(shares)}").permutation(images)
+        halves = np.sort(order[: images // 2]), np.sort(order[images // 2 : 2 * (images // 2)])
+        pair = [np.array([losses.loss(half, config.hparams.bn_batch) for losses in found]) for half in halves]
+        shares.append(noise_share(*pair, buckets[first]))
+    half = float(np.clip(np.mean(shares), 0, 1))
+    share = half / (2 - half)
+    write_json(file, {"weights": paths.header["weights"], "share": share, "paths": len(first), "images": images})
+    return share
 
 
 def evaluated(
@@ -75,11 +128,24 @@ def evaluated(
     Args:
         exclude, space, ap: see `evaluate_paths.evaluate_sampled`.
     """
-    file = study_folder(run) / f"{name}.jsonl"
     if run.profile.stored:
-        return EvaluatedPaths.read(file)
+        return EvaluatedPaths.read(study_folder(run) / f"{name}.jsonl")
+    return evaluated_into(study_folder(run) / f"{name}.jsonl", config, weights, name, per_bucket, exclude, space, ap)
+
+
+def evaluated_into(
+    file: FilePath,
+    config: configs.Config,
+    weights: str | FilePath,
+    name: str,
+    per_bucket: int,
+    exclude: Sequence[FilePath],
+    space: SearchSpace | None = None,
+    ap: bool = False,
+) -> EvaluatedPaths:
+    """As `evaluated`, into this file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(desc=f"{name} paths", unit="path", dynamic_ncols=True) as bar:
+    with ProgressBar(desc=f"{name} paths", unit="path") as bar:
 
         def on_path(done: int, total: int) -> None:
             bar.total, bar.n = total, done

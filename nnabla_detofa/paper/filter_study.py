@@ -7,7 +7,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path as FilePath
 
@@ -17,16 +17,30 @@ from ..common.errors import UserError
 from ..common.files import write_bytes
 from ..common.reading import parse_json, whole_lines
 from ..config import Filter
-from ..evaluation.validation import map_forked
+from ..evaluation.forked import map_forked
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.metrics import baseline_scores
 from ..path_filter.model import PathFilter, Tokenizer
-from ..path_filter.ranking import FitResult, fit
+from ..path_filter.rankers import ENTROPY, GAUSSIAN, PAIRWISE, TREES, rival_scores, true_orders
+from ..path_filter.ranking import FitResult, fit, fit_options, transfer
 
-FORMAT = "scores of the filter study, version 1"
+FORMAT = "scores of the filter study, version 2"
 START = b'{"format": "scores of the filter study'
 RANDOM, FLOPS, RIDGE = "random", "FLOPs", "ridge"
-BASELINES = (RANDOM, FLOPS, RIDGE)
+BASELINES = (RANDOM, FLOPS, ENTROPY, RIDGE, PAIRWISE, GAUSSIAN, TREES)
+CEILING, PRUNED_BY = "true order", "the filter that pruned"
+"""Two rows that nothing is fitted for: what noise leaves possible, and the filter of the run whose supernet is studied."""
+CEILING_DRAWS = 20
+PAPER_LETTER = {
+    "linear_skip": False,
+    "ensemble": 1,
+    "margin": "score",
+    "regression": 0.0,
+    "patience": 30,
+    "weight_decay": 0.0,
+    "dropout": 0.0,
+}
+"""Options of a filter that has nothing of ours; `pairs` is the business of a setting."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,7 @@ class Setting:
         block_encoding: tokens carry the encoding of their block.
         encoding: see `path_filter.positional_encoding`.
         fine_tuning: fit it to paths of the detection supernet; without, the pre-trained filter is taken as it is.
+        ours: with the study's options, such as an ensemble and its pairs; without, by the paper's letter.
     """
 
     name: str
@@ -48,14 +63,24 @@ class Setting:
     block_encoding: bool = False
     encoding: str = "paper"
     fine_tuning: bool = True
+    ours: bool = False
 
     @property
     def pretrained(self) -> str:
         """A name of the pre-trained filter that this setting starts from; settings with one name share it."""
         loss, block = "bounded" if self.flops_bounded else "all_pairs", "block" if self.block_encoding else "no_block"
-        return f"{self.encoding}_{block}_{loss}"
+        return f"{self.encoding}_{block}_{'ours' if self.ours else loss}"
+
+    def options(self, given: Filter, letter_epochs: int = 200) -> Filter:
+        """The filter and its fitting, where the study's options are `given`; see `StudyInputs`."""
+        parts = {"block_encoding": self.block_encoding, "encoding": self.encoding}
+        if self.ours:
+            return replace(given, **parts)
+        pairs = "bounded" if self.flops_bounded else "all"
+        return replace(given, **parts, **PAPER_LETTER, epochs=letter_epochs, pairs=pairs)
 
 
+OURS, OURS_FRESH = "ours", "ours, fresh"
 EVERYTHING = Setting("all three", pretraining=True, flops_bounded=True, block_encoding=True)
 SETTINGS = (
     # Table 3, by our reading of its check marks, see `filter_tables.READING`
@@ -64,6 +89,8 @@ SETTINGS = (
     Setting("block encoding, FLOPs-bounded loss", block_encoding=True, flops_bounded=True),
     EVERYTHING,
     # not in the paper
+    Setting(OURS_FRESH, block_encoding=True, flops_bounded=True, ours=True),
+    Setting(OURS, True, True, True, ours=True),
     Setting("all three, usual positions", True, True, True, encoding="transformer"),
     Setting("all three, not fine-tuned", True, True, True, fine_tuning=False),
 )
@@ -77,10 +104,13 @@ class StudyInputs:
         label: of what the paths are, such as "digits, detection supernet after warm-up".
         train: paths of the detection supernet to fit to.
         test: others of the same supernet, on which the filter is judged.
-        options: the filter and its fitting; its parts are the settings' business: `weights`, `block_encoding`, `encoding`
-            and `flops_bounded` do not count.
+        options: the filter and its fitting; its parts are the settings' business: `weights`, `block_encoding` and
+            `encoding` do not count.
         pretraining: paths of the classification supernet; None leaves the settings with pre-training out.
         buckets: number of FLOPs buckets.
+        letter_epochs: of a filter by the paper's letter, which learns more slowly than ours.
+        noise: the share of the test losses' variance inside a bucket that is noise; None: it is not known.
+        pruned_by: file of the path filter of the run whose supernet this is; None: there is none.
 
     Raises:
         UserError: the sets do not fit together.
@@ -92,6 +122,9 @@ class StudyInputs:
     options: Filter
     pretraining: EvaluatedPaths | None = None
     buckets: int = 5
+    letter_epochs: int = 200
+    noise: float | None = None
+    pruned_by: FilePath | None = None
 
     def __post_init__(self):
         for paths in self.sets.values():
@@ -124,10 +157,11 @@ class StudyInputs:
     @cached_property
     def fingerprint(self) -> dict:
         """Whatever changes a score, besides setting and seed, as plain JSON values."""
-        parts = ("weights", "block_encoding", "encoding", "flops_bounded")
+        parts = ("weights", "block_encoding", "encoding")
         options = {name: value for name, value in asdict(self.options).items() if name not in parts}
         digests = {name: digest(paths) for name, paths in self.sets.items()}
-        return {"paths": {"pretraining": None} | digests, "options": options, "buckets": self.buckets}
+        letter = {"letter_epochs": self.letter_epochs}
+        return {"paths": {"pretraining": None} | digests, "options": options, "buckets": self.buckets} | letter
 
     @property
     def pretraining_digest(self) -> str:
@@ -143,7 +177,7 @@ class StudyResults:
     Attributes:
         inputs: what was studied.
         seeds: of each row of the scores.
-        scores: name of a setting or a baseline -> (seeds, n).
+        scores: name of a setting or a baseline -> (seeds, n); and those of `given_scores`.
     """
 
     inputs: StudyInputs
@@ -157,6 +191,7 @@ def run(
     folder: FilePath,
     progress: Callable[[str], None] = lambda text: None,
     processes: int = 1,
+    settings: Sequence[Setting] | None = None,
 ) -> StudyResults:
     """Fit the filter with every setting and seed, and score the test paths.
 
@@ -167,6 +202,7 @@ def run(
         seeds: everything random comes from them.
         progress: hears of each setting and seed that is done, in a line.
         processes: fits are shared out over so many, which are forked: for the CPU.
+        settings: of the filter, those that the paths allow; None: all of `SETTINGS`.
 
     Raises:
         UserError: the folder holds scores of other paths or options, or is damaged; no seed was given, or one twice.
@@ -174,19 +210,22 @@ def run(
     seeds = tuple(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"the filter study needs one or more seeds, each once, got {list(seeds)}")
+    chosen = [setting for setting in inputs.settings if settings is None or setting in settings]
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "scores.jsonl"
     known = read_scores(file, inputs)
     for seed in seeds:
-        if (RANDOM, seed) not in known:
+        if any((name, seed) not in known for name in BASELINES):
             batch, test = inputs.train.batch, inputs.test
             tokenizer = Tokenizer(inputs.train.geometry, inputs.options.stem_tokens)
             rng = seeded(seed, RANDOM)
-            for name, scores in baseline_scores(tokenizer, batch, inputs.train.losses, test.batch, test.flops, rng).items():
+            rivals = rival_scores(tokenizer, batch, inputs.train.losses, test.batch, seed)
+            simple = baseline_scores(tokenizer, batch, inputs.train.losses, test.batch, test.flops, rng)
+            for name, scores in {**rivals, **simple}.items():
                 _keep(file, known, name, seed, {}, scores)
     jobs: dict[tuple[int, str], list[Setting]] = {}  # settings that share a pre-trained filter are one job
     for seed in seeds:
-        for setting in inputs.settings:
+        for setting in chosen:
             if (setting.name, seed) not in known:
                 jobs.setdefault((seed, setting.pretrained if setting.pretraining else setting.name), []).append(setting)
 
@@ -197,8 +236,20 @@ def run(
         for setting, (scores, text) in zip(settings, results):
             _keep(file, known, setting.name, seed, asdict(setting), scores)
             progress(f"{setting.name}, seed {seed}: {text}")
-    names = (*BASELINES, *(setting.name for setting in inputs.settings))
-    return StudyResults(inputs, seeds, {name: np.stack([known[name, seed] for seed in seeds]) for name in names})
+    names = (*BASELINES, *(setting.name for setting in chosen))
+    scores = {name: np.stack([known[name, seed] for seed in seeds]) for name in names}
+    return StudyResults(inputs, seeds, scores | given_scores(inputs))
+
+
+def given_scores(inputs: StudyInputs) -> dict[str, np.ndarray]:
+    """Rows that nothing is fitted for: name -> (draws, n) or (1, n) scores."""
+    test, scores = inputs.test, {}
+    if inputs.pruned_by is not None:
+        path_filter = PathFilter.load(inputs.pruned_by, geometry=test.geometry, buckets=inputs.buckets)
+        scores[PRUNED_BY] = path_filter.score(test.batch, test.buckets)[None]
+    if inputs.noise is not None:
+        scores[CEILING] = true_orders(test.losses, test.buckets, inputs.noise, CEILING_DRAWS, seeded(0, CEILING))
+    return scores
 
 
 def _scores(inputs: StudyInputs, setting: Setting, seed: int, folder: FilePath) -> tuple[np.ndarray, str]:
@@ -206,13 +257,16 @@ def _scores(inputs: StudyInputs, setting: Setting, seed: int, folder: FilePath) 
     path_filter = pretrained(inputs, setting, seed, folder) if setting.pretraining else fresh(inputs, setting, seed)
     text = "as it was pre-trained"
     if setting.fine_tuning:
-        text = outcome(_fit(path_filter, inputs.train, inputs.options, setting, seeded(seed, "fine-tuning")))
+        rng, given = seeded(seed, "fine-tuning"), inputs.train
+        moved = transfer(path_filter, given.batch, given.buckets, given.losses, rng) if setting.pretraining else "fresh"
+        options = setting.options(inputs.options, inputs.letter_epochs)
+        text = f"{moved}; {outcome(_fit(path_filter, given, options, rng, setting.pretraining))}"
     return path_filter.score(inputs.test.batch, inputs.test.buckets), text
 
 
 def fresh(inputs: StudyInputs, setting: Setting, seed: int) -> PathFilter:
     """The setting's filter with the seed's first weights."""
-    options = inputs.options
+    options = setting.options(inputs.options, inputs.letter_epochs)
     return PathFilter(
         inputs.train.geometry,
         inputs.buckets,
@@ -221,9 +275,11 @@ def fresh(inputs: StudyInputs, setting: Setting, seed: int) -> PathFilter:
         options.layers,
         options.feed_forward,
         options.stem_tokens,
-        setting.block_encoding,
-        setting.encoding,
+        options.block_encoding,
+        options.encoding,
         options.pooling,
+        options.linear_skip,
+        options.ensemble,
         rng=seeded(seed, "weights"),
     )
 
@@ -234,32 +290,28 @@ def pretrained(inputs: StudyInputs, setting: Setting, seed: int, folder: FilePat
     if file.exists():
         return PathFilter.load(file)
     path_filter = fresh(inputs, setting, seed)
-    _fit(path_filter, inputs.pretraining, inputs.options, setting, seeded(seed, "pre-training"))
+    _fit(path_filter, inputs.pretraining, setting.options(inputs.options, inputs.letter_epochs), seeded(seed, "pre-training"))
     path_filter.save(file)
     return path_filter
 
 
 def _fit(
-    path_filter: PathFilter, paths: EvaluatedPaths, options: Filter, setting: Setting, rng: np.random.Generator
-) -> FitResult:
-    return fit(
-        path_filter,
-        paths.batch,
-        paths.buckets,
-        paths.losses,
-        rng,
-        epochs=options.epochs,
-        lr=options.lr,
-        batch_size=options.batch_size,
-        patience=options.patience,
-        flops_bounded=setting.flops_bounded,
-    )
+    path_filter: PathFilter,
+    paths: EvaluatedPaths,
+    options: Filter,
+    rng: np.random.Generator,
+    transferred: bool = False,
+) -> tuple[FitResult, ...]:
+    given = paths.batch, paths.buckets, paths.losses
+    return fit(path_filter, *given, rng, fit_options(options), transferred=transferred)
 
 
-def outcome(result: FitResult) -> str:
+def outcome(results: Sequence[FitResult]) -> str:
     """How a fit went, in a few words."""
-    losses = result.validation_losses
-    return f"best of {len(losses) - 1} epochs is {result.best_epoch}, validation loss {losses[result.best_epoch]:.4f}"
+    best = " and ".join(str(result.best_epoch) for result in results)
+    epochs = sum(len(result.validation_losses) - 1 for result in results)
+    validation = np.mean([result.validation_losses[result.best_epoch] for result in results])
+    return f"best of {epochs} epochs {'is' if len(results) == 1 else 'are'} {best}, validation loss {validation:.4f}"
 
 
 def seeded(seed: int, name: str) -> np.random.Generator:

@@ -7,9 +7,12 @@ import math
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..common import figures
+from ..common.files import whole_text, write_text
 from ..path_filter.metrics import (
     LEAST_PATHS,
     Measure,
@@ -21,8 +24,27 @@ from ..path_filter.metrics import (
     spearman_rho,
     weakest,
 )
-from ..tools.report import markdown_row, plt
-from .filter_study import BASELINES, EVERYTHING, FLOPS, RANDOM, RIDGE, SETTINGS, StudyResults
+from ..path_filter.rankers import ENTROPY, GAUSSIAN, PAIRWISE, TREES
+from ..path_filter.ranking import centered
+from ..tools.report import markdown_row
+from .filter_study import (
+    BASELINES,
+    CEILING,
+    EVERYTHING,
+    FLOPS,
+    OURS,
+    OURS_FRESH,
+    PAPER_LETTER,
+    PRUNED_BY,
+    RANDOM,
+    RIDGE,
+    SETTINGS,
+    StudyInputs,
+    StudyResults,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RATIO = 0.25  # Table 3's
 PAPER_TABLE3 = {
@@ -39,7 +61,19 @@ PAPER_TABLE_A3 = {
     0.4: (0.830, 0.792, 0.360),
 }
 """r_path -> the same three; the row of 0.25 is Table 3's last."""
-BASELINE_NAMES = {RANDOM: "random order", FLOPS: "FLOPs alone", RIDGE: "ridge on one-hot tokens"}
+BASELINE_NAMES = {
+    RANDOM: "random order",
+    FLOPS: "FLOPs alone",
+    ENTROPY: "entropy of a random network",
+    RIDGE: "ridge on one-hot tokens",
+    PAIRWISE: "ridge on tokens and pairs of tokens",
+    GAUSSIAN: "Gaussian process on one-hot tokens",
+    TREES: "gradient-boosted trees",
+    CEILING: "the true order itself, by the noise of the losses",
+    PRUNED_BY: "the run's own filter, which pruned",
+    OURS: "all three and our options",
+    OURS_FRESH: "our options, not pre-trained",
+}
 READING = (
     "The check marks of the paper's Table 3 are damaged in the text that we have, and as they stand they contradict the "
     'paper\'s own words: block encoding and FLOPs-bounded loss improve the precision "by 0.8% and 0.1%", pre-training by 36%, '
@@ -55,7 +89,7 @@ SHARE = (
 MEASURES = Weakest._fields
 COLUMNS = (
     *("paper's accuracy", "accuracy", "paper's precision", "precision", "95% interval", "recall"),
-    *('paper\'s "recall"', "TP / (TP + TN)"),
+    *('paper\'s "recall"', "TP / (TP + TN)", "precision at equal stem depth"),
 )
 
 
@@ -85,13 +119,15 @@ def table3(
         accuracy, precision, recall, of_right = (spread(values[:, place]) for place in range(len(MEASURES)))
         paper = [f"{value:.3f}" for value in PAPER_TABLE3.get(name, ())] or ["-"] * 3
         low, high = intervals[name]
-        rows.append((title(name), paper[0], accuracy, paper[1], precision, reach(low, high), recall, paper[2], of_right))
+        same_stem = spread(weakest_of(results, name, RATIO, groups=stem_groups(results))[:, 1])
+        cells = (paper[0], accuracy, paper[1], precision, reach(low, high), recall, paper[2], of_right, same_stem)
+        rows.append((title(name), *cells))
     heading = f"# Table 3: finding the weakest {RATIO:.0%} of the paths of each FLOPs bucket, {results.inputs.label}"
     lines = [heading, "", *markdown_table(("setting", *COLUMNS), rows)]
     for order, measure in orders.items():
         values = {title(name): order_cells(results, name, measure) for name in found}
         buckets = [f"bucket {bucket + 1}" for bucket in range(results.inputs.buckets)]
-        columns = (f"{order}, ours", *buckets, "mean of buckets", "all paths together")
+        columns = (f"{order}, ours", *buckets, "mean of buckets", "at equal stem depth", "all paths together")
         lines += ["", *markdown_table(columns, [(name, *cells) for name, cells in values.items()])]
     lines += ["", *verdict(results, rng), "", *notes(results, supernet, command), f"- {READING}", f"- {SHARE}", ""]
 
@@ -102,52 +138,83 @@ def table3(
         for place, key in enumerate(MEASURES):
             row |= summary(key, values[:, place])
         row |= dict(zip(("precision_low", "precision_high"), intervals[name]))
+        row["precision_same_stem"] = mean(weakest_of(results, name, RATIO, groups=stem_groups(results))[:, 1])
         for key, measure in zip(("tau", "rho"), orders.values()):
             for bucket in range(results.inputs.buckets):
                 row[f"{key}_bucket_{bucket + 1}"] = mean(order_in_bucket(results, name, measure, bucket))
             row[f"{key}_buckets"] = mean(order_over_buckets(results, name, measure))
+            row[f"{key}_same_stem"] = mean(order_over_buckets(results, name, measure, stem_groups(results)))
             row[f"{key}_all"] = mean([measure(scores, results.inputs.test.losses) for scores in results.scores[name]])
         csv_rows.append(row)
     return write(output, file_name, lines, csv_rows, draw_table3(results, found, intervals))
 
 
 def table_a3(results: StudyResults, output: FilePath, supernet: str, command: str, rng: np.random.Generator) -> list[FilePath]:
-    """Write tableA3.md, .csv and .png: the filter with most parts on, several shares of weakest paths; see `table3`."""
-    name = fullest(results)
-    rivals = [f"precision of {BASELINE_NAMES[baseline]}" for baseline in BASELINES]
-    rows, csv_rows, intervals = [], [], {}
+    """Write tableA3.md, .csv and .png: several shares of weakest paths, found by the filter with most parts on, by the one with
+    our options, and by the run's own; see `table3`."""
+    names = [name for name in (fullest(results), OURS, PRUNED_BY) if name in results.scores]
+    rivals = [name for name in (*BASELINES, CEILING) if name in results.scores]
+    rows, csv_rows = [], []
     for ratio, paper in PAPER_TABLE_A3.items():
-        values = weakest_of(results, name, ratio)
-        low, high = intervals[ratio] = precision_interval(results, name, rng, ratio)
-        others = {baseline: weakest_of(results, baseline, ratio)[:, 1] for baseline in BASELINES}
-        papers = [f"{value:.3f}" for value in paper]
-        accuracy, precision, recall, of_right = (spread(values[:, place]) for place in range(len(MEASURES)))
-        cells = (papers[0], accuracy, papers[1], precision, reach(low, high), recall, papers[2], of_right)
-        rows.append((f"{ratio:g}", *cells, *(number(mean(v), 3) for v in others.values())))
-        row = {"r_path": ratio} | dict(zip(("paper_accuracy", "paper_precision", "paper_recall"), paper))
-        for place, key in enumerate(MEASURES):
-            row |= summary(key, values[:, place])
-        row |= {"precision_low": low, "precision_high": high}
-        csv_rows.append(row | {f"precision_of_{baseline}": mean(v) for baseline, v in others.items()})
+        others = {rival: mean(weakest_of(results, rival, ratio)[:, 1]) for rival in rivals}
+        for name in names:
+            papers = [f"{value:.3f}" for value in paper] if name == names[0] else ["-"] * 3
+            values = weakest_of(results, name, ratio)
+            same_stem = weakest_of(results, name, ratio, groups=stem_groups(results))[:, 1]
+            low, high = precision_interval(results, name, rng, ratio)
+            accuracy, precision, recall, of_right = (spread(values[:, place]) for place in range(len(MEASURES)))
+            cells = (
+                papers[0],
+                accuracy,
+                papers[1],
+                precision,
+                reach(low, high),
+                recall,
+                papers[2],
+                of_right,
+                spread(same_stem),
+            )
+            rows.append((f"{ratio:g}", title(name), *cells, *(number(value, 3) for value in others.values())))
+            row = {"r_path": ratio, "filter": title(name)}
+            row |= dict(zip(("paper_accuracy", "paper_precision", "paper_recall"), paper)) if name == names[0] else {}
+            for place, key in enumerate(MEASURES):
+                row |= summary(key, values[:, place])
+            row |= {"precision_low": low, "precision_high": high, "precision_same_stem": mean(same_stem)}
+            csv_rows.append(row | {f"precision_of_{rival}": value for rival, value in others.items()})
     lines = [
-        f"# Table A3: finding the weakest paths of each FLOPs bucket, for several shares r_path ({title(name)})",
+        "# Table A3: finding the weakest paths of each FLOPs bucket, for several shares r_path",
         "",
-        *markdown_table(("r_path", *COLUMNS, *rivals), rows),
+        *markdown_table(("r_path", "filter", *COLUMNS, *(f"precision of {title(rival)}" for rival in rivals)), rows),
         "",
         *notes(results, supernet, command),
         "- The paper's row of 0.25 is the last of its Table 3.",
         f"- {SHARE}",
         "",
     ]
-    return write(output, "tableA3", lines, csv_rows, draw_table_a3(csv_rows, title(name), results.inputs.label))
+    first = [row for row in csv_rows if row["filter"] == title(names[0])]
+    return write(output, "tableA3", lines, csv_rows, draw_table_a3(first, title(names[0]), results.inputs.label))
 
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------
 
 
 def row_names(results: StudyResults) -> list[str]:
-    """The rows of Table 3: the baselines, then the settings."""
-    return [*BASELINES, *(setting.name for setting in results.inputs.settings)]
+    """The rows of Table 3: the baselines, then the settings, the run's own filter, and the ceiling."""
+    given = [name for name in (PRUNED_BY, CEILING) if name in results.scores]
+    return [*BASELINES, *(setting.name for setting in results.inputs.settings), *given]
+
+
+def stem_groups(results: StudyResults) -> np.ndarray:
+    """(n,) a number for each test path: equal for paths of one FLOPs bucket whose stem is equally deep."""
+    test = results.inputs.test
+    return 2 * test.buckets + (test.batch.depths[:, 0] == max(test.geometry.depths))
+
+
+def stem_share(results: StudyResults) -> float:
+    """The share of the losses' variance inside a FLOPs bucket that the depth of the stem alone explains."""
+    test = results.inputs.test
+    inside, left = (np.sum(centered(test.losses, groups) ** 2) for groups in (test.buckets, stem_groups(results)))
+    return 1 - left / inside if inside else math.nan
 
 
 def title(name: str) -> str:
@@ -160,18 +227,19 @@ def fullest(results: StudyResults) -> str:
     return EVERYTHING.name if EVERYTHING in results.inputs.settings else SETTINGS[2].name
 
 
-def weakest_of(results: StudyResults, name: str, ratio: float, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
-    """(seeds, 4) `Weakest` of each seed's scores; `rows` chooses the test paths."""
-    losses, buckets = results.inputs.test.losses[rows], results.inputs.test.buckets[rows]
-    return np.array([weakest(scores[rows], losses, ratio, buckets) for scores in results.scores[name]])
+def weakest_of(results: StudyResults, name: str, ratio: float, groups: np.ndarray | None = None) -> np.ndarray:
+    """(seeds, 4) `Weakest` of each seed's scores, inside the FLOPs buckets or other groups (n,)."""
+    losses, inside = results.inputs.test.losses, results.inputs.test.buckets if groups is None else groups
+    return np.array([weakest(scores, losses, ratio, inside) for scores in results.scores[name]])
 
 
 def precision_interval(results: StudyResults, name: str, rng: np.random.Generator, ratio: float = RATIO) -> tuple[float, float]:
-    """Bootstrap interval of the precision, mean over seeds."""
+    """Bootstrap interval of the precision, mean over seeds, or over a few draws of the true order."""
     losses, buckets = results.inputs.test.losses, results.inputs.test.buckets
+    draws = results.scores[name][:3] if name == CEILING else results.scores[name]
 
     def precision(rows: np.ndarray) -> float:
-        return mean([weakest(scores[rows], losses[rows], ratio, buckets[rows]).precision for scores in results.scores[name]])
+        return mean([weakest(scores[rows], losses[rows], ratio, buckets[rows]).precision for scores in draws])
 
     return bootstrap_interval(precision, buckets, deepcopy(rng))
 
@@ -196,10 +264,10 @@ def order_in_bucket(results: StudyResults, name: str, measure: Measure, bucket: 
     return [per_bucket(measure, scores, losses, buckets).get(bucket, math.nan) for scores in results.scores[name]]
 
 
-def order_over_buckets(results: StudyResults, name: str, measure: Measure) -> list[float]:
-    """`over_buckets` of each seed's scores."""
-    losses, buckets = results.inputs.test.losses, results.inputs.test.buckets
-    return [over_buckets(measure, scores, losses, buckets) for scores in results.scores[name]]
+def order_over_buckets(results: StudyResults, name: str, measure: Measure, groups: np.ndarray | None = None) -> list[float]:
+    """`over_buckets` of each seed's scores, over the FLOPs buckets or other groups (n,)."""
+    losses, inside = results.inputs.test.losses, results.inputs.test.buckets if groups is None else groups
+    return [over_buckets(measure, scores, losses, inside) for scores in results.scores[name]]
 
 
 def mean(values: Sequence[float]) -> float:
@@ -235,7 +303,8 @@ def order_cells(results: StudyResults, name: str, measure: Measure) -> list[str]
     """`measure` in each bucket, its mean over them, and that of all paths together; means over seeds."""
     inside = [number(mean(order_in_bucket(results, name, measure, bucket))) for bucket in range(results.inputs.buckets)]
     pooled = mean([measure(scores, results.inputs.test.losses) for scores in results.scores[name]])
-    return [*inside, number(mean(order_over_buckets(results, name, measure))), number(pooled)]
+    means = (mean(order_over_buckets(results, name, measure, groups)) for groups in (None, stem_groups(results)))
+    return [*inside, *map(number, means), number(pooled)]
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -244,18 +313,20 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
 
 
 def verdict(results: StudyResults, rng: np.random.Generator) -> list[str]:
-    """Does the filter with everything on beat each baseline, and what does each part add? Sentences from the numbers."""
-    name, lines = fullest(results), []
-    for rival in BASELINES:
-        gain, low, high = precision_gain(results, name, rival, rng)
-        if math.isnan(gain):
-            return [f"- {RATIO:.0%} of the test paths of a bucket are less than one: they decide nothing."]
-        says = "beats" if gain > 0 else "DOES NOT BEAT"
-        sure = "" if low > 0 or high < 0 else "; the interval holds 0, so these paths do not decide it"
-        lines.append(
-            f"- The filter with {name} {says} {title(rival)} in precision for the weakest {RATIO:.0%}: "
-            f"{gain:+.2f} (95% interval {low:+.2f} to {high:+.2f}{sure})."
-        )
+    """Which filter beats which baseline, and what does each part add? Sentences from the numbers."""
+    lines = []
+    for name in (fullest(results), OURS, PRUNED_BY):
+        for rival in (RANDOM, FLOPS, RIDGE) if name in results.scores else ():
+            gain, low, high = precision_gain(results, name, rival, rng)
+            if math.isnan(gain):
+                return [f"- {RATIO:.0%} of the test paths of a bucket are less than one: they decide nothing."]
+            says = "beats" if gain > 0 else "DOES NOT BEAT"
+            sure = "" if low > 0 or high < 0 else "; the interval holds 0, so these paths do not decide it"
+            who = f"The filter with {title(name)}" if name != PRUNED_BY else "The run's own filter"
+            lines.append(
+                f"- {who} {says} {title(rival)} in precision for the weakest {RATIO:.0%}: "
+                f"{gain:+.2f} (95% interval {low:+.2f} to {high:+.2f}{sure})."
+            )
     rows = [setting.name for setting in SETTINGS[:4] if setting in results.inputs.settings]
     for before, after, part in zip(rows, rows[1:], ("Block encoding", "The FLOPs-bounded loss", "Pre-training")):
         gain, low, high = precision_gain(results, after, before, rng)
@@ -279,26 +350,53 @@ def notes(results: StudyResults, supernet: str, command: str) -> list[str]:
         "bootstrap's over the test paths, drawn again inside each bucket, of the mean over seeds.",
         "- Weak are the paths with the largest measured losses of their bucket, predicted weak those with the least scores.",
         f"- A mean of buckets is over those with at least {LEAST_PATHS} test paths{left_out}.",
-        "- Filter: " + ", ".join(f"{key} {value}" for key, value in options.items()) + f", buckets {inputs.buckets}.",
+        "- Our options: " + ", ".join(f"{key} {value}" for key, value in options.items()) + f", buckets {inputs.buckets}. All "
+        "other rows are the paper's letter: " + ", ".join(f"{key} {value}" for key, value in PAPER_LETTER.items()) + ".",
+        *stem_notes(results),
+        *ceiling_notes(inputs),
         f"- Made by {command}.",
     ]
+
+
+def stem_notes(results: StudyResults) -> list[str]:
+    """What the columns at equal stem depth mean; nothing where no bucket has two paths that differ."""
+    if math.isnan(share := stem_share(results)):
+        return []
+    return [
+        f"- The depth of the stem alone explains {share:.0%} of the variance of the test losses inside a bucket. "
+        '"At equal stem depth" means inside the paths of a bucket with, and inside those without, the stem\'s residual '
+        "convolution: what is left to rank when that one bit is known."
+    ]
+
+
+def ceiling_notes(inputs: StudyInputs) -> list[str]:
+    """What the rows that nothing is fitted for mean."""
+    lines = []
+    if inputs.pruned_by is not None:
+        lines.append(f"- The run's own filter is `{inputs.pruned_by}`, by which the run pruned; the other rows are other fits.")
+    if inputs.noise is not None:
+        lines.append(
+            f"- Noise of the validation images is {inputs.noise:.0%} of the variance inside a bucket, measured from disjoint "
+            "halves of the images. The last row ranks by what the truth may be, given the measured losses and normal errors: "
+            "more cannot be expected of any ranking."
+        )
+    return lines
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
-def write(output: FilePath, name: str, lines: Sequence[str], rows: Sequence[dict], figure: plt.Figure) -> list[FilePath]:
+def write(output: FilePath, name: str, lines: Sequence[str], rows: Sequence[dict], figure: Figure) -> list[FilePath]:
     """Write <name>.md, .csv and .png into the folder."""
     output.mkdir(parents=True, exist_ok=True)
     files = [output / f"{name}.{kind}" for kind in ("md", "csv", "png")]
-    files[0].write_text("\n".join(lines), encoding="utf-8")
+    write_text(files[0], "\n".join(lines))
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    with open(files[1], "w", newline="", encoding="utf-8") as opened:
+    with whole_text(files[1]) as opened:
         table = csv.DictWriter(opened, columns)
         table.writeheader()
         table.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-    figure.savefig(files[2], dpi=110, bbox_inches="tight")
-    plt.close(figure)
+    figures.save(figure, files[2], dpi=110, bbox_inches="tight")
     return files
 
 
@@ -306,9 +404,9 @@ def _cell(value: str | float) -> str:
     return value if isinstance(value, str) else "" if math.isnan(value) else f"{value:.6g}"
 
 
-def draw_table3(results: StudyResults, found: dict[str, np.ndarray], intervals: dict[str, tuple[float, float]]) -> plt.Figure:
+def draw_table3(results: StudyResults, found: dict[str, np.ndarray], intervals: dict[str, tuple[float, float]]) -> Figure:
     """Precision at 25% of every row, with its interval, the single seeds, and the paper's value."""
-    figure, axes = plt.subplots(figsize=(8, 0.45 * len(found) + 1.4))
+    figure, axes = figures.subplots(figsize=(8, 0.45 * len(found) + 1.4))
     for place, (name, values) in enumerate(found.items()):
         low, high = intervals[name]
         first = {"label": None} if place else {}
@@ -327,9 +425,9 @@ def draw_table3(results: StudyResults, found: dict[str, np.ndarray], intervals: 
     return figure
 
 
-def draw_table_a3(rows: Sequence[dict], name: str, label: str) -> plt.Figure:
+def draw_table_a3(rows: Sequence[dict], name: str, label: str) -> Figure:
     """Precision over the share of weakest paths: ours with its interval, the baselines, and the paper's."""
-    figure, axes = plt.subplots(figsize=(6.5, 4))
+    figure, axes = figures.subplots(figsize=(6.5, 4))
     ratios = [row["r_path"] for row in rows]
 
     def column(key: str) -> np.ndarray:
@@ -338,7 +436,7 @@ def draw_table_a3(rows: Sequence[dict], name: str, label: str) -> plt.Figure:
     axes.plot(ratios, column("precision"), "o-", color="tab:blue", label=f"ours: {name}, 95% interval")
     axes.vlines(ratios, column("precision_low"), column("precision_high"), color="tab:blue", linewidth=2)
     axes.plot(ratios, column("paper_precision"), "D", color="tab:orange", markersize=7, markerfacecolor="none", label="paper")
-    for baseline, style in zip(BASELINES, (":", "--", "-.")):
+    for baseline, style in zip((RANDOM, FLOPS, RIDGE), (":", "--", "-.")):
         axes.plot(ratios, column(f"precision_of_{baseline}"), style, color="0.4", label=title(baseline))
     axes.set(xlabel="r_path, share of weakest paths", ylabel="precision", ylim=(-0.02, 1.02), xticks=ratios)
     axes.set_title(label)

@@ -6,14 +6,19 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
+from ..common import figures
+from ..common.files import whole_text
 from ..space.geometry import Geometry
 from ..space.search_space import Operation
 from ..tools.report import markdown_row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TELLING = 0.1  # a difference of two means of four correlations that says something
 
@@ -89,7 +94,7 @@ def comparison(before: ScoredOperations, after: ScoredOperations) -> str:
 
 def write_csv(file: FilePath, supernets: Sequence[ScoredOperations]) -> None:
     """One line for each operation."""
-    with open(file, "w", newline="") as opened:
+    with whole_text(file) as opened:
         writer = csv.writer(opened)
         writer.writerow(["supernet", "stage", "D", "W", "E", "score", "FLOPs of the stage", "pruned"])
         for net in supernets:
@@ -113,10 +118,10 @@ def pruned_table(net: ScoredOperations) -> list[str]:
     return lines
 
 
-def draw_pruned(net: ScoredOperations) -> plt.Figure:
+def draw_pruned(net: ScoredOperations) -> Figure:
     """Figure 3: a panel for each stage with the operations' scores over their FLOPs; crosses are pruned."""
     stages = net.geometry.stages
-    figure, panels = plt.subplots(1, stages, figsize=(3.2 * stages, 3.4), sharey=True, squeeze=False, layout="constrained")
+    figure, panels = figures.subplots(1, stages, figsize=(3.2 * stages, 3.4), sharey=True, squeeze=False, layout="constrained")
     for stage, panel in enumerate(panels[0]):
         members = net.in_stage(stage)
         gone = np.array([net.operations[index] in net.removed for index in members])
@@ -131,13 +136,13 @@ def draw_pruned(net: ScoredOperations) -> plt.Figure:
     return figure
 
 
-def draw(supernets: Sequence[ScoredOperations]) -> plt.Figure:
+def draw(supernets: Sequence[ScoredOperations]) -> Figure:
     """A row of panels for each supernet, a panel for each stage: D and W downwards, E across, the score as colour.
 
     Colours span the scores of a supernet; a cross marks what was pruned.
     """
     stages = supernets[0].geometry.stages
-    figure, rows = plt.subplots(
+    figure, rows = figures.subplots(
         len(supernets), stages, figsize=(2.7 * stages, 3.9 * len(supernets)), squeeze=False, layout="constrained"
     )
     for panels, net in zip(rows, supernets):

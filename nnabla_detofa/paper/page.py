@@ -22,6 +22,7 @@ from PIL import Image
 
 from .. import config as configs
 from ..common.errors import UserError
+from ..common.files import write_text
 from ..runs.run_folder import run_config
 from .experiments import OURS, Run
 from .profiles import Profile
@@ -114,7 +115,7 @@ def write_page(profile: Profile, results: FilePath, output: FilePath) -> int:
     about = escape(" ".join(profile.about))
     in_paper = [name for name in files if re.search(r"\d", name)]  # others are beside it
     count = f"{len(set(made) & set(in_paper))} of the paper's {len(in_paper)} tables and figures are here."
-    output.write_text(page(f"DetOFA: the results of the profile {profile.name}", [about, count], sections), encoding="utf-8")
+    write_text(output, page(f"DetOFA: the results of the profile {profile.name}", [about, count], sections))
     return len(made)
 
 

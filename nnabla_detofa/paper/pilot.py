@@ -23,11 +23,12 @@ from tqdm import tqdm
 
 from .. import config as configs
 from ..backend.compat import Device
-from ..common.files import write_json
+from ..common.files import write_json, write_text
 from ..common.reading import read_json
 from ..data.digits import write_digits
 from ..evaluation.path_evaluation import sample_in_buckets
-from ..evaluation.validation import reestimate, validation_loss
+from ..evaluation.reestimation import reestimate
+from ..evaluation.validation import validation_loss
 from ..methods import algorithm1
 from ..methods.baselines import BaselineSearcher
 from ..networks import weights
@@ -303,7 +304,7 @@ def write(profile: Profile, outcomes: Sequence[Outcome], skipped: Sequence[Cell]
     kept = [{"cell": vars(o.cell), **{k: v for k, v in vars(o).items() if k != "cell"}, "met": o.met} for o in outcomes]
     write_json(profile.results / "pilot.json", kept)
     file = profile.results / "pilot.md"
-    file.write_text("\n".join(lines), encoding="utf-8")
+    write_text(file, "\n".join(lines))
     return file
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Annotated, Any
 
 from .. import config as configs
 from ..common.checked import kind_of, listed, read, refuse_unknown
@@ -93,11 +93,22 @@ class FilterStudySizes:
         seeds: fits of each setting of the filter.
         test_paths_per_bucket: paths that judge it.
         pretraining_paths_per_bucket: paths of the classification supernet that pre-train it.
+        pilots: seeds of the supernets of the learning curves; no other result is made from them, so options can be chosen
+            on them.
+        pilot_paths: paths of each FLOPs bucket that rankings are fitted to, one point of the curves each, in rising order.
     """
 
     seeds: Count = 3
     test_paths_per_bucket: Count = 40
     pretraining_paths_per_bucket: Count = 100
+    pilots: tuple[Count, ...] = (11, 12, 13)
+    pilot_paths: tuple[Annotated[int, "[7, 100000]"], ...] = (7, 14, 28, 56, 112)
+
+    def __post_init__(self):
+        for name in ("pilots", "pilot_paths"):
+            values = getattr(self, name)
+            if not values or list(values) != sorted(set(values)):
+                raise UserError(f"{name} must be one or more numbers that rise, got {list(values)}")
 
 
 @dataclass(frozen=True)

@@ -12,29 +12,30 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import matplotlib.pyplot as plt
-import nnabla as nn
 import numpy as np
 from tqdm import tqdm
 
+from ..backend.compat import nn
 from ..backend.launch import cores
+from ..common import figures
 from ..common.errors import UserError
-from ..common.files import digest, write_json
+from ..common.files import digest, whole_text, write_json, write_text
+from ..common.progress import ProgressBar
 from ..common.reading import read_json
-from ..methods import pretrain
+from ..methods import algorithm1, pretrain
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.model import PathFilter, PathScorer
 from ..runs import result_files
 from ..runs.phases import phase_names
 from ..runs.provenance import code_of, revision
-from ..runs.run_folder import final_weights, metric, read_result, searched_space
+from ..runs.run_folder import final_weights, metric, read_result, searched_space, trained_classes
 from ..space.counting import Buckets
 from ..space.paths import Path
 from ..space.pruning import operation_scores
 from ..space.search_space import ofa_resnet50
-from ..tools.dry_run import data_facts
+from ..tools.data_facts import data_facts
 from ..tools.search import load_run
 from ..training.runner import named_rng
 from . import architectures, budget_figures, controls, filter_study, filter_tables, operation_figure, space_tables
@@ -65,6 +66,9 @@ from .filter_study import StudyInputs, StudyResults
 from .image_errors import errors_of
 from .operation_figure import ScoredOperations
 from .profiles import DataSet, Profile
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Panels = Sequence[tuple[str, Sequence[Experiment]]]
 """Title and experiments of each panel of a figure."""
@@ -201,11 +205,11 @@ def reproduce(names: Sequence[str], order: Order, log: Callable[[str], None] = p
     return make(names)
 
 
-def write_text(order: Order, target: Target, name: str, lines: Sequence[str]) -> list[FilePath]:
+def write_page(order: Order, target: Target, name: str, lines: Sequence[str]) -> list[FilePath]:
     """Write a target's Markdown file, with what made it."""
     file = order.output / f"{name}.md"
     head, tail = [f"# {target.title}", "", *other_data(order, target)], ["", f"Made by {origin(order, name)}.", ""]
-    file.write_text("\n".join([*head, *lines, *tail]), encoding="utf-8")
+    write_text(file, "\n".join([*head, *lines, *tail]))
     return [file]
 
 
@@ -219,10 +223,9 @@ def other_data(order: Order, target: Target) -> list[str]:
     return [] if titles == papers else [f"In the paper on {' and '.join(papers)}, here on {ours}.", ""]
 
 
-def save_picture(order: Order, name: str, figure: plt.Figure) -> None:
+def save_picture(order: Order, name: str, figure: Figure) -> None:
     """Write a target's picture."""
-    figure.savefig(order.output / f"{name}.png", dpi=110)
-    plt.close(figure)
+    figures.save(figure, order.output / f"{name}.png", dpi=110)
 
 
 def origin(order: Order, name: str) -> str:
@@ -280,7 +283,7 @@ def write_budget_figure(groups: Panels | None = None) -> Callable[..., str]:
     def write(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
         panels = target.panels(order.profile) if groups is None else groups
         data_sets = order.profile.chosen(target.keys)
-        figure, axes = plt.subplots(
+        figure, axes = figures.subplots(
             len(data_sets), len(panels), figsize=(5.2 * len(panels), 4.2 * len(data_sets)), squeeze=False, layout="constrained"
         )
         shown = {experiment.name for _, experiments in panels for experiment in experiments}
@@ -303,7 +306,7 @@ def write_budget_figure(groups: Panels | None = None) -> Callable[..., str]:
         save_picture(order, name, figure)
         budget_figures.write_csv(order.output / f"{name}.csv", everything)
         lines += [f"![{target.title}]({name}.png)", "", " ".join(filter(None, (target.note(runs), BY_ITSELF))), ""]
-        return write_text(order, target, name, [*lines, *searched_in_a(runs), seeds_and_runs(order, runs)])
+        return write_page(order, target, name, [*lines, *searched_in_a(runs), seeds_and_runs(order, runs)])
 
     return write
 
@@ -391,7 +394,7 @@ def write_table2(order: Order, target: Target, name: str, runs: Sequence[Run]) -
     if finished:
         lines += ["", f"Runs, of several seeds the mean: {runs_and_code(finished)}."]
     cost_table.write_csv(order.output / f"{name}.csv", costs)
-    return write_text(order, target, name, lines)
+    return write_page(order, target, name, lines)
 
 
 def step_costs(costs: Sequence[cost_table.Cost], runs: Sequence[Run]) -> list[cost_table.StepCost]:
@@ -416,9 +419,9 @@ def write_space_table(make: Callable[..., tuple[list[str], list]]) -> Callable[.
     def write(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
         run = next(run for run in runs if run.experiment == OFA_PS)
         lines, rows = make(run.config, run.data_set.title)
-        with open(order.output / f"{name}.csv", "w", newline="") as opened:
+        with whole_text(order.output / f"{name}.csv") as opened:
             csv.writer(opened).writerows(rows)
-        return write_text(order, target, name, lines)
+        return write_page(order, target, name, lines)
 
     return write
 
@@ -442,7 +445,7 @@ def write_figure3(order: Order, target: Target, name: str, runs: Sequence[Run]) 
         lines += [f"Kept against the strategy: {'; '.join(spared)}.", ""]
     lines += ["What is left, in the paper's notation:", "", "```", str(searched_space(run.folder, run.config)), "```", ""]
     lines += [f"![{target.title}]({name}.png)", "", f"One run: {runs_and_code([run])}."]
-    return write_text(order, target, name, lines)
+    return write_page(order, target, name, lines)
 
 
 def write_figure4(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
@@ -471,13 +474,13 @@ def write_figure4(order: Order, target: Target, name: str, runs: Sequence[Run]) 
         "validation images under the final weights. Scores are of the filter of lines 5 to 14. "
         f"One run: {runs_and_code([run])}.",
     ]
-    return write_text(order, target, name, lines)
+    return write_page(order, target, name, lines)
 
 
 def write_figure6(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
     """AP on the validation images of random paths: of A without pruning, of the pruned space with it."""
     data_sets = order.profile.chosen(target.keys)
-    figure, axes = plt.subplots(len(data_sets), 1, figsize=(6.5, 4 * len(data_sets)), squeeze=False, layout="constrained")
+    figure, axes = figures.subplots(len(data_sets), 1, figsize=(6.5, 4 * len(data_sets)), squeeze=False, layout="constrained")
     lines, groups, shown = [f"The paper: {target.paper}", ""], [], []
     for panel, (key, data_set) in zip(axes[:, 0], data_sets.items()):
         found = []
@@ -497,7 +500,7 @@ def write_figure6(order: Order, target: Target, name: str, runs: Sequence[Run]) 
         f"AP50 on the validation images of {RANDOM_PATHS} uniformly drawn paths of each FLOPs bucket, seed 0: of A for OFA "
         f"(w/o PS), of the pruned space for ours, whose buckets may hold none. Runs: {runs_and_code(shown)}.",
     ]
-    return write_text(order, target, name, lines)
+    return write_page(order, target, name, lines)
 
 
 def random_paths(run: Run) -> EvaluatedPaths:
@@ -530,23 +533,38 @@ def write_figure8(order: Order, target: Target, name: str, runs: Sequence[Run]) 
     figure = operation_figure.draw(supernets)
     save_picture(order, name, figure)
     operation_figure.write_csv(order.output / f"{name}.csv", supernets)
-    return write_text(
+    return write_page(
         order,
         target,
         name,
         [
             f"The paper: {target.paper}",
             "",
-            operation_figure.table(supernets),
+            operation_figure.table([*supernets, *same_stem_operations(run, after, count)]),
             "",
             operation_figure.comparison(*supernets),
             "",
             f"![{target.title}]({name}.png)",
             "",
             f"A score is the mean of g over {count} uniformly drawn paths with the operation put into its stage; × marks what "
-            f"was pruned. One run: {runs_and_code([run])}.",
+            f"was pruned. The rows with a stem depth are of the same filter, the one that pruned, on the same paths, all with "
+            f"that depth. One run: {runs_and_code([run])}.",
         ],
     )
+
+
+def same_stem_operations(run: Run, title: str, count: int) -> list[ScoredOperations]:
+    """Operation scores by the filter that pruned, over paths whose stems are equally deep: of the least and of the largest."""
+    searched, geometry = load_run(run.folder), run.config.network.geometry
+    scorer = PathScorer(PathFilter.load(run.folder / "path_filter.h5"), searched.costs["flops"], searched.buckets.index)
+    side = run.config.dataloader.image_size
+    stage_flops = algorithm1.make_cost(run.config, len(trained_classes(run.folder)), (side, side)).stage_flops
+    nets = []
+    for depth in geometry.stem_depths:
+        rng = named_rng(run.config.args.seed, "operation scores")
+        found = operation_scores(searched.buckets.space, scorer, stage_flops, count, rng, depth)
+        nets.append(ScoredOperations(f"{title}, stem depth {depth}", geometry, found.operations, found.scores, found.flops))
+    return nets
 
 
 def pretrained_operations(data_set: DataSet, count: int) -> ScoredOperations:
@@ -579,7 +597,7 @@ def write_controls(order: Order, target: Target, name: str, runs: Sequence[Run])
         f"are {controls.RANDOM_PATHS} of each FLOPs bucket of A, the same for all methods of a seed. Runs: "
         f"{runs_and_code(runs)}.",
     ]
-    return write_text(order, target, name, lines)
+    return write_page(order, target, name, lines)
 
 
 def evidence_of_runs(runs: Sequence[Run]) -> list[controls.Evidence]:
@@ -617,7 +635,7 @@ def write_architectures(order: Order, target: Target, name: str, runs: Sequence[
     for group in groups:
         lines += [f"## {group.title}", "", *architectures.table(group), ""]
     lines += [f"![{target.title}]({name}.png)", "", f"Means over the seeds. Runs: {runs_and_code(runs)}."]
-    return write_text(order, target, name, lines)
+    return write_page(order, target, name, lines)
 
 
 # --- Tables 3 and A3 --------------------------------------------------------------------------------------------------
@@ -675,7 +693,7 @@ def kept_lines(file: FilePath) -> int:
 def study(run: Run, name: str, inputs: StudyInputs) -> StudyResults:
     """Every setting of the filter, fitted with the profile's number of seeds."""
     seeds = range(run.profile.filter_study.seeds)
-    with tqdm(total=len(inputs.settings) * len(seeds), desc=name, unit="fit", dynamic_ncols=True) as bar:
+    with ProgressBar(total=len(inputs.settings) * len(seeds), desc=name, unit="fit") as bar:
 
         def on_fit(outcome: str) -> None:
             bar.write(outcome)

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path as FilePath
 
+from ..common.files import whole_text, write_text
 from ..runs.provenance import revision
 from ..space.geometry import OFA_RESNET50, Geometry
 from ..space.search_space import SearchSpace, compofa, ofa_resnet50
@@ -94,7 +95,7 @@ def write(output: FilePath) -> Sequence[FilePath]:
     """
     output.mkdir(parents=True, exist_ok=True)
     files = output / "table1.md", output / "table1.csv"
-    files[0].write_text(markdown())
-    with open(files[1], "w", newline="") as opened:
+    write_text(files[0], markdown())
+    with whole_text(files[1]) as opened:
         csv.writer(opened).writerows([COLUMNS, *rows()])
     return files

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
-import nnabla as nn
 import numpy as np
 
+from ..backend.compat import nn
 from ..common.errors import UserError
+from ..common.files import whole_text
 from ..config import Config
 from ..methods import algorithm1
 from ..runs.cost_ledger import KINDS, DeviceClock, totals
@@ -18,7 +19,8 @@ from ..runs.phases import training_phases
 from ..space.costs import CostModel
 from ..space.paths import PathBatch
 from ..space.search_space import ofa_resnet50
-from ..tools.dry_run import DataFacts, SyntheticBatch, data_facts, synthetic
+from ..tools.data_facts import DataFacts, data_facts
+from ..tools.dry_run import SyntheticBatch, synthetic
 from ..tools.report import markdown_row
 from ..training.loop import OnePath, new_optimizer, train
 
@@ -213,7 +215,7 @@ def _hours(hours: float) -> str:
 
 def write_csv(file: FilePath, costs: Sequence[Cost]) -> None:
     """One line for each method and data set, in hours."""
-    with open(file, "w", newline="") as opened:
+    with whole_text(file) as opened:
         writer = csv.writer(opened)
         writer.writerow(["data set", "method", "unit", *KINDS, "total"])
         for cost in costs:

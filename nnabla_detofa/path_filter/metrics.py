@@ -163,9 +163,11 @@ def baseline_scores(
     """
     from sklearn.linear_model import Ridge
 
-    def one_hot(paths: PathBatch) -> np.ndarray:
-        tokens = tokenizer(paths)
-        return (tokens[:, :, None] == np.arange(len(tokenizer.vocabulary))).reshape(len(tokens), -1).astype(float)
+    known, asked = (one_hot(tokenizer(paths), len(tokenizer.vocabulary)) for paths in (train, batch))
+    ridge = Ridge(alpha=1.0).fit(known, -np.asarray(train_losses))
+    return {"FLOPs": np.asarray(flops, float), "ridge": ridge.predict(asked), "random": rng.random(len(batch))}
 
-    ridge = Ridge(alpha=1.0).fit(one_hot(train), -np.asarray(train_losses))
-    return {"FLOPs": np.asarray(flops, float), "ridge": ridge.predict(one_hot(batch)), "random": rng.random(len(batch))}
+
+def one_hot(tokens: np.ndarray, vocabulary: int) -> np.ndarray:
+    """(n, L) tokens -> (n, L * vocabulary) one column for each token at each place."""
+    return (tokens[:, :, None] == np.arange(vocabulary)).reshape(len(tokens), -1).astype(float)

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ..common.errors import UserError
 from ..space.paths import PathBatch
-from .metrics import kendall_tau, per_bucket
+from .metrics import kendall_tau, one_hot, per_bucket
 
 if TYPE_CHECKING:
-    import nnabla as nn
-
+    from ..backend.compat import nn
     from .model import PathFilter
 
 # --- The pairwise loss ------------------------------------------------------------------------------------------------
@@ -48,14 +47,34 @@ def pair_loss(scores: np.ndarray, paired: np.ndarray) -> float:
     return float(np.mean(np.maximum(0.0, 1.0 - gaps) ** 2))
 
 
+PAIRS = ("bounded", "all", "both")
+MARGINS = ("score", "logit")
+RIDGE_PENALTIES = tuple(np.logspace(-1, 2, 10))
+"""Among which the linear skip's is chosen."""
+
+
+def pair_weights(losses: np.ndarray, buckets: np.ndarray, which: str = "bounded") -> np.ndarray | None:
+    """(n, n) the weight of each ordered pair in the loss, 1 in all; None where there is no pair to compare.
+
+    Args:
+        losses, buckets: (n,).
+        which: "bounded", pairs of one FLOPs bucket (Eq. 6); "all" pairs; "both" means, each counting half (ours).
+    """
+    masks = [pairs(losses, buckets)] if which != "all" else []
+    if which != "bounded":
+        masks.append(pairs(losses))
+    found = [mask / mask.sum() for mask in masks if mask.any()]
+    return np.mean(found, axis=0) if len(found) == len(masks) else None
+
+
 def pair_loss_variable(scores: nn.Variable, pair_weights: nn.Variable) -> nn.Variable:
     """`pair_loss` in NNabla.
 
     Args:
         scores: (n,).
-        pair_weights: (n, n), `pairs` divided by their number.
+        pair_weights: (n, n), see `pair_weights`; those of `pairs` divided by their number give `pair_loss`.
     """
-    import nnabla.functions as F
+    from ..backend.compat import F
 
     n = scores.shape[0]
     gaps = F.reshape(scores, (n, 1)) - F.reshape(scores, (1, n))
@@ -78,14 +97,15 @@ def split(buckets: np.ndarray, rng: np.random.Generator, validation: float = 0.2
 
 @dataclass(frozen=True, eq=False)
 class FitResult:
-    """How a fit went. Curves start with the state before the first epoch.
+    """How the fit of one member went. Curves start with the state before the first epoch.
 
     Attributes:
         train, validation: indices of the paths of each part.
-        train_losses: pair loss of each epoch's minibatches; NaN at first.
-        validation_losses: pair loss of all validation pairs after each epoch.
-        best_epoch: the epoch whose weights the filter has now; 0 is what it had before.
+        train_losses: loss of each epoch's minibatches; NaN at first.
+        validation_losses: loss of all validation paths after each epoch.
+        best_epoch: the epoch whose weights the member has now; 0 is what it had before.
         validation_taus: bucket -> Kendall's tau of its validation paths (NaN for fewer than two).
+        kept: factor of a transferred member's logits beside its linear skip; 0: a fresh member took its place.
     """
 
     train: np.ndarray
@@ -94,6 +114,82 @@ class FitResult:
     validation_losses: np.ndarray
     best_epoch: int
     validation_taus: dict[int, float]
+    kept: float = 1.0
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What a fit minimizes, and how; the defaults are the paper's letter where it says something.
+
+    Attributes:
+        margin: of the squared hinge of Eq. 6: 1 between two "score"s, which are sigmoids, as the paper says, or between two
+            "logit"s (ours): a sigmoid never reaches a margin of 1.
+        pairs: see `pair_weights`.
+        regression: weight of the mean squared error between logit and standardized negative loss (ours); 0 leaves it out.
+        epochs, lr, batch_size, patience: of Adam (paper is silent); see `fit`.
+        weight_decay: of NNabla's AdamW: the share of every weight that each update takes away, whatever `lr` is.
+        dropout: share of the pooled vector's entries that training sets to 0.
+    """
+
+    margin: str = "score"
+    pairs: str = "bounded"
+    regression: float = 0.0
+    epochs: int = 200
+    lr: float = 3e-4
+    batch_size: int = 32
+    patience: int = 30
+    weight_decay: float = 0.0
+    dropout: float = 0.0
+
+
+def fit_options(options: object) -> FitOptions:
+    """Those of a config's section `hparams.filter`, or of whatever else has attributes of these names."""
+    return FitOptions(**{field.name: getattr(options, field.name) for field in fields(FitOptions)})
+
+
+def standardized(losses: np.ndarray, buckets: np.ndarray) -> np.ndarray:
+    """(n,) how good each path is: its negative loss, with mean 0 over all and variance 1 inside the buckets."""
+    goodness = -np.asarray(losses, float)
+    spread = np.sqrt(np.mean(centered(goodness, buckets) ** 2))
+    return (goodness - goodness.mean()) / (spread or 1.0)
+
+
+def centered(values: np.ndarray, buckets: np.ndarray) -> np.ndarray:
+    """(n,) values without the mean of their bucket."""
+    values = np.asarray(values, float)
+    means = np.bincount(buckets, values) / np.maximum(1, np.bincount(buckets))
+    return values - means[buckets]
+
+
+def transfer(
+    path_filter: PathFilter, batch: PathBatch, buckets: np.ndarray, losses: np.ndarray, rng: np.random.Generator
+) -> str:
+    """Bring a filter that was fitted to another supernet's paths into a state from which it learns.
+
+    A filter arrives with logits that spread far beyond what it knows about the new paths, where a sigmoid has no gradient.
+    Each member's last layer is multiplied by one number, the least-squares slope of the new paths' standardized goodness
+    on its logits inside the FLOPs buckets: their order stays, and their spread is what they explain. Where the slope is not
+    positive, the member ranks these paths no better than a fresh one, and a fresh one takes its place.
+
+    Args:
+        path_filter: is changed. batch, buckets, losses: of the new supernet. rng: draws the weights of fresh members.
+
+    Returns:
+        what was done, for the log.
+    """
+    goodness = centered(standardized(losses, buckets), buckets)
+    found = []
+    for number, values in enumerate(path_filter.logits(batch, buckets)):
+        inside = centered(values, buckets)
+        power = float(inside @ inside)
+        slope = float(inside @ goodness) / power if power > 0 else 0.0
+        if slope > 0:
+            path_filter.members[number].scale(slope)
+            found.append(f"transferred, logits times {slope:.3g}")
+        else:
+            path_filter.renew(number, rng)
+            found.append("fresh, as the transferred one ranks these paths no better than by chance")
+    return "; ".join(f"member {number}: {text}" if len(found) > 1 else text for number, text in enumerate(found, 1))
 
 
 def fit(
@@ -102,84 +198,211 @@ def fit(
     buckets: np.ndarray,
     losses: np.ndarray,
     rng: np.random.Generator,
-    *,
-    epochs: int = 200,
-    lr: float = 3e-4,
-    batch_size: int = 32,
-    patience: int = 30,
-    weight_decay: float = 0.0,
-    flops_bounded: bool = True,
-    progress: Callable[[int, float, float], None] | None = None,
-) -> FitResult:
-    """Fit the filter to evaluated paths with the pairwise loss; it ends with the weights of the best validation loss.
+    options: FitOptions | None = None,
+    progress: Callable[[int, int, float, float], None] | None = None,
+    transferred: bool = False,
+) -> tuple[FitResult, ...]:
+    """Fit each member of the filter to evaluated paths; it ends with the weights of its best validation loss.
 
-    The split and the loss are the paper's (section 3.1.2); optimiser and epochs are not given: Adam, until the validation
-    loss has not improved for `patience` epochs.
+    The split and the loss are the paper's (section 3.1.2); optimizer and epochs are not given: Adam, until the validation
+    loss has not improved for `patience` epochs. Members differ by their split and their minibatches.
 
     Args:
         path_filter: is changed.
         batch, buckets, losses: n evaluated paths, their FLOPs buckets and validation losses.
-        rng: draws the split and the minibatches.
-        batch_size: the most paths in a minibatch; each holds the same share of every bucket.
-        weight_decay: of NNabla's AdamW: the share of every weight that each update takes away, whatever `lr` is.
-        flops_bounded: compare only paths of one FLOPs bucket.
-        progress: called after each epoch with its number, its training and its validation loss.
+        rng: draws the splits and the minibatches.
+        options: by default the paper's letter.
+        progress: called after each epoch with the number of the member, from 0, and of the epoch, the training and the
+            validation loss.
+        transferred: `transfer` was called before: a linear skip is fitted together with the factor of what a member knows
+            already, which may add little to what the tokens alone say of the new paths.
 
     Raises:
         UserError: there are too few paths for pairs in both parts.
     """
-    import nnabla as nn
-    import nnabla.solvers as S
+    paths = _Paths(path_filter.tokenizer(batch), np.asarray(buckets), losses, standardized(losses, buckets))
+    results = []
+    for number in range(len(path_filter.members)):
 
-    train, validation = split(buckets, rng)
-    bounds = buckets if flops_bounded else np.zeros(len(batch), int)
-    paired = {"training": pairs(losses[train], bounds[train]), "validation": pairs(losses[validation], bounds[validation])}
-    for part, mask in paired.items():
-        if not mask.any():
-            raise UserError(f"fitting the path filter needs two {part} paths in a FLOPs bucket; got {len(batch)} paths in all")
+        def heard(*news, number: int = number) -> None:
+            if progress:
+                progress(number, *news)
 
-    tokens = path_filter.tokenizer(batch)
-    n_batches = -(-len(train) // batch_size)
-    size = -(-len(train) // n_batches)
-    inputs = nn.Variable((size, tokens.shape[1])), nn.Variable((size,))
-    pair_weights = nn.Variable((size, size))
-    loss = pair_loss_variable(path_filter(*inputs), pair_weights)
-    solver = S.AdamW(lr, wd=weight_decay)
-    solver.set_parameters(path_filter.get_parameters())
+        results.append(_MemberFit(path_filter, number, paths, rng, options or FitOptions(), transferred).run(heard))
+    path_filter.standardize(batch, paths.buckets)
+    return tuple(results)
 
-    def step(members: np.ndarray) -> float:
-        """One update from these training paths (positions in `train`), padded with copies that are in no pair."""
-        chosen = paired["training"][np.ix_(members, members)]
-        if not chosen.any():
-            return math.nan
-        rows = train[np.resize(members, size)]
-        inputs[0].d, inputs[1].d = tokens[rows], buckets[rows]
-        padding = (0, size - len(members))
-        pair_weights.d = np.pad(chosen / chosen.sum(), (padding, padding))
-        loss.forward(clear_no_need_grad=True)
-        solver.zero_grad()
-        loss.backward(clear_buffer=True)
-        solver.update()
-        return float(loss.d)
 
-    def validation_loss() -> float:
-        return pair_loss(path_filter.score(batch[validation], buckets[validation]), paired["validation"])
+class _Paths(NamedTuple):
+    """What a fit sees of n paths: (n, L) tokens, and (n,) of each other."""
 
-    train_losses, validation_losses = [math.nan], [validation_loss()]
-    best, best_weights = 0, path_filter.get_weights()
-    for epoch in range(1, epochs + 1):
-        shuffled = rng.permutation(len(train))
-        by_bucket = shuffled[np.argsort(buckets[train][shuffled], kind="stable")]
-        steps = [step(by_bucket[number::n_batches]) for number in range(n_batches)]
-        train_losses.append(float(np.mean([value for value in steps if not math.isnan(value)] or math.nan)))
-        validation_losses.append(validation_loss())
-        if progress:
+    tokens: np.ndarray
+    buckets: np.ndarray
+    losses: np.ndarray
+    goodness: np.ndarray
+
+    def of(self, rows: np.ndarray) -> _Paths:
+        return _Paths(*(values[rows] for values in self))
+
+
+class _MemberFit:
+    """The fit of one member: its parts of the paths, its training graph, and its epochs."""
+
+    def __init__(
+        self,
+        path_filter: PathFilter,
+        number: int,
+        paths: _Paths,
+        rng: np.random.Generator,
+        options: FitOptions,
+        transferred: bool,
+    ):
+        from ..backend.compat import S
+
+        self.filter, self.number, self.member = path_filter, number, path_filter.members[number]
+        self.paths, self.rng, self.options, self.kept = paths, rng, options, 1.0
+        self.train, self.validation = split(paths.buckets, rng)
+        self.parts = {"training": paths.of(self.train), "validation": paths.of(self.validation)}
+        for part, held in self.parts.items():
+            if pair_weights(held.losses, held.buckets, options.pairs) is None:
+                raise UserError(
+                    f"fitting the path filter needs two {part} paths in a FLOPs bucket; got {len(paths.losses)} paths in all"
+                )
+        if path_filter.settings["linear_skip"]:
+            self.kept = self.fit_skip(self.parts["training"], transferred)
+        self.n_batches = -(-len(self.train) // options.batch_size)
+        self.size = -(-len(self.train) // self.n_batches)
+        self.graph = self.make_graph()
+        self.solver = S.AdamW(options.lr, wd=options.weight_decay)
+        self.solver.set_parameters(self.member.get_parameters())
+
+    def run(self, progress: Callable[[int, float, float], None]) -> FitResult:
+        """All epochs, until the validation loss has not improved for `patience` of them."""
+        held, options = self.parts["validation"], self.options
+        train_losses, validation_losses = [math.nan], [self.validation_loss()]
+        best, best_weights = 0, self.weights()
+        for epoch in range(1, options.epochs + 1):
+            train_losses.append(self.epoch())
+            validation_losses.append(self.validation_loss())
             progress(epoch, train_losses[-1], validation_losses[-1])
-        if validation_losses[-1] < validation_losses[best]:
-            best, best_weights = epoch, path_filter.get_weights()
-        elif epoch - best >= patience:
-            break
-    path_filter.set_weights(best_weights)
-    scores = path_filter.score(batch[validation], buckets[validation])
-    taus = per_bucket(kendall_tau, scores, losses[validation], buckets[validation])
-    return FitResult(train, validation, np.array(train_losses), np.array(validation_losses), best, taus)
+            if validation_losses[-1] < validation_losses[best]:
+                best, best_weights = epoch, self.weights()
+            elif epoch - best >= options.patience:
+                break
+        for name, parameter in self.member.get_parameters().items():
+            parameter.d = best_weights[name]
+        if self.filter.settings["linear_skip"]:
+            self.fit_skip(self.paths)
+        taus = per_bucket(kendall_tau, self.logits(held), held.losses, held.buckets)
+        return FitResult(
+            self.train, self.validation, np.array(train_losses), np.array(validation_losses), best, taus, self.kept
+        )
+
+    def weights(self) -> dict[str, np.ndarray]:
+        return {name: parameter.d.copy() for name, parameter in self.member.get_parameters().items()}
+
+    def logits(self, paths: _Paths) -> np.ndarray:
+        """(n,) the member's logits."""
+        return self.filter.member_logits(self.number, paths.tokens, paths.buckets)
+
+    def fit_skip(self, paths: _Paths, transferred: bool = False) -> float:
+        """Add to the linear skip the ridge regression of what the member leaves of the paths' goodness.
+
+        Training begins with the regression of the training paths. When the best epoch is known, the validation paths are
+        used too: the skip has closed-form weights, which no epoch has to be chosen for. The penalty is chosen by leaving each
+        path out in turn. What a token is worth is the sum of a part for its place and a part for its block, see `by_block`.
+
+        Args:
+            transferred: fit the factor of the member's own logits, too, as one more column of variance 1 inside the buckets.
+
+        Returns:
+            that factor; 0 where it was not positive, so that a fresh member took its place; 1 where it was not fitted.
+        """
+        from sklearn.linear_model import RidgeCV
+
+        tokenizer, logits, kept = self.filter.tokenizer, self.logits(paths).astype(float), 1.0
+        parts = by_block(tokenizer.blocks, len(tokenizer.vocabulary))
+        columns = one_hot(paths.tokens, len(tokenizer.vocabulary)) @ parts
+        if transferred:
+            spread = centered(logits, paths.buckets).std() or 1.0
+            ridge = RidgeCV(alphas=RIDGE_PENALTIES).fit(np.column_stack([columns, logits / spread]), paths.goodness)
+            kept = float(ridge.coef_[-1]) / spread
+            if kept <= 0:
+                self.filter.renew(self.number, self.rng)
+                self.fit_skip(paths)
+                return 0.0
+            self.member.scale(kept)
+        else:
+            ridge = RidgeCV(alphas=RIDGE_PENALTIES).fit(columns, paths.goodness - logits)
+        n_buckets = self.filter.settings["buckets"]
+        self.member.skip.d[n_buckets:, 0] += parts @ ridge.coef_[: columns.shape[1]]
+        self.member.skip.d[:n_buckets, 0] += ridge.intercept_
+        return kept
+
+    def make_graph(self) -> dict[str, nn.Variable]:
+        """Inputs and loss of a minibatch."""
+        from ..backend.compat import F, nn
+
+        size, length = self.size, self.parts["training"].tokens.shape[1]
+        shapes = {"tokens": (size, length), "buckets": (size,), "pairs": (size, size), "goodness": (size,), "share": (size,)}
+        graph = {name: nn.Variable(shape) for name, shape in shapes.items()}
+        seed = int(self.rng.integers(1 << 31)) if self.options.dropout else -1
+        logits = self.member(graph["tokens"], graph["buckets"], self.options.dropout, seed)
+        scores = F.sigmoid(logits) if self.options.margin == "score" else logits
+        graph["loss"] = pair_loss_variable(scores, graph["pairs"])
+        if self.options.regression:
+            errors = F.pow_scalar(logits - graph["goodness"], 2.0)
+            graph["loss"] = graph["loss"] + self.options.regression * F.sum(graph["share"] * errors)
+        return graph
+
+    def epoch(self) -> float:
+        """One pass over the training paths; the mean loss of its minibatches."""
+        buckets = self.parts["training"].buckets
+        shuffled = self.rng.permutation(len(buckets))
+        by_bucket = shuffled[np.argsort(buckets[shuffled], kind="stable")]
+        steps = [self.step(by_bucket[number :: self.n_batches]) for number in range(self.n_batches)]
+        return float(np.mean([value for value in steps if not math.isnan(value)] or math.nan))
+
+    def step(self, members: np.ndarray) -> float:
+        """One update from these training paths, padded with copies that count nothing; NaN where they make no pair."""
+        graph, paths = self.graph, self.parts["training"]
+        chosen = paths.of(members)
+        compared = pair_weights(chosen.losses, chosen.buckets, self.options.pairs)
+        if compared is None:
+            return math.nan
+        padding = (0, self.size - len(members))
+        padded = paths.of(np.resize(members, self.size))
+        graph["tokens"].d, graph["buckets"].d, graph["goodness"].d = padded.tokens, padded.buckets, padded.goodness
+        graph["pairs"].d = np.pad(compared, (padding, padding))
+        graph["share"].d = np.pad(np.full(len(members), 1 / len(members)), padding)
+        graph["loss"].forward(clear_no_need_grad=True)
+        self.solver.zero_grad()
+        graph["loss"].backward(clear_buffer=True)
+        self.solver.update()
+        return float(graph["loss"].d)
+
+    def validation_loss(self) -> float:
+        """The loss of all validation paths together."""
+        paths, options = self.parts["validation"], self.options
+        logits = self.logits(paths).astype(float)
+        scores = 1 / (1 + np.exp(-logits)) if options.margin == "score" else logits
+        hinges = np.maximum(0.0, 1.0 - (scores[:, None] - scores[None, :])) ** 2
+        ranking = float(np.sum(pair_weights(paths.losses, paths.buckets, options.pairs) * hinges))
+        return ranking + options.regression * float(np.mean((logits - paths.goodness) ** 2))
+
+
+def by_block(blocks: np.ndarray, vocabulary: int) -> np.ndarray:
+    """(L * vocabulary, columns) by which one-hot columns of places become columns of places and, beside them, of blocks.
+
+    A block's column of a word is the sum over its k places, divided by the root of k. Under one penalty, what layers of a
+    block have in common is cheaper than what sets them apart.
+    """
+    places = np.eye(len(blocks) * vocabulary)
+    of_block = []
+    for block in np.unique(blocks):
+        members = np.flatnonzero(blocks == block)
+        if len(members) > 1:
+            columns = np.zeros((len(blocks), vocabulary, vocabulary))
+            columns[members] = np.eye(vocabulary) / math.sqrt(len(members))
+            of_block.append(columns.reshape(len(places), vocabulary))
+    return np.concatenate([places, *of_block], axis=1)

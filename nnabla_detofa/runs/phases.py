@@ -9,8 +9,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from ..config import Config, DetofaHparams, PretrainHparams, Solver
-from .schedule import Schedule
 from ..space.search_space import SearchSpace, compofa, ofa_resnet50, product_space, shrinking_stages
+from .schedule import Schedule
 
 GIVEN = "start"
 """The first phase of a pre-training that trains no fullnet."""

@@ -7,12 +7,11 @@ import subprocess
 from pathlib import Path as FilePath
 
 from ..common import files, version
-from ..common.version import __version__
-from . import result_files
-from ..config import Config
-from ..data.content import content_digest
 from ..common.errors import UserError
 from ..common.reading import read_json
+from ..config import Config
+from ..data.content import content_digest
+from . import result_files
 
 FILE = "provenance.json"
 UNKNOWN = "code that was not recorded"

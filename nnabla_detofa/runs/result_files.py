@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 from ..common import checked
 from ..common.errors import UserError
-from ..space.geometry import Geometry
 from ..common.reading import shown
+from ..space.geometry import Geometry
 from ..space.paths import Path
 from ..space.search_space import ofa_resnet50
 

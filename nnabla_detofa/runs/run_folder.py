@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any
 
 from .. import config as configs
-from . import result_files
 from ..common.checked import kind_of
 from ..common.errors import UserError
-from .phases import FINE_TUNED, slug, training_phases
 from ..common.reading import read_json, short
 from ..space.search_space import SearchSpace
+from . import result_files
+from .lock import differences
+from .phases import FINE_TUNED, slug, training_phases
 
 
 def read_result(run: FilePath, name: str, check: Callable[[Any], Any] = lambda content: content) -> Any:
@@ -91,14 +92,15 @@ def refuse_other_classes(run: FilePath, classes: Sequence[str]) -> None:
         )
 
 
-def run_config(run: FilePath, overrides: Sequence[str] = ()) -> configs.Config:
+def run_config(run: FilePath, overrides: Sequence[str] = (), fixed: Sequence[str] = ()) -> configs.Config:
     """The config of a run's folder, which need not be finished.
 
     Args:
         overrides: "key=value" entries to replace, such as the place of the data.
+        fixed: beginnings of keys that may not be replaced, beside those of the network.
 
     Raises:
-        UserError: the folder is not that of a run, or an override does not fit.
+        UserError: the folder is not that of a run, or an override does not fit or describes another network than the run's.
     """
     file = run / "config.json"
     if not file.is_file():
@@ -107,10 +109,14 @@ def run_config(run: FilePath, overrides: Sequence[str] = ()) -> configs.Config:
     if not isinstance(content, dict):
         raise UserError(f"{run} holds a damaged config.json: it is {kind_of(content)}, not a mapping")
     try:
-        configs.from_run(content, run.name)
+        before = configs.from_run(content, run.name)
     except UserError as error:
         raise UserError(f"{run} holds a damaged config.json: {error}") from error
-    return configs.from_run(content, run.name, overrides)
+    config = configs.from_run(content, run.name, overrides)
+    for key in differences(before.to_dict(), config.to_dict()):
+        if key == "args.runner" or key.startswith(("network.", *fixed)) and not key.endswith(".weights"):
+            raise UserError(f"{key} must be the run's: what {run} trained is made for it; leave out the override")
+    return config
 
 
 def run_weights(run: FilePath, config: configs.Config, named: str | None = None) -> FilePath:

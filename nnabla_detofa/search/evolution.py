@@ -56,7 +56,25 @@ class Constraint:
     def __str__(self) -> str:
         if np.isfinite(self.least):
             return f"{self.name} from {self.text(self.least, self.budget)}"
-        return f"{self.name} <= {self.text(self.budget)}"
+        return f"{self.name} <= {self.limit}"
+
+    @property
+    def limit(self) -> str:
+        """The budget in words, with more digits than costs: beside a cost that it excludes the two must differ."""
+        return f"{self.budget / self.scale:.10g} {self.unit}".rstrip()
+
+    def costs(self, batch: PathBatch) -> np.ndarray:
+        """(n,) costs of paths.
+
+        Raises:
+            ValueError: `cost` gives something other than a number for each path.
+        """
+        costs = np.asarray(self.cost(batch))
+        if costs.shape != (len(batch),) or costs.dtype.kind not in "fiub" or np.isnan(costs).any():
+            raise ValueError(
+                f"{self.name} of {len(batch)} paths must be as many numbers, got shape {costs.shape} of {costs.dtype}, or NaN"
+            )
+        return costs
 
 
 class NoPath(UserError):
@@ -155,7 +173,7 @@ def search(
         if progress:
             progress(generation, history[-1])
     found = parents[:1]
-    return SearchResult(found[0], history[-1], np.asarray(main.cost(found)).item(), tuple(history), len(known), left_out)
+    return SearchResult(found[0], history[-1], main.costs(found).item(), tuple(history), len(known), left_out)
 
 
 def _check(population: int, generations: int, **shares: float) -> None:
@@ -183,8 +201,7 @@ def first_population(space: SearchSpace, constraints: Sequence[Constraint], n: i
     for bound in constraints:
         if isinstance(bound.cost, LayerCost) and bound.budget < cost_range(space, bound.cost)[0]:
             raise NoPath(
-                f"{bound.name} budget {bound.text(bound.budget)} is below the smallest path; "
-                f"reachable are {bound.cost.reachable(space)}"
+                f"{bound.name} budget {bound.limit} is below the smallest path; reachable are {bound.cost.reachable(space)}"
             )
         if isinstance(bound.cost, AdditiveCost):
             cost = bound.cost
@@ -225,7 +242,7 @@ def _approach(
     def excess(batch: PathBatch) -> np.ndarray:
         total = np.zeros(len(batch))
         for bound in constraints:
-            cost = np.asarray(bound.cost(batch), float)
+            cost = bound.costs(batch).astype(float)
             over = np.maximum(0.0, cost - bound.budget) / max(1.0, abs(bound.budget))
             under = np.maximum(0.0, bound.least - cost) / max(1.0, abs(bound.least))
             total += over + (under if np.isfinite(bound.least) else 0.0)
@@ -289,7 +306,7 @@ def _feasible(batch: PathBatch, constraints: Sequence[Constraint]) -> np.ndarray
     """(n,) bool: which paths meet all constraints."""
     feasible = np.ones(len(batch), bool)
     for bound in constraints:
-        costs = bound.cost(batch)
+        costs = bound.costs(batch)
         feasible &= (bound.least <= costs) & (costs <= bound.budget)
     return feasible
 
@@ -371,7 +388,7 @@ def front(
         from .nsga2 import evolve
     except ImportError as error:
         raise UserError(f"a front needs pymoo, which does not load ({error}): install nnabla-detofa[search]") from error
-    measured = layer_cost(cost) if isinstance(cost, (CostModel, LayerCost)) else cost
+    measured = Constraint("cost", layer_cost(cost) if isinstance(cost, (CostModel, LayerCost)) else cost, np.inf).costs
     scored: dict[bytes, float] = {}
     seen: list[PathBatch] = []
 

@@ -52,6 +52,14 @@ class LayerCost:
     other: tuple[np.ndarray, ...]
     head: np.ndarray
 
+    def __post_init__(self):
+        for table in (self.stem, *self.first, *self.other, self.head):
+            if not (table.min() >= -FORBIDDEN and table.max() <= FORBIDDEN):
+                raise UserError(
+                    f"a layer's {self.name} must be at most {FORBIDDEN}, so that sums stay exact, got "
+                    f"{table.max() if table.max() > FORBIDDEN else table.min()}"
+                )
+
     combine: ClassVar[np.ufunc]
     """How the costs of two layers make that of both."""
 

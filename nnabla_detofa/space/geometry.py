@@ -159,8 +159,12 @@ class Geometry:
     def choice(self, value: Any) -> Hashable:
         """The one of `ratios` that equals `value`, which may be a list in place of a tuple, as JSON has it; else `value`."""
         value = tuple(value) if isinstance(value, list) else value
-        known = value in self.ratios and not isinstance(value, bool)  # True equals a ratio of 1
-        return self.ratios[self.ratios.index(value)] if known else value
+        if isinstance(value, bool):  # True equals a ratio of 1
+            return value
+        if value in self.ratios:
+            return self.ratios[self.ratios.index(value)]
+        numbers = [ratio for ratio in self.ratios if isinstance(ratio, Real) and isinstance(value, Real)]
+        return next((ratio for ratio in numbers if math.isclose(ratio, value, rel_tol=1e-6)), value)  # 0.2 in float32
 
     def middle(self, out_channels: int, ratio: Hashable) -> int:
         """Middle channels of a bottleneck with `out_channels` outputs and the layer's choice `ratio`."""

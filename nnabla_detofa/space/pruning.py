@@ -49,13 +49,25 @@ class OperationScores:
 
 
 def operation_scores(
-    space: SearchSpace, scorer: Scorer, stage_flops: Callable[[PathBatch], np.ndarray], n: int, rng: np.random.Generator
+    space: SearchSpace,
+    scorer: Scorer,
+    stage_flops: Callable[[PathBatch], np.ndarray],
+    n: int,
+    rng: np.random.Generator,
+    stem_depth: int | None = None,
 ) -> OperationScores:
     """Put each operation into the same `n` uniformly sampled paths, and average score and FLOPs over them.
 
     The operation's stage gets its D and W, and its E in all active layers. (n is not given in the paper.)
+
+    Args:
+        stem_depth: of all paths; None: as it was sampled.
     """
     paths, operations = space.sample_many(rng, n), tuple(sorted(space.operations))
+    if stem_depth is not None:
+        depths = paths.depths.copy()
+        depths[:, 0] = stem_depth
+        paths = PathBatch.canonical(depths, paths.widths, paths.ratios, paths.geometry)
     results = []
     for operation in operations:
         changed = insert(paths, operation)

@@ -1,1 +1,1 @@
-"""What a user does with a run: evaluate, detect, search, fine-tune, export, compare, inspect, report, and check beforehand."""
+"""Tools for runs: evaluation, detection, search, fine-tuning, export, comparison, inspection, reports and dry runs."""

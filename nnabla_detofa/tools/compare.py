@@ -1,4 +1,4 @@
-"""The fronts of several finished runs beside each other, and whether they may be compared at all."""
+"""Comparison of the Pareto fronts of finished runs, and checks of whether the comparison is fair."""
 
 from __future__ import annotations
 
@@ -6,38 +6,48 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 
+from ..common import figures
 from ..common.errors import UserError
 from ..runs.lock import differences
 from ..runs.run_folder import metric, number, points, read_result, reading, refuse_other_kinds, run_config
 from .report import markdown_row
 
-matplotlib.use("Agg")  # files, not windows
-import matplotlib.pyplot as plt  # noqa: E402
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TEST_SETTINGS = ("flip_test", "test_scales")
 PLACES = ("about", "args.")
-"""Beginnings of settings that are not listed as differences: where and how a run was done, not what."""
+"""Prefixes of settings that are not listed as differences, because they say where and how a run was computed."""
 LISTED = 12
-"""Settings that differ are listed up to this number."""
+"""Largest number of differing settings that are listed."""
 
 
 def compare(runs: Sequence[FilePath]) -> dict:
-    """The average precision of each run's fullnet and of the subnet found for each budget, as plain JSON values.
+    """Compare the average precision of the fullnets, and of the subnets found for each budget, of finished runs.
+
+    Args:
+        runs: folders of two or more runs of Algorithm 1 or of a baseline.
 
     Returns:
-        "runs": names, no two alike. "folders". "metric". "budgets": of all runs, ascending. "ap": for each run a list over
-        the budgets, in points (0 to 100), None where it had no such budget. "flops": of those subnets. "fullnet": AP of each
-        run's, in points, and "fullnet_flops". "mean_difference": to the first run, over the budgets that both have; None
-        without one. "unfair": sentences that say why figures must not be compared. "settings": key -> each run's value, of
-        the config's entries that differ.
+        A dict of plain JSON values; lists over runs are in the order of `runs`:
+
+        - "runs": distinct names. "folders": their folders.
+        - "metric": name of the AP metric of the first run.
+        - "budgets": FLOPs budgets of all runs, in ascending order.
+        - "ap": for each run, AP of the subnets in points (0 to 100), one per budget; None if the run lacks the budget.
+        - "flops": for each run, FLOPs of these subnets; None as for "ap".
+        - "fullnet", "fullnet_flops": AP in points and FLOPs of each run's fullnet.
+        - "mean_difference": for each run, the mean AP difference to the first run over shared budgets, in points; None if
+          no budget is shared.
+        - "unfair": sentences that say why the numbers are not comparable.
+        - "settings": dotted key -> value of each run, for the settings that differ.
 
     Raises:
-        UserError: fewer than two runs, or one that is not finished or trains no detectors.
+        UserError: there are fewer than two runs, or a run is not finished or is a pre-training or a fine-tuning.
     """
     if len(runs) < 2:
         raise UserError(f"a comparison needs at least two runs, got {len(runs)}")
@@ -66,12 +76,13 @@ def compare(runs: Sequence[FilePath]) -> dict:
 
 @dataclass(frozen=True)
 class Front:
-    """What a comparison reads of a run's summary.json.
+    """The numbers of a run's summary.json that a comparison needs.
 
     Attributes:
-        fullnet: AP in points and FLOPs of the run's fullnet.
-        subnets: the same of the subnet found for each budget.
-        classes: in their order. metric: what the AP is.
+        fullnet: AP in points and FLOPs of the fullnet.
+        subnets: FLOPs budget -> AP in points and FLOPs of the subnet found for it.
+        classes: class names, in order.
+        metric: name of the AP metric.
     """
 
     fullnet: tuple[float, float]
@@ -81,6 +92,7 @@ class Front:
 
 
 def _front(run: FilePath) -> Front:
+    """Read the numbers to compare from a run's folder."""
     summary = read_result(run, "summary")
     with reading(run / "summary.json"):
         fullnet, *subnets = [
@@ -92,11 +104,12 @@ def _front(run: FilePath) -> Front:
 
 
 def _at(front: Front, budget: float) -> tuple[float | None, float | None]:
+    """Return AP and FLOPs of the subnet found for a budget; (None, None) if the run lacks the budget."""
     return front.subnets.get(budget, (None, None))
 
 
 def _names(runs: Sequence[FilePath]) -> list[str]:
-    """The folders' names, with as many folders above them as tell all apart."""
+    """Name each run by its folder, with as many parent folders as make all names distinct."""
     parts = [run.absolute().parts for run in runs]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]
@@ -106,12 +119,13 @@ def _names(runs: Sequence[FilePath]) -> list[str]:
 
 
 def _mean_difference(first: Sequence[float | None], other: Sequence[float | None]) -> float | None:
+    """Return the mean of other - first over the budgets that both have, or None."""
     pairs = [(a, b) for a, b in zip(first, other) if a is not None and b is not None]
     return float(np.mean([b - a for a, b in pairs])) if pairs else None
 
 
 def _unfair(runs: Sequence[FilePath], names: Sequence[str], configs: Sequence, fronts: Sequence[Front]) -> Iterator[str]:
-    """Why a run's figures are not of the same kind as the first one's."""
+    """Yield the reasons why the numbers of a run are not comparable with those of the first run."""
     tested = [_test_images(run) for run in runs]
     for index in range(1, len(runs)):
         pair = f"{names[0]} and {names[index]}"
@@ -134,7 +148,7 @@ def _unfair(runs: Sequence[FilePath], names: Sequence[str], configs: Sequence, f
 
 
 def _test_images(run: FilePath) -> set[str] | None:
-    """The names of the images that the run was tested on; None where that is not kept."""
+    """Return the names of the test images of a run; None if the run has no file of detections."""
     if not (run / "fullnet_detections.json").exists():
         return None
     detections = read_result(run, "fullnet_detections")
@@ -143,7 +157,7 @@ def _test_images(run: FilePath) -> set[str] | None:
 
 
 def _settings(contents: Sequence[dict]) -> dict[str, list]:
-    """Dotted key -> each run's value, where they differ."""
+    """Return dotted key -> value of each run, for the settings that differ."""
 
     def value(content: dict, key: str) -> Any:
         for part in key.split("."):
@@ -156,12 +170,13 @@ def _settings(contents: Sequence[dict]) -> dict[str, list]:
 
 
 def _short(value: Any) -> str:
+    """Format a value as JSON of at most 30 characters."""
     shown = json.dumps(value)
     return shown if len(shown) <= 30 else shown[:27] + "..."
 
 
 def table(found: Mapping) -> str:
-    """`compare`'s result as Markdown: a row for each budget, and beside the first run's AP the differences to it."""
+    """Format the result of `compare` as Markdown: one row per budget, with AP and its difference to the first run."""
     first, *others = found["runs"]
     titles = ["budget [GFLOPs]", first, *(cell for name in others for cell in (name, "difference"))]
     lines = [f"{found['metric']} in points on the test split", ""]
@@ -196,14 +211,14 @@ def table(found: Mapping) -> str:
     return "\n".join(lines)
 
 
-def draw(found: Mapping) -> plt.Figure:
-    """AP over the budgets, a curve for each run, and a star for its fullnet."""
-    figure, axes = plt.subplots(figsize=(6.5, 4.6), layout="constrained")
+def draw(found: Mapping) -> Figure:
+    """Plot AP against the budgets: one curve per run, and a star for its fullnet."""
+    figure, axes = figures.subplots(figsize=(6.5, 4.6), layout="constrained")
     budgets = np.array(found["budgets"]) / 1e9
     for name, values, fullnet, flops in zip(found["runs"], found["ap"], found["fullnet"], found["fullnet_flops"]):
         shown = np.array([np.nan if value is None else value for value in values])
         has = ~np.isnan(shown)
-        (line,) = axes.plot(budgets[has], shown[has], "o-", label=name)
+        (line,) = axes.plot(budgets[has], shown[has], "o-", label=figures.plain(name))
         axes.plot(flops / 1e9, fullnet, "*", markersize=12, color=line.get_color(), markeredgecolor="black")
     axes.plot([], [], "*", markersize=12, color="white", markeredgecolor="black", label="fullnet, at its own FLOPs")
     title = "not a fair comparison: see the text" if found["unfair"] else ""

@@ -1,4 +1,4 @@
-"""Objects in photographs: a run's detector as a function, its boxes on the photographs, and all of them as JSON."""
+"""Object detection in images with a detector of a run: as a function, as pictures with boxes, and as JSON."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from ..common.drawing import Detection, draw, in_pixels
 from ..common.errors import UserError
 from ..common.files import write_bytes
 from ..data.images import check_whole, read_image
-from ..evaluation.validation import BoxDetector, detect_images
+from ..evaluation.detections import BoxDetector, detect_images
 from .evaluate import OpenDetector, default_detector, open_detector
 
 WRITTEN = (".jpg", ".jpeg", ".png")
-"""Pictures keep the name of their photograph where it ends so; others become .png."""
+"""Suffixes of images whose pictures keep the name of the image; other pictures become .png files."""
 SKIPPED = "skipped: "
+"""Prefix of messages about skipped files."""
 
 
 @dataclass(frozen=True)
 class ImageDetector:
-    """A run's detector as a function of a photograph; see `nnabla_detofa.load_detector`.
+    """A detector of a run as a function of one image; see `nnabla_detofa.load_detector`.
 
     Attributes:
-        name: "fullnet", "subnet_1", ... or the file of its path.
+        name: "fullnet", "subnet_1", ... or the file with the detector's path.
         opened: the detector with its weights.
-        boxes: it with its statistics.
+        boxes: the detector with its re-estimated BatchNorm statistics.
     """
 
     name: str
@@ -39,16 +40,22 @@ class ImageDetector:
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the labels."""
         return self.opened.sets.classes
 
     def __call__(self, image: np.ndarray, threshold: float = 0.3) -> list[Detection]:
-        """The objects with a score of at least `threshold`, best first; boxes are cut at the photograph's edges.
+        """Detect the objects in an image.
 
         Args:
-            image: (H, W, 3) uint8, blue, green, red, as `cv2.imread` reads it.
+            image: (H, W, 3) uint8, channels blue, green, red, as `cv2.imread` reads it.
+            threshold: lowest score in [0, 1] of a returned object.
+
+        Returns:
+            The objects in descending order of score: boxes x1 y1 x2 y2 in image pixels, clipped to the image, class names
+            and scores.
 
         Raises:
-            UserError: the array is no such image.
+            UserError: the array is not such an image, or is empty.
         """
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
@@ -61,7 +68,7 @@ class ImageDetector:
 
 
 def load_detector(run: FilePath, name: str | None = None, overrides: Sequence[str] = ()) -> ImageDetector:
-    """See `nnabla_detofa.load_detector`."""
+    """Load a detector of a run; for arguments, return value and errors see `nnabla_detofa.load_detector`."""
     run = FilePath(run)
     name = name or default_detector(run)
     opened = open_detector(run, name, overrides)
@@ -72,13 +79,14 @@ def load_detector(run: FilePath, name: str | None = None, overrides: Sequence[st
 
 
 def find_images(given: Iterable[FilePath], note: Callable[[str], None]) -> list[FilePath]:
-    """The files that `given` names and those directly in its folders, each once; which of them are images shows later.
+    """List the given files and the files directly inside the given folders, each once; they need not be images.
 
     Args:
-        note: hears of folders without a file.
+        given: files and folders.
+        note: called with a message for each folder without a file.
 
     Raises:
-        UserError: there is no such file or folder, or no file at all.
+        UserError: a file or folder does not exist, or there is no file at all.
     """
     given, empty = list(given), []
     files: dict[FilePath, None] = {}
@@ -97,7 +105,7 @@ def find_images(given: Iterable[FilePath], note: Callable[[str], None]) -> list[
 
 
 def read_images(files: Iterable[FilePath], note: Callable[[str], None]) -> Iterator[tuple[FilePath, np.ndarray]]:
-    """The files that are images, read one by one; `note` hears of the others."""
+    """Yield each file that is an image and its pixels (H, W, 3) uint8; `note` is called with a message for other files."""
     for file in files:
         try:
             image = read_image(file)
@@ -115,25 +123,30 @@ def detect(
     note: Callable[[str], None] = print,
     on_image: Callable[[FilePath, list[Detection]], None] = lambda file, found: None,
 ) -> FilePath:
-    """Write a picture of each photograph with what was found in it, and detections.json, which has what was found till then
-    whatever stops it.
+    """Detect the objects in images, and write a picture with boxes for each image and detections.json for all.
+
+    If the detection is interrupted, detections.json contains the images finished so far.
 
     Args:
-        files: as `find_images` gives them; those that are not JPEG or PNG images are skipped.
-        folder: made if it is not there. Pictures are named after their photographs, two of one name are numbered.
-        note: hears of what is skipped. on_image: hears what was found in each photograph.
+        detector: the detector.
+        files: files, as `find_images` returns them; files that are not JPEG or PNG images are skipped.
+        folder: the output folder; it is created if it does not exist. Pictures have the names of their images, with a
+            number if two names are equal.
+        threshold: lowest score in [0, 1] of an object.
+        note: called with a message for each skipped file.
+        on_image: called with each image's file and objects.
 
     Returns:
-        detections.json: "detector", "threshold", "classes" and "images", a list of {"image", "picture", "width", "height",
-        "objects": [{"box": [x1, y1, x2, y2], "class", "score"}]}; boxes are in pixels of the photograph.
+        The file detections.json. It has the keys "detector", "threshold", "classes" and "images", a list of {"image",
+        "picture", "width", "height", "objects": [{"box": [x1, y1, x2, y2], "class", "score"}]} with boxes in image pixels.
 
     Raises:
-        UserError: no file is a JPEG or PNG image, the folder is that of a photograph, or the folder cannot be made.
+        UserError: no file is a JPEG or PNG image, `folder` contains one of the images, or `folder` cannot be created.
     """
     check_files(files, folder)
     entries: list[dict] = []
     taken: set[str] = set()
-    skipped: list[str] = []  # told with the first image: where there is none, the error is all that is said
+    skipped: list[str] = []  # reported with the first image; without any image, only the error is reported
 
     def hear(text: str) -> None:
         note(text) if entries else skipped.append(text)
@@ -146,14 +159,14 @@ def detect(
                 make_folder(folder)
                 for text in skipped:
                     note(text)
-            # Beside and renamed: what has this name may be a link to a photograph.
+            # write_bytes renames a temporary file, because an existing file of this name may be a link to an image.
             write_bytes(folder / picture, encoded(draw(image, found, detector.classes), picture))
             entries.append(entry(file, picture, image, found))
             on_image(file, found)
     finally:
         if entries:
             head = json.dumps({"detector": detector.name, "threshold": threshold, "classes": detector.classes})
-            lines = ",\n ".join(map(json.dumps, entries))  # an image a line: a line for each number is hard to read
+            lines = ",\n ".join(map(json.dumps, entries))  # one image per line; one number per line is hard to read
             write_bytes(folder / "detections.json", f'{head[:-1]}, "images": [\n {lines}\n]}}\n'.encode())
     if not entries:
         raise _no_image(files, skipped[0].removeprefix(SKIPPED))
@@ -161,7 +174,11 @@ def detect(
 
 
 def check_files(files: Sequence[FilePath], folder: FilePath) -> None:
-    """Raise UserError, before a detector is opened, if no file is an image, or the folder is that of a photograph."""
+    """Check the arguments of `detect` before a detector is opened.
+
+    Raises:
+        UserError: no file is a JPEG or PNG image, or `folder` contains one of the files.
+    """
     if any(folder.resolve() in (file.resolve().parent, file.parent.resolve()) for file in files):
         raise UserError(f"--output must be another folder than that of the images, which would be replaced, got {folder}")
     reasons = []
@@ -175,28 +192,29 @@ def check_files(files: Sequence[FilePath], folder: FilePath) -> None:
 
 
 def _no_image(files: Sequence[FilePath], *reasons: str) -> UserError:
+    """Make the error for files without any image."""
     what = f"at least one file must be a JPEG or PNG image; none of the {len(files)} given is"
     return UserError(": ".join((what, *reasons)))
 
 
 def entry(file: FilePath, picture: str, image: np.ndarray, found: Sequence[Detection]) -> dict:
-    """What detections.json says of a photograph."""
+    """Return the item of one image for detections.json."""
     objects = [{"box": [round(x, 2) for x in box], "class": name, "score": round(score, 4)} for box, name, score in found]
     return {"image": str(file), "picture": picture, "width": image.shape[1], "height": image.shape[0], "objects": objects}
 
 
 def encoded(picture: Image.Image, name: str) -> bytes:
-    """A picture as a file of this name has it."""
+    """Encode a picture as PNG or JPEG, depending on the suffix of `name`."""
     content = io.BytesIO()
     picture.save(content, "PNG" if name.lower().endswith(".png") else "JPEG", quality=92)
     return content.getvalue()
 
 
 def make_folder(folder: FilePath) -> None:
-    """Make the folder that results go to.
+    """Create the output folder if it does not exist.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -205,7 +223,7 @@ def make_folder(folder: FilePath) -> None:
 
 
 def free_name(file: FilePath, taken: set[str]) -> str:
-    """The name of a photograph's picture, which is added to `taken`."""
+    """Choose a name for the picture of an image that is not in `taken`, and add it to `taken`."""
     suffix = file.suffix if file.suffix.lower() in WRITTEN else ".png"
     name, number = f"{file.stem}{suffix}", 1
     while name in taken:

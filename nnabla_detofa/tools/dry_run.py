@@ -1,29 +1,27 @@
-"""What a config would run, without its data, its weights or a GPU: `nnabla_nas -f CONFIG --dry-run`.
+"""Dry run of a config, without its data, its weights or a GPU: `nnabla_nas -f CONFIG --dry-run`.
 
-The full-size networks are built at the config's input size, and each training phase does one step of the real training
-loop (forward, backward, update) on synthetic images, on the CPU with a batch of one. Nothing is written.
+A dry run builds the full-size networks at the config's input size. Each training phase runs one step of the real training
+loop (forward, backward, update) on the CPU, with a batch of one synthetic image. Nothing is written.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import NamedTuple
 
-import nnabla as nn
 import numpy as np
 
-from ..backend.compat import Device
+from ..backend.compat import Device, nn
 from ..common.errors import UserError
 from ..common.reading import shown_names
-from ..config import CocoData, Config, DetofaHparams, ImageFolderData, Solver, VocData
-from ..data.sets import open_sets, read_all
+from ..config import Config, DetofaHparams, Solver
 from ..data.targets import make_targets
 from ..methods import algorithm1, pretrain
 from ..networks.distillation import Distillation
-from ..networks.supernet import BATCH, sort_middle_channels
+from ..networks.layers import BATCH
+from ..networks.supernet import sort_middle_channels
 from ..runs.phases import TrainingPhase, slug, training_phases
 from ..space.costs import CostModel
 from ..space.counting import Buckets
@@ -31,76 +29,15 @@ from ..space.paths import Path, PathBatch
 from ..space.pruning import UniformPaths
 from ..space.search_space import SearchSpace, ofa_resnet50
 from ..training.loop import OnePath, Progress, build, new_optimizer, train
-
-VOC_IMAGES = {
-    "VOC2007/train": 2501, "VOC2007/val": 2510, "VOC2007/trainval": 5011, "VOC2007/test": 4952,
-    "VOC2012/train": 5717, "VOC2012/val": 5823, "VOC2012/trainval": 11540,
-}  # fmt: skip
-COCO_IMAGES = {"instances_train2017.json": 118287, "instances_val2017.json": 5000}
-IMAGENET_IMAGES = {"train": 1281167, "val": 50000}
+from .data_facts import DataFacts, data_facts
+from .graph_memory import peak_bytes
 
 STATES = {"Adam": 2, "AdamW": 2, "Momentum": 1, "Nesterov": 1, "Sgd": 0}
-"""Arrays that each solver keeps for every trained array."""
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """Numbers of images, and of classes, of a config's data set.
-
-    Attributes:
-        train: images trained on, less the holdout. val: on which paths are evaluated. test: None where there is no such.
-        classes: names; empty where the data set is not there.
-        problem: empty where the data set was opened, otherwise why not: then the numbers are the published ones, assumed.
-    """
-
-    num_classes: int
-    train: int
-    val: int
-    test: int | None
-    problem: str = ""
-    classes: tuple[str, ...] = ()
-
-
-def data_facts(config: Config, whole: bool = False) -> DataFacts:
-    """From the data set where it is there, else from the published sizes.
-
-    Args:
-        whole: decode the images too, as a run does before it begins.
-
-    Raises:
-        UserError: it is not there, and its splits are none of those known here.
-    """
-    detection, data = isinstance(config.hparams, DetofaHparams), config.dataloader
-    stride = config.network.head_geometry(1).output_stride(config.network.geometry) if detection else None
-    try:
-        sets = open_sets(config, stride)
-        if whole:
-            read_all(sets)
-        return DataFacts(
-            len(sets.classes), len(sets.train), len(sets.val), len(sets.test) if detection else None, classes=sets.classes
-        )
-    except UserError as error:
-        problem = str(error)
-    if isinstance(data, ImageFolderData):
-        return DataFacts(config.network.num_classes or 1000, IMAGENET_IMAGES["train"], IMAGENET_IMAGES["val"], None, problem)
-    assert isinstance(data, (VocData, CocoData))
-    known = VOC_IMAGES if isinstance(data, VocData) else COCO_IMAGES
-
-    def images(splits) -> int:
-        names = splits if isinstance(data, VocData) else (FilePath(splits.annotations).name,)
-        for name in names:
-            if name not in known:
-                raise UserError(f"the data set cannot be opened ({problem}), and the size of its split {name} is not known")
-        return sum(known[name] for name in names)
-
-    classes = len(data.classes or ()) or config.network.num_classes or (20 if isinstance(data, VocData) else 80)
-    everything = images(data.train)
-    val = data.holdout or images(data.val)
-    return DataFacts(classes, everything - data.holdout, val, images(data.test), problem)
+"""Solver -> number of state arrays that it keeps for every trained array."""
 
 
 def smallest_path(space: SearchSpace) -> Path:
-    """The path of A with the smallest D, W and E everywhere."""
+    """Return the path with the smallest depths, widths and expand ratios of the whole search space."""
     geometry = space.geometry
     return Path(
         min(space.stem_depths),
@@ -112,18 +49,24 @@ def smallest_path(space: SearchSpace) -> Path:
 
 
 class SyntheticBatch:
-    """Stands in for a `data.loader.Loader`: one batch of one image, noise, with one object or label."""
+    """Substitute for a `data.loader.Loader` that repeats one batch, made by `synthetic`."""
 
     def __init__(self, arrays: list[np.ndarray]):
         self.arrays = arrays
 
     def batches(self, start: int) -> Iterator[list[np.ndarray]]:
+        """Yield the batch without end."""
         while True:
             yield self.arrays
 
 
 def synthetic(config: Config, num_classes: int) -> list[np.ndarray]:
-    """An image (1, 3, H, W) and its targets, as the training batches of the config have them."""
+    """Make a batch of one image of Gaussian noise, with one object or label, in the format of the config's training batches.
+
+    Returns:
+        The image (1, 3, H, W) float32, then the targets: heatmap, size, offset, index and mask of a detector
+        (`data.targets.make_targets`), or the label (1, 1) of a classifier.
+    """
     side = input_side(config)
     image = np.random.default_rng(0).normal(size=(1, 3, side, side)).astype(np.float32)
     if not isinstance(config.hparams, DetofaHparams):
@@ -135,25 +78,12 @@ def synthetic(config: Config, num_classes: int) -> list[np.ndarray]:
 
 
 def input_side(config: Config) -> int:
-    """The side of the largest training image, in pixels."""
+    """Return the side of the largest training input, in pixels."""
     return max((*getattr(config.dataloader, "train_sizes", ()), 0)) or config.dataloader.image_size
 
 
-def activation_bytes(loss: nn.Variable) -> int:
-    """Bytes of every function's outputs up to the loss; an output computed in place is its input's memory."""
-    total = 0
-
-    def visit(function) -> None:
-        nonlocal total
-        if not function.arguments.get("inplace"):
-            total += sum(4 * int(np.prod(output.shape)) for output in function.outputs)
-
-    loss.visit(visit)
-    return total
-
-
 def written_files(config: Config) -> list[str]:
-    """Files and folders of the run's output folder; a folder ends in /."""
+    """List the files and folders that the run writes to its output folder; names of folders end in "/"."""
     phases = [f"{slug(phase.name)}/" for phase in training_phases(config)]
     files = ["config.json", "provenance.json", "log.txt", "tensorboard/", "seconds.json", "ledger.json", "checkpoint/", *phases]
     if not isinstance(config.hparams, DetofaHparams):
@@ -171,10 +101,11 @@ def written_files(config: Config) -> list[str]:
 
 
 def dry_run(config: Config) -> Iterator[str]:
-    """The lines of the dry run, each as soon as it is known.
+    """Run a config dry and yield the lines of the report, each as soon as it is known.
 
     Raises:
-        UserError: the config could not be run even with its data: a size does not fit, a loss is not finite.
+        UserError: the config could not run even with its data, for example because a size does not fit or a loss is not
+            finite.
     """
     Device.open("cpu")
     detection = isinstance(config.hparams, DetofaHparams)
@@ -202,6 +133,8 @@ def dry_run(config: Config) -> Iterator[str]:
 
 
 def artefact_lines(config: Config, facts: DataFacts) -> Iterator[str]:
+    """Report the files that the run reads and writes."""
+
     def state(file: str | None) -> str:
         return "none: random weights" if not file else f"{file} ({'found' if FilePath(file).exists() else 'missing'})"
 
@@ -219,6 +152,7 @@ def artefact_lines(config: Config, facts: DataFacts) -> Iterator[str]:
 
 
 def data_lines(config: Config, facts: DataFacts) -> Iterator[str]:
+    """Report the dataset and the numbers of images."""
     hparams, data = config.hparams, config.dataloader
     origin = {"voc": "Pascal VOC", "coco": "COCO", "image_folder": "ImageNet"}[config.dataloader_name]
     yield f"data set ({f'assumed: the published sizes of {origin}' if facts.problem else 'as found'})"
@@ -238,6 +172,7 @@ def data_lines(config: Config, facts: DataFacts) -> Iterator[str]:
 
 
 def network_lines(config: Config, facts: DataFacts, model, cost: CostModel) -> Iterator[str]:
+    """Report shapes, parameters, FLOPs, FLOPs buckets and the size of the search space."""
     space, detection = model.space, isinstance(config.hparams, DetofaHparams)
     arrays = synthetic(config, facts.num_classes)
     images = nn.Variable(arrays[0].shape)
@@ -266,16 +201,15 @@ def network_lines(config: Config, facts: DataFacts, model, cost: CostModel) -> I
 
 
 class StepMemory(NamedTuple):
-    """Bytes that a training step needs, estimated from the graph.
+    """Memory of a training step on one device in bytes, estimated from the graph.
 
-    Held against the CPU's resident memory, on the VOC config's largest path, `least` is about 30% too large: 455 MiB an image
-    here, 350 measured from batches of 1, 2 and 4.
+    On a null GPU, which only counts allocations, the estimates are 2 to 6% below the peaks (`make test-null-gpu`).
 
     Attributes:
-        image: activations of the largest path for one image.
-        batch: images of the mini-batch on one process.
-        kept: weights, their gradients and the solver's states.
-        teacher: weights of the fullnet that is distilled from; 0 without.
+        image: peak of the largest path's values and gradients for one image.
+        batch: number of images in the mini-batch of one process.
+        kept: weights, their gradients (and sums of gradients over mini-batches), and the solver's states.
+        teacher: weights of the fullnet as the teacher of distillation; 0 without distillation.
     """
 
     image: int
@@ -284,44 +218,45 @@ class StepMemory(NamedTuple):
     teacher: int
 
     @property
-    def least(self) -> int:
-        """Without the gradients of activations: the backward pass frees them, and what they came from, as it goes."""
+    def total(self) -> int:
+        """Sum of all parts for the whole mini-batch, in bytes."""
         return self.batch * self.image + self.kept + self.teacher
 
 
 def step_memory(config: Config, facts: DataFacts, model, phases: tuple[TrainingPhase, ...]) -> StepMemory:
-    """Of the phase with the largest batch."""
+    """Estimate the memory of a training step in the phase with the largest batch."""
     arrays = synthetic(config, facts.num_classes)
     graph = build(model, model.space.largest, [nn.Variable(array.shape) for array in arrays])
-    one = activation_bytes(graph.losses[0])
+    image = peak_bytes(graph.losses[0], model.get_parameters().values())
     weights = sum(4 * int(np.prod(p.shape)) for p in model.get_parameters(grad_only=True).values())
     batch = config.hparams.mini_batch or max(phase.batch_size for phase in phases)
-    kept = weights * (2 + STATES[config.optimizer.train.name])
-    return StepMemory(one, batch, kept, weights * any(phase.kd_ratio for phase in phases))
+    kept = weights * (2 + STATES[config.optimizer.train.name] + bool(config.hparams.mini_batch))
+    return StepMemory(image, batch, kept, weights * any(phase.kd_ratio for phase in phases))
 
 
 def memory_lines(config: Config, facts: DataFacts, model, phases: tuple[TrainingPhase, ...]) -> Iterator[str]:
-    """A lower and an upper figure; see `StepMemory`."""
+    """Report the estimated memory of a training step."""
     memory = step_memory(config, facts, model, phases)
-    one, batch, kept, teacher = memory
+    image, batch, kept, teacher = memory
+    sums = ", their sums over mini-batches" if config.hparams.mini_batch else ""
     yield "memory of a training step (estimate from the graph, 32-bit)"
-    yield f"  activations of the largest path kept for the backward pass, one image: {_megabytes(one)} (all functions' outputs)"
-    yield f"  times {batch}, the mini-batch on one process: {_megabytes(batch * one)}"
-    yield f"  weights, their gradients and {config.optimizer.train.name}'s states: {_megabytes(kept)}"
+    yield f"  the largest path's values and gradients for one image, when they are most: {_megabytes(image)}"
+    yield f"  times {batch}, the mini-batch on one process: {_megabytes(batch * image)}"
+    yield f"  weights, their gradients{sums} and {config.optimizer.train.name}'s states: {_megabytes(kept)}"
     if teacher:
         yield f"  weights of the teacher: {_megabytes(teacher)}"
-    most = _megabytes(memory.least + batch * one)
-    yield f"  together {_megabytes(memory.least)}; {most} if every activation had its gradient at the same"
-    yield "  time (they are freed on the way back, so it is less)"
+    yield f"  together {_megabytes(memory.total)}"
     yield "  not counted: workspace of the convolutions, a teacher's passing activations, batches waiting in the loader"
     yield ""
 
 
 def _megabytes(count: int) -> str:
+    """Format a number of bytes in MiB or GiB."""
     return f"{count / 2**20:.4g} MiB" if count < 2**30 else f"{count / 2**30:.4g} GiB"
 
 
 def phase_lines(config: Config, facts: DataFacts, phases: tuple[TrainingPhase, ...]) -> Iterator[str]:
+    """Report epochs, batches, learning rates and paths of every training phase."""
     assumed = " (assumed)" if facts.problem else ""
     yield "training phases"
     for number, phase in enumerate(phases, 1):
@@ -349,6 +284,7 @@ def phase_lines(config: Config, facts: DataFacts, phases: tuple[TrainingPhase, .
 
 
 def _solver(phase: TrainingPhase, per_epoch: int) -> str:
+    """Describe the solver and the learning-rate schedule of a phase."""
     solver: Solver = phase.solver
     kinds = {
         "step": f"x {solver.gamma:g} at epochs {', '.join(map(str, solver.milestones))}",
@@ -360,7 +296,15 @@ def _solver(phase: TrainingPhase, per_epoch: int) -> str:
     return f"{solver.name}, rate {solver.lr:g} {warm_up}, {kinds[solver.schedule]}, weight decay {solver.weight_decay:g}"
 
 
+PAIRS = {
+    "bounded": "pairs of one FLOPs bucket",
+    "all": "pairs of all buckets",
+    "both": "pairs of one FLOPs bucket and pairs of all buckets",
+}
+
+
 def filter_lines(config: Config, per_bucket: int) -> Iterator[str]:
+    """Report the path filter's data (`per_bucket` paths of each FLOPs bucket), architecture and training."""
     options, buckets = config.hparams.filter, config.hparams.buckets
     held = round(0.2 * per_bucket)
     yield "path filter"
@@ -372,15 +316,18 @@ def filter_lines(config: Config, per_bucket: int) -> Iterator[str]:
         f"  {options.layers} transformer layers, {options.heads} heads, width {options.dim}, "
         f"feed-forward {options.feed_forward}, {options.pooling} pooling; positional "
         f"encoding {options.encoding}, of the block too: {options.block_encoding}; "
-        f"stem tokens: {options.stem_tokens}"
+        f"stem tokens: {options.stem_tokens}; linear skip: {options.linear_skip}; members: {options.ensemble}"
     )
     yield (
         f"  Adam, rate {options.lr:g}, batch {options.batch_size}, at most {options.epochs} epochs, "
-        f"patience {options.patience}; loss over pairs of {'one FLOPs bucket' if options.flops_bounded else 'all buckets'}"
+        f"patience {options.patience}, weight decay {options.weight_decay:g}, dropout {options.dropout:g}; "
+        f"loss over {PAIRS[options.pairs]}, margin 1 between {options.margin}s"
+        + (f", and {options.regression:g} times the squared error of the logits" if options.regression else "")
     )
 
 
 def detofa_lines(config: Config, space: SearchSpace, cost: CostModel) -> Iterator[str]:
+    """Report the path filter, the pruning and the search of Algorithm 1 or of a baseline."""
     hparams, search, ours = config.hparams, config.hparams.search, config.args.runner == "detofa"
     if config.args.runner == "fullnet":
         return
@@ -404,6 +351,7 @@ def detofa_lines(config: Config, space: SearchSpace, cost: CostModel) -> Iterato
 
 
 def pruning_lines(config: Config, space: SearchSpace) -> Iterator[str]:
+    """Report the settings of operation and path pruning."""
     hparams, pruning = config.hparams, config.hparams.operation_pruning
     yield "pruning"
     shares = {
@@ -419,6 +367,7 @@ def pruning_lines(config: Config, space: SearchSpace) -> Iterator[str]:
 
 
 def pretrain_lines(config: Config) -> Iterator[str]:
+    """Report the settings that only a pre-training has."""
     hparams = config.hparams
     yield f"label smoothing {hparams.label_smoothing:g}"
     if hparams.paths:
@@ -427,7 +376,7 @@ def pretrain_lines(config: Config) -> Iterator[str]:
 
 
 def step_lines(config: Config, facts: DataFacts, model, cost: CostModel, phases: tuple[TrainingPhase, ...]) -> Iterator[str]:
-    """One step of every phase that has epochs."""
+    """Run one training step of every phase that has epochs, and report its path, loss, gradients and duration."""
     yield "one step of each phase on the CPU: random weights, one synthetic image, forward, backward, update"
     arrays, rng = synthetic(config, facts.num_classes), np.random.default_rng((config.args.seed, 2))
     largest = ofa_resnet50(config.network.geometry, config.network.elastic_stem).largest

@@ -1,4 +1,4 @@
-"""Average precision of one detector of a finished run, with the tests that CenterNet knows: flipped, and at several scales."""
+"""Average precision of one detector of a run, optionally with the flip and multi-scale tests of CenterNet."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
-from tqdm import tqdm
-
 from .. import config as configs
 from ..common.errors import UserError
+from ..common.progress import ProgressBar
 from ..common.reading import read_json
 from ..data.sets import DetectionSets
+from ..evaluation.detections import BoxDetector, average_precision
 from ..evaluation.metrics import AP_TITLES, ap_keys
 from ..evaluation.path_evaluation import statistics_images
-from ..evaluation.validation import BoxDetector, Statistics, average_precision, reestimate
+from ..evaluation.reestimation import Statistics, reestimate
 from ..methods.algorithm1 import build
 from ..networks import weights
 from ..networks.centernet import Detector
@@ -39,12 +39,12 @@ from .report import markdown_row
 
 @dataclass(frozen=True)
 class OpenDetector:
-    """A detector of a run, with its weights.
+    """A detector of a run with its weights.
 
     Attributes:
-        config, sets, cost: of the run.
-        net: the network with the weights: the supernet, or the path alone where it was fine-tuned alone.
-        path: the detector's path in it.
+        config, sets, cost: config, datasets and cost model of the run.
+        net: the network with its weights: the supernet, or the static network of a fine-tuned path.
+        path: the detector's path.
     """
 
     config: configs.Config
@@ -54,22 +54,22 @@ class OpenDetector:
     path: Path
 
     def statistics(self) -> Statistics:
-        """The path's batch-normalisation statistics, re-estimated on the images that the config says."""
+        """Re-estimate the path's BatchNorm statistics on the training images that the config selects."""
         return reestimate(self.net, self.path, statistics_images(self.sets, self.config))
 
     def boxes(self, flip: bool | None = None) -> BoxDetector:
-        """It as a detector of boxes; `flip` instead of the config's `flip_test`."""
+        """Make the box detector; `flip` overrides the config's `flip_test` unless it is None."""
         flip = self.config.hparams.flip_test if flip is None else flip
         return BoxDetector(self.net, self.path, self.statistics(), flip=flip)
 
     def scaling(self, scales: Sequence[float] | None = None) -> dict:
-        """What `validation.detect_images` needs besides images and their size; `scales` instead of the `test_scales`."""
+        """Return the scale arguments of `detections.detect_images`; `scales` overrides the config's `test_scales`."""
         scales = tuple(scales or self.config.hparams.test_scales)
         return {"scales": scales, "multiple": self.config.network.geometry.total_stride}
 
 
 def open_detector(run: FilePath, detector: str, overrides: Sequence[str] = ()) -> OpenDetector:
-    """The detector that `detector` names, with its weights; for arguments and errors see `evaluate`."""
+    """Open a detector of a run with its weights and data; for arguments and errors see `evaluate`."""
     config = run_config(run, overrides)
     refuse_pretraining(run, config, "a detector")
     path = find_path(run, detector, ofa_resnet50(config.network.geometry, config.network.elastic_stem))
@@ -83,7 +83,7 @@ def open_detector(run: FilePath, detector: str, overrides: Sequence[str] = ()) -
 
 
 def detector_weights(run: FilePath, detector: str, config: configs.Config) -> FilePath:
-    """The file with a detector's weights; raises UserError if it is not there yet."""
+    """Return the weights file of a detector; raises UserError if it does not exist yet."""
     file = run / "fullnet" / "weights.h5" if detector == "fullnet" else final_weights(run, config)
     if not file.exists():
         raise UserError(f"{run} has no weights of {detector} yet: {file} is missing")
@@ -91,10 +91,13 @@ def detector_weights(run: FilePath, detector: str, config: configs.Config) -> Fi
 
 
 def alone(config: configs.Config, net: Detector, path: Path, statistics: Statistics | None = None) -> Detector:
-    """`path` cut out of a network as one that has nothing else, its weights copied; it is called as before: alone(x, path).
+    """Copy one path out of a network into a static network, which is called like the original: `net(x, path)`.
 
     Args:
-        config: that the network was made by. statistics: see `supernet.take_over`.
+        config: the config of the network.
+        net: the network.
+        path: the path to copy.
+        statistics: BatchNorm statistics of the path; None copies the stored ones (see `supernet.take_over`).
     """
     classes = net.get_parameters()["heat_map/conv2/_b"].shape[0]
     cut_out = Detector(config.network.head_geometry(classes), config.network.geometry, path=path)
@@ -110,24 +113,27 @@ def evaluate(
     flip: bool | None = None,
     scales: Sequence[float] | None = None,
 ) -> dict:
-    """Average precision on the test split.
+    """Compute the average precision of a detector on the test split.
 
     Args:
-        run: the folder of a run of Algorithm 1, or of a fine-tuning.
-        detector: "fullnet" (with its own weights, of line 2), "subnet_1", "subnet_2", ... (with the supernet's), or a JSON
-            file with a path in OFA's notation, alone or as its "path" (what `search` writes); "finetuned" of a fine-tuning.
-        overrides: "key=value" entries of the run's config to replace, such as the place of the data.
-        flip, scales: instead of the config's `flip_test` and `test_scales`.
+        run: the folder of a run of Algorithm 1, of a baseline, or of a fine-tuning.
+        detector: "fullnet", with the weights of Algorithm 1 line 2; "subnet_1", "subnet_2", ..., with the supernet's final
+            weights; or a JSON file with a path in OFA's notation, alone or under the key "path", as `search` writes it. For a
+            fine-tuning, "finetuned".
+        overrides: "key=value" strings that replace settings of the run's config, such as the data folder.
+        flip: average each image with its mirror image; None is the config's `flip_test`.
+        scales: input sizes relative to the size in training; None is the config's `test_scales`.
 
     Returns:
-        what `metrics.summarise` gives.
+        The dict that `metrics.summarise` returns, AP in [0, 1].
 
     Raises:
-        UserError: the folder is not that of a run that got so far, or the path is not one of its space.
+        UserError: the folder does not hold a run that has trained the detector, the data are missing or have other classes,
+            or the path is not in the run's space.
     """
     opened = open_detector(run, detector, overrides)
     sets, config, boxes = opened.sets, opened.config, opened.boxes(flip)
-    with tqdm(total=len(sets.test), desc=f"test images of {detector}", unit="image", dynamic_ncols=True) as bar:
+    with ProgressBar(total=len(sets.test), desc=f"test images of {detector}", unit="image") as bar:
         result, _ = average_precision(
             boxes, sets, config.hparams.bn_batch, config.dataloader.ap_metric, bar.update, **opened.scaling(scales)
         )
@@ -135,10 +141,10 @@ def evaluate(
 
 
 def detectors_of(run: FilePath) -> list[str]:
-    """The names of a run's detectors: the fullnet and, once the run is over, the subnets found; or what was fine-tuned.
+    """List the detectors of a run: the fullnet and, after the end of the run, the subnets; or the fine-tuned detector.
 
     Raises:
-        UserError: the folder is not that of a run, or of a pre-training, or a file in it is damaged.
+        UserError: the folder does not hold a run, holds a pre-training, or contains a damaged file.
     """
     if fine_tuned(run):
         return [FINE_TUNED]
@@ -147,7 +153,7 @@ def detectors_of(run: FilePath) -> list[str]:
 
 
 def _subnets(run: FilePath) -> list[dict]:
-    """What a run found, with the path and the budget of each; nothing before its end."""
+    """Return path and budget of each subnet that a run found; an empty list before the end of the run."""
     if not (run / "summary.json").exists():
         return []
     summary = read_result(run, "summary")
@@ -156,7 +162,7 @@ def _subnets(run: FilePath) -> list[dict]:
 
 
 def default_detector(run: FilePath) -> str:
-    """The subnet of the largest budget; the fullnet where the run has found none (yet); or what was fine-tuned."""
+    """Name the subnet of the largest budget, the fullnet if the run has found no subnet (yet), or the fine-tuned detector."""
     known = detectors_of(run)
     if found := _subnets(run):
         budgets = [subnet["budget"] for subnet in found]
@@ -165,7 +171,7 @@ def default_detector(run: FilePath) -> str:
 
 
 def find_path(run: FilePath, detector: str, space: SearchSpace) -> Path:
-    """The path that `detector` names; see `evaluate`."""
+    """Return the path of a detector; for arguments and errors see `evaluate`."""
     if origin := fine_tuned(run):
         if detector != FINE_TUNED:
             raise UserError(f"the only detector of {run} is {FINE_TUNED}, got {detector}")
@@ -187,6 +193,7 @@ def find_path(run: FilePath, detector: str, space: SearchSpace) -> Path:
 
 
 def _path_of(file: FilePath, notation: Any, space: SearchSpace) -> Path:
+    """Parse a path in OFA's notation, which was read from `file`; raises UserError if it is not one."""
     try:
         return Path.from_ofa(notation, space.geometry)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
@@ -194,7 +201,7 @@ def _path_of(file: FilePath, notation: Any, space: SearchSpace) -> Path:
 
 
 def table(results: dict[str, dict]) -> str:
-    """Markdown: a row for each class, for each detector a column for each of its `metrics.AP_TITLES`."""
+    """Format results of `evaluate` as Markdown: one row per class, and per detector one column for each AP metric."""
     columns = [(name, key) for name, result in results.items() for key in ap_keys(result)]
     titles = [f"{name} {AP_TITLES[key]}" for name, key in columns]
     first = next(iter(results.values()))

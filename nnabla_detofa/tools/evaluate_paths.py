@@ -1,4 +1,4 @@
-"""Evaluated paths of any supernet in a file: as many of each FLOPs bucket as are wanted, made or extended."""
+"""Evaluation of sampled paths of any supernet: creates or extends a file of evaluated paths."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from ..space.search_space import SearchSpace
 
 
 def open_supernet(config: configs.Config, weights_file: str | PathLike):
-    """The supernet of a config with the weights of a file, its data sets and its cost model.
+    """Open the supernet of a config with the weights of a file, its datasets and its cost model.
 
-    Images are normalized as the file says, whatever the config does.
+    The weights file determines how images are normalized, not the config.
+
+    Returns:
+        (model, datasets, cost model), as the `build` functions of `methods.algorithm1` and `methods.pretrain` return them.
 
     Raises:
         UserError: the data or the weights are missing or do not fit.
@@ -47,26 +50,32 @@ def evaluate_sampled(
     progress: Callable[[int, int], None] = lambda done, total: None,
     note: Callable[[str], None] = lambda text: None,
 ) -> EvaluatedPaths:
-    """Evaluate `per_bucket` different paths of each FLOPs bucket, uniform inside it, and keep them in a file.
+    """Evaluate `per_bucket` distinct paths, sampled uniformly inside each FLOPs bucket, and save them to a file.
 
-    The paths depend on the seed, `name`, `space` and `exclude` alone, and a larger `per_bucket` adds to them: the same call
-    goes on where it was stopped, and another one extends the file. Computes in nnabla's default context.
+    The paths depend only on the seed, `name`, `space` and `exclude`, and a larger `per_bucket` adds to the same paths. So
+    the same call resumes an interrupted one, and a call with a larger `per_bucket` extends the file. Networks are computed
+    in nnabla's default context.
 
     Args:
-        config: of the supernet and its data.
-        weights_file: the supernet's weights, all of them.
-        output_file: evaluated paths; what it holds is not evaluated again.
-        exclude: files whose paths are left out.
-        space: of the paths; None is A. FLOPs buckets are always those of A.
-        images, bn_images: validation images, and images for re-estimating statistics; None: the config's numbers.
-        ap: measure AP50 on the validation images too.
-        progress: hears how many paths are done, of how many. note: hears the seconds per path, and of poor buckets.
+        config: the config of the supernet and its data.
+        weights_file: all weights of the supernet.
+        output_file: the file of evaluated paths; paths that it contains are not evaluated again.
+        per_bucket: number of paths of each FLOPs bucket.
+        name: name of the random stream, which together with the seed determines the paths.
+        exclude: files of evaluated paths, whose paths are left out.
+        space: the space to sample from; None is the whole search space A. FLOPs buckets are always computed from A.
+        images: number of validation images; None is the config's `val_images`.
+        bn_images: number of images for re-estimating BatchNorm statistics; None is the config's `bn_images`.
+        ap: also measure AP50 on the validation images.
+        progress: called with the numbers of finished and of all paths.
+        note: called with messages: seconds per path, and buckets with fewer paths than `per_bucket`.
 
     Returns:
-        what the file now holds, which may be more than these paths.
+        All evaluated paths of the file, which may be more than the sampled ones.
 
     Raises:
-        UserError: the data, the weights or a file are missing or do not fit, or AP is asked of a classifier.
+        UserError: the data, the weights or a file are missing or do not fit, a number is not positive, or `ap` is set for
+            a classification supernet.
     """
     if per_bucket < 1:
         raise UserError(f"per_bucket must be 1 or more, got {per_bucket}")

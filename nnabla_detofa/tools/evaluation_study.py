@@ -1,4 +1,4 @@
-"""How many images the evaluation of a path needs: what fewer of them do to the order of the paths of a FLOPs bucket."""
+"""Study of how many images the evaluation of a path needs: how fewer images change the ranking inside a FLOPs bucket."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import NamedTuple
 
-import nnabla as nn
 import numpy as np
 
 from .. import config as configs
+from ..backend.compat import nn
 from ..common.errors import UserError
+from ..evaluation.forked import map_forked
 from ..evaluation.path_evaluation import distinct_in_buckets, named_rng, path_evaluator, with_images
-from ..evaluation.validation import Statistics, Stopwatch, average, batch_statistics, map_forked, validation_loss
+from ..evaluation.reestimation import Statistics, Stopwatch, average, batch_statistics
+from ..evaluation.validation import validation_loss
 from ..networks.centernet import OFFSET_WEIGHT, SIZE_WEIGHT, Detector
-from ..networks.supernet import GivenStatistics
+from ..networks.layers import GivenStatistics
 from ..path_filter.metrics import kendall_tau, per_bucket
 from ..space.counting import Buckets
 from ..space.paths import Path
@@ -25,22 +27,23 @@ from .evaluate_paths import open_supernet
 from .report import markdown_row
 
 VALIDATION_PAIRS = 20
-"""Pairs of subsets of the validation images; they cost nothing, since losses combine."""
+"""Number of pairs of disjoint subsets of the validation images; they need no extra evaluation, because losses combine."""
 
 
 # --- Losses that combine ----------------------------------------------------------------------------------------------
 
 
 class ImageLosses(NamedTuple):
-    """A path's loss image by image, in pieces that combine exactly into the loss of any batch of these images.
+    """The loss of a path for each image, in parts that combine exactly into the loss of any batch of these images.
 
-    A detector's loss is normalised by the objects of a batch, so it is no mean over images: each part of it is a sum over
-    images, divided by a count over images.
+    A detector's loss is normalized by the number of objects in a batch, so it is not a mean over images. Each part of it is
+    a sum over images, divided by a count over images. A detector has the parts heatmap, offset and size, a classifier one.
 
     Attributes:
         sums: (images, parts) numerators, times the part's weight in the loss.
-        counts: (images, parts) centres or objects; 1 for a classifier.
-        slack: (parts,) what the loss adds to a count before it divides.
+        counts: (images, parts) numbers of centers (heatmap) or of coordinates, two per object (offset, size); 1 for a
+            classifier.
+        slack: (parts,) constant that the loss adds to the count before the division.
     """
 
     sums: np.ndarray
@@ -48,19 +51,31 @@ class ImageLosses(NamedTuple):
     slack: np.ndarray
 
     def loss(self, chosen: np.ndarray, batch: int) -> float:
-        """What `validation.validation_loss` gives for these images in batches of `batch`."""
+        """Return the loss that `validation.validation_loss` computes for a subset of the images.
+
+        Args:
+            chosen: (n,) indices of images.
+            batch: number of images per batch.
+        """
         parts = [chosen[start : start + batch] for start in range(0, len(chosen), batch)]
         losses = [np.sum(self.sums[part].sum(axis=0) / _divisor(self.counts[part].sum(axis=0), self.slack)) for part in parts]
         return float(np.average(losses, weights=[len(part) for part in parts]))
 
 
 def _divisor(counts: np.ndarray, slack: np.ndarray) -> np.ndarray:
-    """What CenterNet's losses divide by; see `centernet.focal_loss` and `masked_l1`."""
+    """Return the divisors of CenterNet's losses; see `centernet.focal_loss` and `masked_l1`."""
     return np.maximum(counts, 1.0) + slack
 
 
 def image_losses(net, path: Path, statistics: Statistics, batches: Sequence[Sequence[np.ndarray]]) -> ImageLosses:
-    """The pieces of a path's loss on every image of the batches, each image passed through the network alone."""
+    """Compute a path's loss for every image of the batches, one image at a time.
+
+    Args:
+        net: the supernet, a detector or a classifier.
+        path: the path.
+        statistics: its BatchNorm statistics.
+        batches: batches of (images, targets ...).
+    """
     inputs = [nn.Variable((1, *array.shape[1:])) for array in batches[0]]
     outputs = net(inputs[0], path, GivenStatistics(statistics))
     detection = isinstance(net, Detector)
@@ -82,15 +97,24 @@ def image_losses(net, path: Path, statistics: Statistics, batches: Sequence[Sequ
 
 
 def tau_inside(first: np.ndarray, second: np.ndarray, buckets: np.ndarray) -> float:
-    """Kendall's tau between two evaluations (n,) of the same paths: the mean over FLOPs buckets of two paths or more."""
+    """Compute Kendall's tau between two evaluations (n,) of the same paths: the mean over buckets with two or more paths.
+
+    Args:
+        first, second: (n,) losses.
+        buckets: (n,) FLOPs bucket of each path.
+    """
     return float(np.nanmean(list(per_bucket(kendall_tau, -first, second, buckets).values())))
 
 
 def noise_share(first: np.ndarray, second: np.ndarray, buckets: np.ndarray) -> float:
-    """The share of the losses' variance inside a bucket that is noise of the evaluation.
+    """Estimate which share of the losses' variance inside a bucket is noise of the evaluation.
 
-    Two evaluations of equal size on disjoint images differ by the noise of both; a shift that all paths of a bucket share
-    changes no order and does not count. So half the variance of the difference is the noise of one.
+    Two evaluations of equal size on disjoint images differ by the noise of both, so half the variance of their difference is
+    the noise of one. A shift that all paths of a bucket share does not count, because it does not change their ranking.
+
+    Args:
+        first, second: (n,) losses of the same paths on disjoint images.
+        buckets: (n,) FLOPs bucket of each path.
     """
     noise = _variance_inside(first - second, buckets) / 2
     total = (_variance_inside(first, buckets) + _variance_inside(second, buckets)) / 2
@@ -98,7 +122,7 @@ def noise_share(first: np.ndarray, second: np.ndarray, buckets: np.ndarray) -> f
 
 
 def _variance_inside(values: np.ndarray, buckets: np.ndarray) -> float:
-    """Unbiased variance inside a bucket, the mean over buckets of two paths or more."""
+    """Return the unbiased variance inside a bucket, averaged over buckets with two or more paths."""
     groups = [values[buckets == bucket] for bucket in np.unique(buckets)]
     return float(np.mean([np.var(group, ddof=1) for group in groups if len(group) > 1]))
 
@@ -107,13 +131,13 @@ def _variance_inside(values: np.ndarray, buckets: np.ndarray) -> float:
 
 
 class Row(NamedTuple):
-    """What one number of images does.
+    """Results for one number of images.
 
     Attributes:
-        images: the number.
+        images: number of images in a subset.
         full: Kendall's tau with the full evaluation, for each subset.
         halves: Kendall's tau between two disjoint subsets, for each pair.
-        noise: the share of the losses' variance that is noise, for each pair.
+        noise: share of the losses' variance that is noise, for each pair.
     """
 
     images: int
@@ -124,14 +148,18 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Study:
-    """The result.
+    """Result of a study.
 
     Attributes:
-        paths: evaluated paths; per_bucket of them in each FLOPs bucket.
-        images, bn_images: of the full evaluation.
-        validation, reestimation: rows by rising numbers of images; the other part of the evaluation is full.
+        paths: number of evaluated paths.
+        per_bucket: number of paths requested for each FLOPs bucket.
+        images: number of validation images of the full evaluation.
+        bn_images: number of images for re-estimation of the full evaluation.
+        bn_batch: number of images per batch.
+        validation: rows by ascending number of validation images; re-estimation uses all its images.
+        reestimation: rows by ascending number of images for re-estimation; validation uses all its images.
         spread: standard deviation of the full losses inside a bucket.
-        seconds: of the whole study.
+        seconds: duration of the whole study.
     """
 
     paths: int
@@ -146,7 +174,10 @@ class Study:
 
 
 class _PathLosses(NamedTuple):
-    """What the study needs of one path: its image losses, and its full loss under each subset's statistics."""
+    """Losses of one path: for each image under the full statistics, and on all images under the statistics of each subset.
+
+    The first value of `by_statistics` is the loss of the full evaluation.
+    """
 
     images: ImageLosses
     by_statistics: np.ndarray
@@ -163,21 +194,23 @@ def study(
     progress: Callable[[int, int], None] = lambda done, total: None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Study:
-    """Evaluate paths with all images and with fewer, and compare the orders.
+    """Evaluate paths with all images and with fewer images, and compare the rankings.
 
-    Every path goes once through the network for each validation image, and for each subset of the images for re-estimation;
-    all paths see the same subsets, as they do in a run. Subsets come in disjoint pairs and double from one batch, or 8
-    validation images, to half of all.
+    Each path is computed once for each validation image, and validated once more for each subset of the images for
+    re-estimation. All paths use the same subsets, as in a run. Subsets come in disjoint pairs; their size doubles from one
+    batch for re-estimation, or from 8 validation images, to half of all images.
 
     Args:
         config, weights_file, per_bucket, name: see `evaluate_paths.evaluate_sampled`.
-        images: validation images of the full evaluation; None: the config's number.
-        bn_images: images for re-estimation of the full evaluation; None: four times the config's number.
-        pairs: of disjoint subsets of the images for re-estimation; each subset costs a validation of every path.
-        progress: hears how many paths are done, of how many. note: hears of poor buckets.
+        images: number of validation images of the full evaluation; None is the config's number.
+        bn_images: number of images for re-estimation of the full evaluation; None is four times the config's number.
+        pairs: number of pairs of disjoint subsets of each size of the images for re-estimation; each subset costs one
+            validation of every path.
+        progress: called with the numbers of finished and of all paths.
+        note: called with a message for each bucket with fewer paths than `per_bucket`.
 
     Raises:
-        UserError: there are too few paths or images to compare.
+        UserError: there are too few paths or images to compare, or the data or the weights are missing or do not fit.
     """
     start = time.perf_counter()
     config = with_images(config, images, bn_images or 4 * config.hparams.bn_images)
@@ -229,7 +262,7 @@ def study(
 
 
 def _doubled(first: int, most: int) -> list[int]:
-    """`first`, twice `first`, ... up to `most`, which ends the list."""
+    """Return `first`, twice `first`, ... below `most`, and `most` at the end."""
     found = []
     while first < most:
         found.append(first)
@@ -238,12 +271,13 @@ def _doubled(first: int, most: int) -> list[int]:
 
 
 def _disjoint(count: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two random disjoint subsets of range(count), of `size` each, in ascending order."""
+    """Sample two disjoint subsets of range(count) of `size` items each, in ascending order."""
     order = rng.permutation(count)
     return np.sort(order[:size]), np.sort(order[size : 2 * size])
 
 
 def _row(images: int, pairs: Sequence[tuple[np.ndarray, np.ndarray]], full: np.ndarray, buckets: np.ndarray) -> Row:
+    """Compute the row of one number of images from pairs of losses (n,) on disjoint subsets and the full losses (n,)."""
     return Row(
         images,
         tuple(tau_inside(losses, full, buckets) for pair in pairs for losses in pair),
@@ -253,10 +287,12 @@ def _row(images: int, pairs: Sequence[tuple[np.ndarray, np.ndarray]], full: np.n
 
 
 def markdown(result: Study, title: str, command: str) -> str:
-    """The study as a page.
+    """Format a study as a Markdown page.
 
     Args:
-        title: the supernet. command: what made it.
+        result: the study.
+        title: the title, which names the supernet.
+        command: the command that made the study.
     """
     lines = [
         f"# {title}",
@@ -276,8 +312,10 @@ def markdown(result: Study, title: str, command: str) -> str:
 
 
 def _mean_and_spread(values: Sequence[float]) -> str:
+    """Format the mean and, for two or more values, the standard deviation."""
     return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
 
 
 def _percent(shares: Sequence[float]) -> str:
+    """Format the mean and, for two or more shares, the standard deviation in percent."""
     return f"{np.mean(shares):.0%}" + (f" ± {100 * np.std(shares, ddof=1):.0f}" if len(shares) > 1 else "")

@@ -1,8 +1,8 @@
-"""One path -> a static network in a file of its own, NNP or ONNX, that is run before it is handed over.
+"""Export of one path as a static network in NNP or ONNX format, verified by running the file.
 
-What is written is the path alone: its slice of the weights, and its re-estimated batch-normalisation statistics. The network
-takes pixels and gives heat map, offset and size; peaks are looked for outside of it (`centernet.decode`, or in numpy alone
-`examples/onnx_detect.py`), since top-k and gather do not convert.
+The file contains the path alone: its slice of the weights and its re-estimated BatchNorm statistics. The network maps pixels
+to heatmap, offset and size. Peaks are found outside of it, by `centernet.decode` or, with NumPy alone, by
+`examples/onnx_detect.py`, because top-k and gather cannot be converted.
 """
 
 from __future__ import annotations
@@ -16,36 +16,33 @@ from dataclasses import replace
 from pathlib import Path as FilePath
 
 import cv2
-import nnabla as nn
-import nnabla.functions as F
 import numpy as np
-from nnabla.utils.nnp_graph import NnpLoader
-from nnabla.utils.save import save
 
+from ..backend.compat import F, nn
 from ..common.errors import UserError
 from ..common.files import write_json
 from ..common.version import REPOSITORY
 from ..config import Config
 from ..data.augment import letterbox, letterbox_matrix
 from ..evaluation.metrics import ap_keys
-from ..evaluation.validation import Statistics
+from ..evaluation.reestimation import Statistics
 from ..networks.centernet import Detector
-from ..networks.supernet import STORED, ConvBN, GivenStatistics, Plain
+from ..networks.layers import STORED, ConvBN, GivenStatistics, Plain
 from ..runs.provenance import revision
 from ..runs.run_folder import number, read_result, reading
 from ..space.paths import Path, PathBatch
 from .evaluate import OpenDetector, alone, detector_weights, detectors_of
 
 OUTPUTS = ("heat_map", "offset", "size")
-"""Of the network: (B, classes, h, w) in [0, 1], then (B, 2, h, w) x, y and width, height in cells."""
+"""Outputs of the network: heatmap (B, classes, h, w) in [0, 1]; offset x, y and size width, height (B, 2, h, w) in cells."""
 TOLERANCE = 1e-4
-"""Largest difference between a file and the supernet's path."""
+"""Largest allowed difference between the outputs of a file and of the path in the supernet; see `largest_difference`."""
 CHECKED_IMAGES = 4
 MOST_SIDE, MOST_BATCH = 16384, 1024
 NETWORK = "detector"
 ENVIRONMENT = FilePath(".venv-export")
 COMPLETE = ".ready"
-"""A file in it, which `make setup-export` writes last."""
+"""Marker file in `ENVIRONMENT`, which `make setup-export` writes last."""
 CONVERT = ("-m", "nnabla.utils.cli.cli", "convert")
 RUN_ONNX = f"""
 import sys
@@ -55,7 +52,7 @@ session = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider
 found = [session.run({list(OUTPUTS)}, {{"image": batch}}) for batch in numpy.load(images)]
 numpy.savez(outputs, *map(numpy.concatenate, zip(*found)))
 """
-"""Runs in the export environment, which has ONNX Runtime and not this package."""
+"""Script for the export environment, which has ONNX Runtime but not this package."""
 MEND_ONNX = """
 import sys
 import onnx
@@ -66,15 +63,15 @@ for tensor in model.graph.initializer:
         tensor.dims[:] = [1]
 onnx.save(model, file)
 """
-"""For networks with a layer of one channel: nnabla-converter 1.39 takes the sum of the sides above 1 for the length of a batch
-normalisation's parameters, 0 where (1, C, 1, 1) is (1, 1, 1, 1), and no reader accepts one number in a tensor of none."""
+"""Script that corrects layers with one channel: nnabla-converter 1.39 computes the length of BatchNorm parameters
+(1, C, 1, 1) as the sum of the sides above 1, which is 0 for C = 1. No reader accepts a value in a tensor of length 0."""
 
 
 # --- The network ------------------------------------------------------------------------------------------------------
 
 
 class NamedFolding(Plain, GivenStatistics):
-    """Statistics folded into the convolutions, whose weights and biases are collected under names of their own."""
+    """Folds BatchNorm statistics into the convolutions, and collects the folded weights and biases by name in `folded`."""
 
     def __init__(self, statistics: Statistics):
         super().__init__(statistics)
@@ -89,19 +86,19 @@ class NamedFolding(Plain, GivenStatistics):
 
 
 class StaticGraph:
-    """The graph of one path that is not part of a supernet any more.
+    """Static graph of one path.
 
     Args:
-        net: a network of this path alone, with its statistics (`evaluate.alone`).
+        net: the static network of the path, with its statistics (`evaluate.alone`).
         path: the path.
-        shape: of the input, (B, 3, H, W).
-        normalise: take pixels from 0 to 255, and normalize them in the graph as the network's images are; else they come so.
-        fold: these statistics are folded into the convolutions; None keeps the batch normalisations as layers.
+        shape: shape of the input, (B, 3, H, W).
+        normalise: True: the input is pixels from 0 to 255, which the graph normalizes; False: the input is normalized.
+        fold: BatchNorm statistics to fold into the convolutions; None keeps BatchNorm as layers.
 
     Attributes:
-        image: the input, blue, green, red.
-        outputs: by the names of `OUTPUTS`.
-        parameters: everything else the graph reads, by name.
+        image: the input, with channels blue, green, red.
+        outputs: name of `OUTPUTS` -> output.
+        parameters: name -> every other variable that the graph reads.
     """
 
     def __init__(self, net: Detector, path: Path, shape: Sequence[int], normalise: bool = True, fold: Statistics | None = None):
@@ -122,13 +119,13 @@ class StaticGraph:
             self.parameters |= statistics.folded
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        """Outputs for images of the input's shape."""
+        """Compute the arrays of `OUTPUTS` for images (B, 3, H, W)."""
         self.image.d = images
         nn.forward_all(list(self.outputs.values()))
         return [output.d.copy() for output in self.outputs.values()]
 
     def save(self, file: FilePath) -> None:
-        """Write it as NNP, with the network "detector" and its executor "runtime"."""
+        """Write the graph as NNP, with the network "detector" and the executor "runtime"."""
         networks = [
             {"name": NETWORK, "batch_size": self.image.shape[0], "names": {"image": self.image}, "outputs": self.outputs}
         ]
@@ -136,14 +133,18 @@ class StaticGraph:
         with nn.parameter_scope("", OrderedDict()):
             for name, parameter in self.parameters.items():
                 nn.parameter.set_parameter(name, parameter)
+            from nnabla.utils.save import save
+
             save(str(file), {"networks": networks, "executors": executors}, variable_batch_size=False)
 
 
-# --- Running what was written -----------------------------------------------------------------------------------------
+# --- Running exported files -------------------------------------------------------------------------------------------
 
 
 def run_nnp(file: FilePath, batches: np.ndarray) -> list[np.ndarray]:
-    """The outputs of an NNP file of ours for images (n, B, 3, H, W): an array of n x B images for each of `OUTPUTS`."""
+    """Run an NNP file that `export` wrote on images (n, B, 3, H, W); returns an array (n * B, ...) per output of `OUTPUTS`."""
+    from nnabla.utils.nnp_graph import NnpLoader
+
     network = NnpLoader(str(file)).get_network(NETWORK, batch_size=batches.shape[1])
     outputs, found = [network.outputs[name] for name in OUTPUTS], []
     for batch in batches:
@@ -154,7 +155,7 @@ def run_nnp(file: FilePath, batches: np.ndarray) -> list[np.ndarray]:
 
 
 def run_onnx(file: FilePath, batches: np.ndarray) -> list[np.ndarray]:
-    """As `run_nnp`, of an ONNX file, by ONNX Runtime in the export environment."""
+    """Run an ONNX file like `run_nnp`, with ONNX Runtime in the export environment."""
     with tempfile.TemporaryDirectory() as folder:
         images, outputs = FilePath(folder, "images.npy"), FilePath(folder, "outputs.npz")
         np.save(images, batches)
@@ -164,10 +165,10 @@ def run_onnx(file: FilePath, batches: np.ndarray) -> list[np.ndarray]:
 
 
 def export_python() -> FilePath:
-    """The Python of the export environment, in the working folder or beside this package.
+    """Return the Python of the export environment, in the working directory or next to this package.
 
     Raises:
-        UserError: there is none, or only a half-made one.
+        UserError: the environment is missing or incomplete.
     """
     places = (ENVIRONMENT, REPOSITORY / ENVIRONMENT)
     found = next((place for place in places if (place / COMPLETE).exists()), None)
@@ -177,7 +178,7 @@ def export_python() -> FilePath:
 
 
 def in_environment(*arguments: str | FilePath, failure: str) -> None:
-    """Run the export environment's Python; raises UserError, which begins with `failure`, if that fails."""
+    """Run the Python of the export environment; raises UserError with the prefix `failure` if it fails."""
     done = subprocess.run([export_python(), *map(str, arguments)], capture_output=True, text=True)
     if done.returncode:
         lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
@@ -185,14 +186,14 @@ def in_environment(*arguments: str | FilePath, failure: str) -> None:
 
 
 def convert(nnp: FilePath, onnx: FilePath, batch: int) -> None:
-    """Turn an NNP file into ONNX.
+    """Convert an NNP file to ONNX with a fixed batch size.
 
     Raises:
         UserError: the export environment is missing, or the converter fails.
     """
     failure = "nnabla-converter could not write ONNX"
     in_environment(*CONVERT, "-b", str(batch), nnp, onnx, failure=failure)
-    if not onnx.exists():  # the converter leaves some failures at a printed line and status 0
+    if not onnx.exists():  # on some failures the converter only prints a line and exits with status 0
         raise UserError(f"{failure}, without saying why")
     in_environment("-c", MEND_ONNX, onnx, failure=failure)
 
@@ -201,12 +202,12 @@ FORMATS = {".nnp": run_nnp, ".onnx": run_onnx}
 
 
 def largest_difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """Between outputs: absolute, and relative where the expected value is above 1."""
+    """Return the largest difference between outputs, relative where the absolute expected value is above 1."""
     return max(float(np.max(np.abs(f - e) / np.maximum(1.0, np.abs(e)))) for f, e in zip(found, expected, strict=True))
 
 
 def path_outputs(net: Detector, path: Path, statistics: Statistics, batches: np.ndarray) -> list[np.ndarray]:
-    """What an export is held against: `OUTPUTS` of the path in the supernet, of normalised images (n, B, 3, H, W)."""
+    """Compute the reference of an export: `OUTPUTS` of the path in the supernet for normalized images (n, B, 3, H, W)."""
     x, found = nn.Variable(batches.shape[1:]), []
     y = net(x, path, GivenStatistics(statistics))
     outputs = F.sigmoid(y.heat_map), y.offset, y.size
@@ -221,7 +222,12 @@ def path_outputs(net: Detector, path: Path, statistics: Statistics, batches: np.
 
 
 def check_output(file: FilePath) -> None:
-    """Raise UserError before the work if the file could not be written."""
+    """Check, before the work starts, that the file can be written.
+
+    Raises:
+        UserError: the suffix is not .nnp or .onnx, the file is a folder, its folder does not exist, or the export environment
+            for ONNX is missing.
+    """
     if file.suffix not in FORMATS:
         raise UserError(f"an exported detector's name must end in {' or '.join(FORMATS)}, got {file}")
     if file.is_dir() or not file.absolute().parent.is_dir():
@@ -231,10 +237,13 @@ def check_output(file: FilePath) -> None:
 
 
 def check_request(run: FilePath, detector: str, config: Config, size: tuple[int, int] | None, batch: int) -> dict:
-    """Before the weights are read: whether the input's shape is allowed, and what the run measured; see `export`.
+    """Check the arguments of `export` before the weights are read, and read the detector's measured AP.
 
     Returns:
-        the `metrics.ap_keys` of the run's own detector; empty for a path from elsewhere.
+        Key of `metrics.ap_keys` -> AP of the run's detector; empty if `detector` is a file with a path.
+
+    Raises:
+        UserError: the size or the batch is not allowed, or the detector's weights or result are missing or damaged.
     """
     stride = config.network.geometry.total_stride
     if size and any(not 32 <= side <= MOST_SIDE or side % stride for side in size):
@@ -250,7 +259,7 @@ def check_request(run: FilePath, detector: str, config: Config, size: tuple[int,
 
 
 def about_file(file: FilePath) -> FilePath:
-    """Where the file's metadata are: detector.onnx has detector.onnx.json beside it, never a run's subnet_1.json."""
+    """Return the file of the metadata, such as detector.onnx.json; it cannot collide with a run's subnet_1.json."""
     return file.with_name(file.name + ".json")
 
 
@@ -264,23 +273,26 @@ def export(
     normalise: bool = True,
     fold: bool = False,
 ) -> dict:
-    """Write a detector as NNP or ONNX, run it, and write what its user must know beside it (`about_file`).
+    """Write a detector as NNP or ONNX, verify the file by running it, and write its metadata next to it (`about_file`).
 
     Args:
-        opened: `evaluate.open_detector` of `run` and `detector`.
-        file: its ending says the format.
-        size: (height, width) of the input; None is the run's. Statistics are those of the run's size, as `evaluate` has
-            them for other scales.
-        batch: images of the input; it is fixed.
-        normalise: the network takes pixels from 0 to 255, rather than normalised images.
-        fold: fold batch normalisation into the convolutions.
+        opened: the result of `evaluate.open_detector` for `run` and `detector`.
+        run: the run's folder.
+        detector: the name of the detector; see `evaluate.evaluate`.
+        file: the output file; its suffix, .nnp or .onnx, selects the format.
+        size: (height, width) of the input in pixels; None is the run's size. BatchNorm statistics are re-estimated at the
+            run's size, as `evaluate` does for other scales.
+        batch: fixed number of images of the input.
+        normalise: True: the network takes pixels from 0 to 255; False: it takes normalized images.
+        fold: fold BatchNorm into the convolutions.
 
     Returns:
-        the metadata.
+        The metadata.
 
     Raises:
-        UserError: a size does not fit, the run's result of the detector is missing or damaged, the export environment is
-            missing, or the file differs from the supernet's path by more than `TOLERANCE`: nothing is written then.
+        UserError: the size, the batch or their memory is not allowed, the detector's result is missing or damaged, the
+            export environment is missing, or the outputs of the file differ from those of the path in the supernet by more
+            than `TOLERANCE`. Nothing is written in these cases.
     """
     check_output(file)
     sets, path = opened.sets, opened.path
@@ -334,10 +346,11 @@ def export(
 
 
 def refuse_memory(needed: int, size: tuple[int, int], batch: int) -> None:
-    """Raise UserError if this machine has less memory than a layer and its neighbours need.
+    """Raise UserError if this machine has less memory than the activations need.
 
     Args:
-        needed: bytes.
+        needed: peak memory of the activations of all images of the batch, in bytes (`CostModel.memory`).
+        size, batch: arguments of `export`, for the message.
     """
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
@@ -348,7 +361,7 @@ def refuse_memory(needed: int, size: tuple[int, int], batch: int) -> None:
 
 
 def check_images(sets, size: tuple[int, int], batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Test images as pixels, and normalised as training had them: (n, B, 3, H, W) each, at least `CHECKED_IMAGES` in all."""
+    """Load at least `CHECKED_IMAGES` test images, as pixels and normalized as in training; both are (n, B, 3, H, W)."""
     count = -(-CHECKED_IMAGES // batch) * batch
     photographs = [sets.test.load(index % len(sets.test)).image for index in range(count)]
     fitted = [cv2.warpAffine(image, letterbox_matrix(image.shape[:2], size), size[::-1]) for image in photographs]

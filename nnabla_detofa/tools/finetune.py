@@ -1,7 +1,7 @@
-"""Fine-tuning of one found subnet alone: its path cut out of the supernet, trained further by the same loop.
+"""Fine-tuning of one subnet: its path is copied out of the supernet and trained alone, by the same loop.
 
-The paper evaluates subnets as the supernet left them; this is for a detector that is to be used. The output is a run's folder
-with one detector, "finetuned", which `evaluate` and `export` take as they take those of a run of Algorithm 1.
+The paper evaluates subnets without fine-tuning; this tool is for detectors in practical use. The output is a run folder with
+one detector, "finetuned", which `evaluate` and `export` accept like the detectors of a run of Algorithm 1.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from ..runs.phases import FINE_TUNED, TUNING_PHASES, tuning_phase
 from ..runs.run_folder import fine_tuned
 from ..space.paths import Path
 from ..training.loop import OnePath
-from ..training.runner import start
+from ..training.start_up import start
 from .evaluate import OpenDetector, alone
 
 SLOWER = 10
-"""The learning rate at the start is that of the run's training over this, unless it is given."""
+"""Divisor of the run's learning rate, which gives the default initial learning rate."""
 
 
 class Tuner(DetOFASearcher):
-    """Trains one path alone, and evaluates it before and after.
+    """Runner that trains one path alone and evaluates it before and after.
 
     Args:
-        model: a network of that path and nothing else (`evaluate.alone`).
-        origin: where its weights came from; kept as origin.json (see `finetune`). The others are `SupernetRunner`'s.
+        model: the static network of the path (`evaluate.alone`).
+        origin: run, detector, path and digest of the weights to start from, saved as origin.json (see `finetune`).
+        args, kwargs: further arguments of `SupernetRunner`.
     """
 
     phases = TUNING_PHASES
@@ -42,12 +43,16 @@ class Tuner(DetOFASearcher):
         self.training = {FINE_TUNED: tuning_phase(self.config, self.space)}
 
     def callback_on_start(self) -> None:
-        """There are no budgets and no filter to check."""
+        """Save the origin. The checks of budgets and path filter are skipped, because a fine-tuning has neither."""
         if self.comm.rank == 0:
             self.remember("origin", self.origin)
 
     def run(self) -> dict[str, dict]:
-        """Train; the results before and after are in before.json and finetuned.json, and returned."""
+        """Evaluate, train and evaluate again.
+
+        Returns:
+            "before" and "finetuned" -> result, which are also saved as before.json and finetuned.json.
+        """
         path, phase = Path.from_ofa(self.origin["path"], self.space.geometry), self.training[FINE_TUNED]
         with self.phase("before"):
             before = self.evaluate_path("before", path)
@@ -58,7 +63,10 @@ class Tuner(DetOFASearcher):
 
 
 def tuning_config(config: Config, epochs: int, lr: float | None = None) -> Config:
-    """A run's config with another schedule: the cosine without a warm-up, from a tenth of the run's rate or from `lr`."""
+    """Return the run's config with the schedule of a fine-tuning.
+
+    The paper is silent; we use a cosine without warm-up, from `lr` or else from the run's learning rate divided by `SLOWER`.
+    """
     solver = config.optimizer.train
     solver = replace(solver, lr=lr or solver.lr / SLOWER, schedule="cosine", milestones=(), warmup_steps=0)
     return replace(config, optimizer=replace(config.optimizer, train=solver), hparams=replace(config.hparams, epochs=epochs))
@@ -74,20 +82,23 @@ def finetune(
     lr: float | None = None,
     restart: bool = False,
 ) -> dict:
-    """Train a detector's path further, alone; the same call goes on where it was stopped.
+    """Fine-tune the path of a detector alone; the same call resumes an interrupted fine-tuning.
 
     Args:
-        opened: `evaluate.open_detector` of `run` and `detector`.
-        output: a new folder, or that of the same fine-tuning.
-        epochs: of the run's training images, its augmentation and its batch size.
-        lr: the learning rate at the start; None is a tenth of the run's.
-        restart: begin anew what is there.
+        opened: the result of `evaluate.open_detector` for `run` and `detector`.
+        run: the folder of the run that the detector comes from.
+        detector: the name of the detector; see `evaluate.evaluate`.
+        output: a new folder, or the folder of the same fine-tuning.
+        epochs: number of epochs over the run's training images, with the run's augmentation and batch size.
+        device: the device to train on.
+        lr: initial learning rate; None is a tenth of the run's.
+        restart: discard an existing fine-tuning in `output` and start again.
 
     Returns:
-        `Tuner.run`'s.
+        The results before and after, as `Tuner.run` returns them.
 
     Raises:
-        UserError: the folder holds something else, or the fine-tuning of another detector.
+        UserError: a number is not positive, or the folder holds something else or the fine-tuning of another detector.
     """
     check_request(output, epochs, lr)
     config, net = tuning_config(opened.config, epochs, lr), alone(opened.config, opened.net, opened.path)
@@ -102,7 +113,7 @@ def finetune(
 
 
 def check_request(output: FilePath, epochs: int, lr: float | None) -> None:
-    """Raise UserError before anything is opened: a number is wrong, or the folder holds a run that is no fine-tuning."""
+    """Raise UserError if `epochs` or `lr` is not positive, or if the folder holds a run that is not a fine-tuning."""
     if epochs < 1:
         raise UserError(f"--epochs must be 1 or more, got {epochs}")
     if lr is not None and not 0 < lr < float("inf"):
@@ -112,7 +123,7 @@ def check_request(output: FilePath, epochs: int, lr: float | None) -> None:
 
 
 def refuse_other(output: FilePath, origin: dict, restart: bool) -> None:
-    """Raise UserError if a folder holds the fine-tuning of another detector or other weights."""
+    """Raise UserError if a folder holds the fine-tuning of another detector or of other weights, unless `restart` is set."""
     before = fine_tuned(output)
     if before and before != origin and not restart:
         which = f"{before['detector']} of {before['run']}"

@@ -1,4 +1,4 @@
-"""What a run's folder says of itself, finished or not: how far it is, what it cost, what was pruned, what was found."""
+"""Description of a run's folder, finished or not: progress, cost, pruning and results."""
 
 from __future__ import annotations
 
@@ -31,24 +31,39 @@ KEPT = {
     "evaluation": "summary.json",
     "before": "before.json",
 }
-"""Phase -> the file that says it is over. Training phases have a folder; those not named here are over when the next began."""
+"""Phase -> the file that exists when the phase is over.
+
+Training phases have a folder with state.json instead. A phase without a file is over when the next phase has begun.
+"""
 
 
 def describe(run: FilePath) -> dict:
-    """What is known of a run, as plain JSON values; what it has not got to yet is missing or None.
+    """Describe a run as plain JSON values; results that the run has not reached yet are missing, empty or None.
+
+    Args:
+        run: the folder of a run, a pre-training or a fine-tuning.
 
     Returns:
-        "run", "runner", "about", "code" (commits or versions that computed it, in their order), "finished", "written"
-        (seconds since the folder was last written to), "phases" (name, state "done", "under way" or "to come", wall-clock
-        "seconds", "device_seconds", and under way "share" in [0, 1] and "detail", where they can be told), "device_time"
-        (unit, total, and by kind), "thresholds", "refused_share",
-        "kendall_tau", "pruned" (operations removed, of how many; paths left, of how many; "space", the lines of Figure 3's
-        notation), "detectors" (name, budget, flops, params, loss, path, and the APs of `metrics.ap_keys`), "accuracy" (of a
-        pre-training: the largest and four random paths), "fine_tuning" (None, or of which run and detector, and epochs; its
-        detectors are that before and after), "files" (what -> where).
+        A dict with these items:
+
+        - "run", "runner", "about": folder, runner and description.
+        - "code": commits or versions that computed the run, in order.
+        - "finished": whether the run is over. "written": seconds since the folder was last written to.
+        - "phases": for each phase "name"; "state" ("done", "under way" or "to come"); wall-clock "seconds";
+          "device_seconds"; and for the phase under way "share" in [0, 1], None if unknown, and "detail".
+        - "device_time": "unit", "total", and "kinds" (kind -> time).
+        - "thresholds": path-score threshold of each FLOPs bucket (Alg. 1 line 7). "refused_share": share of sampled paths
+          that the path filter rejected. "kendall_tau": Kendall's tau in each bucket.
+        - "pruned": "removed" and "total" operations; "paths" left and "paths_of_a" (paths of A); "space", lines in the
+          notation of Figure 3.
+        - "detectors": for each "name", "budget", "flops", "params", "loss", the APs of `metrics.ap_keys`, and "path" if
+          recorded. A fine-tuning has one before and one after.
+        - "accuracy": of a pre-training, for the largest path and four random paths.
+        - "fine_tuning": "run", "detector" and "epochs" of a fine-tuning; otherwise None.
+        - "files": description -> file or folder.
 
     Raises:
-        UserError: the folder is not that of a run, or a file in it is damaged.
+        UserError: the folder is not the folder of a run, or a file in it is damaged.
     """
     config = run_config(run)
     log = _read_log(run)
@@ -77,19 +92,23 @@ def describe(run: FilePath) -> dict:
 
 
 def _last_written(run: FilePath) -> float:
-    """When something was last written into the folder, in seconds since 1970."""
+    """Return the time of the latest write to the folder, in seconds since 1970."""
     times = [run.stat().st_mtime]
     for file in run.iterdir():
-        with suppress(OSError):  # a link to nothing, or a file that its writer has renamed meanwhile
+        with suppress(OSError):  # a dangling link, or a file that was renamed in the meantime
             times.append(file.stat().st_mtime)
     return max(times[1:] or times)
 
 
-# --- How far it is ----------------------------------------------------------------------------------------------------
+# --- Progress ---------------------------------------------------------------------------------------------------------
 
 
 def phase_states(run: FilePath, config: configs.Config, log: str) -> list[dict]:
-    """Each phase of the run with its state; see `describe`."""
+    """Return the state of each phase; see "phases" of `describe`.
+
+    Args:
+        log: the content of the run's log.txt.
+    """
     names, training = _phases(run, config)
     seconds, ledger = _seconds(run), (_ledger(run) or {"phases": {}})["phases"]
     begun = {name for _, name in re.findall(r"^\[(\d+)/\d+\] (.+)$", log, re.MULTILINE)} | seconds.keys()
@@ -113,7 +132,7 @@ def phase_states(run: FilePath, config: configs.Config, log: str) -> list[dict]:
 
 
 def _phases(run: FilePath, config: configs.Config) -> tuple[tuple[str, ...], dict[str, TrainingPhase]]:
-    """The names of all phases, and the training phases by name."""
+    """Return the names of all phases, and a dict from name to training phase."""
     if fine_tuned(run):
         return TUNING_PHASES, {FINE_TUNED: tuning_phase(config, ofa_resnet50(config.network.geometry))}
     return tuple(phase_names(config)), {phase.name: phase for phase in training_phases(config)}
@@ -122,7 +141,7 @@ def _phases(run: FilePath, config: configs.Config) -> tuple[tuple[str, ...], dic
 def _progress(
     run: FilePath, config: configs.Config, log: str, name: str, training: Mapping[str, TrainingPhase]
 ) -> tuple[float | None, str]:
-    """How much of a phase is done, as a share where that is known, and in words."""
+    """Return the finished share of a phase, None if unknown, and a description of its progress."""
     if name in training:
         return _steps(run, config, log, training[name], training.values())
     hparams, per_bucket = config.hparams, None
@@ -133,7 +152,7 @@ def _progress(
         per_bucket = hparams.paths_per_bucket if detection else hparams.paths // hparams.buckets
     if per_bucket is not None:
         file, total = run / f"{slug(name)}.jsonl", per_bucket * hparams.buckets
-        done = max(0, file.read_bytes().count(b"\n") - 1) if file.exists() else 0  # the first line is no path
+        done = max(0, file.read_bytes().count(b"\n") - 1) if file.exists() else 0  # the first line is a header
         return min(1.0, done / max(1, total)), f"{done} of at most {total} paths"
     if name == "evaluation":
         total = len(hparams.search.budgets) or hparams.buckets
@@ -145,6 +164,7 @@ def _progress(
 def _steps(
     run: FilePath, config: configs.Config, log: str, phase: TrainingPhase, phases: Sequence[TrainingPhase]
 ) -> tuple[float | None, str]:
+    """Return finished share and description of a training phase, from its checkpoint and the log."""
     saved = _saved_step(run / "checkpoint" / slug(phase.name))
     said = re.findall(rf"^{re.escape(phase.name)} (?:step (\d+):|goes on at step (\d+) of \d+)", log, re.MULTILINE)
     step = max(saved or 0, int("".join(said[-1])[:18]) if said else 0)
@@ -159,7 +179,7 @@ def _steps(
 def _steps_per_epoch(
     run: FilePath, config: configs.Config, phase: TrainingPhase, phases: Sequence[TrainingPhase]
 ) -> int | None:
-    """From a phase that is over, else from the data set if it is there."""
+    """Return the steps per epoch, from a finished phase or else from the dataset; None if neither is available."""
     for other in phases:
         if other.batch_size == phase.batch_size and other.epochs and (step := _saved_step(run / slug(other.name))):
             return step // other.epochs.stop
@@ -172,22 +192,24 @@ def _steps_per_epoch(
 
 
 def _saved_step(folder: FilePath) -> int | None:
+    """Return the step of the state.json in a folder, or None."""
     try:
         return int(parse_json((folder / "state.json").read_text())["step"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
-# --- What it found ----------------------------------------------------------------------------------------------------
+# --- Results ----------------------------------------------------------------------------------------------------------
 
 
 def _read_log(run: FilePath) -> str:
+    """Return the content of log.txt, or an empty string."""
     file = run / "log.txt"
     return file.read_text(errors="replace") if file.exists() else ""
 
 
 def _logged_numbers(log: str, pattern: str) -> list[float | None] | None:
-    """The numbers of the last line of the log that fits, for runs that have no summary yet."""
+    """Return the numbers of the last log line that matches a pattern, for runs without a summary."""
     found = re.findall(pattern, log, re.MULTILINE)
     if not found:
         return None
@@ -202,12 +224,13 @@ def _logged_numbers(log: str, pattern: str) -> list[float | None] | None:
 
 
 def _logged_share(log: str) -> float | None:
+    """Return the last share of rejected paths in the log, or None."""
     found = re.findall(r"^refused (\d+\.?\d*)% of \d+ draws$", log, re.MULTILINE)
     return float(found[-1]) / 100 if found else None
 
 
 def _summary(run: FilePath) -> dict:
-    """Of summary.json what a description shows, and the budgets; empty where the run is not over."""
+    """Read the items of summary.json that a description needs; empty if the run is not over."""
     if not (run / "summary.json").exists():
         return {}
     summary = read_result(run, "summary")
@@ -222,7 +245,7 @@ def _summary(run: FilePath) -> dict:
 
 
 def _seconds(run: FilePath) -> dict[str, float]:
-    """Wall-clock seconds of each phase so far."""
+    """Return the wall-clock seconds of each phase so far."""
     if not (run / "seconds.json").exists():
         return {}
     seconds = read_result(run, "seconds")
@@ -231,7 +254,7 @@ def _seconds(run: FilePath) -> dict[str, float]:
 
 
 def _ledger(run: FilePath) -> dict | None:
-    """The content of ledger.json, as `ledger.totals` takes it; None where there is none yet."""
+    """Return the content of ledger.json for `cost_ledger.totals`; None if the file does not exist yet."""
     if not (run / "ledger.json").exists():
         return None
     ledger = read_result(run, "ledger")
@@ -241,6 +264,7 @@ def _ledger(run: FilePath) -> dict | None:
 
 
 def _device_time(run: FilePath) -> dict | None:
+    """Return "device_time" of `describe`."""
     if (ledger := _ledger(run)) is None:
         return None
     kinds = {kind: seconds for kind, seconds in totals(ledger).items() if seconds}
@@ -248,6 +272,7 @@ def _device_time(run: FilePath) -> dict | None:
 
 
 def _pruned(run: FilePath, config: configs.Config) -> dict | None:
+    """Return "pruned" of `describe`."""
     if config.args.runner != "detofa" or not (run / "operations.json").exists():
         return None
     space = searched_space(run, config)
@@ -262,6 +287,7 @@ def _pruned(run: FilePath, config: configs.Config) -> dict | None:
 
 
 def _detectors(run: FilePath, config: configs.Config, summary: Mapping) -> list[dict]:
+    """Return "detectors" of `describe`."""
     if not isinstance(config.hparams, DetofaHparams):
         return []
     budgets = summary.get("budgets") or list(config.hparams.search.budgets)
@@ -273,6 +299,7 @@ def _detectors(run: FilePath, config: configs.Config, summary: Mapping) -> list[
 
 
 def _detector(run: FilePath, name: str, budget: float | None) -> dict:
+    """Return one row of "detectors" from <name>.json."""
     result = read_result(run, name)
     with reading(run / f"{name}.json"):
         row = {"name": name, "budget": budget, **{key: number(result[key]) for key in ("flops", "params", "loss")}}
@@ -282,7 +309,7 @@ def _detector(run: FilePath, name: str, budget: float | None) -> dict:
 
 
 def _files(run: FilePath, config: configs.Config) -> Iterator[tuple[str, str]]:
-    """What -> file or folder, of what is there."""
+    """Yield the description and place of each file or nonempty folder that exists."""
     trained = "detector" if fine_tuned(run) else "supernet"
     named = {
         "config": "config.json",
@@ -316,22 +343,27 @@ def _files(run: FilePath, config: configs.Config) -> Iterator[tuple[str, str]]:
             yield what, str(place)
 
 
-# --- For a human ------------------------------------------------------------------------------------------------------
+# --- Text output ------------------------------------------------------------------------------------------------------
 
 
 def text(found: Mapping, width: int | None = None) -> str:
-    """`describe`'s result to read, in lines of at most `width` letters where words allow (default: the terminal's)."""
+    """Format the result of `describe` as text.
+
+    Args:
+        found: the result.
+        width: largest length of a line in characters, which long words may exceed; None is the width of the terminal.
+    """
     width = width or shutil.get_terminal_size().columns
     lines: list[str] = []
 
     def say(line: str, indent: int = 0, hang: int = 2) -> None:
-        whole = re.sub(r"\([^)]*\)", lambda group: group[0].replace(" ", "\0"), line)  # no break inside brackets
+        whole = re.sub(r"\([^)]*\)", lambda group: group[0].replace(" ", "\0"), line)  # no line break inside parentheses
         options = {"break_long_words": False, "break_on_hyphens": False}
         wrapped = textwrap.wrap(whole, width, initial_indent=" " * indent, subsequent_indent=" " * (indent + hang), **options)
         lines.extend(part.replace("\0", " ") for part in wrapped or [""])
 
     def rows(table: Sequence[Sequence[str]], left: int) -> None:
-        """Columns as wide as their widest cell, the first `left` of them to the left."""
+        """Add the rows of a table; the first `left` columns are left-aligned, the others right-aligned."""
         wide = [max(map(len, column)) for column in zip(*table)]
         for row in table:
             cells = [cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, wide))]
@@ -391,7 +423,7 @@ def text(found: Mapping, width: int | None = None) -> str:
 
 
 def _say_filter(found: Mapping, say) -> None:
-    """The lines about the path filter and what it pruned."""
+    """Add the lines about pruning and the path filter."""
     if pruned := found["pruned"]:
         say("")
         say(
@@ -409,11 +441,12 @@ def _say_filter(found: Mapping, say) -> None:
 
 
 def _numbers(values: Sequence[float | None], digits: int) -> str:
+    """Format numbers with a fixed number of digits; None becomes "-"."""
     return ", ".join("-" if value is None else f"{value:.{digits}f}" for value in values)
 
 
 def duration(seconds: float) -> str:
-    """Such as "8.2 s", "12 min 05 s", "3 h 20 min" or "2 d 04 h"."""
+    """Format a duration, such as "8.2 s", "12 min 05 s", "3 h 20 min" or "2 d 04 h"."""
     if seconds < 100:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     for large, small, parts, most in (("min", "s", 60, 6000), ("h", "min", 3600, 360000), ("d", "h", 86400, np.inf)):

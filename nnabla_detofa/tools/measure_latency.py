@@ -1,8 +1,9 @@
-"""Latency of paths from a table of layers measured on the device at hand, one image at a time.
+"""Latency of paths, predicted from a table of layer latencies measured on the current device with one image at a time.
 
-Every distinct layer of the supernet is timed alone, as a static layer: the stem, a stage's first layer, a later layer, and
-all that follows the last stage. A path's latency is the sum. What a sum leaves out (caches that are warm or cold, the
-start of a forward pass, which each layer pays here and the whole network once) is what `validate` measures.
+Every distinct layer of the supernet is timed alone, as a static layer: the stem, the first layer of a stage, a later layer
+of a stage, and everything after the last stage. The latency of a path is the sum over its layers. The sum ignores warm and
+cold caches, and counts the overhead of starting a forward pass once per layer instead of once per network; `validate`
+measures the resulting error.
 """
 
 from __future__ import annotations
@@ -13,32 +14,33 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path as FilePath
 
-import nnabla as nn
-import nnabla.functions as F
 import numpy as np
 from scipy.stats import spearmanr
 
+from ..backend.compat import F, nn
 from ..common.errors import UserError
+from ..common.files import write_text
 from ..common.reading import read_json
 from ..config import CenternetOfaResnet50, Config
 from ..networks.centernet import Detector
-from ..networks.supernet import STORED, Bottleneck, Classifier, LayerPlan, Plan
+from ..networks.layers import STORED
+from ..networks.supernet import Bottleneck, Classifier, LayerPlan, Plan
 from ..space.costs import AdditiveCost, CostModel
 from ..space.geometry import Geometry, HeadGeometry
 from ..space.paths import Path
 from ..space.search_space import SearchSpace, ofa_resnet50
 
 FORMAT = "latency table, version 1"
-WARM_UP = 2  # forward passes that are not timed: the first ones choose algorithms and get memory
+WARM_UP = 2  # untimed forward passes: the first ones choose algorithms and allocate memory
 
 Synchronise = Callable[[], None]
 
 
 class Latency(AdditiveCost):
-    """Nanoseconds of a path on the device that its table was measured on: call it with paths, get (n,) int64."""
+    """Latency in nanoseconds on the device of the table; called with n paths, it returns (n,) int64."""
 
     def to_json(self) -> dict:
-        """The tables and the supernet as plain JSON values, for `from_json`."""
+        """Return the tables and the geometry of the supernet as plain JSON values, for `from_json`."""
         return {
             "geometry": asdict(self.geometry),
             "stem": self.stem.tolist(),
@@ -49,7 +51,11 @@ class Latency(AdditiveCost):
 
     @classmethod
     def from_json(cls, data: dict) -> Latency:
-        """What `to_json` gave."""
+        """Restore a table from the values that `to_json` returned.
+
+        Raises:
+            ValueError: a table has the wrong shape, or holds a value that is not an integer.
+        """
         geometry = Geometry.from_json(data["geometry"])
         stem, head = (_whole(data[name]) for name in ("stem", "head"))
         first, other = (tuple(map(_whole, data[name])) for name in ("first", "other"))
@@ -61,6 +67,7 @@ class Latency(AdditiveCost):
 
 
 def _whole(table: list) -> np.ndarray:
+    """Convert a table to int64; raises ValueError if a value is not an integer."""
     array = np.array(table)
     if array.dtype != np.int64:
         raise ValueError("a latency is no whole number of nanoseconds")
@@ -68,7 +75,11 @@ def _whole(table: list) -> np.ndarray:
 
 
 def read(file: FilePath, model: CostModel) -> Latency:
-    """The latency table in a file, for the networks of this cost model.
+    """Read a latency table from a file.
+
+    Args:
+        file: a file that `write` wrote.
+        model: the cost model of the networks that the table must fit.
 
     Raises:
         UserError: the file is missing or damaged, or was measured for other networks.
@@ -97,19 +108,20 @@ def read(file: FilePath, model: CostModel) -> Latency:
 
 
 def _head_filters(model: CostModel) -> list[int]:
-    """Filters of the up-convolutions and of the heads; none where there is no detector."""
+    """Return the numbers of filters of the up-convolutions and of the heads; an empty list without a detector."""
     return [*model.head.deconv_channels, model.head.head_channels] if model.head else []
 
 
 def model_of(config: Config, image_size: tuple[int, int] | None = None, num_classes: int | None = None) -> CostModel:
-    """The networks that a config trains, without opening its data.
+    """Make the cost model of the networks that a config trains, without opening its data.
 
     Args:
-        image_size: (height, width) instead of the config's.
-        num_classes: instead of the config's; where neither says, 20.
+        config: the config.
+        image_size: (height, width) in pixels; None is the config's size.
+        num_classes: number of classes; None is the config's number, or 20 if the config gives none.
 
     Raises:
-        UserError: the detector cannot take images of this size.
+        UserError: the image size is not a multiple of the detector's stride.
     """
     network, side = config.network, config.dataloader.image_size
     size, classes = image_size or (side, side), num_classes or network.num_classes or 20
@@ -123,14 +135,14 @@ def model_of(config: Config, image_size: tuple[int, int] | None = None, num_clas
 
 
 def network_of(model: CostModel, path: Path) -> Detector | Classifier:
-    """A path as a static network."""
+    """Make the static network of one path."""
     if model.scope == "detector":
         return Detector(model.head or HeadGeometry(model.num_classes), model.backbone, path=path)
     return Classifier(model.num_classes, model.backbone, path=path)
 
 
 def forward_time(output: nn.Variable, repeats: int, synchronise: Synchronise) -> int:
-    """Median nanoseconds of a forward pass, of `repeats` after a few that are not counted."""
+    """Return the median duration of `repeats` forward passes in nanoseconds, after `WARM_UP` untimed ones."""
     times = []
     for _ in range(WARM_UP + repeats):
         start = time.perf_counter_ns()
@@ -141,7 +153,7 @@ def forward_time(output: nn.Variable, repeats: int, synchronise: Synchronise) ->
 
 
 def image_of(*shape: int) -> nn.Variable:
-    """An input (1, ...) of noise, which stays when buffers are cleared."""
+    """Make an input (1, *shape) of Gaussian noise that survives `clear_buffer`."""
     x = nn.Variable.from_numpy_array(np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32))
     x.persistent = True
     return x
@@ -149,11 +161,11 @@ def image_of(*shape: int) -> nn.Variable:
 
 @dataclass(frozen=True)
 class Layer:
-    """A distinct layer, and the places of the tables that it fills.
+    """A distinct layer and the table cells that hold its latency.
 
     Attributes:
-        build: makes its graph, and returns the output.
-        places: (table, index) of each.
+        build: builds the layer's graph and returns its output.
+        places: (table, index) of each cell.
     """
 
     build: Callable[[], nn.Variable]
@@ -161,7 +173,7 @@ class Layer:
 
 
 def layers_of(model: CostModel, latency: Latency) -> Iterator[Layer]:
-    """Every distinct layer of the model's networks, with its places in the tables of `latency`."""
+    """Return every distinct layer of the model's networks with its cells in the tables of `latency`."""
     net, found = model.backbone, {}
 
     def add(key: tuple, build: Callable[[], nn.Variable], table: np.ndarray, *index: int) -> None:
@@ -170,7 +182,7 @@ def layers_of(model: CostModel, latency: Latency) -> Iterator[Layer]:
     smallest = min(net.depths), min(net.ratios)
 
     def path(stem_depth: int, first: float, second: float, last: float) -> Path:
-        """A path that is as small as it can be, but for this."""
+        """Make the smallest path with this depth and these widths of the stem, and this width of the last stage."""
         widths = (*[min(net.widths)] * (net.stages - 1), last)
         ratios = tuple((smallest[1],) * (base + smallest[0]) for base in net.base_depths)
         return Path(stem_depth, (first, second), (smallest[0],) * net.stages, widths, ratios)
@@ -220,12 +232,16 @@ def layers_of(model: CostModel, latency: Latency) -> Iterator[Layer]:
 def measure(
     model: CostModel, repeats: int, synchronise: Synchronise, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Latency:
-    """Time every distinct layer of the model's networks on nnabla's default context.
+    """Time every distinct layer of the model's networks in nnabla's default context.
 
     Args:
-        repeats: timed forward passes of each layer, of which the median counts.
-        synchronise: waits until the device is done; the CPU needs nothing.
-        progress: called after each layer with how many are done, and how many there are.
+        model: the cost model of the networks.
+        repeats: number of timed forward passes per layer; the table holds their median.
+        synchronise: waits until the device has finished; on the CPU it does nothing.
+        progress: called after each layer with the numbers of finished and of all layers.
+
+    Returns:
+        The table of latencies in nanoseconds.
     """
     net = model.backbone
     w, e = len(net.widths), len(net.ratios)
@@ -257,11 +273,19 @@ def validate(
     synchronise: Synchronise,
     space: SearchSpace | None = None,
 ) -> dict:
-    """Predicted latencies of random paths beside those of their whole networks.
+    """Compare predicted latencies of random paths with measured latencies of their whole networks.
+
+    Args:
+        latency: the table.
+        model: the cost model of the networks.
+        rng: generator for sampling paths.
+        paths: number of paths.
+        repeats, synchronise: see `measure`.
+        space: the space to sample from; None is the whole search space.
 
     Returns:
-        "mean_relative_error", "rank_correlation" (Spearman's; None where all are equal), and "predicted_ms" and
-        "measured_ms" of each path.
+        A dict with "mean_relative_error", "rank_correlation" (Spearman's; None if all predicted or all measured values are
+        equal), and the lists "predicted_ms" and "measured_ms", in milliseconds.
     """
     batch = (space or ofa_resnet50(model.backbone)).sample_many(rng, paths)
     measured = []
@@ -270,7 +294,7 @@ def validate(
         output = F.sink(*outputs) if model.scope == "detector" else outputs
         measured.append(forward_time(output, repeats, synchronise))
     predicted, measured = latency(batch), np.array(measured)
-    ranked = min(len(set(predicted.tolist())), len(set(measured.tolist()))) > 1  # equal values have no rank
+    ranked = min(len(set(predicted.tolist())), len(set(measured.tolist()))) > 1  # equal values have no rank order
     return {
         "mean_relative_error": float(np.mean(np.abs(predicted - measured) / measured)),
         "rank_correlation": float(spearmanr(predicted, measured).statistic) if ranked else None,
@@ -280,7 +304,14 @@ def validate(
 
 
 def write(file: FilePath, latency: Latency, model: CostModel, device: str, repeats: int, validation: dict) -> None:
-    """Write the table, and how well it predicts whole networks, for `read`."""
+    """Write a latency table for `read`, with the networks it is for and the result of `validate`.
+
+    Args:
+        file: the JSON file; its folder is created if it does not exist.
+        latency, model, repeats: the table, and the arguments of `measure` that made it.
+        device: description of the device.
+        validation: the result of `validate`.
+    """
     content = {
         "format": FORMAT,
         "unit": "ns",
@@ -294,4 +325,4 @@ def write(file: FilePath, latency: Latency, model: CostModel, device: str, repea
         "validation": validation,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content) + "\n")
+    write_text(file, json.dumps(content) + "\n")

@@ -1,26 +1,28 @@
-"""Tables and figures of a finished run, from its result files alone."""
+"""Tables and figures of a finished run, made from its result files and its test images."""
 
 from __future__ import annotations
 
 import csv
 import re
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 
+from ..common import figures
+from ..common.drawing import class_colours
 from ..common.errors import UserError
+from ..common.files import whole_text, write_bytes, write_text
 from ..data.sets import open_sets
 from ..evaluation.metrics import AP_TITLES, ap_keys
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..runs.provenance import code_of, revision
 from ..runs.run_folder import read_result, reading, refuse_other_kinds, run_config
 
-matplotlib.use("Agg")  # files, not windows
-import matplotlib.pyplot as plt  # noqa: E402
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = ("detector", "budget [GFLOPs]", "GFLOPs", "M parameters", "validation loss", "AP50")
 COCO_COLUMNS = ("AP", "AP75", "APs", "APm", "APl")
@@ -30,20 +32,27 @@ METRICS = {
     "ap50_area": "AP50 averages precision at the recalls 0, 0.1, ..., 1, as VOC 2007 does; AP50 (area) is the average over "
     "all recalls, of VOC since 2010.",
 }
-"""The other metric's key -> what the two are."""
-SHOWN_SCORE = 0.3  # detections drawn have at least this score
+"""Key of the second AP50 metric of a result -> description of both metrics."""
+SHOWN_SCORE = 0.3  # lowest score of a detection in the figure
 SHOWN_IMAGES = 6
 
 
 def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
-    """Write summary.json, config.json, table.md, table.csv, pareto.png, scores.png and detections.png of a run of Algorithm 1.
+    """Write the report of a finished run of Algorithm 1 or of a baseline.
+
+    The files are summary.json, config.json, table.md, table.csv, pareto.png, detections.png and, if the run measured
+    Kendall's tau, scores.png.
+
+    Args:
+        run: the run's folder.
+        output: the folder of the report; it is created if it does not exist.
 
     Returns:
-        the files.
+        The files written.
 
     Raises:
-        UserError: the run has not finished, or one of its files is damaged, or `output` is the run's own folder; nothing is
-            written then.
+        UserError: the run has not finished or is a pre-training or a fine-tuning, one of its files is damaged, its data are
+            missing, or `output` is the run's own folder. Nothing is written in these cases.
     """
     refuse_other_kinds(run, run_config(run), "a report")
     if output.resolve() == run.resolve():
@@ -52,26 +61,26 @@ def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
     with reading(run / "summary.json"):
         columns, rows = table_rows(summary)
         text = markdown(columns, rows, summary)
-        figures = {"pareto.png": draw_pareto(summary), "detections.png": draw_detections(run, summary)}
+        drawn = {"pareto.png": draw_pareto(summary), "detections.png": draw_detections(run, summary)}
         if any(tau is not None for tau in summary.get("kendall_tau", ())):
-            figures["scores.png"] = draw_scores(run, summary)
+            drawn["scores.png"] = draw_scores(run, summary)
     output.mkdir(parents=True, exist_ok=True)
     for name in ("summary.json", "config.json"):
-        shutil.copy(run / name, output / name)
+        write_bytes(output / name, (run / name).read_bytes())
     command = shlex.join(["python", "-m", "nnabla_detofa", "report", str(run), "-o", str(output)])
-    (output / "table.md").write_text(
-        f"{text}\nThe run was computed by {code_of(run)}.\n\nMade by `{command}` at {revision()}.\n"
+    write_text(
+        output / "table.md",
+        f"{text}\nThe run was computed by {code_of(run)}.\n\nMade by `{command}` at {revision()}.\n",
     )
-    with open(output / "table.csv", "w", newline="") as opened:
+    with whole_text(output / "table.csv") as opened:
         csv.writer(opened).writerows([columns, *rows])
-    for name, figure in figures.items():
-        figure.savefig(output / name, dpi=110, bbox_inches="tight")
-        plt.close(figure)
-    return [output / name for name in ("summary.json", "config.json", "table.md", "table.csv", *figures)]
+    for name, figure in drawn.items():
+        figures.save(figure, output / name, dpi=110, bbox_inches="tight")
+    return [output / name for name in ("summary.json", "config.json", "table.md", "table.csv", *drawn)]
 
 
 def table_rows(summary: dict) -> tuple[Sequence[str], list[tuple[str, ...]]]:
-    """The columns and the rows of the result table: the fullnet, then the subnet found for each budget."""
+    """Return the columns and rows of the result table: the fullnet, then the subnet found for each budget."""
     coco = COCO_COLUMNS if "coco" in summary["fullnet"] else ()
     others = other_metrics(summary["fullnet"])
 
@@ -93,12 +102,12 @@ def table_rows(summary: dict) -> tuple[Sequence[str], list[tuple[str, ...]]]:
 
 
 def other_metrics(result: Mapping) -> list[str]:
-    """Keys of the AP50 that a result has beside its "ap50", by VOC's rules."""
+    """Return the keys of the AP50 metrics that a result has besides "ap50"; only VOC's rules have one."""
     return [key for key in ap_keys(result) if key.startswith("ap50_")]
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], summary: dict) -> str:
-    """The result table, AP of each class, and what Algorithm 1 did, as Markdown."""
+    """Return the result table, the AP of each class, and the statistics of Algorithm 1 as Markdown."""
     lines = [markdown_row(columns), markdown_row(["---"] + ["---:"] * (len(columns) - 1)), *map(markdown_row, rows), ""]
     classes = list(summary["fullnet"]["ap50_per_class"])
     titles = [plain(cls) for cls in classes]
@@ -130,18 +139,18 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], summary: dic
 
 
 def plain(text: str) -> str:
-    """Text that Markdown shows as it is, also in a table."""
+    """Escape text so that Markdown shows it literally, also inside a table."""
     return re.sub(r"([\\`*_~\[\]<>|!&#])", r"\\\1", " ".join(text.split()))
 
 
 def markdown_row(cells: Sequence[str]) -> str:
-    """One line of a Markdown table; a bar or a line's end inside a cell does not end it."""
+    """Format one row of a Markdown table; vertical bars and line breaks inside a cell are escaped or replaced."""
     return "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\\|", " ".join(cell.splitlines())) for cell in cells) + " |"
 
 
-def draw_pareto(summary: dict) -> plt.Figure:
-    """AP50 over FLOPs: the subnets found and the fullnet (as Figure 5)."""
-    figure, axes = plt.subplots(figsize=(5.5, 4))
+def draw_pareto(summary: dict) -> Figure:
+    """Plot the AP50 of the subnets found and of the fullnet against their FLOPs (as in Figure 5)."""
+    figure, axes = figures.subplots(figsize=(5.5, 4))
     subnets = sorted(summary["subnets"], key=lambda result: result["flops"])
     axes.plot([r["flops"] / 1e9 for r in subnets], [r["ap50"] for r in subnets], "o-", label="found subnets")
     for result in subnets:
@@ -154,10 +163,10 @@ def draw_pareto(summary: dict) -> plt.Figure:
     return figure
 
 
-def draw_scores(run: FilePath, summary: dict) -> plt.Figure:
-    """Path score over measured loss of the held-out paths, bucket by bucket."""
+def draw_scores(run: FilePath, summary: dict) -> Figure:
+    """Plot the path scores of the held-out paths against their measured losses, with one color per FLOPs bucket."""
     paths, scores = EvaluatedPaths.read(run / "held_out_paths.jsonl"), np.array(read_result(run, "scores")["scores"])
-    figure, axes = plt.subplots(figsize=(5.5, 4))
+    figure, axes = figures.subplots(figsize=(5.5, 4))
     for bucket, tau in enumerate(summary["kendall_tau"]):
         inside = paths.buckets == bucket
         if inside.any():
@@ -169,8 +178,14 @@ def draw_scores(run: FilePath, summary: dict) -> plt.Figure:
     return figure
 
 
-def draw_detections(run: FilePath, summary: dict) -> plt.Figure:
-    """Six test images with what the subnet of the largest budget finds, or else the fullnet, and dashed what is there."""
+def draw_detections(run: FilePath, summary: dict) -> Figure:
+    """Draw detections and ground truth (dashed) on at most `SHOWN_IMAGES` test images.
+
+    The detector is the subnet of the largest budget, or the fullnet if the run found no subnet.
+
+    Raises:
+        UserError: the data are missing, or the file of detections is damaged.
+    """
     sets = open_sets(run_config(run))
     detector, title = "fullnet", "the fullnet"
     if budgets := [result["budget"] for result in summary["subnets"]]:
@@ -178,11 +193,11 @@ def draw_detections(run: FilePath, summary: dict) -> plt.Figure:
     detections = read_result(run, f"{detector}_detections")
     with reading(run / f"{detector}_detections.json"):
         found = {entry["image"]: entry for entry in detections}
-    figure, panels = plt.subplots(2, 3, figsize=(10, 7))
+    figure, panels = figures.subplots(2, 3, figsize=(10, 7))
     for panel in panels.flat:
         panel.axis("off")
     chosen = np.linspace(0, len(sets.test) - 1, min(SHOWN_IMAGES, len(sets.test))).round().astype(int)
-    colours = plt.get_cmap("tab10" if len(sets.classes) <= 10 else "tab20").colors
+    colours = class_colours(len(sets.classes))
     for panel, index in zip(panels.flat, chosen):
         sample = sets.test.load(int(index))
         panel.imshow(sample.image[:, :, ::-1])
@@ -197,7 +212,7 @@ def draw_detections(run: FilePath, summary: dict) -> plt.Figure:
                 panel.text(
                     box[0],
                     box[1],
-                    f"{sets.classes[label]} {score:.2f}",
+                    figures.plain(f"{sets.classes[label]} {score:.2f}"),
                     fontsize=7,
                     color="black",
                     verticalalignment="bottom",
@@ -209,6 +224,9 @@ def draw_detections(run: FilePath, summary: dict) -> plt.Figure:
     return figure
 
 
-def _rectangle(box: Sequence[float], colour, **style) -> plt.Rectangle:
+def _rectangle(box: Sequence[float], colour, **style):
+    """Make the outline of a box x1 y1 x2 y2 for Matplotlib."""
+    from matplotlib.patches import Rectangle
+
     x1, y1, x2, y2 = box
-    return plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, **style)
+    return Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, **style)

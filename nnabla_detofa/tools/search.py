@@ -1,4 +1,4 @@
-"""The best path of a finished run under any mix of hard bounds: FLOPs, latency, parameters, memory (section 3.3)."""
+"""Search of a finished run for the best path under bounds on FLOPs, latency, parameters and memory (section 3.3)."""
 
 from __future__ import annotations
 
@@ -44,35 +44,49 @@ UNITS: dict[str, dict[str, float]] = {
     "params": COUNTS,
     "memory": {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9},
 }
-"""What can be bounded, and the units of its bound: of multiply-accumulates, ns, parameters and bytes."""
+"""Cost -> unit of a bound -> its value in multiply-accumulates, nanoseconds, parameters or bytes."""
 EXAMPLES = {"flops": "3G", "latency": "40ms", "params": "20M", "memory": "200MB"}
+
+PLAIN = {"flops": "multiply-accumulates", "latency": "nanoseconds", "params": "parameters", "memory": "bytes"}
+LEAST = 1000
+"""Smallest bound without a unit; every network costs more."""
 
 
 def parse_bound(name: str, text: str, called: str = "--{}") -> float:
-    """A bound such as "3G" or "40ms" in the unit of its cost.
+    """Parse a bound such as "3G" or "40ms".
 
     Args:
-        called: what an error calls it.
+        name: the cost, a key of `UNITS`.
+        text: a number and a unit of `UNITS[name]`.
+        called: format string of the bound's name in error messages.
+
+    Returns:
+        The bound in multiply-accumulates, nanoseconds, parameters or bytes.
 
     Raises:
-        UserError: it is not a positive number with a unit of `UNITS[name]`.
+        UserError: the text is not a positive number with a unit of `UNITS[name]`, or has no unit and is below `LEAST`.
     """
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z]*)\s*", text)
     units = {unit.lower(): worth for unit, worth in UNITS[name].items()}
     bound = float(match[1]) * units.get(match[2].lower(), math.inf) if match else math.inf
-    bound = float(f"{bound:.15g}")  # 0.00203 * 1e6 is a little over 2030; a bound may be a path's very cost
+    bound = float(f"{bound:.15g}")  # 0.00203 * 1e6 is slightly above 2030, and a bound may equal the cost of a path
     if not 0 < bound < math.inf:
         known = ", ".join(unit or "none" for unit in UNITS[name])
         what = f"{called.format(name)} must be a positive number with a unit ({known})"
         raise UserError(f"{what}, like {EXAMPLES[name]}, got {short(text)}")
+    if not match[2] and bound < LEAST:
+        raise UserError(
+            f"{called.format(name)} {short(text)} without a unit is {bound:g} {PLAIN[name]}, which no path keeps: "
+            f"give a unit, like {EXAMPLES[name]}"
+        )
     return bound
 
 
 def as_bound(name: str, value: str | float) -> float:
-    """A bound that a program gives: a text as `parse_bound` reads it, or a plain number in the unit of its cost.
+    """Convert a bound given from Python: a string for `parse_bound`, or a number in the base unit of the cost.
 
     Raises:
-        UserError: it is neither, or not positive.
+        UserError: the value is neither, or is not positive.
     """
     if isinstance(value, str):
         return parse_bound(name, value, "{}")
@@ -87,15 +101,17 @@ def as_bound(name: str, value: str | float) -> float:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a search needs of a run of Algorithm 1.
+    """The parts of a finished run of Algorithm 1 that a search needs.
 
     Attributes:
-        folder: the run's folder. config: its config.
-        space: the pruned space. buckets: FLOPs buckets of A.
-        scorer: the path filter as it was re-trained before the run's own search.
-        costs: by the names of `UNITS`; latency only where a table was given. FLOPs are those of the config's `cost_scope`,
-            as in the run; all else is what the device must bear: that of the whole detector. A cost of one's own may be added
-            under another name, `replace(run, costs={**run.costs, "energy": cost})`, and is bounded and listed like these.
+        folder: the run's folder.
+        config: the run's config.
+        space: the pruned space, or the space of a baseline.
+        buckets: FLOPs buckets of the whole search space A.
+        scorer: the path filter, as re-trained before the run's own search.
+        costs: name of `UNITS` -> cost. "latency" exists only if a table was given. FLOPs have the config's `cost_scope`, as
+            in the run; all other costs are of the whole detector, because the device runs all of it. More costs can be added
+            under other names, `replace(run, costs={**run.costs, "energy": cost})`; they can be bounded and are listed too.
     """
 
     folder: FilePath
@@ -106,17 +122,23 @@ class FinishedRun:
     costs: Mapping[str, LayerCost]
 
 
+FIXED = ("hparams.buckets", "hparams.filter.", "dataloader.voc.image_size", "dataloader.coco.image_size")
+"""Prefixes of settings that may not change: scores are meaningless for other FLOPs buckets or costs of other image sizes."""
+
+
 def load_run(folder: FilePath, overrides: Sequence[str] = (), latency_table: FilePath | None = None) -> FinishedRun:
-    """Read a run's folder; neither its data nor its weights are opened.
+    """Read a run's folder for a search, without opening its data or its weights.
 
     Args:
-        overrides: "key=value" entries of the run's config to replace, such as the place of the data.
-        latency_table: what `measure-latency` wrote; by default latency.json in the folder, if it is there.
+        folder: the run's folder.
+        overrides: "key=value" strings that replace settings of the run's config, such as the data folder.
+        latency_table: a file that `measure-latency` wrote; None is latency.json in the run's folder, if it exists.
 
     Raises:
-        UserError: the folder is not that of a run that got so far, or the table does not fit it.
+        UserError: the folder does not hold a run that has re-trained its path filter, an override does not fit the run, or
+            the latency table is damaged or does not fit the run.
     """
-    own, config = run_config(folder), run_config(folder, overrides)
+    own, config = run_config(folder), run_config(folder, overrides, FIXED)
     refuse_other_kinds(folder, own, "a search")
     scope = own.hparams.cost_scope
     if config.hparams.cost_scope != scope:
@@ -142,12 +164,13 @@ def load_run(folder: FilePath, overrides: Sequence[str] = (), latency_table: Fil
 
 
 class TimedScore:
-    """A score that knows how many seconds it took so far."""
+    """Score function that measures its total duration in seconds."""
 
     def __init__(self, score: Callable[[PathBatch], np.ndarray]):
         self.score, self.seconds = score, 0.0
 
     def __call__(self, batch: PathBatch) -> np.ndarray:
+        """Return the scores (n,) of n paths."""
         start = time.perf_counter()
         try:
             return self.score(batch)
@@ -164,32 +187,39 @@ def find(
     progress: Callable[[], None] = lambda: None,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict:
-    """The best path of the pruned space within all bounds, as `algorithm1.best_path` finds one for a FLOPs budget.
+    """Find the best path of the pruned space within all bounds (section 3.3).
 
-    Scores rank paths of one FLOPs bucket only, so each bucket with an allowed path is searched by score, and the winners
-    are compared by validation loss, under the run's final weights. Where the weights or the data are not there, with
-    `by_score`, and where the config's `search.across_buckets` is "score", they are compared by score, which is Eq. 3.
+    Like `algorithm1.best_path` for a FLOPs budget: scores rank only paths of the same FLOPs bucket, so each bucket with an
+    allowed path is searched by score, and the winners are compared by validation loss under the run's final weights. They
+    are compared by score (Eq. 3) if the weights or the data are missing, with `by_score`, or if the config's
+    `search.across_buckets` is "score".
 
-    Where a bound is below every path of the pruned space, A is searched, as in Algorithm 1's own search, and where no path of
-    the pruned space was found within all bounds together; `note` hears it.
+    The whole search space A is searched if a bound is below every path of the pruned space, as in the run's own search, or
+    if no path of the pruned space is found within all bounds together. `note` reports it.
 
-    A mix of bounds on FLOPs and memory alone is known exactly to hold paths or not. With bounds on parameters or latency as
-    well, a bucket in which neither drawing nor breeding finds a path counts as empty, which `note` hears.
+    For bounds on FLOPs and memory alone, whether a path exists is known exactly. With bounds on parameters or latency, a
+    bucket counts as empty if neither sampling nor evolution finds a path in it. `note` reports it.
 
     Args:
-        bounds: largest allowed costs, inclusive, by the names of `run.costs`.
-        whole_front: for each bucket all trades of FLOPs against score instead of one winner; nothing is compared.
-        generations: of each search; by default the run's `hparams.search.generations`.
-        progress: called after each generation. note: hears what the user should know.
+        run: the run.
+        bounds: name of `run.costs` -> largest allowed cost, inclusive.
+        by_score: compare the winners of the buckets by score.
+        whole_front: return the Pareto front of FLOPs and score of each bucket instead of one winner; nothing is compared.
+        generations: number of generations of each search; None is the run's `hparams.search.generations`.
+        progress: called after each generation.
+        note: called with messages for the user.
 
     Returns:
-        plain JSON values: "bounds", "flops_of" ("detector" or "backbone"; all other costs are the detector's), "space"
-        (which was searched), "rows" (paths with their costs, bucket, score and loss, winners or fronts), "seconds" of the
-        search, "scoring_share" of them, "scored" paths; and without `whole_front` "path" and its costs, and "compared_by".
+        A dict of plain JSON values: "bounds"; "flops_of" ("detector" or "backbone"; all other costs are of the detector);
+        "space" (name of the searched space); "rows" (winners or Pareto fronts: paths with costs, bucket, score and, if
+        measured, loss); "seconds" of the search; "scoring_share", the share of scoring in these seconds; "scored", the
+        number of scored paths. Without `whole_front` also the items of the best row ("path", its costs, ...) and
+        "compared_by", "score" or "loss".
 
     Raises:
-        NoPath: no path meets the bounds; the message gives the reachable range of each cost.
-        UserError: a bound is of a cost that the run has not got.
+        NoPath: no path within the bounds was found; the message gives the reachable range of each cost.
+        UserError: the run has no such cost, the classes of the data are not those of the run, or `whole_front` is set and
+            pymoo is not installed.
     """
     for name in bounds:
         if name not in run.costs:
@@ -248,7 +278,7 @@ def _searched(
     progress: Callable[[], None],
     note: Callable[[str], None],
 ) -> tuple[list[dict], int]:
-    """The winner, or the front, of each FLOPs bucket of the run's space, and how many paths were scored; see `find`."""
+    """Return the rows of the winner or the Pareto front of each FLOPs bucket, and the number of scored paths; see `find`."""
     rows, scored = [], 0
     for least, most in run.buckets.below(most_flops, run.space):
         within = [between(run.costs["flops"], least, most), *others]
@@ -288,11 +318,12 @@ def _searched(
 
 
 def _unreachable(run: FinishedRun, bounds: Mapping[str, float]) -> list[str]:
-    """The names of the bounds that are below every path of the run's space."""
+    """Return the names of the bounds that are below the cost of every path of the run's space."""
     return [name for name, most in bounds.items() if most < cost_range(run.space, run.costs[name])[0]]
 
 
 def _rows(run: FinishedRun, paths: PathBatch, scores: Sequence[float]) -> list[dict]:
+    """Return bucket, costs, score and path, in OFA's notation, of each path."""
     costs = {name: cost(paths).tolist() for name, cost in run.costs.items()}
     found = run.buckets.index(np.array(costs["flops"])).tolist()
     return [
@@ -307,7 +338,7 @@ def _rows(run: FinishedRun, paths: PathBatch, scores: Sequence[float]) -> list[d
 
 
 def _losses(run: FinishedRun, rows: Sequence[dict], note: Callable[[str], None]) -> list[float] | None:
-    """Validation losses of the rows' paths; None where weights or data are missing."""
+    """Return the validation losses of the rows' paths; None if weights or data are missing."""
     try:
         model, sets, _ = build(run.config, pretrained=False)
         weights.load(model, final_weights(run.folder, run.config))
@@ -320,13 +351,14 @@ def _losses(run: FinishedRun, rows: Sequence[dict], note: Callable[[str], None])
 
 
 def _no_path(run: FinishedRun, constraints: Mapping[str, Constraint]) -> NoPath:
+    """Make the error for bounds without a path, with the reachable range of each cost."""
     reachable = ", ".join(f"{cost.name} {cost.reachable(run.space)}" for cost in run.costs.values())
     wanted = " and ".join(map(str, constraints.values())) or "no bound"
     return NoPath(f"no path of {run.folder} was found with {wanted}; reachable, each alone, are {reachable}")
 
 
 def table(result: dict) -> str:
-    """Markdown: a row for each path of a result of `find`, and how long the search took."""
+    """Format the result of `find` as Markdown: one row per path, and the duration of the search."""
     columns = {
         "flops": f"GFLOPs of the {result['flops_of']}",
         "params": "M parameters",

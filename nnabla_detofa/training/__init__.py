@@ -1,1 +1,1 @@
-"""The one training loop, its checkpoints, and the NNablaNAS runner that all methods share."""
+"""Training loop, checkpoints, and the NNablaNAS runner that all methods share."""

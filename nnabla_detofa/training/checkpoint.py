@@ -1,4 +1,4 @@
-"""Checkpoints of a training phase: written whole or not at all, checked when they are read."""
+"""Atomic checkpoints of a training phase, verified when they are loaded."""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ STATE = "state.json"
 
 @dataclass
 class Checkpoint:
-    """A folder that holds the last complete state of a phase, and <folder>.old beside it, which holds the one before.
+    """The last state of a training phase in a folder, and the previous state in <folder>.old.
 
-    Each has the weights with their batch-normalisation statistics, the optimiser's moments and, as JSON, what else is needed
-    to go on. It is written beside and then renamed, so that a stop at any moment leaves the state before or the state after,
-    and it knows the hashes of its files, so that damage is noticed. Loading reads numbers and JSON; it runs no code.
+    A state consists of the weights with their batch normalization statistics, the optimizer's moments, and JSON with
+    everything else needed to resume. Saving is atomic: a state is written to another folder that is then renamed, so an
+    interruption at any moment leaves the previous or the new state. A state contains the hashes of its files, so that damage
+    is detected. Loading only reads numbers and JSON; it never executes code from the files.
 
     Attributes:
-        folder: of the last state.
-        log: hears where the last state is damaged and the one before it is taken.
+        folder: folder of the last state.
+        log: called with a message if the last state is damaged and the previous one is loaded.
     """
 
     folder: FilePath
     log: Callable[[str], None] = logger.warning
-    damaged: bool = field(default=False, init=False)  # what `load` found of the last state
+    damaged: bool = field(default=False, init=False)  # whether `load` found the last state damaged
 
     def save(self, net: Mo.Module, optimizer: Optimizer, state: dict) -> None:
-        """Keep the weights, the optimiser's moments and `state` (JSON).
+        """Save the weights, the optimizer's moments and `state` (JSON).
 
         Raises:
-            OSError: it cannot be written; what was there is still there.
+            OSError: the checkpoint cannot be written; existing states are unchanged.
         """
         fresh, old = self._beside("new"), self._beside("old")
         shutil.rmtree(fresh, ignore_errors=True)
@@ -54,9 +55,9 @@ class Checkpoint:
             state = {**state, "optimizer": {"current_iter": optimizer._iter}, "digests": digests}
             write_json(fresh / STATE, state | {"digest": _digest(state)})
         except OSError:
-            shutil.rmtree(fresh, ignore_errors=True)  # a full disk needs the room
+            shutil.rmtree(fresh, ignore_errors=True)  # free the space if the disk is full
             raise
-        if self.damaged:  # then the one before it is the good one
+        if self.damaged:  # keep the previous state, which is intact
             shutil.rmtree(self.folder, ignore_errors=True)
         elif self.folder.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -66,13 +67,18 @@ class Checkpoint:
         self.damaged = False
 
     def load(self, net: Mo.Module, optimizer: Optimizer, restore: Callable[[dict], None] = lambda state: None) -> dict | None:
-        """Bring weights and optimiser back and return the state; None where there is no checkpoint.
+        """Load the weights and the optimizer's moments from the last state that is intact.
 
         Args:
-            restore: brings back what else the state holds; where it raises, the state is damaged too.
+            net: network whose weights are loaded.
+            optimizer: optimizer whose moments are loaded.
+            restore: restores the rest of the state from its JSON. If it raises an exception, the state counts as damaged.
+
+        Returns:
+            The JSON of the state; None if there is no checkpoint.
 
         Raises:
-            UserError: there is one and none is whole.
+            UserError: a checkpoint exists, but all of its states are damaged.
         """
         problems: list[str] = []
         places = [place for place in (self.folder, self._beside("old")) if place.exists()]
@@ -95,7 +101,7 @@ class Checkpoint:
         return None
 
     def remove(self) -> None:
-        """The phase is over."""
+        """Remove all states, when the phase is complete."""
         for place in (self.folder, self._beside("old"), self._beside("new")):
             shutil.rmtree(place, ignore_errors=True)
 
@@ -104,7 +110,7 @@ class Checkpoint:
 
 
 def write_moments(file: FilePath, optimizer: Optimizer) -> None:
-    """Write the optimiser's moments as `nnabla.solvers.Solver.save_states` would, but whole or not at all."""
+    """Write the optimizer's moments atomically, in the format of `nnabla.solvers.Solver.save_states`."""
     with new_hdf5(file) as opened:
         for index, (name, state) in enumerate(optimizer._solver.get_states().items()):
             group = opened.create_group(name)
@@ -115,10 +121,10 @@ def write_moments(file: FilePath, optimizer: Optimizer) -> None:
 
 
 def _checked_state(place: FilePath) -> dict:
-    """The JSON of a checkpoint whose files are those that were written; older ones knew no hashes.
+    """Read the JSON of a state and verify the hashes of its files; states of older versions contain no hashes.
 
     Raises:
-        UserError: a file is another.
+        UserError: a file differs from the one that was written.
     """
     state = parse_json((place / STATE).read_text())
     if not isinstance(state, dict):
@@ -132,7 +138,7 @@ def _checked_state(place: FilePath) -> dict:
 
 
 def _said(error: Exception) -> str:
-    """An error's text; that of a missing key is the key alone."""
+    """Return the message of an error; the message of a KeyError is only the key."""
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 

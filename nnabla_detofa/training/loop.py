@@ -1,6 +1,7 @@
-"""The one training loop: every method trains through `train`, and differs by the sampler of paths it passes.
+"""The training loop. All methods train with `train` and differ only in the path sampler that they pass to it.
 
-A step is three functions: `build` makes the graph of this step's path, `load` fills in a batch, `step` updates the weights.
+A training step calls three functions: `build` creates the graph of the path, `load` copies a mini-batch into its inputs, and
+`step` computes the gradients. The optimizer then updates the weights.
 """
 
 from __future__ import annotations
@@ -12,20 +13,20 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
-import nnabla as nn
 import numpy as np
 
-from ..backend.compat import Mo, Optimizer
+from ..backend.compat import Mo, Optimizer, nn
+from ..backend.device_memory import bounded_by
 from ..backend.ranks import Communicator
 from ..common.errors import UserError
 from ..config import Solver
-from ..networks.supernet import BATCH
+from ..networks.layers import BATCH
 from ..runs.schedule import Schedule
 from ..space import paths as search_space
 
 
 class PathSampler(Protocol):
-    """Where the loop gets each step's path: `pruning.KeptPaths`, `pruning.UniformPaths`, `OnePath`, ..."""
+    """Source of the path of each training step, such as `pruning.KeptPaths`, `pruning.UniformPaths` or `OnePath`."""
 
     def next(self) -> search_space.Path: ...
 
@@ -36,7 +37,7 @@ class PathSampler(Protocol):
 
 @dataclass
 class OnePath:
-    """The sampler that always answers with the same path: fullnet training (Alg. 1 line 2)."""
+    """Sampler that always returns the same path, for fullnet training (Alg. 1 line 2)."""
 
     path: search_space.Path
 
@@ -47,14 +48,14 @@ class OnePath:
         return {}
 
     def restore(self, state: dict) -> None:
-        """There is nothing to restore."""
+        """Do nothing; this sampler has no state."""
 
 
 def new_optimizer(net: Mo.Module, solver: Solver, schedule: Schedule) -> Optimizer:
-    """A fresh solver over the network's trainable parameters."""
+    """Create an optimizer of the network's trainable parameters."""
     rate = {"alpha" if solver.name.startswith("Adam") else "lr": solver.lr}
     decay = {"weight_decay": solver.weight_decay} if solver.weight_decay else {}
-    if solver.name == "AdamW":  # its own decay, which NNabla would set to 1e-4
+    if solver.name == "AdamW":  # has an argument of its own, whose default in NNabla is 1e-4
         decay = {"wd": solver.weight_decay}
     optimizer = Optimizer(name=solver.name, lr_scheduler=schedule, **decay, **rate)
     optimizer.set_parameters(net.get_parameters(grad_only=True))
@@ -66,10 +67,12 @@ def new_optimizer(net: Mo.Module, solver: Solver, schedule: Schedule) -> Optimiz
 
 @dataclass(frozen=True)
 class Graph:
-    """The graph of one step: its input variables and the scalar losses, the first of which is minimised.
+    """The graph of one training step.
 
     Attributes:
-        scale: what the losses must be multiplied by to have the size of a whole batch's: they may be shares of these.
+        inputs: input variables: the images, then the targets.
+        losses: scalar losses. The first one is minimized; the others are for logs.
+        scale: factor from these losses to the losses of a whole batch, for losses that are a mini-batch's share of them.
     """
 
     inputs: Sequence[nn.Variable]
@@ -78,10 +81,10 @@ class Graph:
 
 
 class Objective(Protocol):
-    """What is minimised instead of the network's own loss: `distillation.Distillation`.
+    """Training objective that replaces the network's own loss, such as `distillation.Distillation`.
 
     It is called with a path's outputs, the images and the targets, and returns scalar losses, the first of which is
-    minimised; `names` is what logs call them.
+    minimized. `names` are the names of the losses in logs.
     """
 
     names: tuple[str, ...]
@@ -97,11 +100,16 @@ def build(
     objective: Objective | None = None,
     counts: Sequence[nn.Variable] = (),
 ) -> Graph:
-    """The loss of `path` on a mini-batch, one of `parts` whose gradients are added up.
+    """Build the graph of the loss of `path` on a mini-batch.
 
     Args:
-        inputs: the images, and then what `net.losses` takes as targets.
-        counts: of the whole batch, see `count`; without them the batch's loss is the mean over its mini-batches.
+        net: supernet.
+        path: path to train.
+        inputs: variables of the images, then of the targets of `net.losses`.
+        parts: number of mini-batches whose gradients are added.
+        objective: training objective. Default: `net.losses`.
+        counts: normalizers of the whole batch, see `count`. Without them, the loss of the batch is the mean over its
+            mini-batches.
     """
     images, *targets = inputs
     outputs = net(images, path, BATCH)
@@ -116,66 +124,71 @@ def build(
 
 
 def load(graph: Graph, batch: Sequence[np.ndarray]) -> None:
-    """Put a batch's arrays into the graph's inputs."""
+    """Copy the arrays of a mini-batch into the graph's inputs."""
     for variable, array in zip(graph.inputs, batch, strict=True):
         variable.d = array
 
 
 def fit_shapes(inputs: Sequence[nn.Variable], batch: Sequence[np.ndarray]) -> None:
-    """Give the inputs the shapes of a batch's arrays: the images' size may differ from step to step."""
+    """Reshape the inputs to the shapes of a mini-batch's arrays, because the image size may change from step to step."""
     for variable, array in zip(inputs, batch, strict=True):
         if variable.shape != array.shape:
             variable.reset_shape(array.shape, True)
 
 
 def step(graph: Graph) -> None:
-    """Add the gradients of the loaded batch to those of the parameters."""
+    """Run forward and backward on the loaded mini-batch, which adds its gradients to the parameters' gradients."""
     graph.losses[0].forward(clear_no_need_grad=True)
     graph.losses[0].backward(clear_buffer=True)
 
 
 def count(net: Mo.Module, targets: Sequence[np.ndarray], comm: Communicator) -> tuple[nn.Variable, ...]:
-    """What the losses of a whole batch are divided by, as scalars for `net.losses`: sums over all processes.
+    """Compute the normalizers of the losses of a whole batch, summed over all processes.
 
-    A detector divides by numbers of objects. Were each mini-batch divided by its own number, an object in a mini-batch
-    with few of them would count more than it does in the undivided batch. A network whose losses are means over images
-    has no `counts`, since mini-batches are of equal size.
+    A detector divides its losses by numbers of objects. If each mini-batch were divided by its own number of objects, an
+    object in a mini-batch with few objects would have a larger weight than in the undivided batch. Networks whose losses are
+    means over images have no `counts`, because all mini-batches have the same size.
 
     Args:
-        targets: of this process' part of the batch.
+        net: network.
+        targets: targets of this process' part of the batch.
+        comm: processes that share the batch.
+
+    Returns:
+        Scalar variables for `net.losses`; empty if the network has no `counts`.
     """
     if not hasattr(net, "counts"):
         return ()
     totals = np.sum(comm.gather(net.counts(targets)), axis=0)
     variables = tuple(nn.Variable.from_numpy_array(np.float32(total)) for total in totals)
     for variable in variables:
-        variable.persistent = True  # all mini-batches of the step read it
+        variable.persistent = True  # read by all mini-batches of the step
     return variables
 
 
 def touched(parameters: dict[str, nn.Variable]) -> dict[str, nn.Variable]:
-    """The parameters that a path of this step used: those with a gradient since `zero_grad`.
+    """Return the parameters used by the paths of this step, which are those with a gradient since `zero_grad`.
 
-    NNabla's solvers ask the same question (`grad.zeroing`) and pass the other parameters over: their weights, their
-    moments and their counts of updates stay, and they do not decay. Reading or writing such a gradient would make it an
-    array of zeros, with which they are updated. The answer follows from the step's paths alone, so all processes give the
-    same one.
+    NNabla's solvers check the same flag (`grad.zeroing`) and skip the other parameters: their weights, moments and update
+    counts do not change, and no weight decay is applied. Reading or writing such a gradient would turn it into an array of
+    zeros, with which the parameter would be updated. The result depends only on the paths of the step, so it is the same on
+    all processes.
     """
     return {name: parameter for name, parameter in parameters.items() if not parameter.grad.zeroing}
 
 
 class GradientSum:
-    """Adds up the gradients of mini-batches, each taken from zero, in their order.
+    """Sums the gradients of mini-batches in order, each computed separately from zero.
 
-    Several processes that have a mini-batch each add up in the same order: so they get the same bits as one process that
-    has them all. A parameter that no path of the step used has no gradient before and after (see `touched`).
+    Several processes with one mini-batch each add their gradients in the same order and obtain bitwise the same sum as one
+    process with all mini-batches. A parameter that no path of the step used has no gradient before or after (see `touched`).
     """
 
     def __init__(self, parameters: dict[str, nn.Variable]):
         self._parameters, self._sums = parameters, {}
 
     def take(self) -> None:
-        """Add the parameters' gradients, which begin at zero again."""
+        """Add the parameters' gradients to the sum, and reset them to zero."""
         for name, parameter in touched(self._parameters).items():
             if name in self._sums:
                 self._sums[name] += parameter.grad
@@ -185,22 +198,22 @@ class GradientSum:
             parameter.grad.zero()
 
     def give(self) -> None:
-        """The sum becomes the parameters' gradients."""
+        """Copy the sum into the parameters' gradients."""
         for name, gradient in self._sums.items():
             self._parameters[name].grad.copy_from(gradient)
 
 
 class NotFinite(UserError):
-    """The loss became NaN or infinite: with another learning rate or other data it would not."""
+    """The loss became NaN or infinite; another learning rate or other data may avoid it."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What `train` reports after each step."""
+    """Report of `train` after each step."""
 
     step: int
-    path: search_space.Path  # the last, where a step has several
-    losses: tuple[float, ...]  # as `net.losses` or the objective orders them, mean over mini-batches and paths
+    path: search_space.Path  # the last path of the step
+    losses: tuple[float, ...]  # means over mini-batches and paths, in the order of `net.losses` or of the objective
     rate: float
 
 
@@ -219,31 +232,35 @@ def train(
     event=None,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Train `net`: each step draws a path, and updates the weights that it uses (Alg. 1 lines 9 to 16).
+    """Train `net`: each step samples a path and updates the weights that it uses (Alg. 1 lines 9 to 16).
 
-    A layer that no path of the step used stays as it is, moments included, with every solver, `accumulate`,
-    `paths_per_step` and number of processes; of a layer that was used in part, all weights are updated, as it is one array.
-    However a batch is cut, its gradient is the same, but for batch normalization, which sees a mini-batch at a time.
+    A layer that no path of the step used does not change, including its moments, for every solver, `accumulate`,
+    `paths_per_step` and number of processes. If a path used a part of a layer, all weights of the layer are updated, because
+    they are one array. The gradient of a batch does not depend on its division into mini-batches, except through batch
+    normalization, which uses the statistics of one mini-batch at a time.
 
     Args:
-        optimizer: holds the parameters to train; its schedule decides the learning rate.
-        paths: gives the path of each step; of several processes only the first one's is asked.
-        loader: `data.loader.Loader`; step s takes its batch s, or this process' part of it.
-        inputs: variables for one mini-batch: images, then targets. They take the shapes of each batch's.
-        steps: the global steps to do.
-        accumulate: mini-batches that a batch, or this process' part of it, is cut into; their gradients make one update.
-        paths_per_step: paths drawn in each step; all see its batch, and their gradients are added (not averaged), as OFA
-            does with its "dynamic batch size".
-        objective: what is minimised; by default `net.losses`.
-        comm: processes that share each batch; their weights must be equal at the start, and then stay so.
+        net: supernet.
+        optimizer: holds the parameters to train, and a schedule that sets the learning rate.
+        paths: sampler of the path of each step; with several processes, only the sampler of rank 0 is used.
+        loader: `data.loader.Loader`; step s uses its batch s, or this process' part of the batch.
+        inputs: variables for one mini-batch: images, then targets. They are reshaped to each batch.
+        steps: global step numbers to run.
+        accumulate: number of mini-batches that this process' part of a batch is divided into, with one update for all.
+        paths_per_step: number of paths sampled in each step. Each path is trained on the whole batch, and their gradients are
+            added, not averaged, as in OFA's "dynamic batch size".
+        objective: training objective. Default: `net.losses`.
+        comm: processes that share each batch. Their weights must be equal at the start, and then remain equal.
+        event: CUDA stream events of NNablaNAS, if any.
         on_step: called after each update, for logs and checkpoints.
 
     Raises:
-        NotFinite: the loss is NaN or infinite, on all processes if on one; the weights are those before that update.
+        NotFinite: the loss is NaN or infinite. It is raised on all processes, and the weights are those before the update.
+        UserError: a batch cannot be loaded, or device memory is exhausted. The weights are those of the last complete step.
     """
     comm = comm or Communicator()
     parts = accumulate * comm.n_procs
-    with closing(loader.batches(steps.start)) as batches:
+    with closing(loader.batches(steps.start)) as batches, bounded_by("hparams.mini_batch", inputs[0].shape[0]):
         for number in steps:
             optimizer.zero_grad()
             batch = next(batches)

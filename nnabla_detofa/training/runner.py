@@ -1,17 +1,15 @@
-"""What Algorithm 1 and its baselines share: an NNablaNAS runner whose run is a sequence of named phases.
+"""Base class of the NNablaNAS runners, whose runs are sequences of named, resumable phases.
 
-A phase leaves its result in the run's folder and is not done again: the same command goes on where it was stopped.
+A phase stores its result in the run's folder and is not repeated: the same command resumes an interrupted run.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path as FilePath
@@ -19,26 +17,23 @@ from pathlib import Path as FilePath
 import numpy as np
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tqdm import tqdm
 
 from .. import config as configs
-from ..backend.compat import Device, Optimizer, Runner, hydra_state
-from ..backend.launch import Stopped, handling
-from ..backend.ranks import Communicator
+from ..backend.compat import Optimizer, Runner
+from ..backend.launch import Stopped
 from ..common.errors import UserError
 from ..common.files import write_json
+from ..common.progress import ProgressBar
 from ..common.reading import parse_json, shown, shown_names
 from ..data.loader import Loader
-from ..data.sets import read_all
 from ..evaluation.path_evaluation import KeptEvaluation, named_rng, named_seed, sample_in_buckets
 from ..evaluation.validation import PathEvaluator, timing, validation_loss
 from ..networks.weights import digest
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.model import PathFilter, PathScorer, Tokenizer
-from ..path_filter.ranking import fit
-from ..runs import provenance, result_files
+from ..path_filter.ranking import fit, fit_options, transfer
+from ..runs import result_files
 from ..runs.cost_ledger import DeviceClock, entry
-from ..runs.lock import Claim, claimed
 from ..runs.phases import TrainingPhase, phase_names, slug, training_phases
 from ..space.costs import CostModel
 from ..space.counting import Buckets
@@ -47,84 +42,32 @@ from ..space.paths import PathBatch
 from ..space.search_space import SearchSpace
 from .checkpoint import Checkpoint
 from .loop import NotFinite, Objective, PathSampler, Progress, new_optimizer, train
-from .mini_batch import mini_batch
+from .stop import StopRequest
 
 ACCOUNT_EVERY = 10.0
-"""Seconds of work, at most, that a kill may leave out of the record of what a run cost, outside training."""
-
-
-class StopRequest:
-    """Turns the first of the `STOP_SIGNALS` into KeyboardInterrupt.
-
-    Whatever is kept is kept whole or not at all, so that may be at any moment; but inside `deferred`, and always where several
-    ranks must stop at the same point, the first one is only noted, and honoured by `check`. A second one stops at once, but for
-    SIGHUP, which may come with another from one cause.
-
-    Attributes:
-        requested: of this process. comm: ranks that stop together, whichever of them got the signal.
-    """
-
-    def __init__(self, comm: Communicator):
-        self.requested, self.comm = False, comm
-        self._told = False
-        self._deferring = self._always = comm.n_procs > 1
-
-    def __enter__(self) -> StopRequest:
-        self._handling = handling(self._hear)
-        self._handling.__enter__()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._handling.__exit__(*error)
-
-    def _hear(self, number: int, frame) -> None:
-        hung_up, self.requested = number == signal.SIGHUP, True
-        at_once = not self._deferring or (self._told and not hung_up)
-        self._told |= not hung_up
-        if at_once:
-            raise KeyboardInterrupt
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Only take note of a first signal while the block lasts."""
-        self._deferring = True
-        try:
-            yield
-        finally:
-            self._deferring = self._always
-        self.check()
-
-    def agreed(self) -> bool:
-        """Was a stop asked for, of any rank? All must ask this at the same point."""
-        return any(self.comm.gather(self.requested))
-
-    def check(self) -> None:
-        """Raise Stopped if a stop was asked for, of any rank."""
-        if self.agreed():
-            raise Stopped
-
-    def check_here(self) -> None:
-        """Raise Stopped if a stop was asked for of this process: where others wait in `Communicator.once` for what it does."""
-        if self.requested:
-            raise Stopped
+"""Seconds between updates of the cost records outside training; a killed run loses at most the cost of this interval."""
 
 
 class SupernetRunner(Runner):
-    """Base of the runners: data, networks, the training loop and the evaluation of paths, with everything resumable.
+    """Base class of the runners: resumable phases, training, evaluation of paths and fitting of path filters.
 
     Args:
         model: a `SearchNet`.
-        optimizer: empty at first; a phase starts its own by `config.optimizer`.
-        regularizer: NNablaNAS' estimators; there are none, costs come from `costs.CostModel`.
-        dataloader: data sets by split; their lengths are numbers of images.
-        hparams: NNablaNAS' entries (`batch_size_train`, `input_shapes`, ...).
-        args: `comm`, `event` and `output_path` as NNablaNAS has them; `config`, the checked config; `sets`, the data sets
-            with their transforms; `cost`, the cost model.
+        optimizer: optimizers by name; initially empty, because each phase creates its own from `config.optimizer`.
+        regularizer: estimators of NNablaNAS; empty, because costs are computed by `costs.CostModel`.
+        dataloader: datasets by split; their lengths are numbers of images.
+        hparams: hyperparameters of NNablaNAS (`batch_size_train`, `input_shapes`, ...).
+        args: `comm`, `event` and `output_path` as in NNablaNAS; `config`, the checked config; `sets`, the datasets with
+            their transforms; `cost`, the cost model.
+
+    Attributes:
+        begun: whether the run has completed a training step or a phase.
+        on_begin: called when the first training step or phase is complete.
     """
 
     phases: tuple[str, ...] = ()
-    lines: dict[str, str] = {}  # of Algorithm 1 that training phases are, for their checkpoints
-    loss_names: tuple[str, ...] = ("loss",)  # what the model's `losses` returns
+    lines: dict[str, str] = {}  # training phase -> its lines of Algorithm 1, stored in checkpoints
+    loss_names: tuple[str, ...] = ("loss",)  # names of the values returned by the model's `losses`
 
     def __init__(self, model, optimizer, regularizer, dataloader, hparams, args):
         super().__init__(model, optimizer, regularizer, dataloader, hparams, args)
@@ -137,6 +80,8 @@ class SupernetRunner(Runner):
         self.training = {phase.name: phase for phase in training_phases(self.config)}
         self.phases = self.phases or phase_names(self.config)
         self.stop = StopRequest(self.comm)
+        self.begun = False
+        self.on_begin: Callable[[], None] = lambda: None
         self.results: dict = {}
         anew = "count the time anew"
         self.seconds: dict[str, float] = self.recall("seconds", {}, result_files.seconds, anew)
@@ -149,47 +94,50 @@ class SupernetRunner(Runner):
             self.log(f"the ledger counts {self.ledger['unit']}, and here there are {self.clock.unit}: it begins anew")
             self.ledger = fresh
 
-    # NNablaNAS' names for what happens on a batch; the phases call both by their own.
+    # NNablaNAS requires these names; the phases call both functions by their own names.
     train_on_batch = staticmethod(train)
     valid_on_batch = staticmethod(validation_loss)
 
     def callback_on_start(self) -> None:
-        """Say what is trained."""
+        """Log the search space and the FLOPs buckets."""
         edges = ", ".join(f"{edge / 1e9:.4g}" for edge in self.buckets.edges)
         self.log(f"search space {self.space.name}: {self.space.size():.4g} paths; FLOPs buckets at {edges} GFLOPs")
 
     def log_data(self) -> None:
-        """Say what the data set holds, with the warnings that were on the screen when it was opened."""
+        """Log the classes of the dataset, and, only to the file, the warnings that were printed when it was opened."""
         self.log(f"classes: {shown_names(self.sets.classes)}")
         for text in self.sets.warnings:
             self.monitor.info(f"{text}\n", view=False)
 
     def callback_on_epoch_end(self) -> None:
-        """Called after each epoch of a training phase; for subclasses."""
+        """Hook for subclasses, called after each epoch of a training phase."""
 
     def callback_on_finish(self) -> None:
-        """Close the log, and say the first error of writing if there is one."""
+        """Close the log files; raise the first write error of TensorBoard's thread, if any."""
         try:
             self.monitor.close()
         finally:
-            if self.comm.rank == 0:  # its file stays open where TensorBoard's cannot be written
+            if self.comm.rank == 0:  # `monitor.close` leaves its file open if it fails to close TensorBoard's
                 self.monitor.file.close()
 
     # --- Phases and their results -----------------------------------------------------------------------------------
 
     def remember(self, name: str, content) -> None:
-        """Keep something as <name>.json in the run's folder."""
+        """Write content as <name>.json to the run's folder; only rank 0 writes."""
         if self.comm.rank == 0:
             write_json(self.folder / f"{name}.json", content)
 
     def recall(self, name: str, default=None, check: Callable = lambda content: content, remedy: str = "have it made again"):
-        """What was remembered as `name`, or `default`; all ranks must ask.
+        """Read the content that `remember` wrote as <name>.json. All ranks must call this.
 
         Args:
-            check: one of `result_files`, of the content. remedy: what it helps to remove a damaged file for.
+            name: name of the file without its suffix.
+            default: value to return if there is no file.
+            check: validates the content, one of the functions of `result_files`.
+            remedy: effect of removing the file, for the error message.
 
         Raises:
-            UserError: its file is damaged.
+            UserError: the file is damaged.
         """
         file = self.folder / f"{name}.json"
 
@@ -203,20 +151,27 @@ class SupernetRunner(Runner):
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Announce a phase, and add its time to what the run has cost so far, interrupted or not."""
+        """Log the start of a phase, and record its cost at its end or interruption."""
         number = self.phases.index(name) + 1
         self.log(f"[{number}/{len(self.phases)}] {name}")
         self._accounted = name, time.perf_counter(), self.clock()
         try:
             yield
         except BaseException:
-            with suppress(OSError):  # the first error says what is wrong
+            with suppress(OSError):  # report the first error
                 self.account()
             raise
+        self.begin()
         self.account()
 
+    def begin(self) -> None:
+        """Call `on_begin` when the first training step or phase of the run is complete."""
+        if not self.begun:
+            self.on_begin()
+            self.begun = True
+
     def account(self) -> None:
-        """Add what the phase has cost since it began, or since this was called last, to what is kept of it."""
+        """Add the cost of the phase since its start or the last call to seconds.json and ledger.json."""
         name, start, device_start = self._accounted
         self._accounted = name, time.perf_counter(), self.clock()
         self.seconds[name] = self.seconds.get(name, 0.0) + self._accounted[1] - start
@@ -226,55 +181,67 @@ class SupernetRunner(Runner):
         self.remember("ledger", self.ledger)
 
     def pause(self, alone: bool = False) -> None:
-        """Between two pieces of a phase's work: honour a stop, and account every `ACCOUNT_EVERY` seconds.
+        """Check for stop requests, and record the cost every `ACCOUNT_EVERY` seconds.
 
         Args:
-            alone: rank 0 does this work while the others wait; otherwise all must call this.
+            alone: only rank 0 calls this, while the other ranks wait. Otherwise all ranks must call it.
+
+        Raises:
+            Stopped: a stop was requested.
         """
         self.stop.check_here() if alone else self.stop.check()
         if time.perf_counter() - self._accounted[1] > ACCOUNT_EVERY:
             self.account()
 
     def log(self, message: str) -> None:
-        """A line of the log, on the screen and in the file."""
+        """Write a line to the screen and to the log file."""
         self.monitor.info(message + "\n")
 
     def show(self, tag: str, value: float, step: int) -> None:
-        """A point of a curve in TensorBoard."""
+        """Add a point to a curve in TensorBoard."""
         if self.comm.rank == 0:
             self.monitor.tb.add_scalar(tag, value, step)
 
     def show_picture(self, tag: str, picture: Image.Image) -> None:
-        """A picture in TensorBoard."""
+        """Add a picture to TensorBoard."""
         encoded = BytesIO()
         picture.save(encoded, "PNG")
         width, height = picture.size
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded.getvalue())
         self.monitor.tb.add_image(tag, image, 0)
 
-    def progress(self, name: str, total: int, done: int = 0, unit: str = "step") -> tqdm:
-        """A progress bar with the time left."""
-        return tqdm(total=total, initial=done, desc=name, unit=unit, disable=self.comm.rank > 0, dynamic_ncols=True)
+    def progress(self, name: str, total: int, done: int = 0, unit: str = "step") -> ProgressBar:
+        """Create a progress bar with the remaining time; ranks other than 0 show none."""
+        return ProgressBar(total=total, initial=done, desc=name, unit=unit, disable=self.comm.rank > 0)
 
     def rng(self, name: str) -> np.random.Generator:
-        """The generator of everything random that is called `name`: from the seed and the name alone."""
+        """Return the random generator for the purpose `name`; it depends only on the run's seed and the name."""
         return named_rng(self.config.args.seed, name)
 
     # --- Training ---------------------------------------------------------------------------------------------------
 
     def new_optimizer(self, phase: TrainingPhase) -> Optimizer:
-        """A fresh solver over the supernet's parameters, with the phase's schedule."""
+        """Create an optimizer of the supernet's parameters with the solver and the schedule of the phase."""
         return new_optimizer(self.model, phase.solver, phase.schedule(len(self.dataloader["train"])))
 
     def train_phase(
         self, phase: TrainingPhase, paths: PathSampler, optimizer: Optimizer, objective: Objective | None = None
     ) -> None:
-        """Train for the phase's epochs, with checkpoints; weights and optimiser are kept in <name>/
+        """Train for the epochs of a phase, with checkpoints, and save weights and optimizer in the folder <name>/.
 
-        Where the phase was done before, only its weights and its optimiser are loaded.
+        If the phase was completed before, only its weights and its optimizer are loaded.
 
         Args:
-            objective: what is minimised; by default the network's own loss.
+            phase: phase to train.
+            paths: sampler of the path of each step.
+            optimizer: optimizer of the supernet's parameters.
+            objective: training objective. Default: the network's own loss.
+
+        Raises:
+            NotFinite: the loss is NaN or infinite.
+            Stopped: a stop was requested; a checkpoint was saved.
+            UserError: a checkpoint is damaged or belongs to another config; or an image cannot be loaded or device memory is
+                exhausted, in which case a checkpoint of the last complete step was saved.
         """
         name, epochs = phase.name, phase.epochs
         tags = objective.names if objective else self.loss_names
@@ -321,6 +288,7 @@ class SupernetRunner(Runner):
 
         def on_step(progress: Progress) -> None:
             nonlocal latest
+            self.begin()
             latest = state_after(progress.step + 1)
             bar.update()
             self._report(name, tags, progress, bar, latest["step"] == last, getattr(paths, "refused_share", None))
@@ -353,7 +321,7 @@ class SupernetRunner(Runner):
                 if saved is not None:
                     kept = f"the last good checkpoint is {checkpoint.folder}, of step {saved}"
                 raise NotFinite(f"{name}: {error}; {kept}") from error
-            except UserError:  # a photograph is gone, or broken: the weights are those of the last whole step
+            except UserError:  # e.g. an image is missing or broken; the weights are those of the last complete step
                 if latest["step"] != saved:
                     save(checkpoint)
                 raise
@@ -363,10 +331,13 @@ class SupernetRunner(Runner):
         self.comm.barrier()
 
     def _loaded(self, checkpoint: Checkpoint, optimizer: Optimizer, restore: Callable[[dict], None]) -> dict | None:
-        """What `checkpoint.load` gives, on all ranks; their weights are then the same.
+        """Load a checkpoint on all ranks, and verify that their weights are equal.
+
+        Returns:
+            The JSON of the state; None if there is no checkpoint.
 
         Raises:
-            UserError: they are not: ranks read other files.
+            UserError: the weights differ, because the ranks read different files.
         """
         state = checkpoint.load(self.model, optimizer, restore)
         weights = digest(self.model.get_parameters()) if self.comm.n_procs > 1 else ""
@@ -382,16 +353,21 @@ class SupernetRunner(Runner):
         name: str,
         tags: Sequence[str],
         progress: Progress,
-        bar: tqdm,
+        bar: ProgressBar,
         last: bool,
         refused_share: float | None = None,
     ) -> None:
-        """Mean losses since the last report, and the rate of this step, to TensorBoard and as a line of the log.
+        """Report the mean losses since the last report and the learning rate to TensorBoard and the log file.
 
-        That is every `print_frequency` steps, and after the `last` step of a phase.
+        Reports are written every `print_frequency` steps and after the last step of a phase.
 
         Args:
-            refused_share: of the draws so far.
+            name: name of the phase.
+            tags: names of the losses.
+            progress: report of the step.
+            bar: progress bar that shows the mean loss.
+            last: whether this is the last step of the phase.
+            refused_share: share of the sampled paths that were rejected so far.
         """
         step = progress.step + 1
         for tag, value in zip(tags, progress.losses):
@@ -404,12 +380,13 @@ class SupernetRunner(Runner):
                 self.show(f"share of draws refused/{name}", refused_share, step)
             shown = ", ".join(f"{tag} {self.monitor[f'{tag}/{name}'].avg:.4f}" for tag in tags)
             self.monitor.info(f"{name} step {step}: {shown}, rate {progress.rate:.2e}\n", view=False)
-            self.monitor.meters.clear()  # reset() would keep them, and the next phase would write zeros for this one
+            self.monitor.meters.clear()  # reset() would keep the meters, and the next phase would write zeros for them
 
     def loader(self, phase: TrainingPhase) -> Loader:
-        """Training batches of a phase: a function of the seed, the phase's schedule, the epoch and the step alone.
+        """Create the loader of a phase's training batches.
 
-        So no two schedules see the same order, crops, flips and colors, whichever were run before.
+        A batch depends only on the seed, the phase's schedule, the epoch and the step. Different schedules have different
+        orders of images, crops, flips and colors, which do not depend on the phases that ran before.
         """
         return Loader(
             self.dataloader["train"],
@@ -423,7 +400,7 @@ class SupernetRunner(Runner):
         )
 
     def inputs(self) -> list:
-        """The variables that a training batch goes into."""
+        """Return the input variables of a training mini-batch: images, then targets."""
         placeholder = self.placeholder["train"]
         return [*placeholder["inputs"], *placeholder["targets"]]
 
@@ -431,16 +408,16 @@ class SupernetRunner(Runner):
 
     @cached_property
     def evaluation(self) -> KeptEvaluation:
-        """Evaluates this run's paths."""
+        """Evaluates paths of this run's supernet, and stores the results."""
         return KeptEvaluation.of(self.model, self.sets, self.config, self.cost, self.buckets, comm=self.comm)
 
     @property
     def evaluator(self) -> PathEvaluator:
-        """The images and the network of `evaluation`."""
+        """The path evaluator of `evaluation`."""
         return self.evaluation.evaluator
 
     def evaluate_paths(self, name: str, paths: PathBatch) -> EvaluatedPaths:
-        """Validation losses of `paths` under the present weights, kept in <name>.jsonl as they come."""
+        """Evaluate paths under the current weights; each result is stored in <name>.jsonl when it is complete."""
 
         def opened() -> tuple[EvaluatedPaths, PathBatch]:
             kept = self.evaluation.open(self.folder / f"{slug(name)}.jsonl")
@@ -460,55 +437,67 @@ class SupernetRunner(Runner):
         return self.comm.once(lambda: kept)
 
     def sample_paths(self, name: str, per_bucket: int, space: SearchSpace) -> PathBatch:
-        """`per_bucket` paths of each FLOPs bucket, uniform inside it (Alg. 1 line 4); an empty bucket gives none."""
+        """Sample `per_bucket` paths uniformly from each FLOPs bucket that is not empty (Alg. 1 line 4)."""
         return sample_in_buckets(self.buckets, per_bucket, self.rng(name), space, self.log)
 
     # --- The path filter --------------------------------------------------------------------------------------------
 
     def scorer(self, path_filter: PathFilter) -> PathScorer:
-        """The filter as a function of paths, with this run's costs and buckets."""
+        """Return the path filter as a function of paths, with this run's costs and buckets."""
         return PathScorer(path_filter, self.cost.flops, self.buckets.index)
 
     def new_filter(self) -> PathFilter:
-        """The filter of `hparams.filter`: from its weights file, or with fresh weights."""
+        """Create the path filter of `hparams.filter`, with weights from its file or with random weights."""
         if self.config.hparams.filter.weights:
             return given_filter(self.config, self.space.geometry)
         return PathFilter(self.space.geometry, **filter_settings(self.config), rng=self.rng("path filter weights"))
 
-    def train_filter(self, name: str, start: PathFilter, paths: EvaluatedPaths) -> PathScorer:
-        """Fit a copy of `start` to evaluated paths with Eq. 5 and 6, and keep it as <name>.h5."""
+    @property
+    def filter_is_given(self) -> bool:
+        """Whether `new_filter` loads a file, with a filter that was fitted to paths of another supernet."""
+        return self.config.hparams.filter.weights is not None
+
+    def train_filter(self, name: str, start: PathFilter, paths: EvaluatedPaths, transferred: bool = False) -> PathScorer:
+        """Fit a copy of a path filter to evaluated paths (Eq. 5 and 6), and save it as <name>.h5.
+
+        If the file exists, the filter is loaded from it.
+
+        Args:
+            name: name of the phase.
+            start: path filter to copy.
+            paths: evaluated paths.
+            transferred: `start` was fitted to paths of another supernet, see `ranking.transfer`.
+
+        Returns:
+            The fitted filter as a function of paths.
+        """
         file, options = self.folder / f"{slug(name)}.h5", self.config.hparams.filter
-        trained = start.copy()
+        trained, members = start.copy(), start.settings["ensemble"]
 
         def fitted() -> dict[str, np.ndarray]:
             if file.exists():
                 return PathFilter.load(file).get_weights()
-            with self.progress(name, options.epochs, unit="epoch") as bar:
+            given = paths.batch, paths.buckets, paths.losses
+            if transferred:
+                self.log(f"{name}: {transfer(trained, *given, self.rng(f'{name}, fresh weights'))}")
+            with self.progress(name, members * options.epochs, unit="epoch") as bar:
 
-                def on_epoch(epoch: int, train_loss: float, validation_loss: float) -> None:
+                def on_epoch(member: int, epoch: int, train_loss: float, validation_loss: float) -> None:
                     bar.update()
                     bar.set_postfix(loss=f"{train_loss:.3f}", validation=f"{validation_loss:.3f}")
-                    self.show(f"pair loss/{name}", train_loss, epoch)
-                    self.show(f"pair loss on validation paths/{name}", validation_loss, epoch)
+                    curve = name if members == 1 else f"{name}, member {member + 1}"
+                    self.show(f"pair loss/{curve}", train_loss, epoch)
+                    self.show(f"pair loss on validation paths/{curve}", validation_loss, epoch)
                     self.pause(alone=True)
 
-                result = fit(
-                    trained,
-                    paths.batch,
-                    paths.buckets,
-                    paths.losses,
-                    self.rng(name),
-                    epochs=options.epochs,
-                    lr=options.lr,
-                    batch_size=options.batch_size,
-                    patience=options.patience,
-                    flops_bounded=options.flops_bounded,
-                    progress=on_epoch,
+                results = fit(trained, *given, self.rng(name), fit_options(options), on_epoch, transferred)
+            for number, result in enumerate(results, 1):
+                self.log(
+                    f"{name}{f', member {number}' if members > 1 else ''}: best of {len(result.validation_losses) - 1} epochs "
+                    f"is {result.best_epoch}, validation loss {result.validation_losses[result.best_epoch]:.4f} "
+                    f"(before: {result.validation_losses[0]:.4f})"
+                    + (f"; beside its linear skip, transferred logits times {result.kept:.3g}" if result.kept != 1 else "")
                 )
-            self.log(
-                f"{name}: best of {len(result.validation_losses) - 1} epochs is {result.best_epoch}, validation loss "
-                f"{result.validation_losses[result.best_epoch]:.4f} (before: {result.validation_losses[0]:.4f})"
-            )
             trained.save(file)
             return trained.get_weights()
 
@@ -517,135 +506,27 @@ class SupernetRunner(Runner):
         return self.scorer(trained)
 
 
-FILTER_SETTINGS = ("dim", "heads", "layers", "feed_forward", "stem_tokens", "block_encoding", "encoding", "pooling")
+TRANSFERRED_SETTINGS = ("dim", "heads", "layers", "feed_forward", "stem_tokens", "block_encoding", "encoding", "pooling")
+"""Settings in which a pre-trained path filter must match the filter that starts from its weights."""
+FILTER_SETTINGS = (*TRANSFERRED_SETTINGS, "linear_skip", "ensemble")
 
 
 def filter_settings(config: configs.Config) -> dict:
-    """What `PathFilter` takes besides the geometry, of `hparams`."""
+    """Return the arguments of `PathFilter` that `hparams` sets, which are all but the geometry and the generator."""
     options = config.hparams.filter
     return {key: getattr(options, key) for key in FILTER_SETTINGS} | {"buckets": config.hparams.buckets}
 
 
 def given_filter(config: configs.Config, geometry: Geometry) -> PathFilter:
-    """The path filter that a config names.
+    """Load the path filter of the file named in a config.
 
     Raises:
-        UserError: its file cannot be read, or it was made with other settings or for another search space.
+        UserError: the file cannot be read, or its filter has other settings or belongs to another search space.
     """
     options = config.hparams.filter
-    loaded = PathFilter.load(options.weights, **filter_settings(config))
+    expected = {key: value for key, value in filter_settings(config).items() if key in (*TRANSFERRED_SETTINGS, "buckets")}
+    loaded = PathFilter.load(options.weights, **expected)
     ours, theirs = Tokenizer(geometry, options.stem_tokens), loaded.tokenizer
     if ours.vocabulary != theirs.vocabulary or ours.blocks.tolist() != theirs.blocks.tolist():
         raise UserError(f"the path filter in {options.weights} was trained for another search space than this run's")
-    return loaded
-
-
-def start(
-    searcher: type[SupernetRunner],
-    model,
-    sets,
-    cost: CostModel,
-    config: configs.Config,
-    device: Device,
-    output: FilePath,
-    restart: bool = False,
-) -> dict:
-    """Make the runner as NNablaNAS does, and run it.
-
-    Args:
-        model: a `SearchNet`. sets: the data sets. cost: what a path costs.
-        output: the run's folder. restart: begin anew what is there.
-    """
-    comm = device.comm
-    size, batch = list(sets.image_size), config.hparams.batch_size
-    mini = comm.once(lambda: mini_batch(config, comm.n_procs, output, restart))
-    for phase in training_phases(config):
-        if phase.batch_size > len(sets.train):  # before anything of that size is made
-            raise UserError(
-                f"the batch_size of the phase {phase.name} must be at most the number of images, {len(sets.train)}, "
-                f"got {phase.batch_size}"
-            )
-    comm.once(lambda: read_all(sets))
-    hparams = {
-        "batch_size_train": batch,
-        "mini_batch_train": mini,
-        "batch_size_valid": batch,
-        "mini_batch_valid": mini,
-        "input_shapes": [[3, *size]],
-        "target_shapes": sets.target_shapes(),
-        "loss_weights": None,
-    }
-    args = {"comm": comm, "event": device.event, "output_path": "", "config": config, "cost": cost, "sets": sets}
-    first = comm.rank == 0
-    with ExitStack() as held:
-
-        def hold() -> Claim:
-            other = mini != (config.hparams.mini_batch or batch)
-            kept = {"mini_batch": mini, "processes": comm.n_procs} if other else None
-            held_for_it = held.enter_context(claimed(output, config, restart, kept))
-            if not held_for_it.fresh:
-                provenance.refuse_changed_inputs(output, config)
-            return held_for_it
-
-        claim = comm.once(hold)
-        held.enter_context(_writing(output))
-        held.enter_context(hydra_state(output))
-        held.enter_context(_quiet_threads())
-        runner = None
-        try:
-            runner = searcher(model, {}, {}, {"train": sets.train, "valid": sets.val}, hparams, args)
-            for phase in runner.training.values():
-                runner.loader(phase)  # is there a batch to be had?
-            runner.callback_on_start()
-            runner.log_data()
-        except BaseException:
-            if runner:
-                with suppress(OSError):
-                    runner.callback_on_finish()
-            if first:
-                with suppress(OSError):  # the first error says what is wrong
-                    claim.withdraw()
-            raise
-        if first:
-            claim.confirm()
-            provenance.record(output, config)
-        with runner.stop:
-            try:
-                found = runner.run()
-            except BaseException as error:
-                with suppress(OSError):
-                    runner.callback_on_finish()
-                if isinstance(error, Stopped):
-                    comm.barrier()  # the first to leave ends the others, who may still write
-                raise
-            runner.callback_on_finish()
-            comm.barrier()
-            return found
-
-
-@contextmanager
-def _writing(output: FilePath) -> Iterator[None]:
-    """Turn an OSError of a run in `output` into the sentence that says how to go on."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or output} cannot be written ({error.strerror or error}): what was done before is kept, and the "
-            "same command goes on once that is mended"
-        ) from error
-
-
-@contextmanager
-def _quiet_threads() -> Iterator[None]:
-    """What TensorBoard's thread cannot write is raised again in ours, so its own traceback says nothing new."""
-    before = threading.excepthook
-
-    def report(args) -> None:
-        if not issubclass(args.exc_type, OSError):
-            before(args)
-
-    threading.excepthook = report
-    try:
-        yield
-    finally:
-        threading.excepthook = before
+    return loaded.extended(options.ensemble, options.linear_skip)

@@ -14,7 +14,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnabla_detofa.cli import commands as cli
+from nnabla_detofa.cli import program as cli
 
 SECRET = "the content of a file that is none of ours"
 """What stands in ../secret.txt of a case's folder: no answer may show it."""

@@ -1,0 +1,142 @@
+"""Commands that create the paper's tables and figures."""
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+from ..backend import launch
+from ..common.errors import UserError
+from .shared import refuse_numbers, refuse_output, refuse_output_folder
+
+
+def table1_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", metavar="FOLDER", default="results/table1", help="default: %(default)s")
+
+
+def table1(args: argparse.Namespace) -> None:
+    """Write and print the sizes of the search spaces."""
+    refuse_output_folder(Path(args.output))
+    from ..paper.table1 import write
+
+    files = write(Path(args.output))
+    print(files[0].read_text())
+    print(f"written: {', '.join(map(str, files))}")
+
+
+def reproduce_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "targets",
+        nargs="+",
+        metavar="TARGET",
+        help="table2, table3, tableA1 to tableA3, figure3 to figure10, figureA1, figureA2, controls, architectures",
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="an entry of the configs to replace")
+    parser.add_argument("--profile", default="demo", help="demo, bccd, paper, or a .json file (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="the seeds 0 to N - 1 (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one for each core, or one GPU)")
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="default: results/<profile>")
+
+
+def reproduce(args: argparse.Namespace) -> None:
+    """Create tables and figures of the paper, including the runs that they need, and print them."""
+    from ..paper.profiles import load
+
+    refuse_numbers(args, seeds=1000, jobs=256)
+    profile = load(args.profile)
+    overrides = [entry for text in args.set for entry in re.split(r"\s+(?=[\w.]+=)", text.strip())]  # values may have spaces
+    flags = {"context": args.context, "device_id": args.device_id}
+    overrides += [f"args.{key}={value}" for key, value in flags.items() if value not in ("auto", "0")]
+    output = Path(args.output or profile.results)
+    refuse_output_folder(output)
+    from ..backend.compat import Device
+    from ..paper.reproduce import Order, reproduce
+
+    device = Device.open(args.context, args.device_id)
+    cores = launch.cores() if device.name == "cpu" else 1  # each of two runs on one GPU would count the other's time as its own
+    for file in reproduce(args.targets, Order(profile, output, args.seeds, tuple(overrides), args.jobs or cores, cores)):
+        print(file.read_text())
+        written = [file.with_suffix(suffix) for suffix in (".md", ".csv", ".png")]
+        print(f"written: {', '.join(str(path) for path in written if path.exists())}")  # some tables have no picture
+
+
+def filter_study_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", default="demo", help="demo, bccd, paper, or a .json file (default: %(default)s)")
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="default: results/<profile>")
+
+
+def filter_study(args: argparse.Namespace) -> None:
+    """Write and print learning curves of the path filter and of other rankings, training the supernets that they need."""
+    from ..backend.compat import Device
+    from ..paper.profiles import load
+
+    profile = load(args.profile)
+    output = Path(args.output or profile.results)
+    refuse_output_folder(output)
+    device = Device.open(args.context, args.device_id)
+    from ..paper.filter_curves import curves, write
+
+    files = write(curves(profile, device), output, f"python -m nnabla_detofa {shlex.join(args.command_line)}")
+    print(files[0].read_text())
+    print(f"written: {', '.join(map(str, files))}")
+
+
+def results_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="tables, figures, controls or claims (default: all, and the page)"
+    )
+    parser.add_argument("--profile", default="demo", help="demo, bccd, study, or a .json file (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="look for seeds 0 to N - 1 (default: %(default)s)")
+    parser.add_argument("--kept", action="store_true", help="do not look for runs: take what results/<profile>/runs holds")
+
+
+def results(args: argparse.Namespace) -> None:
+    """Keep the small files of a profile's runs, and make all results from these alone."""
+    from ..paper.profiles import load
+    from ..paper.results import make_results
+
+    refuse_numbers(args, seeds=1000)
+    for file in make_results(load(args.profile), args.names, args.seeds, not args.kept):
+        print(f"written: {file}")
+
+
+def pilot_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", default="study", help="whose data set's config is varied (default: %(default)s)")
+    parser.add_argument("--all", action="store_true", help="run every cell, also where a smaller one meets all criteria")
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+
+
+def pilot(args: argparse.Namespace) -> None:
+    """Choose the regime of a study: images, steps and augmentation in which methods can differ."""
+    from ..backend.compat import Device
+    from ..paper.pilot import GRID, run_pilot
+    from ..paper.profiles import load
+
+    profile = load(args.profile)
+    print(run_pilot(profile, GRID, Device.open(args.context, args.device_id), args.all).read_text())
+
+
+def page_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", default="demo", help="demo, bccd, paper, or a .json file (default: %(default)s)")
+    parser.add_argument("--results", metavar="FOLDER", help="where reproduce and report wrote (default: results/<profile>)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="default: report.html among the results")
+
+
+def page(args: argparse.Namespace) -> None:
+    """Write all results of a profile as one HTML page."""
+    from ..paper.page import write_page
+    from ..paper.profiles import load
+
+    refuse_output(args.output)
+    if args.output and not args.output.endswith(".html"):  # must not overwrite a result
+        raise UserError(f"--output must be a file whose name ends in .html, got {args.output}")
+    profile = load(args.profile)
+    results = Path(args.results or profile.results)
+    output = Path(args.output or results / "report.html")
+    made = write_page(profile, results, output)
+    print(f"written: {output}, {output.stat().st_size / 1e6:.1f} MB, with {made} of the paper's tables and figures")

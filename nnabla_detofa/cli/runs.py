@@ -1,0 +1,60 @@
+"""Commands that inspect runs: inspect, compare, report."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ..common.errors import UserError
+from .shared import refuse_output, refuse_output_folder
+
+
+def report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the folder of a finished run of Algorithm 1")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="where to write (default: results/<run>)")
+
+
+def report(args: argparse.Namespace) -> None:
+    """Write the table and the figures of a run, and print the table."""
+    output = Path(args.output or Path("results", Path(args.run).absolute().name))
+    refuse_output_folder(output)
+    from ..tools.report import write_report
+
+    files = write_report(Path(args.run), output)
+    print((output / "table.md").read_text())
+    print(f"written: {', '.join(map(str, files))}")
+
+
+def inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the folder of any run, finished or not")
+    parser.add_argument("--json", action="store_true", help="everything as JSON instead, for programs")
+
+
+def inspect(args: argparse.Namespace) -> None:
+    """Print the progress, cost, pruning, detectors and files of a run."""
+    from ..tools.inspect import describe, text
+
+    found = describe(Path(args.run))
+    print(json.dumps(found, indent=1) if args.json else text(found))
+
+
+def compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="the folders of two or more finished runs")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("-o", "--output", metavar="FILE", help="also draw AP over the budgets, .png")
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Print the AP of several runs at each budget, their differences, and whether the comparison is fair."""
+    refuse_output(args.output)
+    if args.output and Path(args.output).suffix != ".png":
+        raise UserError(f"--output must end in .png, got {args.output}")
+    from ..tools.compare import compare, draw, table
+
+    found = compare([Path(run) for run in args.runs])
+    print(json.dumps(found, indent=1) if args.json else table(found))
+    if args.output:
+        from ..common.figures import save
+
+        save(draw(found), args.output, dpi=110)
+        print(f"written: {args.output}", file=sys.stderr if args.json else sys.stdout)

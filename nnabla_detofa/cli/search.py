@@ -1,0 +1,171 @@
+"""Commands that search for a path, evaluate many paths, or measure the latency of layers."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from ..common.errors import UserError
+from .shared import progress_of, refuse_numbers, refuse_output, supernet_arguments, supernet_of
+
+
+def search_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the folder of a finished run of Algorithm 1")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the run's config")
+    parser.add_argument(
+        "--flops", metavar="BOUND", help="most multiply-accumulates, like 3G or 250M; of what the run's hparams.cost_scope says"
+    )
+    parser.add_argument("--latency", metavar="BOUND", help="like 40ms or 900us; needs a table of measure-latency")
+    parser.add_argument("--params", metavar="BOUND", help="most parameters of the detector, like 20M")
+    parser.add_argument(
+        "--memory", metavar="BOUND", help="most memory for the detector's activations, like 200MB (float32, one image)"
+    )
+    parser.add_argument("--latency-table", metavar="FILE", help="default: RUN/latency.json, if it is there")
+    parser.add_argument("--front", action="store_true", help="all trades of FLOPs against score in each bucket (needs pymoo)")
+    parser.add_argument(
+        "--by-score",
+        action="store_true",
+        help="compare winners of buckets by score, as hparams.search.across_buckets=score does; needs no weights and data",
+    )
+    parser.add_argument("--generations", type=int, metavar="N", help="of each search (default: the run's)")
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the result as JSON (default: RUN/found.json, or front.json)")
+
+
+def search(args: argparse.Namespace) -> None:
+    """Search a finished run for the best path under hard bounds."""
+    output = Path(args.output or Path(args.run, "front.json" if args.front else "found.json"))
+    refuse_output(output)
+    if args.generations is not None and args.generations < 0:
+        raise UserError(f"--generations must be 0 or more, got {args.generations}")
+    from ..common.files import write_json
+    from ..common.progress import ProgressBar
+    from ..tools.search import UNITS, find, load_run, parse_bound, table
+
+    bounds = {name: parse_bound(name, getattr(args, name)) for name in UNITS if getattr(args, name) is not None}
+    from ..backend.compat import Device
+
+    Device.open(args.context, args.device_id)
+    folder = Path(args.run)
+    run = load_run(folder, args.overrides, args.latency_table and Path(args.latency_table))
+    with ProgressBar(desc="generations", unit="generation") as bar:
+        result = find(run, bounds, args.by_score, args.front, args.generations, bar.update, bar.write)
+    print(table(result))
+    write_json(output, result)
+    print(f"written: {output}")
+
+
+def evaluate_paths_arguments(parser: argparse.ArgumentParser) -> None:
+    supernet_arguments(parser)
+    parser.add_argument("--pruned", action="store_true", help="draw from the run's pruned space instead of A")
+    parser.add_argument("--exclude", nargs="+", metavar="FILE", default=[], help="leave out the paths of these files")
+    parser.add_argument("--ap", action="store_true", help="measure AP50 on the validation images too")
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="evaluated paths, made or extended (.jsonl)")
+
+
+def evaluate_paths(args: argparse.Namespace) -> None:
+    """Evaluate paths of each FLOPs bucket of a supernet, and write the results to a file."""
+    refuse_output(args.output)
+    if args.pruned and args.file:
+        raise UserError("--pruned draws from the pruned space of a run: it needs a run's folder instead of -f")
+    from ..common.progress import ProgressBar
+
+    config, weights = supernet_of(args)
+    from ..runs.run_folder import searched_space
+    from ..tools.evaluate_paths import evaluate_sampled
+
+    space = searched_space(Path(args.run), config) if args.pruned else None
+    with ProgressBar(desc="paths", unit="path") as bar:
+        found = evaluate_sampled(
+            config,
+            weights,
+            args.output,
+            args.per_bucket,
+            args.name,
+            args.exclude,
+            space,
+            args.images,
+            args.bn_images,
+            args.ap,
+            progress_of(bar),
+            bar.write,
+        )
+    print(f"{len(found)} paths of the weights {weights} are in {args.output}")
+
+
+def evaluation_study_arguments(parser: argparse.ArgumentParser) -> None:
+    supernet_arguments(parser)
+    parser.add_argument("--pairs", type=int, default=1, metavar="N", help="of subsets for re-estimation (default: %(default)s)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="also write the tables as Markdown")
+
+
+def evaluation_study(args: argparse.Namespace) -> None:
+    """Print how the ranking of paths depends on the number of images used for their evaluation."""
+    refuse_output(args.output)
+    refuse_numbers(args, pairs=1000)
+    from ..common.files import write_text
+    from ..common.progress import ProgressBar
+
+    command = f"python -m nnabla_detofa {shlex.join(args.command_line)}"
+    config, weights = supernet_of(args)
+    from ..tools.evaluation_study import markdown, study
+
+    numbers = (args.per_bucket, args.name, args.images, args.bn_images, args.pairs)
+    with ProgressBar(desc="paths", unit="path") as bar:
+        result = study(config, weights, *numbers, progress_of(bar), bar.write)
+    text = markdown(result, f"{config.name}, {weights}", command)
+    print(text)
+    if args.output:
+        write_text(args.output, text)
+
+
+def measure_latency_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-f", "--file", required=True, metavar="FILE", help="the config, .json or .yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the config")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the table, as JSON")
+    parser.add_argument(
+        "--image-size", type=int, nargs="+", metavar="PIXELS", help="side, or height and width (default: the config's)"
+    )
+    parser.add_argument("--classes", type=int, metavar="N", help="default: network.num_classes, or 20")
+    parser.add_argument("--repeats", type=int, default=20, metavar="N", help="timed passes of a layer (default: %(default)s)")
+    parser.add_argument("--paths", type=int, default=20, metavar="N", help="whole networks to compare (default: %(default)s)")
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+
+
+def measure_latency(args: argparse.Namespace) -> None:
+    """Measure the latency of a supernet's layers, and print how well their sums predict the latency of whole networks."""
+    refuse_output(args.output)
+    refuse_numbers(args, repeats=10**6, paths=10**6, classes=10**5)
+    if args.image_size and (len(args.image_size) > 2 or max(args.image_size) > 16384):
+        sides = " ".join(map(str, args.image_size))
+        raise UserError(f"--image-size must be a side, or height and width, of at most 16384 pixels, got {sides}")
+    from .. import config as configs
+
+    config = configs.load(args.file, args.overrides)
+    import numpy as np
+
+    from ..backend.compat import Device
+    from ..common.progress import ProgressBar
+    from ..tools.measure_latency import measure, model_of, validate, write
+
+    size = (args.image_size * 2)[:2] if args.image_size else None
+    model = model_of(config, size and tuple(size), args.classes)
+    device = Device.open(args.context, args.device_id)
+    synchronise = device.event.default_stream_synchronize
+    with ProgressBar(desc="layers", unit="layer") as bar:
+
+        def on_layer(done: int, total: int) -> None:
+            bar.total = total
+            bar.update()
+
+        latency = measure(model, args.repeats, synchronise, on_layer)
+    found = validate(latency, model, np.random.default_rng(config.args.seed), args.paths, args.repeats, synchronise)
+    write(Path(args.output), latency, model, device.name, args.repeats, found)
+    correlation = found["rank_correlation"]
+    print(
+        f"{args.paths} random paths on {device.name}: mean relative error {found['mean_relative_error']:.1%}, "
+        f"rank correlation {'-' if correlation is None else f'{correlation:.3f}'}, "
+        f"{min(found['measured_ms']):.3g} to {max(found['measured_ms']):.3g} ms"
+    )
+    print(f"written: {args.output}")

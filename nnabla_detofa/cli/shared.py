@@ -1,0 +1,140 @@
+"""Arguments and checks shared by several commands."""
+
+import argparse
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """Definition of a subcommand.
+
+    Attributes:
+        help: one-line description for `--help`.
+        arguments: adds the arguments to a parser.
+        run: runs the command with the parsed arguments, and returns the exit status; None is 0.
+        examples: arguments of example command lines for `--help`.
+    """
+
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int | None]
+    examples: tuple[str, ...] = ()
+
+
+def count_or_auto(text: str) -> int | str:
+    """Parse an argument that is an integer or "auto"."""
+    if text != "auto" and not re.fullmatch(r"-?\d{1,18}", text):
+        raise argparse.ArgumentTypeError(f"must be a number or auto, got {text}")
+    return text if text == "auto" else int(text)
+
+
+def refuse_unwritable(file: Path) -> None:
+    """Raise a UserError if an output file cannot be written."""
+    from ..common.files import check_writable
+
+    try:
+        check_writable(file)
+    except OSError as error:
+        raise UserError(f"--output must be a place that can be written, got {error.filename}: {error.strerror}") from error
+
+
+def refuse_output(output: str | Path | None) -> None:
+    """Raise a UserError if an output file cannot be written, or its folder does not exist; None is accepted."""
+    if not output:
+        return
+    if Path(output).is_dir() or not Path(output).absolute().parent.is_dir():
+        raise UserError(f"--output must be a file in a folder that is there, got {output}")
+    refuse_unwritable(Path(output))
+
+
+def refuse_output_folder(output: Path) -> None:
+    """Raise a UserError if an output folder cannot be written or created."""
+    there = next(folder for folder in (output, *output.parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"--output must be a folder, or the place for one, got {output}: {there} is a file")
+    refuse_unwritable(there / "a file")
+
+
+def refuse_numbers(args: argparse.Namespace, **most: int) -> None:
+    """Raise a UserError if one of the named arguments is less than 1 or greater than its limit; None is accepted."""
+    for name, limit in most.items():
+        value = getattr(args, name)
+        if value is not None and not 1 <= value <= limit:
+            raise UserError(f"--{name.replace('_', '-')} must be in [1, {limit}], got {value}")
+
+
+def supernet_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that select a supernet (of a run, or of a config and a weights file), paths and images."""
+    parser.add_argument("run", nargs="?", metavar="RUN", help="the folder of a run; or else -f and --weights")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the config")
+    parser.add_argument("-f", "--file", metavar="FILE", help="a config instead of a run")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="the supernet's weights, such as warm_up/weights.h5 of the run (default: its last finished phase's)",
+    )
+    parser.add_argument("--per-bucket", type=int, metavar="N", required=True, help="paths of each FLOPs bucket")
+    parser.add_argument(
+        "--name", default="paths", help="seeds the drawing of paths: another name, others (default: %(default)s)"
+    )
+    parser.add_argument("--images", type=int, metavar="N", help="validation images (default: the config's)")
+    parser.add_argument(
+        "--bn-images", type=int, metavar="N", help="images for re-estimating statistics (default: the config's)"
+    )
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+
+
+def supernet_of(args: argparse.Namespace):
+    """Open the device, and return the config and the weights file selected by `supernet_arguments`.
+
+    Raises:
+        UserError: the arguments are invalid or inconsistent, or the run or the config cannot be read.
+    """
+    from .. import config as configs
+    from ..runs.run_folder import run_config, run_weights
+
+    refuse_numbers(args, per_bucket=10**6, images=10**9, bn_images=10**9)
+    overrides = list(args.overrides)
+    if args.file and args.run and "=" in args.run:
+        overrides, args.run = [args.run, *overrides], None
+    if bool(args.run) == bool(args.file):
+        raise UserError("either the folder of a run or -f with a config must say which supernet is meant, and not both")
+    if args.file and not args.weights:
+        raise UserError("-f needs --weights, the supernet's weights file")
+    config = run_config(Path(args.run), overrides) if args.run else configs.load(args.file, overrides)
+    weights = run_weights(Path(args.run), config, args.weights) if args.run else Path(args.weights)
+    from ..backend.compat import Device
+
+    Device.open(args.context, args.device_id)
+    return config, weights
+
+
+def progress_of(bar) -> Callable[[int, int], None]:
+    """Return a callback that sets a progress bar to `done` of `total`."""
+
+    def progress(done: int, total: int) -> None:
+        if bar.total is None:
+            bar.initial, bar.total = done, total
+        bar.update(done - bar.n)
+
+    return progress
+
+
+def detector_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that select one detector of a run."""
+    parser.add_argument("run", metavar="RUN", help="the folder of a run of Algorithm 1, or of a fine-tuning")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the run's config")
+    parser.add_argument(
+        "--detector",
+        required=True,
+        metavar="NAME",
+        help="fullnet, subnet_1, ..., finetuned, or a JSON file with a path in OFA's notation (what search writes)",
+    )
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")

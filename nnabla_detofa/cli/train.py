@@ -1,0 +1,157 @@
+"""Commands that train a run or fine-tune a detector, and commands for the weights from which runs start."""
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+from ..backend import launch
+from ..common.errors import UserError
+from .shared import count_or_auto, detector_arguments, refuse_output_folder
+
+RUNNERS = {
+    "detofa": "nnabla_detofa.methods.algorithm1",
+    "pretrain": "nnabla_detofa.methods.pretrain",
+    **dict.fromkeys(("fullnet", "ofa", "ofa_ps", "compofa"), "nnabla_detofa.methods.baselines"),
+}
+"""Maps `args.runner` to the module that implements it in a function run(config, device, output, restart=False)."""
+
+
+def run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-f", "--file", required=True, metavar="FILE", help="the config, .json or .yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the config")
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), help="replaces args.context")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", help="replaces args.device_id: a GPU, or one per rank: 0,1")
+    parser.add_argument("-o", "--output-path", metavar="OUTPUT", help="replaces args.output_path (default: runs/<config>)")
+    parser.add_argument(
+        "--processes",
+        type=count_or_auto,
+        metavar="N",
+        help="processes on this machine that share the work, each a core or a GPU: starts mpirun; auto: as many as there are "
+        "cores and as can share a batch in mini-batches of hparams.mini_batch, or one for each GPU of device_id",
+    )
+    parser.add_argument("--restart", action="store_true", help="start anew instead of going on where the run was stopped")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be run, try one step of each phase on the CPU, write nothing"
+    )
+
+
+def run(args: argparse.Namespace) -> int | None:
+    """Run a config: load it, open the device, and call the runner; launch several processes if requested."""
+    from .. import config as configs
+
+    _, size = launch.launched()
+    if args.processes not in (None, "auto") and args.processes < 1:
+        raise UserError(f"--processes must be 1 or more, or auto, got {args.processes}")
+    if size > 1 and (args.dry_run or args.processes not in (None, "auto", size)):
+        other = "--dry-run is one process" if args.dry_run else f"--processes is {args.processes}"
+        raise UserError(f"{size} ranks were launched, and {other}: leave out one of the two")
+    flags = {"context": args.context, "device_id": args.device_id, "output_path": args.output_path}
+    overrides = [f"args.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    config = configs.load(args.file, [*args.overrides, *overrides])
+    if args.dry_run:
+        from ..tools.dry_run import dry_run
+
+        for line in dry_run(config):
+            print(line, flush=True)
+        return None
+    if size == 1:
+        from ..training.mini_batch import mini_batch
+
+        processes = _processes(config, args.processes, args.restart)
+        mini_batch(config, processes, config.output_path, args.restart)  # raises if batches cannot be shared
+        if processes > 1:
+            return launch.launch(processes, [sys.executable, "-m", "nnabla_detofa", *args.command_line])
+
+    from ..backend.compat import Device
+
+    runner = importlib.import_module(RUNNERS[config.args.runner])
+    device = Device.open(config.args.context, config.args.device_id)
+    runner.run(config, device, config.output_path, restart=args.restart)
+    return None
+
+
+def _processes(config, wanted: int | str | None, restart: bool) -> int:
+    """Return the number of processes for `--processes`.
+
+    Without MPI, "auto" is one process on CPUs, which still evaluates paths on all cores.
+    """
+    if wanted != "auto":
+        return wanted or 1
+    from ..training.mini_batch import most_processes
+
+    if config.args.context != "cpu" and importlib.util.find_spec("nnabla_ext.cuda"):
+        return config.args.device_id.count(",") + 1
+    return most_processes(config, launch.cores(), config.output_path, restart) if launch.can_launch() else 1
+
+
+def ship_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the folder of a finished pre-training")
+    parser.add_argument("folder", metavar="FOLDER", help="where to")
+    parser.add_argument("--name", default="digits", help="first part of the files' names (default: %(default)s)")
+
+
+def ship(args: argparse.Namespace) -> None:
+    """Copy pre-trained weights in half precision."""
+    refuse_output_folder(Path(args.folder))
+    from ..methods.pretrain import ship
+
+    print(f"written: {', '.join(map(str, ship(Path(args.run), Path(args.folder), args.name)))}")
+
+
+def import_ofa_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="OFA's ResNet50 supernet as PyTorch saved it, or weights.h5 of NNablaNAS' own ofa_resnet50",
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the weights file to write, .h5")
+    parser.add_argument(
+        "--keep-channels",
+        action="store_true",
+        help="leave the first convolution for red, green, blue and ImageNet's normalisation, to compare with PyTorch; "
+        "by default it is rewritten for this package's images: blue, green, red with CenterNet's mean and deviation",
+    )
+
+
+def import_ofa(args: argparse.Namespace) -> None:
+    """Convert a PyTorch checkpoint to a weights file, and print a summary of its tensors."""
+    from ..networks.import_ofa import import_checkpoint
+
+    if Path(args.output).suffix != ".h5":
+        raise UserError(f"the weights file to write must end in .h5, got {args.output}")
+    if Path(args.output).is_dir():
+        raise UserError(f"the weights file to write must be a file, and {args.output} is a folder")
+    refuse_output_folder(Path(args.output).parent)
+    found = import_checkpoint(args.checkpoint, args.output, args.keep_channels)
+    print(f"{found.placed + found.dropped} tensors read, {found.placed} placed, {found.dropped} dropped (num_batches_tracked)")
+    print(f"{found.classes} classes")
+    print(f"the first convolution {'is as it was' if args.keep_channels else 'now takes blue, green, red images'}")
+    print(f"written: {args.output}")
+
+
+def finetune_arguments(parser: argparse.ArgumentParser) -> None:
+    detector_arguments(parser)
+    parser.add_argument("--epochs", type=int, required=True, metavar="N", help="of the run's training images")
+    parser.add_argument("--lr", type=float, metavar="RATE", help="learning rate at the start (default: a tenth of the run's)")
+    parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="a run's folder, with the detector finetuned")
+    parser.add_argument("--restart", action="store_true", help="start anew instead of going on where it was stopped")
+
+
+def finetune(args: argparse.Namespace) -> None:
+    """Fine-tune a single detector, and print its average precision before and after."""
+    from ..runs.run_folder import run_config
+
+    run = Path(args.run)
+    run_config(run, args.overrides)  # raises errors before the device is opened
+    from ..backend.compat import Device
+    from ..tools.evaluate import open_detector, table
+    from ..tools.finetune import check_request, finetune
+
+    check_request(Path(args.output), args.epochs, args.lr)
+    device = Device.open(args.context, args.device_id)
+    opened = open_detector(run, args.detector, args.overrides)
+    results = finetune(opened, run, args.detector, Path(args.output), args.epochs, device, lr=args.lr, restart=args.restart)
+    print(table(results))
+    print(f"written: {args.output}; its detector is finetuned")

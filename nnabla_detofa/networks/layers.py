@@ -1,0 +1,177 @@
+"""Elastic convolution with batch normalization, and the sources of its mean and variance ("statistics")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+
+from ..backend import kernels
+from ..backend.compat import F, Mo, Parameter, nn
+from ..backend.kernels import EPSILON
+
+Convolve = Callable[..., nn.Variable]
+"""The convolution of a layer's input, as a function of the weight and optionally a bias."""
+
+
+class Plain:
+    """NNabla's standard functions on every device, one per layer, for graphs that are counted, timed or exported."""
+
+    joins_heads = False
+    """Whether a detector merges the convolutions of its heads (see `centernet.run_heads`)."""
+
+    @staticmethod
+    def relu(x: nn.Variable) -> nn.Variable:
+        """Compute max(x, 0) in place."""
+        return F.relu(x, inplace=True)
+
+    @classmethod
+    def add_relu(cls, x: nn.Variable, y: nn.Variable) -> nn.Variable:
+        """Compute max(x + y, 0)."""
+        return cls.relu(F.add2(x, y))
+
+
+class Quick:
+    """The fastest functions on each device, for graphs that train or evaluate paths."""
+
+    joins_heads = True
+    relu = staticmethod(kernels.relu)
+    add_relu = staticmethod(kernels.add_relu)
+
+
+class StoredStatistics(Plain):
+    """Inference with the running mean and variance that are stored with the weights, sliced to the active channels.
+
+    All statistics classes have the same call: layer, convolution of its input, weight of the convolution, gamma and beta
+    (1, C, 1, 1) with at least as many channels as the convolution's output, and `relu`, which appends a ReLU. The base class
+    `Plain` or `Quick` provides the other functions of the network.
+    """
+
+    def __call__(
+        self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable, relu: bool = False
+    ) -> nn.Variable:
+        x = convolve(weight)
+        gamma, beta, mean, var = (slice_channels(p, x.shape[1]) for p in (gamma, beta, layer.mean, layer.var))
+        y = F.batch_normalization(x, beta, gamma, mean, var, eps=EPSILON, batch_stat=False)
+        return self.relu(y) if relu else y
+
+
+class BatchStatistics(Quick):
+    """Training: each mini-batch is normalized with its own mean and variance, and no running averages are kept.
+
+    Running averages would mix the statistics of different paths. Instead, the statistics of a path are re-estimated for
+    inference (`reestimation.reestimate`), as in OFA.
+    """
+
+    def __call__(
+        self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable, relu: bool = False
+    ) -> nn.Variable:
+        return kernels.batch_normalization(convolve(weight), gamma, beta, relu)
+
+
+class CollectedStatistics(BatchStatistics):
+    """Batch statistics that are also recorded: after a forward pass, `read` returns the mean and variance of each layer."""
+
+    def __init__(self):
+        self._found: dict[str, kernels.Read] = {}
+
+    def __call__(
+        self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable, relu: bool = False
+    ) -> nn.Variable:
+        y, self._found[layer.name] = kernels.measured_batch_normalization(convolve(weight), gamma, beta, relu)
+        return y
+
+    def read(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return layer name -> (mean, variance) of the last batch, (1, C, 1, 1) each."""
+        return {name: read() for name, read in self._found.items()}
+
+
+class GivenStatistics(Quick):
+    """Inference with given statistics, folded into the convolutions.
+
+    The graph uses a copy of the current weights, so later training does not change it.
+
+    Args:
+        statistics: layer name -> (mean, variance), (1, C, 1, 1) each.
+    """
+
+    def __init__(self, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]):
+        self.statistics = statistics
+
+    def __call__(
+        self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable, relu: bool = False
+    ) -> nn.Variable:
+        mean, var = self.statistics[layer.name]
+        weight, gamma, beta = map(_value, (weight, gamma, beta))
+        gamma, beta = gamma[:, : mean.shape[1]], beta[:, : mean.shape[1]]
+        scale = gamma / np.sqrt(var + EPSILON)
+        folded = weight * np.moveaxis(scale, 1, layer.output_axis), (beta - mean * scale).ravel()
+        y = convolve(*map(nn.Variable.from_numpy_array, folded))
+        return self.relu(y) if relu else y
+
+
+def _value(variable: nn.Variable) -> np.ndarray:
+    if variable.parent is not None:  # a slice of a parameter that has not been computed yet
+        variable.forward()
+    return variable.d
+
+
+STORED = StoredStatistics()
+BATCH = BatchStatistics()
+
+
+def slice_channels(p: nn.Variable, channels: int) -> nn.Variable:
+    """Return the first `channels` channels of a (1, C, 1, 1) parameter."""
+    return kernels.leading(p, 1, channels)
+
+
+def he_normal(rng: np.random.Generator, shape: tuple[int, ...], fan: int) -> np.ndarray:
+    """Sample normally distributed float32 weights with variance 2 / fan (He initialization)."""
+    return rng.normal(0.0, np.sqrt(2.0 / fan), shape).astype(np.float32)
+
+
+class ConvBN(Mo.Module):
+    """Convolution without bias, batch normalization and optionally ReLU, with an elastic number of leading channels.
+
+    Args:
+        name: unique name in the network, the key of the layer's statistics.
+        inputs, outputs: largest numbers of channels.
+        kernel, stride: side and stride of the square convolution, which is padded to keep the size at stride 1.
+        rng: random generator of the initial weights (He normal by fan-out, as in OFA).
+        relu: whether to apply ReLU at the end.
+        gamma: initial scale of the batch normalization.
+    """
+
+    output_axis = 0  # axis of the output channels in the convolution's weight
+
+    def __init__(self, name, inputs, outputs, kernel, rng, stride=1, relu=True, gamma=1.0):
+        super().__init__(name=name)
+        self._stride, self._relu = (stride, stride), relu
+        shape = (1, outputs, 1, 1)
+        weight = he_normal(rng, (outputs, inputs, kernel, kernel), outputs * kernel * kernel)
+        # The slashes give the parameters the names of NNablaNAS' nested modules without nesting.
+        self.parameters["conv/conv/_W"] = Parameter(weight.shape, initializer=weight)
+        for key, value in {"_beta": 0.0, "_gamma": gamma, "_mean": 0.0, "_var": 1.0}.items():
+            self.parameters[f"bn/bn/{key}"] = Parameter(
+                shape, need_grad=key in ("_beta", "_gamma"), initializer=np.full(shape, value, np.float32)
+            )
+
+    @property
+    def mean(self) -> nn.Variable:
+        return self.parameters["bn/bn/_mean"]
+
+    @property
+    def var(self) -> nn.Variable:
+        return self.parameters["bn/bn/_var"]
+
+    def __call__(self, x: nn.Variable, outputs: int, statistics) -> nn.Variable:
+        """Apply the layer to x (B, C, H, W), for any C up to `inputs`; returns (B, outputs, H', W')."""
+        return self.run(x, kernels.leading(self.parameters["conv/conv/_W"], outputs, x.shape[1]), statistics)
+
+    def run(self, x: nn.Variable, weight: nn.Variable, statistics) -> nn.Variable:
+        """Apply the layer to x with a given weight (outputs, C, k, k), such as a slice of the layer's weight."""
+        gamma, beta = (self.parameters[f"bn/bn/{key}"] for key in ("_gamma", "_beta"))
+        pad = tuple(side // 2 for side in weight.shape[2:])
+        convolve = partial(F.convolution, x, pad=pad, stride=self._stride)
+        return statistics(self, convolve, weight, gamma, beta, relu=self._relu)

@@ -1,0 +1,171 @@
+"""Start of a run: lock of its folder, checks of the data, and construction of the NNablaNAS runner."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path as FilePath
+
+from .. import config as configs
+from ..backend.compat import Device, hydra_state
+from ..backend.launch import Stopped
+from ..common.errors import UserError
+from ..data.sets import read_all
+from ..runs import provenance
+from ..runs.lock import Claim, claimed
+from ..runs.phases import training_phases
+from ..space.costs import CostModel
+from .mini_batch import mini_batch
+from .runner import SupernetRunner
+
+
+def start(
+    searcher: type[SupernetRunner],
+    model,
+    sets,
+    cost: CostModel,
+    config: configs.Config,
+    device: Device,
+    output: FilePath,
+    restart: bool = False,
+) -> dict:
+    """Create a runner as NNablaNAS does, and run it.
+
+    Args:
+        searcher: class of the runner.
+        model: a `SearchNet`.
+        sets: datasets.
+        cost: cost model of paths.
+        config: config of the run.
+        device: device to run on.
+        output: folder of the run.
+        restart: discard the run in the folder and start from the beginning.
+
+    Returns:
+        The result of the runner, the content of summary.json.
+
+    Raises:
+        UserError: the folder, the data or a stored result cannot be used, or the runner raised it.
+        Stopped: a stop was requested.
+    """
+    comm = device.comm
+    size, batch = list(sets.image_size), config.hparams.batch_size
+    mini = comm.once(lambda: mini_batch(config, comm.n_procs, output, restart))
+    for phase in training_phases(config):
+        if phase.batch_size > len(sets.train):  # checked before arrays of this size are allocated
+            raise UserError(
+                f"the batch_size of the phase {phase.name} must be at most the number of images, {len(sets.train)}, "
+                f"got {phase.batch_size}"
+            )
+    comm.once(lambda: read_all(sets))
+    hparams = {
+        "batch_size_train": batch,
+        "mini_batch_train": mini,
+        "batch_size_valid": batch,
+        "mini_batch_valid": mini,
+        "input_shapes": [[3, *size]],
+        "target_shapes": sets.target_shapes(),
+        "loss_weights": None,
+    }
+    args = {"comm": comm, "event": device.event, "output_path": "", "config": config, "cost": cost, "sets": sets}
+    first = comm.rank == 0
+    with ExitStack() as held:
+        held.enter_context(_alone_in_process())
+
+        def hold() -> Claim:
+            other = mini != (config.hparams.mini_batch or batch)
+            kept = {"mini_batch": mini, "processes": comm.n_procs} if other else None
+            held_for_it = held.enter_context(claimed(output, config, restart, kept))
+            if not held_for_it.fresh:
+                provenance.refuse_changed_inputs(output, config)
+            return held_for_it
+
+        claim = comm.once(hold)
+        held.enter_context(_writing(output))
+        held.enter_context(hydra_state(output))
+        held.enter_context(_quiet_threads())
+        runner = None
+        try:
+            runner = searcher(model, {}, {}, {"train": sets.train, "valid": sets.val}, hparams, args)
+            for phase in runner.training.values():
+                runner.loader(phase)  # raises if it cannot form a batch
+            runner.callback_on_start()
+            runner.log_data()
+        except BaseException:
+            if runner:
+                with suppress(OSError):
+                    runner.callback_on_finish()
+            if first:
+                with suppress(OSError):  # report the first error
+                    claim.withdraw()
+            raise
+        if first:
+            runner.on_begin = claim.confirm
+            provenance.record(output, config)
+        with runner.stop:
+            try:
+                found = runner.run()
+            except BaseException as error:
+                with suppress(OSError):
+                    runner.callback_on_finish()
+                if first and restart and not runner.begun:
+                    with suppress(OSError):
+                        claim.withdraw()
+                if isinstance(error, Stopped):
+                    comm.barrier()  # the first rank to exit ends the others, which may still be writing
+                raise
+            runner.callback_on_finish()
+            comm.barrier()
+            return found
+
+
+_RUNNING = threading.Lock()
+
+
+@contextmanager
+def _alone_in_process() -> Iterator[None]:
+    """Reject a second run in the same process, because NNablaNAS reads the run's folder from Hydra's process-wide state.
+
+    Raises:
+        UserError: another thread is running a run.
+    """
+    if not _RUNNING.acquire(blocking=False):
+        raise UserError("another run is being trained in this process: wait for its end, or start a process for each run")
+    try:
+        yield
+    finally:
+        _RUNNING.release()
+
+
+@contextmanager
+def _writing(output: FilePath) -> Iterator[None]:
+    """Convert an OSError of a run in `output` into a UserError that says how to continue.
+
+    A BrokenPipeError is not converted, because a pipe is not a file of the run.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or output} cannot be written ({error.strerror or error}): what was done before is kept, and the "
+            "same command goes on once that is mended"
+        ) from error
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Suppress tracebacks of OSErrors in other threads; TensorBoard's write errors are raised again in the run's thread."""
+    before = threading.excepthook
+
+    def report(args) -> None:
+        if not issubclass(args.exc_type, OSError):
+            before(args)
+
+    threading.excepthook = report
+    try:
+        yield
+    finally:
+        threading.excepthook = before

@@ -1,0 +1,113 @@
+"""Results are written whole or not at all, by one function."""
+
+import ast
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+import nnabla_detofa
+from nnabla_detofa.cli import main
+from nnabla_detofa.common import files
+
+WRITERS = {"files.py", "digits.py", "coco.py", "evaluated_paths.py", "export.py"}
+"""The one that writes; those whose files lie in a new folder that is renamed when it is whole; one that appends."""
+
+
+def direct_writes(tree):
+    """Calls that write a file in its place."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        modes = [argument.value for argument in node.args[1:2] if isinstance(argument, ast.Constant)]
+        owner = getattr(getattr(node.func, "value", None), "id", "")
+        if (
+            name == "open"
+            and any(isinstance(mode, str) and set(mode) & set("wx") for mode in modes)
+            or name in ("write_text", "write_bytes", "savefig")
+            and isinstance(node.func, ast.Attribute)
+            and owner != "files"
+        ):
+            yield node.lineno
+
+
+def test_no_module_writes_a_result_in_its_place():
+    found = {}
+    for file in Path(nnabla_detofa.__file__).parent.rglob("*.py"):
+        if file.name not in WRITERS:
+            found |= {f"{file.name}:{line}": None for line in direct_writes(ast.parse(file.read_text()))}
+    assert [place for place in found if not place.startswith("figures.py")] == []
+    assert list(direct_writes(ast.parse("open(x, 'w'); p.write_text(y); figure.savefig(z); open(x)"))) == [1, 1, 1]
+
+
+def test_what_was_there_survives_a_full_disk(tmp_path, monkeypatch):
+    def full(number):
+        raise OSError(28, "No space left on device")
+
+    file = tmp_path / "result.json"
+    file.write_text("before")
+    monkeypatch.setattr(os, "fsync", full)
+    for write in (
+        lambda: files.write_json(file, {}),
+        lambda: files.write_text(file, "x"),
+        lambda: files.write_bytes(file, b"x"),
+    ):
+        with pytest.raises(OSError, match="No space left on device.*result.json"):
+            write()
+    with pytest.raises(OSError, match="No space left"), files.whole_text(file) as opened:
+        opened.write("x")
+    with pytest.raises(ZeroDivisionError), files.whole_text(file) as opened:
+        raise ZeroDivisionError
+    assert file.read_text() == "before" and os.listdir(tmp_path) == ["result.json"]
+
+
+def test_devices_and_pipes_are_written_and_stay_what_they_are(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(
+        [sys.executable, "-c", "import sys; print(open(sys.argv[1]).read())", pipe], stdout=subprocess.PIPE
+    )
+    files.write_text(pipe, "through")
+    assert reader.communicate()[0] == b"through\n" and stat.S_ISFIFO(pipe.stat().st_mode)
+    files.check_writable(pipe)
+    files.write_text("/dev/null", "x")
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def test_a_file_keeps_its_permissions(tmp_path):
+    file = tmp_path / "private"
+    file.touch()
+    file.chmod(0o600)
+    files.write_text(file, "x")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate", "RUN", "-o"],
+        ["search", "RUN", "--by-score", "-o"],
+        ["measure-latency", "-f", "CONFIG", "-o"],
+        ["detect", "RUN", "IMAGE", "-o"],
+        ["report", "RUN", "-o"],
+        ["table1", "-o"],
+    ],
+)
+def test_a_target_that_cannot_be_written_is_refused_before_the_work(command, tmp_path, monkeypatch, capsys):
+    def refused(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    image = next((tiny.digits() / "JPEGImages").iterdir())
+    words = {"RUN": tiny.detofa_run(), "CONFIG": tiny.config_file(), "IMAGE": image}
+    line = [str(words.get(word, word)) for word in command]
+    capsys.readouterr()
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refused)  # root may write everywhere
+    assert main([*line, str(tmp_path / "out")]) == 2
+    output = capsys.readouterr()
+    assert "must be a place that can be written" in output.err and "Permission denied" in output.err and not output.out
+    assert list(tmp_path.iterdir()) == []

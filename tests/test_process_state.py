@@ -1,0 +1,155 @@
+"""What calls and imports leave in the user's process: nothing."""
+
+import json
+import logging
+import pkgutil
+import signal
+import subprocess
+import sys
+import warnings
+
+import nnabla as nn
+import numpy as np
+import pytest
+import tiny
+from nnabla.ext_utils import get_extension_context
+
+import nnabla_detofa
+from nnabla_detofa.cli import main
+from nnabla_detofa.evaluation import forked
+from nnabla_detofa.networks import supernet
+from nnabla_detofa.path_filter import model as path_filter
+from nnabla_detofa.tools import export
+from nnabla_detofa.tools.evaluate import open_detector
+
+IMPORTS = """
+import importlib, json, logging, os, signal, sys, threading, warnings
+
+def state():
+    root = logging.getLogger()
+    return {
+        "root": (list(root.handlers), root.level),
+        "mask": signal.pthread_sigmask(signal.SIG_BLOCK, []),
+        "handlers": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        "hooks": (sys.excepthook, threading.excepthook),
+        "future": [item for item in warnings.filters if item[2] is FutureWarning],
+        "environment": {key: value for key, value in os.environ.items() if "MPL" in key or "CUDA" in key or "HYDRA" in key},
+    }
+
+before, changed = state(), []
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    now = state()
+    changed += [f"{name}: {key}" for key in now if now[key] != before[key]]
+if "nnabla" in sys.modules:
+    import nnabla
+    changed += ["context"] * (nnabla.get_current_context().backend != nnabla.Context().backend)
+    changed += list(nnabla.get_parameters(grad_only=False))
+changed += [name for name in ("matplotlib", "matplotlib.pyplot") if name in sys.modules]
+print(json.dumps(changed))
+"""
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(nnabla_detofa.__path__, "nnabla_detofa.")
+    if not module.name.endswith("__main__")
+)
+FIRST = ("weights", "supernet", "centernet", "ranking", "validation", "loop", "export", "reproduce")
+"""Modules that are imported first, each in a process of its own; then come all others."""
+
+
+@pytest.mark.parametrize("first", FIRST)
+def test_importing_any_module_first_changes_nothing(first):
+    names = [name for name in MODULES if name.rpartition(".")[2] == first]
+    assert len(names) == 1
+    rest = MODULES if first == FIRST[0] else []
+    done = subprocess.run([sys.executable, "-c", IMPORTS, *names, *rest], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+    assert done.stderr == ""
+
+
+def test_nnabla_keeps_the_level_that_the_user_gave_it():
+    program = (
+        "import logging, nnabla; logging.getLogger('nnabla').setLevel(logging.DEBUG); before = list(logging.root.handlers); "
+        "import nnabla_detofa.supernet; assert logging.getLogger('nnabla').level == logging.DEBUG; "
+        "assert logging.root.handlers == before"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+
+
+# --- NNabla's parameter scope and memory ------------------------------------------------------------------------------
+
+
+def scope():
+    return nn.get_parameters(grad_only=False)
+
+
+def test_networks_and_filters_stay_out_of_the_parameter_scope():
+    with nn.parameter_scope("", {}), nn.parameter_scope("mine"):
+        supernet.SearchNet(3, 0.0625)
+        path_filter.PathFilter(dim=16, heads=2, layers=1, feed_forward=16, rng=np.random.default_rng(0))
+        opened = open_detector(tiny.detofa_run(), "subnet_1")
+        export.StaticGraph(opened.net, opened.path, (1, 3, 64, 64), True, None)
+        assert scope() == {}
+    assert nn.parameter.current_scope is nn.parameter.root_scope
+
+
+def test_a_detector_opened_twenty_times_leaves_memory_and_scope_as_they_were():
+    program = f"""
+import gc, nnabla as nn, resource
+from nnabla_detofa import load_supernet, load_detector
+def used():
+    gc.collect()
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+for number in range(20):
+    load_detector({str(tiny.detofa_run())!r})
+    net = load_supernet({str(tiny.detofa_run() / "fine_tuning" / "weights.h5")!r}, "detection", width_scale=0.0625)
+    if number == 4:
+        before = used()
+assert not nn.get_parameters(grad_only=False)
+print((used() - before) / sum(p.d.nbytes for p in net.get_parameters().values()))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.splitlines()[-1]) < 15, "30 networks would have been kept"
+
+
+# --- What a call changes and gives back -------------------------------------------------------------------------------
+
+
+def test_forked_processes_leave_the_signal_mask_as_it_was():
+    for blocked in ([], [signal.SIGUSR1], [signal.SIGTERM, signal.SIGUSR2]):
+        before = signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        try:
+            results = forked.map_forked(lambda number: number, range(3), 2)
+            assert next(results) == 0
+            assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set(blocked)
+            assert list(results) == [1, 2]
+            assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set(blocked)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def same(context, other):
+    return (context.backend, context.array_class, context.device_id) == (other.backend, other.array_class, other.device_id)
+
+
+def test_training_works_in_any_mode_of_the_caller_and_gives_it_back(tmp_path):
+    context = get_extension_context("cpu", type_config="float", device_id="7")
+    before, mask, filters = nn.get_current_context(), signal.pthread_sigmask(signal.SIG_BLOCK, []), list(warnings.filters)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)}
+    root = logging.getLogger()
+    logs = list(root.handlers), root.level, logging.getLogger("nnabla_detofa").level
+    arguments = ["args.runner=fullnet", "args.evaluation_processes=2"]
+    with nn.context_scope(context), nn.parameter_scope("mine", {}), nn.no_grad(), nn.auto_forward(), np.errstate(all="raise"):
+        errors = np.geterr()
+        summary = nnabla_detofa.train(tiny.config_file(), tmp_path / "run", arguments)
+        assert same(nn.get_current_context(), context) and np.geterr() == errors and scope() == {}
+    assert same(nn.get_current_context(), before)
+    alone = json.loads((tiny.fullnet_run() / "summary.json").read_text())
+    assert summary["fullnet"]["loss"] == alone["fullnet"]["loss"]
+    assert main(["-f", str(tiny.config_file()), "-o", str(tmp_path / "run"), *arguments]) == 0
+    assert same(nn.get_current_context(), before)
+    assert (list(root.handlers), root.level, logging.getLogger("nnabla_detofa").level) == logs
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask and warnings.filters == filters

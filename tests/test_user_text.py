@@ -1,0 +1,121 @@
+"""What the user writes is taken as it is written: names of folders, values in YAML, labels of a figure."""
+
+import os
+
+import pytest
+from small import detofa_config
+from tiny import config_file
+
+from nnabla_detofa import config as configs
+from nnabla_detofa.backend.compat import hydra_state
+from nnabla_detofa.common import figures
+from nnabla_detofa.common.errors import UserError
+
+NAMES = ("${now:%Y}", "a${oc.env:HOME}b", "${", "a\\${x}", "$x", "{x}", "100%", "a b")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hydra_takes_a_folder_as_it_is_written(name, tmp_path):
+    from nnabla_nas.utils.helper import get_output_path
+
+    with hydra_state(tmp_path / name) as folder:
+        assert get_output_path() == str(tmp_path / name) == str(folder)
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+def test_a_working_folder_with_an_interpolation_in_its_name(tmp_path, monkeypatch):
+    from hydra.core.hydra_config import HydraConfig
+
+    (tmp_path / "${x}").mkdir()
+    monkeypatch.chdir(tmp_path / "${x}")
+    with hydra_state("run") as folder:
+        assert HydraConfig.get().runtime.cwd == os.getcwd() and folder == tmp_path / "${x}" / "run"
+
+
+def yaml_config(tmp_path, *lines):
+    file = tmp_path / "c.yaml"
+    file.write_text("\n".join([f"base: {config_file()}", *lines]) + "\n")
+    return configs.load(file)
+
+
+@pytest.mark.parametrize("name", ["0012", "1:30", "2026-01-02", "no", "on", "0x10", "1_000", "0b1", ".inf", "=", "<<"])
+def test_yaml_names_are_what_is_written(name, tmp_path):
+    assert yaml_config(tmp_path, f"args: {{output_path: {name}}}").args.output_path == name
+
+
+@pytest.mark.parametrize("value", ["010", "1:30", "0x10", "1_000", "yes"])
+def test_yaml_numbers_in_other_forms_than_jsons_are_refused(value, tmp_path):
+    with pytest.raises(UserError, match=f"args.seed must be an integer in .*, got '{value}'"):
+        yaml_config(tmp_path, f"args: {{seed: {value}}}")
+
+
+def test_yaml_values_in_jsons_forms_are_read(tmp_path):
+    read = yaml_config(tmp_path, "args: {seed: 12}", "optimizer: {train: {lr: 5e-4, gamma: .5}}", "hparams: {flip_test: True}")
+    assert (read.args.seed, read.optimizer.train.lr, read.optimizer.train.gamma, read.hparams.flip_test) == (
+        12,
+        5e-4,
+        0.5,
+        True,
+    )
+
+
+PLACES = ("args.output_path", "dataloader.voc.root", "network.centernet_ofa_resnet50.weights", "hparams.filter.weights")
+
+
+@pytest.mark.parametrize("key", PLACES)
+def test_a_tilde_is_the_home_folder_in_every_place_of_a_config(key, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def value(text):
+        found = configs.load(config_file(), [f"{key}={text}"]).to_dict()
+        for name in key.split("."):
+            found = found[name]
+        return found
+
+    assert value("~/x") == f"{tmp_path}/x" and value("~") == str(tmp_path)
+    assert [value(text) for text in ("a~", "x/~/y", "~x")] == ["a~", "x/~/y", "~x"]
+
+
+def test_a_tilde_without_a_home_folder_is_one_sentence(monkeypatch):
+    import pwd
+
+    def missing(number):
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", missing)
+    with pytest.raises(UserError, match="~/x needs a home folder, and there is none: set HOME"):
+        configs.load(config_file(), ["args.output_path=~/x"])
+
+
+@pytest.mark.parametrize("name", ["$x$", "_hidden", "a_b", "$", r"\alpha", "$\\frac{$", "50% {x}"])
+def test_labels_of_figures_are_drawn_as_they_are_written(name, tmp_path):
+    figure, axes = figures.subplots(figsize=(2, 2))
+    axes.plot([0, 1], [0, 1], label=figures.plain(name))
+    legend = axes.legend()
+    assert len(legend.get_texts()) == 1
+    figures.save(figure, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- Settings that mean nothing together ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides, key",
+    [
+        (["hparams.batch_size=1"], "batch_size must be at least 2"),
+        (["hparams.mini_batch=1"], "hparams.mini_batch must be at least 2"),
+        (["hparams.bn_batch=1"], "hparams.bn_batch must be at least 2"),
+    ],
+)
+def test_one_value_for_batch_normalization_is_refused(overrides, key):
+    content = detofa_config("data")
+    content["dataloader"]["voc"]["image_size"] = 32
+    content["network"]["centernet_ofa_resnet50"]["strides"] = [2, 2, 2, 1]
+    for override in overrides:
+        content = configs.overridden(content, override)
+    with pytest.raises(UserError, match=f"{key} for a last feature map of 1 x 1"):
+        configs.from_dict(content, "c")
+    content["dataloader"]["voc"]["image_size"] = 64
+    configs.from_dict(content, "c")
