@@ -12,7 +12,7 @@ from small import detofa_config, pretrain_config
 
 from nnabla_detofa import config as configs
 from nnabla_detofa.backend.compat import Device
-from nnabla_detofa.cli.commands import main
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.evaluation.metrics import bootstrap_ap, voc_ap, voc_matches

@@ -49,7 +49,7 @@ def detection_paths(run: Run) -> StudyInputs:
     train = EvaluatedPaths.read(fitted, config.network.geometry)
     noise = noise_of(config, run.folder / "warm_up" / "weights.h5", test)
     options, buckets = config.hparams.filter, config.hparams.buckets
-    known = {"noise": noise, "pruned_by": run.folder / "path_filter.h5"}
+    known = {"noise": noise, "pruned_by": None if run.profile.stored else run.folder / "path_filter.h5"}  # weights are not kept
     return StudyInputs(label, train, test, options, pretraining_paths(run), buckets, **known)
 
 
