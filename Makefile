@@ -9,17 +9,20 @@ IS_310 := -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 
 
 PROFILE ?= demo
 SEEDS ?= 1
+VARIANT_SEEDS ?= 1
 SET ?=
 TABLES := table2 table3 tableA1 tableA2 tableA3
 FIGURES := figure3 figure4 figure5 figure6 figure7 figure8 figure9 figure10 figureA1 figureA2
 GROUP_tables := $(TABLES)
 GROUP_figures := $(FIGURES)
 GROUP_paper := $(TABLES) $(FIGURES)
-STUDIES := $(TABLES) $(FIGURES) tables figures paper
+BESIDE := controls architectures
+STUDIES := $(TABLES) $(FIGURES) $(BESIDE) tables figures paper
 
 .NOTPARALLEL: # what needs both cores takes both
 .PHONY: help setup setup-cuda setup-export test test-null-gpu test-gpu test-slow test-faults test-export parity lint reference \
-    demo pretrain evaluation-study table1 filter-study report test-docs test-page bench $(STUDIES) data/digits clean
+    demo pretrain evaluation-study table1 filter-study report results claims pilot study test-docs test-page bench $(STUDIES) data/digits data/digits_1600 \
+    clean
 
 help: ## This list
 	@sed -n 's/^\([a-zA-Z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-17s %s\n' "$$target" "$$text"; done
@@ -102,6 +105,8 @@ figure9: ## Strategies of operation pruning
 figure10: ## Ratios of path and operation pruning
 figureA1: ## As Figure 7, on COCO
 figureA2: ## Path pruning: none, uniform, by score
+controls: ## What more steps, training and the choice of paths gain (not in the paper)
+architectures: ## Depth and width of the found subnets (section 4.2)
 tables: table1 ## All tables
 figures: ## All figures
 paper: table1 ## All tables and figures
@@ -111,8 +116,28 @@ paper: table1 ## All tables and figures
 export SET
 # A text as one word of the shell, whatever it holds.
 quoted = '$(subst ','\'',$(1))'
-$(STUDIES): $(if $(filter demo bccd,$(PROFILE)),data/digits,$(READY))
+DATA_OF_study := data/digits data/digits_1600
+DATA_OF_demo := data/digits
+DATA_OF_bccd := data/digits
+$(STUDIES): $(or $(DATA_OF_$(PROFILE)),$(READY))
 	$(BIN)/python -m nnabla_detofa reproduce $(or $(GROUP_$@),$@) --profile $(call quoted,$(PROFILE)) --seeds $(call quoted,$(SEEDS)) $(if $(SET),--set "$$SET")
+
+pilot: data/digits ## Choose the regime of the study on a grid (PROFILE=study); hours, goes on where it was stopped
+	$(BIN)/python -m nnabla_detofa pilot --profile $(if $(filter demo,$(PROFILE)),study,$(call quoted,$(PROFILE)))
+
+study: data/digits data/digits_1600 ## The study: methods and controls of seeds 0 to 2, variants of VARIANT_SEEDS=1, results (hours)
+	$(BIN)/python -m nnabla_detofa reproduce controls architectures table2 figure5 --profile study --seeds 3
+	$(BIN)/python -m nnabla_detofa results claims --profile study
+	$(BIN)/python -m nnabla_detofa reproduce $(TABLES) $(FIGURES) --profile study --seeds $(call quoted,$(VARIANT_SEEDS))
+	$(BIN)/python -m nnabla_detofa results --profile study
+
+# KEPT=1 looks for no runs and takes what results/<profile>/runs holds
+RESULTS_FLAGS = --profile $(call quoted,$(PROFILE)) $(if $(filter-out 1,$(SEEDS)),--seeds $(call quoted,$(SEEDS))) $(if $(KEPT),--kept)
+results: $(READY) ## All tables, figures, claims and the page of PROFILE, from the kept files of its runs alone (a minute)
+	$(BIN)/python -m nnabla_detofa results $(RESULTS_FLAGS)
+
+claims: $(READY) ## The paper's claims C1 to C8 with intervals and verdicts, from the kept files of runs
+	$(BIN)/python -m nnabla_detofa results claims $(RESULTS_FLAGS)
 
 filter-study: data/digits ## How many paths the path filter needs, beside other rankings, on pilot supernets that it trains (hours)
 	$(BIN)/python -m nnabla_detofa filter-study --profile $(call quoted,$(PROFILE))
@@ -127,6 +152,9 @@ test-page: $(READY) ## Open that page in Chromium at the widths of a phone and a
 
 data/digits: $(READY) # written once; a set that is there is only checked
 	$(BIN)/python -m nnabla_detofa data digits --root data/digits
+
+data/digits_1600: $(READY)
+	$(BIN)/python -m nnabla_detofa data digits --root data/digits_1600 --train 1600 --val 256 --test 2000 --no-crops
 
 # ONLY="P1 P3" takes these measures alone; UPSTREAM=folder of NNablaNAS' sources adds P2.
 bench: data/digits ## Speed of each part beside what bounds it; writes results/bench.json (some minutes)

@@ -18,8 +18,8 @@ SCRATCH = curve("scratch", [[20, 30], [20, 30]], [40, 42])
 
 def test_gains_compare_seeds_with_their_like():
     says = gains([ONE, OURS])
-    assert says.startswith("Ours, mean over the budgets: +1.50 (+1.00 to +2.00) against OFA.")
-    assert says.endswith("Its best subnet: -7.00 (-8.00 to -6.00) against its fullnet.")
+    assert says.startswith("Ours, mean over the budgets: +1.50 [-4.85, +7.85] (+2.00, +1.00) against OFA.")
+    assert says.endswith("Its best subnet: -7.00 [-19.71, +5.71] (-8.00, -6.00) against its fullnet.")
     one_seed = [curve(c.title, c.ap[:1], c.fullnet[:1]) for c in (ONE, OURS)]
     assert gains(one_seed).startswith("Ours, mean over the budgets: +2.00 against OFA.")
 

@@ -114,7 +114,7 @@ def test_nothing_is_left_of_a_failure(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("options", [{"image_size": 32}, {"crop_size": 40}, {"train": 0}, {"crops_val": 0}])
+@pytest.mark.parametrize("options", [{"image_size": 32}, {"crop_size": 40}, {"train": 0}, {"crops_val": -1}])
 def test_bad_settings_are_named(tmp_path, options):
     with pytest.raises(UserError, match=f"{next(iter(options))} must be at least"):
         write_digits(tmp_path / "digits", **{**SMALL, **options})

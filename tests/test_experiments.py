@@ -186,7 +186,7 @@ def test_shared_phases_follow_from_the_differing_entries():
 
     assert shared("hparams.r_path=0.4") == "path filter"
     assert shared("hparams.operation_pruning.strategy=flops", "args.workers=0") == "path filter"
-    assert shared("hparams.shrinking_sort=false") == "path filter"
+    assert shared("hparams.shrinking_sort=false") == shared("hparams.shrinking_spaces=false") == "path filter"
     assert shared("hparams.filter.lr=0.5") == "warm-up"
     assert shared("args.runner=ofa", "hparams.r_path=0.4") == "warm-up"
     assert shared("args.runner=compofa") == shared("args.runner=ofa_ps") == shared("args.runner=fullnet") == "fullnet"

@@ -43,6 +43,8 @@ def test_settings_without_effect_have_their_row(name):
         "paths_per_bucket=9",
         "heldout_paths_per_bucket=4",
         "shrinking_sort=false",
+        "shrinking_spaces=false",
+        "steps_per_epoch=3",
     ],
 )
 def test_settings_with_an_effect_are_in_the_hash(entry):

@@ -8,8 +8,12 @@ from .paper import (
     filter_study_arguments,
     page,
     page_arguments,
+    pilot,
+    pilot_arguments,
     reproduce,
     reproduce_arguments,
+    results,
+    results_arguments,
     table1,
     table1_arguments,
 )
@@ -64,6 +68,18 @@ COMMANDS = {
         filter_study,
         ("--profile demo",),
     ),
+    "results": Command(
+        "all results of a profile from the small files of its runs alone",
+        results_arguments,
+        results,
+        ("--profile demo", "claims --profile study --kept"),
+    ),
+    "pilot": Command(
+        "choose the regime of the study by three criteria, on a grid",
+        pilot_arguments,
+        pilot,
+        ("--profile study",),
+    ),
     "page": Command(
         "all results of a profile as one HTML page",
         page_arguments,
@@ -110,6 +126,7 @@ COMMANDS = {
         data,
         (
             "digits --root data/digits",
+            "digits --root data/digits_1600 --train 1600 --val 256 --test 2000 --no-crops",
             "to-coco --voc data/digits --root data/digits_coco",
             "check --voc data/digits --whole",
             "check -f configs/voc_detofa.json dataloader.voc.root=/data/VOCdevkit",

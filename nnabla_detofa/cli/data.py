@@ -5,6 +5,9 @@ from pathlib import Path
 
 from ..common.errors import UserError
 
+DIGITS = {"train": 400, "val": 128, "test": 150}
+"""Images of each split of the digits dataset by default."""
+
 
 def data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -16,6 +19,10 @@ def data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="check: entries that replace those of the config")
     parser.add_argument("--root", metavar="FOLDER", help="where to write it (default: data/<name>)")
     parser.add_argument("--seed", type=int, default=0, help="digits: another seed draws another set (default: %(default)s)")
+    for split, count in DIGITS.items():
+        images = f"digits: images of the {split} split (default: %(default)s)"
+        parser.add_argument(f"--{split}", type=int, metavar="N", default=count, help=images)
+    parser.add_argument("--no-crops", action="store_true", help="digits: leave out the single digits for pre-training")
     parser.add_argument("--voc", metavar="FOLDER", help="to-coco: the VOC tree to copy; check: a VOC tree")
     parser.add_argument(
         "--splits",
@@ -52,7 +59,9 @@ def data(args: argparse.Namespace) -> None:
 
     if args.seed < 0:
         raise UserError(f"--seed must be 0 or more, got {args.seed}")
-    root = write_digits(args.root or Path("data", args.name), seed=args.seed)
+    counts = {split: getattr(args, split) for split in DIGITS}
+    crops = {"crops_train": 0, "crops_val": 0} if args.no_crops else {}
+    root = write_digits(args.root or Path("data", args.name), seed=args.seed, **counts, **crops)
     print(f"the data set {args.name} is in {root}")
 
 

@@ -29,7 +29,7 @@ def reproduce_arguments(parser: argparse.ArgumentParser) -> None:
         "targets",
         nargs="+",
         metavar="TARGET",
-        help="table2, table3, tableA1 to tableA3, figure3 to figure10, figureA1, figureA2",
+        help="table2, table3, tableA1 to tableA3, figure3 to figure10, figureA1, figureA2, controls, architectures",
     )
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="an entry of the configs to replace")
     parser.add_argument("--profile", default="demo", help="demo, bccd, paper, or a .json file (default: %(default)s)")
@@ -83,6 +83,42 @@ def filter_study(args: argparse.Namespace) -> None:
     files = write(curves(profile, device), output, f"python -m nnabla_detofa {shlex.join(args.command_line)}")
     print(files[0].read_text())
     print(f"written: {', '.join(map(str, files))}")
+
+
+def results_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="tables, figures, controls or claims (default: all, and the page)"
+    )
+    parser.add_argument("--profile", default="demo", help="demo, bccd, study, or a .json file (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="look for seeds 0 to N - 1 (default: %(default)s)")
+    parser.add_argument("--kept", action="store_true", help="do not look for runs: take what results/<profile>/runs holds")
+
+
+def results(args: argparse.Namespace) -> None:
+    """Keep the small files of a profile's runs, and make all results from these alone."""
+    from ..paper.profiles import load
+    from ..paper.results import make_results
+
+    refuse_numbers(args, seeds=1000)
+    for file in make_results(load(args.profile), args.names, args.seeds, not args.kept):
+        print(f"written: {file}")
+
+
+def pilot_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", default="study", help="whose data set's config is varied (default: %(default)s)")
+    parser.add_argument("--all", action="store_true", help="run every cell, also where a smaller one meets all criteria")
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+
+
+def pilot(args: argparse.Namespace) -> None:
+    """Choose the regime of a study: images, steps and augmentation in which methods can differ."""
+    from ..backend.compat import Device
+    from ..paper.pilot import GRID, run_pilot
+    from ..paper.profiles import load
+
+    profile = load(args.profile)
+    print(run_pilot(profile, GRID, Device.open(args.context, args.device_id), args.all).read_text())
 
 
 def page_arguments(parser: argparse.ArgumentParser) -> None:

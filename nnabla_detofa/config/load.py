@@ -404,6 +404,8 @@ class CommonHparams:
     Attributes:
         batch_size: images of one training step, over all ranks.
         mini_batch: images of one pass through the network, on one rank; None is all of a step's.
+        steps_per_epoch: training steps of what configs call an epoch, whose batches go on through the images; None is as many
+            as the images fill (ours: so epochs in the paper's proportions make any number of steps).
         buckets: intervals of FLOPs.
         bn_images: images from which BatchNorm statistics are re-estimated for a path.
         bn_batch: images of one step of that.
@@ -413,6 +415,7 @@ class CommonHparams:
 
     batch_size: Count = 32
     mini_batch: Count | None = None
+    steps_per_epoch: Count | None = None
     buckets: Annotated[int, "[1, 1000]"] = 5
     bn_images: Count = 256
     bn_batch: Count = 32
@@ -441,6 +444,8 @@ class DetofaHparams(CommonHparams):
         cost_scope: FLOPs of the whole "detector", or of the "backbone".
         shrinking_sort: the baseline ofa_ps sorts the bottlenecks' middle channels by importance before it trains a smaller E or
             W, so that these take the important ones, as OFA does.
+        shrinking_spaces: the baseline ofa_ps trains the growing spaces of Table A1; false is uniform paths of A for the same
+            steps with the same restarts of the rate (ours: it tells what shrinking gains from what more steps gain).
         flip_test: average the heat maps and sizes of each test image and its mirror image, as CenterNet's flip test.
         test_scales: sizes of the test input over `image_size`; the detections of several are merged by soft-NMS.
         heldout_paths_per_bucket: fresh paths on which Kendall's tau of the filter and of simple baselines is reported.
@@ -457,6 +462,7 @@ class DetofaHparams(CommonHparams):
     threshold_paths: Paths = 1000
     cost_scope: Literal["detector", "backbone"] = "detector"
     shrinking_sort: bool = True
+    shrinking_spaces: bool = True
     flip_test: bool = False
     test_scales: tuple[Scale, ...] = (1.0,)
     heldout_paths_per_bucket: Annotated[int, "[0, 1000000]"] = 20

@@ -69,14 +69,14 @@ def write_digits(
 ) -> Path:
     """Write the dataset to the folder `root` atomically.
 
-    The same arguments give the same bytes (with the same version of OpenCV). A tree that was written with the same arguments
-    is left unchanged.
+    The same arguments give the same bytes (with the same version of OpenCV), and a larger split begins with the same
+    images. A tree that was written with the same arguments is left unchanged.
 
     Args:
         root: a new or empty folder, or one that this function wrote.
         seed: random seed.
         train, val, test: numbers of images with 1 to 6 digits, `image_size` pixels square.
-        crops_train, crops_val: numbers of images with one digit, `crop_size` pixels square.
+        crops_train, crops_val: numbers of images with one digit, `crop_size` pixels square; 0 omits them.
         overwrite: whether to replace a tree that was written with other arguments; other content is never replaced.
 
     Returns:
@@ -90,9 +90,12 @@ def write_digits(
     for name, side in (("image_size", image_size), ("crop_size", crop_size)):
         if side < DIGIT_SIDE[1]:
             raise UserError(f"{name} must be at least {DIGIT_SIDE[1]}, the side of the largest digit, got {side}")
-    for name, count in {**counts, **{f"crops_{split}": count for split, count in crops.items()}}.items():
+    for name, count in counts.items():
         if count < 1:
             raise UserError(f"{name} must be at least 1, got {count}")
+    for split, count in crops.items():
+        if count < 0:
+            raise UserError(f"crops_{split} must be at least 0, got {count}")
     settings = {
         "data set": "digits", "version": VERSION, "seed": seed, **counts, "image_size": image_size,
         "crops_train": crops_train, "crops_val": crops_val, "crop_size": crop_size,

@@ -84,10 +84,47 @@ def _voc_result(curves: Sequence[tuple[np.ndarray, np.ndarray] | None], metric: 
     return VOCResult(per_class, float(known.mean()) if len(known) else float("nan"))
 
 
+@dataclass(frozen=True, eq=False)
+class RankedDetections:
+    """The judged detections of a class, at falling scores.
+
+    Attributes:
+        right: (n,) bool. image: (n,) number of each one's image.
+        objects: (images,) objects of the class in each image, difficult ones aside.
+    """
+
+    right: np.ndarray
+    image: np.ndarray
+    objects: np.ndarray
+
+
 def voc_curves(
     detections: Detections, ground_truth: GroundTruth, num_classes: int, iou: float = 0.5
 ) -> list[tuple[np.ndarray, np.ndarray] | None]:
     """Compute the precision-recall curve of each class by the rules of Pascal VOC's development kit.
+
+    Args:
+        detections, ground_truth, num_classes, iou: see `voc_matches`.
+
+    Returns:
+        For each class: recall (n,) and precision (n,) in order of descending score, or None if the ground truth has no object
+        of the class.
+
+    Raises:
+        ValueError: as `voc_matches`.
+    """
+    curves: list[tuple[np.ndarray, np.ndarray] | None] = []
+    for ranked in voc_matches(detections, ground_truth, num_classes, iou):
+        found = ranked.right.cumsum()
+        total, judged = ranked.objects.sum(), np.arange(1, len(found) + 1)
+        curves.append((found / total, found / judged) if total else None)
+    return curves
+
+
+def voc_matches(
+    detections: Detections, ground_truth: GroundTruth, num_classes: int, iou: float = 0.5
+) -> list[RankedDetections]:
+    """Match the detections of each class to objects by the rules of Pascal VOC's development kit.
 
     A detection is assigned to the object of its class and image with the largest IoU. It is a true positive if that IoU is at
     least `iou` and the object has no true positive with a higher score. Difficult objects are not counted, and detections
@@ -100,8 +137,7 @@ def voc_curves(
         iou: smallest IoU of a true positive.
 
     Returns:
-        For each class: recall (n,) and precision (n,) in order of descending score, or None if the ground truth has no object
-        of the class.
+        The judged detections of each class.
 
     Raises:
         ValueError: the numbers of images differ, or a score is not finite.
@@ -109,33 +145,63 @@ def voc_curves(
     if len(detections) != len(ground_truth):
         raise ValueError(f"detections must be given for {len(ground_truth)} images, got {len(detections)}")
     matches, first_object = [], 0
-    for (boxes, scores, labels), (true_boxes, true_labels, difficult) in zip(detections, ground_truth):
+    counts = np.zeros((num_classes, len(ground_truth)), int)
+    for image, ((boxes, scores, labels), (true_boxes, true_labels, difficult)) in enumerate(zip(detections, ground_truth)):
         labels, true_labels, difficult = (np.asarray(a) for a in (labels, true_labels, difficult))
         overlap = np.where(labels[:, None] == true_labels, box_iou(boxes, true_boxes, inclusive=True), -1.0)
         overlap = np.concatenate([overlap, np.full((len(labels), 1), -1.0)], axis=1)  # argmax needs at least one column
         nearest = overlap.argmax(1)
         ignored = np.append(difficult.astype(bool), False)[nearest]
-        matches.append((np.asarray(scores, float), labels, overlap.max(1) >= iou, first_object + nearest, ignored))
+        images = np.full(len(labels), image)
+        matches.append((np.asarray(scores, float), labels, overlap.max(1) >= iou, first_object + nearest, ignored, images))
         first_object += len(true_labels) + 1
-    scores, labels, hit, objects, ignored = (
-        (np.concatenate(column) for column in zip(*matches)) if matches else [np.zeros(0)] * 5
+        counted = true_labels[~np.asarray(difficult, bool)].astype(int)
+        counts[:, image] = np.bincount(counted, minlength=num_classes)[:num_classes]
+    scores, labels, hit, objects, ignored, images = (
+        (np.concatenate(column) for column in zip(*matches)) if matches else [np.zeros(0)] * 6
     )
     if not np.isfinite(scores).all():
         raise ValueError(f"scores must be finite, got {scores[~np.isfinite(scores)][0]}")
-    counted = [np.asarray(true_labels)[~np.asarray(difficult, bool)] for _, true_labels, difficult in ground_truth]
-    totals = np.bincount(np.concatenate([*counted, []]).astype(int), minlength=num_classes)
-
-    curves: list[tuple[np.ndarray, np.ndarray] | None] = [None] * num_classes
-    for label in np.flatnonzero(totals[:num_classes]):
+    found = []
+    for label in range(num_classes):
         of_class = np.flatnonzero(labels == label)
         ranked = of_class[np.argsort(-scores[of_class], kind="stable")]
-        ranked = ranked[~(hit[ranked] & ignored[ranked])]
+        ranked = ranked[~(hit[ranked].astype(bool) & ignored[ranked].astype(bool))]
         hits = np.flatnonzero(hit[ranked])
-        right = np.zeros(len(ranked))
-        right[hits[np.unique(objects[ranked[hits]], return_index=True)[1]]] = 1  # the first match of each object
-        found = right.cumsum()
-        curves[label] = found / totals[label], found / np.arange(1, len(ranked) + 1)
-    return curves
+        right = np.zeros(len(ranked), bool)
+        right[hits[np.unique(objects[ranked[hits]], return_index=True)[1]]] = True  # the first at each object
+        found.append(RankedDetections(right, images[ranked].astype(int), counts[label]))
+    return found
+
+
+def bootstrap_ap(matches: Sequence[RankedDetections], weights: np.ndarray, metric: str = "area") -> np.ndarray:
+    """The mean AP over the classes when each image counts a number of times, as resampled images do (ours).
+
+    Args:
+        matches: of `voc_matches`. weights: (repeats, images) how often each image counts. metric: as `average_precision`'s.
+
+    Returns:
+        (repeats,) AP in [0, 1]; nan where no image has an object.
+    """
+    per_class = []
+    for ranked in matches:
+        total = weights @ ranked.objects  # (repeats,)
+        counted = weights[:, ranked.image]  # (repeats, n)
+        found, judged = (counted * ranked.right).cumsum(1), counted.cumsum(1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            recall = found / total[:, None]
+            precision = np.where(judged > 0, found / judged, 0.0)
+        envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        if metric == "11point":
+            levels = [np.where(recall >= level, precision, 0).max(1, initial=0) for level in np.arange(11) / 10]
+            value = np.mean(levels, axis=0)
+        else:
+            value = (np.diff(recall, prepend=0, axis=1) * envelope).sum(1)
+        per_class.append(np.where(total > 0, value, np.nan))
+    values = np.array(per_class)
+    known = ~np.isnan(values)
+    sums = np.where(known, values, 0).sum(0)
+    return np.where(known.any(0), sums / np.maximum(known.sum(0), 1), np.nan)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from ..common.errors import UserError
 from ..common.files import whole_text
 from ..runs.run_folder import points
 from ..tools.report import markdown_row
+from .intervals import Values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +29,7 @@ class Curve:
         budgets: (b,) most FLOPs of the searched paths.
         flops, ap: (seeds, b) FLOPs and AP, in points, of the subnet found for each budget.
         fullnet: (seeds,) AP of the largest path after line 2, in points.
+        errors: (seeds, b) standard errors of AP over the test images, in points; None where they are not known.
     """
 
     title: str
@@ -35,10 +37,15 @@ class Curve:
     flops: np.ndarray
     ap: np.ndarray
     fullnet: np.ndarray
+    errors: np.ndarray | None = None
 
     @classmethod
-    def of(cls, title: str, summaries: Sequence[Mapping]) -> Curve:
-        """The curve of the summaries of an experiment's runs, one for each seed."""
+    def of(cls, title: str, summaries: Sequence[Mapping], errors: Sequence[Mapping[str, float]] = ()) -> Curve:
+        """The curve of the summaries of an experiment's runs, one for each seed.
+
+        Args:
+            errors: of each run, as `image_errors.errors_of` has them; may be empty.
+        """
         subnets = [summary["subnets"] for summary in summaries]
         if len({tuple(subnet["budget"] for subnet in found) for found in subnets}) > 1:
             raise UserError(f"the budgets of the runs of {title} must be the same for all seeds")
@@ -48,12 +55,19 @@ class Curve:
             np.array([[subnet["flops"] for subnet in found] for found in subnets]),
             np.array([[points(subnet) for subnet in found] for found in subnets]),
             np.array([points(summary["fullnet"]) for summary in summaries]),
+            _errors(errors, len(subnets[0])),
         )
 
     @property
     def mean(self) -> np.ndarray:
         """(b,) AP over the seeds."""
         return self.ap.mean(axis=0)
+
+
+def _errors(errors: Sequence[Mapping[str, float]], budgets: int) -> np.ndarray | None:
+    names = [f"subnet_{number}" for number in range(1, budgets + 1)]
+    whole = bool(errors) and all(name in one for one in errors for name in names)
+    return np.array([[one[name] for name in names] for one in errors]) if whole else None
 
 
 def check_budgets(curves: Sequence[Curve]) -> None:
@@ -74,6 +88,9 @@ def table(curves: Sequence[Curve], measure: str) -> str:
     for curve in curves:
         cells = [_with_range(column) for column in curve.ap.T]
         lines.append(markdown_row([curve.title, *cells, _with_range(curve.ap.mean(axis=1))]))
+        if curve.errors is not None:
+            shown = [f"{error:.1f}" for error in curve.errors.mean(axis=0)]
+            lines.append(markdown_row(["SE over the test images", *shown, ""]))
     return "\n".join(lines)
 
 
@@ -95,7 +112,10 @@ def order(curves: Sequence[Curve]) -> str:
 
 
 def gains(curves: Sequence[Curve]) -> str:
-    """The last curve against each other and against its fullnet, in a sentence; seeds are compared with their like."""
+    """The last curve against each other and against its fullnet, in a sentence; seeds are compared with their like.
+
+    Of several seeds: the mean of the differences, its 95% t interval, and each seed's.
+    """
     *others, last = curves
     mean = last.ap.mean(axis=1)
     against = ", ".join(f"{_difference(mean - other.ap.mean(axis=1))} against {other.title}" for other in others)
@@ -105,9 +125,8 @@ def gains(curves: Sequence[Curve]) -> str:
 
 
 def _difference(values: np.ndarray) -> str:
-    """The mean of the seeds' differences, and between what they are."""
-    text = f"{values.mean():+.2f}"
-    return text if len(values) == 1 else f"{text} ({values.min():+.2f} to {values.max():+.2f})"
+    """The mean of the seeds' differences, its t interval, and each of them."""
+    return Values(tuple(map(float, values))).text()
 
 
 def by_fullnet(curves: Sequence[Curve]) -> list[list[Curve]]:

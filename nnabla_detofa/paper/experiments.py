@@ -34,7 +34,8 @@ from ..runs import provenance, result_files
 from ..runs.lock import differences
 from ..runs.run_folder import read_result
 from ..training.mini_batch import kept_mini_batch, most_processes
-from .profiles import DataSet, Profile
+from . import stored
+from .profiles import RATIOS, DataSet, Profile
 
 RUNS = FilePath("runs")
 
@@ -46,7 +47,8 @@ class Experiment:
     Attributes:
         name: of its folders.
         title: of its curve.
-        overrides: entries of the data set's config that it replaces; {fullnet} stands for `profiles.Pretraining.fullnet`.
+        overrides: entries of the data set's config that it replaces; {fullnet} stands for `profiles.Pretraining.fullnet`,
+            {longer} for the entries of `longer`.
     """
 
     name: str
@@ -97,27 +99,56 @@ STRATEGIES = (
     replace(OURS, title="FLOPs & score (all)"),
 )
 """Figure 9: the strategies of operation pruning, path pruning as ever."""
-PATH_RATIOS = (
-    Experiment("paths-0", "r = 0", _pruning("flops_score_all", "none")),
-    Experiment("paths-0.2", "r = 0.2", _pruning("flops_score_all", r_path=0.2)),
-    replace(OURS, title="r = 0.25"),
-    Experiment("paths-0.3", "r = 0.3", _pruning("flops_score_all", r_path=0.3)),
-    Experiment("paths-0.4", "r = 0.4", _pruning("flops_score_all", r_path=0.4)),
-)
-"""Figure 10, left: the share of paths that is pruned in each bucket."""
-OPERATION_RATIOS = (
-    Experiment("operations-0", "r = 0", _pruning("none")),
-    Experiment("operations-0.2", "r = 0.2", _pruning("flops_score_all", r_op2=0.2)),
-    replace(OURS, title="r = 0.3"),
-    Experiment("operations-0.4", "r = 0.4", _pruning("flops_score_all", r_op2=0.4)),
-)
-"""Figure 10, right: the share of operations that is pruned in each bucket, after the worst 10% of all; at 0 none goes."""
+
+
+def path_ratios(ratios: Sequence[float]) -> tuple[Experiment, ...]:
+    """Figure 10, left: the share of paths that is pruned in each bucket; the paper's own is our method's run."""
+
+    def of(ratio: float) -> Experiment:
+        if ratio == RATIOS["path_ratios"]:
+            return replace(OURS, title=f"r = {ratio:g}")
+        pruning = _pruning("flops_score_all", r_path=ratio) if ratio else _pruning("flops_score_all", "none")
+        return Experiment(f"paths-{ratio:g}", f"r = {ratio:g}", pruning)
+
+    return tuple(map(of, ratios))
+
+
+def operation_ratios(ratios: Sequence[float]) -> tuple[Experiment, ...]:
+    """Figure 10, right: the share of operations that is pruned in each bucket, after the worst 10% of all; at 0 none goes."""
+
+    def of(ratio: float) -> Experiment:
+        if ratio == RATIOS["operation_ratios"]:
+            return replace(OURS, title=f"r = {ratio:g}")
+        pruning = _pruning("flops_score_all", r_op2=ratio) if ratio else _pruning("none")
+        return Experiment(f"operations-{ratio:g}", f"r = {ratio:g}", pruning)
+
+    return tuple(map(of, ratios))
+
+
+PATH_RATIOS = path_ratios((0, 0.2, 0.25, 0.3, 0.4))
+OPERATION_RATIOS = operation_ratios((0, 0.2, 0.3, 0.4))
+"""The ratios of Figure 10 unless a profile names others."""
 PATH_PRUNINGS = (
     replace(OFA, title="None"),
     Experiment("paths-uniform", "Prune (Uniform)", _pruning("none", "uniform")),
     replace(OPERATION_RATIOS[0], title="Prune (Score)"),
 )
 """Figure A2: how paths are pruned, without operation pruning."""
+
+
+def longer(config: configs.Config) -> tuple[str, ...]:
+    """Entries that give a method of one schedule the steps of OFA with progressive shrinking, in the same proportions."""
+    hparams, stages = config.hparams, 3
+    return f"hparams.warmup_epochs={stages * hparams.warmup_epochs}", f"hparams.epochs={stages * hparams.epochs}"
+
+
+UNIFORM_RESTARTS = Experiment(
+    "uniform-restarts", "uniform paths, steps and restarts of PS", ("args.runner=ofa_ps", "hparams.shrinking_spaces=false")
+)
+UNIFORM_LONG = Experiment("uniform-long", "uniform paths, steps of PS, one schedule", ("args.runner=ofa", "{longer}"))
+OURS_LONG = Experiment("detofa-long", "ours, steps of PS", ("{longer}",))
+CONTROLS = (UNIFORM_RESTARTS, UNIFORM_LONG, OURS_LONG)
+"""Beside the methods (ours, not in the paper): what more steps gain, which OFA with progressive shrinking has."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +177,7 @@ UP_TO_FILTER = (
     "hparams.heldout_paths_per_bucket",
     "hparams.search",
     "hparams.shrinking_sort",
+    "hparams.shrinking_spaces",
 )
 UP_TO_PATHS = (*UP_TO_FILTER, "hparams.filter", "hparams.paths_per_bucket")
 FULLNET_FILES = ("fullnet", "fullnet.json", "fullnet_detections.json")
@@ -195,7 +227,13 @@ class Run:
         """The entries of the config that are replaced."""
         seed = () if self.seed == 0 else (f"args.seed={self.seed}",)
         fullnet = self.data_set.pretraining.fullnet
-        return (*self.own_overrides, *(entry.replace("{fullnet}", fullnet) for entry in self.experiment.overrides), *seed)
+        own: list[str] = []
+        for entry in self.experiment.overrides:
+            if entry == "{longer}":
+                own += longer(configs.load(self.data_set.config, self.own_overrides))
+            else:
+                own.append(entry.replace("{fullnet}", fullnet))
+        return (*self.own_overrides, *own, *seed)
 
     @cached_property
     def config(self) -> configs.Config:
@@ -221,7 +259,12 @@ class Run:
 
     @cached_property
     def folder(self) -> FilePath:
-        """Its folder: where it was begun, or where a finished run with an equal config lies, or else a new one."""
+        """Its folder: where it was begun, or where a finished run with an equal config lies, or else a new one.
+
+        Where results are made from kept files alone, the folder that its archive is unpacked to.
+        """
+        if self.profile.stored:
+            return stored.unpacked(stored.archive(self.profile.stored, self.name))
         own = self.usual_folder.with_name(self.usual_folder.name + self.variant)
         if not own.exists():
             for file in sorted([*RUNS.glob("*/config.json"), *RUNS.glob("profiles/*/*/config.json")]):
@@ -233,6 +276,8 @@ class Run:
     def variant(self) -> str:
         """Of the names of folders where the usual one holds a run of a config, weights or data as they were before a change."""
         usual = self.usual_folder
+        if self.profile.stored:
+            return ""
         if not (usual / "config.json").exists() or _is_of(usual, self.config):
             return ""
         inputs = [self.config.config_hash, *provenance.inputs(self.config)]
@@ -241,7 +286,14 @@ class Run:
     @property
     def finished(self) -> bool:
         """Has it run to the end?"""
+        if self.profile.stored:  # what it began from need not be here
+            return (self.folder / "summary.json").exists() and _hash(self.folder / "config.json") == self.config.config_hash
         return _is_finished(self.folder, self.config)
+
+    @property
+    def place(self) -> str:
+        """Where a reader finds it: its folder, or its archive."""
+        return str(stored.archive(self.profile.stored, self.name) if self.profile.stored else self.folder)
 
     @property
     def command(self) -> str:

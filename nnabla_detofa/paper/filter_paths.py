@@ -13,12 +13,14 @@ from ..backend.compat import nn
 from ..common.files import write_json
 from ..common.progress import ProgressBar
 from ..common.reading import read_json
+from ..evaluation.forked import map_forked
 from ..evaluation.path_evaluation import named_rng, path_evaluator
-from ..evaluation.validation import map_forked, reestimate
+from ..evaluation.reestimation import reestimate
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..space.search_space import SearchSpace
 from ..tools.evaluate_paths import evaluate_sampled, open_supernet
 from ..tools.evaluation_study import ImageLosses, image_losses, noise_share
+from . import stored
 from .experiments import Run, profile_folder
 from .filter_study import StudyInputs
 
@@ -28,7 +30,14 @@ NOISE_PATHS = 6
 
 def study_folder(run: Run) -> FilePath:
     """Where what is measured and fitted for the tables is kept."""
-    return profile_folder(run.profile) / f"{run.key}-filter{run.suffix}{run.variant}"
+    if run.profile.stored:
+        return stored.unpacked(stored.archive(run.profile.stored, study_name(run)))
+    return profile_folder(run.profile) / f"{study_name(run)}{run.variant}"
+
+
+def study_name(run: Run) -> str:
+    """What the study's folder and archive are called."""
+    return f"{run.key}-filter{run.suffix}"
 
 
 def detection_paths(run: Run) -> StudyInputs:
@@ -40,7 +49,7 @@ def detection_paths(run: Run) -> StudyInputs:
     train = EvaluatedPaths.read(fitted, config.network.geometry)
     noise = noise_of(config, run.folder / "warm_up" / "weights.h5", test)
     options, buckets = config.hparams.filter, config.hparams.buckets
-    known = {"noise": noise, "pruned_by": run.folder / "path_filter.h5"}
+    known = {"noise": noise, "pruned_by": None if run.profile.stored else run.folder / "path_filter.h5"}  # weights are not kept
     return StudyInputs(label, train, test, options, pretraining_paths(run), buckets, **known)
 
 
@@ -119,6 +128,8 @@ def evaluated(
     Args:
         exclude, space, ap: see `evaluate_paths.evaluate_sampled`.
     """
+    if run.profile.stored:
+        return EvaluatedPaths.read(study_folder(run) / f"{name}.jsonl")
     return evaluated_into(study_folder(run) / f"{name}.jsonl", config, weights, name, per_bucket, exclude, space, ap)
 
 

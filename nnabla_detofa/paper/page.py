@@ -113,14 +113,20 @@ def write_page(profile: Profile, results: FilePath, output: FilePath) -> int:
         Section("origins", "What made each", html_table(("file", "seeds", "code of the runs", "code of this", "command"), rows))
     )
     about = escape(" ".join(profile.about))
-    count = f"{len(made)} of the paper's {len(files)} tables and figures are here."
+    in_paper = [name for name in files if re.search(r"\d", name)]  # others are beside it
+    count = f"{len(set(made) & set(in_paper))} of the paper's {len(in_paper)} tables and figures are here."
     write_text(output, page(f"DetOFA: the results of the profile {profile.name}", [about, count], sections))
     return len(made)
 
 
 def in_paper_order(names: Sequence[str]) -> list[str]:
     """Tables, figures, those of the appendix; each by number."""
-    return sorted(names, key=lambda name: ("A" in name, name.startswith("figure"), int(re.sub(r"\D", "", name))))
+
+    def place(name: str) -> tuple:
+        number = re.sub(r"\D", "", name)  # what is beside the paper has none, and comes last
+        return not number, "A" in name, name.startswith("figure"), int(number or 0)
+
+    return sorted(names, key=place)
 
 
 def target_files(results: FilePath, name: str) -> list[FilePath]:

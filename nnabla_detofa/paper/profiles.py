@@ -15,10 +15,12 @@ from .. import config as configs
 from ..common.checked import kind_of, listed, read, refuse_unknown
 from ..common.errors import UserError
 from ..common.reading import parse_json, read_text, shown
-from ..config import Count
+from ..config import Count, Share
 
 FOLDER = FilePath("configs/profiles")
 
+RATIOS = {"path_ratios": 0.25, "operation_ratios": 0.3}
+"""Entries of Figure 10, and the ratio of our method among them."""
 PARTS = ("whole run", "branch", "filter study")
 """Of the work, whose minutes a profile may tell."""
 
@@ -121,6 +123,8 @@ class Profile:
             profile with one data set makes all of them on that.
         starts_runs: missing runs are started; otherwise their commands are printed.
         minutes: how long the parts take on two cores, for what is said before they start.
+        path_ratios, operation_ratios: the shares that Figure 10 prunes of each bucket.
+        stored: where results are made from the kept files of runs alone: their folder.
     """
 
     name: str
@@ -130,6 +134,9 @@ class Profile:
     starts_runs: bool
     filter_study: FilterStudySizes
     minutes: Mapping[str, float]
+    path_ratios: tuple[Share, ...] = (0.0, 0.2, 0.25, 0.3, 0.4)
+    operation_ratios: tuple[Share, ...] = (0.0, 0.2, 0.3, 0.4)
+    stored: FilePath | None = None
 
     @property
     def results(self) -> FilePath:
@@ -190,7 +197,7 @@ def load(name: str) -> Profile:
 
 
 def _profile(name: str, source: str, content: Mapping[str, Any]) -> Profile:
-    refuse_unknown("", content, ("about", "data_sets", "starts_runs", "filter_study", "minutes"))
+    refuse_unknown("", content, ("about", "data_sets", "starts_runs", "filter_study", "minutes", *RATIOS))
     data_sets, minutes = content.get("data_sets"), content.get("minutes", {})
     if not isinstance(data_sets, dict) or not data_sets:
         raise UserError("data_sets must map the key of each data set to its config, its pretraining and its needs")
@@ -210,4 +217,13 @@ def _profile(name: str, source: str, content: Mapping[str, Any]) -> Profile:
         read(bool, content.get("starts_runs", True), "starts_runs"),
         read(FilterStudySizes, content.get("filter_study", {}), "filter_study"),
         {key: read(configs.Positive, value, f"minutes.{key}") for key, value in minutes.items()},
+        **{name: _ratios(content[name], name) for name in RATIOS if name in content},
     )
+
+
+def _ratios(content: Any, name: str) -> tuple[float, ...]:
+    """Shares to prune; the paper's own is among them, since it is our method's run."""
+    found = read(tuple[Share, ...], content, name)
+    if list(found) != sorted(set(found)) or RATIOS[name] not in found:
+        raise UserError(f"{name} must rise and hold {RATIOS[name]:g}, which is the method's own, got {shown(list(found))}")
+    return found

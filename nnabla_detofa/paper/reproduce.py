@@ -21,8 +21,9 @@ from ..backend.compat import nn
 from ..backend.launch import cores
 from ..common import figures
 from ..common.errors import UserError
-from ..common.files import digest, whole_text, write_text
+from ..common.files import digest, whole_text, write_json, write_text
 from ..common.progress import ProgressBar
+from ..common.reading import read_json
 from ..methods import algorithm1, pretrain
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.model import PathFilter, PathScorer
@@ -34,9 +35,10 @@ from ..space.counting import Buckets
 from ..space.paths import Path
 from ..space.pruning import operation_scores
 from ..space.search_space import ofa_resnet50
+from ..tools.data_facts import data_facts
 from ..tools.search import load_run
 from ..training.runner import named_rng
-from . import budget_figures, filter_study, filter_tables, operation_figure, space_tables
+from . import architectures, budget_figures, controls, filter_study, filter_tables, operation_figure, space_tables
 from . import figure4 as kept_paths_figure
 from . import figure6 as random_paths_figure
 from . import table2 as cost_table
@@ -54,16 +56,22 @@ from .experiments import (
     Experiment,
     Run,
     ensure,
+    operation_ratios,
+    path_ratios,
     plan,
 )
 from .figure4 import FilteredPaths
 from .filter_paths import classification_paths, detection_paths, evaluated, study_folder
 from .filter_study import StudyInputs, StudyResults
+from .image_errors import errors_of
 from .operation_figure import ScoredOperations
 from .profiles import DataSet, Profile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Panels = Sequence[tuple[str, Sequence[Experiment]]]
+"""Title and experiments of each panel of a figure."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ class Order:
 
     def runs(self, target: Target) -> list[Run]:
         """Every run that the target needs."""
-        return plan(self.profile, target.keys, target.experiments, self.seeds_of(target), self.overrides)
+        return plan(self.profile, target.keys, target.of(self.profile), self.seeds_of(target), self.overrides)
 
 
 @dataclass(frozen=True)
@@ -119,6 +127,7 @@ class Target:
         runs: "needed"; "welcome": it does with those there are where the profile starts none; or "none".
         one_seed: it is made of the run of seed 0 alone, however many seeds are asked for.
         evaluates: it evaluates paths itself, for which it needs the data.
+        panels: where the experiments depend on the profile: what they are.
         names_data: the paper says which data set it is about; where it does not, `keys` is our reading.
     """
 
@@ -132,6 +141,13 @@ class Target:
     evaluates: bool = False
     names_data: bool = True
     note: Callable[[Sequence[Run]], str] = lambda runs: ""
+    panels: Callable[[Profile], Panels] | None = None
+
+    def of(self, profile: Profile) -> tuple[Experiment, ...]:
+        """The experiments that it is made of at the scale of a profile."""
+        if self.panels is None:
+            return self.experiments
+        return tuple(experiment for _, experiments in self.panels(profile) for experiment in experiments)
 
 
 def reproduce(names: Sequence[str], order: Order, log: Callable[[str], None] = print) -> list[FilePath]:
@@ -226,7 +242,7 @@ def runs_and_code(runs: Sequence[Run]) -> str:
     """Where runs are, and what computed them."""
     by_code: dict[str, list[str]] = {}
     for run in runs:
-        by_code.setdefault(code_of(run.folder), []).append(f"`{run.folder}` (seed {run.seed})")
+        by_code.setdefault(code_of(run.folder), []).append(f"`{run.place}` (seed {run.seed})")
     return "; ".join(f"{', '.join(folders)}, computed by {code}" for code, folders in by_code.items())
 
 
@@ -235,7 +251,8 @@ def runs_and_code(runs: Sequence[Run]) -> str:
 
 def curve_of(experiment: Experiment, runs: Sequence[Run]) -> Curve:
     """The curve of an experiment among runs of one data set."""
-    return Curve.of(experiment.title, [summary_of(run) for run in runs if run.experiment.name == experiment.name])
+    own = [run for run in runs if run.experiment.name == experiment.name]
+    return Curve.of(experiment.title, [summary_of(run) for run in own], [errors_of(run) for run in own])
 
 
 def summary_of(run: Run) -> dict:
@@ -256,10 +273,15 @@ def operations_of(run: Run) -> dict:
     return read_result(run.folder, "operations", lambda content: result_files.operations(content, geometry))
 
 
-def write_budget_figure(panels: Sequence[tuple[str, Sequence[Experiment]]]) -> Callable[..., str]:
-    """The writer of a figure with one panel for each group of experiments, and for each data set."""
+def write_budget_figure(groups: Panels | None = None) -> Callable[..., str]:
+    """The writer of a figure with one panel for each group of experiments, and for each data set.
+
+    Args:
+        groups: of experiments; None are those that the target has for the profile.
+    """
 
     def write(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
+        panels = target.panels(order.profile) if groups is None else groups
         data_sets = order.profile.chosen(target.keys)
         figure, axes = figures.subplots(
             len(data_sets), len(panels), figsize=(5.2 * len(panels), 4.2 * len(data_sets)), squeeze=False, layout="constrained"
@@ -342,6 +364,8 @@ def write_table2(order: Order, target: Target, name: str, runs: Sequence[Run]) -
             rng = named_rng(0, f"estimate {key}")
             found.append(cost_table.estimate(experiment.title, experiment.name, key, config, steps[key], rng))
         lines += [f"## {data_set.title}", "", *cost_table.table(found, paper_sets), ""]
+        if in_steps := step_costs(found, [run for run in finished if run.key == key]):
+            lines += ["In steps of each method's own training:", "", *cost_table.step_table(in_steps), ""]
         costs += found
     if few:
         lines += [f"Not all seeds have been run: {'; '.join(few)}.", ""]
@@ -371,6 +395,16 @@ def write_table2(order: Order, target: Target, name: str, runs: Sequence[Run]) -
         lines += ["", f"Runs, of several seeds the mean: {runs_and_code(finished)}."]
     cost_table.write_csv(order.output / f"{name}.csv", costs)
     return write_page(order, target, name, lines)
+
+
+def step_costs(costs: Sequence[cost_table.Cost], runs: Sequence[Run]) -> list[cost_table.StepCost]:
+    """The costs of finished runs in training steps; none where their number is not known."""
+    found = []
+    for cost in costs:
+        run = next((run for run in runs if run.experiment.name == cost.experiment), None)
+        if run and cost.hours["training"] and (steps := controls.training_steps(run, training_images(run))):
+            found.append(cost_table.StepCost.of(cost, steps))
+    return found
 
 
 def times_lost(run: Run, ledger: Mapping) -> str:
@@ -420,9 +454,15 @@ def write_figure4(order: Order, target: Target, name: str, runs: Sequence[Run]) 
     buckets = run.config.hparams.buckets
     thresholds = read_result(run.folder, "summary", lambda content: result_files.thresholds(content, buckets))
     paths = random_paths(run)
-    searched = load_run(run.folder)
-    scorer = PathScorer(PathFilter.load(run.folder / "path_filter.h5"), searched.costs["flops"], searched.buckets.index)
-    found = FilteredPaths(paths, scorer(paths.batch), np.array(thresholds, float), searched.buckets.edges)
+    kept = study_folder(run) / f"figure4_{paths.header['weights'][:8]}.json"
+    if not kept.is_file():
+        if run.profile.stored:
+            raise UserError(f"{run.name} has no path scores of Figure 4 among its kept files")
+        searched = load_run(run.folder)
+        scorer = PathScorer(PathFilter.load(run.folder / "path_filter.h5"), searched.costs["flops"], searched.buckets.index)
+        write_json(kept, scorer(paths.batch).tolist())
+    scores = np.array(read_json(kept, "the path scores"), float)
+    found = FilteredPaths(paths, scores, np.array(thresholds, float), np.array(paths.settings["bucket_edges"], float))
     figure = kept_paths_figure.draw(found, run.data_set.title)
     save_picture(order, name, figure)
     kept_paths_figure.write_csv(order.output / f"{name}.csv", found)
@@ -467,7 +507,7 @@ def random_paths(run: Run) -> EvaluatedPaths:
     """Paths of the run's final supernet, drawn from the space that it trained, with their AP."""
     weights, space = final_weights(run.folder, run.config), searched_space(run.folder, run.config)
     name = f"random_{run.experiment.name}"
-    if not (study_folder(run) / f"{name}.jsonl").exists():
+    if not run.profile.stored and not (study_folder(run) / f"{name}.jsonl").exists():
         ledger, evaluated_before = ledger_of(run), EvaluatedPaths.read(run.folder / "paths_again.jsonl")
         count, long = RANDOM_PATHS * run.config.hparams.buckets, "its ledger does not say how long"
         if len(evaluated_before) and "paths again" in ledger["phases"]:
@@ -539,6 +579,65 @@ def pretrained_operations(data_set: DataSet, count: int) -> ScoredOperations:
     return ScoredOperations(title, space.geometry, found.operations, found.scores, found.flops)
 
 
+# --- Beside the paper -------------------------------------------------------------------------------------------------
+
+
+def write_controls(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
+    """What more steps gain, and what training and the choice of paths gain."""
+    ordered = [run for experiment in target.experiments for run in runs if run.experiment.name == experiment.name]
+    evidence = evidence_of_runs(ordered)
+    save_picture(order, name, controls.draw(evidence))
+    controls.write_csv(order.output / f"{name}.csv", evidence)
+    lines = [
+        *controls.tables(evidence),
+        "",
+        f"![{target.title}]({name}.png)",
+        "",
+        "AP in points on the test images. Several seeds: mean, 95% t interval in brackets, and each seed's. The random paths "
+        f"are {controls.RANDOM_PATHS} of each FLOPs bucket of A, the same for all methods of a seed. Runs: "
+        f"{runs_and_code(runs)}.",
+    ]
+    return write_page(order, target, name, lines)
+
+
+def evidence_of_runs(runs: Sequence[Run]) -> list[controls.Evidence]:
+    """What the runs have for the controls, measured where it is missing."""
+    summaries = {run.name: summary_of(run) for run in runs}
+    ours = {run.seed: summaries[run.name] for run in runs if run.experiment.name == OURS.name}
+    return [controls.evidence_of(run, summaries[run.name], ours.get(run.seed), training_images(run)) for run in runs]
+
+
+FACTS = "facts.json"
+"""Kept with a run's files: what its data say that its results need."""
+
+
+def training_images(run: Run) -> int | None:
+    """Images that the run was trained on; None where neither its kept files nor the data tell."""
+    if (file := run.folder / FACTS).is_file():
+        return int(read_json(file, "the facts of the data")["training images"])
+    try:
+        return data_facts(run.config).train
+    except (UserError, OSError):
+        return None
+
+
+def write_architectures(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
+    """Depth and width of the found subnets, stage by stage and budget by budget."""
+    ((_, data_set),) = order.profile.chosen(target.keys).items()
+    groups = [
+        architectures.Architectures.of(experiment.title, [summary_of(run) for run in own], own[0].config.network.geometry)
+        for experiment in target.experiments
+        if (own := [run for run in runs if run.experiment.name == experiment.name])
+    ]
+    save_picture(order, name, architectures.draw(groups, data_set.title))
+    architectures.write_csv(order.output / f"{name}.csv", groups)
+    lines = [f"The paper: {target.paper}", ""]
+    for group in groups:
+        lines += [f"## {group.title}", "", *architectures.table(group), ""]
+    lines += [f"![{target.title}]({name}.png)", "", f"Means over the seeds. Runs: {runs_and_code(runs)}."]
+    return write_page(order, target, name, lines)
+
+
 # --- Tables 3 and A3 --------------------------------------------------------------------------------------------------
 
 
@@ -546,6 +645,7 @@ def write_table3(order: Order, target: Target, name: str, runs: Sequence[Run]) -
     """The path filter on the detection supernet after warm-up, as in the paper, and on the classification supernet."""
     run, files = runs[0], []
     announce_study(run, ("", "_classification"))
+    refuse_fits(run, ("filter_study", "filter_study_classification"))
     for place, inputs, supernet in (
         ("", detection_paths(run), runs_and_code([run])),
         ("_classification", classification_paths(run), weights_file(run.data_set.pretraining.supernet)),
@@ -558,6 +658,7 @@ def write_table3(order: Order, target: Target, name: str, runs: Sequence[Run]) -
 def write_table_a3(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
     """Table 3's filter with everything on, for other shares of weakest paths."""
     announce_study(runs[0], ("",))
+    refuse_fits(runs[0], ("filter_study",))
     results, made = study(runs[0], "filter_study", detection_paths(runs[0])), (runs_and_code(runs[:1]), origin(order, name))
     return filter_tables.table_a3(results, order.output, *made, named_rng(0, "bootstrap"))[:1]
 
@@ -570,6 +671,18 @@ def announce_study(run: Run, places: Sequence[str]) -> None:
     left = sum(1 - kept_lines(file) / (1 + fits) for file in files)
     if minutes and left > 0:
         tqdm.write(f"the filter study, its paths included: at most about {left * minutes / 2:.0f} minutes on two cores")
+
+
+def refuse_fits(run: Run, places: Sequence[str]) -> None:
+    """Raise UserError where results are made from kept files alone, and fits are missing there."""
+    if run.profile.stored and not all(kept_fits(run, place) for place in places):
+        raise UserError(f"not all fits of the filter study of {run.profile.name} are kept")
+
+
+def kept_fits(run: Run, place: str) -> bool:
+    """Are all fits of a filter study kept?"""
+    fits = run.profile.filter_study.seeds * (len(filter_study.SETTINGS) + len(filter_study.BASELINES))
+    return kept_lines(study_folder(run) / place / "scores.jsonl") > fits
 
 
 def kept_lines(file: FilePath) -> int:
@@ -638,6 +751,23 @@ def pretrained_filter(runs: Sequence[Run]) -> bool:
 
 
 TARGETS = {
+    "controls": Target(
+        "Controls: what more steps, training and the choice of paths gain",
+        "",
+        ("voc",),
+        controls.EXPERIMENTS,
+        write_controls,
+        evaluates=True,
+        names_data=False,
+    ),
+    "architectures": Target(
+        "Architectures: depth and width of the found subnets",
+        "larger depths and smaller channels on the output side do better for small paths (4.2).",
+        ("voc",),
+        (OFA, OURS),
+        write_architectures,
+        names_data=False,
+    ),
     "table3": Target(
         "Table 3: the path filter for the weakest 25%",
         "",
@@ -761,7 +891,11 @@ TARGETS = {
         "too much (r = 0.4) is weaker than other ratios.",
         ("voc",),
         (*PATH_RATIOS, *OPERATION_RATIOS),
-        write_budget_figure([("paths", PATH_RATIOS), ("operations", OPERATION_RATIOS)]),
+        write_budget_figure(),
+        panels=lambda profile: (
+            ("paths", path_ratios(profile.path_ratios)),
+            ("operations", operation_ratios(profile.operation_ratios)),
+        ),
     ),
     "figureA2": Target(
         "Figure A2: how paths are pruned",

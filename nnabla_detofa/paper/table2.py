@@ -221,3 +221,72 @@ def write_csv(file: FilePath, costs: Sequence[Cost]) -> None:
         for cost in costs:
             hours = [f"{cost.hours[kind]:.5g}" for kind in KINDS]
             writer.writerow([cost.key, cost.title, cost.unit, *hours, f"{cost.total:.5g}"])
+
+
+# --- Costs in training steps ------------------------------------------------------------------------------------------
+
+PAPER_RATIO = 0.70
+"""Ours of OFA (w/ PS) on Pascal VOC (Table 2)."""
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """A method's cost in steps of its own supernet's training (ours): it does not depend on how fast the device is.
+
+    Attributes:
+        title: of the method. experiment: its name.
+        steps: of the supernet, without the fullnet's.
+        overhead: of lines 4 to 7. search: by path scores. Both in steps' worth of time.
+    """
+
+    title: str
+    experiment: str
+    steps: int
+    overhead: float
+    search: float
+
+    @property
+    def total(self) -> float:
+        """What Table 2 counts."""
+        return self.steps + self.overhead + self.search
+
+    @classmethod
+    def of(cls, cost: Cost, steps: int) -> StepCost:
+        """The hours of a method, in steps.
+
+        Raises:
+            UserError: they have no time of training.
+        """
+        if not cost.hours["training"]:
+            raise UserError(f"the ledger of {cost.title} has no time of training, in whose steps its costs could be told")
+        step = cost.hours["training"] / steps
+        return cls(cost.title, cost.experiment, steps, cost.overhead / step, cost.hours["search"] / step)
+
+
+def steps_for_ratio(ours: StepCost, shrinking: StepCost, ratio: float = PAPER_RATIO) -> float | None:
+    """At how many steps of ours its total is this share of that of OFA (w/ PS), whose steps grow with them.
+
+    The overhead and the searches stay as they are, whatever the length. None where no length has that ratio: OFA (w/ PS)
+    then does not train for more than 1 / ratio times the steps.
+    """
+    times = shrinking.steps / ours.steps
+    if ratio * times <= 1:
+        return None
+    return max(0.0, (ours.overhead + ours.search - ratio * shrinking.search) / (ratio * times - 1))
+
+
+def step_table(costs: Sequence[StepCost]) -> list[str]:
+    """Markdown lines: steps, what else costs in steps, and the ratio to OFA (w/ PS), with the length that the paper's needs."""
+    reference = next((cost for cost in costs if cost.experiment == "ofa-ps"), None)
+    header = ["method", "training steps", "lines 4 to 7", "search", "total, in training steps", "of OFA (w/ PS)"]
+    lines = [markdown_row(header), markdown_row(["---"] + ["---:"] * 5)]
+    for cost in costs:
+        share = f"{cost.total / reference.total:.2f}" if reference else "-"
+        parts = [str(cost.steps), *(f"{value:.0f}" for value in (cost.overhead, cost.search, cost.total)), share]
+        lines.append(markdown_row([cost.title, *parts]))
+    ours = next((cost for cost in costs if cost.experiment == "detofa"), None)
+    if ours and reference:
+        needed = steps_for_ratio(ours, reference)
+        length = "at no length" if needed is None else f"where ours trains for {needed:,.0f} steps, here {ours.steps:,}"
+        lines += ["", f"The paper's ratio on Pascal VOC, {PAPER_RATIO:.2f}, is reached {length}: the overhead does not grow."]
+    return lines

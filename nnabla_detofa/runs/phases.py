@@ -41,6 +41,7 @@ class TrainingPhase:
             ratios the channels are not sorted.
         largest_only: train only the largest path.
         continues: name of the phase whose schedule, optimizer and sequence of batches this phase continues; empty: none.
+        epoch_steps: steps of an epoch; None is as many as the training images fill.
     """
 
     name: str
@@ -56,6 +57,7 @@ class TrainingPhase:
     sorted_ratios: tuple[float, ...] = ()
     sorted_widths: tuple[float, ...] = (1.0,)
     largest_only: bool = False
+    epoch_steps: int | None = None
     continues: str = ""
 
     @property
@@ -64,8 +66,8 @@ class TrainingPhase:
         return self.continues or self.name
 
     def steps_per_epoch(self, images: int) -> int:
-        """Return the steps per epoch over `images` training images; an incomplete last batch is dropped."""
-        return max(1, images // self.batch_size)
+        """Return `epoch_steps`, or the steps per epoch over `images` training images; an incomplete last batch is dropped."""
+        return self.epoch_steps or max(1, images // self.batch_size)
 
     def schedule(self, images: int) -> Schedule:
         """Return the learning-rate schedule for a training set of `images` images."""
@@ -111,7 +113,15 @@ def _fullnet(config: Config, space: SearchSpace) -> TrainingPhase:
     epochs = hparams.fullnet_epochs
     solver = config.optimizer.train
     return TrainingPhase(
-        "fullnet", "the largest path", space, range(epochs), epochs, solver, hparams.batch_size, largest_only=True
+        "fullnet",
+        "the largest path",
+        space,
+        range(epochs),
+        epochs,
+        solver,
+        hparams.batch_size,
+        largest_only=True,
+        epoch_steps=hparams.steps_per_epoch,
     )
 
 
@@ -121,12 +131,24 @@ def _supernet(config: Config, hparams: DetofaHparams, space: SearchSpace) -> tup
     OFA with progressive shrinking trains the five spaces of Table A1 for the epochs of Table A2: 70, 5, 65, 5, 65, where 5 and
     65 are the paper's warm-up and fine-tuning. Stage 1 has its own schedule. The paper is silent on the others; we let stages
     2 and 3, and stages 4 and 5, share one. Channels are sorted as in OFA before a smaller E or W is trained
-    (`hparams.shrinking_sort`).
+    (`hparams.shrinking_sort`). Without `hparams.shrinking_spaces` all five stages train
+    uniform paths of A: the same steps and restarts of the rate, and nothing to sort.
     """
     solver, warm, total = config.optimizer.train, hparams.warmup_epochs, hparams.warmup_epochs + hparams.epochs
 
     def phase(name: str, paths: str, of: SearchSpace, epochs: range, continues: str = "", **sorting) -> TrainingPhase:
-        return TrainingPhase(name, paths, of, epochs, total, solver, hparams.batch_size, continues=continues, **sorting)
+        return TrainingPhase(
+            name,
+            paths,
+            of,
+            epochs,
+            total,
+            solver,
+            hparams.batch_size,
+            continues=continues,
+            epoch_steps=hparams.steps_per_epoch,
+            **sorting,
+        )
 
     first, second, whole = range(warm), range(warm, total), range(total)
     runner, stem = config.args.runner, config.network.elastic_stem
@@ -136,9 +158,12 @@ def _supernet(config: Config, hparams: DetofaHparams, space: SearchSpace) -> tup
         stages = shrinking_stages(space.geometry, stem)
         names, parts = [stage.name for stage in stages], (whole, first, second, first, second)
         continued = ("", "", names[1], "", names[3])
-        trained = [_choices(before) if hparams.shrinking_sort else {} for before in stages[:-1]]
+        if not hparams.shrinking_spaces:
+            stages = [space] * len(stages)
+        sorts = hparams.shrinking_sort and hparams.shrinking_spaces
+        trained = [_choices(before) if sorts else {} for before in stages[:-1]]
         return tuple(
-            phase(name, f"uniform paths of {name}", stage, epochs, before, **sorting)
+            phase(name, f"uniform paths of {stage.name}", stage, epochs, before, **sorting)
             for name, stage, epochs, before, sorting in zip(names, stages, parts, continued, [{}, *trained])
         )
     if runner in ("ofa", "compofa"):
@@ -178,6 +203,7 @@ def _pretrain(config: Config, hparams: PretrainHparams, space: SearchSpace) -> t
             solver,
             hparams.batch_size,
             kd_ratio=hparams.kd_ratio,
+            epoch_steps=hparams.steps_per_epoch,
         )
         return fullnet, uniform
     geometry, stem = config.network.geometry, config.network.elastic_stem
@@ -197,6 +223,7 @@ def _pretrain(config: Config, hparams: PretrainHparams, space: SearchSpace) -> t
                 part.paths_per_step,
                 hparams.kd_ratio,
                 trained if part.sort_channels else (),
+                epoch_steps=hparams.steps_per_epoch,
             )
         )
         trained = part.ratios
@@ -205,5 +232,15 @@ def _pretrain(config: Config, hparams: PretrainHparams, space: SearchSpace) -> t
 
 def tuning_phase(config: Config, space: SearchSpace) -> TrainingPhase:
     """Return the only phase of a fine-tuning with this config."""
-    epochs, batch_size = config.hparams.epochs, config.hparams.batch_size
-    return TrainingPhase(FINE_TUNED, "the found path alone", space, range(epochs), epochs, config.optimizer.train, batch_size)
+    hparams, solver = config.hparams, config.optimizer.train
+    epochs, steps = hparams.epochs, hparams.steps_per_epoch
+    return TrainingPhase(
+        FINE_TUNED,
+        "the found path alone",
+        space,
+        range(epochs),
+        epochs,
+        solver,
+        hparams.batch_size,
+        epoch_steps=steps,
+    )

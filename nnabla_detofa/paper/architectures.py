@@ -1,0 +1,84 @@
+"""What the found subnets look like, in numbers: depth and width of each stage under each budget (section 4.2)."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..common import figures
+from ..common.files import whole_text
+from ..space.geometry import Geometry
+from ..space.paths import Path
+from ..tools.report import markdown_row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False)
+class Architectures:
+    """The found subnets of an experiment.
+
+    Attributes:
+        title: of the experiment. budgets: (b,) most FLOPs.
+        depths: (seeds, b, stages) choice of D. widths: (seeds, b, stages) choice of W. ratios: mean E of a stage's layers.
+    """
+
+    title: str
+    budgets: np.ndarray
+    depths: np.ndarray
+    widths: np.ndarray
+    ratios: np.ndarray
+
+    @classmethod
+    def of(cls, title: str, summaries: Sequence[Mapping], geometry: Geometry) -> Architectures:
+        """Of the summaries of an experiment's runs, one for each seed."""
+        paths = [[Path.from_ofa(subnet["path"], geometry) for subnet in summary["subnets"]] for summary in summaries]
+        return cls(
+            title,
+            np.array([subnet["budget"] for subnet in summaries[0]["subnets"]]),
+            np.array([[path.stage_depths for path in found] for found in paths], float),
+            np.array([[path.stage_widths for path in found] for found in paths], float),
+            np.array([[[np.mean(ratios) for ratios in path.expand_ratios] for path in found] for found in paths], float),
+        )
+
+
+def table(found: Architectures) -> list[str]:
+    """Markdown lines: a row for each budget, D, W and mean E of each stage."""
+    stages = range(1, 1 + found.depths.shape[2])
+    header = ["budget", *(f"{name}, stage {stage}" for name in ("D", "W", "E") for stage in stages)]
+    lines = [markdown_row(header), markdown_row(["---"] + ["---:"] * (len(header) - 1))]
+    for number, budget in enumerate(found.budgets):
+        cells = [f"{value:.2f}" for part in (found.depths, found.widths, found.ratios) for value in part[:, number].mean(0)]
+        lines.append(markdown_row([f"≤ {budget / 1e9:.3g} G", *cells]))
+    return lines
+
+
+def draw(groups: Sequence[Architectures], title: str) -> Figure:
+    """D and W over the budgets, a line for each stage: a row of panels for each experiment."""
+    figure, axes = figures.subplots(len(groups), 2, figsize=(9, 3.4 * len(groups)), squeeze=False, layout="constrained")
+    for row, found in zip(axes, groups):
+        for panel, values, name in zip(row, (found.depths, found.widths), ("depth D", "width W")):
+            for stage, line in enumerate(values.mean(0).T, 1):
+                panel.plot(found.budgets / 1e9, line, "o-", label=f"stage {stage}")
+            panel.set(xlabel="budget [GFLOPs, multiply-accumulates]", ylabel=name, title=f"{title}: {found.title}")
+            panel.grid(alpha=0.3)
+        row[0].legend(fontsize=8)
+    return figure
+
+
+def write_csv(file: FilePath, groups: Sequence[Architectures]) -> None:
+    """One line for each experiment, seed, budget and stage."""
+    with whole_text(file) as opened:
+        writer = csv.writer(opened)
+        writer.writerow(["experiment", "seed", "budget [FLOPs]", "stage", "D", "W", "mean E"])
+        for found in groups:
+            for seed, number, stage in np.ndindex(found.depths.shape):
+                place = (seed, number, stage)
+                values = [f"{found.depths[place]:g}", f"{found.widths[place]:g}", f"{found.ratios[place]:.3f}"]
+                writer.writerow([found.title, seed, f"{found.budgets[number]:.0f}", stage + 1, *values])
