@@ -100,7 +100,7 @@ def test_data_digits(tmp_path, monkeypatch, capsys):
     digits = pytest.importorskip("nnabla_detofa.data.digits")
     made = []
 
-    def write_digits(root, *, seed):
+    def write_digits(root, *, seed, **sizes):
         made.append((root, seed))
         return root
 

@@ -70,7 +70,7 @@ def test_runners_are_the_same_everywhere():
     [
         ("hparams.r_path=25", "hparams.r_path must be in [0, 1), got 25"),
         ("hparams.r_pth=0.5", "hparams.r_pth is not a key; did you mean r_path?"),
-        ("hparams.zzz=1", "hparams.zzz is not a key; known are batch_size, mini_batch, buckets, "),
+        ("hparams.zzz=1", "hparams.zzz is not a key; known are batch_size, mini_batch, "),
         ("hparam.epochs=1", "hparam is not a key; did you mean hparams?"),
         ("hparams.epochs=2.5", "hparams.epochs must be an integer in [0, inf), got 2.5"),
         ("hparams.epochs=true", "hparams.epochs must be an integer in [0, inf), got True"),

@@ -71,7 +71,12 @@ def _section(kind: type, value: Any, where: str) -> Any:
         if name not in value and entry.default is dataclasses.MISSING:
             raise UserError(f"{where}.{name} is missing")
     hints = get_type_hints(kind, include_extras=True)
-    values = {name: read(hints[name], value[name], f"{where}.{name}") for name in fields if name in value}
+    values = {}
+    for name in (name for name in fields if name in value):
+        given, default = value[name], fields[name].default
+        if dataclasses.is_dataclass(default) and isinstance(given, Mapping):  # keys left out keep this field's own defaults
+            given = dataclasses.asdict(default) | given
+        values[name] = read(hints[name], given, f"{where}.{name}")
     try:
         return kind(**values)
     except UserError as error:  # from __post_init__, which does not know the full dotted key
