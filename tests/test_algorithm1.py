@@ -107,7 +107,7 @@ def test_the_report_is_written_from_files_alone(finished, tmp_path):
     files = write_report(finished, tmp_path / "report")
     assert all(file.stat().st_size > 0 for file in files)
     table = (tmp_path / "report" / "table.md").read_text()
-    assert table.count("| subnet") == 10 and "refused draws" in table
+    assert table.count("| subnet") == 15 and "refused draws" in table
     assert f"Made by `python -m nnabla_detofa report {finished} -o {tmp_path / 'report'}` at " in table
     assert (tmp_path / "report" / "config.json").read_text() == (finished / "config.json").read_text()
 
