@@ -17,10 +17,10 @@ import numpy as np
 from on_digits import digits, fitted_scorer, train_steps
 
 from nnabla_detofa.backend.kernels import leading
+from nnabla_detofa.evolution.search import search
 from nnabla_detofa.networks.centernet import Detector
 from nnabla_detofa.networks.layers import ConvBN
 from nnabla_detofa.networks.supernet import Bottleneck, ElasticResNet50, LayerPlan
-from nnabla_detofa.search.evolution import search
 from nnabla_detofa.space.costs import CostModel, conv_cost
 from nnabla_detofa.space.counting import Buckets
 from nnabla_detofa.space.geometry import Geometry, HeadGeometry

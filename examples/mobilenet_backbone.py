@@ -20,10 +20,10 @@ from nnabla_nas.contrib.common.ofa.utils.common_tools import make_divisible
 from on_digits import digits, fitted_scorer, train_steps
 
 from nnabla_detofa.backend.compat import Mo, Model
+from nnabla_detofa.evolution.search import search
 from nnabla_detofa.networks.centernet import Detector
 from nnabla_detofa.networks.layers import he_normal, slice_channels
 from nnabla_detofa.networks.supernet import Named
-from nnabla_detofa.search.evolution import search
 from nnabla_detofa.space.costs import AdditiveCost, CostModel, MapSize, conv_cost
 from nnabla_detofa.space.counting import Buckets
 from nnabla_detofa.space.geometry import Geometry, HeadGeometry

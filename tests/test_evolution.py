@@ -6,7 +6,7 @@ import pytest
 from small import GEOMETRY, PRUNED, SPACE, every_path
 
 from nnabla_detofa.common.errors import UserError
-from nnabla_detofa.search.evolution import (
+from nnabla_detofa.evolution.search import (
     Constraint,
     NoPath,
     at_most,
@@ -292,7 +292,7 @@ def test_a_front_keeps_hard_bounds_and_depends_on_the_generator_alone():
 
 
 def test_a_front_without_pymoo_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "nnabla_detofa.search.nsga2", None)
+    monkeypatch.setitem(sys.modules, "nnabla_detofa.evolution.nsga2", None)
     with pytest.raises(UserError, match=r"a front needs pymoo, .* install nnabla-detofa\[search\]"):
         front(SPACE, additive_score(GEOMETRY), MODEL, np.random.default_rng(0))
 

@@ -17,10 +17,10 @@ from visit import count_macs, peak_memory
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.evaluation.reestimation import reestimate
+from nnabla_detofa.evolution.search import mutate_many, search
 from nnabla_detofa.networks.layers import STORED
 from nnabla_detofa.networks.supernet import take_over
 from nnabla_detofa.path_filter.model import PathFilter
-from nnabla_detofa.search.evolution import mutate_many, search
 from nnabla_detofa.space.counting import Buckets, count_within
 from nnabla_detofa.space.paths import Path as ArchPath
 from nnabla_detofa.space.paths import PathBatch

@@ -20,13 +20,13 @@ from ..evaluation.detections import BoxDetector, average_precision, save_detecti
 from ..evaluation.metrics import AP_TITLES, ap_keys
 from ..evaluation.reestimation import reestimate
 from ..evaluation.validation import validation_loss
+from ..evolution.search import between, search
 from ..networks import centernet
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.metrics import baseline_scores, kendall_tau, per_bucket
 from ..path_filter.model import PathFilter, PathScorer
 from ..runs.phases import slug
 from ..runs.result_files import detector, found_paths
-from ..search.evolution import between, search
 from ..space.costs import CostModel, cost_range
 from ..space.paths import Path, PathBatch
 from ..space.pruning import HashedPaths, KeptPaths, UniformPaths, operation_scores, path_thresholds, prune_operations

@@ -18,6 +18,7 @@ from ..common.checked import listed
 from ..common.errors import UserError
 from ..common.reading import short, shown
 from ..evaluation.path_evaluation import named_rng, path_evaluator
+from ..evolution.search import Constraint, NoPath, at_most, between, front, search
 from ..methods.algorithm1 import build, make_cost
 from ..networks import weights
 from ..path_filter.model import PathFilter, PathScorer
@@ -29,7 +30,6 @@ from ..runs.run_folder import (
     searched_space,
     trained_classes,
 )
-from ..search.evolution import Constraint, NoPath, at_most, between, front, search
 from ..space.costs import LayerCost, cost_range
 from ..space.counting import Buckets
 from ..space.paths import Path, PathBatch
