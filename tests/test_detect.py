@@ -137,20 +137,28 @@ def test_what_was_found_is_kept_when_it_is_stopped(photographs, tmp_path):
     assert [entry["picture"] for entry in content["images"]] == ["a.png", "b.png"]
 
 
-def test_a_name_that_is_no_text_is_shown_escaped(photographs, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def run(tmp_path):
+    """A folder that the command line takes for a run's; `load_detector` is replaced where it is used."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text("{}")
+    return str(tmp_path / "run")
+
+
+def test_a_name_that_is_no_text_is_shown_escaped(photographs, run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(detect, "load_detector", lambda *arguments: TwoCells())
     name = os.fsdecode(b"\xff.png")
     shutil.copy(photographs / "a.png", tmp_path / "other" / name)
-    assert main(["detect", "run", str(tmp_path / "other"), "-c", "cpu", "-o", str(tmp_path / "out")]) == 0
+    assert main(["detect", run, str(tmp_path / "other"), "-c", "cpu", "-o", str(tmp_path / "out")]) == 0
     assert "other/\\udcff.png: 2 objects" in capsys.readouterr().out
     entries = json.loads((tmp_path / "out/detections.json").read_text())["images"]
     assert [entry["picture"] for entry in entries] == ["a.png", name] and (tmp_path / "out" / name).exists()
 
 
-def test_one_sentence_where_no_file_is_an_image(photographs, tmp_path, monkeypatch, capsys):
+def test_one_sentence_where_no_file_is_an_image(photographs, run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(detect, "load_detector", lambda *arguments: TwoCells())
     given = [str(photographs / name) for name in ("d.txt", "subfolder")]
-    assert main(["detect", "run", *given, "-c", "cpu", "-o", str(tmp_path / "out")]) == 2
+    assert main(["detect", run, *given, "-c", "cpu", "-o", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: at least one file must be a JPEG or PNG image; none of the 1 given is: ")
     assert said.count("\n") == 1 and "d.txt is not a readable image" in said

@@ -149,6 +149,7 @@ def test_settings_are_what_differs_from_the_defaults(folder):
     found = rows(html)
     assert found["hparams.epochs"] == ["2", "65"] and found["hparams.filter.dim"] == ["16", "128"]
     assert found["dataloader.voc.flip"] == ["false", "true"] and found["dataloader.voc.val"] == ['["val"]', "[]"]
+    assert "<td>required</td>" in html
     assert "args.seed" not in found and "tiny.json as it is now" in html.replace("<wbr>", "")
     (folder / "config.json").write_text(json.dumps(detofa_config("elsewhere") | {"args": {"seed": 5}}))
     html = made()

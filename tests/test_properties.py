@@ -22,7 +22,7 @@ from nnabla_detofa.networks import weights
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
 from nnabla_detofa.space.paths import Path, PathBatch
 from nnabla_detofa.space.search_space import SearchSpace
-from nnabla_detofa.tools.search import COUNTS, UNITS, parse_bound
+from nnabla_detofa.tools.search import COUNTS, EXAMPLES, LEAST, UNITS, parse_bound
 
 # The same examples each time, however slow the machine is; files that examples overwrite may stay between them.
 settings.register_profile(
@@ -283,6 +283,10 @@ def test_mutated_evaluated_paths_are_read_or_refused(tmp_path_factory, data):
 @stable
 def test_a_bound_is_its_number_times_its_unit(name, number, data):
     unit = data.draw(st.sampled_from(sorted(UNITS[name])))
+    if not unit and number < LEAST:
+        with pytest.raises(UserError, match=f"^--{name} .* without a unit is .*: give a unit, like {EXAMPLES[name]}$"):
+            parse_bound(name, f" {number!r} ")
+        return
     found = parse_bound(name, f" {number!r} {unit.lower()}")
     assert found == pytest.approx(number * UNITS[name][unit], rel=1e-14)
     assert name in ("latency", "memory") or COUNTS[unit] == UNITS[name][unit]
@@ -294,7 +298,8 @@ def test_any_bound_is_positive_and_finite_or_refused(name, text):
     try:
         assert 0 < parse_bound(name, text) < float("inf")
     except UserError as error:
-        assert str(error).startswith(f"--{name} must be a positive number with a unit")
+        known = str(error).startswith(f"--{name} must be a positive number with a unit")
+        assert known or ("without a unit" in str(error) and 0 < float(text) < LEAST and "" in UNITS[name])
 
 
 # --- Paths and spaces -------------------------------------------------------------------------------------------------

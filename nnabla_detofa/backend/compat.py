@@ -201,12 +201,13 @@ class Device:
         if ids is None:
             first = ranks if VISIBLE_GPUS is None else min(ranks, len(VISIBLE_GPUS.split(",")))
             ids = ",".join(map(str, range(first)))
+        visible = None if ids == "-1" else _visible_gpus(ids)  # also refused where no GPU is usable
         try:
             with cuda_libraries.quiet():
                 cuda_libraries.load()
                 # NCCL uses the GPU whose number is the local rank, so GPUs are selected by visibility before CUDA starts.
-                if ids != "-1":
-                    os.environ["CUDA_VISIBLE_DEVICES"] = _visible_gpus(ids)
+                if visible is not None:
+                    os.environ["CUDA_VISIBLE_DEVICES"] = visible
                 cuda = importlib.import_module("nnabla_ext.cuda")
                 count = cuda.get_device_count()
                 if not count:

@@ -91,7 +91,7 @@ def fault(case: Case, template: Path, scratch: Path) -> str:
     after = snapshot(scratch)
     if (scratch / CANARY).exists():
         return "code in the input was run"
-    if "Traceback" in err or status != 2:
+    if "Traceback" in out + err or status != 2:
         return f"status {status}: {err[-1500:]}"
     if len(lines) != 1 or not lines[0].startswith("error: "):
         return f"not one sentence: {lines}"
@@ -107,7 +107,7 @@ def fault(case: Case, template: Path, scratch: Path) -> str:
 
 
 def answer(case: Case, folder: Path) -> tuple[object, str, str]:
-    """Exit status, stdout and stderr of the command line; what else is raised is told in stderr, with status None."""
+    """Exit status, or what else was raised, and what `caught` tells of stdout and stderr."""
     with caught() as streams, limits(), inside(folder):
         try:
             status: object = cli.main(case.command)
@@ -118,11 +118,21 @@ def answer(case: Case, folder: Path) -> tuple[object, str, str]:
     return status, *streams
 
 
+class _Logs(logging.Handler):
+    """Writes log lines of level INFO and lower to stdout, and the others to stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stdout if record.levelno <= logging.INFO else sys.stderr)
+
+
 @contextmanager
 def caught() -> Iterator[list[str]]:
-    """Everything written to stdout, and to stderr by libraries in C too; it is there after the block."""
+    """Everything written to stdout, and to stderr by libraries in C too; it is there after the block.
+
+    Log lines of level INFO, which may precede an error, are told with stdout; those of higher levels with stderr.
+    """
     streams: list[str] = []
-    handlers, logging.root.handlers = logging.root.handlers, []
+    handlers, logging.root.handlers = logging.root.handlers, [_Logs()]
     kept, python = os.dup(2), sys.stderr
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace", newline="") as file:
         os.dup2(file.fileno(), 2)

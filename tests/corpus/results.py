@@ -226,7 +226,7 @@ def cases() -> Iterator[Case]:
     yield Case("shipped run", "missing", ("ship", "nothing", "out"), ("nothing", "not the folder"))
     yield Case("shipped run", "a file", ("ship", "voc.json", "out"), ("voc.json", "not the folder"), parts=("voc.json",))
     out = ("ship", "run", "out", "--name", "../a")
-    yield Case("shipped run", "a name that climbs", out, ("--name", "'../a'"), put("run/supernet.h5", "x"))
+    yield Case("shipped run", "a name that climbs", out, ("--name", "'../a'"), put("run/config.json", {}))
 
     def pretrained(folder: Path) -> None:
         """A finished pre-training, but for its weights."""
