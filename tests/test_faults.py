@@ -32,7 +32,7 @@ from nnabla_detofa.runs import lock as claim
 from nnabla_detofa.space.search_space import ofa_resnet50
 from nnabla_detofa.training import loop as training
 from nnabla_detofa.training import mini_batch, runner
-from nnabla_detofa.training.checkpoint import Checkpoint
+from nnabla_detofa.training.checkpoint import Checkpoint, write_moments
 from nnabla_detofa.training.loop import train
 
 REPOSITORY = Path(__file__).parent.parent
@@ -41,7 +41,9 @@ SHORT = ("args.runner=fullnet", "hparams.fullnet_epochs=2")
 
 DRIVER = """
 import os, resource, signal, sys
-from nnabla_detofa import cli, evaluated_paths, training
+from nnabla_detofa.cli.program import main
+from nnabla_detofa.path_filter import evaluated_paths
+from nnabla_detofa.training import loop as training
 
 fault, *arguments = sys.argv[1:]
 kind, _, name = fault.partition(":")
@@ -77,7 +79,7 @@ def step_without_room(graph):
 
 
 os.replace, evaluated_paths._write_line, training.step = replace_or_die, half_a_line, step_without_room
-sys.exit(cli.main(arguments))
+sys.exit(main(arguments))
 """
 """A command line with a fault: "before:NAME" and "after:NAME" kill at the renaming to NAME, "half:NAME" in the middle of a
 line, "limit:N" lets files have no more than N bytes from the third step on."""
@@ -451,7 +453,7 @@ def test_a_damaged_checkpoint_of_a_phase_without_hashes_falls_back(config, unbro
 def test_the_moments_are_written_as_nnabla_does(tmp_path):
     net, optimizer, loader = parts()
     train(net, optimizer, Uniform(), loader, inputs(), range(2))
-    training.write_moments(tmp_path / "ours.h5", optimizer)
+    write_moments(tmp_path / "ours.h5", optimizer)
     optimizer.save_checkpoint(str(tmp_path), "theirs")
     with h5py.File(tmp_path / "ours.h5") as ours, h5py.File(tmp_path / "optim_theirs.h5") as theirs:
         names: list[str] = []

@@ -45,8 +45,8 @@ from nnabla_detofa.backend.launch import handling
 def stop(number, frame):
     raise KeyboardInterrupt
 with handling(stop):
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         print("saved", flush=True)

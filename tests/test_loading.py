@@ -4,7 +4,6 @@ import importlib
 import logging
 
 import nnabla as nn
-import nnabla_detofa.compat
 import numpy as np
 import pytest
 

@@ -71,7 +71,7 @@ def test_importing_any_module_first_changes_nothing(first):
 def test_nnabla_keeps_the_level_that_the_user_gave_it():
     program = (
         "import logging, nnabla; logging.getLogger('nnabla').setLevel(logging.DEBUG); before = list(logging.root.handlers); "
-        "import nnabla_detofa.supernet; assert logging.getLogger('nnabla').level == logging.DEBUG; "
+        "import nnabla_detofa.networks.supernet; assert logging.getLogger('nnabla').level == logging.DEBUG; "
         "assert logging.root.handlers == before"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0

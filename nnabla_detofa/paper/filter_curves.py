@@ -20,6 +20,7 @@ import numpy as np
 from ..backend.compat import Device, nn
 from ..common import figures
 from ..common.errors import UserError
+from ..common.files import whole_text, write_text
 from ..config import Filter
 from ..methods import algorithm1
 from ..path_filter.evaluated_paths import EvaluatedPaths
@@ -225,8 +226,8 @@ def write(points: Sequence[Point], output: FilePath, command: str, resamples: in
         "",
     ]
     files = [output / f"{NAME}.{kind}" for kind in ("md", "csv", "png")]
-    files[0].write_text("\n".join(lines), encoding="utf-8")
-    with open(files[1], "w", newline="", encoding="utf-8") as opened:
+    write_text(files[0], "\n".join(lines))
+    with whole_text(files[1]) as opened:
         table = csv.DictWriter(opened, list(rows[0]))
         table.writeheader()
         table.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)

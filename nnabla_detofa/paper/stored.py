@@ -98,7 +98,7 @@ def _unpacked(file: FilePath, changed: int) -> FilePath:
             for member in _plain(tar):
                 target = folder / member.name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(tar.extractfile(member).read())
+                write_bytes(target, tar.extractfile(member).read())
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise UserError(f"{file} is damaged ({error}): take it from the repository again, or remove it") from error
     return folder

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -86,7 +87,8 @@ class Checkpoint:
             try:
                 state = _checked_state(place)
                 weights.load(net, place / "weights.h5")
-                optimizer.load_checkpoint({**state.pop("optimizer"), "states_path": str(place / "optim_train.h5")})
+                with warnings.catch_warnings():  # NNabla disables all FutureWarnings when it loads states
+                    optimizer.load_checkpoint({**state.pop("optimizer"), "states_path": str(place / "optim_train.h5")})
                 restore(state)
             except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
                 problems.append(f"the checkpoint {place} cannot be read ({_said(error)})")
