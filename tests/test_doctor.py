@@ -183,7 +183,7 @@ def test_a_broken_data_set_is_found(tmp_path):
 def test_a_config_that_is_wrong_and_a_check_that_fails(tmp_path, monkeypatch):
     file = tmp_path / "wrong.json"
     file.write_text("{")
-    monkeypatch.setattr(installation, "mpi", lambda: iter([][0]))
+    monkeypatch.setattr(doctor, "mpi", lambda: iter([][0]))
     found = list(doctor.examine(str(file)))
     assert one(found, "wrong.json cannot be used").state == PROBLEM
     assert one(found, "could not be examined: IndexError").state == WARNING

@@ -56,7 +56,7 @@ def classification(data) -> configs.Config:
 def written(config: configs.Config, file: FilePath) -> FilePath:
     """The weights of the config's untrained supernet."""
     model, *_ = (pretrain if config.args.runner == "pretrain" else algorithm1).build(config)
-    weights.write(file, model.get_parameters())
+    weights.save(model, file)
     return file
 
 
