@@ -242,13 +242,18 @@ def settings(profile: Profile, results: FilePath) -> str:
         sections |= {f"dataloader.{config.dataloader_name}": config.dataloader}
         sections |= {"optimizer": config.optimizer, "hparams": config.hparams}
         changed = [row for key, section in sections.items() for row in changes(section, key)]
-        rows = [(code(key), *(code(json.dumps(value)) for value in values)) for key, *values in changed]
+        rows = [(code(key), code(json.dumps(value)), _default(default)) for key, value, default in changed]
         parts += [f"<p>{escape(about)} Seed {config.args.seed}.</p>\n", html_table(("entry", "value", "default"), rows)]
     return "".join(parts)
 
 
+def _default(value: Any) -> str:
+    """Format the default of an entry; an entry without one is required."""
+    return "required" if value is dataclasses.MISSING else code(json.dumps(value))
+
+
 def changes(section: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, value, default) of each entry of a config's section that is not its default."""
+    """(dotted key, value, default) of each entry of a config's section that is not its default, MISSING for required ones."""
     for field in dataclasses.fields(section):
         key, value, default = f"{prefix}.{field.name}", getattr(section, field.name), field.default
         if value == default:
