@@ -158,7 +158,7 @@ def test_settings_are_what_differs_from_the_defaults(folder):
     )
     assert "<td>5</td><td>commit a</td><td>commit b</td>" in made()
     assert rows(html)["args.seed"] == ["5", "0"] and rows(html)["dataloader.voc.root"][0] == '"elsewhere"'
-    assert "as it is now" not in html
+    assert "as it is now" not in html and re.search("<td[^>]*>required</td>", html)
 
 
 def test_the_same_files_give_the_same_bytes(folder):
