@@ -71,7 +71,6 @@ def test_each_data_set_has_its_own(name, expected):
         ({"mean": [0.5, 0.5], "std": [1, 1, 1]}, r"dataloader.voc.normalization.mean must be a list of 3 values, got 2"),
         ({"mean": [103.5, 0.5, 0.5], "std": [1, 1, 1]}, r"normalization.mean\[0\] must be in \[0, 1\], got 103.5"),
         ({"mean": [0.5, 0.5, 0.5], "std": [1, 0, 1]}, r"normalization.std\[1\] must be in \[0.001, 1\], got 0"),
-        ({"mean": [0.5, 0.5, 0.5]}, "dataloader.voc.normalization.std is missing"),
         ("imagenet", "normalization must be a mapping, got a string"),
     ],
 )
@@ -80,6 +79,14 @@ def test_a_bad_value_is_named(entry, message):
     content["dataloader"]["voc"]["normalization"] = entry
     with pytest.raises(UserError, match=message):
         configs.from_dict(content, "bad")
+
+
+@pytest.mark.parametrize("name, other", [("mean", "std"), ("std", "mean")])
+def test_what_is_left_out_keeps_the_data_sets_default(name, other):
+    content = detofa_config("data")
+    content["dataloader"]["voc"]["normalization"] = {name: [0.5, 0.5, 0.5]}
+    found = configs.from_dict(content, "partial").dataloader.normalization
+    assert getattr(found, name) == (0.5, 0.5, 0.5) and getattr(found, other) == getattr(IMAGENET, other)
 
 
 @pytest.mark.parametrize("side", [32, 33])
