@@ -71,7 +71,7 @@ lint: $(READY) ## Check style and formatting
 reference: $(READY) ## Write configs/schema.json and docs/config.md from the schema in the code
 	$(BIN)/python -m nnabla_detofa.config.reference
 
-demo: data/digits ## Run Algorithm 1 on the digits data set and show what it finds (10 minutes)
+demo: data/digits ## Run Algorithm 1 on the digits data set and show what it finds (11 minutes)
 	$(BIN)/nnabla_nas -f configs/digits_detofa.json -o runs/demo --processes auto
 	$(BIN)/python -m nnabla_detofa report runs/demo -o results/demo
 
