@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -276,7 +277,8 @@ def test_curves_are_written_from_points_of_several_pilots_and_sizes(inputs, tmp_
     assert "| all three and our options: Kendall's tau | +1.000 (+1.00 to +1.00) |" in files[0].read_text()
 
 
-def test_a_profile_that_starts_no_runs_has_no_curves():
+def test_a_profile_that_starts_no_runs_has_no_curves(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
     with pytest.raises(UserError, match="the profile paper starts no runs"):
         filter_curves.curves(load("paper"), None)
 

@@ -64,3 +64,42 @@ def test_what_is_printed_after_the_terminal_is_gone_goes_nowhere(tmp_path):
     os.close(theirs)
     process.send_signal(signal.SIGHUP)
     assert process.wait(timeout=30) == 0 and (tmp_path / "saved").exists()
+
+
+INTERRUPTED = """
+import os, signal, sys
+import nnabla as nn
+from nnabla.function import PythonFunction
+from nnabla_detofa.cli.program import _terminated_as_interrupted
+class Twice(PythonFunction):
+    name = property(lambda self: "Twice")
+    min_outputs = lambda self: 1
+    def grad_depends_output_data(self, i, o):
+        return False
+    def grad_depends_input_data_impl(self, i, j):
+        return False
+    def setup_impl(self, inputs, outputs):
+        outputs[0].reset_shape(inputs[0].shape, True)
+    def forward_impl(self, inputs, outputs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for i in range(1000):
+            pass
+    def backward_impl(self, inputs, outputs, propagate_down, accum):
+        pass
+try:
+    with _terminated_as_interrupted():
+        Twice()(nn.Variable((1,))).forward()
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_a_signal_inside_a_callback_of_nnabla_is_a_stop():
+    """NNabla passes the KeyboardInterrupt on as a SystemError or RuntimeError."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
+
+
+def test_an_error_without_a_signal_stays_itself():
+    with pytest.raises(ZeroDivisionError), handling(lambda number, frame: None):
+        1 / 0  # noqa: B018

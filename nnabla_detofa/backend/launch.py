@@ -55,26 +55,36 @@ def launched_here(environ: Mapping[str, str] = os.environ) -> int:
     return next((int(match[0]) for match in found if match), 1)
 
 
+class Stopped(KeyboardInterrupt):
+    """Raised on all ranks at the same point when the run is stopped."""
+
+
 @contextmanager
 def handling(handler: Callable[[int, object], None]) -> Iterator[None]:
     """Handle the `STOP_SIGNALS` with `handler` inside the block.
 
-    After SIGHUP, output to the closed terminal is discarded. Python allows only the main thread to set handlers: in another
-    thread the signals keep their handlers.
+    A handler may raise KeyboardInterrupt. If the signal arrives while NNabla is calling back into Python, that surfaces as
+    some other exception, so after a signal every exception that leaves the block counts as Stopped. After SIGHUP, output to
+    the closed terminal is discarded. Python allows only the main thread to set handlers: in another thread the signals keep
+    their handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    terminals = [stream for stream in (1, 2) if os.isatty(stream)]
+    terminals, heard = [stream for stream in (1, 2) if os.isatty(stream)], []
+
+    def hear(number: int, frame) -> None:
+        heard.append(number)
+        handler(number, frame)
 
     def hang_up(number: int, frame) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in terminals:
             os.dup2(nowhere, stream)
         os.close(nowhere)
-        handler(number, frame)
+        hear(number, frame)
 
-    handlers = dict.fromkeys(STOP_SIGNALS, handler)
+    handlers = dict.fromkeys(STOP_SIGNALS, hear)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         del handlers[signal.SIGHUP]
     else:
@@ -82,13 +92,13 @@ def handling(handler: Callable[[int, object], None]) -> Iterator[None]:
     before = {number: signal.signal(number, chosen) for number, chosen in handlers.items()}
     try:
         yield
+    except Exception as error:
+        if not heard:
+            raise
+        raise Stopped from error
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
-
-
-class Stopped(KeyboardInterrupt):
-    """Raised on all ranks at the same point when the run is stopped."""
 
 
 def end(message: str, status: int) -> NoReturn:

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from .case import CANARY, Case, put
+from .case import CANARY, Case, inside, put
 
 PARTS = ("voc", "voc.json", "supernet.h5")
 RUN = ("run", "-c", "cpu", "-o", "out", "-f", "voc.json", "network.centernet_ofa_resnet50.weights=supernet.h5")
@@ -27,8 +27,7 @@ class Code:
 
 def edited(change: Callable[[h5py.File], object], name: str = FILE) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
-        with h5py.File(folder / name, "r+") as file:
-            os.chdir(folder)
+        with inside(folder), h5py.File(name, "r+") as file:
             change(file)
 
     return make
