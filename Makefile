@@ -63,10 +63,11 @@ test-null-gpu: $(READY) ## Run the CUDA extension without a GPU on counting stan
 test-gpu: $(READY) ## Compare a GPU with the CPU, and measure steps, memory and paths on it; after setup-cuda (5 minutes)
 	$(BIN)/python tests/gpu_check.py
 
-lint: $(READY) ## Check style and formatting
+lint: $(READY) ## Check style, formatting, layers and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 reference: $(READY) ## Write configs/schema.json and docs/config.md from the schema in the code
 	$(BIN)/python -m nnabla_detofa.config.reference
@@ -166,7 +167,7 @@ test-export: $(EXPORT_READY) ## Run the tests of exported detectors, ONNX includ
 	$(BIN)/python -m pytest tests/test_export.py
 
 clean: ## Remove .venv, .venv-export and what tools left behind; data/ and runs/ stay
-	rm -rf $(VENV) $(EXPORT) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(EXPORT) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A python3.10 on the PATH may be a pyenv shim that fails, so every candidate is tried by running it. The lock goes in

@@ -22,6 +22,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["nnabla_detofa", "nnabla_detofa.*"]),
+    package_data={"nnabla_detofa": ["py.typed"]},
     python_requires=">=3.10,<3.11",  # nnabla 1.39 has no wheels for a later Python
     install_requires=[
         "nnabla==1.39.0",
@@ -50,7 +51,7 @@ setup(
         "torch": ["torch>=2.6"],  # reads the published OFA checkpoints
         "export": ["nnabla-converter==1.39.0", "onnxruntime"],  # brings TensorFlow: make setup-export
         "search": ["pymoo==0.6.2"],  # fronts: NSGA-II
-        "dev": ["hypothesis", "import-linter", "jsonschema", "pymoo==0.6.2", "pytest", "pytest-xdist", "ruff"],
+        "dev": ["hypothesis", "import-linter", "jsonschema", "mypy", "pymoo==0.6.2", "pytest", "pytest-xdist", "ruff"],
     },
     entry_points={"console_scripts": ["nnabla_nas = nnabla_detofa.cli:main"]},
     classifiers=[
