@@ -136,7 +136,7 @@ def test_weights_of_another_network_and_of_no_numbers_are_problems(tmp_path):
 
 def test_an_output_folder_that_the_run_would_not_get(tmp_path):
     from nnabla_detofa import config as configs
-    from nnabla_detofa.runs.lock import claimed
+    from nnabla_detofa.runs.lock import locked_run
 
     def found(folder, *overrides):
         (finding,) = doctor.output(configs.load(tiny.config_file(), [f"args.output_path={folder}", *overrides]))
@@ -150,7 +150,7 @@ def test_an_output_folder_that_the_run_would_not_get(tmp_path):
         state, text = found(tmp_path / folder)
         assert state == PROBLEM and word in text
     run = tmp_path / "run"
-    with claimed(run, configs.load(tiny.config_file(), [f"args.output_path={run}"])):
+    with locked_run(run, configs.load(tiny.config_file(), [f"args.output_path={run}"])):
         ask = "import pathlib, sys; from nnabla_detofa.runs.lock import is_locked; print(is_locked(pathlib.Path(sys.argv[1])))"
         command = [sys.executable, "-c", ask, str(run)]
         assert subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout == "True\n"

@@ -28,7 +28,7 @@ from nnabla_detofa.evaluation import forked
 from nnabla_detofa.methods import algorithm1
 from nnabla_detofa.path_filter import evaluated_paths
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
-from nnabla_detofa.runs import lock as claim
+from nnabla_detofa.runs import lock
 from nnabla_detofa.space.search_space import ofa_resnet50
 from nnabla_detofa.training import loop as training
 from nnabla_detofa.training import mini_batch, runner
@@ -215,7 +215,7 @@ def test_a_second_run_in_a_folder_is_refused_and_a_dead_one_holds_nothing(config
     reading, writing = os.pipe()
     holder = os.fork()
     if not holder:
-        with claim.claimed(folder, settings):
+        with lock.locked_run(folder, settings):
             os.write(writing, b"held")
             time.sleep(60)
         os._exit(0)
@@ -225,21 +225,21 @@ def test_a_second_run_in_a_folder_is_refused_and_a_dead_one_holds_nothing(config
         for restart in (False, True):
             with (
                 pytest.raises(UserError, match="another process is running in .*: wait for its end"),
-                claim.claimed(folder, settings, restart),
+                lock.locked_run(folder, settings, restart),
             ):
                 pass
         assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
     finally:
         os.kill(holder, signal.SIGKILL)
         os.waitpid(holder, 0)
-    with claim.claimed(folder, settings) as held:
+    with lock.locked_run(folder, settings) as held:
         assert not held.fresh
         child = os.fork()
         if not child:
             time.sleep(60)
             os._exit(0)
     try:  # a process that was forked meanwhile does not hold it either
-        with claim.claimed(folder, settings):
+        with lock.locked_run(folder, settings):
             pass
     finally:
         os.kill(child, signal.SIGKILL)
@@ -268,28 +268,28 @@ def test_a_restart_that_is_cut_short_anywhere_loses_nothing(config, tmp_path, mo
     settings, replace = configs.load(config), os.replace
     for moment in range(20):
         folder = tmp_path / f"run{moment}"
-        with claim.claimed(folder, settings):
+        with lock.locked_run(folder, settings):
             (folder / "fullnet").mkdir()
             (folder / "fullnet" / "weights.h5").write_text("weights")
             (folder / "log.txt").write_text("log")
         monkeypatch.setattr(os, "replace", dying(moment))
         try:
-            with claim.claimed(folder, settings, restart=True) as held:
+            with lock.locked_run(folder, settings, restart=True) as held:
                 (folder / "log.txt").write_text("the new run's")
-                held.withdraw()
+                held.roll_back()
             finished = True
         except Killed:
             finished = False
         monkeypatch.setattr(os, "replace", replace)
-        with claim.claimed(folder, settings) as held:
+        with lock.locked_run(folder, settings) as held:
             assert not held.fresh
             assert (folder / "log.txt").read_text() == "log" and (folder / "fullnet" / "weights.h5").read_text() == "weights"
         assert {file.name for file in folder.iterdir()} == {"config.json", "fullnet", "log.txt"}
         if finished:
             break
     assert finished and moment > 5
-    with claim.claimed(folder, settings, restart=True) as held:
-        held.confirm()
+    with lock.locked_run(folder, settings, restart=True) as held:
+        held.commit()
     assert [file.name for file in folder.iterdir()] == ["config.json"]
 
 
@@ -301,20 +301,23 @@ def test_a_run_that_cannot_be_done_leaves_its_folder_as_it_was(config, tmp_path)
     (tmp_path / "nowhere").symlink_to("missing")
     before = {path: path.lstat().st_ino for path in tmp_path.rglob("*")}
     for name in ("empty", "link", "deep/a/b"):
-        with claim.claimed(tmp_path / name, settings, mini_batch={"mini_batch": 2}) as held:
+        with lock.locked_run(tmp_path / name, settings, mini_batch={"mini_batch": 2}) as held:
             (tmp_path / name / "tensorboard").mkdir()
             (tmp_path / name / "log.txt").write_text("log")
-            held.withdraw()
+            held.roll_back()
         assert {path: path.lstat().st_ino for path in tmp_path.rglob("*")} == before, name
-    with pytest.raises(UserError, match="must be a folder that can be written"), claim.claimed(tmp_path / "nowhere", settings):
+    with (
+        pytest.raises(UserError, match="must be a folder that can be written"),
+        lock.locked_run(tmp_path / "nowhere", settings),
+    ):
         pass
-    with pytest.raises(ZeroDivisionError), claim.claimed(tmp_path / "deep/a/b", settings):
+    with pytest.raises(ZeroDivisionError), lock.locked_run(tmp_path / "deep/a/b", settings):
         raise ZeroDivisionError
     assert (tmp_path / "deep/a/b/config.json").exists(), "what is not withdrawn stays"
 
 
 def test_what_cannot_be_withdrawn_does_not_hide_why(config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(claim, "_empty", no_room)
+    monkeypatch.setattr(lock, "_empty", no_room)
     assert main(["-f", str(config), "-o", str(tmp_path / "run"), "hparams.search.budgets=[1.0]"]) == 2
     assert "which is below the smallest path" in the_error(capsys.readouterr().err)
 
@@ -325,18 +328,18 @@ def test_a_run_killed_anywhere_at_its_start_has_its_mini_batch_if_it_has_its_con
         for moment in range(20):
             folder = tmp_path / f"run{restart}{moment}"
             if restart:
-                with claim.claimed(folder, settings):
+                with lock.locked_run(folder, settings):
                     pass
             monkeypatch.setattr(os, "replace", dying(moment))
-            with suppress(Killed), claim.claimed(folder, settings, restart, {"mini_batch": 2, "processes": 2}) as held:
-                held.confirm()
+            with suppress(Killed), lock.locked_run(folder, settings, restart, {"mini_batch": 2, "processes": 2}) as held:
+                held.commit()
                 break
             monkeypatch.setattr(os, "replace", replace)
             begun = folder / ".before" / "config.json" if restart else folder / "config.json"
             kept = mini_batch.mini_batch(settings, 1, folder)
             seen.add((restart, (folder / "mini_batch.json").exists(), (folder / "config.json").exists(), begun.exists()))
             assert kept == settings.hparams.batch_size or (folder / "config.json").exists()
-            with claim.claimed(folder, settings) as held:
+            with lock.locked_run(folder, settings) as held:
                 assert held.fresh != restart and not (folder / "mini_batch.json").exists()
         monkeypatch.setattr(os, "replace", replace)
         assert mini_batch.mini_batch(settings, 1, folder) == 2

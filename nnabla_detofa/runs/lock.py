@@ -35,7 +35,7 @@ TRIES = 100
 
 
 @dataclass(frozen=True)
-class Claim:
+class LockedRun:
     """A run folder that this process has locked.
 
     Attributes:
@@ -46,22 +46,24 @@ class Claim:
     folder: FilePath
     fresh: bool
 
-    def confirm(self) -> None:
+    def commit(self) -> None:
         """Remove the run that `--restart` replaces, after the new run has passed its checks."""
         if (self.folder / BEFORE).exists():
             os.replace(self.folder / BEFORE, self.folder / GONE)
             shutil.rmtree(self.folder / GONE)
 
-    def withdraw(self) -> None:
+    def roll_back(self) -> None:
         """Restore the previous run, or empty the folder of a new run, after the new run has failed its checks."""
         if (self.folder / BEFORE).exists():
-            _bring_back(self.folder)
+            _restore(self.folder)
         elif self.fresh:
             _empty(self.folder)
 
 
 @contextmanager
-def claimed(folder: FilePath, config: configs.Config, restart: bool = False, mini_batch: dict | None = None) -> Iterator[Claim]:
+def locked_run(
+    folder: FilePath, config: configs.Config, restart: bool = False, mini_batch: dict | None = None
+) -> Iterator[LockedRun]:
     """Lock `folder` for the run of this config inside the block; with `restart` an existing run is set aside.
 
     Folders that are created here, and are empty at the end, are removed again.
@@ -69,7 +71,7 @@ def claimed(folder: FilePath, config: configs.Config, restart: bool = False, min
     Args:
         folder: the run folder, created if it does not exist.
         config: config of the run, written to the folder.
-        restart: replace an existing run, see `Claim.confirm` and `Claim.withdraw`.
+        restart: replace an existing run, see `LockedRun.commit` and `LockedRun.roll_back`.
         mini_batch: content of `MINI_BATCH` for a new run; None: the file is not written.
 
     Yields:
@@ -82,11 +84,11 @@ def claimed(folder: FilePath, config: configs.Config, restart: bool = False, min
     check(folder, config, restart)
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        with _locked(folder):
+        with _holding_lock(folder):
             try:
                 shutil.rmtree(folder / GONE, ignore_errors=True)
                 if (folder / BEFORE).exists():
-                    _bring_back(folder)
+                    _restore(folder)
                 check(folder, config, restart)  # check again, now that no other process can change it
                 fresh = restart or not (folder / CONFIG).exists()
                 if fresh:
@@ -94,7 +96,7 @@ def claimed(folder: FilePath, config: configs.Config, restart: bool = False, min
                 write_json(folder / CONFIG, config.to_dict())
             except OSError as error:
                 raise _not_writable(folder, error) from error
-            yield Claim(folder, fresh)
+            yield LockedRun(folder, fresh)
     finally:
         with suppress(OSError):  # a folder is not empty
             for place in made:
@@ -145,7 +147,7 @@ def check(folder: FilePath, config: configs.Config, restart: bool) -> None:
 
 
 @contextmanager
-def _locked(folder: FilePath) -> Iterator[None]:
+def _holding_lock(folder: FilePath) -> Iterator[None]:
     """Lock the folder. The lock ends with this process, and forked processes do not inherit it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -202,7 +204,7 @@ def _set_aside(folder: FilePath) -> None:
     os.replace(folder / CONFIG, before / CONFIG)
 
 
-def _bring_back(folder: FilePath) -> None:
+def _restore(folder: FilePath) -> None:
     """Undo `_set_aside`, even if it, or a previous call of this function, was interrupted."""
     before = folder / BEFORE
     if (before / CONFIG).exists():  # all files were moved, so the folder holds only files of the new run

@@ -195,11 +195,11 @@ def _load_filter(config: Any) -> None:
 def output(config: Any) -> Iterator[Finding]:
     """Check that the run can use its output folder, which must be new, empty, or hold an earlier run of the same config."""
     from ..common.errors import UserError
-    from ..runs import lock as claim
+    from ..runs import lock
 
     folder = Path(config.output_path).absolute()
     try:
-        claim.check(folder, config, restart=False)
+        lock.check(folder, config, restart=False)
     except UserError as error:
         yield Finding(PROBLEM, f"output: {error}")
         return
@@ -208,9 +208,9 @@ def output(config: Any) -> Iterator[Finding]:
         yield Finding(PROBLEM, f"output: {folder} cannot be made: {existing} is a file", "name another folder with -o")
     elif not os.access(existing, os.W_OK | os.X_OK):
         yield Finding(PROBLEM, f"output: {existing} cannot be written to", "name another folder with -o")
-    elif claim.is_locked(folder):
+    elif lock.is_locked(folder):
         yield Finding(PROBLEM, f"output: another process is running in {folder}", "wait for its end, or name another with -o")
-    elif (folder / claim.CONFIG).exists() or (folder / claim.BEFORE).exists():
+    elif (folder / lock.CONFIG).exists() or (folder / lock.BEFORE).exists():
         yield Finding(OK, f"output: {folder}, where the run of this config goes on")
     else:
         yield Finding(OK, f"output: {folder}, a new run")

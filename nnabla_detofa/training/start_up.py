@@ -13,7 +13,7 @@ from ..backend.launch import Stopped
 from ..common.errors import UserError
 from ..data.sets import read_all
 from ..runs import provenance
-from ..runs.lock import Claim, claimed
+from ..runs.lock import LockedRun, locked_run
 from ..runs.phases import training_phases
 from ..space.costs import CostModel
 from .mini_batch import mini_batch
@@ -73,15 +73,15 @@ def start(
     with ExitStack() as held:
         held.enter_context(_alone_in_process())
 
-        def hold() -> Claim:
+        def lock() -> LockedRun:
             other = mini != (config.hparams.mini_batch or batch)
             kept = {"mini_batch": mini, "processes": comm.n_procs} if other else None
-            held_for_it = held.enter_context(claimed(output, config, restart, kept))
-            if not held_for_it.fresh:
+            locked = held.enter_context(locked_run(output, config, restart, kept))
+            if not locked.fresh:
                 provenance.refuse_changed_inputs(output, config)
-            return held_for_it
+            return locked
 
-        claim = comm.once(hold)
+        locked = comm.once(lock)
         held.enter_context(_writing(output))
         held.enter_context(hydra_state(output))
         held.enter_context(_quiet_threads())
@@ -98,10 +98,10 @@ def start(
                     runner.callback_on_finish()
             if first:
                 with suppress(OSError):  # report the first error
-                    claim.withdraw()
+                    locked.roll_back()
             raise
         if first:
-            runner.on_begin = claim.confirm
+            runner.on_begin = locked.commit
             provenance.record(output, config)
         with runner.stop:
             try:
@@ -111,7 +111,7 @@ def start(
                     runner.callback_on_finish()
                 if first and restart and not runner.begun:
                     with suppress(OSError):
-                        claim.withdraw()
+                        locked.roll_back()
                 if isinstance(error, Stopped):
                     comm.barrier()  # the first rank to exit ends the others, which may still be writing
                 raise
