@@ -57,14 +57,14 @@ def test_the_beginning_of_an_older_run_is_unknown(config):
 def test_changed_inputs_are_named_and_gone_ones_are_not(config):
     run = Path("run")
     provenance.record(run, config)
-    provenance.refuse_changed_inputs(run, config)
+    provenance.check_inputs_unchanged(run, config)
     Path("net.h5").write_bytes(b"eno")  # as long as before
     with pytest.raises(UserError, match=r"run holds a run that began before net.h5 changed: put back"):
-        provenance.refuse_changed_inputs(run, config)
+        provenance.check_inputs_unchanged(run, config)
     Path("net.h5").unlink()
-    provenance.refuse_changed_inputs(run, config)
+    provenance.check_inputs_unchanged(run, config)
     Path("net.h5").write_bytes(b"one")
-    provenance.refuse_changed_inputs(run, config)
+    provenance.check_inputs_unchanged(run, config)
 
 
 def test_changed_data_are_named_and_gone_ones_are_not(tmp_path, monkeypatch):
@@ -127,4 +127,4 @@ def test_a_fine_tuning_has_its_weights_elsewhere(config):
 def test_a_damaged_file_is_named(config, content):
     (Path("run") / provenance.FILE).write_text(content)
     with pytest.raises(UserError, match="provenance.json"):
-        provenance.refuse_changed_inputs(Path("run"), config)
+        provenance.check_inputs_unchanged(Path("run"), config)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from ..common.errors import UserError
-from .shared import detector_arguments, refuse_output, refuse_output_folder
+from .shared import check_output_file, check_output_folder, detector_arguments
 
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     if args.scales and not all(0 < scale <= 8 for scale in args.scales):
         raise UserError(f"--scales must be numbers in (0, 8], got {', '.join(map(str, args.scales))}")
-    refuse_output(args.output)
+    check_output_file(args.output)
 
     Device.open(args.context, args.device_id)
     run = Path(args.run)
@@ -80,7 +80,7 @@ def detect(args: argparse.Namespace) -> None:
     output = Path(args.output or Path(args.run, "detections"))
     if output.exists() and not output.is_dir():
         raise UserError(f"--output must be a folder, and {output} is a file")
-    refuse_output_folder(output)
+    check_output_folder(output)
     overrides = [text for text in args.images if re.match(r"[a-z_]+\.[\w.]+=", text) and not Path(text).exists()]
 
     def note(text: str) -> None:
@@ -127,7 +127,7 @@ def export(args: argparse.Namespace) -> None:
     file, run = Path(args.output), Path(args.run)
     if args.size and len(args.size) > 2:
         raise UserError(f"--size must be a side, or height and width, got {' '.join(map(str, args.size))}")
-    refuse_output_folder(file.parent)
+    check_output_folder(file.parent)
     from ..backend.compat import Device
     from ..runs.run_folder import run_config
     from ..tools.evaluate import open_detector

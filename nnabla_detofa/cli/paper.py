@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..backend import launch
 from ..common.errors import UserError
-from .shared import refuse_numbers, refuse_output, refuse_output_folder
+from .shared import check_numbers, check_output_file, check_output_folder
 
 
 def table1_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +16,7 @@ def table1_arguments(parser: argparse.ArgumentParser) -> None:
 
 def table1(args: argparse.Namespace) -> None:
     """Write and print the sizes of the search spaces."""
-    refuse_output_folder(Path(args.output))
+    check_output_folder(Path(args.output))
     from ..paper.table1 import write
 
     files = write(Path(args.output))
@@ -44,13 +44,13 @@ def reproduce(args: argparse.Namespace) -> None:
     """Create tables and figures of the paper, including the runs that they need, and print them."""
     from ..paper.profiles import load
 
-    refuse_numbers(args, seeds=1000, jobs=256)
+    check_numbers(args, seeds=1000, jobs=256)
     profile = load(args.profile)
     overrides = [entry for text in args.set for entry in re.split(r"\s+(?=[\w.]+=)", text.strip())]  # values may have spaces
     flags = {"context": args.context, "device_id": args.device_id}
     overrides += [f"args.{key}={value}" for key, value in flags.items() if value not in ("auto", "0")]
     output = Path(args.output or profile.results)
-    refuse_output_folder(output)
+    check_output_folder(output)
     from ..backend.compat import Device
     from ..paper.reproduce import Order, reproduce
 
@@ -76,7 +76,7 @@ def filter_study(args: argparse.Namespace) -> None:
 
     profile = load(args.profile)
     output = Path(args.output or profile.results)
-    refuse_output_folder(output)
+    check_output_folder(output)
     device = Device.open(args.context, args.device_id)
     from ..paper.filter_curves import curves, write
 
@@ -99,7 +99,7 @@ def results(args: argparse.Namespace) -> None:
     from ..paper.profiles import load
     from ..paper.results import make_results
 
-    refuse_numbers(args, seeds=1000)
+    check_numbers(args, seeds=1000)
     for file in make_results(load(args.profile), args.names, args.seeds, not args.kept):
         print(f"written: {file}")
 
@@ -132,7 +132,7 @@ def page(args: argparse.Namespace) -> None:
     from ..paper.page import write_page
     from ..paper.profiles import load
 
-    refuse_output(args.output)
+    check_output_file(args.output)
     if args.output and not args.output.endswith(".html"):  # must not overwrite a result
         raise UserError(f"--output must be a file whose name ends in .html, got {args.output}")
     profile = load(args.profile)

@@ -76,7 +76,7 @@ def _main(program: str, argv: list[str]) -> int:
         with redirect_stderr(sys.stderr if rank == 0 else io.StringIO()):  # only rank 0 reports usage errors
             arguments = _parser(program, name).parse_intermixed_args(rest)
         arguments.command_line = [name, *rest]
-        refuse_missing_runs(arguments)
+        check_runs_exist(arguments)
         with _terminated_as_interrupted():
             return COMMANDS[name].run(arguments) or 0
     except UserError as error:
@@ -151,7 +151,7 @@ def _check_surroundings() -> None:
         raise UserError("the working folder was removed: change to one that is there, and run the command again") from error
 
 
-def refuse_missing_runs(args: argparse.Namespace) -> None:
+def check_runs_exist(args: argparse.Namespace) -> None:
     """Raise a UserError for the first RUN argument that is not the folder of a run, before the slow imports."""
     named = vars(args).get("runs") or [vars(args).get("run")]
     for run in named:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from ..common.errors import UserError
-from .shared import refuse_output, refuse_output_folder
+from .shared import check_output_file, check_output_folder
 
 
 def report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def report_arguments(parser: argparse.ArgumentParser) -> None:
 def report(args: argparse.Namespace) -> None:
     """Write the table and the figures of a run, and print the table."""
     output = Path(args.output or Path("results", Path(args.run).absolute().name))
-    refuse_output_folder(output)
+    check_output_folder(output)
     from ..tools.report import write_report
 
     files = write_report(Path(args.run), output)
@@ -46,7 +46,7 @@ def compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Print the AP of several runs at each budget, their differences, and whether the comparison is fair."""
-    refuse_output(args.output)
+    check_output_file(args.output)
     if args.output and Path(args.output).suffix != ".png":
         raise UserError(f"--output must end in .png, got {args.output}")
     from ..tools.compare import compare, draw, table

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from ..common.errors import UserError
-from .shared import progress_of, refuse_numbers, refuse_output, supernet_arguments, supernet_of
+from .shared import check_numbers, check_output_file, progress_of, supernet_arguments, supernet_of
 
 
 def search_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
 def search(args: argparse.Namespace) -> None:
     """Search a finished run for the best path under hard bounds."""
     output = Path(args.output or Path(args.run, "front.json" if args.front else "found.json"))
-    refuse_output(output)
+    check_output_file(output)
     if args.generations is not None and args.generations < 0:
         raise UserError(f"--generations must be 0 or more, got {args.generations}")
     from ..common.files import write_json
@@ -65,7 +65,7 @@ def evaluate_paths_arguments(parser: argparse.ArgumentParser) -> None:
 
 def evaluate_paths(args: argparse.Namespace) -> None:
     """Evaluate paths of each FLOPs bucket of a supernet, and write the results to a file."""
-    refuse_output(args.output)
+    check_output_file(args.output)
     if args.pruned and args.file:
         raise UserError("--pruned draws from the pruned space of a run: it needs a run's folder instead of -f")
     from ..common.progress import ProgressBar
@@ -101,8 +101,8 @@ def evaluation_study_arguments(parser: argparse.ArgumentParser) -> None:
 
 def evaluation_study(args: argparse.Namespace) -> None:
     """Print how the ranking of paths depends on the number of images used for their evaluation."""
-    refuse_output(args.output)
-    refuse_numbers(args, pairs=1000)
+    check_output_file(args.output)
+    check_numbers(args, pairs=1000)
     from ..common.files import write_text
     from ..common.progress import ProgressBar
 
@@ -135,8 +135,8 @@ def measure_latency_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure_latency(args: argparse.Namespace) -> None:
     """Measure the latency of a supernet's layers, and print how well their sums predict the latency of whole networks."""
-    refuse_output(args.output)
-    refuse_numbers(args, repeats=10**6, paths=10**6, classes=10**5)
+    check_output_file(args.output)
+    check_numbers(args, repeats=10**6, paths=10**6, classes=10**5)
     if args.image_size and (len(args.image_size) > 2 or max(args.image_size) > 16384):
         sides = " ".join(map(str, args.image_size))
         raise UserError(f"--image-size must be a side, or height and width, of at most 16384 pixels, got {sides}")

@@ -33,7 +33,7 @@ def count_or_auto(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
-def refuse_unwritable(file: Path) -> None:
+def check_writable_file(file: Path) -> None:
     """Raise a UserError if an output file cannot be written."""
     from ..common.files import check_writable
 
@@ -43,24 +43,24 @@ def refuse_unwritable(file: Path) -> None:
         raise UserError(f"--output must be a place that can be written, got {error.filename}: {error.strerror}") from error
 
 
-def refuse_output(output: str | Path | None) -> None:
+def check_output_file(output: str | Path | None) -> None:
     """Raise a UserError if an output file cannot be written, or its folder does not exist; None is accepted."""
     if not output:
         return
     if Path(output).is_dir() or not Path(output).absolute().parent.is_dir():
         raise UserError(f"--output must be a file in a folder that is there, got {output}")
-    refuse_unwritable(Path(output))
+    check_writable_file(Path(output))
 
 
-def refuse_output_folder(output: Path) -> None:
+def check_output_folder(output: Path) -> None:
     """Raise a UserError if an output folder cannot be written or created."""
     there = next(folder for folder in (output, *output.parents) if folder.exists())
     if not there.is_dir():
         raise UserError(f"--output must be a folder, or the place for one, got {output}: {there} is a file")
-    refuse_unwritable(there / "a file")
+    check_writable_file(there / "a file")
 
 
-def refuse_numbers(args: argparse.Namespace, **most: int) -> None:
+def check_numbers(args: argparse.Namespace, **most: int) -> None:
     """Raise a UserError if one of the named arguments is less than 1 or greater than its limit; None is accepted."""
     for name, limit in most.items():
         value = getattr(args, name)
@@ -99,7 +99,7 @@ def supernet_of(args: argparse.Namespace):
     from .. import config as configs
     from ..runs.run_folder import run_config, run_weights
 
-    refuse_numbers(args, per_bucket=10**6, images=10**9, bn_images=10**9)
+    check_numbers(args, per_bucket=10**6, images=10**9, bn_images=10**9)
     overrides = list(args.overrides)
     if args.file and args.run and "=" in args.run:
         overrides, args.run = [args.run, *overrides], None

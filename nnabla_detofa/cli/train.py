@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..backend import launch
 from ..common.errors import UserError
-from .shared import count_or_auto, detector_arguments, refuse_output_folder
+from .shared import check_output_folder, count_or_auto, detector_arguments
 
 RUNNERS = {
     "detofa": "nnabla_detofa.methods.algorithm1",
@@ -94,7 +94,7 @@ def ship_arguments(parser: argparse.ArgumentParser) -> None:
 
 def ship(args: argparse.Namespace) -> None:
     """Copy pre-trained weights in half precision."""
-    refuse_output_folder(Path(args.folder))
+    check_output_folder(Path(args.folder))
     from ..methods.pretrain import ship
 
     print(f"written: {', '.join(map(str, ship(Path(args.run), Path(args.folder), args.name)))}")
@@ -123,7 +123,7 @@ def import_ofa(args: argparse.Namespace) -> None:
         raise UserError(f"the weights file to write must end in .h5, got {args.output}")
     if Path(args.output).is_dir():
         raise UserError(f"the weights file to write must be a file, and {args.output} is a folder")
-    refuse_output_folder(Path(args.output).parent)
+    check_output_folder(Path(args.output).parent)
     found = import_checkpoint(args.checkpoint, args.output, args.keep_channels)
     print(f"{found.placed + found.dropped} tensors read, {found.placed} placed, {found.dropped} dropped (num_batches_tracked)")
     print(f"{found.classes} classes")

@@ -66,7 +66,7 @@ def _section(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise UserError(f"{where} must be a mapping, got {kind_of(value)}")
     fields = {entry.name: entry for entry in dataclasses.fields(kind)}
-    refuse_unknown(where, value, fields)
+    check_keys(where, value, fields)
     for name, entry in fields.items():
         if name not in value and entry.default is dataclasses.MISSING:
             raise UserError(f"{where}.{name} is missing")
@@ -106,7 +106,7 @@ def _inside(value: float, interval: str) -> bool:
     return above and (value <= high if interval[-1] == "]" else value < high)
 
 
-def refuse_unknown(where: str, content: Mapping, known: Iterable[str]) -> None:
+def check_keys(where: str, content: Mapping, known: Iterable[str]) -> None:
     """Raise a UserError for the first key of `content` that is not in `known`; the message suggests the nearest known key."""
     known = list(known)
     for key in content:

@@ -68,11 +68,11 @@ def parse_json(text: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None =
         value = json.loads(text, object_pairs_hook=pairs)
     except RecursionError:
         raise too_deep() from None
-    refuse_depth(value)
+    check_depth(value)
     return value
 
 
-def refuse_depth(value: Any) -> None:
+def check_depth(value: Any) -> None:
     """Raise ValueError if mappings and lists are nested deeper than `MOST_LEVELS`."""
     level = [value]
     for _ in range(MOST_LEVELS):

@@ -22,12 +22,12 @@ from .load import (
     Solver,
     Solvers,
     VocData,
+    check_batch_norm,
     completed,
     from_dict,
     from_run,
     load,
     overridden,
-    refuse_single_values,
     without_duplicates,
     without_effect,
 )
@@ -59,7 +59,7 @@ __all__ = [
     "from_run",
     "load",
     "overridden",
-    "refuse_single_values",
+    "check_batch_norm",
     "without_duplicates",
     "without_effect",
 ]

@@ -18,10 +18,10 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from ..common.checked import kind_of, listed, read, refuse_unknown
+from ..common.checked import check_keys, kind_of, listed, read
 from ..common.errors import UserError
 from ..common.normalization import COCO, IMAGENET, UNRECORDED, Normalization
-from ..common.reading import parse_json, read_text, refuse_depth, short, shown, too_deep
+from ..common.reading import check_depth, parse_json, read_text, short, shown, too_deep
 from ..space.geometry import OFA_RESNET50, Geometry, HeadGeometry
 
 
@@ -664,7 +664,7 @@ def from_dict(content: Mapping[str, Any], name: str) -> Config:
     Raises:
         UserError: a key is unknown or missing, or a value is not allowed.
     """
-    refuse_unknown("", content, ("about", "args", "network", "dataloader", "optimizer", "hparams"))
+    check_keys("", content, ("about", "args", "network", "dataloader", "optimizer", "hparams"))
     about = content.get("about", ())
     args = read(Args, content.get("args", {}), "args")
     runner = RUNNERS[args.runner]
@@ -674,10 +674,10 @@ def from_dict(content: Mapping[str, Any], name: str) -> Config:
     if isinstance(network, CenternetOfaResnet50) and data.image_size % stride:
         raise UserError(f"dataloader.{data_name}.image_size must be a multiple of {stride} (strides), got {data.image_size}")
     hparams = read(runner.hparams, _as_now(content.get("hparams", {})), "hparams")
-    refuse_single_values(network, data, "hparams.bn_batch", hparams.bn_batch)
+    check_batch_norm(network, data, "hparams.bn_batch", hparams.bn_batch)
     steps = [hparams.batch_size, *(phase.batch_size or hparams.batch_size for phase in getattr(hparams, "shrinking", ()))]
     key = "hparams.mini_batch" if hparams.mini_batch else "batch_size"
-    refuse_single_values(network, data, key, hparams.mini_batch or min(steps))
+    check_batch_norm(network, data, key, hparams.mini_batch or min(steps))
     if isinstance(hparams, PretrainHparams) and hparams.kd_ratio and not (hparams.fullnet_epochs or network.weights):
         raise UserError(
             f"hparams.kd_ratio must be 0 without a trained teacher (hparams.fullnet_epochs above 0, or "
@@ -723,7 +723,7 @@ def completed(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, "dataloader": data}
 
 
-def refuse_single_values(network: OfaResnet50, data: DetectionData | ImageFolderData, key: str, images: int) -> None:
+def check_batch_norm(network: OfaResnet50, data: DetectionData | ImageFolderData, key: str, images: int) -> None:
     """Raise UserError if batch normalization would take the statistics of a channel of the last feature map from one value.
 
     Args:
@@ -745,7 +745,7 @@ def _one_entry(content: Mapping, section: str, known: Mapping[str, type], usable
             listed(entries, "and") if isinstance(entries, Mapping) and entries else "none" if not entries else kind_of(entries)
         )
         raise UserError(f"{section} must have exactly one entry, {listed(usable, 'or')}, got {got}")
-    refuse_unknown(section, entries, known)
+    check_keys(section, entries, known)
     ((name, settings),) = entries.items()
     if name not in usable:
         raise UserError(f"{section} must be {listed(usable, 'or')} for the runner {runner}, got {name}")
@@ -831,7 +831,7 @@ def _parse_yaml(source: str) -> Any:
         TypeError,
     ) as error:  # "!!bool x" is a KeyError
         raise ValueError(f"{'' if isinstance(error, yaml.YAMLError) else 'a value does not suit its tag: '}{error}") from error
-    refuse_depth(value)
+    check_depth(value)
     return value
 
 

@@ -42,7 +42,7 @@ def read(file: str | os.PathLike) -> dict[str, np.ndarray]:
     def visit(name: str, item) -> None:
         nonlocal left
         if isinstance(item, h5py.Dataset):
-            _refuse_odd(item, name, file, left)
+            _check_item(item, name, file, left)
             left -= item.nbytes
             found[name] = item[...]
             if not _finite(found[name]):
@@ -73,7 +73,7 @@ SHRINKS, SMALL = 50, 1 << 20
 compressible, but a file of a kilobyte may declare a gigabyte of zeros."""
 
 
-def _refuse_odd(item: h5py.Dataset, name: str, file: FilePath, most: int) -> None:
+def _check_item(item: h5py.Dataset, name: str, file: FilePath, most: int) -> None:
     """Raise UserError for an HDF5 dataset that must not be read: not numeric, stored in another file, or suspiciously large."""
     if item.dtype.kind not in "fiu" or item.shape is None:
         raise UserError(f"the parameter {name} in {file} is not made of finite numbers")

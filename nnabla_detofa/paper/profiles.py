@@ -12,7 +12,7 @@ from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from .. import config as configs
-from ..common.checked import kind_of, listed, read, refuse_unknown
+from ..common.checked import check_keys, kind_of, listed, read
 from ..common.errors import UserError
 from ..common.reading import parse_json, read_text, shown
 from ..config import Count, Share
@@ -197,7 +197,7 @@ def load(name: str) -> Profile:
 
 
 def _profile(name: str, source: str, content: Mapping[str, Any]) -> Profile:
-    refuse_unknown("", content, ("about", "data_sets", "starts_runs", "filter_study", "minutes", *RATIOS))
+    check_keys("", content, ("about", "data_sets", "starts_runs", "filter_study", "minutes", *RATIOS))
     data_sets, minutes = content.get("data_sets"), content.get("minutes", {})
     if not isinstance(data_sets, dict) or not data_sets:
         raise UserError("data_sets must map the key of each data set to its config, its pretraining and its needs")
@@ -208,7 +208,7 @@ def _profile(name: str, source: str, content: Mapping[str, Any]) -> Profile:
             raise UserError(f"a name in data_sets must be letters, digits, - or _, got {shown(key)}")
     if not isinstance(minutes, dict):
         raise UserError(f"minutes must map parts to numbers, got {kind_of(minutes)}")
-    refuse_unknown("minutes", minutes, PARTS)
+    check_keys("minutes", minutes, PARTS)
     return Profile(
         name,
         source,

@@ -645,7 +645,7 @@ def write_table3(order: Order, target: Target, name: str, runs: Sequence[Run]) -
     """The path filter on the detection supernet after warm-up, as in the paper, and on the classification supernet."""
     run, files = runs[0], []
     announce_study(run, ("", "_classification"))
-    refuse_fits(run, ("filter_study", "filter_study_classification"))
+    check_fits(run, ("filter_study", "filter_study_classification"))
     for place, inputs, supernet in (
         ("", detection_paths(run), runs_and_code([run])),
         ("_classification", classification_paths(run), weights_file(run.data_set.pretraining.supernet)),
@@ -658,7 +658,7 @@ def write_table3(order: Order, target: Target, name: str, runs: Sequence[Run]) -
 def write_table_a3(order: Order, target: Target, name: str, runs: Sequence[Run]) -> list[FilePath]:
     """Table 3's filter with everything on, for other shares of weakest paths."""
     announce_study(runs[0], ("",))
-    refuse_fits(runs[0], ("filter_study",))
+    check_fits(runs[0], ("filter_study",))
     results, made = study(runs[0], "filter_study", detection_paths(runs[0])), (runs_and_code(runs[:1]), origin(order, name))
     return filter_tables.table_a3(results, order.output, *made, named_rng(0, "bootstrap"))[:1]
 
@@ -673,7 +673,7 @@ def announce_study(run: Run, places: Sequence[str]) -> None:
         tqdm.write(f"the filter study, its paths included: at most about {left * minutes / 2:.0f} minutes on two cores")
 
 
-def refuse_fits(run: Run, places: Sequence[str]) -> None:
+def check_fits(run: Run, places: Sequence[str]) -> None:
     """Raise UserError where results are made from kept files alone, and fits are missing there."""
     if run.profile.stored and not all(kept_fits(run, place) for place in places):
         raise UserError(f"not all fits of the filter study of {run.profile.name} are kept")

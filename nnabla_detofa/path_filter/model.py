@@ -437,7 +437,7 @@ class PathFilter:
             settings = parse_json(text)
             geometry = type(expected.get("geometry", OFA_RESNET50)).from_json(settings["geometry"])
             settings = OLDER | settings | {"geometry": geometry}
-            _refuse_other_sizes(settings, arrays)
+            _check_sizes(settings, arrays)
             loaded = cls(**settings, rng=np.random.default_rng(0))
         except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
             raise UserError(f"{file} is not the weights file of a path filter: its settings are missing or damaged") from error
@@ -448,7 +448,7 @@ class PathFilter:
         return loaded
 
 
-def _refuse_other_sizes(settings: Mapping, arrays: Mapping[str, np.ndarray]) -> None:
+def _check_sizes(settings: Mapping, arrays: Mapping[str, np.ndarray]) -> None:
     """Raise ValueError unless sizes are those of the arrays: a slip in one would build a filter of any size."""
     members = {name.split("/")[0] for name in arrays if name.startswith("member_")}
     if not is_count(settings["ensemble"]) or settings["ensemble"] != max(1, len(members)):

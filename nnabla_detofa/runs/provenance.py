@@ -104,7 +104,7 @@ def changed_inputs(run: FilePath, config: Config) -> list[str]:
     return changed
 
 
-def refuse_changed_inputs(run: FilePath, config: Config) -> None:
+def check_inputs_unchanged(run: FilePath, config: Config) -> None:
     """Raise UserError if weights files or data have changed since the start of the run in a folder."""
     if changed := changed_inputs(run, config):
         raise UserError(

@@ -69,15 +69,15 @@ def number(value: Any, finite: bool = False) -> int | float:
     return value
 
 
-def refuse_pretraining(run: FilePath, config: configs.Config, what: str) -> None:
+def check_has_detectors(run: FilePath, config: configs.Config, what: str) -> None:
     """Raise UserError if a folder holds a pre-training, which has no detectors; `what` needs them."""
     if config.args.runner == "pretrain":
         raise UserError(f"{run} is a pre-training's folder: {what} needs a run that trains detectors")
 
 
-def refuse_other_kinds(run: FilePath, config: configs.Config, what: str) -> None:
+def check_has_subnets(run: FilePath, config: configs.Config, what: str) -> None:
     """Raise UserError if a folder holds a pre-training or a fine-tuning; `what` needs Algorithm 1 or a baseline."""
-    refuse_pretraining(run, config, what)
+    check_has_detectors(run, config, what)
     if fine_tuned(run):
         raise UserError(
             f"{run} is a fine-tuning's folder, which has one detector: {what} needs a run of Algorithm 1 or of a baseline"
@@ -91,7 +91,7 @@ def trained_classes(run: FilePath) -> tuple[str, ...]:
         return tuple(map(str, dict(read_result(run, name)["ap50_per_class"])))
 
 
-def refuse_other_classes(run: FilePath, classes: Sequence[str]) -> None:
+def check_classes(run: FilePath, classes: Sequence[str]) -> None:
     """Raise UserError if a run's detectors were not trained for these classes, in this order."""
     trained = trained_classes(run)
     if trained != tuple(classes):

@@ -22,7 +22,7 @@ def is_count(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
 
 
-def _refuse_no_counts(owner: str, **values: tuple) -> None:
+def _check_counts(owner: str, **values: tuple) -> None:
     """Raise UserError for the first of `values` that contains anything but integers of 1 or more."""
     for name, numbers in values.items():
         if not all(map(is_count, numbers)):
@@ -94,7 +94,7 @@ class Geometry:
         if max(self.depths) > MOST_LAYERS or not all(depth <= MOST_LAYERS for depth in self.base_depths):
             raise UserError(f"depths and base_depths of {owner} must be at most {MOST_LAYERS}")
         per_stage = {"base_depths": self.base_depths, "stage_channels": self.stage_channels, "strides": self.strides}
-        _refuse_no_counts(owner, **per_stage, stem_channels=(self.stem_channels,))
+        _check_counts(owner, **per_stage, stem_channels=(self.stem_channels,))
         if not self.stages or len(set(map(len, per_stage.values()))) > 1:
             raise UserError(
                 f"{', '.join(per_stage)} of {owner} must have a number for each stage, "
@@ -191,7 +191,7 @@ class HeadGeometry:
     head_channels: int = 64
 
     def __post_init__(self):
-        _refuse_no_counts(
+        _check_counts(
             "the head",
             num_classes=(self.num_classes,),
             deconv_channels=self.deconv_channels,

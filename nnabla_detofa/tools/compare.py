@@ -13,7 +13,7 @@ import numpy as np
 from ..common import figures
 from ..common.errors import UserError
 from ..runs.lock import differences
-from ..runs.run_folder import metric, number, points, read_result, reading, refuse_other_kinds, run_config
+from ..runs.run_folder import check_has_subnets, metric, number, points, read_result, reading, run_config
 from .report import markdown_row
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def compare(runs: Sequence[FilePath]) -> dict:
     names = _names(runs)
     configs = [run_config(run) for run in runs]
     for run, config in zip(runs, configs):
-        refuse_other_kinds(run, config, "a comparison")
+        check_has_subnets(run, config, "a comparison")
     fronts = [_front(run) for run in runs]
     budgets = sorted({budget for front in fronts for budget in front.subnets})
     ap, flops = ([[_at(front, budget)[part] for budget in budgets] for front in fronts] for part in (0, 1))

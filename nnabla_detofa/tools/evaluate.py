@@ -22,13 +22,13 @@ from ..networks.centernet import Detector
 from ..networks.supernet import take_over
 from ..runs.run_folder import (
     FINE_TUNED,
+    check_classes,
+    check_has_detectors,
     final_weights,
     fine_tuned,
     number,
     read_result,
     reading,
-    refuse_other_classes,
-    refuse_pretraining,
     run_config,
 )
 from ..space.costs import CostModel
@@ -71,11 +71,11 @@ class OpenDetector:
 def open_detector(run: FilePath, detector: str, overrides: Sequence[str] = ()) -> OpenDetector:
     """Open a detector of a run with its weights and data; for arguments and errors see `evaluate`."""
     config = run_config(run, overrides)
-    refuse_pretraining(run, config, "a detector")
+    check_has_detectors(run, config, "a detector")
     path = find_path(run, detector, ofa_resnet50(config.network.geometry, config.network.elastic_stem))
     file = detector_weights(run, detector, config)
     net, sets, cost = build(config, pretrained=False)
-    refuse_other_classes(run, sets.classes)
+    check_classes(run, sets.classes)
     if detector == FINE_TUNED:
         net = alone(config, net, path)
     weights.load(net, file)
@@ -148,7 +148,7 @@ def detectors_of(run: FilePath) -> list[str]:
     """
     if fine_tuned(run):
         return [FINE_TUNED]
-    refuse_pretraining(run, run_config(run), "a detector")
+    check_has_detectors(run, run_config(run), "a detector")
     return ["fullnet", *(f"subnet_{number}" for number in range(1, len(_subnets(run)) + 1))]
 
 

@@ -300,7 +300,7 @@ def export(
     precision = check_request(run, detector, opened.config, size, batch)
     one = PathBatch.from_paths([path], opened.config.network.geometry)
     cost = replace(opened.cost, scope="detector", image_size=size)
-    refuse_memory(batch * int(cost.memory(one)[0]), size, batch)
+    check_memory(batch * int(cost.memory(one)[0]), size, batch)
     statistics = opened.statistics()
     net = alone(opened.config, opened.net, path, statistics)
     graph = StaticGraph(net, path, (batch, 3, *size), normalise, statistics if fold else None)
@@ -345,7 +345,7 @@ def export(
     return about
 
 
-def refuse_memory(needed: int, size: tuple[int, int], batch: int) -> None:
+def check_memory(needed: int, size: tuple[int, int], batch: int) -> None:
     """Raise UserError if this machine has less memory than the activations need.
 
     Args:

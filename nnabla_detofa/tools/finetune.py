@@ -108,7 +108,7 @@ def finetune(
         "path": opened.path.to_ofa(opened.config.network.geometry),
         "weights": weights.digest(net.get_parameters()),
     }
-    refuse_other(output, origin, restart)
+    check_same_origin(output, origin, restart)
     return start(partial(Tuner, origin=origin), net, opened.sets, opened.cost, config, device, output, restart)
 
 
@@ -122,7 +122,7 @@ def check_request(output: FilePath, epochs: int, lr: float | None) -> None:
         raise UserError(f"{output} holds a run that is no fine-tuning: take another -o")
 
 
-def refuse_other(output: FilePath, origin: dict, restart: bool) -> None:
+def check_same_origin(output: FilePath, origin: dict, restart: bool) -> None:
     """Raise UserError if a folder holds the fine-tuning of another detector or of other weights, unless `restart` is set."""
     before = fine_tuned(output)
     if before and before != origin and not restart:

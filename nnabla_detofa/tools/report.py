@@ -19,7 +19,7 @@ from ..data.sets import open_sets
 from ..evaluation.metrics import AP_TITLES, ap_keys
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..runs.provenance import code_of, revision
-from ..runs.run_folder import read_result, reading, refuse_other_kinds, run_config
+from ..runs.run_folder import check_has_subnets, read_result, reading, run_config
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +54,7 @@ def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
         UserError: the run has not finished or is a pre-training or a fine-tuning, one of its files is damaged, its data are
             missing, or `output` is the run's own folder. Nothing is written in these cases.
     """
-    refuse_other_kinds(run, run_config(run), "a report")
+    check_has_subnets(run, run_config(run), "a report")
     if output.resolve() == run.resolve():
         raise UserError(f"--output must be another folder than the run's own, got {output}")
     summary = read_result(run, "summary")

@@ -23,9 +23,9 @@ from ..methods.algorithm1 import build, make_cost
 from ..networks import weights
 from ..path_filter.model import PathFilter, PathScorer
 from ..runs.run_folder import (
+    check_classes,
+    check_has_subnets,
     final_weights,
-    refuse_other_classes,
-    refuse_other_kinds,
     run_config,
     searched_space,
     trained_classes,
@@ -139,7 +139,7 @@ def load_run(folder: FilePath, overrides: Sequence[str] = (), latency_table: Fil
             the latency table is damaged or does not fit the run.
     """
     own, config = run_config(folder), run_config(folder, overrides, FIXED)
-    refuse_other_kinds(folder, own, "a search")
+    check_has_subnets(folder, own, "a search")
     scope = own.hparams.cost_scope
     if config.hparams.cost_scope != scope:
         raise UserError(f"hparams.cost_scope must be the run's, {scope}, on which its path filter was trained")
@@ -345,7 +345,7 @@ def _losses(run: FinishedRun, rows: Sequence[dict], note: Callable[[str], None])
     except UserError as error:
         note(f"winners are compared by score, not by validation loss: {error}")
         return None
-    refuse_other_classes(run.folder, sets.classes)
+    check_classes(run.folder, sets.classes)
     evaluator = path_evaluator(model, sets, run.config)
     return evaluator.losses([Path.from_ofa(row["path"], run.space.geometry) for row in rows]).tolist()
 

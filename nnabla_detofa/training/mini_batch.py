@@ -54,7 +54,7 @@ def mini_batch(config: configs.Config, processes: int, output: FilePath, restart
     kept = (kept_mini_batch(output) or own or batch) if goes_on else None
     mini = kept or own or max(1, batch // processes)
     key = f"the share of hparams.batch_size of each of {processes} processes" if processes > 1 else "hparams.batch_size"
-    configs.refuse_single_values(config.network, config.dataloader, key, mini)
+    configs.check_batch_norm(config.network, config.dataloader, key, mini)
     for name, size in _batch_sizes(config).items():
         if size % (mini * processes):
             if kept and not own:

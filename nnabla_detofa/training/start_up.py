@@ -78,7 +78,7 @@ def start(
             kept = {"mini_batch": mini, "processes": comm.n_procs} if other else None
             locked = held.enter_context(locked_run(output, config, restart, kept))
             if not locked.fresh:
-                provenance.refuse_changed_inputs(output, config)
+                provenance.check_inputs_unchanged(output, config)
             return locked
 
         locked = comm.once(lock)
