@@ -72,10 +72,10 @@ def test_the_summary_says_what_algorithm_1_did(finished):
     assert all(f"AP50 {row['ap50']:.3f}, AP50 (area) {row['ap50_area']:.3f}" in log for row in summary["subnets"])
     assert summary["total_operations"] == 108
     assert summary["pruned_operations"] == len(summary["removed_operations"]) > 20
-    assert 0 < summary["refused_share"] < 1
+    assert 0 < summary["rejected_share"] < 1
     assert summary["seconds"].keys() >= {"fullnet", "warm-up", "fine-tuning", "search"}
     log = (finished / "log.txt").read_text()
-    assert "pruned" in log and "refused" in log and "Kendall's tau" in log and "thresholds" in log
+    assert "pruned" in log and "rejected" in log and "Kendall's tau" in log and "thresholds" in log
 
 
 def test_the_dry_run_knows_the_files(config, finished):
@@ -107,20 +107,20 @@ def test_the_report_is_written_from_files_alone(finished, tmp_path):
     files = write_report(finished, tmp_path / "report")
     assert all(file.stat().st_size > 0 for file in files)
     table = (tmp_path / "report" / "table.md").read_text()
-    assert table.count("| subnet") == 15 and "refused draws" in table
+    assert table.count("| subnet") == 15 and "rejected paths" in table
     assert f"Made by `python -m nnabla_detofa report {finished} -o {tmp_path / 'report'}` at " in table
     assert (tmp_path / "report" / "config.json").read_text() == (finished / "config.json").read_text()
 
 
 def test_tensorboard_shows_the_run(finished):
-    """Losses, rates, refused draws, AP, Kendall's tau, and pictures with detections."""
+    """Losses, rates, rejected paths, AP, Kendall's tau, and pictures with detections."""
     tags, sizes = set(), set()
     for file in (finished / "tensorboard").iterdir():
         for event in LegacyEventFileLoader(str(file)).Load():
             tags |= {value.tag for value in event.summary.value}
             pictures = [value.image for value in event.summary.value if value.image.encoded_image_string]
             sizes |= {Image.open(io.BytesIO(picture.encoded_image_string)).size for picture in pictures}
-    wanted = {"loss/fullnet", "heat map/warm-up", "learning_rate/fine-tuning", "share of draws refused/fine-tuning"}
+    wanted = {"loss/fullnet", "heat map/warm-up", "learning_rate/fine-tuning", "share of paths rejected/fine-tuning"}
     wanted |= {"AP50 on the test split/subnet 1", "AP50 on the test split/fullnet", "Kendall's tau of each bucket/path filter"}
     wanted |= {"pair loss/path filter", "pair loss on validation paths/path filter again", "detections of subnet 1/1"}
     assert wanted <= tags, wanted - tags

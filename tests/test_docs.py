@@ -155,7 +155,7 @@ def test_the_readme_shows_the_results_that_are_there():
     for line in (ROOT / "results/demo/table.csv").read_text().splitlines()[1:]:
         assert f"| {line.replace(',', ' | ')} |" in README
     told = " ".join(README.split())
-    for pattern in (r"path filter: ([\d., -]+)", r"ridge: ([\d., -]+)", r"refused draws of paths: ([\d.]+%)"):
+    for pattern in (r"path filter: ([\d., -]+)", r"ridge: ([\d., -]+)", r"rejected paths: ([\d.]+%)"):
         assert re.search(pattern, (ROOT / "results/demo/table.md").read_text())[1] in told
 
 

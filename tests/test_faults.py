@@ -142,7 +142,7 @@ def test_results_that_differ_are_told(unbroken, tmp_path):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     (tmp_path / "run" / "summary.json").write_text(json.dumps(summary | {"seconds": {}}))
     assert differing(unbroken, tmp_path / "run") == []
-    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary | {"refused_share": 0.5}))
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary | {"rejected_share": 0.5}))
     with h5py.File(tmp_path / "run" / "fine_tuning" / "weights.h5", "r+") as weights:
         weights[next(iter(weights))].attrs["index"] = 99  # only values count
     with h5py.File(tmp_path / "run" / "fine_tuning" / "optim_train.h5", "r+") as moments:

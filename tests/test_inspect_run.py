@@ -53,7 +53,7 @@ def test_a_finished_run(run):
     assert [row["name"] for row in found["detectors"]] == ["fullnet", "subnet_1", "subnet_2"][: len(results)]
     for row, result in zip(found["detectors"], results):
         assert row == {"name": row["name"], "budget": result.get("budget")} | {key: result[key] for key in list(row)[2:]}
-    for key in ("thresholds", "refused_share", "kendall_tau"):
+    for key in ("thresholds", "rejected_share", "kendall_tau"):
         assert found[key] == summary.get(key)
     assert all((run() / place).exists() or place.startswith(str(run())) for place in found["files"].values())
 
@@ -83,7 +83,7 @@ def test_under_way_in_training(cut):
     at = names.index("fine-tuning")
     assert list(states(found).values()) == ["done"] * at + ["under way"] + ["to come"] * (len(names) - at - 1)
     assert under_way(found)["share"] == 0.5 and under_way(found)["detail"] == "step 6 of 8"
-    assert not found["finished"] and found["kendall_tau"] is None and found["refused_share"] is None
+    assert not found["finished"] and found["kendall_tau"] is None and found["rejected_share"] is None
     summary = json.loads((tiny.detofa_run() / "summary.json").read_text())
     assert found["thresholds"] == pytest.approx(summary["thresholds"], abs=1e-4)  # from the log, which has four digits
     assert [row["name"] for row in found["detectors"]] == ["fullnet"]

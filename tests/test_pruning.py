@@ -133,8 +133,8 @@ def test_kept_paths_are_those_of_drawing_one_by_one():
             if kept and len(expected) < 300:
                 expected.append(path)
     assert found == expected
-    assert (sampler.draws, sampler.draws - sampler.refused) == (draws, 300)
-    assert 0.3 < sampler.refused_share < 0.7
+    assert (sampler.draws, sampler.draws - sampler.rejected) == (draws, 300)
+    assert 0.3 < sampler.rejected_share < 0.7
 
 
 @pytest.mark.parametrize("taken", [0, 1, 100, 256, 300])
@@ -148,14 +148,22 @@ def test_a_restored_sampler_goes_on_with_the_next_path(taken):
         sampler.next()
     other.restore(json.loads(json.dumps(sampler.state())))
     assert [sampler.next() for _ in range(50)] == [other.next() for _ in range(50)]
-    assert (sampler.draws, sampler.refused) == (other.draws, other.refused)
+    assert (sampler.draws, sampler.rejected) == (other.draws, other.rejected)
+
+
+def test_a_checkpoint_of_an_older_version_restores_the_sampler():
+    sampler, other = UniformPaths(SPACE, np.random.default_rng(0)), UniformPaths(SPACE, np.random.default_rng(9))
+    sampler.next()
+    state = sampler.state()
+    other.restore({"refused": state.pop("rejected"), **state})
+    assert other.rejected == 0 and other.next() == sampler.next()
 
 
 def test_uniform_paths_are_all_kept():
     sampler = UniformPaths(SPACE, np.random.default_rng(0))
     for _ in range(300):
         sampler.next()
-    assert (sampler.draws, sampler.refused, sampler.refused_share) == (300, 0, 0.0)
+    assert (sampler.draws, sampler.rejected, sampler.rejected_share) == (300, 0, 0.0)
 
 
 def test_hashed_paths_drop_a_fixed_share():
@@ -166,8 +174,8 @@ def test_hashed_paths_drop_a_fixed_share():
     assert (keep != HashedPaths(SPACE, 0.25, 8, np.random.default_rng(1)).keep(batch)).any()
 
 
-def test_a_sampler_that_refuses_everything_says_so():
-    with pytest.raises(UserError, match="10000 paths in a row of the space A were refused"):
+def test_a_sampler_that_rejects_everything_says_so():
+    with pytest.raises(UserError, match="10000 consecutive paths of the space A were rejected"):
         KeptPaths(SPACE, score, np.full(5, np.inf), bucket_of, np.random.default_rng(0)).next()
 
 

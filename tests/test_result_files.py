@@ -52,6 +52,11 @@ WHOLE = {
 }
 
 
+def test_the_rejected_share_of_an_older_run_is_read_by_its_older_name():
+    shares = [result_files.rejected_share(content) for content in ({"rejected_share": 0.2}, {"refused_share": 0.3}, {})]
+    assert shares == [0.2, 0.3, None]
+
+
 @pytest.mark.parametrize("check", WHOLE)
 def test_a_whole_file_passes_as_it_is_and_another_kind_of_value_does_not(check):
     before = copy.deepcopy(WHOLE[check])

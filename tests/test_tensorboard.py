@@ -49,7 +49,7 @@ def test_each_phase_has_its_own_points_and_the_rate_itself(tmp_path, monkeypatch
     assert main(["-f", str(file), "-o", str(folder)]) == 130
     assert main(["-f", str(file), "-o", str(folder)]) == 0
     found = curves(folder)
-    assert [step for step, _ in found["share of draws refused/supernet"]] == [3, 6, 9, 10]
+    assert [step for step, _ in found["share of paths rejected/supernet"]] == [3, 6, 9, 10]
     windows = {"fullnet": [(1, 3), (4, 5)], "supernet": [(1, 3), (6, 6), (7, 9), (10, 10)]}  # a stop ends one too
     for phase in training_phases(configs.load(file)):
         named, rate = losses[phase.name], phase.schedule(40).get_learning_rate

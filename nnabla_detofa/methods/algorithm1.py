@@ -98,8 +98,8 @@ class DetOFASearcher(SupernetRunner):
         """Train the paths that the path filter keeps (lines 8 to 17)."""
         with self.phase("fine-tuning"):
             self.train_phase(self.training["fine-tuning"], sampler, self.optimizer["train"])
-        self.results["refused_share"] = sampler.refused_share
-        self.log(f"refused {sampler.refused_share:.1%} of {sampler.draws} draws")
+        self.results["rejected_share"] = sampler.rejected_share
+        self.log(f"rejected {sampler.rejected_share:.1%} of {sampler.draws} sampled paths")
 
     # --- Path filter ------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ Each function checks the parsed content of one file, and returns the content (`t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import astuple
 from typing import Annotated, Any
 
@@ -72,6 +73,11 @@ def summary(content: Any, geometry: Geometry, budgets: int) -> dict:
         _number(_entry(subnet, "budget", f"subnets[{number}]"), f"subnets[{number}].budget")
         detector(subnet, geometry, where=f"subnets[{number}]")
     return content
+
+
+def rejected_share(summary: Mapping) -> float | None:
+    """Return the share of sampled paths that path pruning rejected, as in summary.json; None if no path was pruned."""
+    return summary.get("rejected_share", summary.get("refused_share"))  # older runs have the second key
 
 
 def thresholds(content: Any, buckets: int) -> list[float | None]:

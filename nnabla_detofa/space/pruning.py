@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 Scorer = Callable[[PathBatch], np.ndarray]
 DRAWN_AHEAD = 256  # paths sampled and scored at once
-MOST_REFUSED = 10_000  # consecutive rejections after which a sampler raises
+MAX_REJECTED = 10_000  # consecutive rejections after which a sampler raises
 
 
 # --- Operations -------------------------------------------------------------------------------------------------------
@@ -220,20 +220,20 @@ class UniformPaths:
     Attributes:
         space: the space.
         rng: random generator.
-        draws, refused: numbers of paths sampled and rejected so far.
+        draws, rejected: numbers of paths sampled and rejected so far.
     """
 
     def __init__(self, space: SearchSpace, rng: np.random.Generator):
         self.space, self.rng = space, rng
-        self.draws = self.refused = 0
+        self.draws = self.rejected = 0
         self._ahead: list[Path] = []
         self._kept: list[bool] = []
         self._rng_before = rng.bit_generator.state  # before the paths in _ahead were sampled
 
     @property
-    def refused_share(self) -> float:
+    def rejected_share(self) -> float:
         """Share of the sampled paths that were rejected."""
-        return self.refused / self.draws if self.draws else 0.0
+        return self.rejected / self.draws if self.draws else 0.0
 
     def keep(self, paths: PathBatch) -> np.ndarray:
         """Return which of the sampled paths training uses, (n,) bool."""
@@ -246,19 +246,18 @@ class UniformPaths:
         the distribution is the same as for one at a time.
 
         Raises:
-            UserError: `MOST_REFUSED` consecutive paths were rejected.
+            UserError: `MAX_REJECTED` consecutive paths were rejected.
         """
-        for _ in range(MOST_REFUSED):
+        for _ in range(MAX_REJECTED):
             if not self._ahead:
                 self._draw_ahead()
             path, kept = self._ahead.pop(0), self._kept.pop(0)
             self.draws += 1
             if kept:
                 return path
-            self.refused += 1
+            self.rejected += 1
         raise UserError(
-            f"{MOST_REFUSED} paths in a row of the space {self.space.name} were refused: a hparams.r_path below "
-            "the present one leaves more to train"
+            f"{MAX_REJECTED} consecutive paths of the space {self.space.name} were rejected: decrease hparams.r_path"
         )
 
     def _draw_ahead(self) -> None:
@@ -269,11 +268,12 @@ class UniformPaths:
     def state(self) -> dict:
         """Return the state of the sampler as JSON values, from which `restore` resumes with the next path."""
         rng = self._rng_before if self._ahead else self.rng.bit_generator.state
-        return {"rng": rng, "left": len(self._ahead), "draws": self.draws, "refused": self.refused}
+        return {"rng": rng, "left": len(self._ahead), "draws": self.draws, "rejected": self.rejected}
 
     def restore(self, state: dict) -> None:
         """Restore the state that `state` returned."""
-        self.draws, self.refused = state["draws"], state["refused"]
+        self.draws = state["draws"]
+        self.rejected = state["rejected"] if "rejected" in state else state["refused"]  # the older name
         self.rng.bit_generator.state = self._rng_before = state["rng"]
         if state["left"]:
             self._draw_ahead()

@@ -18,6 +18,7 @@ from ..common.errors import UserError
 from ..common.reading import parse_json
 from ..config import DetofaHparams
 from ..evaluation.metrics import AP_TITLES, ap_keys
+from ..runs import result_files
 from ..runs.cost_ledger import totals
 from ..runs.phases import FINE_TUNED, TUNING_PHASES, TrainingPhase, phase_names, slug, training_phases, tuning_phase
 from ..runs.provenance import recorded
@@ -52,7 +53,7 @@ def describe(run: FilePath) -> dict:
         - "phases": for each phase "name"; "state" ("done", "under way" or "to come"); wall-clock "seconds";
           "device_seconds"; and for the phase under way "share" in [0, 1], None if unknown, and "detail".
         - "device_time": "unit", "total", and "kinds" (kind -> time).
-        - "thresholds": path-score threshold of each FLOPs bucket (Alg. 1 line 7). "refused_share": share of sampled paths
+        - "thresholds": path-score threshold of each FLOPs bucket (Alg. 1 line 7). "rejected_share": share of sampled paths
           that the path filter rejected. "kendall_tau": Kendall's tau in each bucket.
         - "pruned": "removed" and "total" operations; "paths" left and "paths_of_a" (paths of A); "space", lines in the
           notation of Figure 3.
@@ -78,7 +79,7 @@ def describe(run: FilePath) -> dict:
         "phases": phase_states(run, config, log),
         "device_time": _device_time(run),
         "thresholds": summary.get("thresholds", _logged_numbers(log, r"^thresholds: (.+)$")),
-        "refused_share": summary.get("refused_share", _logged_share(log)),
+        "rejected_share": summary.get("rejected_share", _logged_share(log)),
         "kendall_tau": summary.get("kendall_tau", _logged_numbers(log, r"^Kendall's tau in each bucket: (.+)$")),
         "pruned": _pruned(run, config),
         "detectors": _detectors(run, config, summary),
@@ -225,7 +226,7 @@ def _logged_numbers(log: str, pattern: str) -> list[float | None] | None:
 
 def _logged_share(log: str) -> float | None:
     """Return the last share of rejected paths in the log, or None."""
-    found = re.findall(r"^refused (\d+\.?\d*)% of \d+ draws$", log, re.MULTILINE)
+    found = re.findall(r"^(?:rejected|refused) (\d+\.?\d*)% of \d+ (?:sampled paths|draws)$", log, re.MULTILINE)
     return float(found[-1]) / 100 if found else None
 
 
@@ -238,8 +239,8 @@ def _summary(run: FilePath) -> dict:
         found: dict[str, Any] = {"seconds": dict(summary["seconds"])}
         for name in {"thresholds", "kendall_tau", "accuracy"} & summary.keys():
             found[name] = [value if value is None else number(value) for value in summary[name]]
-        if "refused_share" in summary:
-            found["refused_share"] = number(summary["refused_share"])
+        if (share := result_files.rejected_share(summary)) is not None:
+            found["rejected_share"] = number(share)
         found["budgets"] = [number(subnet["budget"]) for subnet in summary.get("subnets", ())]
     return found
 
@@ -434,8 +435,8 @@ def _say_filter(found: Mapping, say) -> None:
             say(line.strip(), 2, 4)
     if found["thresholds"]:
         say(f"path-score thresholds of the FLOPs buckets: {_numbers(found['thresholds'], 3)}")
-    if found["refused_share"] is not None:
-        say(f"refused draws of paths: {found['refused_share']:.1%}")
+    if found["rejected_share"] is not None:
+        say(f"rejected paths: {found['rejected_share']:.1%}")
     if found["kendall_tau"]:
         say(f"Kendall's tau of score and loss on held-out paths, in each bucket: {_numbers(found['kendall_tau'], 2)}")
 

@@ -18,6 +18,7 @@ from ..common.files import whole_text, write_bytes, write_text
 from ..data.sets import open_sets
 from ..evaluation.metrics import AP_TITLES, ap_keys
 from ..path_filter.evaluated_paths import EvaluatedPaths
+from ..runs import result_files
 from ..runs.provenance import code_of, revision
 from ..runs.run_folder import check_has_subnets, read_result, reading, run_config
 
@@ -127,7 +128,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], summary: dic
         lines += [
             f"- operations pruned: {summary['pruned_operations']} of {summary['total_operations']}",
             f"- path-score thresholds of the FLOPs buckets: {thresholds}",
-            f"- refused draws of paths: {summary['refused_share']:.1%}",
+            f"- rejected paths: {result_files.rejected_share(summary):.1%}",
         ]
     if "kendall_tau" in summary:
         taus = {"path filter": summary["kendall_tau"], **summary["kendall_tau_of_baselines"]}

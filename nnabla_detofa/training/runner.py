@@ -291,7 +291,7 @@ class SupernetRunner(Runner):
             self.begin()
             latest = state_after(progress.step + 1)
             bar.update()
-            self._report(name, tags, progress, bar, latest["step"] == last, getattr(paths, "refused_share", None))
+            self._report(name, tags, progress, bar, latest["step"] == last, getattr(paths, "rejected_share", None))
             if latest["step"] % per_epoch == 0:
                 self.callback_on_epoch_end()
             stopping = self.stop.agreed()
@@ -355,7 +355,7 @@ class SupernetRunner(Runner):
         progress: Progress,
         bar: ProgressBar,
         last: bool,
-        refused_share: float | None = None,
+        rejected_share: float | None = None,
     ) -> None:
         """Report the mean losses since the last report and the learning rate to TensorBoard and the log file.
 
@@ -367,7 +367,7 @@ class SupernetRunner(Runner):
             progress: report of the step.
             bar: progress bar that shows the mean loss.
             last: whether this is the last step of the phase.
-            refused_share: share of the sampled paths that were rejected so far.
+            rejected_share: share of the sampled paths that were rejected so far.
         """
         step = progress.step + 1
         for tag, value in zip(tags, progress.losses):
@@ -376,8 +376,8 @@ class SupernetRunner(Runner):
             bar.set_postfix(loss=f"{self.monitor[f'loss/{name}'].avg:.3f}")
             self.monitor.write(step)
             self.show(f"learning_rate/{name}", progress.rate, step)
-            if refused_share is not None:
-                self.show(f"share of draws refused/{name}", refused_share, step)
+            if rejected_share is not None:
+                self.show(f"share of paths rejected/{name}", rejected_share, step)
             shown = ", ".join(f"{tag} {self.monitor[f'{tag}/{name}'].avg:.4f}" for tag in tags)
             self.monitor.info(f"{name} step {step}: {shown}, rate {progress.rate:.2e}\n", view=False)
             self.monitor.meters.clear()  # reset() would keep the meters, and the next phase would write zeros for them
