@@ -33,12 +33,12 @@ CHUNKS = 200
 """Maximum number of chunks that `distinct_in_buckets` samples from one bucket."""
 
 
-def named_rng(seed: int, name: str) -> np.random.Generator:
+def rng_for(seed: int, name: str) -> np.random.Generator:
     """Return the random generator for the purpose `name` in a run with this seed."""
-    return np.random.default_rng(named_seed(seed, name))
+    return np.random.default_rng(seed_for(seed, name))
 
 
-def named_seed(seed: int, name: str) -> tuple[int, int]:
+def seed_for(seed: int, name: str) -> tuple[int, int]:
     """Return the seed of the random generator for the purpose `name` in a run with this seed."""
     return seed, zlib.crc32(name.encode())
 
@@ -49,14 +49,14 @@ def named_seed(seed: int, name: str) -> tuple[int, int]:
 def statistics_indices(sets: Sets, config: configs.Config) -> np.ndarray:
     """Choose `bn_images` training images for batch normalization statistics, in whole batches of `bn_batch`, at least one."""
     count, batch = config.hparams.bn_images, config.hparams.bn_batch
-    chosen = named_rng(config.args.seed, "statistics").permutation(len(sets.train))[:count]
+    chosen = rng_for(config.args.seed, "statistics").permutation(len(sets.train))[:count]
     return chosen[: max(1, len(chosen) // batch) * batch]
 
 
 def validation_indices(sets: Sets, config: configs.Config) -> np.ndarray:
     """Choose `val_images` validation images for the loss, by ascending index; all images if `val_images` is None."""
     count = min(len(sets.val), config.hparams.val_images or len(sets.val))
-    return np.sort(named_rng(config.args.seed, "validation").permutation(len(sets.val))[:count])
+    return np.sort(rng_for(config.args.seed, "validation").permutation(len(sets.val))[:count])
 
 
 def statistics_images(sets: Sets, config: configs.Config) -> list[np.ndarray]:
@@ -173,13 +173,13 @@ def distinct_in_buckets(
 
     Args:
         buckets, per_bucket, space: see `sample_in_buckets`.
-        seed, name: determine the random generator, see `named_rng`.
+        seed, name: determine the random generator, see `rng_for`.
         exclude: paths to leave out.
         note: called with a message for each bucket that is empty or yields fewer paths.
     """
     found: list[Path] = []
     for bucket in _filled(buckets, space, note):
-        rng, here = named_rng(seed, f"{name} {bucket}"), {}
+        rng, here = rng_for(seed, f"{name} {bucket}"), {}
         for _ in range(CHUNKS):
             drawn = buckets.sample(bucket, CHUNK, rng, space)
             here |= dict.fromkeys(path for path in drawn if path not in exclude)

@@ -135,7 +135,7 @@ class DetOFASearcher(SupernetRunner):
         self.results["pruned_operations"] = len(pruned.removed)
         self.results["total_operations"] = len(scores.operations)
         self.results["removed_operations"] = [str(operation) for operation in sorted(pruned.removed)]
-        self.remember("operations", {**scores.to_json(), **pruned.to_json(), "space": smaller.to_json()})
+        self.write_result("operations", {**scores.to_json(), **pruned.to_json(), "space": smaller.to_json()})
         for operation, rule in pruned.spared:
             self.log(f"kept {operation}: {rule}")
         self.log(str(smaller))
@@ -190,7 +190,7 @@ class DetOFASearcher(SupernetRunner):
         taus = {rival: self.taus(values, paths) for rival, values in {"path filter": scores, **rivals}.items()}
         self.results["kendall_tau"] = taus.pop("path filter")
         self.results["kendall_tau_of_baselines"] = taus
-        self.remember("scores", {"scores": scores.tolist()})
+        self.write_result("scores", {"scores": scores.tolist()})
         self.log("Kendall's tau in each bucket: " + ", ".join(map(str, self.results["kendall_tau"])))
         for ranked_by, values in {"path filter": self.results["kendall_tau"], **taus}.items():
             for bucket, tau in enumerate(values, 1):
@@ -282,12 +282,12 @@ class DetOFASearcher(SupernetRunner):
                 ).path
 
         path = self.comm.once(found)
-        self.remember("search", self.found_before() | {f"{least} {most}": path.to_ofa(space.geometry)})
+        self.write_result("search", self.found_before() | {f"{least} {most}": path.to_ofa(space.geometry)})
         return path
 
     def found_before(self) -> dict[str, dict]:
         """Read the search results so far: "least most" FLOPs -> path in OFA's notation."""
-        return self.recall("search", {}, lambda content: found_paths(content, self.space.geometry))
+        return self.read_result("search", {}, lambda content: found_paths(content, self.space.geometry))
 
     def evaluate(self, found: list[tuple[float, Path]]) -> dict:
         """Evaluate the subnets (budget, path) on the test split without fine-tuning, and write and return the summary."""
@@ -297,7 +297,7 @@ class DetOFASearcher(SupernetRunner):
                 for number, (budget, path) in enumerate(found, 1)
             ]
         summary = {**self.results, "subnets": subnets, "seconds": self.seconds}
-        self.remember("summary", summary)
+        self.write_result("summary", summary)
         for name, row in (("fullnet", summary["fullnet"]), *((f"<= {row['budget'] / 1e9:.4g} G", row) for row in subnets)):
             aps = ", ".join(f"{AP_TITLES[key]} {row[key]:.3f}" for key in ap_keys(row))
             self.log(f"{name}: {row['flops'] / 1e9:.4g} GFLOPs, {row['params'] / 1e6:.4g} M parameters, {aps}")
@@ -338,7 +338,7 @@ class DetOFASearcher(SupernetRunner):
             save_detections(self.folder / f"{slug(name)}_detections.json", self.sets, detections)
             self.show_detections(name, detections)
         self.show(f"AP50 on the test split/{name}", result["ap50"], result["flops"] // 10**6)
-        self.remember(slug(name), result)
+        self.write_result(slug(name), result)
         return result
 
     def evaluated_before(self, name: str, path: Path | None = None) -> dict | None:
@@ -347,7 +347,7 @@ class DetOFASearcher(SupernetRunner):
         Raises:
             UserError: the file is damaged, or belongs to a path other than `path`.
         """
-        return self.recall(slug(name), check=lambda content: detector(content, self.space.geometry, path))
+        return self.read_result(slug(name), check=lambda content: detector(content, self.space.geometry, path))
 
     def show_detections(self, name: str, detections: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
         """Add some test images with their detections to TensorBoard."""

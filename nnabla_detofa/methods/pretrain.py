@@ -65,7 +65,7 @@ class PretrainSearcher(SupernetRunner):
             scores = scorer(paths.batch)
             self.results["kendall_tau_on_fitted_paths"] = per_bucket(kendall_tau, scores, paths.losses, paths.buckets)
         self.results["seconds"] = self.seconds
-        self.remember("summary", self.results)
+        self.write_result("summary", self.results)
         return self.results
 
     def objective(self, phase: TrainingPhase) -> Objective | None:

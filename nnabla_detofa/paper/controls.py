@@ -20,7 +20,7 @@ from ..common import figures
 from ..common.files import whole_text, write_json
 from ..common.reading import read_json
 from ..evaluation.detections import BoxDetector, average_precision
-from ..evaluation.path_evaluation import named_rng, sample_in_buckets, statistics_images
+from ..evaluation.path_evaluation import rng_for, sample_in_buckets, statistics_images
 from ..evaluation.reestimation import reestimate
 from ..methods.algorithm1 import make_cost
 from ..runs.phases import training_phases
@@ -91,7 +91,7 @@ def asked_of(run: Run, ours: Mapping | None) -> list[Asked]:
         return found
     side, classes = config.dataloader.image_size, 1  # the number of classes moves all edges alike
     buckets = Buckets(space, make_cost(config, classes, (side, side)).flops, config.hparams.buckets)
-    paths = sample_in_buckets(buckets, RANDOM_PATHS, named_rng(run.seed, "controls"), space, tqdm.write)
+    paths = sample_in_buckets(buckets, RANDOM_PATHS, rng_for(run.seed, "controls"), space, tqdm.write)
     found += [Asked(RANDOM, 1 + number // RANDOM_PATHS, path) for number, path in enumerate(paths)]
     if run.experiment.name == OFA.name and ours:
         subnets = enumerate(ours["subnets"], 1)

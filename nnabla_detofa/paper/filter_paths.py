@@ -14,7 +14,7 @@ from ..common.files import write_json
 from ..common.progress import ProgressBar
 from ..common.reading import read_json
 from ..evaluation.forked import map_forked
-from ..evaluation.path_evaluation import named_rng, path_evaluator
+from ..evaluation.path_evaluation import path_evaluator, rng_for
 from ..evaluation.reestimation import reestimate
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..space.search_space import SearchSpace
@@ -103,7 +103,7 @@ def noise_of(config: configs.Config, weights: str | FilePath, paths: EvaluatedPa
             bar.update()
     images, shares = len(found[0].counts), []
     for _ in range(20):
-        order = named_rng(config.args.seed, f"halves {len(shares)}").permutation(images)
+        order = rng_for(config.args.seed, f"halves {len(shares)}").permutation(images)
         halves = np.sort(order[: images // 2]), np.sort(order[images // 2 : 2 * (images // 2)])
         pair = [np.array([losses.loss(half, config.hparams.bn_batch) for losses in found]) for half in halves]
         shares.append(noise_share(*pair, buckets[first]))

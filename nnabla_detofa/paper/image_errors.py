@@ -12,7 +12,7 @@ from ..common.files import write_json
 from ..common.reading import read_json
 from ..data.sets import DetectionSets, open_sets
 from ..evaluation.metrics import Detections, bootstrap_ap, voc_matches
-from ..evaluation.path_evaluation import named_rng
+from ..evaluation.path_evaluation import rng_for
 from ..runs.run_folder import read_result, reading
 from .experiments import Run, profile_folder
 
@@ -27,7 +27,7 @@ def standard_error(detections: Detections, sets: DetectionSets, metric: str) -> 
     samples = [sets.test.load(index) for index in range(len(sets.test))]
     truth = [(sample.boxes, sample.labels, sample.difficult) for sample in samples]
     matches = voc_matches(detections, truth, len(sets.classes))
-    weights = named_rng(0, "bootstrap of test images").multinomial(len(truth), np.full(len(truth), 1 / len(truth)), REPEATS)
+    weights = rng_for(0, "bootstrap of test images").multinomial(len(truth), np.full(len(truth), 1 / len(truth)), REPEATS)
     return float(100 * np.nanstd(bootstrap_ap(matches, weights, metric), ddof=1))
 
 

@@ -128,7 +128,7 @@ class PilotSearcher(BaselineSearcher):
         super().__init__(*arguments)
         alone = [f"alone {bucket + 1}" for bucket in range(self.buckets.n)]
         self.phases = (*self.training, "random paths", *alone)
-        self.fullnet_losses: list[float] = self.recall("fullnet_losses", [])
+        self.fullnet_losses: list[float] = self.read_result("fullnet_losses", [])
 
     def callback_on_epoch_end(self) -> None:
         """Validation loss of the fullnet after each of its epochs; an epoch that is done again gives the same."""
@@ -138,27 +138,27 @@ class PilotSearcher(BaselineSearcher):
         loss = validation_loss(self.model, self.space.largest, statistics, self.evaluator.validation_batches)
         if self.fullnet_losses[-1:] != [loss]:
             self.fullnet_losses.append(loss)
-            self.remember("fullnet_losses", self.fullnet_losses)
+            self.write_result("fullnet_losses", self.fullnet_losses)
 
     def find_subnets(self, space: SearchSpace, path_filter: PathFilter, seen: Sequence = ()) -> dict:
         """What the criteria need, in pilot.json."""
         paths = sample_in_buckets(self.buckets, PATHS, self.rng("pilot paths"), space, self.log)
         buckets = self.buckets.index(self.cost.flops(paths)).tolist()
         first = {bucket: buckets.index(bucket) for bucket in sorted(set(buckets))}
-        halves = self.recall("halves", [])
+        halves = self.read_result("halves", [])
         with self.phase("random paths"):
             for path in list(paths)[len(halves) :]:
                 statistics = reestimate(self.model, path, self.evaluator.statistics_batches)
                 batches = self.evaluator.validation_batches
                 parts = (batches[::2], batches[1::2] or batches)
                 halves.append([validation_loss(self.model, path, statistics, part) for part in parts])
-                self.remember("halves", halves)
+                self.write_result("halves", halves)
                 self.pause()
             shared = [points(self.evaluate_path(f"shared {bucket + 1}", paths[at])) for bucket, at in first.items()]
         alone = [self.train_alone(f"alone {bucket + 1}", paths[at]) for bucket, at in first.items()]
         found = {"fullnet_losses": self.fullnet_losses, "halves": halves, "buckets": buckets, "shared": shared, "alone": alone}
         found |= {"unit": self.ledger["unit"], "seconds": totals(self.ledger)["fullnet"]}
-        self.remember("pilot", found)
+        self.write_result("pilot", found)
         return found
 
     def train_alone(self, name: str, path) -> float:

@@ -24,6 +24,7 @@ from ..common.errors import UserError
 from ..common.files import digest, whole_text, write_json, write_text
 from ..common.progress import ProgressBar
 from ..common.reading import read_json
+from ..evaluation.path_evaluation import rng_for
 from ..methods import algorithm1, pretrain
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.model import PathFilter, PathScorer
@@ -37,7 +38,6 @@ from ..space.pruning import operation_scores
 from ..space.search_space import ofa_resnet50
 from ..tools.data_facts import data_facts
 from ..tools.search import load_run
-from ..training.runner import named_rng
 from . import architectures, budget_figures, controls, filter_study, filter_tables, operation_figure, space_tables
 from . import figure4 as kept_paths_figure
 from . import figure6 as random_paths_figure
@@ -361,7 +361,7 @@ def write_table2(order: Order, target: Target, name: str, runs: Sequence[Run]) -
             if key not in steps:
                 tqdm.write(f"timing a training step of the largest path of {data_set.title} here: seconds to two minutes")
                 steps[key] = cost_table.StepTime.measure(config)
-            rng = named_rng(0, f"estimate {key}")
+            rng = rng_for(0, f"estimate {key}")
             found.append(cost_table.estimate(experiment.title, experiment.name, key, config, steps[key], rng))
         lines += [f"## {data_set.title}", "", *cost_table.table(found, paper_sets), ""]
         if in_steps := step_costs(found, [run for run in finished if run.key == key]):
@@ -561,7 +561,7 @@ def same_stem_operations(run: Run, title: str, count: int) -> list[ScoredOperati
     stage_flops = algorithm1.make_cost(run.config, len(trained_classes(run.folder)), (side, side)).stage_flops
     nets = []
     for depth in geometry.stem_depths:
-        rng = named_rng(run.config.args.seed, "operation scores")
+        rng = rng_for(run.config.args.seed, "operation scores")
         found = operation_scores(searched.buckets.space, scorer, stage_flops, count, rng, depth)
         nets.append(ScoredOperations(f"{title}, stem depth {depth}", geometry, found.operations, found.scores, found.flops))
     return nets
@@ -574,7 +574,7 @@ def pretrained_operations(data_set: DataSet, count: int) -> ScoredOperations:
     path_filter = PathFilter.load(data_set.pretraining.path_filter, geometry=space.geometry, buckets=config.hparams.buckets)
     cost = pretrain.make_cost(config, 1, config.dataloader.image_size)  # of the backbone: classes do not matter
     scorer = PathScorer(path_filter, cost.flops, Buckets(space, cost.flops, config.hparams.buckets).index)
-    found = operation_scores(space, scorer, cost.stage_flops, count, named_rng(config.args.seed, "operation scores"))
+    found = operation_scores(space, scorer, cost.stage_flops, count, rng_for(config.args.seed, "operation scores"))
     title = f"{config.name}, before transfer"
     return ScoredOperations(title, space.geometry, found.operations, found.scores, found.flops)
 
@@ -651,7 +651,7 @@ def write_table3(order: Order, target: Target, name: str, runs: Sequence[Run]) -
         ("_classification", classification_paths(run), weights_file(run.data_set.pretraining.supernet)),
     ):
         results, made = study(run, f"filter_study{place}", inputs), (supernet, origin(order, name))
-        files += filter_tables.table3(results, order.output, *made, named_rng(0, "bootstrap"), name + place)
+        files += filter_tables.table3(results, order.output, *made, rng_for(0, "bootstrap"), name + place)
     return [file for file in files if file.suffix == ".md"]
 
 
@@ -660,7 +660,7 @@ def write_table_a3(order: Order, target: Target, name: str, runs: Sequence[Run])
     announce_study(runs[0], ("",))
     check_fits(runs[0], ("filter_study",))
     results, made = study(runs[0], "filter_study", detection_paths(runs[0])), (runs_and_code(runs[:1]), origin(order, name))
-    return filter_tables.table_a3(results, order.output, *made, named_rng(0, "bootstrap"))[:1]
+    return filter_tables.table_a3(results, order.output, *made, rng_for(0, "bootstrap"))[:1]
 
 
 def announce_study(run: Run, places: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from .. import config as configs
 from ..backend.compat import nn
 from ..common.errors import UserError
 from ..evaluation.forked import map_forked
-from ..evaluation.path_evaluation import distinct_in_buckets, named_rng, path_evaluator, with_images
+from ..evaluation.path_evaluation import distinct_in_buckets, path_evaluator, rng_for, with_images
 from ..evaluation.reestimation import Statistics, Stopwatch, average, batch_statistics
 from ..evaluation.validation import validation_loss
 from ..networks.centernet import OFFSET_WEIGHT, SIZE_WEIGHT, Detector
@@ -216,7 +216,7 @@ def study(
     config = with_images(config, images, bn_images or 4 * config.hparams.bn_images)
     model, sets, cost = open_supernet(config, weights_file)
     buckets = Buckets(model.space, cost.flops, config.hparams.buckets)
-    evaluator, batch, rng = path_evaluator(model, sets, config), config.hparams.bn_batch, named_rng(config.args.seed, "study")
+    evaluator, batch, rng = path_evaluator(model, sets, config), config.hparams.bn_batch, rng_for(config.args.seed, "study")
     n_images, n_batches = sum(len(b[0]) for b in evaluator.validation_batches), len(evaluator.statistics_batches)
     if per_bucket < 2 or n_images < 16 or n_batches < 2:
         raise UserError(

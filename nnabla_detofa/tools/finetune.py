@@ -45,7 +45,7 @@ class Tuner(DetOFASearcher):
     def callback_on_start(self) -> None:
         """Save the origin. The checks of budgets and path filter are skipped, because a fine-tuning has neither."""
         if self.comm.rank == 0:
-            self.remember("origin", self.origin)
+            self.write_result("origin", self.origin)
 
     def run(self) -> dict[str, dict]:
         """Evaluate, train and evaluate again.

@@ -17,7 +17,7 @@ from .. import config as configs
 from ..common.checked import listed
 from ..common.errors import UserError
 from ..common.reading import short, shown
-from ..evaluation.path_evaluation import named_rng, path_evaluator
+from ..evaluation.path_evaluation import path_evaluator, rng_for
 from ..evolution.search import Constraint, NoPath, at_most, between, front, search
 from ..methods.algorithm1 import build, make_cost
 from ..networks import weights
@@ -282,7 +282,7 @@ def _searched(
     rows, scored = [], 0
     for least, most in run.buckets.below(most_flops, run.space):
         within = [between(run.costs["flops"], least, most), *others]
-        rng = named_rng(run.config.args.seed, f"search up to {most / 1e9:.4g} GFLOPs")
+        rng = rng_for(run.config.args.seed, f"search up to {most / 1e9:.4g} GFLOPs")
         try:
             if whole_front:
                 chosen = {name: options[name] for name in ("generations", "population", "mutate_prob")}

@@ -26,7 +26,7 @@ from ..common.files import write_json
 from ..common.progress import ProgressBar
 from ..common.reading import parse_json, shown, shown_names
 from ..data.loader import Loader
-from ..evaluation.path_evaluation import KeptEvaluation, named_rng, named_seed, sample_in_buckets
+from ..evaluation.path_evaluation import KeptEvaluation, rng_for, sample_in_buckets, seed_for
 from ..evaluation.validation import PathEvaluator, timing, validation_loss
 from ..networks.weights import digest
 from ..path_filter.evaluated_paths import EvaluatedPaths
@@ -84,12 +84,12 @@ class SupernetRunner(Runner):
         self.on_begin: Callable[[], None] = lambda: None
         self.results: dict = {}
         anew = "count the time anew"
-        self.seconds: dict[str, float] = self.recall("seconds", {}, result_files.seconds, anew)
+        self.seconds: dict[str, float] = self.read_result("seconds", {}, result_files.seconds, anew)
         here = self.comm.gather((socket.gethostname(), os.getpid()))
         others = tuple(pid for host, pid in here if host == here[self.comm.rank][0] and pid != os.getpid())
         self.clock = DeviceClock(self.comm.ctx.backend != ["cpu:float"], self.comm.n_procs, others)
         fresh = {"unit": self.clock.unit, "phases": {}}
-        self.ledger: dict = self.recall("ledger", fresh, result_files.ledger, anew)
+        self.ledger: dict = self.read_result("ledger", fresh, result_files.ledger, anew)
         if self.ledger["unit"] != self.clock.unit:
             self.log(f"the ledger counts {self.ledger['unit']}, and here there are {self.clock.unit}: it begins anew")
             self.ledger = fresh
@@ -122,13 +122,15 @@ class SupernetRunner(Runner):
 
     # --- Phases and their results -----------------------------------------------------------------------------------
 
-    def remember(self, name: str, content) -> None:
+    def write_result(self, name: str, content) -> None:
         """Write content as <name>.json to the run's folder; only rank 0 writes."""
         if self.comm.rank == 0:
             write_json(self.folder / f"{name}.json", content)
 
-    def recall(self, name: str, default=None, check: Callable = lambda content: content, remedy: str = "have it made again"):
-        """Read the content that `remember` wrote as <name>.json. All ranks must call this.
+    def read_result(
+        self, name: str, default=None, check: Callable = lambda content: content, remedy: str = "have it made again"
+    ):
+        """Read the content that `write_result` wrote as <name>.json. All ranks must call this.
 
         Args:
             name: name of the file without its suffix.
@@ -175,10 +177,10 @@ class SupernetRunner(Runner):
         name, start, device_start = self._accounted
         self._accounted = name, time.perf_counter(), self.clock()
         self.seconds[name] = self.seconds.get(name, 0.0) + self._accounted[1] - start
-        self.remember("seconds", self.seconds)
+        self.write_result("seconds", self.seconds)
         spent = self.ledger["phases"].get(name, {"seconds": 0.0})["seconds"]
         self.ledger["phases"][name] = entry(name, spent + self._accounted[2] - device_start)
-        self.remember("ledger", self.ledger)
+        self.write_result("ledger", self.ledger)
 
     def pause(self, alone: bool = False) -> None:
         """Check for stop requests, and record the cost every `ACCOUNT_EVERY` seconds.
@@ -216,7 +218,7 @@ class SupernetRunner(Runner):
 
     def rng(self, name: str) -> np.random.Generator:
         """Return the random generator for the purpose `name`; it depends only on the run's seed and the name."""
-        return named_rng(self.config.args.seed, name)
+        return rng_for(self.config.args.seed, name)
 
     # --- Training ---------------------------------------------------------------------------------------------------
 
@@ -392,7 +394,7 @@ class SupernetRunner(Runner):
             self.dataloader["train"],
             self.sets.train_item,
             phase.batch_size,
-            named_seed(self.config.args.seed, f"batches of {phase.schedule_name}"),
+            seed_for(self.config.args.seed, f"batches of {phase.schedule_name}"),
             workers=self.config.args.workers,
             rank=self.comm.rank,
             size=self.comm.n_procs,
