@@ -47,7 +47,7 @@ TIMES = ("seconds", "ledger")
 """What two equal runs differ in: in summary.json, and as files."""
 ONE_RUN_ONLY = re.compile(r"log(\.\d+)?\.txt|tensorboard(/.*)?|checkpoint(/.*)?|config\.json")
 """Files that tell of one run of the program, and not of its result."""
-MOST_STARTS = 10
+MAX_STARTS = 10
 
 
 def differing(one: Path, other: Path) -> list[str]:
@@ -109,7 +109,7 @@ def finish(data: Path, folder: Path, kills: list[float]) -> list[str]:
         RuntimeError: a run failed.
     """
     phases: list[str] = []
-    for _ in range(MOST_STARTS):
+    for _ in range(MAX_STARTS):
         process = start(data, folder)
         try:
             status = process.wait(kills[len(phases)] if len(phases) < len(kills) else None)
@@ -125,7 +125,7 @@ def finish(data: Path, folder: Path, kills: list[float]) -> list[str]:
             last = Path(f"{folder}.txt").read_text(errors="replace").strip().splitlines()[-1]
             raise RuntimeError(f"{folder.name} ended with status {status}: {last}")
         return phases
-    raise RuntimeError(f"{folder.name} was not finished after {MOST_STARTS} starts")
+    raise RuntimeError(f"{folder.name} was not finished after {MAX_STARTS} starts")
 
 
 def phase_of(folder: Path) -> str:

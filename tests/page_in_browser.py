@@ -20,8 +20,8 @@ from pathlib import Path as FilePath
 WIDTHS = (360, 1200)
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 HELP = "no Chromium was found: install one (Debian and Ubuntu: apt-get install -y chromium) or name one with CHROMIUM=PROGRAM"
-MOST_PIXELS = 16000  # height of a screenshot
-MOST_SECONDS = 300  # of one start of the browser, which takes two where nothing else runs
+MAX_PIXELS = 16000  # height of a screenshot
+MAX_SECONDS = 300  # of one start of the browser, which takes two where nothing else runs
 
 FRAME = """<!DOCTYPE html><meta charset="utf-8"><style>
   html{{overflow:hidden}}body{{margin:-{above}px 0 0}}iframe{{border:0;width:{width}px;height:800px}}</style>
@@ -103,9 +103,9 @@ def measure(chromium: str, page: FilePath, width: int, screenshot: FilePath) -> 
             frame.write_text(FRAME.format(width=width, above=above, page=content), encoding="utf-8")
             whole = [*command, *flags, frame.as_uri()]
             try:
-                done = subprocess.run(whole, capture_output=True, text=True, timeout=MOST_SECONDS)
+                done = subprocess.run(whole, capture_output=True, text=True, timeout=MAX_SECONDS)
             except subprocess.TimeoutExpired:
-                raise RuntimeError(f"{chromium} did not end within {MOST_SECONDS} seconds") from None
+                raise RuntimeError(f"{chromium} did not end within {MAX_SECONDS} seconds") from None
             if done.returncode:
                 raise RuntimeError(f"{chromium} ended with status {done.returncode}: {done.stderr.strip()[-300:]}")
             return done.stdout
@@ -115,9 +115,9 @@ def measure(chromium: str, page: FilePath, width: int, screenshot: FilePath) -> 
             raise RuntimeError(f"{chromium} did not lay out {page}")
         values = json.loads(unescape(found[1]))
         screenshots = []
-        for part, above in enumerate(range(0, values["height"], MOST_PIXELS), 1):
+        for part, above in enumerate(range(0, values["height"], MAX_PIXELS), 1):
             screenshots.append(screenshot if part == 1 else screenshot.with_stem(f"{screenshot.stem}-{part}"))
-            height = min(values["height"] - above, MOST_PIXELS)
+            height = min(values["height"] - above, MAX_PIXELS)
             browse(f"--screenshot={screenshots[-1].resolve()}", f"--window-size={width},{height}", above=above)
     return Layout(
         values["width"],

@@ -193,7 +193,7 @@ def test_faults_are_one_sentence(folder, capsys):
 
 def test_long_pages_have_several_screenshots(folder, chromium, monkeypatch):
     made()
-    monkeypatch.setattr(page_in_browser, "MOST_PIXELS", 1500)
+    monkeypatch.setattr(page_in_browser, "MAX_PIXELS", 1500)
     layout = measure(chromium, folder / "report.html", 360, Path("page.png"))
     names = [file.name for file in layout.screenshots]
     assert names[:2] == ["page.png", "page-2.png"] and len(names) == -(-layout.height // 1500)
@@ -206,7 +206,7 @@ def test_a_browser_that_does_not_end_is_an_error(folder, monkeypatch, capsys):
     Path("browser").write_text("#!/bin/sh\nsleep 60\n")
     Path("browser").chmod(0o755)
     monkeypatch.setenv("CHROMIUM", "./browser")
-    monkeypatch.setattr(page_in_browser, "MOST_SECONDS", 0.2)
+    monkeypatch.setattr(page_in_browser, "MAX_SECONDS", 0.2)
     assert page_in_browser.main([str(folder / "report.html")]) == 2
     assert "did not end within 0.2 seconds" in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ from nnabla_detofa import config
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.augment import letterbox
 from nnabla_detofa.data.image_folder import ImageFolder, centre_crop, random_crop
-from nnabla_detofa.data.images import MOST_SIDE, check_whole, read_image
+from nnabla_detofa.data.images import MAX_SIDE, check_whole, read_image
 from nnabla_detofa.data.sets import open_sets
 from nnabla_detofa.data.voc import VOC_CLASSES, VOCDataset
 
@@ -262,10 +262,10 @@ def test_a_jpeg_without_a_scan_is_found_without_decoding(tmp_path):
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 def test_an_image_that_no_transform_can_take_is_refused_where_it_is_read(tmp_path, suffix):
     file = tmp_path / f"a{suffix}"
-    for size in ((2, MOST_SIDE), (MOST_SIDE, 2)):
+    for size in ((2, MAX_SIDE), (MAX_SIDE, 2)):
         cv2.imwrite(str(file), np.zeros((*size, 3), np.uint8))
         assert check_whole(file) == size and letterbox(read_image(file), (64, 64))[0].shape == (3, 64, 64)
-    for size in ((2, MOST_SIDE + 1), (MOST_SIDE + 1, 2), (40000, 3)):
+    for size in ((2, MAX_SIDE + 1), (MAX_SIDE + 1, 2), (40000, 3)):
         cv2.imwrite(str(file), np.zeros((*size, 3), np.uint8))
         for read in (read_image, check_whole):
             with pytest.raises(UserError, match=f"must have sides of at most 32766 pixels, and has {size[0]} x {size[1]}"):

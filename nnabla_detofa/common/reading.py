@@ -9,14 +9,14 @@ from typing import Any
 
 from .errors import UserError
 
-MOST_BYTES = 1 << 24
+MAX_BYTES = 1 << 24
 """Largest size of a text file: config, results, annotations of one image."""
-MOST_LEVELS = 64
+MAX_LEVELS = 64
 """Largest depth of nested mappings and lists: this package's files have fewer than ten levels, and a few hundred would
 overflow Python's stack."""
 
 
-def read_bytes(file: str | os.PathLike, what: str, most: int = MOST_BYTES) -> bytes:
+def read_bytes(file: str | os.PathLike, what: str, most: int = MAX_BYTES) -> bytes:
     """Read a regular file; devices and pipes are rejected, since they may be endless.
 
     Args:
@@ -42,7 +42,7 @@ def read_bytes(file: str | os.PathLike, what: str, most: int = MOST_BYTES) -> by
         raise UserError(f"cannot read {what} {str(file)!r}: no file can have such a name") from error
 
 
-def read_text(file: str | os.PathLike, what: str, most: int = MOST_BYTES) -> str:
+def read_text(file: str | os.PathLike, what: str, most: int = MAX_BYTES) -> str:
     """Read a UTF-8 text file; arguments and errors are as in `read_bytes`.
 
     Raises:
@@ -62,7 +62,7 @@ def parse_json(text: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None =
         pairs: converts the key-value pairs of each object to a mapping; None: the last of equal keys is kept.
 
     Raises:
-        ValueError: the string is not JSON, or it is nested deeper than `MOST_LEVELS`.
+        ValueError: the string is not JSON, or it is nested deeper than `MAX_LEVELS`.
     """
     try:
         value = json.loads(text, object_pairs_hook=pairs)
@@ -73,9 +73,9 @@ def parse_json(text: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None =
 
 
 def check_depth(value: Any) -> None:
-    """Raise ValueError if mappings and lists are nested deeper than `MOST_LEVELS`."""
+    """Raise ValueError if mappings and lists are nested deeper than `MAX_LEVELS`."""
     level = [value]
-    for _ in range(MOST_LEVELS):
+    for _ in range(MAX_LEVELS):
         inside = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list)))
         level = [item for items in inside for item in items]
         if not level:
@@ -84,7 +84,7 @@ def check_depth(value: Any) -> None:
 
 
 def too_deep() -> ValueError:
-    return ValueError(f"it is nested more than {MOST_LEVELS} levels deep")
+    return ValueError(f"it is nested more than {MAX_LEVELS} levels deep")
 
 
 def read_json(file: str | os.PathLike, what: str) -> Any:

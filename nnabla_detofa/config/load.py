@@ -796,7 +796,7 @@ def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-MOST_BASES = 16
+MAX_BASES = 16
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -841,8 +841,8 @@ def _with_base(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     content.pop("$schema", None)  # for editors
     if path.resolve() in above:
         raise UserError(f"the config {path} is based on itself, by way of {above[-1]}")
-    if len(above) > MOST_BASES:
-        raise UserError(f"the config {above[0]} must have at most {MOST_BASES} bases, one below the other")
+    if len(above) > MAX_BASES:
+        raise UserError(f"the config {above[0]} must have at most {MAX_BASES} bases, one below the other")
     base = content.pop("base", None)
     if base is None:
         return content

@@ -25,8 +25,8 @@ from .voc import Objects, Sample, VOCDataset, VOCReader, changed_size, other_cla
 
 log = logging.getLogger("nnabla_detofa")
 
-MOST_BYTES = 1 << 31  # bytes of an annotation file; the largest file of COCO has 470 MB
-MOST_NOTES = 20  # largest number of warnings of one kind that are logged individually
+MAX_BYTES = 1 << 31  # bytes of an annotation file; the largest file of COCO has 470 MB
+MAX_NOTES = 20  # largest number of warnings of one kind that are logged individually
 ORIGIN = "COCO itself is at cocodataset.org: annotations_trainval2017.zip, train2017.zip and val2017.zip unpack side by side"
 
 
@@ -114,7 +114,7 @@ class COCODataset:
         boxes, written, note = place(boxes, size, header, inclusive=False)
         if written != header.size:
             raise _other_size(path, size, header)
-        if note and rows and (found.update(["turned"]) or found["turned"] <= MOST_NOTES):
+        if note and rows and (found.update(["turned"]) or found["turned"] <= MAX_NOTES):
             log.warning("%s %s", path, note)
         judged = judge(boxes, header.size, inclusive=False)
         found["clipped"] += int(judged.clipped.sum())
@@ -187,7 +187,7 @@ def _other_size(path: Path, size: tuple[int, int], header: ImageHeader) -> UserE
 
 def _read(file: Path) -> Mapping[str, list]:
     try:
-        data = read_bytes(file, "the annotations", MOST_BYTES)
+        data = read_bytes(file, "the annotations", MAX_BYTES)
     except UserError as error:
         raise UserError(f"{error}; {ORIGIN}") from error
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..common.errors import UserError
 from ..common.reading import read_bytes
 from ..config import CocoData, ImageFolderData, VocData
-from .coco import MOST_BYTES
+from .coco import MAX_BYTES
 from .image_folder import ImageFolder
 from .voc import find_images
 
@@ -46,7 +46,7 @@ def _parts(data: VocData | CocoData | ImageFolderData, root: Path) -> Iterator[b
                 yield read_bytes(annotation, "the annotation")
     elif isinstance(data, CocoData):
         for split in filter(None, (data.train, data.val, data.test)):
-            yield read_bytes(root / split.annotations, "the annotations", MOST_BYTES)
+            yield read_bytes(root / split.annotations, "the annotations", MAX_BYTES)
     else:
         for split in (data.train, data.val):
             for image in ImageFolder(root / split).files:

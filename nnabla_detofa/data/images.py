@@ -17,10 +17,10 @@ from ..common.reading import read_bytes
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 """Extensions of image files, in order of preference; upper case matches too."""
 
-MOST_BYTES = 1 << 28
-MOST_PIXELS = 1 << 26
+MAX_BYTES = 1 << 28
+MAX_PIXELS = 1 << 26
 """Largest number of pixels of an image. ImageNet's largest image has 51 million; a file of a few bytes may declare billions."""
-MOST_SIDE = 32766
+MAX_SIDE = 32766
 """Largest side of an image in pixels; OpenCV cannot rotate or scale longer ones."""
 
 TAIL = 1 << 16
@@ -97,7 +97,7 @@ def read_image(path: Path) -> np.ndarray:
     of a motion photo, are ignored. The checksums of a PNG are verified.
 
     Raises:
-        UserError: the file is missing, truncated, damaged, larger than `MOST_BYTES`, `MOST_PIXELS` or `MOST_SIDE`, or not an
+        UserError: the file is missing, truncated, damaged, larger than `MAX_BYTES`, `MAX_PIXELS` or `MAX_SIDE`, or not an
             image.
     """
     data, _ = _checked(path)
@@ -112,7 +112,7 @@ def read_image(path: Path) -> np.ndarray:
 
 def _checked(path: Path) -> tuple[bytes, tuple[int, int]]:
     """Return the bytes of an image file and the (height, width) in its header, after checking that the file is complete."""
-    data = read_bytes(path, "the image", MOST_BYTES)
+    data = read_bytes(path, "the image", MAX_BYTES)
     if data.startswith(JPEG):
         size, scanned, ended = _follow(data)
         if size and not ended:
@@ -129,9 +129,9 @@ def _checked(path: Path) -> tuple[bytes, tuple[int, int]]:
 
 def _misfit(size: tuple[int, int]) -> str:
     """Return the size limit that an image of this (height, width) violates; empty if there is none."""
-    if size[0] * size[1] > MOST_PIXELS:
-        return f"at most {MOST_PIXELS} pixels"
-    return f"sides of at most {MOST_SIDE} pixels" if max(size) > MOST_SIDE else ""
+    if size[0] * size[1] > MAX_PIXELS:
+        return f"at most {MAX_PIXELS} pixels"
+    return f"sides of at most {MAX_SIDE} pixels" if max(size) > MAX_SIDE else ""
 
 
 def _png_is_filled(data: bytes, size: tuple[int, int]) -> bool:

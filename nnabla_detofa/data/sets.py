@@ -23,7 +23,7 @@ from .coco import COCODataset
 from .image_folder import CHECKED, ImageFolder, centre_crop, random_crop
 from .images import read_image
 from .loader import CachedDataset
-from .targets import MOST_DETECTIONS, clip_to_map, make_targets
+from .targets import MAX_DETECTIONS, clip_to_map, make_targets
 from .voc import VOCDataset, VOCReader
 
 log = logging.getLogger("nnabla_detofa")
@@ -331,14 +331,14 @@ def thin(part: str, dataset: Any) -> list[str]:
 
 
 def undetectable(part: str, dataset: Any) -> list[str]:
-    """Return a warning if images have more than `MOST_DETECTIONS` objects, the number of detections that are evaluated."""
+    """Return a warning if images have more than `MAX_DETECTIONS` objects, the number of detections that are evaluated."""
     counts = np.array([np.count_nonzero(~dataset.objects(index)[2]) for index in range(len(dataset))], int)
-    beyond = np.maximum(counts - MOST_DETECTIONS, 0)
+    beyond = np.maximum(counts - MAX_DETECTIONS, 0)
     if not beyond.any():
         return []
     return [
-        f"{np.count_nonzero(beyond)} images of {part} have more than {MOST_DETECTIONS} objects, and of each image the "
-        f"{MOST_DETECTIONS} best detections count: {beyond.sum()} of {counts.sum()} objects cannot be found; cut such images "
+        f"{np.count_nonzero(beyond)} images of {part} have more than {MAX_DETECTIONS} objects, and of each image the "
+        f"{MAX_DETECTIONS} best detections count: {beyond.sum()} of {counts.sum()} objects cannot be found; cut such images "
         "into smaller ones"
     ]
 

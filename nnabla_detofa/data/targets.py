@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-MOST_DETECTIONS = 100
+MAX_DETECTIONS = 100
 """Largest number of detections per image that are evaluated, as in CenterNet and COCO."""
 
 

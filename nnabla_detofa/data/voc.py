@@ -189,9 +189,9 @@ class VOCReader:
     def warn(self, root: Path) -> None:
         """Log the warnings about the annotations that were read since the last call."""
         for texts in self._notes.values():
-            for text in texts[:MOST_NOTES]:
+            for text in texts[:MAX_NOTES]:
                 log.warning("%s", text)
-            if more := texts[MOST_NOTES:]:
+            if more := texts[MAX_NOTES:]:
                 log.warning("%s: %d more warnings like the last one: data check lists all", root, len(more))
         for reason, found in self._boxes.items():
             names = ", ".join(name for name, _ in found[:5])
@@ -349,18 +349,18 @@ PARSED = {"utf-8", "utf8", "utf-16", "us-ascii", "iso-8859-1"}
 """Encodings that the XML parser supports."""
 SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc-kr": "cp949", "ks_c_5601-1987": "cp949"}
 """Declared encoding -> the larger encoding that files with this declaration often use."""
-MOST_SPLIT = 1 << 26
+MAX_SPLIT = 1 << 26
 """Largest size of a split file in bytes."""
-MOST_NOTES = 20
+MAX_NOTES = 20
 """Largest number of warnings of one kind that are logged individually."""
-MOST_PIXELS = 1 << 20
+MAX_PIXELS = 1 << 20
 """Largest side of an image, and largest absolute value of a coordinate."""
 
 
 def _lines(file: Path) -> list[str]:
     """Return the non-blank lines of a split file."""
     try:
-        lines = re.split(r"\r\n|\r|\n", read_bytes(file, "the split", MOST_SPLIT).decode("utf-8-sig"))
+        lines = re.split(r"\r\n|\r|\n", read_bytes(file, "the split", MAX_SPLIT).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{file} must be a text file in UTF-8 with one image name per line: {error}") from error
     return [line for line in lines if line.strip()]
@@ -426,7 +426,7 @@ def _number(element: Element, tag: str, path: Path, missing: float | None = None
         number = float(text or "")
     except ValueError:
         number = math.nan
-    if not abs(number) <= MOST_PIXELS:
-        wanted = f"a number from -{MOST_PIXELS} to {MOST_PIXELS}"
+    if not abs(number) <= MAX_PIXELS:
+        wanted = f"a number from -{MAX_PIXELS} to {MAX_PIXELS}"
         raise UserError(f"{path}: <{tag}> of <{element.tag}> must be {wanted}, got {shown(text)}")
     return number

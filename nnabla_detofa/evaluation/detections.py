@@ -16,7 +16,7 @@ from ..backend.graphs import CachedGraphs
 from ..backend.ranks import Communicator
 from ..common.files import write_bytes
 from ..data.augment import invert, letterbox, transform_boxes
-from ..data.targets import MOST_DETECTIONS
+from ..data.targets import MAX_DETECTIONS
 from ..networks.centernet import Detector, decode, soft_nms
 from ..networks.layers import GivenStatistics
 from ..space.paths import Path
@@ -39,7 +39,7 @@ class BoxDetector:
     net: Detector
     path: Path
     statistics: Statistics
-    top: int = MOST_DETECTIONS
+    top: int = MAX_DETECTIONS
     flip: bool = False
 
     def __post_init__(self):

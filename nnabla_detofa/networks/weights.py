@@ -37,7 +37,7 @@ def read(file: str | os.PathLike) -> dict[str, np.ndarray]:
     if not file.is_file():
         raise UserError(f"the weights file {file} does not exist")
     found: dict[str, np.ndarray] = {}
-    left = MOST_BYTES
+    left = MAX_BYTES
 
     def visit(name: str, item) -> None:
         nonlocal left
@@ -66,7 +66,7 @@ def _finite(array: np.ndarray) -> bool:
     return not array.size or bool(-most <= array.min() and array.max() <= most)  # min and max are NaN if any number is
 
 
-MOST_BYTES = 1 << 30
+MAX_BYTES = 1 << 30
 """Largest total size of the arrays of a weights file in bytes; the paper's largest network has 0.2 GB."""
 SHRINKS, SMALL = 50, 1 << 20
 """A compressed parameter of more than SMALL bytes must take at least 1 / SHRINKS of its size in the file. Weights are hardly
@@ -80,7 +80,7 @@ def _check_item(item: h5py.Dataset, name: str, file: FilePath, most: int) -> Non
     if item.is_virtual or item.external:
         raise UserError(f"the parameter {name} in {file} lies in another file: all parameters must be in this one")
     if item.nbytes > most:
-        raise UserError(f"the parameters in {file} must have at most {MOST_BYTES} bytes, and {name} goes beyond")
+        raise UserError(f"the parameters in {file} must have at most {MAX_BYTES} bytes, and {name} goes beyond")
     stored = item.id.get_storage_size()
     if stored < item.nbytes and (item.compression is None or item.nbytes > max(SMALL, SHRINKS * stored)):
         raise UserError(f"the parameter {name} in {file} announces {item.nbytes} bytes, and the file stores only {stored}")

@@ -48,7 +48,7 @@ AP_MARGIN = 0.5
 """Points of AP below which a difference counts as none: less than the least of the paper's own, 0.45 on COCO, needs more runs
 than these; 0.85 on Pascal VOC does not."""
 PRECISION_MARGIN = 0.05
-MOST_SEEDS = 20
+MAX_SEEDS = 20
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Evidence:
     def runs(self, experiment: Experiment) -> dict[int, Run]:
         """Seed -> the finished run of an experiment."""
         found = {}
-        for seed in range(MOST_SEEDS):
+        for seed in range(MAX_SEEDS):
             run = Run(self.profile, self.key, experiment, seed, self.overrides)
             if not run.finished:
                 break

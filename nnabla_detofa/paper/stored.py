@@ -32,7 +32,7 @@ KEPT = (
     "mini_batch",
 )
 """Names of JSON files of a run's folder that are kept; with them the found subnets', and all evaluated paths."""
-MOST_BYTES = 1 << 28
+MAX_BYTES = 1 << 28
 
 
 def archive(folder: FilePath, name: str) -> FilePath:
@@ -111,6 +111,6 @@ def _plain(tar: tarfile.TarFile) -> Iterable[tarfile.TarInfo]:
         total += member.size
         if not member.isfile() or FilePath(member.name).is_absolute() or ".." in FilePath(member.name).parts:
             raise ValueError(f"it holds {member.name!r}, which is not a plain file of its own")
-        if total > MOST_BYTES:
-            raise ValueError(f"it holds more than {MOST_BYTES >> 20} MiB")
+        if total > MAX_BYTES:
+            raise ValueError(f"it holds more than {MAX_BYTES >> 20} MiB")
         yield member

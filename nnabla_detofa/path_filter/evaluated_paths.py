@@ -22,7 +22,7 @@ from ..space.geometry import Geometry
 from ..space.paths import Path, PathBatch
 
 FORMAT = "evaluated paths, version 2"
-MOST_BYTES = 1 << 31
+MAX_BYTES = 1 << 31
 START = b'{"format": "evaluated paths'
 
 
@@ -111,7 +111,7 @@ class EvaluatedPaths:
             UserError: the file is missing, is of another format or geometry, or is damaged before its last line.
         """
         file = FilePath(file)
-        whole = whole_lines(read_bytes(file, "the evaluated paths", MOST_BYTES))
+        whole = whole_lines(read_bytes(file, "the evaluated paths", MAX_BYTES))
         if not whole:
             raise UserError(f"{file} holds no evaluated paths, not even a first line that says of what")
         found = cls._parsed(file, whole)

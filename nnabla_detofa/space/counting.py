@@ -22,7 +22,7 @@ from .costs import AdditiveCost, CostModel, cost_range, layer_cost
 from .paths import PathBatch
 from .search_space import SearchSpace
 
-MOST_PARTS = 5 * 10**6
+MAX_PARTS = 5 * 10**6
 """Largest number of beginnings, or ends, that are enumerated; each takes about 100 bytes. OFA-ResNet50 has half a million."""
 
 
@@ -36,7 +36,7 @@ def count_within(space: SearchSpace, cost: CostModel | AdditiveCost, low: float,
 
     Raises:
         TypeError: the cost is not additive.
-        UserError: the space is too large for exact counts, see `MOST_PARTS`.
+        UserError: the space is too large for exact counts, see `MAX_PARTS`.
     """
     return _joint(space, layer_cost(cost)).count(low, high)
 
@@ -263,10 +263,10 @@ class _Joint:
         half = geometry.stages // 2
         numbers = [len(cases.mass) for cases in self.cases]
         for parts in (n * math.prod(numbers[:half]), math.prod(numbers[half:])):
-            if parts > MOST_PARTS:
+            if parts > MAX_PARTS:
                 raise UserError(
                     f"the space {space.name} has too many choices for exact counts and samples: a half of its stages makes "
-                    f"{parts} cases, allowed are {MOST_PARTS}; a search takes the cost as a plain function, "
+                    f"{parts} cases, allowed are {MAX_PARTS}; a search takes the cost as a plain function, "
                     "which is not counted but tried"
                 )
         for cases in self.cases[:half]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..common.errors import UserError
 
-MOST_LAYERS = 1000
+MAX_LAYERS = 1000
 """Largest number of layers per stage; it bounds geometries from files, which are used before any network is built."""
 
 
@@ -91,8 +91,8 @@ class Geometry:
         for name, numbers in (("widths", self.widths), ("ratios", ratios), ("width_scale", (self.width_scale,))):
             if not all(0 < number < math.inf for number in numbers):
                 raise UserError(f"{name} of {owner} must be positive and finite, got {', '.join(map(str, numbers))}")
-        if max(self.depths) > MOST_LAYERS or not all(depth <= MOST_LAYERS for depth in self.base_depths):
-            raise UserError(f"depths and base_depths of {owner} must be at most {MOST_LAYERS}")
+        if max(self.depths) > MAX_LAYERS or not all(depth <= MAX_LAYERS for depth in self.base_depths):
+            raise UserError(f"depths and base_depths of {owner} must be at most {MAX_LAYERS}")
         per_stage = {"base_depths": self.base_depths, "stage_channels": self.stage_channels, "strides": self.strides}
         _check_counts(owner, **per_stage, stem_channels=(self.stem_channels,))
         if not self.stages or len(set(map(len, per_stage.values()))) > 1:

@@ -38,7 +38,7 @@ OUTPUTS = ("heat_map", "offset", "size")
 TOLERANCE = 1e-4
 """Largest allowed difference between the outputs of a file and of the path in the supernet; see `largest_difference`."""
 CHECKED_IMAGES = 4
-MOST_SIDE, MOST_BATCH = 16384, 1024
+MAX_SIDE, MAX_BATCH = 16384, 1024
 NETWORK = "detector"
 ENVIRONMENT = FilePath(".venv-export")
 COMPLETE = ".ready"
@@ -246,10 +246,10 @@ def check_request(run: FilePath, detector: str, config: Config, size: tuple[int,
         UserError: the size or the batch is not allowed, or the detector's weights or result are missing or damaged.
     """
     stride = config.network.geometry.total_stride
-    if size and any(not 32 <= side <= MOST_SIDE or side % stride for side in size):
-        raise UserError(f"--size must be 32 to {MOST_SIDE} and a multiple of {stride} pixels, got {' '.join(map(str, size))}")
-    if not 1 <= batch <= MOST_BATCH:
-        raise UserError(f"--batch must be 1 to {MOST_BATCH}, got {batch}")
+    if size and any(not 32 <= side <= MAX_SIDE or side % stride for side in size):
+        raise UserError(f"--size must be 32 to {MAX_SIDE} and a multiple of {stride} pixels, got {' '.join(map(str, size))}")
+    if not 1 <= batch <= MAX_BATCH:
+        raise UserError(f"--batch must be 1 to {MAX_BATCH}, got {batch}")
     if detector not in detectors_of(run):
         return {}
     detector_weights(run, detector, config)
