@@ -48,7 +48,7 @@ test-slow: $(READY) ## Run the tests that take minutes (6 in all)
 
 test-faults: $(READY) ## Kill runs at random moments, compare two processes with one, try malformed input (13 minutes)
 	$(BIN)/python tests/faults_by_kill.py
-	$(BIN)/python -m pytest -v tests/test_ranks.py
+	$(BIN)/python -m pytest -v tests/backend/test_ranks.py
 	$(BIN)/python tests/bad_input.py
 
 test-docs: $(READY) ## Run the commands and the code of the documents, made short where they take long (8 minutes)
@@ -164,7 +164,7 @@ bench: data/digits ## Speed of each part beside what bounds it; writes results/b
 setup-export: $(EXPORT_READY) ## Make .venv-export, which writes and runs ONNX (2.3 GB, a few minutes)
 
 test-export: $(EXPORT_READY) ## Run the tests of exported detectors, ONNX included
-	$(BIN)/python -m pytest tests/test_export.py
+	$(BIN)/python -m pytest tests/tools/test_export.py
 
 clean: ## Remove .venv, .venv-export and what tools left behind; data/ and runs/ stay
 	rm -rf $(VENV) $(EXPORT) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,290 @@
+"""The filter study: fits that repeat themselves, a restart in the middle, refusals, and the two tables."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small
+
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.config import Filter
+from nnabla_detofa.paper import filter_curves, filter_study, filter_tables
+from nnabla_detofa.paper.filter_study import EVERYTHING, SETTINGS, StudyInputs, StudyResults, run
+from nnabla_detofa.paper.profiles import load
+from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
+
+TINY = Filter(
+    dim=8, heads=2, layers=1, feed_forward=8, epochs=2, lr=2e-3, linear_skip=True, ensemble=2, margin="logit", pairs="both"
+)
+
+
+SAMPLED = small.SPACE.sample_many(np.random.default_rng(0), 400)
+PATHS = SAMPLED[np.sort(np.unique(SAMPLED.keys, return_index=True)[1])]
+
+
+def evaluated(folder, name: str, first: int, n: int, effect: float = 1.0) -> EvaluatedPaths:
+    """`n` paths of the small space, from the one numbered `first`, whose loss falls with their depths and widths."""
+    batch = PATHS[first : first + n]
+    losses = 9 - batch.depths @ [0.3, 1.0, 2.0] - effect * batch.widths @ [0.2, 0.1, 0.5, 1.0]
+    paths = EvaluatedPaths.open(folder / f"{name}.jsonl", "made up", {}, small.GEOMETRY)
+    for number, (path, loss) in enumerate(zip(batch, losses)):
+        paths.append(EvaluatedPath(path, number % 2, flops=1000 + number, params=1, loss=float(loss)))
+    return paths
+
+
+@pytest.fixture
+def inputs(tmp_path) -> StudyInputs:
+    train, test, before = (
+        evaluated(tmp_path, *what) for what in (("train", 0, 50), ("test", 50, 24), ("before", 100, 60, 2.0))
+    )
+    return StudyInputs("made up", train, test, TINY, before, buckets=2, letter_epochs=2)
+
+
+def test_the_four_rows_of_table_3_add_one_part_after_the_other():
+    parts = [(s.block_encoding, s.flops_bounded, s.pretraining) for s in SETTINGS[:4]]
+    assert parts == [(False, False, False), (True, False, False), (True, True, False), (True, True, True)]
+    assert SETTINGS[3] == EVERYTHING and len({s.name for s in SETTINGS}) == len(SETTINGS)
+
+
+def test_a_study_repeats_itself_and_every_part_changes_the_scores(inputs, tmp_path):
+    first, second = (run(inputs, (0, 1), tmp_path / name) for name in ("one", "two"))
+    assert first.scores.keys() == {*filter_study.BASELINES, *(s.name for s in SETTINGS)}
+    for name, scores in first.scores.items():
+        assert scores.shape == (2, 24)
+        np.testing.assert_array_equal(scores, second.scores[name])
+    distinct = {scores[0].tobytes() for scores in first.scores.values()}
+    assert len(distinct) == len(first.scores)
+    np.testing.assert_array_equal(first.scores["FLOPs"][0], inputs.test.flops)
+
+
+def test_a_stopped_study_goes_on_and_settings_share_what_was_pre_trained(inputs, tmp_path):
+    whole, heard = run(inputs, (0,), tmp_path / "whole" / "study", processes=2), []
+
+    def stop(text: str) -> None:
+        heard.append(text)
+        if len(heard) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs, (0,), tmp_path / "stopped" / "study", stop)
+    with open(tmp_path / "stopped" / "study" / "scores.jsonl", "a") as opened:
+        opened.write('{"name": "all thr')  # a kill in the middle of a line
+    again: list[str] = []
+    found = run(inputs, (0,), tmp_path / "stopped" / "study", again.append)
+    assert not any(text.startswith("none") for text in again)
+    for name, scores in whole.scores.items():
+        np.testing.assert_array_equal(found.scores[name], scores)
+    assert len(again) == len(inputs.settings) - len(heard)
+    files = list((tmp_path / "stopped").glob("pretrained_*.h5"))
+    assert len(files) == 3  # of "all three", of the usual positions and of our options
+    assert run(inputs, (0,), tmp_path / "stopped" / "study", lambda text: pytest.fail(text)).seeds == (0,)
+    other = dataclasses.replace(inputs, train=inputs.test, test=inputs.train)  # another study beside it finds the filters
+    run(other, (0,), tmp_path / "stopped" / "other")
+    assert set((tmp_path / "stopped").rglob("pretrained_*.h5")) == set(files)
+
+
+def test_without_pre_training_paths_its_settings_are_left_out(inputs):
+    without = StudyInputs("made up", inputs.train, inputs.test, TINY, buckets=2)
+    assert [setting.name for setting in without.settings] == [*(s.name for s in SETTINGS[:3]), filter_study.OURS_FRESH]
+
+
+def test_scores_of_other_paths_or_options_are_refused(inputs, tmp_path):
+    run(inputs, (0,), tmp_path / "study")
+    for change in ({"pretraining": None}, {"options": Filter(dim=16)}):
+        sets = {"train": inputs.train, "test": inputs.test, "options": TINY, "pretraining": inputs.pretraining} | change
+        changed = "paths" if "pretraining" in change else "options"
+        with pytest.raises(UserError, match=rf"scores\.jsonl holds scores of a study with other {changed}"):
+            run(StudyInputs("made up", buckets=2, letter_epochs=2, **sets), (0,), tmp_path / "study")
+    lines = (tmp_path / "study" / "scores.jsonl").read_text().splitlines()
+    lines[2] = lines[2][:-5]
+    (tmp_path / "study" / "scores.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match="line 3 of .* is not a result"):
+        run(inputs, (0,), tmp_path / "study")
+
+
+def test_scores_that_are_refused_are_left_as_they_were(inputs, tmp_path):
+    file = tmp_path / "study" / "scores.jsonl"
+    run(inputs, (0,), file.parent)
+    whole, other = file.read_text(), dataclasses.replace(inputs, options=Filter(dim=16))
+    first, *lines = whole.splitlines()
+    few = json.dumps(json.loads(lines[0]) | {"scores": [1.0]})
+    for content, asked, message in (
+        ("my notes", inputs, "is not a file of the filter study's scores"),
+        (whole[:-1], other, "scores of a study with other options"),
+        (whole + '{"name": "all thr', other, "scores of a study with other options"),
+        (f"{first}\n{few}\n{lines[1]}", inputs, "line 2 of .* is not a result"),
+        (f"{first}\n[]\n", inputs, "line 2 of .* is not a result"),
+        ("{}\n".join(["", ""]), inputs, "is not a file of the filter study's scores"),
+    ):
+        file.write_text(content)
+        with pytest.raises(UserError, match=message):
+            filter_study.read_scores(file, asked)
+        assert file.read_text() == content
+    file.write_text(whole[:-1])
+    assert len(filter_study.read_scores(file, inputs)) == len(lines) and file.read_text() == whole
+    file.write_text(first[:60])
+    assert not filter_study.read_scores(file, inputs) and file.read_text() == first + "\n"
+
+
+def test_a_filter_pre_trained_on_other_paths_is_not_used(inputs, tmp_path):
+    """Also where the scores are removed, as the refusal says, and the filters are left."""
+    run(inputs, (0,), tmp_path / "study")
+    (tmp_path / "study" / "scores.jsonl").unlink()
+    other = dataclasses.replace(inputs, pretraining=evaluated(tmp_path, "other", 100, 60, -2.0))
+    found, fresh = run(other, (0,), tmp_path / "study"), run(other, (0,), tmp_path / "fresh" / "study")
+    np.testing.assert_array_equal(found.scores[EVERYTHING.name], fresh.scores[EVERYTHING.name])
+
+
+def test_scores_of_a_setting_that_has_changed_are_not_used(inputs, tmp_path, monkeypatch):
+    """A row's name may come to mean something else: the line says which parts it had."""
+    run(inputs, (0,), tmp_path)
+    known = filter_study.read_scores(tmp_path / "scores.jsonl", inputs)
+    monkeypatch.setattr(filter_study, "SETTINGS", (filter_study.Setting("none", block_encoding=True), *SETTINGS[1:]))
+    assert known.keys() - filter_study.read_scores(tmp_path / "scores.jsonl", inputs).keys() == {("none", 0)}
+
+
+def test_inputs_that_do_not_fit_are_named(inputs, tmp_path):
+    with pytest.raises(UserError, match="24 of the test paths .* are among the training paths"):
+        StudyInputs("made up", inputs.test, inputs.test, TINY, buckets=2)
+    with pytest.raises(UserError, match="holds a path of FLOPs bucket 1; with 1 buckets"):
+        StudyInputs("made up", inputs.train, inputs.test, TINY, buckets=1)
+    with pytest.raises(UserError, match="holds no paths"):
+        StudyInputs("made up", inputs.train, EvaluatedPaths.open(tmp_path / "none.jsonl", "", {}, small.GEOMETRY), TINY)
+    with pytest.raises(UserError, match=r"each once, got \[1, 1\]"):
+        run(inputs, (1, 1), tmp_path / "study")
+
+
+def results_of(inputs: StudyInputs, **scores) -> StudyResults:
+    """Results with these scores (n,) or (seeds, n); rows that are not named rank as FLOPs do."""
+    rows = filter_tables.row_names(StudyResults(inputs, (0,), {}))
+    given = {name: np.atleast_2d(scores.get(name.replace(" ", "_"), inputs.test.flops.astype(float))) for name in rows}
+    return StudyResults(inputs, tuple(range(len(next(iter(scores.values()))))), given)
+
+
+def test_table_3_from_perfect_and_reversed_scores(inputs, tmp_path):
+    right = -inputs.test.losses
+    results = results_of(inputs, all_three=np.stack([right, right]), random=np.stack([-right, right]))
+    files = filter_tables.table3(results, tmp_path, "theirs", "make it", np.random.default_rng(0))
+    assert [file.name for file in files] == ["table3.md", "table3.csv", "table3.png"] and all(f.stat().st_size for f in files)
+    rows = {row["setting"]: row for row in csv.DictReader(files[1].open())}
+    found = rows["all three"]
+    assert [float(found[key]) for key in ("accuracy", "precision", "recall", "share_of_right")] == [1, 1, 1, 0.25]
+    assert [float(found[key]) for key in ("tau_bucket_1", "tau_buckets", "rho_bucket_2", "rho_all")] == pytest.approx([1] * 4)
+    assert [float(found[f"paper_{key}"]) for key in ("accuracy", "precision", "recall")] == [0.89, 0.79, 0.212]
+    assert (float(rows["random order"]["precision_min"]), float(rows["random order"]["precision_max"])) == (0, 1)
+    text = files[0].read_text()
+    assert "| all three | 0.890 | 1.000 | 0.790 | 1.000 | 1.00 to 1.00 | 1.000 | 0.212 | 0.250 |" in text
+    assert "The filter with all three beats random order in precision for the weakest 25%: +0.50" in text
+    for said in ("check marks", "TP / (TP + TN)", "make it", "50 train, 24 test, 60 pretraining", "2 seeds (0, 1)", "dim 8"):
+        assert said in text
+
+
+def test_table_3_says_where_the_filter_beats_nothing(inputs, tmp_path):
+    results = results_of(inputs, all_three=inputs.test.losses[None], random=-inputs.test.losses[None])
+    text = filter_tables.table3(results, tmp_path, "theirs", "make it", np.random.default_rng(0))[0].read_text()
+    assert "DOES NOT BEAT random order in precision for the weakest 25%: -1.00" in text
+    assert "DOES NOT BEAT FLOPs alone" in text
+
+
+def test_too_few_test_paths_decide_nothing(inputs, tmp_path):
+    """A quarter of one path in each bucket is none: there is no precision, nor who beats whom."""
+    few = StudyInputs("made up", inputs.train, evaluated(tmp_path, "few", 50, 2), TINY, inputs.pretraining, buckets=2)
+    results = results_of(few, all_three=np.zeros((1, 2)))
+    files = filter_tables.table3(results, tmp_path, "theirs", "make it", np.random.default_rng(0))
+    files += filter_tables.table_a3(results, tmp_path, "theirs", "make it", np.random.default_rng(0))
+    for file in files:
+        if file.suffix != ".png":
+            assert "nan" not in file.read_text()
+    assert "decide nothing" in files[0].read_text() and "BEAT" not in files[0].read_text()
+
+
+def test_table_a3_by_hand(inputs, tmp_path):
+    """Of 12 paths in a bucket 2, 3, 4 and 5 are the weakest; scores that swap the two worst cost nothing at any of them."""
+    scores = -inputs.test.losses.copy()
+    for bucket in range(2):
+        members = np.flatnonzero(inputs.test.buckets == bucket)
+        worst = members[np.argsort(scores[members], kind="stable")[:2]]
+        scores[worst] = scores[worst[::-1]]
+    files = filter_tables.table_a3(
+        results_of(inputs, all_three=scores[None]), tmp_path, "theirs", "make it", np.random.default_rng(0)
+    )
+    rows = [row for row in csv.DictReader(files[1].open()) if row["filter"] == "all three"]
+    assert [float(row["r_path"]) for row in rows] == [0.2, 0.25, 0.3, 0.4]
+    assert [float(row["share_of_right"]) for row in rows] == pytest.approx([2 / 12, 3 / 12, 4 / 12, 5 / 12], rel=1e-4)
+    assert [float(row["precision"]) for row in rows] == [1] * 4
+    assert [float(row["paper_precision"]) for row in rows] == [0.7, 0.79, 0.793, 0.792]
+    assert "| 0.4 | all three | 0.830 | 1.000 | 0.792 | 1.000 |" in files[0].read_text()
+
+
+def test_the_letter_of_the_paper_has_nothing_of_ours():
+    given = Filter(linear_skip=True, ensemble=4, margin="logit", pairs="both", regression=1.0, epochs=7, dropout=0.5)
+    letter, ours = EVERYTHING.options(given), filter_study.Setting("x", ours=True).options(given)
+    assert letter == Filter() and (ours.ensemble, ours.pairs, ours.epochs, ours.block_encoding) == (4, "both", 7, False)
+    assert SETTINGS[0].options(given).pairs == SETTINGS[1].options(given).pairs == "all"
+
+
+def test_at_equal_stem_depth_a_score_that_is_the_stem_alone_ranks_nothing(inputs, tmp_path):
+    """It explains a share of the losses' variance, here all that is between the two groups of a bucket."""
+    stem = (inputs.test.batch.depths[:, 0] == 1).astype(float)
+    results = results_of(inputs, all_three=(stem + 1e-6 * np.arange(24))[None])
+    groups = filter_tables.stem_groups(results)
+    assert set(groups % 2) == {0, 1} and (groups // 2 == inputs.test.buckets).all()
+    share = filter_tables.stem_share(results)
+    between = [np.var([np.mean(inputs.test.losses[groups == g]) for g in groups[groups // 2 == b]]) for b in (0, 1)]
+    total = [np.var(inputs.test.losses[inputs.test.buckets == b]) for b in (0, 1)]
+    assert share == pytest.approx(np.sum(between) / np.sum(total))  # both buckets hold 12 paths
+    text = filter_tables.table3(results, tmp_path, "theirs", "make it", np.random.default_rng(0))[0].read_text()
+    assert f"stem alone explains {share:.0%} of the variance" in text and "at equal stem depth" in text
+
+
+def test_the_runs_own_filter_and_the_ceiling_are_rows(inputs, tmp_path):
+    fresh = filter_study.fresh(inputs, EVERYTHING, 3)
+    fresh.save(tmp_path / "own.h5")
+    known = dataclasses.replace(inputs, noise=0.2, pruned_by=tmp_path / "own.h5")
+    found = filter_study.given_scores(known)
+    np.testing.assert_array_equal(found[filter_study.PRUNED_BY][0], fresh.score(inputs.test.batch, inputs.test.buckets))
+    assert found[filter_study.CEILING].shape == (filter_study.CEILING_DRAWS, 24)
+    results = dataclasses.replace(results_of(inputs, all_three=np.zeros((1, 24))), inputs=known)
+    results.scores.update(found)
+    files = filter_tables.table3(results, tmp_path, "theirs", "make it", np.random.default_rng(0))
+    files += filter_tables.table_a3(results, tmp_path, "theirs", "make it", np.random.default_rng(0))
+    for file in (files[0], files[3]):
+        for said in ("the run's own filter, which pruned", "the true order itself", "20% of the variance"):
+            assert said in file.read_text()
+
+
+def test_curves_are_written_from_points_of_several_pilots_and_sizes(inputs, tmp_path):
+    """A ranking that is right on one pilot and the wrong way round on the other has a mean tau of 0."""
+    right, few = -inputs.test.losses, filter_curves.first_of_each_bucket(inputs.train, 7)
+    assert np.bincount(few.buckets).tolist() == [7, 7] and few.items == inputs.train.items[:14]
+    points = []
+    for pilot, sign in ((1, 1), (2, -1)):
+        for train in (few, inputs.train):
+            given = dataclasses.replace(inputs, train=train, noise=0.1)
+            scores = dict.fromkeys(filter_study.BASELINES, (sign * right)[None])
+            scores |= {setting.name: right[None] for setting in filter_curves.CHOSEN}
+            results = StudyResults(given, (0,), scores | filter_study.given_scores(given))
+            points.append(filter_curves.Point(pilot, len(train), results))
+    files = filter_curves.write(points, tmp_path, "make it", resamples=5)
+    assert [file.name for file in files] == ["filter_study.md", "filter_study.csv", "filter_study.png"]
+    rows = {(row["measure"], row["ranking"], row["paths"]): row for row in csv.DictReader(files[1].open())}
+    ridge, ours = (rows["Kendall's tau", name, "14"] for name in ("ridge on one-hot tokens", "all three and our options"))
+    assert [float(ridge[key]) for key in ("mean", "pilot_1", "pilot_2")] == pytest.approx([0, 1, -1])
+    assert float(ours["mean"]) == pytest.approx(1) and float(ours["low"]) == pytest.approx(1)
+    assert "| all three and our options: Kendall's tau | +1.000 (+1.00 to +1.00) |" in files[0].read_text()
+
+
+def test_a_profile_that_starts_no_runs_has_no_curves(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    with pytest.raises(UserError, match="the profile paper starts no runs"):
+        filter_curves.curves(load("paper"), None)
+
+
+def test_the_scores_file_says_what_it_is_of(inputs, tmp_path):
+    run(inputs, (0,), tmp_path)
+    header = json.loads((tmp_path / "scores.jsonl").read_text().splitlines()[0])
+    assert header["buckets"] == 2 and header["options"]["dim"] == 8 and header["paths"].keys() == inputs.sets.keys()
+    assert not {"weights", "block_encoding", "encoding"} & header["options"].keys()

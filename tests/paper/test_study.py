@@ -1,0 +1,343 @@
+"""The study of the paper's claims: its rule, its kept files, and two tiny seeds that go from runs to verdicts."""
+
+import json
+import shutil
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import detofa_config, pretrain_config
+
+from nnabla_detofa import config as configs
+from nnabla_detofa.backend.compat import Device
+from nnabla_detofa.cli.program import main
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.data.digits import write_digits
+from nnabla_detofa.evaluation.metrics import bootstrap_ap, voc_ap, voc_matches
+from nnabla_detofa.paper import claims, controls, experiments, intervals, pilot, profiles, results, stored, table2
+from nnabla_detofa.paper.experiments import COMPOFA, CONTROLS, OFA, OFA_PS, OURS, Run, ensure, plan
+from nnabla_detofa.paper.intervals import Values, verdict
+from nnabla_detofa.runs.phases import training_phases
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+# --- Numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_t_interval_by_hand():
+    """Of 1, 2, 3: mean 2, deviation 1, t of two degrees of freedom 4.3027."""
+    low, high = Values((1.0, 2.0, 3.0)).interval
+    assert (low, high) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-3)
+    assert Values((1.0,)).interval is None and Values((1.0,)).text() == "+1.00"
+    assert Values((1.0, 2.0, 3.0)).text(1) == "+2.0 [-0.5, +4.5] (+1.0, +2.0, +3.0)"
+    assert intervals.differences([3, 5], [1, 2]).values == (2.0, 3.0)
+    with pytest.raises(ValueError):
+        intervals.differences([1], [1, 2])
+
+
+@pytest.mark.parametrize(
+    "interval, direction, wanted",
+    [
+        ((0.1, 2.0), "above", "reproduced"),
+        ((0.1, 0.3), "above", "reproduced"),
+        ((-0.1, 2.0), "above", "not decidable"),
+        ((-2.0, -0.1), "above", "not reproduced"),
+        ((-0.4, 0.4), "above", "not reproduced"),
+        (None, "above", "not decidable"),
+        ((-2.0, -0.1), "below", "reproduced"),
+        ((0.1, 2.0), "below", "not reproduced"),
+        ((-0.4, 3.0), "not below", "reproduced"),
+        ((-0.6, 3.0), "not below", "not decidable"),
+        ((-3.0, -0.1), "not below", "not reproduced"),
+        ((-0.4, 0.4), "alike", "reproduced"),
+        ((0.6, 0.9), "alike", "not reproduced"),
+        ((0.1, 0.9), "alike", "not decidable"),
+    ],
+)
+def test_the_rule_of_a_verdict(interval, direction, wanted):
+    assert verdict(interval, direction, 0.0, 0.5) == wanted
+    shifted = interval and tuple(end + 1 for end in interval)
+    assert verdict(shifted, direction, 1.0, 0.5) == wanted
+
+
+@pytest.mark.parametrize("metric", ["area", "11point"])
+def test_a_resampled_ap_is_that_of_the_repeated_images(metric):
+    rng = np.random.default_rng(0)
+    detections, truth = [], []
+    for _ in range(12):
+        corners, labels = rng.integers(0, 50, (2, 2)), rng.integers(0, 3, 2)
+        boxes = np.concatenate([corners, corners + 20], 1).astype(float)
+        truth.append((boxes, labels, rng.random(2) < 0.2))
+        chosen = rng.integers(0, 2, 4)
+        guesses = np.where(rng.random(4) < 0.8, labels[chosen], 0)
+        detections.append((boxes[chosen] + rng.normal(0, 4, (4, 1)), rng.random(4), guesses))
+    weights = rng.multinomial(12, np.full(12, 1 / 12), 4)
+    found = bootstrap_ap(voc_matches(detections, truth, 3), weights, metric)
+    for row, ap in zip(weights, found):
+        images = np.repeat(np.arange(12), row)
+        repeated = voc_ap([detections[i] for i in images], [truth[i] for i in images], 3, metric=metric)
+        assert ap == pytest.approx(repeated.mean)
+
+
+def test_the_length_at_which_the_papers_ratio_is_reached():
+    """Ours: 100 steps and 44 of overhead; PS: 300. At 40 steps: (40 + 44) / 120 = 0.7."""
+    ours = table2.StepCost("ours", "detofa", 100, 44.0, 0.0)
+    shrinking = table2.StepCost("OFA (w/ PS)", "ofa-ps", 300, 0.0, 0.0)
+    assert table2.steps_for_ratio(ours, shrinking) == pytest.approx(40)
+    lines = table2.step_table([shrinking, ours])
+    assert lines[3] == "| ours | 100 | 44 | 0 | 144 | 0.48 |" and "ours trains for 40 steps, here 100" in lines[-1]
+    assert table2.steps_for_ratio(ours, replace(shrinking, steps=140)) is None
+    cost = table2.cost_of_runs("ours", "detofa", "digits", [_ledger(training=7200, overhead=3600)])
+    assert table2.StepCost.of(cost, 100).overhead == pytest.approx(50)
+
+
+def _ledger(training, overhead):
+    phases = {"fine-tuning": {"seconds": training}, "paths": {"seconds": overhead}}
+    return {"unit": "core seconds", "phases": phases}
+
+
+# --- Configs ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_study_has_the_papers_proportions(monkeypatch):
+    """70, 5 + 65, and PS 70/5/65/5/65, of 14 epochs of 64 steps; the controls have PS' steps."""
+    monkeypatch.chdir(REPOSITORY)
+    profile = profiles.load("study")
+
+    def steps(experiment):
+        run = Run(profile, "digits", experiment, 1)
+        assert run.config.hparams.filter.weights is None and run.config.hparams.search.budgets == ()
+        return [len(phase.epochs) * phase.steps_per_epoch(1600) for phase in training_phases(run.config)]
+
+    n = 896
+    assert steps(OURS) == steps(OFA) == steps(COMPOFA) == [n, n // 14, n - n // 14]
+    assert steps(OFA_PS) == steps(CONTROLS[0]) == [n, n, n // 14, n - n // 14, n // 14, n - n // 14]
+    assert [sum(steps(control)) for control in CONTROLS] == [4 * n] * 3
+    uniform = training_phases(Run(profile, "digits", CONTROLS[0], 0).config)
+    assert {phase.space.name for phase in uniform} == {"A"} and not any(phase.sorted_ratios for phase in uniform)
+    shrinking = training_phases(Run(profile, "digits", OFA_PS, 0).config)
+    assert [a.schedule(1600) for a in uniform] == [b.schedule(1600) for b in shrinking]
+    rates = [experiment.title for experiment in experiments.path_ratios(profile.path_ratios)]
+    assert rates == ["r = 0", "r = 0.25", "r = 0.5", "r = 0.75"]
+
+
+def test_ratios_of_a_profile_hold_the_methods_own(tmp_path):
+    content = json.loads((REPOSITORY / "configs/profiles/study.json").read_text())
+    for name, value in (("path_ratios", [0, 0.5]), ("operation_ratios", [0.5, 0.3])):
+        (tmp_path / "p.json").write_text(json.dumps(content | {name: value}))
+        with pytest.raises(UserError, match=f"{name} must rise and hold"):
+            profiles.load(str(tmp_path / "p.json"))
+
+
+def test_steps_per_epoch_do_not_depend_on_the_images():
+    base = REPOSITORY / "configs" / "digits_detofa.json"
+    fullnet, *_ = training_phases(configs.load(base, ["hparams.steps_per_epoch=7"]))
+    assert [fullnet.steps_per_epoch(images) for images in (8, 400)] == [7, 7] and fullnet.schedule(400).steps == 5 * 7
+    assert training_phases(configs.load(base))[0].steps_per_epoch(400) == 50
+
+
+# --- Archives ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_archive_gives_back_what_it_took_and_the_same_bytes_again(tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in ("config.json", "summary.json", "subnet_1.json", "subnet_1_detections.json", "paths.jsonl", "weights.h5"):
+        (tmp_path / "run" / name).write_text(name * 3)
+    files = stored.run_files(tmp_path / "run")
+    assert sorted(files) == ["config.json", "paths.jsonl", "subnet_1.json", "summary.json"]
+    file = stored.archive(tmp_path / "kept", "one")
+    assert stored.pack(file, files) and not stored.pack(file, files)
+    folder = stored.unpacked(file)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {name: name * 3 for name in files}
+    assert not stored.unpacked(tmp_path / "none.tar.xz").exists()
+
+
+@pytest.mark.parametrize("name", ["/etc/outside", "../outside"])
+def test_an_archive_that_would_write_elsewhere_is_refused(tmp_path, name):
+    file = tmp_path / "bad.tar.xz"
+    with tarfile.open(file, "w:xz") as tar:
+        tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(UserError, match="which is not a plain file of its own"):
+        stored.unpacked(file)
+    file.write_bytes(b"no archive")
+    with pytest.raises(UserError, match="bad.tar.xz is damaged"):
+        stored.unpacked(file)
+
+
+# --- From runs to verdicts --------------------------------------------------------------------------------------------
+
+
+class Known(claims.Evidence):
+    """Evidence of given APs: experiment -> seed -> AP under each budget."""
+
+    def __init__(self, profile, known):
+        super().__init__(profile, "digits", (), None, None, lambda run: {}, lambda experiment: [])
+        self.known = known
+
+    def runs(self, experiment):
+        return {}
+
+    def aps(self, experiment):
+        return {seed: np.array(aps, float) for seed, aps in self.known.get(experiment.name, {}).items()}
+
+
+def test_claims_are_paired_and_say_what_was_not_run(monkeypatch, tmp_path):
+    """By hand: ours above OFA by 2, 3, 4 on average; CompOFA* worse by 4 for small budgets and alike for large ones."""
+    monkeypatch.chdir(REPOSITORY)
+    profile = profiles.load("study")
+    ofa = {seed: [60.0, 62, 64, 66, 68] for seed in (0, 1, 2, 3)}
+    ours = {seed: [60.0 + 2 + seed, 64 + seed, 66 + seed, 68 + seed, 70 + seed] for seed in (0, 1, 2)}
+    compofa = {seed: np.array(ours[seed]) - [4, 4, 2, 0, 0] for seed in (0, 1)}
+    known = Known(profile, {"ofa": ofa, "detofa": ours, "compofa": compofa})
+    page, command = tmp_path / "docs" / "page.md", "`make claims`"
+    claims.write(known, tmp_path / "results", page, command)
+    content = json.loads((tmp_path / "results" / "claims.json").read_text())
+    one = content["C1"]
+    assert one["values"] == [2, 3, 4] and one["seeds"] == [0, 1, 2] and one["mean"] == 3
+    assert one["interval"] == pytest.approx([3 - 2.4841, 3 + 2.4841], abs=1e-3) and one["verdict"] == "reproduced"
+    small, large, gap = content["C3"]
+    assert small["values"] == [-4, -4] and small["verdict"] == "reproduced"
+    assert large["values"] == [0, 0] and large["verdict"] == "reproduced"
+    assert gap["values"] == [-4, -4] and gap["verdict"] == "reproduced"
+    assert [content[name] for name in ("C2", "C5", "C6")] == [[], [], []]
+    text = page.read_text()
+    assert "| [C1](#c1) |" in text and "| reproduced |" in text and "![C1](../results/C1.png)" in text
+    assert "| not run so far |" in text and text.endswith("Made by `make claims`.\n")
+    known = Known(profile, {"ofa": {0: [1.0] * 5}, "detofa": {0: [9.0] * 5}})
+    claims.write(known, tmp_path / "results", page, command)
+    one = json.loads((tmp_path / "results" / "claims.json").read_text())["C1"]
+    assert one["interval"] is None and one["verdict"] == "not decidable" and "not decidable: one seed" in page.read_text()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder to work in: data, a config and a profile of its own."""
+    folder = tmp_path_factory.mktemp("study")
+    root = write_digits(folder / "digits", train=16, val=6, test=6, image_size=64, crops_train=0, crops_val=0)
+    content = detofa_config(root)
+    search = {"generations": 2, "population": 10, "across_buckets": "score"}
+    small = {"epochs": 1, "buckets": 2, "heldout_paths_per_bucket": 4, "steps_per_epoch": 2, "search": search}
+    content["hparams"] |= small
+    content["args"]["evaluation_processes"] = 1
+    (folder / "tiny.json").write_text(json.dumps(content))
+    (folder / "p.json").write_text(json.dumps(pretrain_config(root / "classification")))
+    pretraining = {"config": "p.json", "supernet": "s.h5", "path_filter": "f.h5", "fullnet": "n.h5"}
+    data_set = {"title": "digits", "config": "tiny.json", "pretraining": pretraining}
+    (folder / "tinystudy.json").write_text(json.dumps({"data_sets": {"digits": data_set}}))
+    return folder
+
+
+@pytest.fixture
+def profile(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    return profiles.load("tinystudy.json")
+
+
+@pytest.mark.slow
+def test_two_seeds_go_from_runs_to_claims_and_results_need_no_runs(profile, folder):
+    runs = plan(profile, ("voc",), [OURS, OFA], 2, ())
+    ensure(runs, 2, lambda line: None)
+    for run in runs:
+        summary = json.loads((run.folder / "summary.json").read_text())
+        ours = next(r for r in runs if r.experiment == OURS and r.seed == run.seed)
+        summaries = json.loads((ours.folder / "summary.json").read_text())
+        found = controls.evidence_of(run, summary, summaries, 16)
+        kinds = [entry["kind"] for entry in found.measured]
+        assert kinds.count("largest") == 1 and kinds.count("random") == 2 * controls.RANDOM_PATHS
+        assert kinds.count("found by ours") == (2 if run.experiment == OFA else 0) and found.steps == 4
+    assert main(["results", "--profile", "tinystudy.json", "--seeds", "2"]) == 0
+    kept = sorted(path.name for path in Path("results/tinystudy/runs").iterdir())
+    names = ("detofa", "ofa", "scratch-ofa")  # without pre-trained weights OFA is its own variant from scratch
+    assert kept == [f"digits-{name}-{seed}.tar.xz" for name in names for seed in (0, 1)]
+    content = json.loads(Path("results/tinystudy/claims.json").read_text())
+    assert list(content) == [f"C{number}" for number in range(1, 9)] and content["C3"] == []
+    first = content["C1"][0]
+    aps = {
+        (run.experiment.name, run.seed): np.mean(
+            [100 * subnet["ap50"] for subnet in json.loads((run.folder / "summary.json").read_text())["subnets"]]
+        )
+        for run in runs
+    }
+    gains = [aps["detofa", seed] - aps["ofa", seed] for seed in (0, 1)]
+    assert first["values"] == pytest.approx(gains, abs=1e-3) and first["mean"] == pytest.approx(np.mean(gains), abs=1e-3)
+    assert first["verdict"] in ("reproduced", "not reproduced", "not decidable") and len(first["interval"]) == 2
+    page = Path("results/tinystudy/claims.md").read_text()
+    assert "| [C1](#c1) |" in page and "![C1](C1.png)" in page and "not run so far" in page
+    made = {path.name: path.read_bytes() for path in Path("results/tinystudy").glob("*.csv")}
+    assert {"architectures.csv", "figure3.csv"} <= set(made)
+    for gone in ("runs", "digits"):
+        shutil.move(gone, f"{gone}-gone")
+    shutil.copytree("results/tinystudy/runs", "kept")
+    shutil.rmtree("results")
+    shutil.copytree("kept", "results/tinystudy/runs")
+    try:
+        assert main(["results", "--profile", "tinystudy.json", "--seeds", "2", "--kept"]) == 0
+        assert json.loads(Path("results/tinystudy/claims.json").read_text()) == content
+        assert {path.name: path.read_bytes() for path in Path("results/tinystudy").glob("*.csv")} == made
+    finally:
+        for gone in ("runs", "digits"):
+            shutil.move(f"{gone}-gone", gone)
+
+
+def test_an_unknown_result_and_a_profile_without_runs_are_named(profile, capsys):
+    assert main(["results", "figure77", "--profile", "tinystudy.json"]) == 2
+    assert "there is no result figure77; known are controls, " in capsys.readouterr().err
+    empty = replace(profile, name="empty")
+    with pytest.raises(UserError, match="nothing is kept in results/empty/runs"):
+        results.make_results(empty, collecting=False)
+
+
+# --- The pilot --------------------------------------------------------------------------------------------------------
+
+
+def found(losses, alone, shared, halves):
+    buckets = [0, 0, 0]
+    content = {"fullnet_losses": losses, "alone": alone, "shared": shared, "halves": halves, "buckets": buckets}
+    return content | {"seconds": 20.0, "unit": "core seconds"}
+
+
+def test_the_criteria_by_hand():
+    """Spread: means 1, 2, 3, deviation 1; noise: differences 0, 0.2, -0.2 of the halves, deviation 0.2, half of it."""
+    cell = pilot.Cell(400, 32, True)
+    halves = [[1, 1], [2.1, 1.9], [2.9, 3.1]]
+    outcome = pilot.Outcome.of(cell, found([3, 2, 1], [75.0, 79.0], [72.0, 76.0], halves), 10)
+    assert (outcome.room, outcome.spread, outcome.noise) == pytest.approx((3, 1, 0.1)) and outcome.seconds == 2
+    assert outcome.met == (True, True, True)
+    assert replace(outcome, last=2.0).met == (False, True, True)
+    assert replace(outcome, room=1.9).met == (True, False, True)
+    assert replace(outcome, noise=0.4).met == (True, True, False)
+    larger = replace(outcome, cell=pilot.Cell(1600, 32, True))
+    assert pilot.chosen([larger, outcome]) is outcome and pilot.chosen([replace(outcome, room=0)]) is None
+
+
+def test_cells_are_skipped_where_fewer_steps_have_failed_and_the_first_that_meets_all_ends_it(profile, monkeypatch):
+    monkeypatch.chdir(Path.cwd())
+    cells = (pilot.Cell(400, 32, False), pilot.Cell(400, 64, False), pilot.Cell(1600, 64, True), pilot.Cell(4000, 64, True))
+    seen = []
+
+    def measure(profile, grid, cell, device):
+        seen.append(cell)
+        fails = cell.images == 400
+        return pilot.Outcome(cell, 2.0 if fails else 1.0, 1.5, 3.0, 1.0, 0.1, 0.2, "core seconds")
+
+    monkeypatch.setattr(pilot, "measure", measure)
+    text = pilot.run_pilot(profile, pilot.Grid(cells), None, log=lambda line: None).read_text()
+    assert seen == [cells[0], cells[2]]
+    assert "Chosen: 1600 images, hparams.steps_per_epoch=64, with augmentation" in text and "Not run: 1 of 4 cells" in text
+    pilot.run_pilot(profile, pilot.Grid(cells), None, everything=True, log=lambda line: None)
+    assert seen[2:] == list(cells)
+
+
+def test_a_cell_is_measured_once(profile, monkeypatch):
+    grid = pilot.Grid((pilot.Cell(16, 2, False),), val=6, test=6, image_size=64, folder=Path("pilot-data"))
+    file = pilot.run_pilot(profile, grid, Device.open("cpu", "0"), log=lambda line: None)
+    (row,) = json.loads(file.with_suffix(".json").read_text())
+    assert row["cell"]["images"] == 16 and row["seconds"] > 0 and len(row["met"]) == 3
+    content = json.loads((pilot.FOLDER / profile.name / "16-2-plain" / "pilot.json").read_text())
+    assert len(content["alone"]) == len(content["shared"]) == 2 and len(content["halves"]) == 2 * pilot.PATHS
+    assert len(content["fullnet_losses"]) == 1
+    monkeypatch.setattr(pilot.algorithm1, "run", None)
+    assert pilot.run_pilot(profile, grid, None, log=lambda line: None) == file

@@ -1,0 +1,103 @@
+"""The dry run: every phase does a step, every number of the schedule is there, nothing is read that is missing or written."""
+
+import json
+from pathlib import Path as FilePath
+
+import pytest
+
+from nnabla_detofa import config as configs
+from nnabla_detofa.cli.program import main
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.methods import algorithm1
+from nnabla_detofa.runs.phases import training_phases
+from nnabla_detofa.space.search_space import ofa_resnet50
+from nnabla_detofa.tools import data_facts, dry_run
+
+CONFIGS = FilePath(__file__).parents[2] / "configs"
+SMALL = {"width_scale": 0.0625}
+DETECTOR = {
+    "network": {"centernet_ofa_resnet50": SMALL | {"deconv_channels": [8, 8, 8], "head_channels": 8, "weights": "none.h5"}},
+    "dataloader": {"voc": {"root": "nowhere", "holdout": 551, "image_size": 64}},
+}
+
+
+def printed(folder, monkeypatch, capsys, content: dict) -> str:
+    """What the dry run of a config says, run in an otherwise empty folder."""
+    monkeypatch.chdir(folder)
+    FilePath("small.json").write_text(json.dumps(content))
+    assert main(["-f", "small.json", "--dry-run"]) == 0
+    assert [file.name for file in FilePath().iterdir()] == ["small.json"]
+    return capsys.readouterr().out
+
+
+def test_algorithm_1_without_data(tmp_path, monkeypatch, capsys):
+    text = printed(tmp_path, monkeypatch, capsys, DETECTOR)
+    assert "data folder: nowhere (missing)" in text and "none.h5 (missing)" in text and "path filter: none" in text
+    assert "16000 training images (16551 less a holdout of 551)" in text and "published sizes of Pascal VOC" in text
+    assert "heat_map (1, 20, 16, 16)" in text and "index (1, 128)" in text
+    assert "batch 32: 500 iterations per epoch (assumed), 35000 in all" in text
+    steps = text[text.index("one step of each phase") :]
+    assert all(f"  {name}: a path of" in steps for name in ("fullnet", "warm-up", "fine-tuning"))
+
+
+def test_pre_training_without_data_tries_the_teacher(tmp_path, monkeypatch, capsys):
+    phase = {"name": "depth", "depths": [0, 1, 2], "widths": [1.0], "ratios": [0.35], "epochs": 3, "batch_size": 512}
+    content = {
+        "args": {"runner": "pretrain"},
+        "network": {"ofa_resnet50": SMALL},
+        "dataloader": {"image_folder": {"root": "nowhere", "image_size": 32, "train_sizes": [32, 48]}},
+        "hparams": {"fullnet_epochs": 1, "kd_ratio": 1, "shrinking": [phase, phase | {"name": "again", "sort_channels": True}]},
+    }
+    text = printed(tmp_path, monkeypatch, capsys, content)
+    assert "1281167 training images" in text and "one of 32, 48" in text and "input (1, 3, 48, 48)" in text
+    assert "batch 512: 2502 iterations per epoch (assumed), 7506 in all" in text
+    assert "2. depth: 3 epochs" in text and "distillation from the frozen fullnet, weight 1" in text
+    assert "weights of the teacher" in text and "m = 2000 paths per bucket" in text
+    assert "  depth with the teacher: a path of" in text and "  again with the teacher: a path of" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("voc", ["x 0.1 at epochs 45, 60", "batch 32: 485 ", "1. fullnet: 70 ", "2. warm-up: 5 ", "3. fine-tuning: 65 "]),
+        ("coco", ["cosine to 0", "batch 64: 1770 ", "1. fullnet: 140 ", "2. warm-up: 10 ", "3. fine-tuning: 60 "]),
+    ],
+)
+def test_the_papers_numbers_are_there(name, numbers):
+    config = configs.load(CONFIGS / f"{name}_detofa.json")
+    facts = data_facts.data_facts(config)
+    space, cost = ofa_resnet50(), algorithm1.make_cost(config, facts.num_classes, config.dataloader.image_size)
+    text = "\n".join([*dry_run.phase_lines(config, facts, training_phases(config)), *dry_run.detofa_lines(config, space, cost)])
+    numbers = [
+        *numbers,
+        "Adam, rate 0.0005 ",
+        "m = 100 ",
+        "500 in all",
+        "80 to train and 20 to validate",
+        "r_op1 0.1 ",
+        "r_op2 0.3 ",
+        "r_path 0.25",
+    ]
+    numbers += ["500 generations", "population 100", "parents 25%", "mutation 0.1", "50% mutants", "not fine-tuned"]
+    assert [number for number in numbers if number not in text] == []
+
+
+def test_an_unknown_split_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    FilePath("small.json").write_text(json.dumps(DETECTOR))
+    assert main(["-f", "small.json", "--dry-run", 'dataloader.voc.train=["mine"]']) == 2
+    assert "the size of its split mine is not known" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("voc_detofa", 'hparams.search.budgets=["1M"]', r"holds 0.001 GFLOPs, which is below the smallest path; reachable are"),
+        ("voc_detofa", "hparams.batch_size=100000", "the batch of fullnet is 100000 images, and there are 15551 to train on"),
+        ("imagenet_pretrain", "hparams.paths=3", "hparams.paths must be 0, or 8 for each of the 5 buckets, got 3"),
+        ("imagenet_pretrain", "network.ofa_resnet50.num_classes=-1", "num_classes must be"),
+    ],
+)
+def test_what_the_run_would_refuse_the_dry_run_refuses(name, override, message):
+    with pytest.raises(UserError, match=message):
+        list(dry_run.dry_run(configs.load(CONFIGS / f"{name}.json", [override])))

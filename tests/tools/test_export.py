@@ -1,0 +1,293 @@
+"""A path in a file of its own is the supernet's path; its metadata are right; what cannot be written says why."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path as FilePath
+from types import SimpleNamespace
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+from tiny_run import finished_run
+
+from nnabla_detofa import config as configs
+from nnabla_detofa.cli.program import main
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.data.augment import letterbox
+from nnabla_detofa.data.digits import write_digits
+from nnabla_detofa.evaluation.detections import BoxDetector
+from nnabla_detofa.evaluation.reestimation import reestimate
+from nnabla_detofa.methods.algorithm1 import make_model
+from nnabla_detofa.tools import export as exports
+from nnabla_detofa.tools.evaluate import alone, open_detector
+from nnabla_detofa.tools.export import StaticGraph, check_images, export, largest_difference, path_outputs, run_nnp, run_onnx
+
+ROOT = FilePath(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "onnx_detect.py"
+
+
+def has_environment() -> bool:
+    try:
+        return bool(exports.export_python())
+    except UserError:
+        return False
+
+
+needs_environment = pytest.mark.skipif(not has_environment(), reason="there is no .venv-export: make test-export makes it")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    data = tmp_path_factory.mktemp("data") / "digits"
+    write_digits(data, train=16, val=6, test=6, image_size=64, crops_train=40, crops_val=20)
+    return finished_run(tmp_path_factory.mktemp("runs") / "tiny", data)
+
+
+@pytest.fixture(scope="module")
+def opened(run):
+    return open_detector(run, "subnet_2")
+
+
+# --- The network ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_static_network_is_the_path(opened, seed, fold, tmp_path):
+    """On noise and on digits, with pixels or normalised images, and again after it was saved and loaded."""
+    rng, size = np.random.default_rng(seed), (64, 96)
+    path = opened.net.space.sample(rng)
+    statistics = reestimate(opened.net, path, [rng.normal(size=(4, 3, 64, 64))])
+    pixels, images = check_images(opened.sets, size, batch=2)
+    noise = rng.normal(size=images.shape).astype(np.float32)
+    assert images.shape == pixels.shape == (2, 2, 3, *size) and pixels.max() > 100 > images.max()
+    for normalise, inputs, normalised in ((True, pixels, images), (False, images, images), (False, noise, noise)):
+        net = alone(opened.config, opened.net, path, statistics)
+        graph = StaticGraph(net, path, inputs.shape[1:], normalise, statistics if fold else None)
+        expected = path_outputs(opened.net, path, statistics, normalised)
+        assert [part.shape for part in expected] == [(4, channels, 16, 24) for channels in (10, 2, 2)]
+        found = [np.concatenate(part) for part in zip(*map(graph, inputs))]
+        assert largest_difference(found, expected) < 1e-5
+        graph.save(tmp_path / "path.nnp")
+        np.testing.assert_allclose(run_nnp(tmp_path / "path.nnp", inputs)[0], found[0], atol=1e-6)
+        assert largest_difference(run_nnp(tmp_path / "path.nnp", inputs), expected) < 1e-5
+
+
+def test_differences_are_relative_above_one():
+    assert largest_difference([np.array([0.5, 210.0])], [np.array([0.25, 200.0])]) == 0.25
+    assert largest_difference([np.array([0.5]), np.array([300.0])], [np.array([0.5]), np.array([200.0])]) == 0.5
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_file_holds_its_own_slice_and_nothing_else(run, opened, fold, tmp_path):
+    about = export(opened, run, "subnet_2", tmp_path / "path.nnp", fold=fold)
+    with zipfile.ZipFile(tmp_path / "path.nnp") as archive:
+        archive.extract("parameter.h5", tmp_path)
+    found = {}
+    with h5py.File(tmp_path / "parameter.h5") as file:
+        file.visititems(lambda name, item: found.update({name: item[...]}) if isinstance(item, h5py.Dataset) else None)
+    supernet = opened.net.get_parameters()
+    fixed = re.compile("normalise/|.*(_mean|_var)$")
+    learnt = sum(array.size for name, array in found.items() if not fixed.match(name))
+    if fold:  # gamma is gone into the weights
+        gammas = sum(
+            p.d.size for n, p in alone(opened.config, opened.net, opened.path).get_parameters().items() if "gamma" in n
+        )
+        assert learnt == about["parameters"] - gammas
+        return
+    assert learnt == about["parameters"] < sum(p.d.size for n, p in supernet.items() if not fixed.match(n))
+    for name in found.keys() & supernet.keys():
+        if not name.endswith(("_mean", "_var")):
+            part = tuple(slice(0, size) for size in found[name].shape)
+            np.testing.assert_array_equal(found[name], supernet[name].d[part], err_msg=name)
+
+
+# --- The file and what is beside it -----------------------------------------------------------------------------------
+
+
+def test_the_metadata(run, opened, tmp_path, capsys):
+    file, subnet = tmp_path / "two.nnp", json.loads((run / "subnet_2.json").read_text())
+    assert main(["export", str(run), "--detector", "subnet_2", "-o", str(file), "-c", "cpu", "--batch", "3", "--fold"]) == 0
+    printed = capsys.readouterr().out
+    about = json.loads((tmp_path / "two.nnp.json").read_text())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["two.nnp", "two.nnp.json"]
+    assert about["run"] == "tiny" and about["detector"] == "subnet_2" and about["path"] == subnet["path"]
+    assert (about["ap50"], about["ap_image_size"]) == (0.375, [64, 64])
+    assert about["classes"] == list("0123456789") and about["stride"] == 4
+    assert about["input"]["shape"] == [3, 3, 64, 64] and not about["input"]["normalised_by_user"]
+    assert (about["input"]["mean"], about["input"]["std"]) == ([0.406, 0.456, 0.485], [0.225, 0.224, 0.229])
+    assert about["outputs"] == {"heat_map": [3, 10, 16, 16], "offset": [3, 2, 16, 16], "size": [3, 2, 16, 16]}
+    assert about["flops"] == opened.cost.flops([opened.path])[0] and about["batch_normalisation"] == "folded"
+    assert re.match("commit [0-9a-f]{12}|version ", about["made_by"])
+    assert 0 <= about["largest_difference"] < 1e-5 and about["compared_images"] == 6
+    assert f"on 6 test images: {about['largest_difference']:.2g}\n" in printed and f"written: {file}, " in printed
+    [*outputs] = run_nnp(file, check_images(opened.sets, (64, 64), 3)[0])
+    assert [list(output.shape[1:]) for output in outputs] == [shape[1:] for shape in about["outputs"].values()]
+
+
+def test_a_path_from_a_file_at_another_size(run, opened, tmp_path):
+    found = tmp_path / "found.json"
+    found.write_text(json.dumps({"path": opened.path.to_ofa(opened.net.space.geometry)}))
+    line = ["export", str(run), "--detector", str(found), "-o", str(tmp_path / "wide.nnp"), "-c", "cpu", "--size", "32", "96"]
+    assert main([*line, "--normalised"]) == 0
+    about = json.loads((tmp_path / "wide.nnp.json").read_text())
+    assert about["input"]["shape"] == [1, 3, 32, 96] and about["input"]["normalised_by_user"]
+    assert about["outputs"]["size"] == [1, 2, 8, 24] and "ap50" not in about
+    assert about["flops"] * 2 * 4 == opened.cost.flops([opened.path])[0] * 3 * 2  # 8 x 24 cells instead of 16 x 16
+
+
+def test_a_file_that_differs_is_not_written(run, opened, tmp_path, monkeypatch):
+    def slightly_wrong(file, batches):
+        heat_map, offset, size = run_nnp(file, batches)
+        return heat_map, offset + 2e-4, size
+
+    monkeypatch.setitem(exports.FORMATS, ".nnp", slightly_wrong)
+    with pytest.raises(UserError, match=r"path.nnp would differ from the supernet's path by 0.0002, more than 0.0001"):
+        export(opened, run, "subnet_2", tmp_path / "path.nnp")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["-o", "x.tflite"], "an exported detector's name must end in .nnp or .onnx, got x.tflite"),
+        (["-o", "no/such/x.nnp"], "--output must be a file in a folder that is there, got no/such/x.nnp"),
+        (["-o", "x.onnx"], "ONNX is written from nowhere, which is missing or half made: run make setup-export"),
+        (["--detector", "subnet_3"], "a detector of .* must be fullnet, subnet_1, subnet_2 or a JSON file .*, got 'subnet_3'"),
+        (["--size", "50"], "--size must be 32 to 16384 and a multiple of 16 pixels, got 50 50"),
+        (["--size", "16400"], "--size must be 32 to 16384 and a multiple of 16 pixels, got 16400 16400"),
+        (["--size", "64", "64", "64"], "--size must be a side, or height and width, got 64 64 64"),
+        (["--batch", "0"], "--batch must be 1 to 1024, got 0"),
+        (["--batch", "1025"], "--batch must be 1 to 1024, got 1025"),
+        (["--batch", "1024", "--size", "16384"], "--batch 1024 and --size 16384 16384 need more than .* GB of memory, .*"),
+    ],
+)
+def test_what_cannot_be_written_is_one_sentence(run, options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(exports, "ENVIRONMENT", FilePath("nowhere"))
+    assert main(["export", str(run), "--detector", "subnet_2", "-o", "x.nnp", "-c", "cpu", *options]) == 2
+    assert re.fullmatch(f"error: {message}", capsys.readouterr().err.splitlines()[-1])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [None, "null", "[]", "{}", '{"ap50": "x"}', "NaN"])
+def test_a_damaged_result_is_noticed_before_the_work(run, opened, content, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config", "summary"):
+        (folder / f"{name}.json").write_text((run / f"{name}.json").read_text())
+    shutil.copytree(run / "fine_tuning", folder / "fine_tuning")
+    if content:
+        (folder / "subnet_2.json").write_text(content)
+    with pytest.raises(UserError, match="subnet_2.json is damaged" if content else "subnet_2.json is missing"):
+        export(opened, folder, "subnet_2", tmp_path / "path.nnp")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_that_is_not_over(run, tmp_path, capsys):
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    (folder / "config.json").write_text((run / "config.json").read_text())
+    for detector, message in (
+        ("subnet_1", "must be fullnet or a JSON file with a path, got 'subnet_1'; subnets are known when the run is over"),
+        ("fullnet", f"has no weights of fullnet yet: {folder}/fullnet/weights.h5 is missing"),
+    ):
+        assert main(["export", str(folder), "--detector", detector, "-o", str(tmp_path / "x.nnp"), "-c", "cpu"]) == 2
+        assert capsys.readouterr().err.splitlines()[-1].endswith(message)
+
+
+# --- The example, and ONNX --------------------------------------------------------------------------------------------
+
+
+def expected_boxes(opened, image, size):
+    """Our own detections of an image: (boxes, scores, labels)."""
+    x, matrix = letterbox(image, size)
+    return BoxDetector(opened.net, opened.path, opened.statistics())(x[None], matrix[None])[0]
+
+
+def photograph(opened, tmp_path) -> FilePath:
+    """A digits image that is not square, as a file."""
+    file = tmp_path / "photograph.png"
+    cv2.imwrite(str(file), opened.sets.test.load(0).image[:45])
+    return file
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_the_example_finds_what_we_find(run, opened, normalise, tmp_path, monkeypatch):
+    """With a stand-in for ONNX Runtime that runs the NNP file instead."""
+
+    def session(network, providers):
+        return SimpleNamespace(run=lambda names, inputs: run_nnp(network, inputs["image"][None]))
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=session))
+    program = {"__name__": "example"}
+    exec(compile(EXAMPLE.read_text(), EXAMPLE.name, "exec"), program)
+    file, image = tmp_path / "path.nnp", cv2.imread(str(photograph(opened, tmp_path)))
+    export(opened, run, "subnet_2", file, size=(64, 96), batch=2, normalise=normalise)
+    boxes, scores, labels = expected_boxes(opened, image, (64, 96))
+    found = program["detect"](str(file), image)
+    assert [name for name, _, _ in found] == [opened.sets.classes[label] for label in labels] and len(found) == 100
+    np.testing.assert_allclose([score for _, score, _ in found], scores, atol=1e-5)
+    np.testing.assert_allclose([box for _, _, box in found], boxes, atol=1e-3)
+
+
+def test_the_example_is_short():
+    assert len(EXAMPLE.read_text().splitlines()) <= 40
+
+
+@needs_environment
+@pytest.mark.parametrize("fold", [False, True])
+def test_onnx_in_another_environment_finds_what_we_find(run, opened, fold, tmp_path):
+    file, image = tmp_path / "path.onnx", photograph(opened, tmp_path)
+    gammas = {p.shape for n, p in alone(opened.config, opened.net, opened.path).get_parameters().items() if "gamma" in n}
+    assert (1, 1, 1, 1) in gammas  # a layer of one channel, which the converter alone gets wrong
+    about = export(opened, run, "subnet_2", file, size=(64, 96), fold=fold)
+    assert about["largest_difference"] < 1e-5
+    command = [exports.export_python(), EXAMPLE, file, image, "0"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.splitlines()
+    boxes, scores, labels = expected_boxes(opened, cv2.imread(str(image)), (64, 96))
+    assert [line.split()[0] for line in printed] == [opened.sets.classes[label] for label in labels]
+    numbers = np.array([line.split()[1:] for line in printed], float)
+    np.testing.assert_allclose(numbers[:, 0], scores, atol=0.0051)  # printed with two digits, and one
+    np.testing.assert_allclose(numbers[:, 1:], boxes, atol=0.051)
+
+
+@needs_environment
+@pytest.mark.parametrize("fold", [False, True])
+def test_every_operation_of_the_full_width_converts(fold, tmp_path):
+    config = configs.load(ROOT / "configs" / "voc_detofa.json", ["network.centernet_ofa_resnet50.weights=null"])
+    net, rng = make_model(config, 20), np.random.default_rng(0)
+    for name, parameter in net.get_parameters().items():
+        if name.endswith("_gamma"):
+            parameter.d = rng.uniform(0.5, 1.5, parameter.shape).astype(np.float32)
+    path, images = net.space.sample(rng), rng.normal(size=(1, 1, 3, 128, 128)).astype(np.float32)
+    statistics = reestimate(net, path, [rng.normal(size=(2, 3, 128, 128))])
+    graph = StaticGraph(alone(config, net, path, statistics), path, (1, 3, 128, 128), False, statistics if fold else None)
+    graph.save(tmp_path / "voc.nnp")
+    exports.convert(tmp_path / "voc.nnp", tmp_path / "voc.onnx", batch=1)
+    found = run_onnx(tmp_path / "voc.onnx", images)
+    assert found[0].shape == (1, 20, 32, 32)
+    assert largest_difference(found, path_outputs(net, path, statistics, images)) < exports.TOLERANCE
+
+
+def test_a_half_made_environment_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(exports, "ENVIRONMENT", tmp_path)
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.touch()
+    with pytest.raises(UserError, match="is missing or half made: run make setup-export"):
+        exports.export_python()
+    (tmp_path / exports.COMPLETE).touch()
+    assert exports.export_python() == python
+
+
+@needs_environment
+def test_what_the_converter_says_is_passed_on(tmp_path):
+    (tmp_path / "x.nnp").write_text("not an archive")
+    with pytest.raises(UserError, match="nnabla-converter could not write ONNX"):
+        exports.convert(tmp_path / "x.nnp", tmp_path / "x.onnx", batch=1)

@@ -1,0 +1,113 @@
+"""The training loop, its schedule and its checkpoints."""
+
+import numpy as np
+import pytest
+from tiny_training import SMALL, SPACE, Uniform, inputs, parts, values
+
+from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.networks import weights
+from nnabla_detofa.networks.supernet import Classifier
+from nnabla_detofa.runs.phases import Schedule
+from nnabla_detofa.training.checkpoint import Checkpoint
+from nnabla_detofa.training.loop import NotFinite, OnePath, train
+
+
+def test_the_step_schedule_by_hand():
+    schedule = Schedule(1.0, "step", 70, milestones=(45, 60), gamma=0.1)
+    rates = [schedule.get_learning_rate(step) for step in (0, 44, 45, 59, 60, 69)]
+    np.testing.assert_allclose(rates, [1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_the_cosine_schedule_with_warm_up_by_hand():
+    schedule = Schedule(2.0, "cosine", 100, warmup_steps=10)
+    assert schedule.get_learning_rate(0) == pytest.approx(0.2)
+    assert schedule.get_learning_rate(50) == pytest.approx(1.0)
+    assert schedule.get_learning_rate(100) == pytest.approx(0.0)
+
+
+def test_layers_that_a_path_skips_stay_still():
+    net, optimizer, loader = parts()
+    before = values(net)
+    smallest = SPACE.sample_many(np.random.default_rng(0), 2000)
+    path = min(smallest, key=lambda p: (sum(p.stage_depths), p.stem_depth))
+    train(net, optimizer, OnePath(path), loader, inputs(), range(2))
+    after = values(net)
+    skipped = "blocks/3/conv1/conv/conv/_W"
+    assert path.stage_depths[0] == 0
+    np.testing.assert_array_equal(after[skipped], before[skipped])
+    assert not np.array_equal(after["classifier/0/linear/linear/_b"], before["classifier/0/linear/linear/_b"])
+
+
+def test_mini_batches_add_up_to_the_batch_without_batch_normalisation_between_them():
+    """The loss of a batch is the mean over its mini-batches, so is its gradient: here the last bias's."""
+    found = []
+    for accumulate in (1, 2):
+        net, optimizer, loader = parts()
+        train(net, optimizer, OnePath(SPACE.largest), loader, inputs(4 // accumulate), range(1), accumulate=accumulate)
+        found.append(net.get_parameters()["classifier/0/linear/linear/_b"].g.copy())
+    np.testing.assert_allclose(found[0], found[1], atol=0.05)
+    assert abs(found[0].sum()) < 1e-5 > abs(found[1].sum())
+
+
+def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
+    whole, optimizer, loader = parts()
+    train(whole, optimizer, Uniform(), loader, inputs(), range(6))
+
+    first, optimizer, loader = parts()
+    paths = Uniform()
+    train(first, optimizer, paths, loader, inputs(), range(3))
+    Checkpoint(tmp_path / "c").save(first, optimizer, {"step": 3, "paths": paths.state()})
+
+    second, optimizer, loader = parts(seed=9)
+    state = Checkpoint(tmp_path / "c").load(second, optimizer)
+    paths = Uniform(seed=5)
+    paths.restore(state["paths"])
+    train(second, optimizer, paths, loader, inputs(), range(state["step"], 6))
+    for name, value in values(whole).items():
+        np.testing.assert_array_equal(value, second.get_parameters()[name].d)
+
+
+def test_a_checkpoint_survives_being_replaced_halfway(tmp_path):
+    net, optimizer, _ = parts()
+    train(net, optimizer, Uniform(), parts()[2], inputs(), range(1))
+    checkpoint = Checkpoint(tmp_path / "c")
+    checkpoint.save(net, optimizer, {"step": 1})
+    (tmp_path / "c").rename(tmp_path / "c.old")  # a stop between the two renames of the next save
+    assert checkpoint.load(net, optimizer) == {"step": 1}
+    checkpoint.remove()
+    assert checkpoint.load(net, optimizer) is None
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    net, optimizer, loader = parts()
+    train(net, optimizer, Uniform(), loader, inputs(), range(1))
+    Checkpoint(tmp_path / "c").save(net, optimizer, {"step": 1})
+    (tmp_path / "c" / "weights.h5").write_bytes(b"not HDF5")
+    with pytest.raises(UserError, match="checkpoint .*c cannot be read"):
+        Checkpoint(tmp_path / "c").load(net, optimizer)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update():
+    net, optimizer, loader = parts()
+    net.get_parameters()["classifier/0/linear/linear/_b"].d = np.inf
+    before = values(net)
+    with pytest.raises(NotFinite, match="at step 0, learning rate 0.001, on the path"):
+        train(net, optimizer, OnePath(SPACE.largest), loader, inputs(), range(1))
+    np.testing.assert_array_equal(before["input_stem/0/conv/conv/_W"], values(net)["input_stem/0/conv/conv/_W"])
+
+
+def test_weights_are_strict(tmp_path):
+    net, *_ = parts()
+    weights.save(net, tmp_path / "w.h5")
+    other = Classifier(4, SMALL)
+    with pytest.raises(UserError, match="classifier.* has the shape"):
+        weights.load(other, tmp_path / "w.h5")
+    (tmp_path / "bad.h5").write_text("no")
+    with pytest.raises(UserError, match=r"bad\.h5 cannot be read as HDF5"):
+        weights.load(net, tmp_path / "bad.h5")
+    with pytest.raises(UserError, match=r"none\.h5 does not exist"):
+        weights.load(net, tmp_path / "none.h5")
+    few = dict(list(net.get_parameters().items())[:5])
+    weights.write(tmp_path / "few.h5", few, normalization=net.normalization)
+    with pytest.raises(UserError, match=r"lacks the parameter .* \(302 of 307 are missing\)"):
+        weights.load(net, tmp_path / "few.h5")
