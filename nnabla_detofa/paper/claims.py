@@ -27,19 +27,19 @@ from . import table2
 from .controls import training_gain
 from .experiments import (
     COMPOFA,
+    DETOFA,
     OFA,
     OFA_PS,
-    OURS,
     PATH_PRUNINGS,
     PRETRAININGS,
     STRATEGIES,
     Experiment,
-    Run,
     operation_ratios,
     path_ratios,
 )
 from .intervals import Direction, Values, verdict
 from .profiles import Profile
+from .run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -165,7 +165,7 @@ def costs(found: Evidence) -> list[Number]:
     """Ours' cost as a share of that of OFA (w/ PS): in core (or GPU) time, and in training steps."""
     hours: dict[int, float] = {}
     steps: dict[int, float] = {}
-    ours, shrinking = found.runs(OURS), found.runs(OFA_PS)
+    ours, shrinking = found.runs(DETOFA), found.runs(OFA_PS)
     for seed in sorted(ours.keys() & shrinking.keys()):
         both = []
         for run in (ours[seed], shrinking[seed]):
@@ -190,7 +190,7 @@ def costs(found: Evidence) -> list[Number]:
 
 def same_paths(found: Evidence) -> list[Number]:
     """Ours above OFA (w/o PS) on the same random paths, where the controls were measured."""
-    gain = training_gain(found.controls_of(OURS), found.controls_of(OFA))
+    gain = training_gain(found.controls_of(DETOFA), found.controls_of(OFA))
     if gain is None:
         return []
     name = "ours minus OFA (w/o PS), the same 25 random paths under both supernets"
@@ -212,7 +212,7 @@ def pretraining(found: Evidence) -> list[Number]:
 def held_out_precision(found: Evidence) -> list[Number]:
     """Precision for the weakest 25% of each bucket of the held-out paths, by the filter that searched."""
     values = {}
-    for seed, run in found.runs(OURS).items():
+    for seed, run in found.runs(DETOFA).items():
         with suppress(UserError):
             paths = EvaluatedPaths.read(run.folder / "held_out_paths.jsonl", run.config.network.geometry)
             scores = np.array(read_result(run.folder, "scores")["scores"], float)
@@ -224,7 +224,7 @@ def held_out_precision(found: Evidence) -> list[Number]:
 
 def parts(found: Evidence) -> list[Number]:
     """Table 3's rows, each against the one before: of one supernet, a value for each fit."""
-    run = found.runs(OURS).get(0)
+    run = found.runs(DETOFA).get(0)
     precisions = found.precisions_of(run) if run else {}
     names = list(precisions)
     papers = ("+0.08", "+0.01", "+0.36")
@@ -242,10 +242,10 @@ def _precision(name: str, paper: str, values: dict[int, float], direction: Direc
 
 def small_budgets(found: Evidence) -> list[Number]:
     """CompOFA* against ours under the two smallest budgets, and how that differs from the two largest."""
-    ours, other = found.aps(OURS), found.aps(COMPOFA)
+    ours, other = found.aps(DETOFA), found.aps(COMPOFA)
     seeds = tuple(sorted(ours.keys() & other.keys()))
-    small = found.difference(COMPOFA, OURS, "weaker (Fig. 5)", "below", slice(0, 2), "two smallest budgets")
-    large = found.difference(COMPOFA, OURS, "performs well (Fig. 5)", "not below", slice(-2, None), "two largest budgets")
+    small = found.difference(COMPOFA, DETOFA, "weaker (Fig. 5)", "below", slice(0, 2), "two smallest budgets")
+    large = found.difference(COMPOFA, DETOFA, "performs well (Fig. 5)", "not below", slice(-2, None), "two largest budgets")
     if not seeds:
         return []
     gaps = [other[seed] - ours[seed] for seed in seeds]
@@ -263,7 +263,7 @@ def ratios(found: Evidence) -> list[Number]:
     ]
     paths, operations = path_ratios(found.profile.path_ratios), operation_ratios(found.profile.operation_ratios)
     for experiments, what in ((paths, "paths"), (operations, "operations")):
-        own = next(one for one in experiments if one.name == OURS.name)
+        own = next(one for one in experiments if one.name == DETOFA.name)
         for other in (experiments[0], experiments[-1]):
             if other is not own:
                 pruned = [Number(f"{what} pruned: {n.name}", n.paper, n.values, seeds=n.seeds) for n in
@@ -274,9 +274,9 @@ def ratios(found: Evidence) -> list[Number]:
 
 CLAIMS = (
     Claim("C1", "ours finds better subnets than OFA (w/o PS)", "4.2, Figure 5", lambda found: [
-        *found.difference(OURS, OFA, "0.85 on Pascal VOC, 0.45 on COCO"), *same_paths(found)]),
+        *found.difference(DETOFA, OFA, "0.85 on Pascal VOC, 0.45 on COCO"), *same_paths(found)]),
     Claim("C2", "ours is at least as good as OFA (w/ PS), at less cost", "4.2, Table 2, Figure 5", lambda found: [
-        *found.difference(OURS, OFA_PS, "above under most budgets (Fig. 5)", "not below"), *costs(found)]),
+        *found.difference(DETOFA, OFA_PS, "above under most budgets (Fig. 5)", "not below"), *costs(found)]),
     Claim("C3", "CompOFA* is weak under small budgets", "4.2, Figure 5", small_budgets),
     Claim("C4", "pre-training: supernet above fullnet above scratch; PS is needed from scratch only", "4.3, Figures 7 and A1",
           pretraining),

@@ -30,20 +30,10 @@ from ..space.paths import Path
 from ..space.search_space import ofa_resnet50
 from ..tools.evaluate_paths import open_supernet
 from ..tools.report import markdown_row
-from .experiments import (
-    CONTROLS,
-    METHODS,
-    OFA,
-    OFA_PS,
-    OURS,
-    OURS_LONG,
-    UNIFORM_LONG,
-    UNIFORM_RESTARTS,
-    Run,
-    profile_folder,
-)
+from .experiments import CONTROLS, DETOFA, DETOFA_LONG, METHODS, OFA, OFA_PS, UNIFORM_LONG, UNIFORM_RESTARTS
 from .image_errors import standard_error
 from .intervals import Values, differences
+from .run import Run, profile_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,12 +44,12 @@ FILE = "controls.json"
 LARGEST, RANDOM, OURS_FOUND = "largest", "random", "found by ours"
 EXPERIMENTS = (*METHODS, *CONTROLS)
 PAIRS = (
-    (OURS, OFA),
-    (OURS, OFA_PS),
+    (DETOFA, OFA),
+    (DETOFA, OFA_PS),
     (OFA_PS, UNIFORM_RESTARTS),
     (OFA_PS, UNIFORM_LONG),
-    (OURS_LONG, OFA_PS),
-    (OURS_LONG, UNIFORM_LONG),
+    (DETOFA_LONG, OFA_PS),
+    (DETOFA_LONG, UNIFORM_LONG),
 )
 """Whose differences are shown: the second is what the first is compared with."""
 
@@ -87,7 +77,7 @@ def asked_of(run: Run, ours: Mapping | None) -> list[Asked]:
     geometry = config.network.geometry
     space = ofa_resnet50(geometry, config.network.elastic_stem)
     found = [Asked(LARGEST, config.hparams.buckets, space.largest)]
-    if run.experiment.name not in (OURS.name, OFA.name, OFA_PS.name):  # CompOFA* has not trained A's paths
+    if run.experiment.name not in (DETOFA.name, OFA.name, OFA_PS.name):  # CompOFA* has not trained A's paths
         return found
     side, classes = config.dataloader.image_size, 1  # the number of classes moves all edges alike
     buckets = Buckets(space, make_cost(config, classes, (side, side)).flops, config.hparams.buckets)
@@ -104,7 +94,7 @@ def measured(run: Run, asked: Sequence[Asked]) -> list[dict]:
 
     What was measured before is kept; where results are made from kept files, that is all there is.
     """
-    if run.profile.stored:
+    if run.profile.archives:
         file = run.folder / FILE
         return read_json(file, "the controls") if file.is_file() else []
     file, geometry = controls_file(run), run.config.network.geometry
@@ -204,8 +194,8 @@ def tables(evidence: Sequence[Evidence]) -> list[str]:
         if one.name in groups and other.name in groups:
             gain = paired(groups[one.name], groups[other.name])
             lines.append(f"- {one.title} above {other.title}: {gain.text()}")
-    if {OURS.name, OFA.name} <= set(groups):
-        lines += ["", *_training_and_choice(groups[OURS.name], groups[OFA.name])]
+    if {DETOFA.name, OFA.name} <= set(groups):
+        lines += ["", *_training_and_choice(groups[DETOFA.name], groups[OFA.name])]
     lines += ["", "## Random paths of A beside the found ones", ""]
     places = range(1, 1 + max(len(item.found) for item in evidence))
     lines += [markdown_row(["AP, mean of random; found", *map(str, places)]), markdown_row(["---"] + ["---:"] * len(places))]

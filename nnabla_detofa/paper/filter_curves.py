@@ -26,12 +26,12 @@ from ..methods import algorithm1
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.metrics import bootstrap_interval, kendall_tau, over_buckets, weakest
 from . import filter_study
-from .experiments import OURS as OUR_METHOD
-from .experiments import Run, profile_folder
+from .experiments import DETOFA
 from .filter_paths import evaluated_into, noise_of, pretraining_paths
 from .filter_study import BASELINES, CEILING, EVERYTHING, OURS, OURS_FRESH, RIDGE, SETTINGS, StudyInputs, StudyResults
 from .filter_tables import RATIO, markdown_table, title
 from .profiles import Profile
+from .run import Run, profile_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,11 +86,11 @@ def curves(profile: Profile, device: Device, log: Callable[[str], None] = print)
         )
     ((key, data_set),) = profile.chosen(("voc",)).items()
     profile.check(data_set)
-    sizes, first = profile.filter_study, Run(profile, key, OUR_METHOD, 0)
+    sizes, first = profile.filter_study, Run(profile, key, DETOFA, 0)
     before = pretraining_paths(first) if first.config.hparams.filter.weights else None
     points, started, todo = [], time.monotonic(), len(sizes.pilots) * len(sizes.pilot_paths)
     for seed in sizes.pilots:
-        train, test, noise = pilot_paths(Run(profile, key, OUR_METHOD, seed), device)
+        train, test, noise = pilot_paths(Run(profile, key, DETOFA, seed), device)
         for per_bucket in sizes.pilot_paths:
             some = first_of_each_bucket(train, per_bucket)
             label = f"{data_set.title}, pilot supernet of seed {seed}"

@@ -20,9 +20,9 @@ from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..space.search_space import SearchSpace
 from ..tools.evaluate_paths import evaluate_sampled, open_supernet
 from ..tools.evaluation_study import ImageLosses, image_losses, noise_share
-from . import stored
-from .experiments import Run, profile_folder
+from . import archives
 from .filter_study import StudyInputs
+from .run import Run, profile_folder
 
 NOISE_PATHS = 6
 """Of each FLOPs bucket, from which the noise of an evaluation is measured."""
@@ -30,8 +30,8 @@ NOISE_PATHS = 6
 
 def study_folder(run: Run) -> FilePath:
     """Where what is measured and fitted for the tables is kept."""
-    if run.profile.stored:
-        return stored.unpacked(stored.archive(run.profile.stored, study_name(run)))
+    if run.profile.archives:
+        return archives.unpacked(archives.archive(run.profile.archives, study_name(run)))
     return profile_folder(run.profile) / f"{study_name(run)}{run.variant}"
 
 
@@ -49,7 +49,10 @@ def detection_paths(run: Run) -> StudyInputs:
     train = EvaluatedPaths.read(fitted, config.network.geometry)
     noise = noise_of(config, run.folder / "warm_up" / "weights.h5", test)
     options, buckets = config.hparams.filter, config.hparams.buckets
-    known = {"noise": noise, "pruned_by": None if run.profile.stored else run.folder / "path_filter.h5"}  # weights are not kept
+    known = {
+        "noise": noise,
+        "pruned_by": None if run.profile.archives else run.folder / "path_filter.h5",
+    }  # weights are not kept
     return StudyInputs(label, train, test, options, pretraining_paths(run), buckets, **known)
 
 
@@ -128,7 +131,7 @@ def evaluated(
     Args:
         exclude, space, ap: see `evaluate_paths.evaluate_sampled`.
     """
-    if run.profile.stored:
+    if run.profile.archives:
         return EvaluatedPaths.read(study_folder(run) / f"{name}.jsonl")
     return evaluated_into(study_folder(run) / f"{name}.jsonl", config, weights, name, per_bucket, exclude, space, ap)
 

@@ -14,7 +14,7 @@ from ..data.sets import DetectionSets, open_sets
 from ..evaluation.metrics import Detections, bootstrap_ap, voc_matches
 from ..evaluation.path_evaluation import rng_for
 from ..runs.run_folder import read_result, reading
-from .experiments import Run, profile_folder
+from .run import Run, profile_folder
 
 REPEATS = 200
 FILE = "bootstrap.json"
@@ -36,7 +36,7 @@ def errors_of(run: Run) -> dict[str, float]:
 
     Taken from the run's kept detections and the test images, or from what was found before.
     """
-    if run.profile.stored:
+    if run.profile.archives:
         file = run.folder / FILE
         return read_json(file, "the standard errors") if file.is_file() else {}
     file = profile_folder(run.profile) / "bootstrap" / f"{run.folder.name}.json"

@@ -24,9 +24,10 @@ from .. import config as configs
 from ..common.errors import UserError
 from ..common.files import write_text
 from ..runs.run_folder import run_config
-from .experiments import OURS, Run
+from .experiments import DETOFA
 from .profiles import Profile
 from .reproduce import TARGETS, Order
+from .run import Run
 
 TABLE1 = "table1"
 TITLES = {TABLE1: "Table 1: the sizes of the search spaces"} | {name: target.title for name, target in TARGETS.items()}
@@ -142,7 +143,7 @@ def command(profile: Profile, results: FilePath, name: str) -> str:
 
 def main_run_commands(profile: Profile, results: FilePath) -> list[str]:
     """What runs Algorithm 1 on the profile's first data set, and reports it."""
-    run = Run(profile, next(iter(profile.data_sets)), OURS, seed=0)
+    run = Run(profile, next(iter(profile.data_sets)), DETOFA, seed=0)
     return [run.command, f"python -m nnabla_detofa report {run.folder} -o {results}"]
 
 

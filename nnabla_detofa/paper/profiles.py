@@ -124,7 +124,7 @@ class Profile:
         starts_runs: missing runs are started; otherwise their commands are printed.
         minutes: how long the parts take on two cores, for what is said before they start.
         path_ratios, operation_ratios: the shares that Figure 10 prunes of each bucket.
-        stored: where results are made from the kept files of runs alone: their folder.
+        archives: where results are made from the kept files of runs alone: their folder.
     """
 
     name: str
@@ -136,7 +136,7 @@ class Profile:
     minutes: Mapping[str, float]
     path_ratios: tuple[Share, ...] = (0.0, 0.2, 0.25, 0.3, 0.4)
     operation_ratios: tuple[Share, ...] = (0.0, 0.2, 0.3, 0.4)
-    stored: FilePath | None = None
+    archives: FilePath | None = None
 
     @property
     def results(self) -> FilePath:

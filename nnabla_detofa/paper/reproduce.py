@@ -43,22 +43,20 @@ from . import figure4 as kept_paths_figure
 from . import figure6 as random_paths_figure
 from . import table2 as cost_table
 from .budget_figures import Curve
+from .execution import complete
 from .experiments import (
+    DETOFA,
     METHODS,
     OFA,
     OFA_PS,
     OPERATION_RATIOS,
-    OURS,
     PATH_PRUNINGS,
     PATH_RATIOS,
     PRETRAININGS,
     STRATEGIES,
     Experiment,
-    Run,
-    ensure,
     operation_ratios,
     path_ratios,
-    plan,
 )
 from .figure4 import FilteredPaths
 from .filter_paths import classification_paths, detection_paths, evaluated, study_folder
@@ -66,6 +64,7 @@ from .filter_study import StudyInputs, StudyResults
 from .image_errors import errors_of
 from .operation_figure import ScoredOperations
 from .profiles import DataSet, Profile
+from .run import Run, plan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -195,7 +194,7 @@ def reproduce(names: Sequence[str], order: Order, log: Callable[[str], None] = p
     if starts:
         order.output.mkdir(parents=True, exist_ok=True)  # not after hours of runs
     try:
-        ensure(sorted(once.values(), key=lambda run: run.experiment != OURS), order.jobs, log, order.cores)
+        complete(sorted(once.values(), key=lambda run: run.experiment != DETOFA), order.jobs, log, order.cores)
     except UserError as error:  # a run failed, and others are there
         if starts and (there := [name for name in names if not waits(name)]):
             log(f"{error}; first what can be made without it: {', '.join(there)}")
@@ -242,7 +241,7 @@ def runs_and_code(runs: Sequence[Run]) -> str:
     """Where runs are, and what computed them."""
     by_code: dict[str, list[str]] = {}
     for run in runs:
-        by_code.setdefault(code_of(run.folder), []).append(f"`{run.place}` (seed {run.seed})")
+        by_code.setdefault(code_of(run.folder), []).append(f"`{run.location}` (seed {run.seed})")
     return "; ".join(f"{', '.join(folders)}, computed by {code}" for code, folders in by_code.items())
 
 
@@ -299,7 +298,7 @@ def write_budget_figure(groups: Panels | None = None) -> Callable[..., str]:
                 heading = ": ".join(part for part in (data_set.title, title) if part)
                 budget_figures.draw(panel, curves, measure, colours, heading)
                 lines += [f"## {heading}", "", budget_figures.table(curves, measure), "", budget_figures.order(curves), ""]
-                if experiments[-1].name == OURS.name:
+                if experiments[-1].name == DETOFA.name:
                     lines += [budget_figures.gains(curves), ""]
                 lines += [budget_figures.fullnets(curves), ""]
                 everything += [Curve(f"{heading}: {c.title}", c.budgets, c.flops, c.ap, c.fullnet) for c in curves]
@@ -456,7 +455,7 @@ def write_figure4(order: Order, target: Target, name: str, runs: Sequence[Run]) 
     paths = random_paths(run)
     kept = study_folder(run) / f"figure4_{paths.header['weights'][:8]}.json"
     if not kept.is_file():
-        if run.profile.stored:
+        if run.profile.archives:
             raise UserError(f"{run.name} has no path scores of Figure 4 among its kept files")
         searched = load_run(run.folder)
         scorer = PathScorer(PathFilter.load(run.folder / "path_filter.h5"), searched.costs["flops"], searched.buckets.index)
@@ -507,7 +506,7 @@ def random_paths(run: Run) -> EvaluatedPaths:
     """Paths of the run's final supernet, drawn from the space that it trained, with their AP."""
     weights, space = final_weights(run.folder, run.config), searched_space(run.folder, run.config)
     name = f"random_{run.experiment.name}"
-    if not run.profile.stored and not (study_folder(run) / f"{name}.jsonl").exists():
+    if not run.profile.archives and not (study_folder(run) / f"{name}.jsonl").exists():
         ledger, evaluated_before = ledger_of(run), EvaluatedPaths.read(run.folder / "paths_again.jsonl")
         count, long = RANDOM_PATHS * run.config.hparams.buckets, "its ledger does not say how long"
         if len(evaluated_before) and "paths again" in ledger["phases"]:
@@ -603,7 +602,7 @@ def write_controls(order: Order, target: Target, name: str, runs: Sequence[Run])
 def evidence_of_runs(runs: Sequence[Run]) -> list[controls.Evidence]:
     """What the runs have for the controls, measured where it is missing."""
     summaries = {run.name: summary_of(run) for run in runs}
-    ours = {run.seed: summaries[run.name] for run in runs if run.experiment.name == OURS.name}
+    ours = {run.seed: summaries[run.name] for run in runs if run.experiment.name == DETOFA.name}
     return [controls.evidence_of(run, summaries[run.name], ours.get(run.seed), training_images(run)) for run in runs]
 
 
@@ -675,7 +674,7 @@ def announce_study(run: Run, places: Sequence[str]) -> None:
 
 def check_fits(run: Run, places: Sequence[str]) -> None:
     """Raise UserError where results are made from kept files alone, and fits are missing there."""
-    if run.profile.stored and not all(kept_fits(run, place) for place in places):
+    if run.profile.archives and not all(kept_fits(run, place) for place in places):
         raise UserError(f"not all fits of the filter study of {run.profile.name} are kept")
 
 
@@ -764,7 +763,7 @@ TARGETS = {
         "Architectures: depth and width of the found subnets",
         "larger depths and smaller channels on the output side do better for small paths (4.2).",
         ("voc",),
-        (OFA, OURS),
+        (OFA, DETOFA),
         write_architectures,
         names_data=False,
     ),
@@ -772,7 +771,7 @@ TARGETS = {
         "Table 3: the path filter for the weakest 25%",
         "",
         ("voc",),
-        (OURS,),
+        (DETOFA,),
         write_table3,
         one_seed=True,
         evaluates=True,
@@ -782,7 +781,7 @@ TARGETS = {
         "Table A3: the path filter at other pruning ratios",
         "",
         ("voc",),
-        (OURS,),
+        (DETOFA,),
         write_table_a3,
         one_seed=True,
         evaluates=True,
@@ -818,7 +817,7 @@ TARGETS = {
         "Figure 3: operation pruning",
         "an example of operations that are pruned by score and FLOPs; it gives no numbers.",
         ("voc",),
-        (OURS,),
+        (DETOFA,),
         write_figure3,
         one_seed=True,
         names_data=False,
@@ -827,7 +826,7 @@ TARGETS = {
         "Figure 4: path pruning",
         "an example of 15 uniformly drawn paths, kept and pruned; it gives no numbers.",
         ("voc",),
-        (OURS,),
+        (DETOFA,),
         write_figure4,
         one_seed=True,
         evaluates=True,
@@ -837,7 +836,7 @@ TARGETS = {
         "Figure 6: random paths of each FLOPs bucket",
         "ours has more paths of better AP than OFA (w/o PS), over all FLOPs.",
         ("voc", "coco"),
-        (OFA, OURS),
+        (OFA, DETOFA),
         write_figure6,
         one_seed=True,
         evaluates=True,
@@ -872,7 +871,7 @@ TARGETS = {
         "Figure 8: operation scores",
         "inside each block scores follow an operation's size, more strongly after warm-up on Pascal VOC than on ImageNet.",
         ("voc",),
-        (OURS,),
+        (DETOFA,),
         write_figure8,
         one_seed=True,
     ),

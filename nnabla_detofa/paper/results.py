@@ -1,7 +1,7 @@
-"""All results of a profile from the kept files of its runs alone: tables, figures, claims and the page (ours).
+"""Tables, figures, claims and the HTML page of a profile, made from the archived files of its runs alone.
 
-First the small files of the runs that are there are collected into archives (`stored`), whose folder belongs to the repository;
-then everything is made from these, whether or not the runs, the data and the weights are on this machine.
+The small files of existing runs are first packed into archives (`archives`), which belong to the repository. The results are
+then made from the archives, so the runs, the data and the weights need not exist on this machine.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from ..common.errors import UserError
 from ..common.files import write_json
 from ..path_filter.metrics import Weakest
 from ..runs.provenance import revision
-from . import claims, controls, image_errors, stored
-from .experiments import Experiment, Run, profile_folder
+from . import archives, claims, controls, image_errors
+from .experiments import Experiment
 from .filter_paths import detection_paths, study_folder, study_name
 from .filter_tables import PAPER_TABLE3, RATIO, title, weakest_of
 from .page import write_page
 from .profiles import Profile
 from .reproduce import FACTS, TARGETS, Order, evidence_of_runs, kept_fits, study, summary_of, training_images
+from .run import Run, profile_folder
 
 CLAIMS = "claims"
 PAGES = {"study": FilePath("docs", "results.md")}
@@ -53,7 +54,7 @@ def make_results(
     if collecting:
         changed = collect(profile, seeds)
         log(f"{len(changed)} archives of {folder} are new or changed: {', '.join(file.name for file in changed) or '-'}")
-    kept = replace(profile, starts_runs=False, stored=folder)
+    kept = replace(profile, starts_runs=False, archives=folder)
     if not folder.is_dir():
         raise UserError(f"nothing is kept in {folder}, and no run of the profile {profile.name} has finished: make its runs")
     made: list[FilePath] = []
@@ -127,19 +128,19 @@ def collect(profile: Profile, seeds: int) -> list[FilePath]:
             for seed in range(seeds):
                 run = Run(profile, key, experiment, seed)
                 if run.finished:
-                    file = stored.archive(profile.results / "runs", run.name)
-                    files = stored.run_files(run.folder) | dict(_measured(run, file))
-                    changed += [file] * stored.pack(file, files)
+                    file = archives.archive(profile.results / "runs", run.name)
+                    files = archives.run_files(run.folder) | dict(_measured(run, file))
+                    changed += [file] * archives.pack(file, files)
         first = Run(profile, key, known_experiments(profile)[0], 0)
-        if files := stored.study_files(study_folder(first)):
-            file = stored.archive(profile.results / "runs", study_name(first))
-            changed += [file] * stored.pack(file, files)
+        if files := archives.study_files(study_folder(first)):
+            file = archives.archive(profile.results / "runs", study_name(first))
+            changed += [file] * archives.pack(file, files)
     return changed
 
 
 def _measured(run: Run, file: FilePath) -> Iterator[tuple[str, FilePath]]:
     """What belongs to a run and is not in its folder; where it cannot be had now, what its archive has of the same run."""
-    before = stored.unpacked(file)
+    before = archives.unpacked(file)
     same = (before / "summary.json").is_file()
     same = same and (before / "summary.json").read_bytes() == (run.folder / "summary.json").read_bytes()
     facts = profile_folder(run.profile) / "facts" / f"{run.folder.name}.json"

@@ -34,8 +34,10 @@ from nnabla_detofa.methods import algorithm1
 from nnabla_detofa.methods.algorithm1 import DetOFASearcher
 from nnabla_detofa.networks import centernet
 from nnabla_detofa.networks.supernet import Classifier
-from nnabla_detofa.paper import experiments, profiles
-from nnabla_detofa.paper.experiments import OURS, Run
+from nnabla_detofa.paper import execution, profiles
+from nnabla_detofa.paper import run as paper_run
+from nnabla_detofa.paper.experiments import DETOFA
+from nnabla_detofa.paper.run import Run
 from nnabla_detofa.runs.phases import Schedule
 from nnabla_detofa.space.geometry import Geometry, HeadGeometry
 from nnabla_detofa.space.pruning import UniformPaths
@@ -303,10 +305,10 @@ def test_cores_are_those_of_the_container(quota, cores, tmp_path, monkeypatch):
 
 def test_a_run_of_other_mini_batches_is_no_experiment(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(experiments, "RUNS", tmp_path)
+    monkeypatch.setattr(paper_run, "RUNS", tmp_path)
 
     def run():
-        return Run(profiles.load("demo"), "digits", OURS, 0)
+        return Run(profiles.load("demo"), "digits", DETOFA, 0)
 
     for name, content in (("config", run().config.to_dict()), ("summary", {})):
         (tmp_path / "by-hand").mkdir(exist_ok=True)
@@ -316,8 +318,8 @@ def test_a_run_of_other_mini_batches_is_no_experiment(tmp_path, monkeypatch):
     assert run().folder == tmp_path / "profiles" / "demo" / "digits-detofa-0" and not run().finished
     shutil.copytree(tmp_path / "by-hand", run().folder)
     assert not run().finished
-    with pytest.raises(UserError, match="a run of several processes with mini-batches of 4, which its config does not say"):
-        experiments.ensure([run()], 1)
+    with pytest.raises(UserError, match="a run with mini-batches of 4 images that its config does not set"):
+        execution.complete([run()], 1)
 
 
 # --- Launchers --------------------------------------------------------------------------------------------------------

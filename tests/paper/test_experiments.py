@@ -23,10 +23,13 @@ from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.common.version import __version__
 from nnabla_detofa.data import content
 from nnabla_detofa.data.digits import write_digits
-from nnabla_detofa.paper import budget_figures, experiments, profiles, reproduce
-from nnabla_detofa.paper.experiments import OFA, OURS, PATH_PRUNINGS, PATH_RATIOS, STRATEGIES, plan, shared_phases
+from nnabla_detofa.paper import branching, budget_figures, execution, experiments, profiles, reproduce
+from nnabla_detofa.paper import run as paper_run
+from nnabla_detofa.paper.branching import shared_phases
+from nnabla_detofa.paper.experiments import DETOFA, OFA, PATH_PRUNINGS, PATH_RATIOS, STRATEGIES
 from nnabla_detofa.paper.filter_paths import study_folder
 from nnabla_detofa.paper.reproduce import TARGETS, Order
+from nnabla_detofa.paper.run import Run, plan
 from nnabla_detofa.runs import provenance
 from nnabla_detofa.runs.phases import phase_names
 from nnabla_detofa.runs.run_folder import run_config, searched_space
@@ -68,7 +71,7 @@ def test_every_experiment_is_one_change_of_ours(profile):
     runs = plan(profile, ("voc",), [experiment for group in groups for experiment in group], 2, [])
     hashes = [run.config.config_hash for run in runs]
     assert len(set(hashes)) == len(hashes) == 2 * 12
-    assert runs[0].experiment == OURS and runs[0].config.config_hash == configs.load("tiny.json").config_hash
+    assert runs[0].experiment == DETOFA and runs[0].config.config_hash == configs.load("tiny.json").config_hash
     assert {run.config.args.seed for run in runs} == {0, 1}
 
 
@@ -115,7 +118,7 @@ def test_the_papers_data_sets_are_named_where_ours_are_others(profile):
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_runs(profile, monkeypatch, capsys):
-    monkeypatch.setattr(reproduce, "ensure", None)
+    monkeypatch.setattr(reproduce, "complete", None)
     Path("taken").touch()
     assert main(["reproduce", "figure9", "--profile", "small.json", "-o", "taken"]) == 2
     assert "got taken: taken is a file" in capsys.readouterr().err
@@ -131,7 +134,7 @@ def test_missing_data_are_named_before_runs_that_are_only_welcome(profile, monke
     need = profiles.Need("nowhere", "make it")
     data_set = profile.data_sets["digits"]
     poor = replace(profile, name="poor", data_sets={"digits": replace(data_set, needs=(need,))})
-    monkeypatch.setattr(reproduce, "ensure", None)
+    monkeypatch.setattr(reproduce, "complete", None)
     with pytest.raises(UserError, match=r"needs for digits what is missing: nowhere \(make it\)"):
         reproduce.reproduce(["table2"], Order(poor, Path("poor")))
 
@@ -139,7 +142,7 @@ def test_missing_data_are_named_before_runs_that_are_only_welcome(profile, monke
 def test_where_no_runs_are_started_what_can_be_made_is_made_first(profile, tmp_path):
     silent = replace(profile, name="silent", starts_runs=False)
     lines = []
-    with pytest.raises(UserError, match="starts no runs, and 3 of 3 are missing"):
+    with pytest.raises(UserError, match="3 of 3 runs are missing, and the profile silent does not start runs"):
         reproduce.reproduce(["figure9", "tableA1"], Order(silent, tmp_path, 1, ("hparams.epochs=4",)), lines.append)
     assert f"written: {tmp_path / 'tableA1.md'}" in lines and not (tmp_path / "figure9.md").exists()
     assert sum("nnabla_nas -f tiny.json" in line for line in lines) == 3
@@ -200,7 +203,7 @@ def test_shared_phases_follow_from_the_differing_entries():
 def done(profile):
     """Our method and the ofa baseline, run as a figure has them run: the baseline as a branch."""
     runs = plan(profile, ("voc",), [OFA], 1, [])
-    experiments.ensure(runs, 2, lambda line: None)
+    execution.complete(runs, 2, lambda line: None)
     return runs
 
 
@@ -221,16 +224,16 @@ def test_no_branch_starts_from_a_run_whose_files_are_gone(done, profile):
     (run,) = [run for run in plan(profile, ("voc",), PATH_PRUNINGS, 1, []) if run.experiment.name == "paths-uniform"]
     weights = ours.folder / "warm_up"
     weights.rename(ours.folder / "elsewhere")
-    assert experiments.branch(run, [ours]) is None and not run.folder.exists()
+    assert branching.branch(run, [ours]) is None and not run.folder.exists()
     (ours.folder / "elsewhere").rename(weights)
-    assert experiments.branch(run, [ours]).phases[-1] == "path filter"
+    assert branching.branch(run, [ours]).phases[-1] == "path filter"
     shutil.rmtree(run.folder)
 
 
 def test_a_finished_run_is_used_wherever_it_lies(done, profile, monkeypatch):
     """No process is started for runs that are there, in the profile's folder or beside it, whatever they are called."""
-    monkeypatch.setattr(experiments.subprocess, "Popen", None)
-    experiments.ensure(done, 2, lambda line: None)
+    monkeypatch.setattr(execution.subprocess, "Popen", None)
+    execution.complete(done, 2, lambda line: None)
     other = profiles.load("small.json").__class__(**{**profile.__dict__, "name": "other"})
     Path("runs/elsewhere").symlink_to(done[0].folder.resolve())
     (run, _) = plan(other, ("voc",), [OFA], 1, [])
@@ -243,7 +246,7 @@ def test_a_finished_run_is_used_wherever_it_lies(done, profile, monkeypatch):
 def test_changed_data_and_a_changed_config_have_folders_of_their_own(done, profile, tmp_path):
     """The run that is there is not used, not gone on with and not lost; with what there was it is used again."""
 
-    def ours() -> experiments.Run:
+    def ours() -> Run:
         content._digest.cache_clear()
         return plan(profiles.load("small.json"), ("voc",), [], 1, [])[0]
 
@@ -253,15 +256,17 @@ def test_changed_data_and_a_changed_config_have_folders_of_their_own(done, profi
     annotation.write_text(text.replace("<xmax>", "<xmax>1", 1))
     changed = ours()
     assert not changed.finished and changed.folder.name.startswith(f"{changed.name}-") and not changed.folder.exists()
-    assert study_folder(changed) != study_folder(done[0]) and experiments.branch(changed, [done[0]]) is not None
+    assert study_folder(changed) != study_folder(done[0]) and branching.branch(changed, [done[0]]) is not None
     shutil.rmtree(changed.folder)
     annotation.write_text(text)
     Path("tiny.json").write_text(config.replace('"epochs": 2', '"epochs": 3', 1))
     assert config != Path("tiny.json").read_text() and ours().folder not in (done[0].folder, changed.folder)
     lines = []
-    with pytest.raises(UserError, match="starts no runs"):
-        experiments.ensure([replace(ours(), profile=replace(profile, starts_runs=False))], 2, lines.append)
-    assert lines[0].startswith(f"{done[0].folder} stays: its config, weights or data are not those of now, which go to ")
+    with pytest.raises(UserError, match="does not start runs"):
+        execution.complete([replace(ours(), profile=replace(profile, starts_runs=False))], 2, lines.append)
+    assert lines[0].startswith(
+        f"{done[0].folder} holds a run with another config, weights or data and is kept; the new run is "
+    )
     Path("tiny.json").write_text(config)
     assert ours().finished
 
@@ -269,12 +274,14 @@ def test_changed_data_and_a_changed_config_have_folders_of_their_own(done, profi
 def test_entries_of_one_data_set_are_not_those_of_the_other(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     paper = profiles.load("paper")
-    voc, coco = plan(paper, ("voc", "coco"), [OURS], 1, ["dataloader.voc.root=elsewhere", "hparams.checkpoint_every_epochs=2"])
+    voc, coco = plan(
+        paper, ("voc", "coco"), [DETOFA], 1, ["dataloader.voc.root=elsewhere", "hparams.checkpoint_every_epochs=2"]
+    )
     assert (voc.config.dataloader.root, coco.config.dataloader.root) == ("elsewhere", "data/coco")
-    assert {run.config.hparams.checkpoint_every_epochs for run in (voc, coco)} == {2}
+    assert {run.config.hparams.epochs for run in (voc, coco)} == {2}
     paper.check(replace(paper.data_sets["coco"], needs=()), ["dataloader.voc.root=elsewhere"])
     with pytest.raises(UserError, match="dataloader"):
-        _ = plan(paper, ("voc",), [OURS], 1, ["dataloader.vocc.root=elsewhere"])[0].config
+        _ = plan(paper, ("voc",), [DETOFA], 1, ["dataloader.vocc.root=elsewhere"])[0].config
 
 
 def test_needs_are_those_of_what_is_asked_for(profile, tmp_path):
@@ -326,7 +333,7 @@ def test_budgets_that_differ_are_refused():
 def test_a_stop_waits_until_a_started_process_is_known(tmp_path):
     """It would outlive us otherwise."""
     started = {}
-    with pytest.raises(KeyboardInterrupt), experiments._stopping_all(started) as stop:
+    with pytest.raises(KeyboardInterrupt), execution._stopping_all(started) as stop:
         with stop.held():
             process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
             os.kill(os.getpid(), signal.SIGHUP)
@@ -357,7 +364,7 @@ def test_table_2_and_figures_3_to_6(done, folder, tmp_path, capsys):
     )  # in core hours, and in training steps
     assert "In the paper on Pascal VOC and COCO, here on digits." in costs and "GPU days, Pascal VOC" in costs
     figure = (tmp_path / "figure5.md").read_text()
-    assert [title in figure for title in ("| OFA (w/ PS) |", "| OFA (w/o PS) |", "| CompOFA* |", "| ours |")] == [True] * 4
+    assert [title in figure for title in ("| OFA (w/ PS) |", "| OFA (w/o PS) |", "| CompOFA* |", "| DetOFA |")] == [True] * 4
     assert "against OFA (w/ PS)" in figure and "against its fullnet" in figure and "had line 4's paths before" in figure
     kept = (tmp_path / "figure3.md").read_text()
     spared = json.loads((done[0].folder / "operations.json").read_text())["spared"]
@@ -365,8 +372,8 @@ def test_table_2_and_figures_3_to_6(done, folder, tmp_path, capsys):
     out = capsys.readouterr()
     assert "up to 75 random paths are to be evaluated, about" in out.out + out.err
     rows = (tmp_path / "figure6.csv").read_text().splitlines()
-    assert sum(",OFA (w/o PS)," in row for row in rows) == 5 * 15 and any(",ours," in row for row in rows)
-    assert "ours above OFA (w/o PS), mean AP" in (tmp_path / "figure6.md").read_text()
+    assert sum(",OFA (w/o PS)," in row for row in rows) == 5 * 15 and any(",DetOFA," in row for row in rows)
+    assert "DetOFA above OFA (w/o PS), mean AP" in (tmp_path / "figure6.md").read_text()
     operations = json.loads((done[0].folder / "operations.json").read_text())
     rows = [row.split(",") for row in (tmp_path / "figure3.csv").read_text().splitlines()[1:]]
     assert len(rows) == len(operations["operations"]) and sum(row[-1] == "1" for row in rows) == len(operations["removed"])
@@ -450,7 +457,7 @@ def test_every_baseline_has_a_config_of_its_own(name, monkeypatch):
     fullnet = experiments.Experiment("fullnet", "fullnet", ("args.runner=fullnet",))
     for key in profile.data_sets:
         for experiment in (fullnet, experiments.OFA, experiments.OFA_PS, experiments.COMPOFA, *experiments.PRETRAININGS[2:]):
-            run = experiments.Run(profile, key, experiment, 0)
+            run = Run(profile, key, experiment, 0)
             file = Path("configs/baselines", f"{key}_{experiment.name.replace('-', '_')}.json")
             assert configs.load(file).config_hash == run.config.config_hash, file
 
@@ -481,19 +488,19 @@ def test_a_damaged_file_of_a_run_is_named(done, tmp_path, capsys):
 
 
 def test_times_that_a_ledger_lost_are_said_and_nothing_fails_for_them(profile, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "RUNS", tmp_path)
+    monkeypatch.setattr(paper_run, "RUNS", tmp_path)
     trunk, run = plan(profile, ("voc",), [OFA], 1, [])
     trunk.folder.mkdir(parents=True)
-    for name in (*experiments.FULLNET_FILES, "warm_up"):
+    for name in (*branching.FULLNET_FILES, "warm_up"):
         (trunk.folder / name).touch()
     ledger = {"unit": "core seconds", "phases": {"warm-up": {"kind": "training", "seconds": 3.0}, "search": {"seconds": 1.0}}}
     (trunk.folder / "seconds.json").write_text('{"fullnet": 1}')
     (trunk.folder / "ledger.json").write_text("[]")
     with pytest.raises(UserError, match="ledger.json is damaged"):
-        experiments.branch(run, [trunk])
+        branching.branch(run, [trunk])
     assert [folder.name for folder in trunk.folder.parent.iterdir()] == [trunk.folder.name]
     (trunk.folder / "ledger.json").write_text(json.dumps(ledger))
-    assert experiments.branch(run, [trunk]).phases == ("fullnet", "warm-up")
+    assert branching.branch(run, [trunk]).phases == ("fullnet", "warm-up")
     kept = json.loads((run.folder / "ledger.json").read_text())
     assert kept["phases"] == {"warm-up": ledger["phases"]["warm-up"]}
     assert json.loads((run.folder / "seconds.json").read_text()) == {"fullnet": 1}
@@ -505,40 +512,40 @@ def test_times_that_a_ledger_lost_are_said_and_nothing_fails_for_them(profile, t
 
 def test_a_run_that_fails_is_named_with_its_last_words(profile):
     runs = plan(profile, ("voc",), [], 1, ["network.centernet_ofa_resnet50.weights=none.h5"])
-    with pytest.raises(UserError, match=r"nnabla_nas -f tiny.json .* ended with status 2: .*none.h5 does not exist"):
-        experiments.ensure(runs, 1, lambda line: None)
+    with pytest.raises(UserError, match=r"nnabla_nas -f tiny.json .* failed with status 2: .*none.h5 does not exist"):
+        execution.complete(runs, 1, lambda line: None)
 
 
 def test_runs_side_by_side_share_the_cores_and_the_last_one_has_all(profile, monkeypatch):
     shares, done = [], SimpleNamespace(poll=lambda: 0, returncode=0)
-    monkeypatch.setattr(experiments, "_start", lambda run, share, trunks: shares.append(share) or done)
-    runs = plan(profile, ("voc",), [OURS, OFA, experiments.OFA_PS], 1, [])
-    assert len(list(experiments._finishing(runs, runs, 2, 4, lambda line: None))) == 3
+    monkeypatch.setattr(execution, "_start", lambda run, share, trunks: shares.append(share) or done)
+    runs = plan(profile, ("voc",), [DETOFA, OFA, experiments.OFA_PS], 1, [])
+    assert len(list(execution._execute(runs, runs, 2, 4, lambda line: None))) == 3
     assert shares == [2, 2, 4]
 
 
 def test_a_run_takes_its_cores_as_processes_where_the_numbers_stay_the_same(profile, monkeypatch):
     commands = []
-    monkeypatch.setattr(experiments.subprocess, "Popen", lambda command, **options: commands.append(command))
+    monkeypatch.setattr(execution.subprocess, "Popen", lambda command, **options: commands.append(command))
     for can_launch, mini_batch, ending in (
         (True, 2, ["--processes", "2"]),
         (True, 4, ["args.evaluation_processes=2"]),
         (False, 2, ["args.evaluation_processes=2"]),
     ):
-        monkeypatch.setattr(experiments, "can_launch", lambda can_launch=can_launch: can_launch)
+        monkeypatch.setattr(execution, "can_launch", lambda can_launch=can_launch: can_launch)
         (run,) = plan(profile, ("voc",), [], 1, ["hparams.batch_size=4", f"hparams.mini_batch={mini_batch}"])
-        experiments._start(run, 2)
+        execution._start(run, 2)
         assert commands[-1][-2 - len(ending) : -2] == ending
 
 
 def test_what_mpirun_adds_is_not_the_last_words(profile):
     (run,) = plan(profile, ("voc",), [], 1, ["hparams.epochs=7"])
     rule = "-" * 74
-    experiments.console(run).parent.mkdir(parents=True, exist_ok=True)
-    experiments.console(run).write_text(
+    execution.console(run).parent.mkdir(parents=True, exist_ok=True)
+    execution.console(run).write_text(
         f"[1/2] fullnet\nerror: no room\n{rule}\nprterun detected an error\n\n  Code: 2\n{rule}\n"
     )
-    assert experiments._last_words(run) == "no room"
+    assert execution._last_line(run) == "no room"
 
 
 def test_a_run_that_another_process_does_is_not_done_twice(profile):
@@ -548,11 +555,11 @@ def test_a_run_that_another_process_does_is_not_done_twice(profile):
         sleeping = Path("sleeper")
         sleeping.write_text("#!/bin/sh\nsleep 60\n")
         sleeping.chmod(0o755)
-        patch.setattr(experiments.sys, "executable", str(sleeping.resolve()))
-        process = experiments._start(run, 1)
+        patch.setattr(execution.sys, "executable", str(sleeping.resolve()))
+        process = execution._start(run, 1)
     try:
-        with pytest.raises(UserError, match=r"digits-detofa-0\S* is being run by another process"):
-            experiments.ensure([run], 1, lambda line: None)
+        with pytest.raises(UserError, match=r"another process is executing digits-detofa-0"):
+            execution.complete([run], 1, lambda line: None)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -561,9 +568,9 @@ def test_a_run_that_another_process_does_is_not_done_twice(profile):
 def test_a_profile_that_starts_nothing_prints_commands(profile):
     silent = replace(profile, name="silent", starts_runs=False)
     lines = []
-    runs = plan(silent, ("voc",), [OURS, OFA], 1, ["hparams.epochs=3"])
-    with pytest.raises(UserError, match="starts no runs, and 2 of 2 are missing"):
-        experiments.ensure(runs, 1, lines.append)
+    runs = plan(silent, ("voc",), [DETOFA, OFA], 1, ["hparams.epochs=3"])
+    with pytest.raises(UserError, match="2 of 2 runs are missing, and the profile silent does not start runs"):
+        execution.complete(runs, 1, lines.append)
     assert len(lines) == 2 and lines[0].startswith("  nnabla_nas -f tiny.json hparams.epochs=3 ")
 
 
@@ -589,7 +596,7 @@ def test_stopping_stops_the_runs_and_the_command_goes_on(profile, number):
 
 
 def test_the_time_that_runs_will_take_is_said_or_that_it_is_not_known(profile, monkeypatch):
-    monkeypatch.setattr(experiments, "_finishing", lambda *_: iter(()))
+    monkeypatch.setattr(execution, "_execute", lambda *_: iter(()))
     Path("start.h5").touch()
     pretraining = profile.data_sets["digits"].pretraining
     pretraining = pretraining.__class__(**{**pretraining.__dict__, "fullnet": "start.h5"})
@@ -598,18 +605,18 @@ def test_the_time_that_runs_will_take_is_said_or_that_it_is_not_known(profile, m
     timed = {**profile.__dict__, "name": "timed", "data_sets": {"digits": data_set}}
     runs = plan(profile.__class__(**timed), ("voc",), experiments.PRETRAININGS, 1, ["hparams.epochs=7"])
     lines = []
-    experiments.ensure(runs, 1, lines.append)
-    assert "7 of 7 runs are to be done, the profile timed does not say how long: digits-detofa-0" in lines[0]
+    execution.complete(runs, 1, lines.append)
+    assert "starting 7 of 7 runs, duration unknown to the profile timed: digits-detofa-0" in lines[0]
     timed["minutes"] = {"whole run": 100, "branch": 1}
     runs = plan(profile.__class__(**timed), ("voc",), experiments.PRETRAININGS, 1, ["hparams.epochs=7"])
-    experiments.ensure(runs, 1, lines.append)
+    execution.complete(runs, 1, lines.append)
     assert "about 304 minutes on two cores" in lines[1], "ours, and two from other weights, which share nothing with it"
 
 
 def test_missing_weights_are_named_before_anything_starts(profile):
     runs = plan(profile, ("voc",), experiments.PRETRAININGS, 1, ["hparams.epochs=3"])
-    with pytest.raises(UserError, match=r"digits-fullnet-ofa-0\S* needs .* which are missing: train it and name it"):
-        experiments.ensure([run for run in runs if run.name.startswith("digits-fullnet")], 1, lambda line: None)
+    with pytest.raises(UserError, match=r"digits-fullnet-ofa-0\S* needs .* does not exist: train it and name it"):
+        execution.complete([run for run in runs if run.name.startswith("digits-fullnet")], 1, lambda line: None)
 
 
 def test_profiles_are_checked(tmp_path, monkeypatch):

@@ -16,9 +16,11 @@ from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.evaluation.metrics import bootstrap_ap, voc_ap, voc_matches
-from nnabla_detofa.paper import claims, controls, experiments, intervals, pilot, profiles, results, stored, table2
-from nnabla_detofa.paper.experiments import COMPOFA, CONTROLS, OFA, OFA_PS, OURS, Run, ensure, plan
+from nnabla_detofa.paper import archives, claims, controls, experiments, intervals, pilot, profiles, results, table2
+from nnabla_detofa.paper.execution import complete
+from nnabla_detofa.paper.experiments import COMPOFA, CONTROLS, DETOFA, OFA, OFA_PS
 from nnabla_detofa.paper.intervals import Values, verdict
+from nnabla_detofa.paper.run import Run, plan
 from nnabla_detofa.runs.phases import training_phases
 
 REPOSITORY = Path(__file__).parents[2]
@@ -113,7 +115,7 @@ def test_the_study_has_the_papers_proportions(monkeypatch):
         return [len(phase.epochs) * phase.steps_per_epoch(1600) for phase in training_phases(run.config)]
 
     n = 896
-    assert steps(OURS) == steps(OFA) == steps(COMPOFA) == [n, n // 14, n - n // 14]
+    assert steps(DETOFA) == steps(OFA) == steps(COMPOFA) == [n, n // 14, n - n // 14]
     assert steps(OFA_PS) == steps(CONTROLS[0]) == [n, n, n // 14, n - n // 14, n // 14, n - n // 14]
     assert [sum(steps(control)) for control in CONTROLS] == [4 * n] * 3
     uniform = training_phases(Run(profile, "digits", CONTROLS[0], 0).config)
@@ -146,13 +148,13 @@ def test_an_archive_gives_back_what_it_took_and_the_same_bytes_again(tmp_path):
     (tmp_path / "run").mkdir()
     for name in ("config.json", "summary.json", "subnet_1.json", "subnet_1_detections.json", "paths.jsonl", "weights.h5"):
         (tmp_path / "run" / name).write_text(name * 3)
-    files = stored.run_files(tmp_path / "run")
+    files = archives.run_files(tmp_path / "run")
     assert sorted(files) == ["config.json", "paths.jsonl", "subnet_1.json", "summary.json"]
-    file = stored.archive(tmp_path / "kept", "one")
-    assert stored.pack(file, files) and not stored.pack(file, files)
-    folder = stored.unpacked(file)
+    file = archives.archive(tmp_path / "kept", "one")
+    assert archives.pack(file, files) and not archives.pack(file, files)
+    folder = archives.unpacked(file)
     assert {path.name: path.read_text() for path in folder.iterdir()} == {name: name * 3 for name in files}
-    assert not stored.unpacked(tmp_path / "none.tar.xz").exists()
+    assert not archives.unpacked(tmp_path / "none.tar.xz").exists()
 
 
 @pytest.mark.parametrize("name", ["/etc/outside", "../outside"])
@@ -160,11 +162,11 @@ def test_an_archive_that_would_write_elsewhere_is_refused(tmp_path, name):
     file = tmp_path / "bad.tar.xz"
     with tarfile.open(file, "w:xz") as tar:
         tar.addfile(tarfile.TarInfo(name))
-    with pytest.raises(UserError, match="which is not a plain file of its own"):
-        stored.unpacked(file)
+    with pytest.raises(UserError, match="is not a plain file inside the archive"):
+        archives.unpacked(file)
     file.write_bytes(b"no archive")
     with pytest.raises(UserError, match="bad.tar.xz is damaged"):
-        stored.unpacked(file)
+        archives.unpacked(file)
 
 
 # --- From runs to verdicts --------------------------------------------------------------------------------------------
@@ -238,11 +240,11 @@ def profile(folder, monkeypatch):
 
 @pytest.mark.slow
 def test_two_seeds_go_from_runs_to_claims_and_results_need_no_runs(profile, folder):
-    runs = plan(profile, ("voc",), [OURS, OFA], 2, ())
-    ensure(runs, 2, lambda line: None)
+    runs = plan(profile, ("voc",), [DETOFA, OFA], 2, ())
+    complete(runs, 2, lambda line: None)
     for run in runs:
         summary = json.loads((run.folder / "summary.json").read_text())
-        ours = next(r for r in runs if r.experiment == OURS and r.seed == run.seed)
+        ours = next(r for r in runs if r.experiment == DETOFA and r.seed == run.seed)
         summaries = json.loads((ours.folder / "summary.json").read_text())
         found = controls.evidence_of(run, summary, summaries, 16)
         kinds = [entry["kind"] for entry in found.measured]

@@ -1,8 +1,7 @@
-"""What is kept of runs in the repository: the small files of each, compressed, from which all results are made again.
+"""Archives of the small files of runs, from which all results can be made again without the runs.
 
-A run's archive has its JSON files and evaluated paths, no weights and no detections, and with them what was measured of these
-afterwards: the controls, and the standard errors over the test images. Readers ask `experiments.Run.folder` in either case:
-where a profile has a folder `stored`, that is the unpacked archive.
+The archive of a run holds its JSON files and evaluated paths, and what was measured of the run afterwards: the controls and
+the standard errors over the test images. It holds no weights and no detections.
 """
 
 from __future__ import annotations
@@ -31,33 +30,37 @@ KEPT = (
     "fullnet",
     "mini_batch",
 )
-"""Names of JSON files of a run's folder that are kept; with them the found subnets', and all evaluated paths."""
+"""Names of the JSON files of a run's folder that are archived, besides those of the found subnets and all evaluated paths."""
 MAX_BYTES = 1 << 28
 
 
 def archive(folder: FilePath, name: str) -> FilePath:
-    """The file of a folder of archives that keeps what is called `name`."""
+    """Return the file of the archive `name` in a folder of archives."""
     return folder / f"{name}{SUFFIX}"
 
 
 def run_files(folder: FilePath) -> dict[str, FilePath]:
-    """The small files of a run's folder, by their names in its archive."""
+    """Return the small files of a run's folder, by their names in the archive."""
     files = [folder / f"{name}.json" for name in KEPT]
     subnets = [file for file in sorted(folder.glob("subnet_*.json")) if not file.stem.endswith("_detections")]
     return {file.name: file for file in (*files, *subnets, *sorted(folder.glob("*.jsonl"))) if file.is_file()}
 
 
 def study_files(folder: FilePath) -> dict[str, FilePath]:
-    """The small files of a filter study's folder: all but filters."""
+    """Return the small files of a filter study's folder, which are all but the filters, by their names in the archive."""
     kept = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.suffix in (".json", ".jsonl"))
     return {str(file.relative_to(folder)): file for file in kept}
 
 
 def pack(file: FilePath, files: Mapping[str, FilePath]) -> bool:
-    """Write an archive of files; the same content gives the same bytes.
+    """Write an archive; equal content gives equal bytes.
+
+    Args:
+        file: the archive.
+        files: files to archive, by their names in the archive.
 
     Returns:
-        whether it is another than before.
+        Whether the archive is new or has changed.
     """
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:xz", preset=9) as tar:
@@ -75,11 +78,13 @@ def pack(file: FilePath, files: Mapping[str, FilePath]) -> bool:
 
 @cache
 def _place() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="nnabla-detofa-stored-")
+    return tempfile.TemporaryDirectory(prefix="nnabla-detofa-archives-")
 
 
 def unpacked(file: FilePath) -> FilePath:
-    """The folder of an archive's files, which lasts as long as the process; one that does not exist has an empty folder.
+    """Unpack an archive and return its folder, which exists as long as this process.
+
+    If the archive does not exist, neither does the folder.
 
     Raises:
         UserError: the archive is damaged.
@@ -91,26 +96,29 @@ def unpacked(file: FilePath) -> FilePath:
 
 @cache
 def _unpacked(file: FilePath, changed: int) -> FilePath:
+    """Unpack the version of an archive that was written at the time `changed`."""
     folder = FilePath(tempfile.mkdtemp(dir=_place().name)) / file.name.removesuffix(SUFFIX)
     folder.mkdir()
     try:
         with tarfile.open(file, "r:xz") as tar:
-            for member in _plain(tar):
+            for member in _plain_files(tar):
+                content = tar.extractfile(member)
+                assert content is not None  # only directories and devices have none
                 target = folder / member.name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                write_bytes(target, tar.extractfile(member).read())
+                write_bytes(target, content.read())
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{file} is damaged ({error}): take it from the repository again, or remove it") from error
+        raise UserError(f"{file} is damaged ({error}): restore it from the repository, or remove it") from error
     return folder
 
 
-def _plain(tar: tarfile.TarFile) -> Iterable[tarfile.TarInfo]:
-    """The members, all of them plain files below the archive's folder; ValueError otherwise."""
+def _plain_files(tar: tarfile.TarFile) -> Iterable[tarfile.TarInfo]:
+    """Yield the members of an archive; ValueError unless each is a plain file inside the archive's folder."""
     total = 0
     for member in tar:
         total += member.size
         if not member.isfile() or FilePath(member.name).is_absolute() or ".." in FilePath(member.name).parts:
-            raise ValueError(f"it holds {member.name!r}, which is not a plain file of its own")
+            raise ValueError(f"{member.name!r} is not a plain file inside the archive")
         if total > MAX_BYTES:
             raise ValueError(f"it holds more than {MAX_BYTES >> 20} MiB")
         yield member
