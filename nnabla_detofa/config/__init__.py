@@ -23,7 +23,6 @@ from .load import (
     Solvers,
     VocData,
     check_batch_norm,
-    completed,
     from_dict,
     from_run,
     load,
@@ -31,6 +30,7 @@ from .load import (
     without_duplicates,
     without_effect,
 )
+from .older import completed
 
 __all__ = [
     "Args",

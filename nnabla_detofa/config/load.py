@@ -20,9 +20,10 @@ import yaml
 
 from ..common.checked import check_keys, kind_of, listed, read
 from ..common.errors import UserError
-from ..common.normalization import COCO, IMAGENET, UNRECORDED, Normalization
+from ..common.normalization import COCO, IMAGENET, Normalization
 from ..common.reading import check_depth, parse_json, read_text, short, shown, too_deep
 from ..space.geometry import OFA_RESNET50, Geometry, HeadGeometry
+from . import older
 
 
 def flops(value: Any) -> Any:
@@ -165,9 +166,9 @@ class DetectionData:
         ignore_other_classes: objects of other classes than `classes` are left out; otherwise they are an error.
         image_size: side of the square input, in pixels.
         flip: mirror half of the training images; not where left and right matter, as in digits.
-        crop: move the window over a training image; otherwise it is centred.
+        crop: move the window over a training image; otherwise it is centered.
         scale_range: smallest and largest size of that window, of the image's longer side, in steps of 0.1.
-        colour: change brightness, contrast, saturation and lighting of training images.
+        color: change brightness, contrast, saturation and lighting of training images.
         max_objects: objects of an image that become targets.
         normalization: mean and std of its images in [0, 1], each of blue, green, red; see `normalization.Normalization`.
     """
@@ -179,7 +180,7 @@ class DetectionData:
     flip: bool = True
     crop: bool = True
     scale_range: tuple[Scale, Scale] = (0.6, 1.3)
-    colour: bool = True
+    color: bool = True
     max_objects: Annotated[int, "[1, 10000]"] = 128
     normalization: Normalization = IMAGENET
 
@@ -242,7 +243,7 @@ class ImageFolderData:
         image_size: side of the square input, in pixels.
         flip: mirror half of the training images; not where left and right matter, as in digits.
         crop_area: smallest and largest share of a training image's area that is cut out of it.
-        centre_share: side of the central square that is evaluated, as a share of an image's shorter side.
+        center_share: side of the central square that is evaluated, as a share of an image's shorter side.
         train_sizes: sides of the training input: each step draws one, from the seed and its number. Empty: `image_size`.
         normalization: as `DetectionData`'s.
     """
@@ -253,7 +254,7 @@ class ImageFolderData:
     image_size: Side = 224
     flip: bool = True
     crop_area: tuple[UpToOne, UpToOne] = (0.35, 1.0)
-    centre_share: UpToOne = 0.875
+    center_share: UpToOne = 0.875
     train_sizes: tuple[Side, ...] = ()
     normalization: Normalization = IMAGENET
 
@@ -633,7 +634,7 @@ class Config:
     @property
     def config_hash(self) -> str:
         """Equal for two configs whose runs have the same result; see `WITHOUT_EFFECT`."""
-        content = self.to_dict()
+        content = older.hashed(self.to_dict())
         del content["about"]
         for section, keys in WITHOUT_EFFECT.items():
             for key in keys:
@@ -664,6 +665,7 @@ def from_dict(content: Mapping[str, Any], name: str) -> Config:
     Raises:
         UserError: a key is unknown or missing, or a value is not allowed.
     """
+    content = older.current(content)
     check_keys("", content, ("about", "args", "network", "dataloader", "optimizer", "hparams"))
     about = content.get("about", ())
     args = read(Args, content.get("args", {}), "args")
@@ -673,7 +675,7 @@ def from_dict(content: Mapping[str, Any], name: str) -> Config:
     stride = network.geometry.total_stride
     if isinstance(network, CenternetOfaResnet50) and data.image_size % stride:
         raise UserError(f"dataloader.{data_name}.image_size must be a multiple of {stride} (strides), got {data.image_size}")
-    hparams = read(runner.hparams, _as_now(content.get("hparams", {})), "hparams")
+    hparams = read(runner.hparams, content.get("hparams", {}), "hparams")
     check_batch_norm(network, data, "hparams.bn_batch", hparams.bn_batch)
     steps = [hparams.batch_size, *(phase.batch_size or hparams.batch_size for phase in getattr(hparams, "shrinking", ()))]
     key = "hparams.mini_batch" if hparams.mini_batch else "batch_size"
@@ -696,31 +698,12 @@ def from_dict(content: Mapping[str, Any], name: str) -> Config:
     )
 
 
-def _as_now(hparams: Any) -> Any:
-    """The section `hparams` of an older run: `filter.flops_bounded` has become a value of `filter.pairs`."""
-    entries = hparams.get("filter") if isinstance(hparams, Mapping) else None
-    if not isinstance(entries, Mapping) or not isinstance(entries.get("flops_bounded"), bool) or "pairs" in entries:
-        return hparams
-    kept = {key: value for key, value in entries.items() if key != "flops_bounded"}
-    return {**hparams, "filter": kept | {"pairs": "bounded" if entries["flops_bounded"] else "all"}}
-
-
 def from_run(content: Mapping[str, Any], name: str, overrides: Iterable[str] = ()) -> Config:
-    """Check the content of a run's config.json, with some of its entries replaced; see `from_dict` and `completed`."""
-    content = completed(content)
+    """Check the content of a run's config.json, with some of its entries replaced; see `from_dict` and `older.completed`."""
+    content = older.completed(content)
     for override in overrides:
         content = overridden(content, override)
     return from_dict(content, name)
-
-
-def completed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a run's config.json with the normalization that its images had, where it is older than that entry."""
-    section = content.get("dataloader")
-    if not isinstance(section, Mapping):
-        return dict(content)
-    unrecorded = json.loads(json.dumps({"normalization": dataclasses.asdict(UNRECORDED)}))
-    data = {name: unrecorded | value if isinstance(value, dict) else value for name, value in section.items()}
-    return {**content, "dataloader": data}
 
 
 def check_batch_norm(network: OfaResnet50, data: DetectionData | ImageFolderData, key: str, images: int) -> None:
@@ -811,7 +794,7 @@ def _parse(path: Path) -> dict[str, Any]:
         raise UserError(f"the config {path} does not parse: {short(' '.join(str(error).split()), 400)}") from error
     if not isinstance(content, dict):
         raise UserError(f"the config {path} must hold a mapping of sections, got {kind_of(content)}")
-    return content
+    return older.current(content)
 
 
 def _parse_yaml(source: str) -> Any:
@@ -876,4 +859,4 @@ def overridden(content: dict[str, Any], override: str) -> dict[str, Any]:
         value = source
     for name in reversed(names):
         value = {name: value}
-    return _merged(content, value)
+    return _merged(older.current(content), older.current(value))

@@ -132,7 +132,7 @@ class ClassificationSets:
         image_size: (height, width) of the network's input, a square.
         flip: whether training images are mirrored, with probability 0.5.
         crop_area: smallest and largest fraction of the image area of a training crop.
-        centre_share: side of the evaluation crop, as a fraction of the shorter side of the image.
+        center_share: side of the evaluation crop, as a fraction of the shorter side of the image.
         normalization: normalization of all images.
         warnings: messages that were logged when the datasets were opened.
     """
@@ -143,7 +143,7 @@ class ClassificationSets:
     image_size: tuple[int, int]
     flip: bool = True
     crop_area: tuple[float, float] = (0.35, 1.0)
-    centre_share: float = 0.875
+    center_share: float = 0.875
     normalization: Normalization = IMAGENET
     warnings: tuple[str, ...] = ()
 
@@ -160,7 +160,7 @@ class ClassificationSets:
     def eval_item(self, dataset, index: int) -> Arrays:
         """Return the center crop (3, H, W) and the label (1,)."""
         image, label = dataset.load(index)
-        return centre_crop(image, self.image_size[0], self.centre_share, self.normalization), np.array([label])
+        return centre_crop(image, self.image_size[0], self.center_share, self.normalization), np.array([label])
 
 
 def open_sets(config: Config, stride: int | None = None) -> DetectionSets | ClassificationSets:
@@ -238,7 +238,7 @@ def _open(config: Config, stride: int | None) -> DetectionSets | ClassificationS
             size,
             data.flip,
             data.crop_area,
-            data.centre_share,
+            data.center_share,
             data.normalization,
         )
     name, splits = ("voc", _open_voc(data)) if isinstance(data, VocData) else ("coco", _open_coco(data))
@@ -259,8 +259,8 @@ def _open(config: Config, stride: int | None) -> DetectionSets | ClassificationS
         scale=data.scale_range,
         crop=data.crop,
         flip=0.5 * data.flip,
-        jitter=Augmentation.jitter * data.colour,
-        lighting=Augmentation.lighting * data.colour,
+        jitter=Augmentation.jitter * data.color,
+        lighting=Augmentation.lighting * data.color,
     )
     sets = DetectionSets(
         everything.classes,

@@ -113,7 +113,7 @@ def evaluation_settings(sets: Sets, config: configs.Config, buckets: Buckets, ev
         "bn_batch": config.hparams.bn_batch,
         "val_images": sum(len(batch[0]) for batch in evaluator.validation_batches),
         "image_size": list(sets.image_size),
-        "centre_share": None if detection else sets.centre_share,
+        "centre_share": None if detection else sets.center_share,  # the key of existing files
         "max_objects": sets.max_objects if detection else None,
         "classes": len(sets.classes),
         "images": {

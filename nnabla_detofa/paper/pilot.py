@@ -47,7 +47,7 @@ SPREAD = 3.0
 PATHS = 8
 """Random paths of each bucket, for the third criterion."""
 AUGMENTATION = {True: ("true", "[0.8, 1.2]", "true"), False: ("false", "[1.0, 1.0]", "false")}
-"""Whether images are augmented -> the data's crop, scale_range and colour."""
+"""Whether images are augmented -> the data's crop, scale_range and color."""
 FOLDER = FilePath("runs", "pilot")
 
 
@@ -105,7 +105,7 @@ def cell_config(profile: Profile, cell: Cell, root: FilePath) -> configs.Config:
     """The profile's config in a cell; AP is measured on the validation images, and our method has no part in it."""
     data_set = next(iter(profile.data_sets.values()))
     section = f"dataloader.{configs.load(data_set.config).dataloader_name}"
-    crop, scale, colour = AUGMENTATION[cell.augmented]
+    crop, scale, color = AUGMENTATION[cell.augmented]
     return configs.load(
         data_set.config,
         [
@@ -116,7 +116,7 @@ def cell_config(profile: Profile, cell: Cell, root: FilePath) -> configs.Config:
             f'{section}.test=["val"]',
             f"{section}.crop={crop}",
             f"{section}.scale_range={scale}",
-            f"{section}.colour={colour}",
+            f"{section}.color={color}",
         ],
     )
 

@@ -195,6 +195,23 @@ def test_the_hash_is_that_of_the_result():
     assert configs.from_dict(SMALLEST, "run").config_hash == configs.from_dict(SMALLEST | {"about": "x"}, "other").config_hash
 
 
+def test_older_keys_are_read_everywhere_and_keep_the_hash(tmp_path):
+    """`colour` has become `color`: in files, their bases, overrides and run folders, with the hash that checkpoints hold."""
+    current = configs.load(CONFIGS / "digits_detofa.json")
+    older = current.to_dict()
+    settings = older["dataloader"]["voc"]
+    settings["colour"] = settings.pop("color")
+    base = write(tmp_path, "base.json", **older)
+    assert not current.dataloader.color and current.config_hash == "3a410189370d617a"
+    assert configs.from_run(older, "run").dataloader.color is False
+    assert configs.load(base).to_dict() == current.to_dict()
+    based = write(tmp_path, "based.json", base="base.json", dataloader={"voc": {"color": True}})
+    assert configs.load(based).dataloader.color and not configs.load(based, ["dataloader.voc.colour=false"]).dataloader.color
+    settings["color"] = True
+    with pytest.raises(UserError, match="dataloader.voc.colour is not a key; did you mean color"):
+        configs.load(write(tmp_path, "both.json", **older))
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

@@ -44,7 +44,7 @@ def test_a_config_names_its_schema_and_satisfies_it(file):
         ("network", {"centernet_ofa_resnet50": {"width_scale": 0}}),
         ("network", {"ofa_resnet50": {}, "centernet_ofa_resnet50": {}}),
         ("dataloader", {"voc": {"scale_range": [1]}}),
-        ("dataloader", {"voc": {"colour": 1}}),
+        ("dataloader", {"voc": {"color": 1}}),
         ("hparam", {}),
     ],
 )
