@@ -1,7 +1,7 @@
 """Another detection head under the same elastic backbone: FCOS-like, every cell inside an object gives its four distances.
 
 Two heads on the up-sampled map: classes, and the distances to the left, top, right and bottom edge with the centreness.
-Targets, losses, decoding and costs are written here; the backbone, the training loop, the re-estimation of batch normalisation
+Targets, losses, decoding and costs are written here; the backbone, the training loop, the re-estimation of batch normalization
 and average precision are the package's. The backbone starts from the demo's weights, those of single digits.
 
     python examples/fcos_head.py [--steps N]        (300 steps take some minutes)
@@ -38,7 +38,7 @@ class Outputs(NamedTuple):
 
 
 class Losses(NamedTuple):
-    total: nn.Variable  # the first is minimised
+    total: nn.Variable  # the first is minimized
     classes: nn.Variable
     edges: nn.Variable
     centreness: nn.Variable
@@ -84,13 +84,13 @@ class FcosDetector(Detector):
         negative = 0.75 * (1.0 - wanted) * p**2 * F.softplus(outputs.classes)
         classes = F.sum(positive + negative) / count
         logits = outputs.edges[:, 4:]
-        centre = F.sum(inside * (F.softplus(logits) - centreness * logits)) / count  # NNabla's own wants labels of 0 or 1
+        center = F.sum(inside * (F.softplus(logits) - centreness * logits)) / count  # NNabla's own wants labels of 0 or 1
         found = F.exp(F.minimum_scalar(outputs.edges[:, :4], LARGEST))
         shared = F.minimum2(found, edges)
         overlap, both = area(shared), area(found) + area(edges)
         misfit = F.log((both - overlap + 1.0) / (overlap + 1.0))
         distances = F.sum(centreness * misfit) / weight
-        return Losses(CLASSES * classes + distances + centre, classes, distances, centre)
+        return Losses(CLASSES * classes + distances + center, classes, distances, center)
 
     def counts(self, targets) -> tuple[float, float]:
         """What the losses divide by: cells in objects, and the sum of their centreness."""

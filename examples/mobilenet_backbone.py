@@ -51,8 +51,8 @@ class MobileGeometry(Geometry):
         return self.stage_out(stage if place else stage - 1, 1.0) if stage or place else self.stem_out(1.0)
 
 
-class Normalised(Mo.Module):
-    """One of nnabla-nas' dynamic convolutions and a batch normalisation, with the statistics that the call asks for."""
+class Normalized(Mo.Module):
+    """One of nnabla-nas' dynamic convolutions and a batch normalization, with the statistics that the call asks for."""
 
     output_axis = 0  # of the convolution's weight
 
@@ -85,9 +85,9 @@ class InvertedBottleneck(Mo.Module):
         most, stride = net.middle(inputs, net.ratios[-1]), 1 if place else net.strides[stage]
         kernels = sorted({choice.kernel for choice in net.ratios})
         self._net, self._residual, self._outputs = net, place > 0, outputs
-        self.expand = Normalised(f"{name}/expand", DynamicConv(inputs, most, (1, 1)), most, 1, rng)
-        self.depthwise = Normalised(f"{name}/depthwise", DynamicDepthwiseConv(most, kernels), most, stride, rng)
-        self.project = Normalised(f"{name}/project", DynamicConv(most, outputs, (1, 1)), outputs, 1, rng)
+        self.expand = Normalized(f"{name}/expand", DynamicConv(inputs, most, (1, 1)), most, 1, rng)
+        self.depthwise = Normalized(f"{name}/depthwise", DynamicDepthwiseConv(most, kernels), most, stride, rng)
+        self.project = Normalized(f"{name}/project", DynamicConv(most, outputs, (1, 1)), outputs, 1, rng)
         if net.squeeze[stage]:
             self.squeeze = DynamicSE(most)
             draw(self.squeeze.fc.reduce._W, rng)
@@ -108,7 +108,7 @@ class MobileNet(Model):
     def __init__(self, geometry: MobileGeometry, rng):
         super().__init__(name="")
         stem = geometry.stem_out(1.0)
-        self.stem = Normalised("stem", DynamicConv(3, stem, (3, 3)), stem, 2, rng)
+        self.stem = Normalized("stem", DynamicConv(3, stem, (3, 3)), stem, 2, rng)
         self.stages = Named({
             stage: Named({
                 place: InvertedBottleneck(f"stages/{stage}/{place}", geometry, stage, place, rng) for place in range(most)

@@ -17,16 +17,17 @@ def detect(network: str, image: np.ndarray, least: float = 0, top: int = 100) ->
     zoom = min(inside / side for inside, side in zip(size, image.shape))
     shift = [size[1] / 2 - zoom * image.shape[1] / 2, size[0] / 2 - zoom * image.shape[0] / 2]
     x = cv2.warpAffine(image, np.array([[zoom, 0, shift[0]], [0, zoom, shift[1]]]), size[::-1]).astype(np.float32)
-    x = (x / 255 - np.float32(takes["mean"])) / np.float32(takes["std"]) if takes["normalised_by_user"] else x
+    if takes.get("normalized_by_user", takes.get("normalised_by_user")):  # the second is the key of older exports
+        x = (x / 255 - np.float32(takes["mean"])) / np.float32(takes["std"])
     session = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider"])
     outputs = session.run(["heat_map", "offset", "size"], {"image": np.repeat(x.transpose(2, 0, 1)[None], batch, 0)})
     heat, offset, extent = (output[0] for output in outputs)
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(heat, ((0, 0), (1, 1), (1, 1))), (3, 3), axis=(1, 2))
-    peaks = np.where(heat == windows.max((3, 4)), heat, 0).ravel()  # the largest of 3x3 neighbours in their class
+    peaks = np.where(heat == windows.max((3, 4)), heat, 0).ravel()  # the largest of 3x3 neighbors in their class
     order = np.argsort(-peaks, kind="stable")[:top]
     label, y, x = np.unravel_index(order, heat.shape)
-    centre, half = np.stack([x, y]) + offset[:, y, x], np.abs(extent[:, y, x]) / 2
-    boxes = (np.concatenate([centre - half, centre + half]).T * about["stride"] - shift * 2) / zoom
+    center, half = np.stack([x, y]) + offset[:, y, x], np.abs(extent[:, y, x]) / 2
+    boxes = (np.concatenate([center - half, center + half]).T * about["stride"] - shift * 2) / zoom
     return [(about["classes"][c], float(peaks[i]), box.tolist()) for c, i, box in zip(label, order, boxes) if peaks[i] >= least]
 
 

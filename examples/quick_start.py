@@ -43,7 +43,7 @@ def main(run: Path = ROOT / "runs/demo", data: Path = ROOT / "data/digits", seed
     names = "JPEGImages/{}_*.jpg" if detects else "classification/{}/*/*.jpg"
     seen, new = (sorted(data.glob(names.format(split))) for split in ("train", "test" if detects else "val"))
     if seen and new:
-        # Batch-normalisation statistics belong to a path: those stored in the file are of none.
+        # Batch-normalization statistics belong to a path: those stored in the file are of none.
         images = np.stack([letterbox(read_image(file), (side, side), net.normalization)[0] for file in seen[::7][:64]])
         statistics = reestimate(net, path, [images])
         image, matrix = letterbox(read_image(new[0]), (side, side), net.normalization)

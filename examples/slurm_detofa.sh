@@ -26,7 +26,7 @@ config=${CONFIG:-configs/voc_detofa.json}
 output=${OUTPUT:-runs/$(basename "$config" .json)}
 
 # Images of one pass through the network, on one GPU. It is part of the config, so that one process, or another number of
-# GPUs, gives the same run: batch normalisation sees mini-batches. The paper's batch of 32 is 8 on each of 4 GPUs; on 8 GPUs
+# GPUs, gives the same run: batch normalization sees mini-batches. The paper's batch of 32 is 8 on each of 4 GPUs; on 8 GPUs
 # it is 4. Keep it while a run goes on.
 mini_batch=${MINI_BATCH:-8}
 

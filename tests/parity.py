@@ -174,9 +174,9 @@ def radius_checks() -> list[Check]:
 def target_checks(image: str) -> list[Check]:
     """The affine maps of a photograph, and the targets from its boxes."""
     height, width = golden(image, "image_size")
-    centre = np.array([width / 2, height / 2])
+    center = np.array([width / 2, height / 2])
     maps = {
-        name: affine(centre, fit((height, width), (size,) * 2), (size,) * 2) for name, size in (("input", 256), ("output", 64))
+        name: affine(center, fit((height, width), (size,) * 2), (size,) * 2) for name, size in (("input", 256), ("output", 64))
     }
     boxes = transform_boxes(golden(image, "corners").astype(np.float32) - 1, maps["input"]) / 4
     checks = [Check.of(f"affine map to the {name}", golden(image, f"affine_{name}"), maps[name], 1e-5) for name in maps]

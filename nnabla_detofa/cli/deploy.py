@@ -115,11 +115,12 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images of the input (default: %(default)s)")
     parser.add_argument(
-        "--normalised",
+        "--normalized",
         action="store_true",
-        help="the input is (pixels / 255 - mean) / std; by default pixels from 0 to 255, normalised in the network",
+        help="the input is (pixels / 255 - mean) / std; by default pixels from 0 to 255, normalized in the network",
     )
-    parser.add_argument("--fold", action="store_true", help="fold batch normalisation into the convolutions")
+    parser.add_argument("--normalised", dest="normalized", action="store_true", help=argparse.SUPPRESS)  # the older spelling
+    parser.add_argument("--fold", action="store_true", help="fold batch normalization into the convolutions")
 
 
 def export(args: argparse.Namespace) -> None:
@@ -139,7 +140,7 @@ def export(args: argparse.Namespace) -> None:
     check_request(run, args.detector, run_config(run, args.overrides), size, args.batch)
     Device.open(args.context, args.device_id)
     opened = open_detector(run, args.detector, args.overrides)
-    about = export(opened, run, args.detector, file, size, args.batch, not args.normalised, args.fold)
+    about = export(opened, run, args.detector, file, size, args.batch, not args.normalized, args.fold)
     difference, images = about["largest_difference"], about["compared_images"]
     print(f"largest difference from the supernet's path on {images} test images: {difference:.2g}")
     print(f"written: {file}, {file.stat().st_size / 1e6:.2f} MB, and {about_file(file)}")

@@ -152,15 +152,15 @@ def measure_latency(args: argparse.Namespace) -> None:
     size = (args.image_size * 2)[:2] if args.image_size else None
     model = model_of(config, size and tuple(size), args.classes)
     device = Device.open(args.context, args.device_id)
-    synchronise = device.event.default_stream_synchronize
+    synchronize = device.event.default_stream_synchronize
     with ProgressBar(desc="layers", unit="layer") as bar:
 
         def on_layer(done: int, total: int) -> None:
             bar.total = total
             bar.update()
 
-        latency = measure(model, args.repeats, synchronise, on_layer)
-    found = validate(latency, model, np.random.default_rng(config.args.seed), args.paths, args.repeats, synchronise)
+        latency = measure(model, args.repeats, synchronize, on_layer)
+    found = validate(latency, model, np.random.default_rng(config.args.seed), args.paths, args.repeats, synchronize)
     write(Path(args.output), latency, model, device.name, args.repeats, found)
     correlation = found["rank_correlation"]
     print(

@@ -110,7 +110,7 @@ def import_ofa_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-channels",
         action="store_true",
-        help="leave the first convolution for red, green, blue and ImageNet's normalisation, to compare with PyTorch; "
+        help="leave the first convolution for red, green, blue and ImageNet's normalization, to compare with PyTorch; "
         "by default it is rewritten for this package's images: blue, green, red with CenterNet's mean and deviation",
     )
 

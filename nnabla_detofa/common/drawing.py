@@ -14,7 +14,7 @@ SMALLEST_PICTURE = 640
 """Smallest longer side of a picture in pixels: smaller images are enlarged so that class names fit beside boxes."""
 
 
-def class_colours(classes: int) -> Sequence[tuple[float, float, float]]:
+def class_colors(classes: int) -> Sequence[tuple[float, float, float]]:
     """Return the red, green and blue in [0, 1] of 10 or 20 class colors; with more classes the colors repeat."""
     return matplotlib().colormaps["tab10" if classes <= 10 else "tab20"].colors
 
@@ -70,8 +70,8 @@ def draw(image: np.ndarray, found: Sequence[Detection], classes: Sequence[str]) 
     longest = max(picture.size)
     line, canvas = max(2, round(longest / 250)), ImageDraw.Draw(picture)
     font = ImageFont.truetype(f"{matplotlib().get_data_path()}/fonts/ttf/DejaVuSans.ttf", max(13, round(longest / 50)))
-    colours = class_colours(len(classes))
-    styles = {name: tuple(round(255 * part) for part in colours[label % len(colours)]) for label, name in enumerate(classes)}
+    colors = class_colors(len(classes))
+    styles = {name: tuple(round(255 * part) for part in colors[label % len(colors)]) for label, name in enumerate(classes)}
     for box, name, _ in reversed(found):
         canvas.rectangle([factor * x for x in box], outline=styles[name], width=line)
     placed: list[tuple[float, ...]] = []

@@ -13,8 +13,8 @@ from ..common.normalization import IMAGENET, Normalization
 from .voc import Sample
 
 # Principal components of ImageNet's colors: variances, and eigenvectors as columns; rows are blue, green, red.
-COLOUR_VALUES = np.array([0.2141788, 0.01817699, 0.00341571], np.float32)
-COLOUR_VECTORS = np.array(
+COLOR_VALUES = np.array([0.2141788, 0.01817699, 0.00341571], np.float32)
+COLOR_VECTORS = np.array(
     [[-0.58752847, -0.69563484, 0.41340352], [-0.5832747, 0.00994535, -0.81221408], [-0.56089297, 0.71832671, 0.41158938]],
     np.float32,
 )
@@ -87,18 +87,18 @@ def train_transform(
     """
     options = augmentation or Augmentation()
     height, width = sample.image.shape[:2]
-    centre = np.array([width / 2, height / 2])
+    center = np.array([width / 2, height / 2])
     scale = rng.choice(options.scales)
     if options.crop:
         borders = [crop_border(side, options.border) for side in (width, height)]
-        centre = np.array([rng.integers(border, side - border) for border, side in zip(borders, (width, height))])
-    matrix = affine(centre, fit(sample.image.shape[:2], input_size) / scale, input_size)
+        center = np.array([rng.integers(border, side - border) for border, side in zip(borders, (width, height))])
+    matrix = affine(center, fit(sample.image.shape[:2], input_size) / scale, input_size)
     if rng.random() < options.flip:
         # Column x of the input becomes column W - x, not W - 1 - x. This matches CenterNet, which mirrors the image (x ->
         # width - 1 - x) and the center before warping.
         matrix = matrix * [[-1.0], [1.0]] + [[0, 0, input_size[1]], [0, 0, 0]]
     image = _warp(sample.image, matrix, input_size)
-    image = shift_lighting(jitter_colours(image, rng, options.jitter), rng, options.lighting)
+    image = shift_lighting(jitter_colors(image, rng, options.jitter), rng, options.lighting)
     return normalization(image), transform_boxes(sample.boxes, matrix), matrix
 
 
@@ -147,10 +147,10 @@ def crop_border(side: int, border: int = 128) -> int:
     return border
 
 
-def affine(centre: np.ndarray, magnification: float, size: tuple[int, int]) -> np.ndarray:
-    """Return the (2, 3) affine map that scales by `magnification` and maps `centre` (x, y) to the center of `size`."""
+def affine(center: np.ndarray, magnification: float, size: tuple[int, int]) -> np.ndarray:
+    """Return the (2, 3) affine map that scales by `magnification` and maps `center` (x, y) to the center of `size`."""
     middle = np.array([size[1] / 2, size[0] / 2])
-    return np.column_stack([magnification * np.eye(2), middle - magnification * np.asarray(centre, float)])
+    return np.column_stack([magnification * np.eye(2), middle - magnification * np.asarray(center, float)])
 
 
 def transform_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -164,7 +164,7 @@ def invert(matrix: np.ndarray) -> np.ndarray:
     return cv2.invertAffineTransform(matrix)
 
 
-def jitter_colours(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
+def jitter_colors(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
     """Change brightness, contrast and saturation in random order, by blending with black, the mean gray and the gray image.
 
     Args:
@@ -174,8 +174,8 @@ def jitter_colours(image: np.ndarray, rng: np.random.Generator, strength: float)
     """
     if strength == 0:
         return image
-    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[..., None]
-    others = (np.float32(0), grey.mean(), grey)
+    gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[..., None]
+    others = (np.float32(0), gray.mean(), gray)
     for choice in rng.permutation(len(others)):
         share = np.float32(1 + rng.uniform(-strength, strength))
         image = share * image + (1 - share) * others[choice]
@@ -186,7 +186,7 @@ def shift_lighting(image: np.ndarray, rng: np.random.Generator, deviation: float
     """Shift all pixels along the principal color components by normally distributed amounts (AlexNet's lighting noise)."""
     if deviation == 0:
         return image
-    return image + COLOUR_VECTORS @ (COLOUR_VALUES * rng.normal(0, deviation, 3).astype(np.float32))
+    return image + COLOR_VECTORS @ (COLOR_VALUES * rng.normal(0, deviation, 3).astype(np.float32))
 
 
 def _warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -22,7 +22,7 @@ CHECKED = 20000
 """Largest number of images that are checked before training; ImageNet's 1.3 million would take minutes each time."""
 
 
-class LabelledImage(NamedTuple):
+class LabeledImage(NamedTuple):
     """An image, (H, W, 3) uint8, channels blue, green, red, and the index of its class."""
 
     image: np.ndarray
@@ -76,14 +76,14 @@ class ImageFolder:
         for file in self.files[:CHECKED]:
             check_whole(file)
 
-    def load(self, index: int) -> LabelledImage:
+    def load(self, index: int) -> LabeledImage:
         """Read image `index`.
 
         Raises:
             UserError: the image is truncated or unreadable.
         """
         file, label = self._items[index]
-        return LabelledImage(read_image(file), label)
+        return LabeledImage(read_image(file), label)
 
 
 def list_classes(folder: Path) -> dict[str, tuple[Path, list[Path]]]:
@@ -146,7 +146,7 @@ def random_crop(
     return normalization(np.float32(crop[:, ::-1] if rng.random() < flip else crop) / 255)
 
 
-def centre_crop(image: np.ndarray, size: int, share: float = 0.875, normalization: Normalization = IMAGENET) -> np.ndarray:
+def center_crop(image: np.ndarray, size: int, share: float = 0.875, normalization: Normalization = IMAGENET) -> np.ndarray:
     """Crop the central square with `share` of the shorter side of an image (H, W, 3) uint8, for evaluation.
 
     Returns:

@@ -136,8 +136,8 @@ def _misfit(size: tuple[int, int]) -> str:
 
 def _png_is_filled(data: bytes, size: tuple[int, int]) -> bool:
     """Return whether a PNG contains enough compressed data for its (height, width); at least one byte if interlaced."""
-    depth, colour, interlaced = data[24], data[25], data[28]
-    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    depth, color, interlaced = data[24], data[25], data[28]
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
     left = 1 if interlaced else size[0] * (1 + -(-size[1] * channels * depth // 8))
     unpacker = zlib.decompressobj()
     try:
@@ -246,8 +246,8 @@ def _png_size(data: bytes, path: Path) -> tuple[int, int] | None:
         if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
             raise UserError(f"{path} is damaged: a checksum of the PNG data is wrong; copy the file again")
         if at == len(PNG) and kind == b"IHDR" and length == 13:
-            width, height, depth, colour, *others = struct.unpack(">IIBBBBB", data[at + 8 : at + 21])
-            if depth in PNG_DEPTHS.get(colour, ()) and others in ([0, 0, 0], [0, 0, 1]):
+            width, height, depth, color, *others = struct.unpack(">IIBBBBB", data[at + 8 : at + 21])
+            if depth in PNG_DEPTHS.get(color, ()) and others in ([0, 0, 0], [0, 0, 1]):
                 size = height, width
         pixels |= kind == b"IDAT"
         if kind == b"IEND":

@@ -20,7 +20,7 @@ from ..common.normalization import IMAGENET, Normalization
 from ..config import CocoData, CocoSplit, Config, ImageFolderData, VocData
 from .augment import Augmentation, eval_transform, letterbox_matrix, train_transform, transform_boxes
 from .coco import COCODataset
-from .image_folder import CHECKED, ImageFolder, centre_crop, random_crop
+from .image_folder import CHECKED, ImageFolder, center_crop, random_crop
 from .images import read_image
 from .loader import CachedDataset
 from .targets import MAX_DETECTIONS, clip_to_map, make_targets
@@ -160,7 +160,7 @@ class ClassificationSets:
     def eval_item(self, dataset, index: int) -> Arrays:
         """Return the center crop (3, H, W) and the label (1,)."""
         image, label = dataset.load(index)
-        return centre_crop(image, self.image_size[0], self.center_share, self.normalization), np.array([label])
+        return center_crop(image, self.image_size[0], self.center_share, self.normalization), np.array([label])
 
 
 def open_sets(config: Config, stride: int | None = None) -> DetectionSets | ClassificationSets:

@@ -77,10 +77,10 @@ def make_targets(
     heat_map = np.zeros((num_classes, height, width), np.float32)
     size, offset = np.zeros((2, max_objects, 2), np.float32)
     index, mask = np.zeros(max_objects, np.int64), np.zeros(max_objects, np.float32)
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    cells = centres.astype(np.int64)
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    cells = centers.astype(np.int64)
     size[:count] = boxes[:, 2:] - boxes[:, :2]
-    offset[:count] = centres - cells
+    offset[:count] = centers - cells
     index[:count] = cells[:, 1] * width + cells[:, 0]
     mask[:count] = 1
     for label, (x, y), (box_width, box_height) in zip(labels, cells, size):

@@ -20,7 +20,7 @@ from ..data.targets import MAX_DETECTIONS
 from ..networks.centernet import Detector, decode, soft_nms
 from ..networks.layers import GivenStatistics
 from ..space.paths import Path
-from .metrics import summarise
+from .metrics import summarize
 from .reestimation import Statistics
 
 
@@ -124,7 +124,7 @@ class ValidationTruth:
         for logits, offset, size in maps:
             matrices = self.matrices[len(detections) : len(detections) + len(logits)]
             detections += boxes_in_images(decode(expit(logits), offset, size), matrices, self.stride)
-        return summarise(detections, self.objects, self.classes, self.metric, self.areas)["ap50"]
+        return summarize(detections, self.objects, self.classes, self.metric, self.areas)["ap50"]
 
 
 def detect_images(
@@ -175,7 +175,7 @@ def detect_all(
         scaling: `scales` and `multiple` of `detect_images`.
 
     Returns:
-        Detections and ground truth of the test images, in the format of `metrics.summarise`.
+        Detections and ground truth of the test images, in the format of `metrics.summarize`.
     """
 
     def detect(indices: range) -> tuple[list, list]:
@@ -203,11 +203,11 @@ def average_precision(
         metric: "11point", "area" or "coco".
 
     Returns:
-        The result of `metrics.summarise`, and the detections of each image.
+        The result of `metrics.summarize`, and the detections of each image.
     """
     detections, truth = detect_all(detector, sets, batch, on_images, **scaling)
     areas = [sets.test.areas(index) for index in range(len(sets.test))] if metric == "coco" else None
-    return summarise(detections, truth, sets.classes, metric, areas), detections
+    return summarize(detections, truth, sets.classes, metric, areas), detections
 
 
 def save_detections(file: FilePath, sets, detections: Sequence, least: float = 0.05) -> None:

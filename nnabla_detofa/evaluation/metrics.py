@@ -55,11 +55,11 @@ def average_precision(recall: np.ndarray, precision: np.ndarray, metric: str = "
 OTHER_METRIC = {"area": "11point", "11point": "area"}
 """Maps each VOC metric to the other one. Results contain both; "ap50" is computed by the metric in the config."""
 AP_TITLES = {"ap": "AP", "ap50": "AP50", "ap50_11point": "AP50 (11-point)", "ap50_area": "AP50 (area)"}
-"""Maps keys of `summarise` to titles in tables."""
+"""Maps keys of `summarize` to titles in tables."""
 
 
 def ap_keys(result: Mapping) -> list[str]:
-    """Return the keys of `AP_TITLES` in a result of `summarise`, in their order: "ap50", and others depending on the metric."""
+    """Return the keys of `AP_TITLES` in a result of `summarize`, in their order: "ap50", and others depending on the metric."""
     return [key for key in AP_TITLES if key == "ap50" or key in result]
 
 
@@ -284,7 +284,7 @@ def coco_ap(
     return COCOResult({name: mean(curve) for name, curve in curves.items()}, per_class(slice(None)), per_class(slice(0, 1)))
 
 
-def summarise(
+def summarize(
     detections: Detections,
     ground_truth: GroundTruth,
     classes: Sequence[str],

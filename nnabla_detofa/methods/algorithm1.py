@@ -308,7 +308,7 @@ class DetOFASearcher(SupernetRunner):
 
         Returns:
             Dictionary with "flops" (multiply-accumulates of `hparams.cost_scope`), "params" (of the whole detector),
-            "loss" on the validation images, AP on the test split (see `metrics.summarise`), and "path" in OFA's notation.
+            "loss" on the validation images, AP on the test split (see `metrics.summarize`), and "path" in OFA's notation.
         """
         if (known := self.evaluated_before(name, path)) is not None:
             return known

@@ -286,10 +286,10 @@ def focal_loss(logits: nn.Variable, target: nn.Variable, centers: nn.Variable | 
     times = kernels.multiply
     p, far = F.sigmoid(logits), 1.0 - target
     q, far = 1.0 - p, times(far, far)
-    centre = F.greater_equal_scalar(target, 1.0)
-    positive = times(times(centre, times(q, q)), F.softplus(-1.0 * logits))
+    center = F.greater_equal_scalar(target, 1.0)
+    positive = times(times(center, times(q, q)), F.softplus(-1.0 * logits))
     negative = times(times(times(far, far), times(p, p)), F.softplus(logits))  # zero at centers, where target is 1
-    return F.sum(positive + negative) / F.maximum_scalar(F.sum(centre) if centers is None else centers, 1.0)
+    return F.sum(positive + negative) / F.maximum_scalar(F.sum(center) if centers is None else centers, 1.0)
 
 
 def masked_l1(
@@ -342,9 +342,9 @@ def decode(heat_map: np.ndarray, offset: np.ndarray, size: np.ndarray, top: int 
         return np.take_along_axis(values.reshape(batch, 2, -1), cell[:, None, :], axis=2)
 
     y, x = np.divmod(cell, width)
-    centre = np.stack([x, y], axis=1) + at_cells(offset)
+    center = np.stack([x, y], axis=1) + at_cells(offset)
     half = at_cells(size) / 2
-    boxes = np.concatenate([centre - half, centre + half], axis=1).transpose(0, 2, 1)
+    boxes = np.concatenate([center - half, center + half], axis=1).transpose(0, 2, 1)
     return boxes.astype(np.float32), scores.astype(np.float32), label
 
 

@@ -158,20 +158,20 @@ def write_csv(file: FilePath, curves: Sequence[Curve]) -> None:
                 )
 
 
-def draw(axes: Axes, curves: Sequence[Curve], measure: str, colours: Mapping[str, str], title: str = "") -> None:
+def draw(axes: Axes, curves: Sequence[Curve], measure: str, colors: Mapping[str, str], title: str = "") -> None:
     """The curves into a panel, and their fullnets dotted; bars go from the least to the largest of the seeds.
 
     Args:
-        colours: of the curves, by their titles.
+        colors: of the curves, by their titles.
     """
     for curve in curves:
         spread = np.stack([curve.mean - curve.ap.min(axis=0), curve.ap.max(axis=0) - curve.mean])
         seeds = {"yerr": spread} if len(curve.ap) > 1 else {}
-        axes.errorbar(curve.budgets / 1e9, curve.mean, marker="o", color=colours[curve.title], label=curve.title, **seeds)
+        axes.errorbar(curve.budgets / 1e9, curve.mean, marker="o", color=colors[curve.title], label=curve.title, **seeds)
     groups = by_fullnet(curves)
     for group in groups:
-        colour, label = ("0.6", "fullnet") if len(groups) == 1 else (colours[group[0].title], f"fullnet of {group[0].title}, …")
-        axes.axhline(group[0].fullnet.mean(), color=colour, linestyle=":", label=label)
+        color, label = ("0.6", "fullnet") if len(groups) == 1 else (colors[group[0].title], f"fullnet of {group[0].title}, …")
+        axes.axhline(group[0].fullnet.mean(), color=color, linestyle=":", label=label)
     axes.set(xlabel="budget [GFLOPs, multiply-accumulates]", ylabel=f"{measure} [points]", title=title)
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     axes.grid(alpha=0.3)

@@ -83,9 +83,9 @@ def draw(found: FilteredPaths, title: str) -> Figure:
     """Path score and AP of each path over its FLOPs; lines are the thresholds."""
     figure, (upper, lower) = figures.subplots(2, 1, figsize=(6.5, 7), sharex=True, layout="constrained")
     flops = found.paths.flops / 1e9
-    for part, marker, colour, label in ((found.kept, "o", "tab:blue", "kept"), (~found.kept, "x", "tab:red", "pruned")):
+    for part, marker, color, label in ((found.kept, "o", "tab:blue", "kept"), (~found.kept, "x", "tab:red", "pruned")):
         for axes, values in ((upper, found.scores), (lower, found.points)):
-            axes.scatter(flops[part], values[part], s=22, marker=marker, color=colour, label=f"{label} ({part.sum()})")
+            axes.scatter(flops[part], values[part], s=22, marker=marker, color=color, label=f"{label} ({part.sum()})")
     for threshold, left, right in zip(found.thresholds, found.edges / 1e9, found.edges[1:] / 1e9):
         upper.hlines(threshold, left, right, color="0.4", linewidth=1)
     for axes in (upper, lower):

@@ -62,14 +62,14 @@ def comparison(one: PathsOf, other: PathsOf) -> str:
     return f"{other.title} above {one.title}, mean AP: {named}; {np.mean(gains):+.1f} on average."
 
 
-def draw(axes: Axes, methods: Sequence[PathsOf], colours: Mapping[str, str], title: str) -> None:
+def draw(axes: Axes, methods: Sequence[PathsOf], colors: Mapping[str, str], title: str) -> None:
     """Each path as a point over its FLOPs.
 
     Args:
-        colours: of the methods, by their titles.
+        colors: of the methods, by their titles.
     """
     for method, marker in zip(methods, "ox^"):
-        look = {"s": 18, "marker": marker, "alpha": 0.8, "color": colours[method.title]}
+        look = {"s": 18, "marker": marker, "alpha": 0.8, "color": colors[method.title]}
         axes.scatter(method.paths.flops / 1e9, method.points, label=method.title, **look)
     axes.set(xlabel="GFLOPs (multiply-accumulates)", ylabel="AP50 on validation images [points]", title=title)
     axes.grid(alpha=0.3)

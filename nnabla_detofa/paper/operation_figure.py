@@ -125,9 +125,9 @@ def draw_pruned(net: ScoredOperations) -> Figure:
     for stage, panel in enumerate(panels[0]):
         members = net.in_stage(stage)
         gone = np.array([net.operations[index] in net.removed for index in members])
-        for part, marker, colour, label in ((~gone, "o", "tab:blue", "kept"), (gone, "x", "tab:red", "pruned")):
+        for part, marker, color, label in ((~gone, "o", "tab:blue", "kept"), (gone, "x", "tab:red", "pruned")):
             chosen = members[part]
-            panel.scatter(net.flops[chosen] / 1e6, net.scores[chosen], s=22, marker=marker, color=colour, label=label)
+            panel.scatter(net.flops[chosen] / 1e6, net.scores[chosen], s=22, marker=marker, color=color, label=label)
         panel.set(title=f"stage {stage + 1}", xlabel="MFLOPs of the stage")
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("operation score")
@@ -137,9 +137,9 @@ def draw_pruned(net: ScoredOperations) -> Figure:
 
 
 def draw(supernets: Sequence[ScoredOperations]) -> Figure:
-    """A row of panels for each supernet, a panel for each stage: D and W downwards, E across, the score as colour.
+    """A row of panels for each supernet, a panel for each stage: D and W downwards, E across, the score as color.
 
-    Colours span the scores of a supernet; a cross marks what was pruned.
+    Colors span the scores of a supernet; a cross marks what was pruned.
     """
     stages = supernets[0].geometry.stages
     figure, rows = figures.subplots(

@@ -286,7 +286,7 @@ def write_budget_figure(groups: Panels | None = None) -> Callable[..., str]:
             len(data_sets), len(panels), figsize=(5.2 * len(panels), 4.2 * len(data_sets)), squeeze=False, layout="constrained"
         )
         shown = {experiment.name for _, experiments in panels for experiment in experiments}
-        colours = colours_of([experiment.title for _, experiments in panels for experiment in experiments])
+        colors = colors_of([experiment.title for _, experiments in panels for experiment in experiments])
         runs = [run for run in runs if run.experiment.name in shown]
         lines, everything = [f"The paper: {target.paper}", ""], []
         for row, (key, data_set) in zip(axes, data_sets.items()):
@@ -296,7 +296,7 @@ def write_budget_figure(groups: Panels | None = None) -> Callable[..., str]:
                 curves = [curve_of(experiment, of_data_set) for experiment in experiments]
                 budget_figures.check_budgets(curves)
                 heading = ": ".join(part for part in (data_set.title, title) if part)
-                budget_figures.draw(panel, curves, measure, colours, heading)
+                budget_figures.draw(panel, curves, measure, colors, heading)
                 lines += [f"## {heading}", "", budget_figures.table(curves, measure), "", budget_figures.order(curves), ""]
                 if experiments[-1].name == DETOFA.name:
                     lines += [budget_figures.gains(curves), ""]
@@ -310,12 +310,12 @@ def write_budget_figure(groups: Panels | None = None) -> Callable[..., str]:
     return write
 
 
-def colours_of(titles: Sequence[str]) -> dict[str, str]:
-    """A colour for each title: Figure 5's for its methods in whatever figure they are, the next free ones for others."""
+def colors_of(titles: Sequence[str]) -> dict[str, str]:
+    """A color for each title: Figure 5's for its methods in whatever figure they are, the next free ones for others."""
     methods = {experiment.title: f"C{number}" for number, experiment in enumerate(METHODS)}
-    colours = {title: methods[title] for title in titles if title in methods}
-    free = iter(f"C{number}" for number in range(10) if f"C{number}" not in colours.values())
-    return {title: colours.get(title) or next(free) for title in dict.fromkeys(titles)}
+    colors = {title: methods[title] for title in titles if title in methods}
+    free = iter(f"C{number}" for number in range(10) if f"C{number}" not in colors.values())
+    return {title: colors.get(title) or next(free) for title in dict.fromkeys(titles)}
 
 
 def searched_in_a(runs: Sequence[Run]) -> list[str]:
@@ -487,7 +487,7 @@ def write_figure6(order: Order, target: Target, name: str, runs: Sequence[Run]) 
             run = next(run for run in runs if run.key == key and run.experiment.name == experiment.name and run.seed == 0)
             found.append(random_paths_figure.PathsOf(experiment.title, random_paths(run)))
             shown.append(run)
-        random_paths_figure.draw(panel, found, colours_of([paths.title for paths in found]), data_set.title)
+        random_paths_figure.draw(panel, found, colors_of([paths.title for paths in found]), data_set.title)
         lines += [f"## {data_set.title}", "", *random_paths_figure.table(found, run.config.hparams.buckets), ""]
         lines += [random_paths_figure.comparison(*found), ""]
         groups += [(data_set.title, paths) for paths in found]

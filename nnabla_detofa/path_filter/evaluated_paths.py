@@ -33,7 +33,7 @@ class EvaluatedPath:
     Attributes:
         bucket: FLOPs bucket, from 0.
         flops, params: multiply-accumulates and parameters.
-        loss: validation loss with the path's own batch-normalisation statistics.
+        loss: validation loss with the path's own batch-normalization statistics.
         ap: AP50 on the validation images, in [0, 1]; None where the file's settings say that it was not measured.
     """
 

@@ -472,7 +472,7 @@ def _check_sizes(settings: Mapping, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def embedding(rows: int, dim: int, rng: np.random.Generator) -> Parameter:
-    """A learned embedding (rows, dim), smaller at first than the positional encodings: it generalises better."""
+    """A learned embedding (rows, dim), smaller at first than the positional encodings: it generalizes better."""
     return Parameter((rows, dim), initializer=rng.normal(0, 0.3, (rows, dim)))
 
 

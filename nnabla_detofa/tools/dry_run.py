@@ -122,7 +122,7 @@ def dry_run(config: Config) -> Iterator[str]:
 
     yield f"dry run of {config.name}: runner {config.args.runner}, network {config.network_name}; nothing is written"
     yield ""
-    yield from artefact_lines(config, facts)
+    yield from artifact_lines(config, facts)
     yield from data_lines(config, facts)
     yield from network_lines(config, facts, model, cost)
     yield from memory_lines(config, facts, model, phases)
@@ -132,7 +132,7 @@ def dry_run(config: Config) -> Iterator[str]:
     yield "the dry run is complete: every phase did its step"
 
 
-def artefact_lines(config: Config, facts: DataFacts) -> Iterator[str]:
+def artifact_lines(config: Config, facts: DataFacts) -> Iterator[str]:
     """Report the files that the run reads and writes."""
 
     def state(file: str | None) -> str:

@@ -125,7 +125,7 @@ def evaluate(
         scales: input sizes relative to the size in training; None is the config's `test_scales`.
 
     Returns:
-        The dict that `metrics.summarise` returns, AP in [0, 1].
+        The dict that `metrics.summarize` returns, AP in [0, 1].
 
     Raises:
         UserError: the folder does not hold a run that has trained the detector, the data are missing or have other classes,

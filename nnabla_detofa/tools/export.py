@@ -92,7 +92,7 @@ class StaticGraph:
         net: the static network of the path, with its statistics (`evaluate.alone`).
         path: the path.
         shape: shape of the input, (B, 3, H, W).
-        normalise: True: the input is pixels from 0 to 255, which the graph normalizes; False: the input is normalized.
+        normalize: True: the input is pixels from 0 to 255, which the graph normalizes; False: the input is normalized.
         fold: BatchNorm statistics to fold into the convolutions; None keeps BatchNorm as layers.
 
     Attributes:
@@ -101,14 +101,14 @@ class StaticGraph:
         parameters: name -> every other variable that the graph reads.
     """
 
-    def __init__(self, net: Detector, path: Path, shape: Sequence[int], normalise: bool = True, fold: Statistics | None = None):
+    def __init__(self, net: Detector, path: Path, shape: Sequence[int], normalize: bool = True, fold: Statistics | None = None):
         statistics = NamedFolding(fold) if fold else STORED
         self.image = x = nn.Variable(shape)
         self.parameters = {}
-        if normalise:
+        if normalize:
             mean, std = (np.array(v).reshape(1, 3, 1, 1) for v in (net.normalization.mean, net.normalization.std))
             scale, shift = (nn.Variable.from_numpy_array(v.astype(np.float32)) for v in (1 / (255 * std), -mean / std))
-            self.parameters = {"normalise/scale": scale, "normalise/shift": shift}
+            self.parameters = {"normalize/scale": scale, "normalize/shift": shift}
             x = F.add2(F.mul2(x, scale), shift)
         y = net(x, path, statistics)
         self.outputs = dict(zip(OUTPUTS, (F.sigmoid(y.heat_map), y.offset, y.size)))
@@ -270,7 +270,7 @@ def export(
     file: FilePath,
     size: tuple[int, int] | None = None,
     batch: int = 1,
-    normalise: bool = True,
+    normalize: bool = True,
     fold: bool = False,
 ) -> dict:
     """Write a detector as NNP or ONNX, verify the file by running it, and write its metadata next to it (`about_file`).
@@ -283,7 +283,7 @@ def export(
         size: (height, width) of the input in pixels; None is the run's size. BatchNorm statistics are re-estimated at the
             run's size, as `evaluate` does for other scales.
         batch: fixed number of images of the input.
-        normalise: True: the network takes pixels from 0 to 255; False: it takes normalized images.
+        normalize: True: the network takes pixels from 0 to 255; False: it takes normalized images.
         fold: fold BatchNorm into the convolutions.
 
     Returns:
@@ -303,7 +303,7 @@ def export(
     check_memory(batch * int(cost.memory(one)[0]), size, batch)
     statistics = opened.statistics()
     net = alone(opened.config, opened.net, path, statistics)
-    graph = StaticGraph(net, path, (batch, 3, *size), normalise, statistics if fold else None)
+    graph = StaticGraph(net, path, (batch, 3, *size), normalize, statistics if fold else None)
 
     pixels, images = check_images(sets, size, batch)
     with tempfile.TemporaryDirectory(dir=file.absolute().parent, prefix=".export-") as folder:
@@ -311,7 +311,7 @@ def export(
         graph.save(fresh)
         if file.suffix == ".onnx":
             convert(fresh, fresh := fresh.with_suffix(".onnx"), batch)
-        found = FORMATS[file.suffix](fresh, pixels if normalise else images)
+        found = FORMATS[file.suffix](fresh, pixels if normalize else images)
         difference = largest_difference(found, path_outputs(opened.net, path, statistics, images))
         if not difference <= TOLERANCE:
             raise UserError(f"{file} would differ from the supernet's path by {difference:.2g}, more than {TOLERANCE:g}")
@@ -329,14 +329,14 @@ def export(
             "name": "image",
             "shape": [batch, 3, *size],
             "channels": ["blue", "green", "red"],
-            "values": "pixels from 0 to 255" if normalise else "(pixels / 255 - mean) / std",
-            "normalised_by_user": not normalise,
+            "values": "pixels from 0 to 255" if normalize else "(pixels / 255 - mean) / std",
+            "normalized_by_user": not normalize,
             "mean": list(net.normalization.mean),
             "std": list(net.normalization.std),
         },
         "outputs": {name: list(output.shape) for name, output in graph.outputs.items()},
         "stride": sets.stride,
-        "batch_normalisation": "folded" if fold else "layers",
+        "batch_normalization": "folded" if fold else "layers",
         "largest_difference": difference,
         "compared_images": images.shape[0] * batch,
         "made_by": revision(),

@@ -33,7 +33,7 @@ from ..space.search_space import SearchSpace, ofa_resnet50
 FORMAT = "latency table, version 1"
 WARM_UP = 2  # untimed forward passes: the first ones choose algorithms and allocate memory
 
-Synchronise = Callable[[], None]
+Synchronize = Callable[[], None]
 
 
 class Latency(AdditiveCost):
@@ -141,13 +141,13 @@ def network_of(model: CostModel, path: Path) -> Detector | Classifier:
     return Classifier(model.num_classes, model.backbone, path=path)
 
 
-def forward_time(output: nn.Variable, repeats: int, synchronise: Synchronise) -> int:
+def forward_time(output: nn.Variable, repeats: int, synchronize: Synchronize) -> int:
     """Return the median duration of `repeats` forward passes in nanoseconds, after `WARM_UP` untimed ones."""
     times = []
     for _ in range(WARM_UP + repeats):
         start = time.perf_counter_ns()
         output.forward(clear_buffer=True)
-        synchronise()
+        synchronize()
         times.append(time.perf_counter_ns() - start)
     return round(float(np.median(times[WARM_UP:])))
 
@@ -230,14 +230,14 @@ def layers_of(model: CostModel, latency: Latency) -> Iterator[Layer]:
 
 
 def measure(
-    model: CostModel, repeats: int, synchronise: Synchronise, progress: Callable[[int, int], None] = lambda done, total: None
+    model: CostModel, repeats: int, synchronize: Synchronize, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Latency:
     """Time every distinct layer of the model's networks in nnabla's default context.
 
     Args:
         model: the cost model of the networks.
         repeats: number of timed forward passes per layer; the table holds their median.
-        synchronise: waits until the device has finished; on the CPU it does nothing.
+        synchronize: waits until the device has finished; on the CPU it does nothing.
         progress: called after each layer with the numbers of finished and of all layers.
 
     Returns:
@@ -257,7 +257,7 @@ def measure(
     )
     layers = list(layers_of(model, latency))
     for number, layer in enumerate(layers, 1):
-        nanoseconds = forward_time(layer.build(), repeats, synchronise)
+        nanoseconds = forward_time(layer.build(), repeats, synchronize)
         for table, index in layer.places:
             table[index] = nanoseconds
         progress(number, len(layers))
@@ -270,7 +270,7 @@ def validate(
     rng: np.random.Generator,
     paths: int,
     repeats: int,
-    synchronise: Synchronise,
+    synchronize: Synchronize,
     space: SearchSpace | None = None,
 ) -> dict:
     """Compare predicted latencies of random paths with measured latencies of their whole networks.
@@ -280,7 +280,7 @@ def validate(
         model: the cost model of the networks.
         rng: generator for sampling paths.
         paths: number of paths.
-        repeats, synchronise: see `measure`.
+        repeats, synchronize: see `measure`.
         space: the space to sample from; None is the whole search space.
 
     Returns:
@@ -292,7 +292,7 @@ def validate(
     for path in batch:
         outputs = network_of(model, path)(image_of(3, *model.size), path)
         output = F.sink(*outputs) if model.scope == "detector" else outputs
-        measured.append(forward_time(output, repeats, synchronise))
+        measured.append(forward_time(output, repeats, synchronize))
     predicted, measured = latency(batch), np.array(measured)
     ranked = min(len(set(predicted.tolist())), len(set(measured.tolist()))) > 1  # equal values have no rank order
     return {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..common import figures
-from ..common.drawing import class_colours
+from ..common.drawing import class_colors
 from ..common.errors import UserError
 from ..common.files import whole_text, write_bytes, write_text
 from ..data.sets import open_sets
@@ -198,7 +198,7 @@ def draw_detections(run: FilePath, summary: dict) -> Figure:
     for panel in panels.flat:
         panel.axis("off")
     chosen = np.linspace(0, len(sets.test) - 1, min(SHOWN_IMAGES, len(sets.test))).round().astype(int)
-    colours = class_colours(len(sets.classes))
+    colors = class_colors(len(sets.classes))
     for panel, index in zip(panels.flat, chosen):
         sample = sets.test.load(int(index))
         panel.imshow(sample.image[:, :, ::-1])
@@ -208,8 +208,8 @@ def draw_detections(run: FilePath, summary: dict) -> Figure:
             raise UserError(f"{run}/{detector}_detections.json is damaged: it has nothing of the test image {sample.image_id}")
         for box, score, label in zip(entry["boxes"], entry["scores"], entry["labels"]):
             if score >= SHOWN_SCORE:
-                colour = colours[label % len(colours)]
-                panel.add_patch(_rectangle(box, colour, linewidth=1.6))
+                color = colors[label % len(colors)]
+                panel.add_patch(_rectangle(box, color, linewidth=1.6))
                 panel.text(
                     box[0],
                     box[1],
@@ -217,7 +217,7 @@ def draw_detections(run: FilePath, summary: dict) -> Figure:
                     fontsize=7,
                     color="black",
                     verticalalignment="bottom",
-                    bbox={"facecolor": colour, "pad": 0.8, "linewidth": 0},
+                    bbox={"facecolor": color, "pad": 0.8, "linewidth": 0},
                     clip_on=True,
                 )
     figure.suptitle(f"Detections with a score of {SHOWN_SCORE} or more; {title}. Dashed: ground truth")
@@ -225,9 +225,9 @@ def draw_detections(run: FilePath, summary: dict) -> Figure:
     return figure
 
 
-def _rectangle(box: Sequence[float], colour, **style):
+def _rectangle(box: Sequence[float], color, **style):
     """Make the outline of a box x1 y1 x2 y2 for Matplotlib."""
     from matplotlib.patches import Rectangle
 
     x1, y1, x2, y2 = box
-    return Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, **style)
+    return Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, **style)

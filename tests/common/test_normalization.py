@@ -26,7 +26,7 @@ from nnabla_detofa.tools.evaluate_paths import open_supernet
 from nnabla_detofa.tools.export import StaticGraph
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-GREY = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+GRAY = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 SIZES = {"width_scale": 0.0625, "strides": (1, 2, 2, 1)}
 HEADS = {"deconv_channels": (8, 8), "head_channels": 8}
 
@@ -103,14 +103,14 @@ def test_an_adapted_layer_computes_the_same_from_the_same_pixels(side):
 
     before = first(IMAGENET)
     arrays = {name: parameter.d.copy() for name, parameter in parameters.items()}
-    changed = adapted(arrays, "", IMAGENET, GREY)
+    changed = adapted(arrays, "", IMAGENET, GRAY)
     assert set(changed) == {FIRST_CONV, FIRST_MEAN} and all(changed[name].shape == arrays[name].shape for name in changed)
     for name, array in changed.items():
         parameters[name].d = array
     inside = (slice(None), slice(None), slice(1, -1), slice(1, -1))
-    np.testing.assert_allclose(first(GREY)[inside], before[inside], atol=1e-5)
-    assert np.abs(first(GREY) - before).max() > 1e-3  # the constant that the padding lacks
-    back = adapted(arrays | changed, "", GREY, IMAGENET)
+    np.testing.assert_allclose(first(GRAY)[inside], before[inside], atol=1e-5)
+    assert np.abs(first(GRAY) - before).max() > 1e-3  # the constant that the padding lacks
+    back = adapted(arrays | changed, "", GRAY, IMAGENET)
     np.testing.assert_allclose(back[FIRST_CONV], arrays[FIRST_CONV], atol=1e-6)
     np.testing.assert_allclose(back[FIRST_MEAN], arrays[FIRST_MEAN], atol=1e-6)
 
@@ -125,12 +125,12 @@ def test_an_adapted_weight_by_hand():
 
 
 def test_a_weights_file_keeps_it_and_half_precision_too(tmp_path):
-    weights.save(detector(GREY), tmp_path / "w.h5")
-    assert weights.normalization_of(tmp_path / "w.h5") == GREY
+    weights.save(detector(GRAY), tmp_path / "w.h5")
+    assert weights.normalization_of(tmp_path / "w.h5") == GRAY
     weights.convert(tmp_path / "w.h5", tmp_path / "half.h5", np.float16)
     net = load_supernet(tmp_path / "half.h5", "detection")
-    assert net.normalization == GREY
-    assert net.get_active_subnet(net.space.largest).normalization == GREY
+    assert net.normalization == GRAY
+    assert net.get_active_subnet(net.space.largest).normalization == GRAY
     with pytest.raises(UserError, match=r"normalized by mean 0.5, 0.5, 0.5 .*, not by mean 0.406, 0.456, 0.485"):
         load_supernet(tmp_path / "half.h5", "detection", normalization=IMAGENET)
 
@@ -165,16 +165,16 @@ def test_a_damaged_record_is_one_sentence(tmp_path, kept):
 
 def test_data_sets_and_network_have_the_configs():
     content = detofa_config(tiny.digits())
-    content["dataloader"]["voc"]["normalization"] = values(GREY)
-    config = configs.from_dict(content, "grey")
+    content["dataloader"]["voc"]["normalization"] = values(GRAY)
+    config = configs.from_dict(content, "gray")
     net, sets, _ = build(config, pretrained=False)
-    assert net.normalization == sets.normalization == GREY
+    assert net.normalization == sets.normalization == GRAY
     image = sets.val.load(0).image
-    np.testing.assert_array_equal(sets.eval_item(sets.val, 0)[0], letterbox(image, (64, 64), GREY)[0])
+    np.testing.assert_array_equal(sets.eval_item(sets.val, 0)[0], letterbox(image, (64, 64), GRAY)[0])
     one, other = (
         s.train_item(s.train, 0, np.random.default_rng(0))[0] for s in (sets, open_sets(configs.load(tiny.config_file())))
     )
-    pixels = [a * np.reshape(n.std, (3, 1, 1)) + np.reshape(n.mean, (3, 1, 1)) for a, n in ((one, GREY), (other, IMAGENET))]
+    pixels = [a * np.reshape(n.std, (3, 1, 1)) + np.reshape(n.mean, (3, 1, 1)) for a, n in ((one, GRAY), (other, IMAGENET))]
     np.testing.assert_allclose(*pixels, atol=1e-5)
 
 
@@ -187,13 +187,13 @@ def test_detection_normalizes_as_the_network_was_trained():
             seen.append(images)
             return [(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))]
 
-    for normalization in (GREY, COCO):
+    for normalization in (GRAY, COCO):
         net = detector(normalization)
         detect_images(Eyes(net, net.space.largest, {}), [image], (64, 64))
         np.testing.assert_array_equal(seen.pop()[0], letterbox(image, (64, 64), normalization)[0])
 
 
-@pytest.mark.parametrize("normalization", [GREY, COCO], ids=["grey", "coco"])
+@pytest.mark.parametrize("normalization", [GRAY, COCO], ids=["gray", "coco"])
 def test_an_exported_graph_normalizes_pixels_as_its_network_was_trained(normalization):
     net = detector(normalization)
     path = net.space.largest
@@ -209,7 +209,7 @@ def test_an_exported_graph_normalizes_pixels_as_its_network_was_trained(normaliz
 def test_a_runs_tools_want_the_runs_own(tmp_path, capsys):
     """Detect, evaluate, export and fine-tune open a detector: another normalization than its weights' is one sentence."""
     run = str(finished_run(tmp_path / "run", tiny.digits()))
-    entry = f"dataloader.voc.normalization={json.dumps(values(GREY))}"
+    entry = f"dataloader.voc.normalization={json.dumps(values(GRAY))}"
     assert main(["evaluate", run, "--detector", "fullnet", entry]) == 2
     error = capsys.readouterr().err
     assert "holds a network for images normalized by mean 0.406, 0.456, 0.485" in error and "not by mean 0.5, 0.5, 0.5" in error
@@ -224,12 +224,12 @@ def test_a_run_from_before_the_entry_has_the_normalization_of_then():
     assert configs.from_dict(content, "new").dataloader.normalization == IMAGENET
     assert configs.from_run(content, "old").config_hash != configs.from_dict(content, "new").config_hash
     assert json.dumps(content) == before
-    entry = f"dataloader.voc.normalization={json.dumps(values(GREY))}"
-    assert configs.from_run(content, "old", [entry]).dataloader.normalization == GREY
+    entry = f"dataloader.voc.normalization={json.dumps(values(GRAY))}"
+    assert configs.from_run(content, "old", [entry]).dataloader.normalization == GRAY
 
 
 def test_paths_of_any_weights_are_evaluated_on_the_images_of_these_weights(tmp_path):
     config = configs.load(tiny.config_file())
-    weights.save(detector(GREY), tmp_path / "grey.h5")
-    net, sets, _ = open_supernet(config, tmp_path / "grey.h5")
-    assert net.normalization == sets.normalization == GREY != config.dataloader.normalization
+    weights.save(detector(GRAY), tmp_path / "gray.h5")
+    net, sets, _ = open_supernet(config, tmp_path / "gray.h5")
+    assert net.normalization == sets.normalization == GRAY != config.dataloader.normalization

@@ -191,8 +191,8 @@ def cases() -> Iterator[Case]:
     )
     value = changed("run/config.json", lambda c: c["hparams"].update(r_path=25))
     yield Case(kind, "a value in config.json", SEARCH, ("config.json", "hparams.r_path", "25"), value, ("run",))
-    key = changed("run/config.json", lambda c: c["hparams"].update(colour=1))
-    yield Case(kind, "a key in config.json", SEARCH, ("config.json", "hparams.colour"), key, ("run",))
+    key = changed("run/config.json", lambda c: c["hparams"].update(color=1))
+    yield Case(kind, "a key in config.json", SEARCH, ("config.json", "hparams.color"), key, ("run",))
     yield Case(kind, "no path filter", SEARCH, ("path_filter_again.h5", "missing"), without("path_filter_again.h5"), ("run",))
     text = put("run/path_filter_again.h5", "text")
     yield Case(kind, "a path filter that is text", SEARCH, ("path_filter_again.h5", "HDF5"), text, ("run",))
@@ -377,7 +377,7 @@ def profiles() -> Iterator[Case]:
         return {"cats": one["cats"] | {"pretraining": one["cats"]["pretraining"] | changed}}
 
     for how, (change, *words) in {
-        "an unknown key": (values(colour=1), "colour"),
+        "an unknown key": (values(color=1), "color"),
         "a misspelt part in minutes": (values(minutes={"whole runs": 1}), "minutes.whole runs", "whole run"),
         "an unknown part in minutes": (values(minutes={"zzz": 1}), "minutes.zzz", "branch"),
         "minutes of 0": (values(minutes={"branch": 0}), "minutes.branch", "(0, inf)", "0"),

@@ -23,7 +23,7 @@ def make_sample(height: int = 90, width: int = 120, seed: int = 0) -> Sample:
     return Sample(image, boxes, np.array([0, 1]), np.zeros(2, bool), "test")
 
 
-def denormalise(image: np.ndarray) -> np.ndarray:
+def denormalize(image: np.ndarray) -> np.ndarray:
     return image.transpose(1, 2, 0) * IMAGENET.std + IMAGENET.mean
 
 
@@ -62,7 +62,7 @@ def test_evaluation_fits_the_whole_image():
     np.testing.assert_allclose(matrix, [[64 / 120, 0, 0], [0, 64 / 120, 8]])
     np.testing.assert_allclose(boxes[0], np.array([10, 20, 39, 59]) * 64 / 120 + [0, 8, 0, 8], rtol=1e-6)
     assert image.shape == (3, 64, 64) and image.dtype == np.float32 and image.flags.c_contiguous
-    np.testing.assert_allclose(denormalise(image)[:7], 0, atol=1e-6)  # black above
+    np.testing.assert_allclose(denormalize(image)[:7], 0, atol=1e-6)  # black above
     with_map, same = letterbox(sample.image, (64, 64))
     np.testing.assert_array_equal(with_map, image)
     np.testing.assert_array_equal(same, matrix)
@@ -83,14 +83,14 @@ def test_oblong_inputs_hold_the_whole_image():
 
 
 def test_mirroring_is_mirroring_the_image_first():
-    """As CenterNet does it: image, boxes and centre are mirrored, then warped."""
+    """As CenterNet does it: image, boxes and center are mirrored, then warped."""
     sample = make_sample()
     mirrored = Sample(
         sample.image[:, ::-1], 119 - sample.boxes[:, [2, 1, 0, 3]] * [1, -1, 1, -1] - [0, 119, 0, 119], *[None] * 3
     )
     _, boxes, matrix = train_transform(sample, (64, 64), np.random.default_rng(0), Augmentation((1, 1), False, 128, 1.0, 0, 0))
-    centre = np.array([120 - 60 - 1, 45])
-    reference = augment.affine(centre, 64 / 120, (64, 64))
+    center = np.array([120 - 60 - 1, 45])
+    reference = augment.affine(center, 64 / 120, (64, 64))
     np.testing.assert_allclose(boxes, transform_boxes(mirrored.boxes, reference), atol=1e-4)
     warped = cv2.warpAffine(sample.image, matrix, (64, 64))
     first = cv2.warpAffine(np.ascontiguousarray(mirrored.image), reference, (64, 64))
@@ -104,7 +104,7 @@ def test_boxes_follow_the_pixels(seed, size):
     sample = make_sample(*size, seed=seed) if min(size) >= 70 else None
     sample = sample or Sample(*[np.ascontiguousarray(make_sample().image[:64, :100]), make_sample().boxes], *[None] * 3)
     image, boxes, matrix = train_transform(sample, (96, 96), np.random.default_rng(seed), Augmentation(jitter=0, lighting=0))
-    bright = denormalise(image).mean(2) > 0.7
+    bright = denormalize(image).mean(2) > 0.7
     outside, ys, xs = bright.copy(), *np.mgrid[:96, :96]
     for x1, y1, x2, y2 in boxes:
         margin = 1.5 * abs(matrix[0, 0]) + 1
@@ -133,12 +133,12 @@ def test_flip_happens_half_of_the_time_and_never_when_off():
     assert all(train_transform(sample, (8, 8), np.random.default_rng(i), still)[2][0, 0] > 0 for i in range(50))
 
 
-def test_colours_stay_grey_and_near():
-    """On a grey image contrast and saturation blend with the image itself, so only brightness acts: one factor."""
+def test_colors_stay_gray_and_near():
+    """On a gray image contrast and saturation blend with the image itself, so only brightness acts: one factor."""
     image = np.full((4, 4, 3), 0.5, np.float32)
-    factors = [augment.jitter_colours(image, np.random.default_rng(i), 0.4) for i in range(50)]
+    factors = [augment.jitter_colors(image, np.random.default_rng(i), 0.4) for i in range(50)]
     assert all(np.ptp(f) < 1e-5 for f in factors)
-    # Brightness comes before or after the blends with the grey of the untouched image, so factors may compound a little.
+    # Brightness comes before or after the blends with the gray of the untouched image, so factors may compound a little.
     assert 0.25 < min(f.min() for f in factors) < 0.4 and 0.6 < max(f.max() for f in factors) < 0.8
     shifted = augment.shift_lighting(image, np.random.default_rng(0), 0.1) - image
     assert 0 < np.abs(shifted).max() < 0.1 and np.ptp(shifted.reshape(-1, 3), axis=0).max() < 1e-6

@@ -10,7 +10,7 @@ from voc_tree import SIZE, Tree, box_xml
 from nnabla_detofa import config
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.augment import letterbox
-from nnabla_detofa.data.image_folder import ImageFolder, centre_crop, random_crop
+from nnabla_detofa.data.image_folder import ImageFolder, center_crop, random_crop
 from nnabla_detofa.data.images import MAX_SIDE, check_whole, read_image
 from nnabla_detofa.data.sets import open_sets
 from nnabla_detofa.data.voc import VOC_CLASSES, VOCDataset
@@ -251,10 +251,10 @@ def test_bccd_is_read_whole(caplog):
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    for name, grey in (("dog", 200), ("cat", 50)):
+    for name, gray in (("dog", 200), ("cat", 50)):
         (tmp_path / name).mkdir()
         for i in range(2):
-            cv2.imwrite(str(tmp_path / name / f"{i}.png"), np.full((20, 40, 3), grey + i, np.uint8))
+            cv2.imwrite(str(tmp_path / name / f"{i}.png"), np.full((20, 40, 3), gray + i, np.uint8))
     (tmp_path / "notes.txt").write_text("not a class")
     (tmp_path / "cat" / "notes.txt").write_text("not an image")
     return tmp_path
@@ -282,7 +282,7 @@ def test_image_folder_errors(folder):
 def test_classification_transforms():
     image = np.zeros((40, 80, 3), np.uint8)
     image[:, 20:60] = 255  # the central square is white, the rest black
-    white = centre_crop(image, 16, share=1.0)
+    white = center_crop(image, 16, share=1.0)
     assert white.shape == (3, 16, 16) and white.dtype == np.float32
     np.testing.assert_allclose(white[:, :, 1:-1] - white[:, :1, 8:9], 0, atol=1e-6)
     assert white[0, 0, 8] == pytest.approx((1 - 0.406) / 0.225)

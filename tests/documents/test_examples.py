@@ -227,7 +227,7 @@ def test_the_mobile_backbone_is_scored_and_searched(mobile):
     assert found.history[-1] > found.history[0]
 
 
-def test_every_batch_normalisation_of_the_mobile_backbone_is_reestimated(mobile):
+def test_every_batch_normalization_of_the_mobile_backbone_is_reestimated(mobile):
     path = mobile["found"].path
     found = reestimate(mobile["net"], path, [np.random.default_rng(0).normal(size=(4, 3, 64, 64))])
     assert len(found) == 1 + 3 * sum(map(len, path.expand_ratios)) + 2  # stem, layers, up-convolutions

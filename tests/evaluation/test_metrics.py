@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nnabla_detofa.common.boxes import box_iou
-from nnabla_detofa.evaluation.metrics import ap_keys, average_precision, coco_ap, summarise, voc_ap
+from nnabla_detofa.evaluation.metrics import ap_keys, average_precision, coco_ap, summarize, voc_ap
 
 A, B, FAR = [0, 0, 9, 9], [20, 20, 39, 39], [60, 60, 69, 69]
 
@@ -41,7 +41,7 @@ def test_both_metrics_of_voc_by_hand():
     assert voc_ap(detections, objects, 1, metric="11point").mean == pytest.approx(eleven)
     assert voc_ap(detections, objects, 1, metric="area").mean == pytest.approx(area)
     for metric, main, key, other in (("11point", eleven, "ap50_area", area), ("area", area, "ap50_11point", eleven)):
-        result = summarise(detections, objects, ("cat",), metric)
+        result = summarize(detections, objects, ("cat",), metric)
         assert set(result) == {"ap50", "ap50_per_class", key, f"{key}_per_class"}
         assert (result["ap50"], result[key]) == pytest.approx((main, other))
         assert result["ap50_per_class"]["cat"] == result["ap50"] and result[f"{key}_per_class"]["cat"] == result[key]
@@ -183,7 +183,7 @@ def test_a_summary_is_plain_json_by_either_metric():
     detections, objects = [found((A, 0.9, 0))], [truth((A, 0))]
     both = {"ap50": 1.0, "ap50_per_class": {"cat": 1.0, "dog": None}}
     both |= {"ap50_11point": 1.0, "ap50_11point_per_class": {"cat": 1.0, "dog": None}}
-    assert summarise(detections, objects, ("cat", "dog"), "area") == both
-    coco = summarise(detections, objects, ("cat", "dog"), "coco")
+    assert summarize(detections, objects, ("cat", "dog"), "area") == both
+    coco = summarize(detections, objects, ("cat", "dog"), "coco")
     assert (coco["ap50"], coco["ap"]) == pytest.approx((1, 1)) and coco["ap_per_class"]["dog"] is None
     assert coco["coco"]["APl"] is None and json.loads(json.dumps(coco)) == coco

@@ -36,7 +36,7 @@ def batch(seed: int, n: int = 4) -> list[np.ndarray]:
     return [images(seed, n), heat_map, np.ones((n, 2, 2)), np.full((n, 2, 2), 0.5), index, mask]
 
 
-def test_statistics_of_one_batch_reproduce_batch_normalisation(net):
+def test_statistics_of_one_batch_reproduce_batch_normalization(net):
     path, x = ofa_resnet50(SMALL).sample(np.random.default_rng(1)), images(0)
     statistics = reestimate(net, path, [x])
     by_batch, given = (net(nn.Variable.from_numpy_array(x), path, s) for s in (BATCH, GivenStatistics(statistics)))

@@ -251,7 +251,7 @@ def test_the_size_of_a_batch_is_that_of_its_seed_and_step():
 
 
 class Gradient:
-    """Stands in for an optimiser: keeps the weights, and so shows the gradients of one step."""
+    """Stands in for an optimizer: keeps the weights, and so shows the gradients of one step."""
 
     def __init__(self, net):
         self.parameters = net.get_parameters(grad_only=True)

@@ -35,7 +35,7 @@ def test_every_parameter_of_the_largest_path_gets_a_gradient():
         parameter.grad.zero()
     loss.forward()
     loss.backward()
-    # A convolution's weight has none where its batch normalisation sees one value per channel; here no layer does.
+    # A convolution's weight has none where its batch normalization sees one value per channel; here no layer does.
     assert [name for name, p in parameters.items() if not np.abs(p.g).sum() > 0] == []
 
 
@@ -105,7 +105,7 @@ def test_costs_equal_a_visit_of_the_built_graph(geometry, size):
 
 
 class Unfolded(Plain):
-    """Given statistics as a batch normalisation of their own."""
+    """Given statistics as a batch normalization of their own."""
 
     def __init__(self, statistics):
         self.statistics = statistics

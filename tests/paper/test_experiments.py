@@ -338,7 +338,7 @@ def test_a_stop_waits_until_a_started_process_is_known(tmp_path):
             process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
             os.kill(os.getpid(), signal.SIGHUP)
             started["it"] = process
-        raise AssertionError("the stop was not honoured")
+        raise AssertionError("the stop was not honored")
     assert process.poll() is not None
 
 

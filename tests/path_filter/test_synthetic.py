@@ -30,7 +30,7 @@ def performance(batch: PathBatch) -> np.ndarray:
     """(n,) how good each path is.
 
     Depth and width of a stage have diminishing returns, its mean E has not; each stage weighs them differently, and the
-    stem adds a little. Neighbouring stages of unequal strength cost: what a choice is worth depends on those beside it.
+    stem adds a little. Neighboring stages of unequal strength cost: what a choice is worth depends on those beside it.
     """
     layers = batch.geometry.layers_per_stage
     active = batch.ratios >= 0

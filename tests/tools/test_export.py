@@ -59,17 +59,17 @@ def opened(run):
 @pytest.mark.parametrize("fold", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_static_network_is_the_path(opened, seed, fold, tmp_path):
-    """On noise and on digits, with pixels or normalised images, and again after it was saved and loaded."""
+    """On noise and on digits, with pixels or normalized images, and again after it was saved and loaded."""
     rng, size = np.random.default_rng(seed), (64, 96)
     path = opened.net.space.sample(rng)
     statistics = reestimate(opened.net, path, [rng.normal(size=(4, 3, 64, 64))])
     pixels, images = check_images(opened.sets, size, batch=2)
     noise = rng.normal(size=images.shape).astype(np.float32)
     assert images.shape == pixels.shape == (2, 2, 3, *size) and pixels.max() > 100 > images.max()
-    for normalise, inputs, normalised in ((True, pixels, images), (False, images, images), (False, noise, noise)):
+    for normalize, inputs, normalized in ((True, pixels, images), (False, images, images), (False, noise, noise)):
         net = alone(opened.config, opened.net, path, statistics)
-        graph = StaticGraph(net, path, inputs.shape[1:], normalise, statistics if fold else None)
-        expected = path_outputs(opened.net, path, statistics, normalised)
+        graph = StaticGraph(net, path, inputs.shape[1:], normalize, statistics if fold else None)
+        expected = path_outputs(opened.net, path, statistics, normalized)
         assert [part.shape for part in expected] == [(4, channels, 16, 24) for channels in (10, 2, 2)]
         found = [np.concatenate(part) for part in zip(*map(graph, inputs))]
         assert largest_difference(found, expected) < 1e-5
@@ -92,7 +92,7 @@ def test_a_file_holds_its_own_slice_and_nothing_else(run, opened, fold, tmp_path
     with h5py.File(tmp_path / "parameter.h5") as file:
         file.visititems(lambda name, item: found.update({name: item[...]}) if isinstance(item, h5py.Dataset) else None)
     supernet = opened.net.get_parameters()
-    fixed = re.compile("normalise/|.*(_mean|_var)$")
+    fixed = re.compile("normalize/|.*(_mean|_var)$")
     learnt = sum(array.size for name, array in found.items() if not fixed.match(name))
     if fold:  # gamma is gone into the weights
         gammas = sum(
@@ -119,10 +119,10 @@ def test_the_metadata(run, opened, tmp_path, capsys):
     assert about["run"] == "tiny" and about["detector"] == "subnet_2" and about["path"] == subnet["path"]
     assert (about["ap50"], about["ap_image_size"]) == (0.375, [64, 64])
     assert about["classes"] == list("0123456789") and about["stride"] == 4
-    assert about["input"]["shape"] == [3, 3, 64, 64] and not about["input"]["normalised_by_user"]
+    assert about["input"]["shape"] == [3, 3, 64, 64] and not about["input"]["normalized_by_user"]
     assert (about["input"]["mean"], about["input"]["std"]) == ([0.406, 0.456, 0.485], [0.225, 0.224, 0.229])
     assert about["outputs"] == {"heat_map": [3, 10, 16, 16], "offset": [3, 2, 16, 16], "size": [3, 2, 16, 16]}
-    assert about["flops"] == opened.cost.flops([opened.path])[0] and about["batch_normalisation"] == "folded"
+    assert about["flops"] == opened.cost.flops([opened.path])[0] and about["batch_normalization"] == "folded"
     assert re.match("commit [0-9a-f]{12}|version ", about["made_by"])
     assert 0 <= about["largest_difference"] < 1e-5 and about["compared_images"] == 6
     assert f"on 6 test images: {about['largest_difference']:.2g}\n" in printed and f"written: {file}, " in printed
@@ -134,9 +134,9 @@ def test_a_path_from_a_file_at_another_size(run, opened, tmp_path):
     found = tmp_path / "found.json"
     found.write_text(json.dumps({"path": opened.path.to_ofa(opened.net.space.geometry)}))
     line = ["export", str(run), "--detector", str(found), "-o", str(tmp_path / "wide.nnp"), "-c", "cpu", "--size", "32", "96"]
-    assert main([*line, "--normalised"]) == 0
+    assert main([*line, "--normalised"]) == 0, "the older spelling"
     about = json.loads((tmp_path / "wide.nnp.json").read_text())
-    assert about["input"]["shape"] == [1, 3, 32, 96] and about["input"]["normalised_by_user"]
+    assert about["input"]["shape"] == [1, 3, 32, 96] and about["input"]["normalized_by_user"]
     assert about["outputs"]["size"] == [1, 2, 8, 24] and "ap50" not in about
     assert about["flops"] * 2 * 4 == opened.cost.flops([opened.path])[0] * 3 * 2  # 8 x 24 cells instead of 16 x 16
 
@@ -217,8 +217,8 @@ def photograph(opened, tmp_path) -> FilePath:
     return file
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_the_example_finds_what_we_find(run, opened, normalise, tmp_path, monkeypatch):
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_example_finds_what_we_find(run, opened, normalize, tmp_path, monkeypatch):
     """With a stand-in for ONNX Runtime that runs the NNP file instead."""
 
     def session(network, providers):
@@ -228,7 +228,7 @@ def test_the_example_finds_what_we_find(run, opened, normalise, tmp_path, monkey
     program = {"__name__": "example"}
     exec(compile(EXAMPLE.read_text(), EXAMPLE.name, "exec"), program)
     file, image = tmp_path / "path.nnp", cv2.imread(str(photograph(opened, tmp_path)))
-    export(opened, run, "subnet_2", file, size=(64, 96), batch=2, normalise=normalise)
+    export(opened, run, "subnet_2", file, size=(64, 96), batch=2, normalize=normalize)
     boxes, scores, labels = expected_boxes(opened, image, (64, 96))
     found = program["detect"](str(file), image)
     assert [name for name, _, _ in found] == [opened.sets.classes[label] for label in labels] and len(found) == 100

@@ -26,7 +26,7 @@ MODELS = (
 def counted():
     """The table of `MODELS[0]` by a clock that shows multiply-accumulates."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency, "forward_time", lambda output, repeats, synchronise: count_macs(output))
+        patch.setattr(latency, "forward_time", lambda output, repeats, synchronize: count_macs(output))
         return measure(MODELS[0], 1, lambda: None)
 
 
@@ -34,13 +34,13 @@ def test_every_layer_is_in_its_place(counted, monkeypatch):
     """With a layer's multiply-accumulates for its time, the latency of a path is its FLOPs."""
     batch = ofa_resnet50(SMALL).sample_many(np.random.default_rng(0), 100)
     assert (counted(batch) == MODELS[0].flops(batch)).all()
-    monkeypatch.setattr(latency, "forward_time", lambda output, repeats, synchronise: count_macs(output))
+    monkeypatch.setattr(latency, "forward_time", lambda output, repeats, synchronize: count_macs(output))
     batch = ofa_resnet50(MODELS[1].backbone).sample_many(np.random.default_rng(0), 100)
     assert (measure(MODELS[1], 1, lambda: None)(batch) == MODELS[1].flops(batch)).all()
 
 
 def test_validation_compares_whole_networks(counted, monkeypatch):
-    monkeypatch.setattr(latency, "forward_time", lambda output, repeats, synchronise: count_macs(output))
+    monkeypatch.setattr(latency, "forward_time", lambda output, repeats, synchronize: count_macs(output))
     found = latency.validate(counted, MODELS[0], np.random.default_rng(0), 5, 1, lambda: None)
     assert found["mean_relative_error"] == 0 and found["rank_correlation"] == pytest.approx(1)
     assert len(found["measured_ms"]) == 5 and found["predicted_ms"] == found["measured_ms"]
@@ -48,7 +48,7 @@ def test_validation_compares_whole_networks(counted, monkeypatch):
 
 def test_equal_latencies_have_no_rank_correlation(counted, monkeypatch):
     times = iter([5_000_000, 7_000_000])
-    monkeypatch.setattr(latency, "forward_time", lambda output, repeats, synchronise: next(times))
+    monkeypatch.setattr(latency, "forward_time", lambda output, repeats, synchronize: next(times))
     one = product_space("one path", (2,), (1.0,), (0.35,), SMALL, elastic_stem=False)
     assert one.size() == 1
     found = latency.validate(counted, MODELS[0], np.random.default_rng(0), 2, 1, lambda: None, one)

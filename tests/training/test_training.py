@@ -38,7 +38,7 @@ def test_layers_that_a_path_skips_stay_still():
     assert not np.array_equal(after["classifier/0/linear/linear/_b"], before["classifier/0/linear/linear/_b"])
 
 
-def test_mini_batches_add_up_to_the_batch_without_batch_normalisation_between_them():
+def test_mini_batches_add_up_to_the_batch_without_batch_normalization_between_them():
     """The loss of a batch is the mean over its mini-batches, so is its gradient: here the last bias's."""
     found = []
     for accumulate in (1, 2):
