@@ -53,7 +53,7 @@ setup(
         "search": ["pymoo==0.6.2"],  # fronts: NSGA-II
         "dev": ["hypothesis", "import-linter", "jsonschema", "mypy", "pymoo==0.6.2", "pytest", "pytest-xdist", "ruff"],
     },
-    entry_points={"console_scripts": ["nnabla_nas = nnabla_detofa.cli:main"]},
+    entry_points={"console_scripts": ["detofa = nnabla_detofa.cli:main", "nnabla_nas = nnabla_detofa.cli:main"]},
     classifiers=[
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",

@@ -35,8 +35,9 @@ from nnabla_detofa.common.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md")))
-TOOL = r"\.venv/bin/(nnabla_nas|python -m nnabla_detofa) "
-STARTS = ("make ", ".venv/bin/", ".venv-export/bin/", "nnabla_nas ", "python ", "mpirun ", "pip install ")
+PROGRAMS = ("detofa", "nnabla_nas")
+TOOL = r"\.venv/bin/(detofa|nnabla_nas|python -m nnabla_detofa) "
+STARTS = ("make ", ".venv/bin/", ".venv-export/bin/", "detofa ", "nnabla_nas ", "python ", "mpirun ", "pip install ")
 """How an inline piece of code begins that is a command."""
 TINY = (
     "args.context=cpu args.device_id=0 args.workers=0 args.evaluation_processes=1 hparams.batch_size=8 hparams.bn_images=8 "
@@ -61,13 +62,13 @@ STANDS_FOR = {"MYDATA": "data/cells", "FOLDER": "data/cells", "15ms": "10000ms"}
 NOT_RUN = {
     r"/(voc|coco)_|imagenet_pretrain|/data/VOCdevkit": "the paper's data and hours",
     r"import-ofa": "needs PyTorch and a checkpoint",
-    r"reproduce ": "minutes to hours of runs",
+    r"(reproduce|paper) (?!results|page|table1)": "minutes to hours of runs",
     r"runs/digits_ofa": "needs a baseline's run",
 }
 """What a command contains -> why it is only parsed, with its config loaded."""
 DRY = r"baselines/|digits_pretrain_"
 """Configs that are tried with `--dry-run`: a run of each would be like those that are made."""
-MISSING = r"(doctor|data check) -f configs/voc|page --profile bccd"
+MISSING = r"(doctor|data check) (-f )?configs/voc|page --profile bccd"
 """Commands that must end with status 2: what they need is not here."""
 RUN_TARGETS = ("help", "report", "table1", "tableA1", "tableA2")
 """Targets of make whose lines are run; of the others they are parsed."""
@@ -131,10 +132,9 @@ def config_commands(file: str) -> list[Command]:
 
 def help_commands() -> list[Command]:
     """The examples of each subcommand's `--help`."""
-    commands = cli.COMMANDS.items()
     return [
-        Command(f"{name} --help", f"python -m nnabla_detofa {name} {example}".strip())
-        for name, command in commands
+        Command(f"{' '.join(place)} --help", f"detofa {' '.join(place)} {example}".strip())
+        for place, command in cli.all_commands()
         for example in command.examples
     ]
 
@@ -182,7 +182,7 @@ def _check_words(words: list[str]) -> None:
         if rest[0] != "-n" or not rest[1].isdigit():
             raise Fault("mpirun must begin with -n and a number")
         _check_words(rest[2:])
-    elif program in ("nnabla_nas", ".venv/bin/nnabla_nas"):
+    elif program.removeprefix(".venv/bin/") in PROGRAMS:
         _check_tool(rest)
     elif program in ("python", ".venv/bin/python") and rest[:2] == ["-m", "nnabla_detofa"]:
         _check_tool(rest[2:])
@@ -197,31 +197,31 @@ def _check_words(words: list[str]) -> None:
         raise Fault(f"{program} is a program that this check does not know")
 
 
+def place_and_arguments(words: list[str]) -> tuple[tuple[str, ...], list[str]]:
+    """The command that the words after the program's name begin with, and its arguments."""
+    return cli.find(["train", *words] if words and words[0].startswith("-") else words or [""])
+
+
 def _check_tool(words: list[str]) -> None:
-    if words and words[0].startswith("-"):
-        words = ["run", *words]
-    name = words[0] if words else ""
-    if name not in cli.COMMANDS:
-        raise Fault(f"there is no command {name}")
-    if words[1:] == ["--help"]:
-        return
     try:
-        arguments = cli._parser("nnabla_nas", name).parse_intermixed_args(words[1:])
+        place, rest = place_and_arguments(words)
+        if rest == ["--help"]:
+            return
+        arguments = cli.parsed("detofa", place, rest)
         if file := getattr(arguments, "file", None):
             configs.load(ROOT / file, arguments.overrides)
-        if name == "reproduce":
+        if place == ("paper", "reproduce"):
             _check_reproduce(arguments)
     except UserError as error:
         raise Fault(str(error)) from None
 
 
 def _check_reproduce(arguments: argparse.Namespace) -> None:
+    from nnabla_detofa.cli.paper import expanded
     from nnabla_detofa.paper.profiles import load
-    from nnabla_detofa.paper.reproduce import TARGETS
 
     profile = load(str(ROOT / "configs/profiles" / f"{arguments.profile}.json"))
-    if unknown := set(arguments.targets) - set(TARGETS):
-        raise Fault(f"there is no target {', '.join(sorted(unknown))}")
+    expanded(arguments.targets)
     for text in arguments.set:
         for data_set in profile.data_sets.values():
             configs.load(ROOT / data_set.config, [text])
@@ -325,8 +325,8 @@ def to_run(command: Command) -> tuple[str, str]:
         text = re.sub(rf"\b{word}\b", meant, text)
     if command.place.endswith("--help"):  # what they write must not go where the pages' commands wrote
         text = text.replace(" -o runs/", " -o runs/of_help_")
-        text += " -o runs/of_help" if words[3] == "run" and "--dry-run" not in words else ""
-    text = re.sub(r"^nnabla_nas ", ".venv/bin/nnabla_nas ", re.sub(r"^python ", ".venv/bin/python ", text))
+        text += " -o runs/of_help" if words[1] == "train" and "--dry-run" not in words else ""
+    text = re.sub(rf"^({'|'.join(PROGRAMS)}|python) ", r".venv/bin/\1 ", text)
     return " ".join([text, *_shorter(shlex.split(text))]), ""
 
 
@@ -336,11 +336,12 @@ def _shorter(words: list[str]) -> list[str]:
         return []
     if re.search(DRY, " ".join(words)):
         return ["--dry-run"]
-    name = next((word for word in words if word in cli.COMMANDS), "run")
-    if words[2:5] == ["nnabla_detofa", "data", "digits"]:
+    tool = re.match(rf"({TOOL})|\.venv/bin/mpirun .*?({TOOL})", shlex.join(words))
+    place, _ = place_and_arguments(shlex.split(shlex.join(words)[tool.end() :])) if tool else (("make",), [])
+    if place == ("data", "digits"):
         return ["--root", "data/made"]
-    if name != "run":
-        return shlex.split(MORE.get(name, ""))
+    if place != ("train",):
+        return shlex.split(MORE.get(place[-1], ""))
     if "pretrain" in " ".join(words):
         return shlex.split(TINY_PRETRAINING)
     photographs = re.search(r"configs/bccd_(coco)?", " ".join(words))

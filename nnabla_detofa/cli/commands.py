@@ -1,107 +1,178 @@
 """Table of all commands, with their help, arguments, functions and examples."""
 
-from .data import data, data_arguments
-from .deploy import detect, detect_arguments, evaluate, evaluate_arguments, export, export_arguments
-from .doctor import doctor, doctor_arguments
-from .paper import (
-    filter_study,
-    filter_study_arguments,
-    page,
-    page_arguments,
-    pilot,
-    pilot_arguments,
-    reproduce,
-    reproduce_arguments,
-    results,
-    results_arguments,
-    table1,
-    table1_arguments,
-)
-from .runs import compare, compare_arguments, inspect, inspect_arguments, report, report_arguments
-from .search import (
-    evaluate_paths,
-    evaluate_paths_arguments,
-    evaluation_study,
-    evaluation_study_arguments,
-    measure_latency,
-    measure_latency_arguments,
-    search,
-    search_arguments,
-)
-from .shared import Command
-from .train import finetune, finetune_arguments, import_ofa, import_ofa_arguments, run, run_arguments, ship, ship_arguments
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from . import data, deploy, doctor, paper, runs, search, train
+from .shared import Command, Group
 
 # The functions of commands import what they need, so that `--help` does not import nnabla.
 
-
-COMMANDS = {
-    "run": Command(
-        "train and search as a config says",
-        run_arguments,
-        run,
-        (
-            "-f configs/digits_detofa.json",
-            "-f configs/voc_detofa.json -c cudnn -d 0 dataloader.voc.root=/data/VOCdevkit hparams.r_path=0.5",
-            "-f configs/voc_detofa.json --dry-run",
-            "-f configs/digits_detofa.json --processes 2",
+DATA = Group(
+    "make, convert or check a data set",
+    {
+        "check": Command(
+            "counts of objects, and everything that is wrong with a data set",
+            data.check_arguments,
+            data.check,
+            (
+                "--voc data/digits --whole",
+                "configs/voc_detofa.json dataloader.voc.root=/data/VOCdevkit",
+            ),
+            data.after_check,
         ),
+        "digits": Command(
+            "write handwritten digits on images, in VOC's layout; needs no download",
+            data.digits_arguments,
+            data.digits,
+            ("--root data/digits", "--root data/digits_1600 --train 1600 --val 256 --test 2000 --no-crops"),
+        ),
+        "to-coco": Command(
+            "copy a VOC tree in COCO's format",
+            data.to_coco_arguments,
+            data.to_coco,
+            ("--voc data/digits --root data/digits_coco",),
+            data.after_to_coco,
+        ),
+    },
+)
+
+PAPER = Group(
+    "make the paper's tables and figures, with the runs that they need",
+    {
+        "reproduce": Command(
+            "a table or a figure of the paper, with the runs that it needs",
+            paper.reproduce_arguments,
+            paper.reproduce,
+            ("table3 tableA3 figure8 --profile demo", "figure9 --profile bccd --set dataloader.voc.root=FOLDER --seeds 3"),
+        ),
+        "table1": Command(
+            "Table 1: sizes of the search spaces, with exact counts", paper.table1_arguments, paper.table1, ("",)
+        ),
+        "results": Command(
+            "all results of a profile from the small files of its runs alone",
+            paper.results_arguments,
+            paper.results,
+            ("--profile demo", "claims --profile study --kept"),
+        ),
+        "page": Command(
+            "all results of a profile as one HTML page",
+            paper.page_arguments,
+            paper.page,
+            ("--profile demo", "--profile bccd -o bccd.html"),
+        ),
+        "pilot": Command(
+            "choose the regime of the study by three criteria, on a grid",
+            paper.pilot_arguments,
+            paper.pilot,
+            ("--profile study",),
+        ),
+        "filter-study": Command(
+            "how well the path filter and other rankings order paths, from how many",
+            paper.filter_study_arguments,
+            paper.filter_study,
+            ("--profile demo",),
+        ),
+    },
+    "reproduce",
+    (
+        "A target is table1, table2, table3, tableA1 to tableA3, figure3 to figure10, figureA1, figureA2, controls,",
+        "architectures, or tables, figures or all.",
+    ),
+)
+
+COMMANDS: Mapping[str, Command | Group] = {
+    "doctor": Command(
+        "check the installation, or what a config needs to run",
+        doctor.doctor_arguments,
+        doctor.doctor,
+        ("", "configs/voc_detofa.json dataloader.voc.root=/data/VOCdevkit"),
+        doctor.after_doctor,
+    ),
+    "data": DATA,
+    "train": Command(
+        "train and search as a config says; resumes a stopped run",
+        train.run_arguments,
+        train.run,
+        (
+            "configs/digits_detofa.json",
+            "configs/voc_detofa.json -c cudnn -d 0 dataloader.voc.root=/data/VOCdevkit hparams.r_path=0.5",
+            "configs/voc_detofa.json --dry-run",
+            "configs/digits_detofa.json --processes 2",
+        ),
+        train.after_run,
+    ),
+    "finetune": Command(
+        "train one detector of a run further, alone",
+        train.finetune_arguments,
+        train.finetune,
+        ("runs/digits_detofa --detector subnet_2 --epochs 5 -o runs/subnet_2",),
+        train.after_finetune,
+    ),
+    "inspect": Command(
+        "show the progress of a run, its cost, and what it pruned and found",
+        runs.inspect_arguments,
+        runs.inspect,
+        ("runs/digits_detofa", "runs/digits_detofa --json"),
+        runs.after_inspect,
     ),
     "report": Command(
-        "write the table and the figures of a finished run", report_arguments, report, ("runs/digits_detofa -o results/demo",)
+        "write the table and the figures of a finished run",
+        runs.report_arguments,
+        runs.report,
+        ("runs/digits_detofa",),
+        runs.after_report,
+    ),
+    "compare": Command(
+        "compare the Pareto fronts of two or more runs",
+        runs.compare_arguments,
+        runs.compare,
+        ("runs/digits_detofa runs/digits_ofa -o front.png",),
     ),
     "evaluate": Command(
-        "average precision of a run's detectors, class by class",
-        evaluate_arguments,
-        evaluate,
+        "compute the average precision of a run's detectors, class by class",
+        deploy.evaluate_arguments,
+        deploy.evaluate,
         ("runs/digits_detofa", "runs/digits_detofa --detector subnet_1 --flip --scales 0.75 1 1.25"),
+        deploy.after_evaluate,
     ),
-    "table1": Command("the paper's Table 1: sizes of the search spaces, exactly", table1_arguments, table1, ("",)),
-    "reproduce": Command(
-        "a table or a figure of the paper, with the runs that it needs",
-        reproduce_arguments,
-        reproduce,
-        ("table3 tableA3 figure8 --profile demo", "figure9 --profile bccd --set dataloader.voc.root=FOLDER --seeds 3"),
+    "detect": Command(
+        "draw the detections of a run's detector in images",
+        deploy.detect_arguments,
+        deploy.detect,
+        (
+            "runs/digits_detofa data/digits/JPEGImages/test_00000.jpg --detector subnet_2",
+            "runs/bccd_detofa photographs/ --detector fullnet --threshold 0.4 -o found",
+        ),
     ),
-    "filter-study": Command(
-        "how well the path filter and other rankings order paths, from how many",
-        filter_study_arguments,
-        filter_study,
-        ("--profile demo",),
+    "search": Command(
+        "find the best subnet of a finished run under hard bounds",
+        search.search_arguments,
+        search.search,
+        ("runs/digits_detofa --flops 90M --memory 2MB", "runs/voc_detofa --flops 15G --latency 40ms --params 20M --front"),
+        search.after_search,
     ),
-    "results": Command(
-        "all results of a profile from the small files of its runs alone",
-        results_arguments,
-        results,
-        ("--profile demo", "claims --profile study --kept"),
-    ),
-    "pilot": Command(
-        "choose the regime of the study by three criteria, on a grid",
-        pilot_arguments,
-        pilot,
-        ("--profile study",),
-    ),
-    "page": Command(
-        "all results of a profile as one HTML page",
-        page_arguments,
-        page,
-        ("--profile demo", "--profile bccd -o bccd.html"),
+    "export": Command(
+        "write one detector of a run as NNP or ONNX, and verify the file",
+        deploy.export_arguments,
+        deploy.export,
+        (
+            "runs/digits_detofa --detector subnet_2 -o subnet_2.nnp",
+            "runs/voc_detofa --detector found.json -o found.onnx",
+        ),
     ),
     "measure-latency": Command(
         "time the layers of a config's supernet on this device",
-        measure_latency_arguments,
-        measure_latency,
-        ("-f configs/digits_detofa.json -o latency.json", "-f configs/voc_detofa.json -c cudnn -o latency.json"),
-    ),
-    "search": Command(
-        "the best path of a finished run under hard bounds",
-        search_arguments,
-        search,
-        ("runs/digits_detofa --flops 90M --memory 2MB", "runs/voc_detofa --flops 15G --latency 40ms --params 20M --front"),
+        search.measure_latency_arguments,
+        search.measure_latency,
+        ("configs/digits_detofa.json -o latency.json", "configs/voc_detofa.json -c cudnn -o latency.json"),
+        search.after_measure_latency,
     ),
     "evaluate-paths": Command(
-        "validation losses of many paths of a supernet, in a file",
-        evaluate_paths_arguments,
-        evaluate_paths,
+        "measure the validation losses of many paths of a supernet",
+        search.evaluate_paths_arguments,
+        search.evaluate_paths,
         (
             "runs/digits_detofa --weights warm_up/weights.h5 --per-bucket 20 -o warm_up.jsonl",
             "runs/digits_detofa --pruned --per-bucket 12 --name fresh --exclude warm_up.jsonl --ap -o fresh.jsonl",
@@ -109,76 +180,46 @@ COMMANDS = {
         ),
     ),
     "evaluation-study": Command(
-        "how many images the evaluation of paths needs",
-        evaluation_study_arguments,
-        evaluation_study,
+        "measure how many images the evaluation of paths needs",
+        search.evaluation_study_arguments,
+        search.evaluation_study,
         (
             "runs/digits_detofa --weights warm_up/weights.h5 --per-bucket 8 -o study.md",
             "-f configs/digits_pretrain.json --weights configs/weights/digits_supernet.h5 --per-bucket 12 --pairs 2",
         ),
     ),
-    "ship": Command(
-        "copy a pre-training's weights in half precision", ship_arguments, ship, ("runs/digits_pretrain configs/weights",)
-    ),
-    "data": Command(
-        "make a data set that needs no download, or check one",
-        data_arguments,
-        data,
-        (
-            "digits --root data/digits",
-            "digits --root data/digits_1600 --train 1600 --val 256 --test 2000 --no-crops",
-            "to-coco --voc data/digits --root data/digits_coco",
-            "check --voc data/digits --whole",
-            "check -f configs/voc_detofa.json dataloader.voc.root=/data/VOCdevkit",
-        ),
-    ),
     "import-ofa": Command(
-        "turn a PyTorch checkpoint of OFA's ResNet50 supernet into a weights file",
-        import_ofa_arguments,
-        import_ofa,
+        "convert OFA's PyTorch checkpoint of ResNet50 to a weights file",
+        train.import_ofa_arguments,
+        train.import_ofa,
         ("ofa_resnet50_d=0+1+2_e=0.2+0.25+0.35_w=0.65+0.8+1.0 -o configs/weights/ofa_resnet50.h5",),
+        train.after_import_ofa,
     ),
-    "detect": Command(
-        "draw what a run's detector finds in photographs",
-        detect_arguments,
-        detect,
-        (
-            "runs/digits_detofa data/digits/JPEGImages/test_00000.jpg --detector subnet_2",
-            "runs/bccd_detofa photographs/ --detector fullnet --threshold 0.4 -o found",
-        ),
+    "ship": Command(
+        "copy the weights of a pre-training in half precision",
+        train.ship_arguments,
+        train.ship,
+        ("runs/digits_pretrain configs/weights",),
     ),
-    "inspect": Command(
-        "how far a run is, what it cost, pruned and found",
-        inspect_arguments,
-        inspect,
-        ("runs/digits_detofa", "runs/digits_detofa --json"),
-    ),
-    "compare": Command(
-        "the fronts of two or more runs beside each other",
-        compare_arguments,
-        compare,
-        ("runs/digits_detofa runs/digits_ofa -o front.png",),
-    ),
-    "doctor": Command(
-        "what is wrong with this installation, or keeps a config from running",
-        doctor_arguments,
-        doctor,
-        ("", "-f configs/voc_detofa.json dataloader.voc.root=/data/VOCdevkit"),
-    ),
-    "export": Command(
-        "write one detector of a run as NNP or ONNX, and check the file",
-        export_arguments,
-        export,
-        (
-            "runs/digits_detofa --detector subnet_2 -o subnet_2.nnp",
-            "runs/voc_detofa --detector found.json -o found.onnx",
-        ),
-    ),
-    "finetune": Command(
-        "train one detector of a run further, alone",
-        finetune_arguments,
-        finetune,
-        ("runs/digits_detofa --detector subnet_2 --epochs 5 -o runs/subnet_2",),
-    ),
+    "paper": PAPER,
 }
-"""Maps the name of each subcommand to its definition. The first one is the default."""
+"""Commands and groups of commands by name."""
+
+SECTIONS = {
+    "your data": ("data", "doctor"),
+    "train": ("train", "finetune", "inspect", "report", "compare"),
+    "use a run": ("evaluate", "detect", "search", "export"),
+    "measure and reproduce": ("paper", "measure-latency", "evaluate-paths", "evaluation-study", "import-ofa", "ship"),
+}
+"""Headings of `--help`, and their commands."""
+
+OTHER_NAMES = {
+    "run": ("train",),
+    "val": ("evaluate",),
+    "predict": ("detect",),
+    **{name: ("paper", name) for name in PAPER.commands},
+}
+"""Another name of a command -> its place in `COMMANDS`."""
+
+DEFAULT = "train"
+"""Command of a command line that starts with an option."""

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -44,6 +45,11 @@ def evaluate(args: argparse.Namespace) -> None:
     print(table(results))
     if args.output:
         write_json(args.output, results)
+        print(f"written: {args.output}")
+
+
+def after_evaluate(args: argparse.Namespace) -> dict[str, str]:
+    return {f"detect {shlex.quote(args.run)} IMAGE": "boxes in your own images"}
 
 
 def detect_arguments(parser: argparse.ArgumentParser) -> None:

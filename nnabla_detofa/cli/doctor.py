@@ -1,18 +1,14 @@
 """Command that checks the installation and the requirements of a config."""
 
 import argparse
+import shlex
 
 from ..common.errors import UserError
+from .shared import config_arguments
 
 
 def doctor_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-f",
-        "--file",
-        metavar="FILE",
-        help="a config: examine what its run needs too; the exit status is 2 if something stops it",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the config")
+    config_arguments(parser, "examine also what a run of this config needs; the exit status is 2 if something prevents it")
 
 
 def doctor(args: argparse.Namespace) -> None:
@@ -25,7 +21,7 @@ def doctor(args: argparse.Namespace) -> None:
     from ..tools.installation import PROBLEM
 
     if args.overrides and not args.file:
-        raise UserError(f"entries of a config need the config, -f CONFIG, got {args.overrides[0]}")
+        raise UserError(f"overrides need a config: doctor CONFIG {args.overrides[0]}")
     problems = 0
     for finding in examine(args.file, args.overrides):
         print(lines(finding), flush=True)
@@ -33,3 +29,11 @@ def doctor(args: argparse.Namespace) -> None:
     if problems:
         what = f"{args.file} cannot be run" if args.file else "this installation does not work"
         raise UserError(f"{what}: {problems} problem{'s' * (problems > 1)} above")
+
+
+def after_doctor(args: argparse.Namespace) -> dict[str, str]:
+    """Return the commands that follow when nothing is wrong."""
+    if args.file:
+        words = shlex.join([args.file, *args.overrides])
+        return {f"train {words} --dry-run": "sizes, memory and schedules", f"train {words}": "run it"}
+    return {"data check --voc FOLDER": "check your own data"}

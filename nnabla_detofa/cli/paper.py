@@ -3,9 +3,11 @@
 import argparse
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..backend import launch
+from ..common.checked import nearest
 from ..common.errors import UserError
 from .shared import check_numbers, check_output_file, check_output_folder
 
@@ -29,7 +31,8 @@ def reproduce_arguments(parser: argparse.ArgumentParser) -> None:
         "targets",
         nargs="+",
         metavar="TARGET",
-        help="table2, table3, tableA1 to tableA3, figure3 to figure10, figureA1, figureA2, controls, architectures",
+        help="table1 to table3, tableA1 to tableA3, figure3 to figure10, figureA1, figureA2, controls, architectures; "
+        "tables, figures or all",
     )
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="an entry of the configs to replace")
     parser.add_argument("--profile", default="demo", help="demo, bccd, paper, or a .json file (default: %(default)s)")
@@ -54,12 +57,30 @@ def reproduce(args: argparse.Namespace) -> None:
     from ..backend.compat import Device
     from ..paper.reproduce import Order, reproduce
 
+    if "table1" in (targets := expanded(args.targets)):
+        table1(argparse.Namespace(output="results/table1"))
     device = Device.open(args.context, args.device_id)
     cores = launch.cores() if device.name == "cpu" else 1  # each of two runs on one GPU would count the other's time as its own
-    for file in reproduce(args.targets, Order(profile, output, args.seeds, tuple(overrides), args.jobs or cores, cores)):
+    for file in reproduce(
+        [name for name in targets if name != "table1"],
+        Order(profile, output, args.seeds, tuple(overrides), args.jobs or cores, cores),
+    ):
         print(file.read_text())
         written = [file.with_suffix(suffix) for suffix in (".md", ".csv", ".png")]
         print(f"written: {', '.join(str(path) for path in written if path.exists())}")  # some tables have no picture
+
+
+def expanded(targets: Sequence[str]) -> list[str]:
+    """Replace "tables", "figures" and "all" by the targets that they stand for; each target occurs once."""
+    from ..paper.reproduce import TARGETS
+
+    groups = {kind: [name for name in ("table1", *TARGETS) if name.startswith(kind[:-1])] for kind in ("tables", "figures")}
+    groups["all"] = ["table1", *TARGETS]
+    for target in targets:
+        if target not in groups and target not in groups["all"]:
+            known = (*groups["all"], *groups)
+            raise UserError(f"there is no target {target}{nearest(target, known)}; known are {', '.join(known)}")
+    return list(dict.fromkeys(name for target in targets for name in groups.get(target, [target])))
 
 
 def filter_study_arguments(parser: argparse.ArgumentParser) -> None:

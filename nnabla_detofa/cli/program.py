@@ -1,4 +1,6 @@
-"""Main function of the command line, `nnabla_nas -f CONFIG` and the other commands, and the only place that sets exit statuses.
+"""Main function of the command line, `detofa train CONFIG` and the other commands, and the only place that sets exit statuses.
+
+The program has three names: `detofa`, `nnabla_nas` (NNablaNAS' own) and `python -m nnabla_detofa`.
 
 Errors that the user can fix print one sentence to stderr and exit with status 2. A run that was stopped exits with status
 130. All other errors are defects and show a traceback. With several ranks, one rank prints the error, and all ranks end.
@@ -12,7 +14,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import NoReturn
@@ -23,7 +25,8 @@ from ..common.checked import nearest
 from ..common.errors import UserError
 from ..common.reading import short
 from ..common.version import __version__
-from .commands import COMMANDS
+from .commands import COMMANDS, DEFAULT, OTHER_NAMES, SECTIONS
+from .shared import Command, Group, settle_config
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 """Write errors that the user can fix, but that may not name a file."""
@@ -47,38 +50,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may contain bytes or characters that cannot be encoded
-    program = "nnabla_nas" if Path(sys.argv[0]).name == "nnabla_nas" else "python -m nnabla_detofa"
-    if not argv or argv[0] in ("-h", "--help"):
+    called = Path(sys.argv[0]).name
+    program = called if called in ("detofa", "nnabla_nas") else "python -m nnabla_detofa"
+    if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview(program), file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
     if argv[0] == "--version":
         print(__version__)
         return 0
     if argv[0].startswith("-"):
-        argv.insert(0, next(iter(COMMANDS)))
+        argv.insert(0, DEFAULT)
     with given_back():
         return _main(program, argv)
 
 
 def _main(program: str, argv: list[str]) -> int:
     """Run a command line that starts with a command."""
-    name, *rest = argv
     rank, size = launch.launched()
+    name = argv[0]
     try:
         _check_surroundings()
-        if name not in COMMANDS:
-            near = nearest(name, COMMANDS)
-            raise UserError(f"there is no command {short(name)}{near}; known are {', '.join(COMMANDS)}")
-        if size > 1 and name != "run":
-            raise UserError(f"{size} ranks were launched, but only run is shared out: start {name} as one process")
+        found, rest = find(argv)
+        name = " ".join(found)
+        command = command_of(found)
+        if isinstance(command, Group):
+            asked = rest[:1] in (["-h"], ["--help"])
+            print(_group_overview(program, name, command), file=sys.stdout if asked else sys.stderr)
+            return 0 if asked else 2
+        if size > 1 and name != DEFAULT:
+            raise UserError(f"{size} ranks were launched, but only train is shared out: start {name} as one process")
         logging.basicConfig(format="%(message)s")
         logging.getLogger("nnabla_detofa").setLevel(logging.INFO if rank == 0 else logging.ERROR)
         with redirect_stderr(sys.stderr if rank == 0 else io.StringIO()):  # only rank 0 reports usage errors
-            arguments = _parser(program, name).parse_intermixed_args(rest)
-        arguments.command_line = [name, *rest]
+            arguments = parsed(program, found, rest)
+        arguments.command_line = [*found, *rest]
         check_runs_exist(arguments)
         with _terminated_as_interrupted():
-            return COMMANDS[name].run(arguments) or 0
+            status = command.run(arguments) or 0
+        if rank == 0 and not status and not getattr(arguments, "json", False):
+            _say_what_follows(program, command.following(arguments))
+        return status
     except UserError as error:
         return _failed(f"error: {_one_line(str(error))}", 2)
     except BrokenPipeError:  # the reader of the output, such as head, has closed the pipe
@@ -102,7 +113,67 @@ def _main(program: str, argv: list[str]) -> int:
         return _failed(traceback.format_exc(), 1)
 
 
-TRAIN = ("run", "finetune")
+def find(argv: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Find the command at the beginning of a command line.
+
+    Returns:
+        The command's place in `COMMANDS`, such as ("data", "check"), and the remaining arguments. The place of a group is
+        returned if none of its commands is named.
+
+    Raises:
+        UserError: there is no such command.
+    """
+    name, *rest = argv
+    place = OTHER_NAMES.get(name, (name,))
+    if place[0] not in COMMANDS:
+        names = (*COMMANDS, *OTHER_NAMES)
+        raise UserError(f"there is no command {short(name)}{nearest(name, names)}; known are {', '.join(COMMANDS)}")
+    group = COMMANDS[place[0]]
+    if not isinstance(group, Group) or len(place) > 1 or not rest or rest[0] in ("-h", "--help"):
+        return place, rest
+    if rest[0] in group.commands:
+        return (*place, rest[0]), rest[1:]
+    if group.other and not rest[0].startswith("-"):
+        return (*place, group.other), rest
+    known = ", ".join(group.commands)
+    raise UserError(f"there is no command {name} {short(rest[0])}{nearest(rest[0], group.commands)}; known are {known}")
+
+
+def command_of(place: Sequence[str]) -> Command | Group:
+    """Return the command or the group at a place in `COMMANDS`."""
+    found = COMMANDS[place[0]]
+    return found.commands[place[1]] if isinstance(found, Group) and len(place) > 1 else found
+
+
+def all_commands() -> Iterator[tuple[tuple[str, ...], Command]]:
+    """Yield the place of every command and the command, those of groups included."""
+    for name, found in COMMANDS.items():
+        if isinstance(found, Group):
+            yield from (((name, inner), command) for inner, command in found.commands.items())
+        else:
+            yield (name,), found
+
+
+def parsed(program: str, place: Sequence[str], rest: Sequence[str]) -> argparse.Namespace:
+    """Parse the arguments of a command.
+
+    Raises:
+        UserError: an argument is not allowed.
+    """
+    arguments = _parser(program, place).parse_intermixed_args(rest)
+    settle_config(arguments)
+    return arguments
+
+
+def _say_what_follows(program: str, following: Mapping[str, str]) -> None:
+    """Print the commands that are useful after the one that has ended."""
+    lines = [f"{program} {line}" for line in following]
+    width = max(map(len, lines), default=0)
+    for number, (line, reason) in enumerate(zip(lines, following.values())):
+        print(f"{'     ' if number else 'next:'} {line:<{width}}  # {reason}")
+
+
+TRAIN = ("train", "finetune")
 """Commands that are incomplete if their output pipe is closed: they exit with status 141, the shell's status for SIGPIPE."""
 
 
@@ -170,8 +241,8 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
 
 
-def _parser(program: str, name: str) -> argparse.ArgumentParser:
-    command = COMMANDS[name]
+def _parser(program: str, place: Sequence[str]) -> argparse.ArgumentParser:
+    command, name = command_of(place), " ".join(place)
     parser = _Parser(
         prog=f"{program} {name}",
         description=f"{command.help[0].upper()}{command.help[1:]}.",
@@ -185,18 +256,21 @@ def _parser(program: str, name: str) -> argparse.ArgumentParser:
 
 def _overview(program: str) -> str:
     """Format the output of `--help` without a command."""
-    default = next(iter(COMMANDS))
-    return "\n".join(
-        [
-            f"usage: {program} COMMAND ...      ({program} COMMAND --help says more)",
-            f"       {program} -f FILE ...      short for: {program} {default} -f FILE ...",
-            "",
-            "DetOFA in NNabla: once-for-all training of object detectors.",
-            "",
-            "commands:",
-            *(f"  {name:<17}{command.help}" for name, command in COMMANDS.items()),
-            "",
-            "examples:",
-            *(f"  {program} {name} {example}" for name, command in COMMANDS.items() for example in command.examples),
-        ]
+    lines = [
+        f"usage: {program} COMMAND ...    ({program} COMMAND --help explains a command)",
+        "",
+        "DetOFA: train one supernet for object detection, and take a detector for any budget out of it.",
+    ]
+    for title, names in SECTIONS.items():
+        lines += ["", f"{title}:", *(f"  {name:<18}{COMMANDS[name].help}" for name in names)]
+    return "\n".join([*lines, "", f"first steps: {program} doctor, then {program} train configs/digits_detofa.json"])
+
+
+def _group_overview(program: str, name: str, group: Group) -> str:
+    """Format the help of a group of commands."""
+    usage = f"usage: {program} {name} COMMAND ...    ({program} {name} COMMAND --help explains a command)"
+    other = (
+        [f"       {program} {name} TARGET ...     short for: {program} {name} {group.other} TARGET ..."] if group.other else []
     )
+    commands = [f"  {inner:<18}{command.help}" for inner, command in group.commands.items()]
+    return "\n".join([usage, *other, "", f"{group.help[0].upper()}{group.help[1:]}.", *group.about, "", "commands:", *commands])

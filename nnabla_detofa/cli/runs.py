@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -25,6 +26,14 @@ def report(args: argparse.Namespace) -> None:
     print(f"written: {', '.join(map(str, files))}")
 
 
+def after_report(args: argparse.Namespace) -> dict[str, str]:
+    run = shlex.quote(args.run)
+    return {
+        f"search {run} --flops BOUND": "the best subnet for another budget",
+        f"export {run} --detector subnet_1 -o FILE.nnp": "a subnet as a network of its own",
+    }
+
+
 def inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of any run, finished or not")
     parser.add_argument("--json", action="store_true", help="everything as JSON instead, for programs")
@@ -35,7 +44,12 @@ def inspect(args: argparse.Namespace) -> None:
     from ..tools.inspect import describe, text
 
     found = describe(Path(args.run))
+    args.finished = found["finished"]
     print(json.dumps(found, indent=1) if args.json else text(found))
+
+
+def after_inspect(args: argparse.Namespace) -> dict[str, str]:
+    return {f"report {shlex.quote(args.run)}": "the table and the figures"} if args.finished else {}
 
 
 def compare_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from ..common.errors import UserError
-from .shared import check_numbers, check_output_file, progress_of, supernet_arguments, supernet_of
+from .shared import check_numbers, check_output_file, config_arguments, progress_of, supernet_arguments, supernet_of
 
 
 def search_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +53,17 @@ def search(args: argparse.Namespace) -> None:
     print(table(result))
     write_json(output, result)
     print(f"written: {output}")
+
+
+def after_search(args: argparse.Namespace) -> dict[str, str]:
+    """Return the commands that use the path found."""
+    if args.front:
+        return {}
+    run, file = shlex.quote(args.run), shlex.quote(str(args.output or Path(args.run, "found.json")))
+    return {
+        f"evaluate {run} --detector {file}": "its average precision",
+        f"export {run} --detector {file} -o FILE.nnp": "the subnet as a network of its own",
+    }
 
 
 def evaluate_paths_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,8 +131,7 @@ def evaluation_study(args: argparse.Namespace) -> None:
 
 
 def measure_latency_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-f", "--file", required=True, metavar="FILE", help="the config, .json or .yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the config")
+    config_arguments(parser, "the config, .json or .yaml")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the table, as JSON")
     parser.add_argument(
         "--image-size", type=int, nargs="+", metavar="PIXELS", help="side, or height and width (default: the config's)"
@@ -135,6 +145,8 @@ def measure_latency_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure_latency(args: argparse.Namespace) -> None:
     """Measure the latency of a supernet's layers, and print how well their sums predict the latency of whole networks."""
+    if not args.file:
+        raise UserError("a config is needed: measure-latency CONFIG; measure-latency --help says what is allowed")
     check_output_file(args.output)
     check_numbers(args, repeats=10**6, paths=10**6, classes=10**5)
     if args.image_size and (len(args.image_size) > 2 or max(args.image_size) > 16384):
@@ -169,3 +181,7 @@ def measure_latency(args: argparse.Namespace) -> None:
         f"{min(found['measured_ms']):.3g} to {max(found['measured_ms']):.3g} ms"
     )
     print(f"written: {args.output}")
+
+
+def after_measure_latency(args: argparse.Namespace) -> dict[str, str]:
+    return {f"search RUN --latency BOUND --latency-table {shlex.quote(args.output)}": "the best subnet for a latency"}

@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,55 @@ class Command:
         arguments: adds the arguments to a parser.
         run: runs the command with the parsed arguments, and returns the exit status; None is 0.
         examples: arguments of example command lines for `--help`.
+        following: returns command lines that are useful after this one, each with the reason; the first word is left out.
     """
 
     help: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int | None]
     examples: tuple[str, ...] = ()
+    following: Callable[[argparse.Namespace], Mapping[str, str]] = lambda args: {}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Several commands under one name.
+
+    Attributes:
+        help: one-line description for `--help`.
+        commands: the commands by name.
+        other: name of the command for arguments that begin with none of these names; empty: they are an error.
+        about: further lines of the group's help.
+    """
+
+    help: str
+    commands: Mapping[str, Command]
+    other: str = ""
+    about: tuple[str, ...] = ()
+
+
+def config_arguments(parser: argparse.ArgumentParser, help: str) -> None:
+    """Add a config, as the first argument or after -f, and its overrides; `settle_config` tells them apart."""
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help=help)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the config")
+    parser.add_argument("-f", "--file", metavar="FILE", help="the same as CONFIG")
+
+
+def settle_config(args: argparse.Namespace) -> None:
+    """Set `args.file` to the config given as an argument or after -f, and `args.overrides` to the rest.
+
+    Raises:
+        UserError: two configs are given.
+    """
+    given = vars(args).pop("config", None)
+    if given is None:
+        return
+    if re.match(r"[a-z_]+\.[\w.]+=", given):
+        args.overrides = [given, *args.overrides]
+    elif args.file:
+        raise UserError(f"one config is allowed, got {args.file} and {given}")
+    else:
+        args.file = given
 
 
 def count_or_auto(text: str) -> int | str:

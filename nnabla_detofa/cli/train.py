@@ -3,12 +3,13 @@
 import argparse
 import importlib.util
 import json
+import shlex
 import sys
 from pathlib import Path
 
 from ..backend import launch
 from ..common.errors import UserError
-from .shared import check_output_folder, count_or_auto, detector_arguments
+from .shared import check_output_folder, config_arguments, count_or_auto, detector_arguments
 
 RUNNERS = {
     "detofa": "nnabla_detofa.methods.algorithm1",
@@ -18,9 +19,15 @@ RUNNERS = {
 """Maps `args.runner` to the module that implements it in a function run(config, device, output, restart=False)."""
 
 
+def resume_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the choice between resuming an interrupted run and discarding it."""
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--resume", action="store_true", help="resume an interrupted run (the default)")
+    either.add_argument("--restart", action="store_true", help="discard an interrupted run and start over")
+
+
 def run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-f", "--file", required=True, metavar="FILE", help="the config, .json or .yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the config")
+    config_arguments(parser, "the config, .json or .yaml")
     parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), help="replaces args.context")
     parser.add_argument("-d", "--device-id", metavar="DEVICE", help="replaces args.device_id: a GPU, or one per rank: 0,1")
     parser.add_argument("-o", "--output-path", metavar="OUTPUT", help="replaces args.output_path (default: runs/<config>)")
@@ -31,7 +38,7 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes on this machine that share the work, each a core or a GPU: starts mpirun; auto: as many as there are "
         "cores and as can share a batch in mini-batches of hparams.mini_batch, or one for each GPU of device_id",
     )
-    parser.add_argument("--restart", action="store_true", help="start anew instead of going on where the run was stopped")
+    resume_arguments(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be run, try one step of each phase on the CPU, write nothing"
     )
@@ -39,6 +46,8 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int | None:
     """Run a config: load it, open the device, and call the runner; launch several processes if requested."""
+    if not args.file:
+        raise UserError("a config is needed: train CONFIG; train --help says what is allowed")
     from .. import config as configs
 
     _, size = launch.launched()
@@ -69,7 +78,27 @@ def run(args: argparse.Namespace) -> int | None:
     runner = importlib.import_module(RUNNERS[config.args.runner])
     device = Device.open(config.args.context, config.args.device_id)
     runner.run(config, device, config.output_path, restart=args.restart)
+    args.trained = config
+    if launch.launched()[0] == 0:
+        print(f"finished: the results are in {config.output_path}")
     return None
+
+
+def after_run(args: argparse.Namespace) -> dict[str, str]:
+    """Return the commands that follow a finished run or a dry run."""
+    words = " ".join(map(shlex.quote, [args.file, *args.overrides]))
+    if args.dry_run:
+        return {f"train {words}": "run it"}
+    if not hasattr(args, "trained"):
+        return {}  # rank 0 of the launched processes says it
+    folder = shlex.quote(str(args.trained.output_path))
+    if args.trained.args.runner == "pretrain":
+        return {f"ship {folder} FOLDER": "copy the weights that detectors start from"}
+    return {
+        f"report {folder}": "the table and the figures",
+        f"detect {folder} IMAGE": "boxes in your own images",
+        f"search {folder} --flops BOUND": "the best subnet for another budget",
+    }
 
 
 def _processes(config, wanted: int | str | None, restart: bool) -> int:
@@ -131,12 +160,17 @@ def import_ofa(args: argparse.Namespace) -> None:
     print(f"written: {args.output}")
 
 
+def after_import_ofa(args: argparse.Namespace) -> dict[str, str]:
+    weights = shlex.quote(f"network.centernet_ofa_resnet50.weights={args.output}")
+    return {f"train CONFIG {weights}": "start a detection supernet from it"}
+
+
 def finetune_arguments(parser: argparse.ArgumentParser) -> None:
     detector_arguments(parser)
     parser.add_argument("--epochs", type=int, required=True, metavar="N", help="of the run's training images")
     parser.add_argument("--lr", type=float, metavar="RATE", help="learning rate at the start (default: a tenth of the run's)")
     parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="a run's folder, with the detector finetuned")
-    parser.add_argument("--restart", action="store_true", help="start anew instead of going on where it was stopped")
+    resume_arguments(parser)
 
 
 def finetune(args: argparse.Namespace) -> None:
@@ -155,3 +189,7 @@ def finetune(args: argparse.Namespace) -> None:
     results = finetune(opened, run, args.detector, Path(args.output), args.epochs, device, lr=args.lr, restart=args.restart)
     print(table(results))
     print(f"written: {args.output}; its detector is finetuned")
+
+
+def after_finetune(args: argparse.Namespace) -> dict[str, str]:
+    return {f"export {shlex.quote(args.output)} --detector finetuned -o FILE.nnp": "the detector as a network of its own"}

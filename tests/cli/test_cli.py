@@ -7,6 +7,7 @@ import pytest
 
 from nnabla_detofa.cli import program as cli
 from nnabla_detofa.cli import train
+from nnabla_detofa.cli.paper import expanded
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.common.version import __version__
 
@@ -33,19 +34,36 @@ def config(tmp_path):
     return str(file)
 
 
-@pytest.mark.parametrize("command", [[], ["run"]])
-def test_a_config_runs_with_or_without_the_word(command, runner, config):
-    assert cli.main([*command, "-f", config, "-c", "cpu"]) == 0
+@pytest.mark.parametrize("command", [["-f"], ["run", "-f"], ["train", "-f"], ["train"], ["run"]])
+def test_a_config_runs_with_or_without_the_command_and_the_flag(command, runner, config):
+    assert cli.main([*command, config, "-c", "cpu"]) == 0
     ((loaded, device, output, restart),) = runner.seen
     assert (loaded.name, device.name, str(output), restart) == ("small", "cpu", "runs/small", False)
 
 
 def test_flags_and_overrides_mix_in_any_order(runner, config, tmp_path):
     line = ["hparams.epochs=3", "-f", config, "args.seed=5", "-c", "cpu", "--restart", "args.context=cudnn", "-d", "1"]
-    assert cli.main(["run", *line, "-o", str(tmp_path / "1")]) == 0
+    assert cli.main(["train", *line, "-o", str(tmp_path / "1")]) == 0
     ((loaded, _, output, restart),) = runner.seen
     assert (loaded.hparams.epochs, loaded.args.seed, loaded.args.context, loaded.args.device_id) == (3, 5, "cpu", "1")
     assert (output, restart) == (tmp_path / "1", True)
+
+
+def test_a_config_is_told_from_its_overrides_and_resuming_is_the_default(runner, config, capsys):
+    assert cli.main(["train", "hparams.epochs=3", "args.seed=5", "-f", config, "-c", "cpu", "--resume"]) == 0
+    assert cli.main(["train", config, "hparams.epochs=4", "-c", "cpu"]) == 0
+    assert [(seen[0].hparams.epochs, seen[3]) for seen in runner.seen] == [(3, False), (4, False)]
+    assert cli.main(["train", config, "-f", config]) == 2
+    assert f"one config is allowed, got {config} and {config}" in capsys.readouterr().err
+    assert cli.main(["train", config, "--resume", "--restart"]) == 2
+    assert "not allowed with argument --resume" in capsys.readouterr().err
+
+
+def test_a_finished_run_says_where_it_is_and_what_follows(runner, config, capsys):
+    assert cli.main(["train", config, "-c", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "finished: the results are in runs/small\nnext: python -m nnabla_detofa report runs/small  " in said
+    assert "detect runs/small IMAGE" in said
 
 
 def test_what_the_user_can_mend_is_one_sentence(runner, config, capsys):
@@ -68,32 +86,74 @@ def test_a_defect_shows_its_traceback(runner, config):
         cli.main(["-f", config, "-c", "cpu"])
 
 
-@pytest.mark.parametrize("line", [["run"], ["-f"], ["-f", "x", "-c", "gpu"], ["-f", "x", "--rest"], ["data", "letters"]])
+@pytest.mark.parametrize(
+    "line", [["train"], ["-f"], ["-f", "x", "-c", "gpu"], ["-f", "x", "--rest"], ["search"], ["data", "to-coco"]]
+)
 def test_wrong_usage_is_one_sentence_too(line, capsys):
     assert cli.main(line) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.endswith(" --help says what is allowed\n") and err.count("\n") == 1
 
 
-def test_an_unknown_command_is_named(capsys):
-    assert cli.main(["trian"]) == 2
-    assert capsys.readouterr().err == f"error: there is no command trian; known are {', '.join(cli.COMMANDS)}\n"
+@pytest.mark.parametrize(
+    ("line", "near"),
+    [
+        (["trian"], "train"),
+        (["evalute", "runs/a"], "evaluate"),
+        (["data", "chek"], "check"),
+        (["paper", "tabel3"], "table3"),
+        (["train", "x.json", "--dryrun"], "--dry-run"),
+        (["paper", "table3", "--profle", "demo"], "--profile"),
+    ],
+)
+def test_the_nearest_known_name_is_suggested(line, near, capsys):
+    assert cli.main(line) == 2
+    err = capsys.readouterr().err
+    assert f"; did you mean {near}?; " in err and err.count("\n") == 1
+
+
+def test_an_unknown_command_names_the_known_ones(capsys):
+    assert cli.main(["zzz"]) == 2
+    assert capsys.readouterr().err == f"error: there is no command zzz; known are {', '.join(cli.COMMANDS)}\n"
+    assert cli.main(["data", "zzz"]) == 2
+    assert capsys.readouterr().err == "error: there is no command data zzz; known are check, digits, to-coco\n"
+
+
+def test_older_and_other_names_of_commands():
+    for name, place in (("run", ("train",)), ("val", ("evaluate",)), ("predict", ("detect",)), ("page", ("paper", "page"))):
+        assert cli.find([name, "x"]) == (place, ["x"])
+    assert cli.find(["paper", "table3", "figure5"]) == (("paper", "reproduce"), ["table3", "figure5"])
+    assert cli.find(["reproduce", "table3"]) == (("paper", "reproduce"), ["table3"])
+    assert cli.find(["paper", "table1"]) == (("paper", "table1"), [])
+
+
+def test_groups_of_targets():
+    assert expanded(["tables", "table3"])[:2] == ["table1", "table3"]
+    assert set(expanded(["tables", "figures"])) < set(expanded(["all"]))
 
 
 def test_help_and_version(capsys):
     assert cli.main(["--help"]) == 0
     overview = capsys.readouterr().out
-    assert "-f configs/digits_detofa.json" in overview
-    assert all(name in overview for name in cli.COMMANDS)
+    assert overview.count("\n") <= 30
+    assert all(f"\n  {name} " in overview for name in cli.COMMANDS)
     assert cli.main([]) == 2
     assert capsys.readouterr().err == overview
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"{__version__}\n"
-    for name in cli.COMMANDS:
+    for place, _ in cli.all_commands():
         with pytest.raises(SystemExit) as caught:
-            cli.main([name, "--help"])
+            cli.main([*place, "--help"])
         assert caught.value.code == 0
         assert "examples:" in capsys.readouterr().out
+
+
+def test_help_of_a_group(capsys):
+    assert cli.main(["data", "--help"]) == 0
+    overview = capsys.readouterr().out
+    assert all(f"\n  {name} " in overview for name in ("check", "digits", "to-coco"))
+    assert cli.main(["data"]) == 2
+    assert capsys.readouterr().err == overview
 
 
 def test_data_digits(tmp_path, monkeypatch, capsys):
@@ -114,7 +174,7 @@ def test_data_digits(tmp_path, monkeypatch, capsys):
     ("line", "status", "forbidden"),
     [
         (["--help"], 0, {"numpy", "yaml", "nnabla", "cv2"}),
-        (["-f", "small.json", "hparams.r_path=25"], 2, {"numpy", "nnabla", "cv2"}),
+        (["train", "small.json", "hparams.r_path=25"], 2, {"numpy", "nnabla", "cv2"}),
         (["-f", "small.json", "hparams.batch_size=8", "--processes", "3"], 2, {"nnabla", "cv2", "h5py", "matplotlib", "scipy"}),
         (["evaluate", "nowhere", "--scales", "9"], 2, {"numpy", "nnabla"}),
         (["evaluate-paths", "nowhere", "--per-bucket", "1", "-o", "x"], 2, {"nnabla", "matplotlib", "scipy"}),
@@ -130,7 +190,7 @@ def test_mistakes_are_found_without_what_is_slow_to_import(line, status, forbidd
     assert not forbidden & set(done.stdout.splitlines()[-1].split())
 
 
-def test_the_program_has_two_names_and_help_needs_no_nnabla():
+def test_the_program_as_a_module_and_help_needs_no_nnabla():
     program = (
         "import runpy, sys; sys.argv = ['__main__.py', 'run', '--help']\n"
         "try: runpy.run_module('nnabla_detofa', run_name='__main__')\n"
@@ -139,4 +199,4 @@ def test_the_program_has_two_names_and_help_needs_no_nnabla():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "usage: python -m nnabla_detofa run" in done.stdout
+    assert "usage: python -m nnabla_detofa train" in done.stdout

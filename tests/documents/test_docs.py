@@ -66,7 +66,7 @@ def test_what_is_not_run_says_why_and_what_is_run_is_short():
         text, reason = docs.to_run(command)
         assert bool(text) != bool(reason)
         assert "MYDATA" not in text and "FOLDER" not in text
-        if re.search(r"nnabla_nas (?!.*--dry-run)", text):
+        if re.search(r"(nnabla_nas|detofa train) (?!.*--dry-run)", text):
             assert re.search(r"hparams.\w*epochs=1 ", text), text
 
 
@@ -92,12 +92,12 @@ def test_the_readme_names_every_function_and_example():
 @pytest.mark.parametrize("file", EXPERIMENTS)
 def test_a_config_says_its_command(file):
     commands = docs.config_commands(file)
-    assert any(f"-f {file}" in command.text for command in commands)
+    assert any(re.search(rf"(-f|train) {re.escape(file)}", command.text) for command in commands)
 
 
 @pytest.mark.parametrize(("page", "option"), [item for item in SPANS if item[1].startswith("--")])
 def test_an_option_is_one_of_a_program(page, option):
-    known = [cli._parser("nnabla_nas", name).format_help() for name in cli.COMMANDS]
+    known = [cli._parser("detofa", place).format_help() for place, _ in cli.all_commands()]
     known += [file.read_text(encoding="utf-8") for file in (ROOT / "examples").glob("*.py")]
     assert any(re.search(rf"{re.escape(option.split()[0])}\b", text) for text in known)
 
