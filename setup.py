@@ -1,19 +1,42 @@
-"""The package, its dependencies and the command `nnabla_nas`.
+"""The package, its dependencies and its commands `detofa` and `nnabla_nas`.
+
+A wheel also contains the configs, the profiles and the pre-trained weights, in nnabla_detofa/shipped; a package in a clone
+reads them from the clone (see common/shipped.py).
 
 `make setup` installs the exact versions of requirements.lock first and this package after them: nnabla-nas brings a
 command of the same name that cannot work, and the last one installed stays.
 """
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
 VERSION = HERE / "nnabla_detofa" / "common" / "version.py"
+SHIPPED = ("configs", "requirements.lock")
+
+
+class BuildPy(build_py):
+    """Copies the shipped files into the package of a wheel."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        folder = Path(self.build_lib, "nnabla_detofa", "shipped")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name in SHIPPED:
+            copy = shutil.copytree if (HERE / name).is_dir() else shutil.copy
+            copy(HERE / name, folder / name)
+
 
 setup(
+    cmdclass={"build_py": BuildPy},
     name="nnabla-detofa",
     version=re.search(r'__version__ = "(.+)"', VERSION.read_text(encoding="utf-8"))[1],
     description="DetOFA in NNabla: once-for-all training of object detectors with a pre-trained supernet and a path filter",
@@ -54,10 +77,23 @@ setup(
         "dev": ["hypothesis", "import-linter", "jsonschema", "mypy", "pymoo==0.6.2", "pytest", "pytest-xdist", "ruff"],
     },
     entry_points={"console_scripts": ["detofa = nnabla_detofa.cli:main", "nnabla_nas = nnabla_detofa.cli:main"]},
+    project_urls={
+        "Paper": "https://arxiv.org/abs/2303.13121",
+        "NNabla": "https://nnabla.org",
+        "NNablaNAS": "https://github.com/sony/nnabla-nas",
+    },
+    keywords=["neural architecture search", "object detection", "once-for-all", "nnabla", "centernet"],
     classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.10",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import data, deploy, doctor, paper, runs, search, train
+from . import data, deploy, doctor, init, paper, runs, search, train
 from .shared import Command, Group
 
 # The functions of commands import what they need, so that `--help` does not import nnabla.
@@ -89,6 +89,13 @@ COMMANDS: Mapping[str, Command | Group] = {
         doctor.doctor,
         ("", "configs/voc_detofa.json dataloader.voc.root=/data/VOCdevkit"),
         doctor.after_doctor,
+    ),
+    "init": Command(
+        "look at your data set and write a config for it",
+        init.init_arguments,
+        init.init,
+        ("--voc data/digits -o digits.yaml",),
+        init.after_init,
     ),
     "data": DATA,
     "train": Command(
@@ -206,7 +213,7 @@ COMMANDS: Mapping[str, Command | Group] = {
 """Commands and groups of commands by name."""
 
 SECTIONS = {
-    "your data": ("data", "doctor"),
+    "your data": ("init", "data", "doctor"),
     "train": ("train", "finetune", "inspect", "report", "compare"),
     "use a run": ("evaluate", "detect", "search", "export"),
     "measure and reproduce": ("paper", "measure-latency", "evaluate-paths", "evaluation-study", "import-ofa", "ship"),

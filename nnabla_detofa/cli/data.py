@@ -95,4 +95,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def after_check(args: argparse.Namespace) -> dict[str, str]:
-    return {f"train {shlex.join([args.file, *args.overrides])}": "train on it"} if args.file else {}
+    if args.file:
+        return {f"train {shlex.join([args.file, *args.overrides])}": "train on it"}
+    kind = "voc" if args.voc else "coco"
+    return {f"init --{kind} {shlex.quote(args.voc or args.coco)}": "write a config for it"}

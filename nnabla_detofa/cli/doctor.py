@@ -36,4 +36,4 @@ def after_doctor(args: argparse.Namespace) -> dict[str, str]:
     if args.file:
         words = shlex.join([args.file, *args.overrides])
         return {f"train {words} --dry-run": "sizes, memory and schedules", f"train {words}": "run it"}
-    return {"data check --voc FOLDER": "check your own data"}
+    return {"init --voc FOLDER": "write a config for your own data"}

@@ -263,7 +263,7 @@ def _overview(program: str) -> str:
     ]
     for title, names in SECTIONS.items():
         lines += ["", f"{title}:", *(f"  {name:<18}{COMMANDS[name].help}" for name in names)]
-    return "\n".join([*lines, "", f"first steps: {program} doctor, then {program} train configs/digits_detofa.json"])
+    return "\n".join([*lines, f"first steps: {program} doctor, then {program} train configs/digits_detofa.json"])
 
 
 def _group_overview(program: str, name: str, group: Group) -> str:

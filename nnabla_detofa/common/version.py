@@ -2,6 +2,6 @@
 
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 REPOSITORY = Path(__file__).parents[2]
 """The parent folder of the package: the repository, if the package runs from a clone."""

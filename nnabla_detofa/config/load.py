@@ -22,6 +22,7 @@ from ..common.checked import check_keys, kind_of, listed, read
 from ..common.errors import UserError
 from ..common.normalization import COCO, IMAGENET, Normalization
 from ..common.reading import check_depth, parse_json, read_text, short, shown, too_deep
+from ..common.shipped import beside, find_config
 from ..space.geometry import OFA_RESNET50, Geometry, HeadGeometry
 from . import older
 
@@ -646,17 +647,26 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read and check a config file.
 
     Args:
-        path: a .json, .yaml or .yml file.
+        path: a .json, .yaml or .yml file, or the name of a shipped config. Data and weights that it names and that do not
+            exist are looked for from its folder and the folders above, and among the shipped files.
         overrides: "key.sub=value", applied after the file; a value that is JSON is read as JSON, another is a string.
 
     Raises:
         UserError: the file, an override or a value is not what it must be.
     """
-    path = Path(path)
+    path = find_config(path)
     content = _with_base(path)
     for override in overrides:
         content = overridden(content, override)
-    return from_dict(content, path.stem)
+    return from_dict(_with_files_found(content, path.parent), path.stem)
+
+
+def _with_files_found(content: Any, folder: Path, key: str = "") -> Any:
+    """Replace paths of data and weights that do not exist by those found from `folder`; see `shipped.beside`."""
+    if isinstance(content, Mapping):
+        return {name: _with_files_found(value, folder, f"{key}.{name}" if key else name) for name, value in content.items()}
+    named = isinstance(content, str) and re.fullmatch(r"(network\.\w+|hparams\.filter)\.weights|dataloader\.\w+\.root", key)
+    return beside(content, folder) if named else content
 
 
 def from_dict(content: Mapping[str, Any], name: str) -> Config:

@@ -15,6 +15,7 @@ from .. import config as configs
 from ..common.checked import check_keys, kind_of, listed, read
 from ..common.errors import UserError
 from ..common.reading import parse_json, read_text, shown
+from ..common.shipped import shipped
 from ..config import Count, Share
 
 FOLDER = FilePath("configs/profiles")
@@ -23,6 +24,10 @@ RATIOS = {"path_ratios": 0.25, "operation_ratios": 0.3}
 """Entries of Figure 10, and the ratio of our method among them."""
 PARTS = ("whole run", "branch", "filter study")
 """Of the work, whose minutes a profile may tell."""
+
+
+ShippedFile = Annotated[str, lambda value: str(shipped(value)) if isinstance(value, str) else value]
+"""A file of the user, or one that is shipped with this package."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,9 @@ class Pretraining:
     """
 
     config: str
-    supernet: str
-    path_filter: str
-    fullnet: str
+    supernet: ShippedFile
+    path_filter: ShippedFile
+    fullnet: ShippedFile
     fullnet_command: str = "train it and name it in the profile"
     paths: str | None = None
 
@@ -175,12 +180,12 @@ def load(name: str) -> Profile:
     Raises:
         UserError: there is none of that name, or a key or a value is not allowed.
     """
-    file = FilePath(name) if name.endswith(".json") else FOLDER / f"{name}.json"
+    file = FilePath(name) if name.endswith(".json") else shipped(FOLDER / f"{name}.json")
     if not file.is_file():
-        known = sorted(found.stem for found in FOLDER.glob("*.json"))
+        known = sorted(found.stem for found in shipped(FOLDER).glob("*.json"))
         found = f"{FOLDER} has {listed(known, 'and')}" if known else f"there is no {FOLDER} in this folder"
         raise UserError(f"--profile must be one of {FOLDER}, or a .json file, got {name}; {found}")
-    known = FOLDER / f"{file.stem}.json"
+    known = shipped(FOLDER / f"{file.stem}.json")
     if known.is_file() and not known.samefile(file):  # its runs and results would be taken for the other's
         raise UserError(f"the profile {file} must have another name than those in {FOLDER}, got {file.stem}")
     source = read_text(file, "the profile")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..common.version import REPOSITORY
+from ..common.shipped import shipped
 from .installation import OK, PROBLEM, WARNING, Finding, _no_gpu, _said, command, gpu, mpi, packages, python, wheel
 
 SMALL_SET = 10000
@@ -66,8 +66,7 @@ def known_data() -> Iterator[Finding]:
     from ..common.errors import UserError
 
     by_data: dict[tuple, list[Any]] = {}
-    folder = next((place for place in (Path("configs"), REPOSITORY / "configs") if place.is_dir()), None)
-    for file in sorted(folder.glob("*.json")) if folder else ():
+    for file in sorted(shipped("configs").glob("*.json")):
         try:
             config = configs.load(file)
         except UserError:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backend import cuda_libraries
-from ..common.version import REPOSITORY
+from ..common.shipped import ROOT
 
 OK = "ok"
 
@@ -122,8 +122,8 @@ def packages() -> Iterator[Finding]:
 
 
 def locked() -> dict[str, str]:
-    """Return package -> version from requirements.lock; empty if this package is not inside its repository."""
-    file = REPOSITORY / "requirements.lock"
+    """Return package -> version from requirements.lock; empty if the file is not shipped."""
+    file = ROOT / "requirements.lock"
     lines = file.read_text().splitlines() if file.is_file() else []
     return {_plain(name): version for name, _, version in (line.partition("==") for line in lines if "==" in line)}
 

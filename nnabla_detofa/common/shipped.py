@@ -1,0 +1,62 @@
+"""Files that are shipped with this package: configs, profiles and pre-trained weights.
+
+In a clone they are in the repository; in an installed wheel they are inside the package (see setup.py). Their paths begin with
+configs/ in both cases.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .checked import nearest
+from .errors import UserError
+from .version import REPOSITORY
+
+INSTALLED = Path(__file__).parents[1] / "shipped"
+ROOT = INSTALLED if INSTALLED.is_dir() else REPOSITORY
+"""Folder that contains configs/ and requirements.lock."""
+SUFFIXES = (".json", ".yaml", ".yml")
+FOLDERS = ("configs", "configs/baselines")
+LEVELS = 3
+"""How many folders upwards a file is looked for from the folder of the config that names it."""
+
+
+def shipped(path: str | Path) -> Path:
+    """Return a relative path as it is if it exists, otherwise the shipped file or folder of that path if there is one."""
+    path = Path(path)
+    return path if path.exists() or not (ROOT / path).exists() else ROOT / path
+
+
+def find_config(name: str | Path) -> Path:
+    """Return the file of a config: a path, or the name of a shipped config, such as "digits_detofa".
+
+    Raises:
+        UserError: `name` has no suffix of a config file, and no shipped config has this name.
+    """
+    path = shipped(name)
+    if path.is_file() or path.suffix in SUFFIXES:
+        return path
+    known = {file.stem: file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.json")) if file.stem != "schema"}
+    if str(name) in known:
+        return known[str(name)]
+    if path.parent == Path("."):
+        own = [stem for stem, file in known.items() if file.parent.name == "configs"]
+        raise UserError(f"there is no config {name}{nearest(str(name), known)}; shipped are {', '.join(own)}, and baselines")
+    return path
+
+
+def beside(path: str, folder: Path) -> str:
+    """Return where a file or folder named by a config is.
+
+    Args:
+        path: path in the config, relative to the working folder.
+        folder: folder of the config.
+
+    Returns:
+        `path` if it exists; otherwise the path relative to `folder` or to a folder above it, or the shipped file, if one of
+        these exists; otherwise `path`.
+    """
+    if path.startswith("~") or Path(path).exists() or Path(path).is_absolute():
+        return path
+    above = [folder, *folder.absolute().parents][:LEVELS]
+    return str(next((place / path for place in (*above, ROOT) if (place / path).exists()), path))
