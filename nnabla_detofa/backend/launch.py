@@ -56,7 +56,7 @@ def launched_here(environ: Mapping[str, str] = os.environ) -> int:
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised on all ranks at the same point when the run is stopped."""
+    """Raised on all ranks at the same point when the run is stopped; an argument says what was saved just before."""
 
 
 @contextmanager

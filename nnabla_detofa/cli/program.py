@@ -94,19 +94,19 @@ def _main(program: str, argv: list[str]) -> int:
         return _failed(f"error: {_one_line(str(error))}", 2)
     except BrokenPipeError:  # the reader of the output, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return _failed(STOPPED, 141) if name in TRAIN else 0
+        return _failed(_interrupted(name), 141) if name in TRAIN else 0
     except OSError as error:
         known = error.filename is not None or error.errno in DISK_ERRORS
         if not known and size == 1:
             raise
         sentence = f"{error.filename or 'a file cannot be written'}: {error.strerror}"
         return _failed(f"error: {_one_line(sentence)}" if known else traceback.format_exc(), 2 if known else 1)
-    except launch.Stopped:
+    except launch.Stopped as error:
         if rank == 0:
-            print(STOPPED, file=sys.stderr)
+            print(_interrupted(name, *error.args), file=sys.stderr)
         return 130
     except KeyboardInterrupt:
-        return _failed(STOPPED, 130)
+        return _failed(_interrupted(name), 130)
     except Exception:
         if size == 1:
             raise
@@ -175,9 +175,14 @@ def _say_what_follows(program: str, following: Mapping[str, str]) -> None:
 
 TRAIN = ("train", "finetune")
 """Commands that are incomplete if their output pipe is closed: they exit with status 141, the shell's status for SIGPIPE."""
+RESUMABLE = (*TRAIN, "reproduce", "filter-study", "pilot", "evaluate-paths")
+"""Commands that save their work and, run again after an interruption, continue from it."""
 
 
-STOPPED = "stopped; the same command goes on"
+def _interrupted(name: str, *saved: str) -> str:
+    """Return the message of an interrupted command; `saved` says what was saved last, if that is known."""
+    what = "; ".join(("Interrupted", *saved))
+    return f"{what}. Run the same command again to resume." if name in RESUMABLE else f"{what}."
 
 
 def _failed(message: str, status: int) -> int:

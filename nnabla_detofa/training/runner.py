@@ -300,7 +300,7 @@ class SupernetRunner(Runner):
             if stopping or latest["step"] % every == 0:
                 save(checkpoint)
             if stopping:
-                raise Stopped
+                raise Stopped("checkpoint saved")
 
         with bar, self.stop.deferred():
             try:

@@ -150,8 +150,8 @@ def _writing(output: FilePath) -> Iterator[None]:
         raise
     except OSError as error:
         raise UserError(
-            f"{error.filename or output} cannot be written ({error.strerror or error}): what was done before is kept, and the "
-            "same command goes on once that is mended"
+            f"{error.filename or output} cannot be written ({error.strerror or error}): earlier results are kept; fix this "
+            "and run the same command again to resume"
         ) from error
 
 

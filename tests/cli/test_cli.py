@@ -1,10 +1,12 @@
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from nnabla_detofa.backend.launch import Stopped
 from nnabla_detofa.cli import program as cli
 from nnabla_detofa.cli import train
 from nnabla_detofa.cli.paper import expanded
@@ -75,9 +77,19 @@ def test_what_the_user_can_mend_is_one_sentence(runner, config, capsys):
 
 
 def test_a_stopped_run_says_how_to_go_on(runner, config, capsys):
-    runner.error = KeyboardInterrupt()
-    assert cli.main(["-f", config, "-c", "cpu"]) == 130
-    assert capsys.readouterr().err == "stopped; the same command goes on\n"
+    for error, how in ((KeyboardInterrupt(), ""), (Stopped("checkpoint saved"), "; checkpoint saved")):
+        runner.error = error
+        assert cli.main(["-f", config, "-c", "cpu"]) == 130
+        assert capsys.readouterr().err == f"Interrupted{how}. Run the same command again to resume.\n"
+
+
+def test_a_stopped_command_that_saves_nothing_promises_nothing(monkeypatch, capsys):
+    def interrupt(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "table1", replace(cli.COMMANDS["table1"], run=interrupt))
+    assert cli.main(["table1"]) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
 
 
 def test_a_defect_shows_its_traceback(runner, config):

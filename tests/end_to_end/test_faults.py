@@ -172,7 +172,7 @@ def test_sigterm_stops_in_every_kind_of_phase_with_status_130(config, unbroken, 
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, stopped)
             assert main(arguments) == 130, name
-        assert "stopped; the same command goes on" in capsys.readouterr().err
+        assert "Run the same command again to resume." in capsys.readouterr().err
     assert main(arguments) == 0
     assert differing(unbroken, tmp_path / "run") == []
 

@@ -591,8 +591,8 @@ def test_stopping_stops_the_runs_and_the_command_goes_on(profile, number):
         time.sleep(0.2)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "the same command goes on" in errors
-    assert "stopped" in printed()
+    assert process.returncode == 130 and "Run the same command again to resume." in errors
+    assert "checkpoint saved" in printed()
 
 
 def test_the_time_that_runs_will_take_is_said_or_that_it_is_not_known(profile, monkeypatch):
