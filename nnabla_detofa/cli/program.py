@@ -175,7 +175,7 @@ def _say_what_follows(program: str, following: Mapping[str, str]) -> None:
 
 TRAIN = ("train", "finetune")
 """Commands that are incomplete if their output pipe is closed: they exit with status 141, the shell's status for SIGPIPE."""
-RESUMABLE = (*TRAIN, "reproduce", "filter-study", "pilot", "evaluate-paths")
+RESUMABLE = (*TRAIN, "evaluate-paths", "paper reproduce", "paper pilot", "paper filter-study")
 """Commands that save their work and, run again after an interruption, continue from it."""
 
 

@@ -83,13 +83,15 @@ def test_a_stopped_run_says_how_to_go_on(runner, config, capsys):
         assert capsys.readouterr().err == f"Interrupted{how}. Run the same command again to resume.\n"
 
 
-def test_a_stopped_command_that_saves_nothing_promises_nothing(monkeypatch, capsys):
+def test_a_stopped_command_that_saves_nothing_promises_nothing(tmp_path, monkeypatch, capsys):
     def interrupt(arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.COMMANDS, "table1", replace(cli.COMMANDS["table1"], run=interrupt))
-    assert cli.main(["table1"]) == 130
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setitem(cli.COMMANDS, "ship", replace(cli.COMMANDS["ship"], run=interrupt))
+    assert cli.main(["ship", str(tmp_path), "folder"]) == 130
     assert capsys.readouterr().err == "Interrupted.\n"
+    assert {*cli.RESUMABLE} < {" ".join(place) for place, _ in cli.all_commands()}
 
 
 def test_a_defect_shows_its_traceback(runner, config):
