@@ -72,14 +72,14 @@ lint: $(READY) ## Check style, formatting, layers and types
 reference: $(READY) ## Write configs/schema.json and docs/config.md from the schema in the code
 	$(BIN)/python -m nnabla_detofa.config.reference
 
-demo: data/digits ## Run Algorithm 1 on the digits data set and show what it finds (11 minutes)
-	$(BIN)/nnabla_nas -f configs/digits_detofa.json -o runs/demo --processes auto
-	$(BIN)/python -m nnabla_detofa report runs/demo -o results/demo
+demo: data/digits ## Run Algorithm 1 on the digits data set and show what it finds, in runs/demo (11 minutes)
+	$(BIN)/python -m nnabla_detofa train configs/digits_detofa.json -o runs/demo --processes auto
+	$(BIN)/python -m nnabla_detofa report runs/demo
 
 pretrain: data/digits ## Train the weights that the demo and Figure 7 start from (30 minutes)
-	$(BIN)/nnabla_nas -f configs/digits_pretrain.json -o runs/digits_pretrain --processes auto
+	$(BIN)/python -m nnabla_detofa train configs/digits_pretrain.json -o runs/digits_pretrain --processes auto
 	$(BIN)/python -m nnabla_detofa ship runs/digits_pretrain configs/weights
-	$(BIN)/nnabla_nas -f configs/digits_pretrain_fullnet.json -o runs/digits_pretrain_fullnet --processes auto
+	$(BIN)/python -m nnabla_detofa train configs/digits_pretrain_fullnet.json -o runs/digits_pretrain_fullnet --processes auto
 	$(BIN)/python -m nnabla_detofa ship runs/digits_pretrain_fullnet configs/weights
 
 evaluation-study: $(READY) ## How many images a path's evaluation needs; after the demo (10 minutes); writes docs/path-evaluation/
@@ -89,7 +89,7 @@ evaluation-study: $(READY) ## How many images a path's evaluation needs; after t
 	    --weights configs/weights/digits_supernet.h5 --per-bucket 6 --bn-images 256 -o docs/path-evaluation/digits_pretrain.md
 
 table1: $(READY) ## Table 1, the sizes of the search spaces, with exact counts; writes results/table1/
-	$(BIN)/python -m nnabla_detofa table1
+	$(BIN)/python -m nnabla_detofa paper table1
 
 table2: ## What each method costs
 table3: ## The path filter under each setting
@@ -121,34 +121,35 @@ DATA_OF_study := data/digits data/digits_1600
 DATA_OF_demo := data/digits
 DATA_OF_bccd := data/digits
 $(STUDIES): $(or $(DATA_OF_$(PROFILE)),$(READY))
-	$(BIN)/python -m nnabla_detofa reproduce $(or $(GROUP_$@),$@) --profile $(call quoted,$(PROFILE)) --seeds $(call quoted,$(SEEDS)) $(if $(SET),--set "$$SET")
+	$(BIN)/python -m nnabla_detofa paper $(or $(GROUP_$@),$@) --profile $(call quoted,$(PROFILE)) --seeds $(call quoted,$(SEEDS)) $(if $(SET),--set "$$SET")
 
 pilot: data/digits ## Choose the regime of the study on a grid (PROFILE=study); hours, goes on where it was stopped
-	$(BIN)/python -m nnabla_detofa pilot --profile $(if $(filter demo,$(PROFILE)),study,$(call quoted,$(PROFILE)))
+	$(BIN)/python -m nnabla_detofa paper pilot --profile $(if $(filter demo,$(PROFILE)),study,$(call quoted,$(PROFILE)))
 
 study: data/digits data/digits_1600 ## The study: methods and controls of seeds 0 to 2, variants of VARIANT_SEEDS=1, results (hours)
-	$(BIN)/python -m nnabla_detofa reproduce controls architectures table2 figure5 --profile study --seeds 3
-	$(BIN)/python -m nnabla_detofa results claims --profile study
-	$(BIN)/python -m nnabla_detofa reproduce $(TABLES) $(FIGURES) --profile study --seeds $(call quoted,$(VARIANT_SEEDS))
-	$(BIN)/python -m nnabla_detofa results --profile study
+	$(BIN)/python -m nnabla_detofa paper controls architectures table2 figure5 --profile study --seeds 3
+	$(BIN)/python -m nnabla_detofa paper results claims --profile study
+	$(BIN)/python -m nnabla_detofa paper $(TABLES) $(FIGURES) --profile study --seeds $(call quoted,$(VARIANT_SEEDS))
+	$(BIN)/python -m nnabla_detofa paper results --profile study
 
 # KEPT=1 looks for no runs and takes what results/<profile>/runs holds
 RESULTS_FLAGS = --profile $(call quoted,$(PROFILE)) $(if $(filter-out 1,$(SEEDS)),--seeds $(call quoted,$(SEEDS))) $(if $(KEPT),--kept)
 results: $(READY) ## All tables, figures, claims and the page of PROFILE, from the kept files of its runs alone (a minute)
-	$(BIN)/python -m nnabla_detofa results $(RESULTS_FLAGS)
+	$(if $(filter demo,$(PROFILE)),$(if $(wildcard runs/demo/summary.json),$(BIN)/python -m nnabla_detofa report runs/demo -o results/demo))
+	$(BIN)/python -m nnabla_detofa paper results $(RESULTS_FLAGS)
 
 claims: $(READY) ## The paper's claims C1 to C8 with intervals and verdicts, from the kept files of runs
-	$(BIN)/python -m nnabla_detofa results claims $(RESULTS_FLAGS)
+	$(BIN)/python -m nnabla_detofa paper results claims $(RESULTS_FLAGS)
 
 filter-study: data/digits ## How many paths the path filter needs, beside other rankings, on pilot supernets that it trains (hours)
-	$(BIN)/python -m nnabla_detofa filter-study --profile $(call quoted,$(PROFILE))
+	$(BIN)/python -m nnabla_detofa paper filter-study --profile $(call quoted,$(PROFILE))
 
 report: $(READY) ## All results of PROFILE as one HTML page, results/<profile>/report.html
-	$(BIN)/python -m nnabla_detofa page --profile $(call quoted,$(PROFILE))
+	$(BIN)/python -m nnabla_detofa paper page --profile $(call quoted,$(PROFILE))
 
 test-page: $(READY) ## Open that page in Chromium at the widths of a phone and a desk; screenshots are in runs/page/
 	mkdir -p runs/page
-	$(BIN)/python -m nnabla_detofa page --profile $(call quoted,$(PROFILE)) -o runs/page/report.html
+	$(BIN)/python -m nnabla_detofa paper page --profile $(call quoted,$(PROFILE)) -o runs/page/report.html
 	$(BIN)/python tests/page_in_browser.py runs/page/report.html
 
 data/digits: $(READY) # written once; a set that is there is only checked

@@ -12,12 +12,12 @@ from .shared import check_output_file, check_output_folder
 
 def report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a finished run of Algorithm 1")
-    parser.add_argument("-o", "--output", metavar="FOLDER", help="where to write (default: results/<run>)")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="where to write (default: RUN/report)")
 
 
 def report(args: argparse.Namespace) -> None:
     """Write the table and the figures of a run, and print the table."""
-    output = Path(args.output or Path("results", Path(args.run).absolute().name))
+    output = Path(args.output or Path(args.run, "report"))
     check_output_folder(output)
     from ..tools.report import write_report
 
