@@ -3,6 +3,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXPORT := .venv-export
 EXPORT_READY := $(EXPORT)/.ready
+DOCS := .venv-docs
+DOCS_READY := $(DOCS)/.ready
 CUDA ?= 120
 CUDA_LOCKS := $(wildcard requirements-cuda*.lock)
 IS_310 := -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != (3, 10))'
@@ -21,7 +23,7 @@ STUDIES := $(TABLES) $(FIGURES) $(BESIDE) tables figures paper
 
 .NOTPARALLEL: # what needs both cores takes both
 .PHONY: help setup setup-cuda setup-export test test-null-gpu test-gpu test-slow test-faults test-export parity lint reference \
-    demo pretrain evaluation-study table1 filter-study report results claims pilot study test-docs test-page bench $(STUDIES) data/digits data/digits_1600 \
+    demo pretrain evaluation-study table1 filter-study report results claims pilot study docs test-docs test-page bench $(STUDIES) data/digits data/digits_1600 \
     clean
 
 help: ## This list
@@ -69,8 +71,13 @@ lint: $(READY) ## Check style, formatting, layers and types
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-reference: $(READY) ## Write configs/schema.json and docs/config.md from the schema in the code
+reference: $(READY) ## Write configs/schema.json, docs/config.md, docs/reference/ and README's tables from code and results
 	$(BIN)/python -m nnabla_detofa.config.reference
+	$(BIN)/python -m nnabla_detofa.cli.reference
+
+docs: $(DOCS_READY) ## Build the site of the documents in site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict -q -d site
+	@echo "written: site/index.html; $(DOCS)/bin/mkdocs serve shows it while you write"
 
 demo: data/digits ## Run Algorithm 1 on the digits data set and show what it finds, in runs/demo (11 minutes)
 	$(BIN)/python -m nnabla_detofa train configs/digits_detofa.json -o runs/demo --processes auto
@@ -82,11 +89,11 @@ pretrain: data/digits ## Train the weights that the demo and Figure 7 start from
 	$(BIN)/python -m nnabla_detofa train configs/digits_pretrain_fullnet.json -o runs/digits_pretrain_fullnet --processes auto
 	$(BIN)/python -m nnabla_detofa ship runs/digits_pretrain_fullnet configs/weights
 
-evaluation-study: $(READY) ## How many images a path's evaluation needs; after the demo (10 minutes); writes docs/path-evaluation/
+evaluation-study: $(READY) ## How many images a path's evaluation needs; after the demo (10 minutes); writes docs/concepts/path-evaluation/
 	$(BIN)/python -m nnabla_detofa evaluation-study runs/demo --weights warm_up/weights.h5 --per-bucket 6 --bn-images 128 \
-	    -o docs/path-evaluation/demo.md
+	    -o docs/concepts/path-evaluation/demo.md
 	$(BIN)/python -m nnabla_detofa evaluation-study -f configs/digits_pretrain.json \
-	    --weights configs/weights/digits_supernet.h5 --per-bucket 6 --bn-images 256 -o docs/path-evaluation/digits_pretrain.md
+	    --weights configs/weights/digits_supernet.h5 --per-bucket 6 --bn-images 256 -o docs/concepts/path-evaluation/digits_pretrain.md
 
 table1: $(READY) ## Table 1, the sizes of the search spaces, with exact counts; writes results/table1/
 	$(BIN)/python -m nnabla_detofa paper table1
@@ -167,8 +174,8 @@ setup-export: $(EXPORT_READY) ## Make .venv-export, which writes and runs ONNX (
 test-export: $(EXPORT_READY) ## Run the tests of exported detectors, ONNX included
 	$(BIN)/python -m pytest tests/tools/test_export.py
 
-clean: ## Remove .venv, .venv-export and what tools left behind; data/ and runs/ stay
-	rm -rf $(VENV) $(EXPORT) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+clean: ## Remove the environments and what tools left behind; data/ and runs/ stay
+	rm -rf $(VENV) $(EXPORT) $(DOCS) site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A python3.10 on the PATH may be a pyenv shim that fails, so every candidate is tried by running it. The lock goes in
@@ -203,3 +210,10 @@ $(EXPORT_READY): requirements-export.lock | $(READY)
 	@$(BIN)/python -m venv --clear $(EXPORT)
 	@$(EXPORT)/bin/python -m pip install -qq --disable-pip-version-check -r requirements-export.lock
 	@touch $(EXPORT_READY)
+
+# mkdocs stays out of .venv, so that make setup stays fast.
+$(DOCS_READY): requirements-docs.lock | $(READY)
+	@echo "installing requirements-docs.lock into $(DOCS) (a quarter of a minute)"
+	@$(BIN)/python -m venv --clear $(DOCS)
+	@$(DOCS)/bin/python -m pip install -qq --disable-pip-version-check -r requirements-docs.lock
+	@touch $(DOCS_READY)

@@ -53,7 +53,7 @@ class Geometry:
 
     A layer may choose more than E. In a subclass `ratios` may hold any values that can be hashed and ordered, such as named
     tuples of E and a kernel size, if `expand_ratio` returns the E of each: space, costs, tokens, pruning and search only count
-    and compare them (docs/extending.md).
+    and compare them (docs/extend/extending.md).
 
     Attributes:
         depths: choices of D, layers added to a stage's base depth.

@@ -1,4 +1,4 @@
-"""The programs in examples/ and the code in docs/extending.md: what they return is right, not only that they run."""
+"""The programs in examples/ and the code in docs/extend/extending.md: what they return is right, not only that they run."""
 
 import importlib
 import json
@@ -332,7 +332,7 @@ def macs_of_backbone(net, path):
     return count_macs(net.trunk(nn.Variable((1, 3, 64, 64)), path))
 
 
-PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "extend" / "extending.md").read_text(encoding="utf-8")
 
 
 def test_the_code_of_the_page_runs():
@@ -340,7 +340,7 @@ def test_the_code_of_the_page_runs():
     assert len(blocks) >= 5
     names: dict = {"__name__": "docs.extending"}
     for block in blocks:
-        exec(compile(block, "docs/extending.md", "exec"), names)
+        exec(compile(block, "docs/extend/extending.md", "exec"), names)
 
 
 def test_the_page_names_every_example_and_only_files_that_are_there():

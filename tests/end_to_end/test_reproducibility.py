@@ -1,4 +1,4 @@
-"""docs/reproducibility.md: its rows name tests that exist, and what it says of single settings holds for whole runs."""
+"""docs/guide/reproducibility.md: its rows name tests that exist, and what it says of single settings holds for whole runs."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from nnabla_detofa.cli.program import main
 from nnabla_detofa.data.digits import write_digits
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/reproducibility.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/guide/reproducibility.md").read_text(encoding="utf-8")
 ROWS = [line for line in PAGE.splitlines() if line.startswith("| ")][2:]
 NAMED = sorted(set(re.findall(r"`(test_\w+\.py): (test_\w+)`", PAGE)))
 
