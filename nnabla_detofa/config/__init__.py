@@ -1,40 +1,19 @@
 """The config of a run: the schema of each section, and the loading of files with their bases and overrides."""
 
-from .load import (
-    BASELINES,
-    DATALOADERS,
-    NETWORKS,
-    RUNNERS,
-    WITHOUT_EFFECT,
-    Args,
-    CenternetOfaResnet50,
-    CocoData,
-    CocoSplit,
-    Config,
-    Count,
-    DetofaHparams,
-    Filter,
-    ImageFolderData,
-    OperationPruning,
-    Positive,
-    PretrainHparams,
-    Share,
-    Solver,
-    Solvers,
-    VocData,
-    check_batch_norm,
-    from_dict,
-    from_run,
-    load,
-    overridden,
-    without_duplicates,
-    without_effect,
-)
+from .args import Args
+from .config import BASELINES, RUNNERS, WITHOUT_EFFECT, Config, without_effect
+from .dataloader import DATALOADERS, CocoData, CocoSplit, ImageFolderData, VocData
+from .files import without_duplicates
+from .hparams import DetofaHparams, Filter, OperationPruning, PretrainHparams
+from .load import check_batch_norm, from_dict, from_run, load, overridden
+from .network import NETWORKS, CenternetOfaResnet50, OfaResnet50
 from .older import completed
+from .optimizer import Solver, Solvers
+from .values import Count, Positive, Share
 
 __all__ = [
-    "Args",
     "BASELINES",
+    "Args",
     "CenternetOfaResnet50",
     "CocoData",
     "CocoSplit",
@@ -45,6 +24,7 @@ __all__ = [
     "Filter",
     "ImageFolderData",
     "NETWORKS",
+    "OfaResnet50",
     "OperationPruning",
     "Positive",
     "PretrainHparams",

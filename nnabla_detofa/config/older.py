@@ -33,7 +33,7 @@ def hashed(content: dict[str, Any]) -> dict[str, Any]:
 
 def completed(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the current content of a run's config.json, with the normalization of runs that did not record one."""
-    content = current(content)
+    content = dict(current(content))
     section = content.get("dataloader")
     if not isinstance(section, Mapping):
         return content

@@ -1,4 +1,4 @@
-"""The JSON schema of a config, for editors, and a reference page of every key: both generated from the dataclasses."""
+"""JSON schema of a config, for editors, and reference page of all keys: both generated from the dataclasses of the sections."""
 
 from __future__ import annotations
 
@@ -6,29 +6,28 @@ import dataclasses
 import inspect
 import re
 import types
-from collections.abc import Iterator
-from functools import reduce
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from ..common.files import write_json, write_text
 from . import DATALOADERS, NETWORKS, RUNNERS, Args, Solvers
-from .load import place
+from .values import place
 
 SCALARS = {int: "integer", float: "number", bool: "boolean", str: "string"}
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of a config file.
+    """Return the JSON schema (draft 2020-12) of a config file.
 
-    It checks each value by itself. A file may leave out what its `base` says, so nothing is required, and which hparams suit
-    the runner is left to the program.
+    The schema checks each value separately. No key is required, since a file may leave out what its `base` contains, and only
+    the program checks that `hparams` has the keys of the runner.
     """
     hparams = [_section_schema(kind) for kind in dict.fromkeys(runner.hparams for runner in RUNNERS.values())]
     sections = {
-        "$schema": {"type": "string", "description": "the place of this schema, for editors"},
-        "about": {"description": "for people", "anyOf": [{"type": "string"}, _array({"type": "string"})]},
-        "base": {"type": "string", "description": "another config, relative to this file, that this one changes"},
+        "$schema": {"type": "string", "description": "path of this schema, for editors"},
+        "about": {"description": "description for people", "anyOf": [{"type": "string"}, _array({"type": "string"})]},
+        "base": {"type": "string", "description": "path of another config, relative to this file, that this one modifies"},
         "args": _section_schema(Args),
         "network": _one_of(NETWORKS),
         "dataloader": _one_of(DATALOADERS),
@@ -43,7 +42,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def markdown() -> str:
-    """The reference page: a table for each section, with every key, what it may be, its default, and what it does."""
+    """Return the reference page: for each section a table of all keys with allowed values, default and meaning."""
     lines = [
         "# Config reference",
         "",
@@ -60,7 +59,7 @@ def markdown() -> str:
     sections += [("optimizer", "", Solvers)]
     sections += [("hparams", f" of the runners {', '.join(names)}", kind) for kind, names in users.items()]
     for prefix, suffix, kind in sections:
-        lines += [f"## `{prefix}`{suffix}", "", (inspect.getdoc(kind) or "").partition("\n")[0], ""]
+        lines += [f"## `{prefix}`{suffix}", "", _summary(kind), ""]
         lines += ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
         lines += [_row(prefix, *entry) for entry in _keys(kind, "")]
         lines.append("")
@@ -73,11 +72,11 @@ def _row(prefix: str, key: str, annotation: Any, default: str, meaning: str) -> 
 
 
 def _keys(kind: type, above: str) -> Iterator[tuple[str, Any, str, str]]:
-    """Dotted key, annotation, default and meaning of all keys below a section."""
+    """Yield the dotted key, annotation, default and meaning of each key in a section and in its nested sections."""
     hints, meanings = get_type_hints(kind, include_extras=True), _meanings(kind)
     for field in dataclasses.fields(kind):
         hint, key = hints[field.name], f"{above}{field.name}"
-        if dataclasses.is_dataclass(hint):
+        if _is_section(hint):
             yield from _keys(hint, f"{key}.")
             continue
         default = "required" if field.default is dataclasses.MISSING else f"`{_as_json(field.default)}`"
@@ -87,10 +86,15 @@ def _keys(kind: type, above: str) -> Iterator[tuple[str, Any, str, str]]:
             yield from _keys(inner, key + joint)
 
 
+def _is_section(hint: Any) -> TypeGuard[type]:
+    """Return whether an annotation is the dataclass of a section."""
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
 def _inner(hint: Any) -> tuple[type | None, str]:
-    """The dataclass inside `X | None` or `tuple[X, ...]`, and what its keys are written behind; None where there is none."""
+    """Return the dataclass inside `X | None` or `tuple[X, ...]`, if any, and the separator between the key and its keys."""
     origin, parts = get_origin(hint), get_args(hint)
-    found = parts[0] if parts and dataclasses.is_dataclass(parts[0]) else None
+    found = parts[0] if parts and _is_section(parts[0]) else None
     return found, "[]." if origin is tuple else "."
 
 
@@ -101,8 +105,13 @@ def _as_json(value: Any) -> str:
     return words[value] if value is None or isinstance(value, bool) else f"{value}"
 
 
+def _summary(kind: type) -> str:
+    """Return the first line of the docstring of a section."""
+    return (inspect.getdoc(kind) or "").partition("\n")[0]
+
+
 def _meanings(kind: type) -> dict[str, str]:
-    """What the "Attributes:" of a dataclass' docstring, and of those it inherits from, say of each."""
+    """Parse the descriptions below "Attributes:" in the docstrings of a dataclass and its base classes."""
     found: dict[str, str] = {}
     for parent in reversed(kind.__mro__):
         _, _, listed = (inspect.cleandoc(parent.__doc__ or "")).partition("Attributes:\n")
@@ -113,7 +122,7 @@ def _meanings(kind: type) -> dict[str, str]:
 
 
 def _allowed(hint: Any) -> str:
-    """An annotation in words."""
+    """Describe the values that an annotation allows."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         interval = [f" in {extra}" for extra in parts[1:] if isinstance(extra, str)]
@@ -124,22 +133,20 @@ def _allowed(hint: Any) -> str:
         return ", ".join(f"`{part}`" for part in parts)
     if origin is tuple:
         if parts[-1] is Ellipsis:
-            return "a list" if dataclasses.is_dataclass(parts[0]) else f"a list: {_allowed(parts[0])}"
+            return "a list" if _is_section(parts[0]) else f"a list: {_allowed(parts[0])}"
         return f"a list of {len(parts)}: {_allowed(parts[0])}"
     return WORDS.get(hint, "a mapping")
 
 
 def _schema(hint: Any) -> dict[str, Any]:
-    """The JSON schema of an annotation, as `common.checked.read` reads it."""
+    """Return the JSON schema of the values that `common.checked.read` accepts for an annotation."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        schema = reduce(lambda found, interval: found | _bounds(interval), (e for e in parts[1:] if isinstance(e, str)), {})
-        inner = _schema(parts[0]) | schema
-        return (
-            {"anyOf": [inner, {"type": ["string", "integer"]}]}
-            if any(callable(extra) and extra is not place for extra in parts[1:])
-            else inner
-        )
+        inner = _schema(parts[0])
+        for interval in (extra for extra in parts[1:] if isinstance(extra, str)):
+            inner |= _bounds(interval)
+        converts = any(callable(extra) and extra is not place for extra in parts[1:])
+        return {"anyOf": [inner, {"type": ["string", "integer"]}]} if converts else inner
     if origin in (Union, types.UnionType):
         return {"anyOf": [_schema(parts[0]), {"type": "null"}]}
     if origin is Literal:
@@ -148,11 +155,11 @@ def _schema(hint: Any) -> dict[str, Any]:
         if parts[-1] is Ellipsis:
             return _array(_schema(parts[0]))
         return {"type": "array", "prefixItems": [_schema(part) for part in parts], "minItems": len(parts), "items": False}
-    return _section_schema(hint) if dataclasses.is_dataclass(hint) else {"type": SCALARS[hint]}
+    return _section_schema(hint) if _is_section(hint) else {"type": SCALARS[hint]}
 
 
 def _bounds(interval: str) -> dict[str, float]:
-    """ "[0, 1)" -> minimum 0 and exclusiveMaximum 1."""
+    """Convert an interval such as "[0, 1)" to JSON schema: minimum 0 and exclusiveMaximum 1."""
     low, high = (float(end) for end in interval[1:-1].split(","))
     bounds = {"minimum" if interval[0] == "[" else "exclusiveMinimum": low}
     if high != float("inf"):
@@ -161,20 +168,23 @@ def _bounds(interval: str) -> dict[str, float]:
 
 
 def _section_schema(kind: type) -> dict[str, Any]:
+    """Return the JSON schema of a section."""
     hints, meanings = get_type_hints(kind, include_extras=True), _meanings(kind)
     properties = {}
     for field in dataclasses.fields(kind):
         schema = _schema(hints[field.name])
         if text := meanings.get(field.name):
             schema = {"description": text} | schema
-        if field.default is not dataclasses.MISSING and not dataclasses.is_dataclass(hints[field.name]):
-            default = dataclasses.asdict(field.default) if dataclasses.is_dataclass(field.default) else field.default
+        if field.default is not dataclasses.MISSING and not _is_section(hints[field.name]):
+            default: Any = field.default
+            if dataclasses.is_dataclass(default) and not isinstance(default, type):
+                default = dataclasses.asdict(default)
             schema |= {"default": default}
         properties[field.name] = schema
-    return {"description": (inspect.getdoc(kind) or "").partition("\n")[0]} | _object(properties)
+    return {"description": _summary(kind)} | _object(properties)
 
 
-def _one_of(kinds: dict[str, type]) -> dict[str, Any]:
+def _one_of(kinds: Mapping[str, type]) -> dict[str, Any]:
     return _object({name: _section_schema(kind) for name, kind in kinds.items()}) | {"maxProperties": 1}
 
 

@@ -82,18 +82,21 @@ def test_runners_are_the_same_everywhere():
         ("hparams.mini_batch=5", "hparams.mini_batch must divide batch_size (32), got 5"),
         ("optimizer.train.lr=NaN", "optimizer.train.lr must be in (0, inf), got nan"),
         ("optimizer.train.lr=Infinity", "optimizer.train.lr must be in (0, inf), got inf"),
-        ("optimizer.train.milestones=[60, 45]", "optimizer.train.milestones must rise, got [60, 45]"),
+        ("optimizer.train.milestones=[60, 45]", "optimizer.train.milestones must be in ascending order, got [60, 45]"),
         ("args.context=gpu", "args.context must be auto, cpu or cudnn, got 'gpu'"),
         ("args.seed=-1", "args.seed must be in [0, inf), got -1"),
         ("args.runner=pretrain", "network must be ofa_resnet50 for the runner pretrain, got centernet_ofa_resnet50"),
         ("network.ofa_resnet50.width_scale=1", "network must have exactly one entry, centernet_ofa_resnet50, got"),
         ("network=3", "network must have exactly one entry, centernet_ofa_resnet50, got 3"),
         ("network.centernet_ofa_resnet50.strides=[1, 2]", "strides must be 4 numbers, one for each stage, got 2"),
-        ("network.centernet_ofa_resnet50.deconv_channels=[1, 1, 1, 1, 1, 1]", "no more than bring stride 32 back to 1, got 6"),
+        (
+            "network.centernet_ofa_resnet50.deconv_channels=[1, 1, 1, 1, 1, 1]",
+            "at most 5 values, which double the resolution from stride 32 to 1, got 6",
+        ),
         ("dataloader.voc.image_size=100", "dataloader.voc.image_size must be a multiple of 32 (strides), got 100"),
         ("dataloader.voc.scale_range=[1.3, 0.6]", "dataloader.voc.scale_range must be the smallest and the largest scale"),
         ("dataloader.voc.scale_range=[1]", "dataloader.voc.scale_range must be a list of 2 values, got 1"),
-        ('dataloader.voc.val=["val"]', "dataloader.voc.val must say where paths are evaluated, or else holdout; got"),
+        ('dataloader.voc.val=["val"]', "dataloader.voc.val must name the split that evaluates paths, or else set holdout; got"),
         ("dataloader.voc.root=3", "dataloader.voc.root must be a string, got 3"),
         ("dataloader.coco.holdout=3", "dataloader must have exactly one entry, voc or coco, got voc and coco"),
         ("about=[1]", "about[0] must be a string, got 1"),
@@ -155,20 +158,20 @@ def test_another_network_or_data_set_replaces_that_of_the_base(tmp_path):
 
 def test_a_base_that_leads_back_is_refused(tmp_path):
     write(tmp_path, "one.json", base="two.json")
-    with pytest.raises(UserError, match="is based on itself, by way of .*one.json"):
+    with pytest.raises(UserError, match="is based on itself, through .*one.json"):
         configs.load(write(tmp_path, "two.json", base="one.json"))
-    with pytest.raises(UserError, match="base must be the path of a config, beside run.json, got 3"):
+    with pytest.raises(UserError, match="base must be the path of a config, relative to run.json, got 3"):
         configs.load(write(tmp_path, base=3))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("run.json", b'{"args": ', "does not parse: line 1: "),
-        ("run.json", b'{"args": {}, "args": {}}', "the key 'args' is there twice"),
-        ("run.yaml", b"hparams:\n  epochs: 1\n  epochs: 2\n", "the key 'epochs' is there twice"),
+        ("run.json", b'{"args": ', "cannot be parsed: line 1: "),
+        ("run.json", b'{"args": {}, "args": {}}', "the key 'args' is duplicated"),
+        ("run.yaml", b"hparams:\n  epochs: 1\n  epochs: 2\n", "the key 'epochs' is duplicated"),
         ("run.json", b"[1]", "must hold a mapping of sections, got a list"),
-        ("run.yaml", b"args: [", "does not parse: "),
+        ("run.yaml", b"args: [", "cannot be parsed: "),
         ("run.yaml", b"", "must hold a mapping of sections, got nothing"),
         ("run.json", b"\xff\xfe", "not UTF-8 text"),
         ("run.txt", b"{}", "must end in .json, .yaml or .yml"),

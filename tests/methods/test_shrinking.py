@@ -308,7 +308,7 @@ def test_imagenets_phases_are_those_of_the_recipe():
         ({"name": "../x"}, r"hparams.shrinking\[0\].name must be letters, digits"),
         ({"name": "fullnet"}, r"hparams.shrinking\[0\].name must be .* got 'fullnet'"),
         ({"paths_per_step": 0}, r"hparams.shrinking\[0\].paths_per_step must be in \[1, inf\), got 0"),
-        ({"name": "width"}, "hparams.shrinking must have a name of its own for each phase, got width, expand, width"),
+        ({"name": "width"}, "hparams.shrinking must have a different name for each phase, got width, expand, width"),
     ],
 )
 def test_a_mistake_in_a_phase_is_named(change, message):

@@ -94,7 +94,7 @@ def test_an_unknown_split_is_named(tmp_path, monkeypatch, capsys):
     [
         ("voc_detofa", 'hparams.search.budgets=["1M"]', r"holds 0.001 GFLOPs, which is below the smallest path; reachable are"),
         ("voc_detofa", "hparams.batch_size=100000", "the batch of fullnet is 100000 images, and there are 15551 to train on"),
-        ("imagenet_pretrain", "hparams.paths=3", "hparams.paths must be 0, or 8 for each of the 5 buckets, got 3"),
+        ("imagenet_pretrain", "hparams.paths=3", "hparams.paths must be 0, or at least 8 for each of the 5 buckets, got 3"),
         ("imagenet_pretrain", "network.ofa_resnet50.num_classes=-1", "num_classes must be"),
     ],
 )

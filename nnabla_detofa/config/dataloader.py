@@ -1,0 +1,147 @@
+"""Section `dataloader` of a config: the datasets."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from ..common.errors import UserError
+from ..common.normalization import COCO, IMAGENET, Normalization
+from ..common.reading import short
+from .values import Natural, Place, Scale, Side, UpToOne
+
+
+@dataclass(frozen=True)
+class DetectionData:
+    """Keys of all detection datasets.
+
+    Attributes:
+        holdout: number of training images that are held out to evaluate paths; 0 if `val` names a split.
+        classes: names of the classes, in the order of their indices; null: those of the dataset.
+        ignore_other_classes: ignore objects of classes that are not in `classes`; otherwise they are an error.
+        image_size: side of the square input in pixels.
+        flip: mirror half of the training images; not suitable where left and right matter, as for digits.
+        crop: shift the crop window randomly over a training image; otherwise it is centered.
+        scale_range: smallest and largest size of the crop window relative to the longer side of the image, in steps of 0.1.
+        color: vary brightness, contrast, saturation and lighting of training images.
+        max_objects: maximum number of objects of an image that become targets.
+        normalization: mean and std of the images with values in [0, 1], each for blue, green, red.
+    """
+
+    holdout: Natural = 0
+    classes: tuple[str, ...] | None = None
+    ignore_other_classes: bool = False
+    image_size: Side = 384
+    flip: bool = True
+    crop: bool = True
+    scale_range: tuple[Scale, Scale] = (0.6, 1.3)
+    color: bool = True
+    max_objects: Annotated[int, "[1, 10000]"] = 128
+    normalization: Normalization = IMAGENET
+
+    def __post_init__(self) -> None:
+        if self.scale_range[0] > self.scale_range[1]:
+            raise UserError(f"scale_range must be the smallest and the largest scale, got {list(self.scale_range)}")
+        if self.classes is not None and not 0 < len(self.classes) == len(set(self.classes)):
+            names = ", ".join(map(short, self.classes[:20])) or "none"
+            raise UserError(f"classes must name at least one class, and each once, got {names}")
+        if self.ignore_other_classes and self.classes is None:
+            raise UserError("ignore_other_classes needs classes: the names of those that are not ignored")
+
+
+def _check_holdout(val: object, holdout: int) -> None:
+    """Raise UserError unless exactly one of the two says which images evaluate paths."""
+    if bool(val) == bool(holdout):
+        raise UserError(f"val must name the split that evaluates paths, or else set holdout; got {val!r} and {holdout}")
+
+
+@dataclass(frozen=True)
+class VocData(DetectionData):
+    """A dataset in Pascal VOC's layout: Annotations, ImageSets/Main and JPEGImages in `root` or in its folders VOC<year>.
+
+    Attributes:
+        root: folder of the dataset.
+        train, val, test: names of splits, such as "trainval", or "VOC2007/trainval" in a folder of years.
+        train_difficult: train on objects marked as difficult; evaluation always ignores them.
+        ap_metric: main metric: "11point" is the average precision of VOC 2007, "area" that of later years. Results contain
+            both.
+    """
+
+    root: Place = "data/VOCdevkit"
+    train: tuple[str, ...] = ("VOC2007/trainval", "VOC2012/trainval")
+    val: tuple[str, ...] = ()
+    test: tuple[str, ...] = ("VOC2007/test",)
+    train_difficult: bool = True
+    ap_metric: Literal["11point", "area"] = "11point"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_holdout(self.val, self.holdout)
+
+
+@dataclass(frozen=True)
+class CocoSplit:
+    """One split of a dataset in COCO's format.
+
+    Attributes:
+        annotations: annotation file, relative to `root`.
+        images: folder of the images, relative to `root`.
+    """
+
+    annotations: str
+    images: str
+
+
+@dataclass(frozen=True)
+class CocoData(DetectionData):
+    """A dataset in COCO's format, with COCO's metrics. Crowd annotations are not trained on.
+
+    Attributes:
+        root: folder of the dataset.
+        train, val, test: splits; null for `val`: paths are evaluated on `holdout` training images.
+        ap_metric: main metric, AP averaged over IoU thresholds from 0.5 to 0.95.
+    """
+
+    root: Place = "data/coco"
+    train: CocoSplit = CocoSplit("annotations/instances_train2017.json", "train2017")
+    val: CocoSplit | None = None
+    test: CocoSplit = CocoSplit("annotations/instances_val2017.json", "val2017")
+    ap_metric: Literal["coco"] = "coco"
+    normalization: Normalization = COCO
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_holdout(self.val, self.holdout)
+
+
+@dataclass(frozen=True)
+class ImageFolderData:
+    """A classification dataset: one folder of images for each class, in `root`/`train` and `root`/`val`.
+
+    Attributes:
+        root: folder of the dataset.
+        train, val: names of the folders of the training and the validation images.
+        image_size: side of the square input in pixels.
+        flip: mirror half of the training images; not suitable where left and right matter, as for digits.
+        crop_area: smallest and largest area of the random crop of a training image, relative to the area of the image.
+        center_share: side of the central square that is evaluated, relative to the shorter side of the image.
+        train_sizes: sides of the training input in pixels: each training step chooses one, determined by the seed and the
+            step. Empty: `image_size`.
+        normalization: mean and std of the images with values in [0, 1], each for blue, green, red.
+    """
+
+    root: Place
+    train: str = "train"
+    val: str = "val"
+    image_size: Side = 224
+    flip: bool = True
+    crop_area: tuple[UpToOne, UpToOne] = (0.35, 1.0)
+    center_share: UpToOne = 0.875
+    train_sizes: tuple[Side, ...] = ()
+    normalization: Normalization = IMAGENET
+
+    def __post_init__(self) -> None:
+        if self.crop_area[0] > self.crop_area[1]:
+            raise UserError(f"crop_area must be the smallest and the largest share, got {list(self.crop_area)}")
+
+
+DATALOADERS = {"voc": VocData, "coco": CocoData, "image_folder": ImageFolderData}
+"""Datasets by their names in a config."""

@@ -1,0 +1,70 @@
+"""Section `network` of a config: the supernets."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from ..common.errors import UserError
+from ..space.geometry import Geometry, HeadGeometry
+from .values import Channels, Classes, NonNegative, Place, UpToOne
+
+
+@dataclass(frozen=True)
+class OfaResnet50:
+    """The classification supernet: elastic ResNet-50.
+
+    Attributes:
+        num_classes: number of classes; null: that of the dataset.
+        width_scale: factor of the channel numbers of the backbone, for small experiments.
+        strides: stride of the first layer of each stage.
+        elastic_stem: whether paths also choose the depth and the widths of the stem; otherwise the stem is the largest.
+        zero_init_residual: initialize gamma of the last batch normalization of each residual branch to 0, as OFA does.
+        weights: file (.h5) of a pre-trained supernet.
+    """
+
+    num_classes: Classes | None = None
+    width_scale: UpToOne = 1.0
+    strides: tuple[Annotated[int, "[1, 2]"], ...] = (1, 2, 2, 2)
+    elastic_stem: bool = True
+    zero_init_residual: bool = True
+    weights: Place | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.strides) != 4:
+            raise UserError(f"strides must be 4 numbers, one for each stage, got {len(self.strides)}")
+
+    @property
+    def geometry(self) -> Geometry:
+        """Geometry of the backbone."""
+        return Geometry(strides=self.strides, width_scale=self.width_scale)
+
+
+@dataclass(frozen=True)
+class CenternetOfaResnet50(OfaResnet50):
+    """The detection supernet: CenterNet on the elastic backbone.
+
+    Attributes:
+        deconv_channels: number of filters of each transposed convolution; each doubles the resolution.
+        head_channels: number of filters of the 3x3 convolution in each head.
+        heat_map_std: standard deviation of the initial weights of the last convolution of the heatmap head.
+    """
+
+    deconv_channels: tuple[Channels, ...] = (256, 256, 256)
+    head_channels: Channels = 64
+    heat_map_std: NonNegative = 0.001
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        stride, doublings = self.geometry.total_stride, len(self.deconv_channels)
+        if stride % 2**doublings:
+            raise UserError(
+                f"deconv_channels must have at most {stride.bit_length() - 1} values, which double the resolution from stride "
+                f"{stride} to 1, got {doublings}"
+            )
+
+    def head_geometry(self, num_classes: int) -> HeadGeometry:
+        """Return the geometry of the heads for a dataset of `num_classes` classes, unless the config sets their number."""
+        return HeadGeometry(self.num_classes or num_classes, self.deconv_channels, self.head_channels)
+
+
+NETWORKS = {"ofa_resnet50": OfaResnet50, "centernet_ofa_resnet50": CenternetOfaResnet50}
+"""Networks by their names in a config."""
