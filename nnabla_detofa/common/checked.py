@@ -57,7 +57,7 @@ def read(kind: Any, value: Any, where: str, interval: str = "") -> Any:
         if len(value) != len(parts):
             raise UserError(f"{where} must be a list of {len(parts)} values, got {len(value)}")
         return tuple(read(part, item, f"{where}[{index}]") for index, (part, item) in enumerate(zip(parts, value)))
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _section(kind, value, where)
     return _scalar(kind, value, where, interval)
 
@@ -73,9 +73,11 @@ def _section(kind: type, value: Any, where: str) -> Any:
     hints = get_type_hints(kind, include_extras=True)
     values = {}
     for name in (name for name in fields if name in value):
-        given, default = value[name], fields[name].default
-        if dataclasses.is_dataclass(default) and isinstance(given, Mapping):  # keys left out keep this field's own defaults
-            given = dataclasses.asdict(default) | given
+        given = value[name]
+        default: Any = fields[name].default
+        if _is_instance(default) and isinstance(given, Mapping):
+            # Missing keys have the defaults of this field, not those of its class.
+            given = {**dataclasses.asdict(default), **given}
         values[name] = read(hints[name], given, f"{where}.{name}")
     try:
         return kind(**values)
@@ -83,9 +85,13 @@ def _section(kind: type, value: Any, where: str) -> Any:
         raise UserError(f"{where}.{str(error).removeprefix(where.rpartition('.')[2] + '.')}") from None
 
 
+def _is_instance(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
 def _scalar(kind: type, value: Any, where: str, interval: str) -> Any:
     names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
-    accepted = (int, float) if kind is float else kind
+    accepted: Any = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{where} must be {names[kind]}{f' in {interval}' if interval else ''}, got {shown(value)}")
     if interval and not _inside(value, interval):

@@ -46,7 +46,9 @@ def matplotlib() -> Any:
     return matplotlib
 
 
-def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], layout: str | None = None, **options) -> tuple:
+def subplots(
+    rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], layout: str | None = None, **options: Any
+) -> tuple[Figure, Any]:
     """Return a figure and its axes like `matplotlib.pyplot.subplots`, without registering the figure in pyplot.
 
     Args:
@@ -60,7 +62,7 @@ def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], l
     return figure, figure.subplots(rows, columns, **options)
 
 
-def save(figure: Figure, file: str | os.PathLike, **options) -> None:
+def save(figure: Figure, file: str | os.PathLike, **options: Any) -> None:
     """Write a figure as a PNG file atomically.
 
     Args:

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import h5py
@@ -64,7 +64,7 @@ def check_writable(file: str | os.PathLike) -> None:
                 probe.write(b"0")
 
 
-def write_json(file: str | os.PathLike, content) -> None:
+def write_json(file: str | os.PathLike, content: Any) -> None:
     """Write a value as JSON (see `write_bytes`)."""
     write_bytes(file, (json.dumps(content, indent=1) + "\n").encode())
 

@@ -36,7 +36,7 @@ class Normalization:
         """Normalize an image (H, W, 3) float32 in [0, 1] to (3, H, W) float32: (image - mean) / std."""
         import numpy as np
 
-        mean, std = np.float32(self.mean), np.float32(self.std)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         return np.ascontiguousarray(((image - mean) / std).transpose(2, 0, 1))
 
     def __str__(self) -> str:

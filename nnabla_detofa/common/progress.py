@@ -1,6 +1,9 @@
 """Progress bars on the terminal."""
 
+from __future__ import annotations
+
 import sys
+from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
@@ -15,11 +18,11 @@ class ProgressBar(tqdm):
         options: passed to `tqdm`.
     """
 
-    def __init__(self, **options: Any):
+    def __init__(self, **options: Any) -> None:
         hidden = {"disable": True} if sys.stderr is None else {}
         super().__init__(**({"dynamic_ncols": True, "delay": 1e-3} | options | hidden))
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is not None:
             self.leave = False
         super().__exit__(kind, error, trace)

@@ -16,13 +16,13 @@ MAX_LEVELS = 64
 overflow Python's stack."""
 
 
-def read_bytes(file: str | os.PathLike, what: str, most: int = MAX_BYTES) -> bytes:
+def read_bytes(file: str | os.PathLike, what: str, max_bytes: int = MAX_BYTES) -> bytes:
     """Read a regular file; devices and pipes are rejected, since they may be endless.
 
     Args:
         file: path of the file.
         what: name of the file in error messages, like "the config".
-        most: largest allowed size in bytes.
+        max_bytes: largest allowed size.
 
     Raises:
         UserError: the file is missing, not a regular file, too large, or not readable.
@@ -31,8 +31,8 @@ def read_bytes(file: str | os.PathLike, what: str, most: int = MAX_BYTES) -> byt
         state = os.stat(file)
         if not stat.S_ISREG(state.st_mode):
             raise UserError(f"cannot read {what} {file}: it is not a file")
-        if state.st_size > most:
-            raise UserError(f"cannot read {what} {file}: it must have at most {most} bytes, and has {state.st_size}")
+        if state.st_size > max_bytes:
+            raise UserError(f"cannot read {what} {file}: it must have at most {max_bytes} bytes, and has {state.st_size}")
         return Path(file).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {what} {short(str(file))}: {error.strerror}") from error
@@ -42,14 +42,14 @@ def read_bytes(file: str | os.PathLike, what: str, most: int = MAX_BYTES) -> byt
         raise UserError(f"cannot read {what} {str(file)!r}: no file can have such a name") from error
 
 
-def read_text(file: str | os.PathLike, what: str, most: int = MAX_BYTES) -> str:
+def read_text(file: str | os.PathLike, what: str, max_bytes: int = MAX_BYTES) -> str:
     """Read a UTF-8 text file; arguments and errors are as in `read_bytes`.
 
     Raises:
         UserError: the file cannot be read, or it is not UTF-8.
     """
     try:
-        return read_bytes(file, what, most).decode()
+        return read_bytes(file, what, max_bytes).decode()
     except UnicodeDecodeError as error:
         raise UserError(f"cannot read {what} {file}: it is not UTF-8 text") from error
 
@@ -113,15 +113,15 @@ def whole_lines(content: bytes) -> bytes:
         return content[:end]
 
 
-def short(text: str, most: int = 120) -> str:
-    """Shorten a string for an error message: omit the middle if it is longer than `most` characters."""
-    return text if len(text) <= most else f"{text[: most - 40]}...{text[-37:]}"
+def short(text: str, length: int = 120) -> str:
+    """Shorten a string for an error message: omit the middle if it is longer than `length` characters."""
+    return text if len(text) <= length else f"{text[: length - 40]}...{text[-37:]}"
 
 
-def shown_names(names: Sequence[str], most: int = 20) -> str:
-    """Join names for a log message: at most `most` of them, and their total number if there are more."""
-    more = f", ... ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(map(short, names[:most])) + more
+def shown_names(names: Sequence[str], limit: int = 20) -> str:
+    """Join names for a log message: at most `limit` of them, and their total number if there are more."""
+    more = f", ... ({len(names)} in all)" if len(names) > limit else ""
+    return ", ".join(map(short, names[:limit])) + more
 
 
 def shown(value: Any) -> str:
