@@ -95,7 +95,7 @@ def load_detector(run, name=None, overrides=()):
     The batch normalization statistics are re-estimated on the run's training images, which must be available.
 
     Args:
-        run: folder of a run of Algorithm 1 or of a baseline.
+        run: folder of a run of Algorithm 1 or of a baseline; or an exported detector, a .nnp file, which needs no images.
         name: "fullnet", "subnet_1", "subnet_2", ... or a JSON file with a path. Default: the subnet of the largest budget.
         overrides: "key=value" strings that override keys of the run's config, such as the location of the data.
 
@@ -108,7 +108,10 @@ def load_detector(run, name=None, overrides=()):
         UserError: the run or the detector does not exist, or its data or weights are missing.
     """
     from .tools.detect import load_detector
+    from .tools.exported import is_exported, load_exported
 
+    if is_exported(run):
+        return load_exported(run)
     return load_detector(run, name, overrides)
 
 

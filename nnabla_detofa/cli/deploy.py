@@ -53,7 +53,7 @@ def after_evaluate(args: argparse.Namespace) -> dict[str, str]:
 
 
 def detect_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="the folder of a run of Algorithm 1")
+    parser.add_argument("run", metavar="RUN", help="the folder of a run of Algorithm 1, or a detector exported as .nnp")
     parser.add_argument(
         "images",
         nargs="+",
@@ -83,7 +83,7 @@ def detect(args: argparse.Namespace) -> None:
     """Draw the detections of a run's detector in images, and print the number of objects in each image."""
     if not 0 <= args.threshold <= 1:
         raise UserError(f"--threshold must be in [0, 1], got {args.threshold:g}")
-    output = Path(args.output or Path(args.run, "detections"))
+    output = Path(args.output or Path("" if args.exported else args.run, "detections"))
     if output.exists() and not output.is_dir():
         raise UserError(f"--output must be a folder, and {output} is a file")
     check_output_folder(output)
@@ -92,7 +92,12 @@ def detect(args: argparse.Namespace) -> None:
     def note(text: str) -> None:
         print(text, file=sys.stderr)
 
+    if args.exported and (args.detector or overrides):
+        raise UserError(
+            f"{args.run} is one detector with its own settings: leave out {args.detector and '--detector' or overrides[0]}"
+        )
     from ..tools.detect import check_files, detect, find_images, load_detector
+    from ..tools.exported import load_exported
 
     empty: list[str] = []
     files = find_images([Path(text) for text in args.images if text not in overrides], empty.append)
@@ -100,7 +105,7 @@ def detect(args: argparse.Namespace) -> None:
     from ..backend.compat import Device
 
     Device.open(args.context, args.device_id)
-    detector = load_detector(Path(args.run), args.detector, overrides)
+    detector = load_exported(Path(args.run)) if args.exported else load_detector(Path(args.run), args.detector, overrides)
 
     def report_image(file: Path, found: list) -> None:
         while empty:  # reported with the first image, like the files that `detect` skips

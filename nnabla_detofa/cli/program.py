@@ -84,6 +84,7 @@ def _main(program: str, argv: list[str]) -> int:
         with redirect_stderr(sys.stderr if rank == 0 else io.StringIO()):  # only rank 0 reports usage errors
             arguments = parsed(program, found, rest)
         arguments.command_line = [*found, *rest]
+        arguments.exported = name == "detect" and arguments.run.endswith(".nnp")
         check_runs_exist(arguments)
         with _terminated_as_interrupted():
             status = command.run(arguments) or 0
@@ -229,6 +230,8 @@ def _check_surroundings() -> None:
 
 def check_runs_exist(args: argparse.Namespace) -> None:
     """Raise a UserError for the first RUN argument that is not the folder of a run, before the slow imports."""
+    if vars(args).get("exported"):
+        return
     named = vars(args).get("runs") or [vars(args).get("run")]
     for run in named:
         if isinstance(run, str) and not Path(run, "config.json").is_file() and not (vars(args).get("file") and "=" in run):

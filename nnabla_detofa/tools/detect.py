@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -22,6 +23,15 @@ WRITTEN = (".jpg", ".jpeg", ".png")
 """Suffixes of images whose pictures keep the name of the image; other pictures become .png files."""
 SKIPPED = "skipped: "
 """Prefix of messages about skipped files."""
+
+
+def check_image(image: np.ndarray) -> None:
+    """Raise UserError if an array is not an image (H, W, 3) of uint8 with at least one pixel."""
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise UserError(f"an image must be an array (height, width, 3) of uint8 in the order blue, green, red, got {got}")
+    if not image.size:
+        raise UserError(f"an image must have at least one pixel, got {image.shape}")
 
 
 @dataclass(frozen=True)
@@ -57,11 +67,7 @@ class ImageDetector:
         Raises:
             UserError: the array is not such an image, or is empty.
         """
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-            raise UserError(f"an image must be an array (height, width, 3) of uint8 in the order blue, green, red, got {got}")
-        if not image.size:
-            raise UserError(f"an image must have at least one pixel, got {image.shape}")
+        check_image(image)
         opened, (height, width) = self.opened, image.shape[:2]
         (found,) = detect_images(self.boxes, [image], opened.sets.image_size, **opened.scaling())
         return in_pixels(found, self.classes, height, width, threshold)
@@ -115,8 +121,20 @@ def read_images(files: Iterable[FilePath], note: Callable[[str], None]) -> Itera
         yield file, image
 
 
+class AnyDetector(Protocol):
+    """What `detect` needs of a detector: `ImageDetector`, or `exported.ExportedDetector`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    def __call__(self, image: np.ndarray, threshold: float) -> list[Detection]: ...
+
+
 def detect(
-    detector: ImageDetector,
+    detector: AnyDetector,
     files: Sequence[FilePath],
     folder: FilePath,
     threshold: float = 0.3,

@@ -32,7 +32,7 @@ from ..networks.weights import digest
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.model import PathFilter, PathScorer, Tokenizer
 from ..path_filter.ranking import fit, fit_options, transfer
-from ..runs import result_files
+from ..runs import result_files, time_left
 from ..runs.cost_ledger import DeviceClock, entry
 from ..runs.phases import TrainingPhase, phase_names, slug, training_phases
 from ..space.costs import CostModel
@@ -155,8 +155,9 @@ class SupernetRunner(Runner):
     def phase(self, name: str) -> Iterator[None]:
         """Log the start of a phase, and record its cost at its end or interruption."""
         number = self.phases.index(name) + 1
-        self.log(f"[{number}/{len(self.phases)}] {name}")
         self._accounted = name, time.perf_counter(), self.clock()
+        left = self.left(0.0)
+        self.log(f"[{number}/{len(self.phases)}] {name}" + (f" ({left} left for the whole run)" if left else ""))
         try:
             yield
         except BaseException:
@@ -194,6 +195,23 @@ class SupernetRunner(Runner):
         self.stop.check_here() if alone else self.stop.check()
         if time.perf_counter() - self._accounted[1] > ACCOUNT_EVERY:
             self.account()
+
+    @cached_property
+    def planned(self) -> dict[str, time_left.Work]:
+        """The work of each phase, for the estimate of the time left."""
+        splits = [name for name in ("train", "val", "test") if hasattr(self.sets, name)]
+        return time_left.work(self.config, {name: len(getattr(self.sets, name)) for name in splits})
+
+    def left(self, done: float) -> str:
+        """Estimate the time until the run is finished, in words; "" if nothing is known yet.
+
+        Args:
+            done: finished fraction of the current phase.
+        """
+        name, start, _ = self._accounted
+        seconds = self.seconds | {name: self.seconds.get(name, 0.0) + time.perf_counter() - start}
+        found = time_left.seconds_left(self.planned, seconds, name, done)
+        return "" if found is None else f"about {time_left.in_words(found)}"
 
     def log(self, message: str) -> None:
         """Write a line to the screen and to the log file."""
@@ -375,7 +393,8 @@ class SupernetRunner(Runner):
         for tag, value in zip(tags, progress.losses):
             self.monitor.update(f"{tag}/{name}", value)
         if last or step % self.config.args.print_frequency == 0:
-            bar.set_postfix(loss=f"{self.monitor[f'loss/{name}'].avg:.3f}")
+            done = bar.n / bar.total if bar.total else 0.0
+            bar.set_postfix(loss=f"{self.monitor[f'loss/{name}'].avg:.3f}", whole_run=self.left(done))
             self.monitor.write(step)
             self.show(f"learning_rate/{name}", progress.rate, step)
             if rejected_share is not None:
@@ -431,6 +450,7 @@ class SupernetRunner(Runner):
 
             def progress() -> None:
                 bar.update()
+                bar.set_postfix(whole_run=self.left(bar.n / total), refresh=False)
                 self.pause()
 
             evaluations = self.evaluation.add(kept, missing, progress)

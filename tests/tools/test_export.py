@@ -16,10 +16,12 @@ import pytest
 from tiny_run import finished_run
 
 from nnabla_detofa import config as configs
+from nnabla_detofa import load_detector
 from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.augment import letterbox
 from nnabla_detofa.data.digits import write_digits
+from nnabla_detofa.data.images import read_image
 from nnabla_detofa.evaluation.detections import BoxDetector
 from nnabla_detofa.evaluation.reestimation import reestimate
 from nnabla_detofa.methods.algorithm1 import make_model
@@ -128,6 +130,33 @@ def test_the_metadata(run, opened, tmp_path, capsys):
     assert f"on 6 test images: {about['largest_difference']:.2g}\n" in printed and f"written: {file}, " in printed
     [*outputs] = run_nnp(file, check_images(opened.sets, (64, 64), 3)[0])
     assert [list(output.shape[1:]) for output in outputs] == [shape[1:] for shape in about["outputs"].values()]
+
+
+@pytest.mark.parametrize("options", [["--fold"], ["--normalized", "--batch", "2"]])
+def test_an_exported_detector_finds_what_the_run_finds(run, opened, tmp_path, capsys, monkeypatch, options):
+    file = tmp_path / "two.nnp"
+    assert main(["export", str(run), "--detector", "subnet_2", "-o", str(file), "-c", "cpu", *options]) == 0
+    alone, exported = load_detector(run, "subnet_2"), load_detector(file)
+    assert exported.classes == alone.classes
+    images = opened.sets.test.files
+    for image in map(read_image, images):
+        ours, theirs = exported(image, 0.05), alone(image, 0.05)
+        np.testing.assert_allclose([item.score for item in ours], [item.score for item in theirs], atol=1e-3)
+    monkeypatch.chdir(tmp_path)
+    assert main(["detect", str(file), str(images[0]), "-c", "cpu", "--threshold", "0.05"]) == 0
+    assert "written: pictures of " in capsys.readouterr().out and (tmp_path / "detections" / images[0].name).is_file()
+    assert main(["detect", str(file), str(images[0]), "-c", "cpu", "--detector", "subnet_1"]) == 2
+    assert "leave out --detector" in capsys.readouterr().err
+
+
+def test_a_damaged_or_missing_exported_detector(opened, tmp_path, capsys):
+    image = str(opened.sets.test.files[0])
+    assert main(["detect", str(tmp_path / "none.nnp"), image, "-c", "cpu", "-o", str(tmp_path / "out")]) == 2
+    assert "none.nnp is not an exported detector: the file does not exist" in capsys.readouterr().err
+    (tmp_path / "broken.nnp").write_bytes(b"PK")
+    (tmp_path / "broken.nnp.json").write_text('{"input": {"shape": [1, 3, 64, 64]}}')
+    assert main(["detect", str(tmp_path / "broken.nnp"), image, "-c", "cpu", "-o", str(tmp_path / "out")]) == 2
+    assert "broken.nnp is damaged, or was not written by export" in capsys.readouterr().err
 
 
 def test_a_path_from_a_file_at_another_size(run, opened, tmp_path):
