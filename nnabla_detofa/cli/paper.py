@@ -101,7 +101,7 @@ def filter_study(args: argparse.Namespace) -> None:
     device = Device.open(args.context, args.device_id)
     from ..paper.filter_curves import curves, write
 
-    files = write(curves(profile, device), output, f"python -m nnabla_detofa {shlex.join(args.command_line)}")
+    files = write(curves(profile, device), output, f"detofa {shlex.join(args.command_line)}")
     print(files[0].read_text())
     print(f"written: {', '.join(map(str, files))}")
 

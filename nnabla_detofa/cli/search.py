@@ -117,7 +117,7 @@ def evaluation_study(args: argparse.Namespace) -> None:
     from ..common.files import write_text
     from ..common.progress import ProgressBar
 
-    command = f"python -m nnabla_detofa {shlex.join(args.command_line)}"
+    command = f"detofa {shlex.join(args.command_line)}"
     config, weights = supernet_of(args)
     from ..tools.evaluation_study import markdown, study
 

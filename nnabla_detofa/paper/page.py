@@ -144,7 +144,7 @@ def command(profile: Profile, results: FilePath, name: str) -> str:
 def main_run_commands(profile: Profile, results: FilePath) -> list[str]:
     """What runs Algorithm 1 on the profile's first data set, and reports it."""
     run = Run(profile, next(iter(profile.data_sets)), DETOFA, seed=0)
-    return [run.command, f"python -m nnabla_detofa report {run.folder} -o {results}"]
+    return [run.command, f"detofa report {run.folder} -o {results}"]
 
 
 # --- What the files say -----------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ class Order:
             assignments = [f"SET={shlex.quote(replaced)}"] if replaced else []
             return " ".join(["make", target, f"PROFILE={source}", f"SEEDS={seeds}", *assignments])
         flags = ["--set", shlex.quote(replaced)] if replaced else []
-        program = f"python -m nnabla_detofa reproduce {target} --profile {source} --seeds {seeds}"
+        program = f"detofa paper {target} --profile {source} --seeds {seeds}"
         return " ".join([program, *flags, "-o", shlex.quote(str(self.output))])
 
     def seeds_of(self, target: Target) -> int:

@@ -68,7 +68,7 @@ def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
     output.mkdir(parents=True, exist_ok=True)
     for name in ("summary.json", "config.json"):
         write_bytes(output / name, (run / name).read_bytes())
-    command = shlex.join(["python", "-m", "nnabla_detofa", "report", str(run), "-o", str(output)])
+    command = shlex.join(["detofa", "report", str(run), "-o", str(output)])
     write_text(
         output / "table.md",
         f"{text}\nThe run was computed by {code_of(run)}.\n\nMade by `{command}` at {revision()}.\n",

@@ -319,6 +319,6 @@ def test_the_study_of_a_small_supernet(classification, tmp_path, capsys):
     ]
     assert main([*line, "-o", str(tmp_path / "study.md")]) == 0
     page = (tmp_path / "study.md").read_text()
-    assert page in capsys.readouterr().out and f"`python -m nnabla_detofa {' '.join(line)} -o" in page
+    assert page in capsys.readouterr().out and f"`detofa {' '.join(line)} -o" in page
     assert main([*line, "--images", "8"]) == 2
     assert "the study needs 2 paths of each bucket, 16 validation images" in capsys.readouterr().err

@@ -108,7 +108,7 @@ def test_the_report_is_written_from_files_alone(finished, tmp_path):
     assert all(file.stat().st_size > 0 for file in files)
     table = (tmp_path / "report" / "table.md").read_text()
     assert table.count("| subnet") == 15 and "rejected paths" in table
-    assert f"Made by `python -m nnabla_detofa report {finished} -o {tmp_path / 'report'}` at " in table
+    assert f"Made by `detofa report {finished} -o {tmp_path / 'report'}` at " in table
     assert (tmp_path / "report" / "config.json").read_text() == (finished / "config.json").read_text()
 
 

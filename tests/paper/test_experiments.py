@@ -346,7 +346,7 @@ def test_figures_are_made_from_finished_runs(done, profile, tmp_path):
     assert main(["reproduce", "figureA2", "--profile", "small.json", "-o", str(tmp_path)]) == 0
     text = (tmp_path / "figureA2.md").read_text()
     assert "| None |" in text and "Prune (Score)" in text and "Prune (Uniform)" in text
-    assert f"`python -m nnabla_detofa reproduce figureA2 --profile small.json --seeds 1 -o {tmp_path}` at" in text
+    assert f"`detofa paper figureA2 --profile small.json --seeds 1 -o {tmp_path}` at" in text
     rows = (tmp_path / "figureA2.csv").read_text().splitlines()
     assert len(rows) == 1 + 3 * 5
     ap = [100 * subnet["ap50"] for subnet in results(done[1].folder)["subnets"]]

@@ -84,7 +84,7 @@ def test_every_result_is_there_or_named_with_its_command(folder):
     commands = re.findall("<code>make (.*?)</code>", missing)
     rest = [name for name in NAMES if name not in ("figure9", "tableA2")]
     assert commands == ["table1", *(f"{name} PROFILE=small.json SEEDS=1" for name in rest[1:])]
-    assert "nnabla_detofa report" in missing and f"2 of the paper's {len(NAMES) - 2}" in html
+    assert "detofa report" in missing and f"2 of the paper's {len(NAMES) - 2}" in html
     for name in NAMES:
         assert html.count(f'<h2 id="{name}">') == html.count(f'href="#{name}"') == (name in ("figure9", "tableA2"))
 
@@ -153,9 +153,7 @@ def test_settings_are_what_differs_from_the_defaults(folder):
     assert "args.seed" not in found and "tiny.json as it is now" in html.replace("<wbr>", "")
     (folder / "config.json").write_text(json.dumps(detofa_config("elsewhere") | {"args": {"seed": 5}}))
     html = made()
-    (folder / "table.md").write_text(
-        "The run was computed by commit a.\n\nMade by `python -m nnabla_detofa report r -o s` at commit b.\n"
-    )
+    (folder / "table.md").write_text("The run was computed by commit a.\n\nMade by `detofa report r -o s` at commit b.\n")
     assert "<td>5</td><td>commit a</td><td>commit b</td>" in made()
     assert rows(html)["args.seed"] == ["5", "0"] and rows(html)["dataloader.voc.root"][0] == '"elsewhere"'
     assert "as it is now" not in html
@@ -170,7 +168,7 @@ def test_faults_are_one_sentence(folder, capsys):
     assert "got nowhere.json" in error(capsys, "--profile", "nowhere.json")
     text = error(capsys, "--results", "results/none")
     assert "no results in results/none" in text and text.endswith(
-        "made by: python -m nnabla_detofa reproduce tableA1 --profile small.json --seeds 1 -o results/none\n"
+        "made by: detofa paper tableA1 --profile small.json --seeds 1 -o results/none\n"
     )
     assert "--output must be a file" in error(capsys, "-o", "none/report.html")
     before = (folder / "figure9.md").read_text()
