@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -67,7 +67,7 @@ def _stand_in(name: str, existing: str, parts: Sequence[str]) -> None:
     """Register a package `name` that contains the modules `parts` of the package `existing` and no others."""
     if name in sys.modules:
         return
-    stand_in = ModuleType(name, f"Stands in for {existing}.")
+    stand_in: Any = ModuleType(name, f"Stands in for {existing}.")
     stand_in.__path__ = []
     stand_in.__getattr__ = partial(getattr, importlib.import_module(existing))
     sys.modules[name] = stand_in
@@ -121,7 +121,7 @@ class Parameter(Mo.Parameter):
     `nn.save_parameters` for the user's own model would save this package's parameters too.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         nn.Variable.__init__(self)
 
 
@@ -227,7 +227,13 @@ class Device:
         return cls._joined("cudnn", ctx, NnablaCommunicator, lambda comm: cuda.StreamEventHandler(int(comm.ctx.device_id)))
 
     @classmethod
-    def _joined(cls, name: str, ctx: nn.Context, several: type[Communicator], make_event) -> Device:
+    def _joined(
+        cls,
+        name: str,
+        ctx: nn.Context,
+        several: Callable[[nn.Context], Communicator],
+        make_event: Callable[[Communicator], Any],
+    ) -> Device:
         _, ranks = launched()
         comm = several(ctx) if ranks > 1 else Communicator(ctx)
         if comm.n_procs != ranks:
@@ -236,7 +242,8 @@ class Device:
                 f"{ranks} ranks were launched, but they find {comm.n_procs}: their MPI is not the launcher's "
                 "(srun may need --mpi=pmix)"
             )
-        importlib.import_module("nnabla.context").current_ctx = comm.ctx  # set_default_context raises in a context_scope
+        module: Any = importlib.import_module("nnabla.context")
+        module.current_ctx = comm.ctx  # set_default_context raises in a context_scope
         return cls(name, comm.ctx, comm, make_event(comm))
 
 

@@ -55,8 +55,7 @@ def installed() -> bool:
 def files() -> list[Path]:
     """Return the library files of the PyPI packages in loading order; empty if none is installed."""
     found = importlib.util.find_spec("nvidia")
-    folders = map(Path, found.submodule_search_locations or ()) if found else ()
-    folders = list(folders)
+    folders = [Path(folder) for folder in found.submodule_search_locations or ()] if found else []
     return [file for pattern in ORDER for folder in folders for file in sorted(folder.glob(pattern))]
 
 

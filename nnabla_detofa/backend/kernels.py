@@ -7,13 +7,15 @@ as fast and, unlike a BLAS, give the same bits on every x86 machine. Convolution
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import nnabla as nn
 import nnabla.functions as F
 import numpy as np
 from nnabla.function import PythonFunction
 
+Variables = Sequence[nn.Variable]
 EPSILON = 1e-5
 """Constant that every batch normalization adds to the variance, as in OFA."""
 
@@ -26,7 +28,7 @@ def on_cpu() -> bool:
 class CpuFunction(PythonFunction):
     """Base class of functions with one output, which has the shape of the first input."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(None)
 
     @property
@@ -36,7 +38,7 @@ class CpuFunction(PythonFunction):
     def min_outputs(self) -> int:
         return 1
 
-    def setup_impl(self, inputs, outputs) -> None:
+    def setup_impl(self, inputs: Variables, outputs: Variables) -> None:
         outputs[0].reset_shape(inputs[0].shape, True)
 
     def grad_depends_input_data(self, i: int, j: int) -> bool:
@@ -46,7 +48,7 @@ class CpuFunction(PythonFunction):
         return False
 
 
-def _give(variable: nn.Variable, add: bool, function: Callable, *args) -> None:
+def _give(variable: nn.Variable, add: bool, function: Callable, *args: Any) -> None:
     """Store `function(*args)` as the gradient of a variable, or with `add` add it to the gradient."""
     if add:
         variable.g += function(*args)
@@ -78,10 +80,12 @@ class Relu(CpuFunction):
     def grad_depends_output_data(self, i: int, o: int) -> bool:
         return True
 
-    def forward_impl(self, inputs, outputs) -> None:
+    def forward_impl(self, inputs: Variables, outputs: Variables) -> None:
         np.maximum(inputs[0].d, 0, out=outputs[0].d)
 
-    def backward_impl(self, inputs, outputs, propagate_down, accum) -> None:
+    def backward_impl(
+        self, inputs: Variables, outputs: Variables, propagate_down: Sequence[bool], accum: Sequence[bool]
+    ) -> None:
         for variable, wanted, add in zip(inputs, propagate_down, accum):
             if wanted:
                 _give(variable, add, np.multiply, outputs[0].g, outputs[0].d > 0)
@@ -90,7 +94,7 @@ class Relu(CpuFunction):
 class AddRelu(Relu):
     """CPU implementation of `add_relu`: both inputs receive the gradient of the ReLU."""
 
-    def forward_impl(self, inputs, outputs) -> None:
+    def forward_impl(self, inputs: Variables, outputs: Variables) -> None:
         y = outputs[0].d
         np.add(inputs[0].d, inputs[1].d, out=y)
         np.maximum(y, 0, out=y)
@@ -102,10 +106,12 @@ class Multiply(CpuFunction):
     def grad_depends_input_data(self, i: int, j: int) -> bool:
         return i != j
 
-    def forward_impl(self, inputs, outputs) -> None:
+    def forward_impl(self, inputs: Variables, outputs: Variables) -> None:
         np.multiply(inputs[0].d, inputs[1].d, out=outputs[0].d)
 
-    def backward_impl(self, inputs, outputs, propagate_down, accum) -> None:
+    def backward_impl(
+        self, inputs: Variables, outputs: Variables, propagate_down: Sequence[bool], accum: Sequence[bool]
+    ) -> None:
         for variable, other, wanted, add in zip(inputs, reversed(inputs), propagate_down, accum):
             if wanted:
                 _give(variable, add, np.multiply, outputs[0].g, other.d)
@@ -129,18 +135,20 @@ def leading(p: nn.Variable, rows: int, columns: int) -> nn.Variable:
 class Leading(CpuFunction):
     """CPU implementation of `leading`; the gradient is zero outside the slice."""
 
-    def __init__(self, rows: int, columns: int):
+    def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
         self._part = (slice(rows), slice(columns))
 
-    def setup_impl(self, inputs, outputs) -> None:
+    def setup_impl(self, inputs: Variables, outputs: Variables) -> None:
         shape = inputs[0].shape
         outputs[0].reset_shape((self._part[0].stop, self._part[1].stop, *shape[2:]), True)
 
-    def forward_impl(self, inputs, outputs) -> None:
+    def forward_impl(self, inputs: Variables, outputs: Variables) -> None:
         outputs[0].d[...] = inputs[0].d[self._part]
 
-    def backward_impl(self, inputs, outputs, propagate_down, accum) -> None:
+    def backward_impl(
+        self, inputs: Variables, outputs: Variables, propagate_down: Sequence[bool], accum: Sequence[bool]
+    ) -> None:
         if propagate_down[0]:
             gradient = inputs[0].g
             if not accum[0]:
@@ -200,7 +208,7 @@ def _zeros(channels: int) -> tuple[nn.Variable, nn.Variable]:
 class BatchNormalization(CpuFunction):
     """CPU implementation of `batch_normalization`."""
 
-    def __init__(self, relu: bool):
+    def __init__(self, relu: bool) -> None:
         super().__init__()
         self._relu = relu
 
@@ -214,7 +222,7 @@ class BatchNormalization(CpuFunction):
         """Return the mean and variance, (1, C, 1, 1) each, of the last forward pass."""
         return self._mean.reshape(1, -1, 1, 1), self._var.reshape(1, -1, 1, 1)
 
-    def forward_impl(self, inputs, outputs) -> None:
+    def forward_impl(self, inputs: Variables, outputs: Variables) -> None:
         x, gamma, beta = (variable.d for variable in inputs)
         batch, channels = x.shape[:2]
         x, y = x.reshape(batch, channels, -1), outputs[0].d.reshape(batch, channels, -1)
@@ -231,7 +239,9 @@ class BatchNormalization(CpuFunction):
                 np.maximum(values, 0, out=values)
             self._mean[part], self._var[part] = mean, var
 
-    def backward_impl(self, inputs, outputs, propagate_down, accum) -> None:
+    def backward_impl(
+        self, inputs: Variables, outputs: Variables, propagate_down: Sequence[bool], accum: Sequence[bool]
+    ) -> None:
         x, gamma = (variable.d for variable in inputs[:2])
         batch, channels = x.shape[:2]
         x, dy = x.reshape(batch, channels, -1), outputs[0].g.reshape(batch, channels, -1)
@@ -241,7 +251,7 @@ class BatchNormalization(CpuFunction):
         scale = 1 / np.sqrt(self._var + np.float32(EPSILON))
         dgamma, dbeta = np.empty((2, channels, 1), np.float32)
         for part in _blocks(x):
-            above = dy[:, part] * (y[:, part] > 0) if self._relu else dy[:, part]
+            above = dy[:, part] if y is None else dy[:, part] * (y[:, part] > 0)
             dx = np.subtract(x[:, part], self._mean[part], out=None if given is None or accum[0] else given[:, part])
             dgamma[part], dbeta[part] = _channel_sums(dx, above) * scale[part], _channel_sums(above)
             if given is not None:

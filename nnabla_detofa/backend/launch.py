@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from ..common.errors import UserError
@@ -60,7 +61,7 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def handling(handler: Callable[[int, object], None]) -> Iterator[None]:
+def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Handle the `STOP_SIGNALS` with `handler` inside the block.
 
     A handler may raise KeyboardInterrupt. If the signal arrives while NNabla is calling back into Python, that surfaces as
@@ -71,20 +72,21 @@ def handling(handler: Callable[[int, object], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    terminals, heard = [stream for stream in (1, 2) if os.isatty(stream)], []
+    terminals = [stream for stream in (1, 2) if os.isatty(stream)]
+    heard: list[int] = []
 
-    def hear(number: int, frame) -> None:
+    def hear(number: int, frame: FrameType | None) -> None:
         heard.append(number)
         handler(number, frame)
 
-    def hang_up(number: int, frame) -> None:
+    def hang_up(number: int, frame: FrameType | None) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in terminals:
             os.dup2(nowhere, stream)
         os.close(nowhere)
         hear(number, frame)
 
-    handlers = dict.fromkeys(STOP_SIGNALS, hear)
+    handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]] = dict.fromkeys(STOP_SIGNALS, hear)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         del handlers[signal.SIGHUP]
     else:
@@ -164,15 +166,16 @@ def launch(processes: int, command: Sequence[str]) -> int:
     if "Open MPI" in version or "OpenRTE" in version:
         # In a container the user is root, and Open MPI regards a machine with few cores as full.
         options += ["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
-    job, told = None, []
+    job: subprocess.Popen | None = None
+    told: list[int] = []
 
-    def pass_on(number: int, frame) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         if job is not None:
             job.send_signal(signal.SIGTERM if told and number != signal.SIGHUP else signal.SIGUSR1)
         if number != signal.SIGHUP:  # one event may cause SIGHUP and another signal
             told.append(number)
 
-    with handling(pass_on):
+    with handling(forward):
         job = subprocess.Popen([launcher, *options, *command], start_new_session=True)
         status = job.wait()
     return status if status >= 0 else 128 - status

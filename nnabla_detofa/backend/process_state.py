@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 GPUS = "CUDA_VISIBLE_DEVICES"
 
@@ -19,7 +20,7 @@ def given_back() -> Iterator[None]:
     """
     root, package = logging.getLogger(), logging.getLogger(__name__.partition(".")[0])
     handlers, levels, gpus = list(root.handlers), (root.level, package.level), os.environ.get(GPUS)
-    nnabla = sys.modules.get("nnabla.context")
+    nnabla: Any = sys.modules.get("nnabla.context")
     context = nnabla and nnabla.current_ctx
     try:
         yield
@@ -32,5 +33,6 @@ def given_back() -> Iterator[None]:
             os.environ.pop(GPUS, None)
         else:
             os.environ[GPUS] = gpus
-        if nnabla := sys.modules.get("nnabla.context"):
+        nnabla = sys.modules.get("nnabla.context")
+        if nnabla:
             nnabla.current_ctx = context or nnabla.Context()

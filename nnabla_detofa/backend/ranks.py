@@ -11,6 +11,8 @@ import pickle
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,7 +40,7 @@ class Communicator:
     """
 
     def __init__(self, ctx: nn.Context | None = None, rank: int = 0, local_rank: int = 0, n_procs: int = 1):
-        self.ctx = ctx
+        self.ctx: Any = ctx
         self.rank = rank
         self.local_rank = local_rank
         self.n_procs = n_procs
@@ -96,7 +98,9 @@ class Communicator:
         """
         if self.n_procs == 1:
             return [function()]
-        value = own = told = None
+        value: Any = None
+        own: BaseException | None = None
+        told: BaseException | None = None
         try:
             value = function()
         except (UserError, OSError) as error:
@@ -105,10 +109,10 @@ class Communicator:
             own = told = Stopped()
         except Exception as error:
             own, told = error, RuntimeError(f"rank {self.rank} failed:\n{traceback.format_exc()}")
-        outcomes = self.gather((value, told))
-        for rank, (_, error) in enumerate(outcomes):
-            if error is not None:
-                raise own if rank == self.rank else error
+        outcomes: list[tuple[Any, BaseException | None]] = self.gather((value, told))
+        for rank, (_, theirs) in enumerate(outcomes):
+            if theirs is not None:
+                raise own if own is not None and rank == self.rank else theirs
         return [value for value, _ in outcomes]
 
     def once(self, function: Callable[[], Any]) -> Any:
@@ -120,11 +124,15 @@ class Communicator:
         items, n = list(items), self.n_procs
         for start in range(0, len(items), n):
             mine = items[start : start + n][self.rank : self.rank + 1]
-            for results in self.each(lambda mine=mine: [function(item) for item in mine]):
+            for results in self.each(partial(_mapped, function, mine)):
                 yield from results
 
 
-def _communicators():
+def _mapped(function: Callable[[Any], Any], items: Sequence) -> list:
+    return [function(item) for item in items]
+
+
+def _communicators() -> ModuleType:
     """Import nnabla.communicators without its warning that Open MPI 1 may need libmpi.so on the loader's path."""
     log = logging.getLogger("nnabla")
     level = log.level
@@ -180,7 +188,8 @@ class MpiCommunicator(Communicator):
                 "several ranks were launched, but on the CPU they talk through mpi4py, which does not load "
                 f"({' '.join(str(error).split())}): install nnabla-detofa[mpi], or start one process"
             ) from error
-        self._world, self._buffers = MPI.COMM_WORLD, {}
+        self._world = MPI.COMM_WORLD
+        self._buffers: dict[str, np.ndarray] = {}
         local = self._world.Split_type(MPI.COMM_TYPE_SHARED)
         super().__init__(ctx, self._world.Get_rank(), local.Get_rank(), self._world.Get_size())
 

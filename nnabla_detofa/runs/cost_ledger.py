@@ -53,7 +53,8 @@ class DeviceClock:
         """Return the seconds so far; only differences are meaningful."""
         if self.on_gpu:
             return self.processes * time.perf_counter()
-        at_work = sum(map(_core_seconds, (*self.others, *(child.pid for child in multiprocessing.active_children()))))
+        children = (child.pid for child in multiprocessing.active_children() if child.pid is not None)
+        at_work = sum(map(_core_seconds, (*self.others, *children)))
         return self.processes / (1 + len(self.others)) * (at_work + sum(os.times()[:4]))
 
 

@@ -130,19 +130,19 @@ def check(folder: FilePath, config: configs.Config, restart: bool) -> None:
     file = folder / CONFIG
     if not file.is_file():
         if folder.exists() and any(entry.name not in {*OURS, *BEGUN} for entry in folder.iterdir()):
-            raise UserError(f"args.output_path {folder} holds something that is not a run: take a new or an empty folder")
+            raise UserError(f"args.output_path {folder} holds files that are not a run: choose a new or empty folder")
         return
     try:
         before = parse_json(file.read_text())
     except ValueError:
         before = {}
     if not (isinstance(before, dict) and {"args", "network", "hparams"} <= before.keys()):
-        raise UserError(f"args.output_path {folder} holds a config.json that is not a run's: take another folder")
+        raise UserError(f"args.output_path {folder} holds a config.json that is not a run's: choose another folder")
     changed = [key for key in differences(configs.completed(before), config.to_dict()) if not configs.without_effect(key)]
     if changed and not restart:
         raise UserError(
             f"{folder} holds a run with another config (differing: {', '.join(changed)}): "
-            "take another -o, or --restart to lose that run"
+            "choose another -o, or pass --restart to discard that run"
         )
 
 
@@ -175,7 +175,7 @@ def _lock(folder: FilePath) -> int:
             if os.path.samestat(os.stat(folder / LOCK), os.fstat(opened)):
                 return opened
         os.close(opened)
-    raise UserError(f"another process is running in {folder}: wait for its end, stop it, or take another -o")
+    raise UserError(f"another process is running in {folder}: wait until it ends, stop it, or choose another -o")
 
 
 def is_locked(folder: FilePath) -> bool:

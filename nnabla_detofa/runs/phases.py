@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from ..config import Config, DetofaHparams, PretrainHparams, Solver
 from ..space.search_space import SearchSpace, compofa, ofa_resnet50, product_space, shrinking_stages
 from .schedule import Schedule
 
 GIVEN = "start"
-"""Name of the first phase of a pre-training that trains no fullnet."""
+"""Name of the first phase of a pre-training without fullnet epochs."""
 FINE_TUNED = "finetuned"
 """Name of the only detector in the folder of a fine-tuning, and of its phase."""
 TUNING_PHASES = ("before", FINE_TUNED)
@@ -131,12 +132,12 @@ def _supernet(config: Config, hparams: DetofaHparams, space: SearchSpace) -> tup
     OFA with progressive shrinking trains the five spaces of Table A1 for the epochs of Table A2: 70, 5, 65, 5, 65, where 5 and
     65 are the paper's warm-up and fine-tuning. Stage 1 has its own schedule. The paper is silent on the others; we let stages
     2 and 3, and stages 4 and 5, share one. Channels are sorted as in OFA before a smaller E or W is trained
-    (`hparams.shrinking_sort`). Without `hparams.shrinking_spaces` all five stages train
-    uniform paths of A: the same steps and restarts of the rate, and nothing to sort.
+    (`hparams.shrinking_sort`). Without `hparams.shrinking_spaces`, all five stages train uniform paths of A for the same steps
+    with the same restarts of the learning rate, and channels are not sorted.
     """
     solver, warm, total = config.optimizer.train, hparams.warmup_epochs, hparams.warmup_epochs + hparams.epochs
 
-    def phase(name: str, paths: str, of: SearchSpace, epochs: range, continues: str = "", **sorting) -> TrainingPhase:
+    def phase(name: str, paths: str, of: SearchSpace, epochs: range, continues: str = "", **sorting: Any) -> TrainingPhase:
         return TrainingPhase(
             name,
             paths,
@@ -155,16 +156,16 @@ def _supernet(config: Config, hparams: DetofaHparams, space: SearchSpace) -> tup
     if runner == "fullnet":
         return ()
     if runner == "ofa_ps":
-        stages = shrinking_stages(space.geometry, stem)
+        stages = list(shrinking_stages(space.geometry, stem))
         names, parts = [stage.name for stage in stages], (whole, first, second, first, second)
         continued = ("", "", names[1], "", names[3])
         if not hparams.shrinking_spaces:
             stages = [space] * len(stages)
         sorts = hparams.shrinking_sort and hparams.shrinking_spaces
-        trained = [_choices(before) if sorts else {} for before in stages[:-1]]
+        sortings: list[dict[str, Any]] = [{}, *(_choices(before) if sorts else {} for before in stages[:-1])]
         return tuple(
             phase(name, f"uniform paths of {stage.name}", stage, epochs, before, **sorting)
-            for name, stage, epochs, before, sorting in zip(names, stages, parts, continued, [{}, *trained])
+            for name, stage, epochs, before, sorting in zip(names, stages, parts, continued, sortings)
         )
     if runner in ("ofa", "compofa"):
         trained = compofa(space.geometry, stem) if runner == "compofa" else space
@@ -207,7 +208,8 @@ def _pretrain(config: Config, hparams: PretrainHparams, space: SearchSpace) -> t
         )
         return fullnet, uniform
     geometry, stem = config.network.geometry, config.network.elastic_stem
-    phases, trained = [fullnet], (max(geometry.ratios),)
+    phases = [fullnet]
+    trained: tuple[float, ...] = (max(geometry.ratios),)
     for part in hparams.shrinking:
         words = f"uniform paths of D {list(part.depths)} x W {list(part.widths)} x E {list(part.ratios)}"
         phases.append(

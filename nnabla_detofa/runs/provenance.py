@@ -67,7 +67,7 @@ def recorded(run: FilePath) -> dict:
     try:
         return result_files.provenance(content)
     except UserError as error:
-        raise UserError(f"{file} is damaged ({error}): remove it to go on without what it says") from error
+        raise UserError(f"{file} is damaged ({error}): remove it to continue without this record") from error
 
 
 def record(run: FilePath, config: Config) -> None:
@@ -109,7 +109,7 @@ def check_inputs_unchanged(run: FilePath, config: Config) -> None:
     if changed := changed_inputs(run, config):
         raise UserError(
             f"{run} holds a run that began before {' and '.join(changed)} changed: "
-            "put back what there was, take another -o, or --restart to lose that run"
+            "restore the previous files, choose another -o, or pass --restart to discard that run"
         )
 
 
