@@ -108,7 +108,7 @@ def test_an_option_is_one_of_a_program(page, option):
     "entry", sorted({text.strip("'") for _, text in SPANS if re.match(r"'?(args|network|dataloader|hparams)\.\S+=", text)})
 )
 def test_an_entry_can_be_set(entry):
-    """In a config of one of the kinds; docs/paper-map.md gives defaults, which its own test compares."""
+    """In a config of one of the kinds; docs/paper/ gives defaults, which its own test compares."""
 
     def accepts(file: str, more: tuple = ()) -> bool:
         try:
