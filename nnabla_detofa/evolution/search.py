@@ -308,7 +308,7 @@ def _with_ratios(
     space: SearchSpace, depths: np.ndarray, widths: np.ndarray, wishes: Sequence[np.ndarray], rng: np.random.Generator
 ) -> PathBatch:
     """Build paths with the first of the proposed ratios that is allowed in each layer, or else a uniformly sampled one."""
-    ratios = space.draw_ratios(depths, widths, rng)
+    ratios = space.sample_ratios(depths, widths, rng)
     for wish in reversed(wishes):
         ratios = np.where(space.allows_ratios(depths, widths, wish), wish, ratios)
     return PathBatch.canonical(depths, widths, ratios, space.geometry)

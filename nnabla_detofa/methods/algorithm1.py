@@ -99,7 +99,7 @@ class DetOFASearcher(SupernetRunner):
         with self.phase("fine-tuning"):
             self.train_phase(self.training["fine-tuning"], sampler, self.optimizer["train"])
         self.results["rejected_share"] = sampler.rejected_share
-        self.log(f"rejected {sampler.rejected_share:.1%} of {sampler.draws} sampled paths")
+        self.log(f"rejected {sampler.rejected_share:.1%} of {sampler.sampled} sampled paths")
 
     # --- Path filter ------------------------------------------------------------------------------------------------
 

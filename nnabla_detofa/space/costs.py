@@ -6,16 +6,16 @@ a few small tables.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Context
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
 from ..common.errors import UserError
-from .geometry import OFA_RESNET50, Geometry, HeadGeometry, is_count
+from .geometry import OFA_RESNET50, Choice, Geometry, HeadGeometry, is_count
 from .paths import Path, PathBatch
 from .search_space import SearchSpace
 
@@ -56,7 +56,7 @@ class LayerCost:
     other: tuple[np.ndarray, ...]
     head: np.ndarray
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for table in (self.stem, *self.first, *self.other, self.head):
             if not (table.min() >= -FORBIDDEN and table.max() <= FORBIDDEN):
                 raise UserError(
@@ -142,14 +142,14 @@ class PeakCost(LayerCost):
 
     combine = np.maximum
 
-    def forbid(self, cost: AdditiveCost, most: float) -> AdditiveCost:
-        """Return `cost`, raised above any real cost for paths whose peak is over `most`.
+    def forbid(self, cost: AdditiveCost, limit: float) -> AdditiveCost:
+        """Return `cost`, raised above any real cost for paths whose peak is over `limit`.
 
         So the paths that satisfy both bounds can be counted and sampled exactly.
         """
 
         def barred(costs: np.ndarray, peaks: np.ndarray) -> np.ndarray:
-            return np.where(peaks > most, FORBIDDEN, costs)
+            return np.where(peaks > limit, FORBIDDEN, costs)
 
         return replace(
             cost,
@@ -158,6 +158,9 @@ class PeakCost(LayerCost):
             other=tuple(map(barred, cost.other, self.other)),
             head=barred(cost.head, self.head),
         )
+
+
+Kind = TypeVar("Kind", bound=LayerCost)
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,7 @@ class CostModel:
     backbone: Geometry = OFA_RESNET50
     head: HeadGeometry | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.scope not in SCOPES:
             raise UserError(f"scope is {self.scope!r}; allowed are {', '.join(SCOPES)}")
         sides = self.image_size if isinstance(self.image_size, (tuple, list)) else (self.image_size,) * 2
@@ -227,7 +230,7 @@ class CostModel:
         """Return the multiply-accumulates of each stage, (n, stages) int64."""
         return self.flops.stages(paths)
 
-    def _cost(self, kind: type[LayerCost], measure: int, name: str, unit: str, scale: float) -> LayerCost:
+    def _cost(self, kind: type[Kind], measure: int, name: str, unit: str, scale: float) -> Kind:
         stem, first, other, head = self._tables
         return kind(
             f"{name} of the backbone" if self.scope == "backbone" else name,
@@ -286,7 +289,7 @@ class CostModel:
         head = np.stack([self.head_cost(channels, size) for channels in ins])
         return stem, first_tables, other_tables, head
 
-    def middle_cost(self, channels: int, pixels: int, choice: Hashable) -> np.ndarray:
+    def middle_cost(self, channels: int, pixels: int, choice: Choice) -> np.ndarray:
         """Return [MACs, parameters] of the middle layer of a bottleneck.
 
         Args:

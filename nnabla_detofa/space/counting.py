@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..common.errors import UserError
-from .costs import AdditiveCost, CostModel, cost_range, layer_cost
+from .costs import AdditiveCost, CostModel, LayerCost, cost_range, layer_cost
 from .paths import PathBatch
 from .search_space import SearchSpace
 
@@ -56,12 +56,12 @@ def sample_within(
     Raises:
         UserError: the space has no such path.
     """
-    cost = layer_cost(cost)
-    joint = _joint(space, cost)
+    layers = layer_cost(cost)
+    joint = _joint(space, layers)
     if not joint.share(low, high):
         raise UserError(
-            f"the space {space.name} has no path from {cost.text(low)} up to (not including) {cost.text(high)}; "
-            f"reachable are {cost.reachable(space)}"
+            f"the space {space.name} has no path from {layers.text(low)} up to (not including) {layers.text(high)}; "
+            f"reachable are {layers.reachable(space)}"
         )
     return joint.sample(low, high, n, rng)
 
@@ -88,7 +88,7 @@ class Buckets:
     cost: CostModel | AdditiveCost
     n: int = 5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.n < 1:
             raise UserError(f"the number of buckets is {self.n}; allowed is 1 or more")
 
@@ -150,7 +150,7 @@ class _Cases(NamedTuple):
         depths, widths: (m,) D and index of W.
         ratios: (m, layers) ratio indices: the first layer's, then the others' in ascending order, then -1.
         mass: (m,) probability under uniform sampling.
-        count: (m,) number of orders of the layers after the first.
+        orders: (m,) number of orders of the layers after the first.
         cost: (W, m) cost, by the width before the stage.
     """
 
@@ -158,7 +158,7 @@ class _Cases(NamedTuple):
     widths: np.ndarray
     ratios: np.ndarray
     mass: np.ndarray
-    count: np.ndarray
+    orders: np.ndarray
     cost: np.ndarray
 
 
@@ -167,14 +167,14 @@ class _Part(NamedTuple):
 
     Attributes:
         shape: number of cases of each part.
-        cost, mass, count: (N,) summed cost; probability; number of paths.
+        cost, mass, paths: (N,) summed cost; probability; number of paths.
         widths: (N,) index of W of the last part.
     """
 
     shape: tuple[int, ...]
     cost: np.ndarray
     mass: np.ndarray
-    count: np.ndarray
+    paths: np.ndarray
     widths: np.ndarray
 
     def extended(self, cases: _Cases) -> _Part:
@@ -183,7 +183,7 @@ class _Part(NamedTuple):
             (*self.shape, len(cases.mass)),
             (self.cost[:, None] + cases.cost[self.widths]).ravel(),
             np.outer(self.mass, cases.mass).ravel(),
-            np.outer(self.count, cases.count).ravel(),
+            np.outer(self.paths, cases.orders).ravel(),
             np.tile(cases.widths, len(self.cost)),
         )
 
@@ -201,14 +201,14 @@ def _stage_cases(space: SearchSpace, cost: AdditiveCost, stage: int) -> _Cases:
                 mass = orders / (len(pairs) * len(indices) ** layers)
                 rows.append((depth, geometry.widths.index(width), (first, *others, *[-1] * (most - layers)), mass, orders))
     depths, widths, ratios, mass, count = (np.array(column) for column in zip(*rows))
-    first, other = cost.first[stage], cost.other[stage]
+    first_layer, other_layers = cost.first[stage], cost.other[stage]
     return _Cases(
         depths,
         widths,
         ratios,
         mass,
         count,
-        first[:, widths, ratios[:, 0]] + other[widths[:, None], ratios[:, 1:]].sum(axis=1),
+        first_layer[:, widths, ratios[:, 0]] + other_layers[widths[:, None], ratios[:, 1:]].sum(axis=1),
     )
 
 
@@ -231,7 +231,7 @@ class _Join(NamedTuple):
     end_mass: np.ndarray
     end_count: np.ndarray
 
-    def ends_within(self, low: int, high: int, begins=slice(None)) -> tuple[np.ndarray, np.ndarray]:
+    def ends_within(self, low: int, high: int, begins: slice | np.ndarray = slice(None)) -> tuple[np.ndarray, np.ndarray]:
         """Return for each beginning the range [start, stop) of ends for which the total cost is in [low, high)."""
         costs = self.begin_cost[begins]
         return np.searchsorted(self.end_cost, low - costs), np.searchsorted(self.end_cost, high - costs)
@@ -240,7 +240,7 @@ class _Join(NamedTuple):
 class _Joint:
     """Exact distribution of the costs of a space, and sampling of the paths in an interval (see the module)."""
 
-    def __init__(self, space: SearchSpace, cost: AdditiveCost):
+    def __init__(self, space: SearchSpace, cost: LayerCost) -> None:
         geometry = space.geometry
         if not isinstance(cost, AdditiveCost):
             raise TypeError(f"{cost.name} does not add up over layers: only an additive cost can be counted and sampled")
@@ -266,8 +266,8 @@ class _Joint:
             if parts > MAX_PARTS:
                 raise UserError(
                     f"the space {space.name} has too many choices for exact counts and samples: a half of its stages makes "
-                    f"{parts} cases, allowed are {MAX_PARTS}; a search takes the cost as a plain function, "
-                    "which is not counted but tried"
+                    f"{parts} cases, allowed are {MAX_PARTS}; pass the cost to the search as a plain function, "
+                    "so that paths are sampled without counting them"
                 )
         for cases in self.cases[:half]:
             begins = begins.extended(cases)
@@ -287,11 +287,11 @@ class _Joint:
             begin=begin,
             begin_cost=begins.cost[begin],
             begin_mass=begins.mass[begin],
-            begin_count=begins.count[begin],
+            begin_count=begins.paths[begin],
             end=end,
             end_cost=end_cost[end],
             end_mass=np.concatenate([[0.0], np.cumsum(ends.mass[end])]),
-            end_count=np.concatenate([[0], np.cumsum(ends.count[end])]),
+            end_count=np.concatenate([[0], np.cumsum(ends.paths[end])]),
         )
 
     def count(self, low: float, high: float) -> int:
@@ -306,18 +306,18 @@ class _Joint:
 
     def sample(self, low: float, high: float, n: int, rng: np.random.Generator) -> PathBatch:
         low, high = self._bounds(low, high)
-        rows = _draw(_masses(self, low, high), n, rng)
+        rows = _sample_rows(_masses(self, low, high), n, rng)
         sizes = [len(join.begin) for join in self.joins]
         starts = np.cumsum([0, *sizes[:-1]])
         which = np.searchsorted(starts, rows, side="right") - 1
         begin, end = np.empty(n, np.intp), np.empty(n, np.intp)
-        for index, join in enumerate(self.joins):
-            here = np.flatnonzero(which == index)
-            row = rows[here] - starts[index]
+        for number, join in enumerate(self.joins):
+            here = np.flatnonzero(which == number)
+            row = rows[here] - starts[number]
             start, stop = join.ends_within(low, high, row)
             mass = join.end_mass
-            drawn = mass[start] + rng.random(len(here)) * (mass[stop] - mass[start])
-            place = np.clip(np.searchsorted(mass, drawn, side="right") - 1, start, stop - 1)
+            target = mass[start] + rng.random(len(here)) * (mass[stop] - mass[start])
+            place = np.clip(np.searchsorted(mass, target, side="right") - 1, start, stop - 1)
             begin[here], end[here] = join.begin[row], join.end[place]
         stem, *cases = np.unravel_index(begin, self.begin_shape)
         return self._paths(stem, [*cases, *np.unravel_index(end, self.end_shape)], rng)
@@ -343,7 +343,7 @@ class _Joint:
 
 
 @lru_cache(maxsize=8)
-def _joint(space: SearchSpace, cost: AdditiveCost) -> _Joint:
+def _joint(space: SearchSpace, cost: LayerCost) -> _Joint:
     return _Joint(space, cost)
 
 
@@ -357,7 +357,7 @@ def _masses(joint: _Joint, low: int, high: int) -> np.ndarray:
     return np.cumsum(np.concatenate(masses))
 
 
-def _draw(running: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+def _sample_rows(running: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """Sample `n` rows with probabilities proportional to the increments of the cumulative sums `running`."""
     rows = np.searchsorted(running, rng.random(n) * running[-1], side="right")
     # Rounding may produce the total itself, which belongs to the last row with nonzero probability, the first to reach it.

@@ -6,30 +6,32 @@ Pure arithmetic, shared by the search space, the cost model and the networks, so
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
 
 from ..common.errors import UserError
 
+Choice = Any
+"""Choice of a layer: E, or any value that can be hashed and ordered in a subclass of `Geometry`."""
 MAX_LAYERS = 1000
 """Largest number of layers per stage; it bounds geometries from files, which are used before any network is built."""
 
 
 def is_count(value: Any) -> bool:
     """Return whether `value` is an integer of 1 or more."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _check_counts(owner: str, **values: tuple) -> None:
     """Raise UserError for the first of `values` that contains anything but integers of 1 or more."""
     for name, numbers in values.items():
         if not all(map(is_count, numbers)):
-            raise UserError(f"{name} of {owner} must be 1 or more, and whole, got {', '.join(map(str, numbers))}")
+            raise UserError(f"{name} of {owner} must be integers of 1 or more, got {', '.join(map(str, numbers))}")
 
 
-def choice_word(choice: Hashable) -> str:
+def choice_word(choice: Choice) -> str:
     """Return the name of a layer's choice in messages and tokens: "E0.25" for a ratio, `str(choice)` for other types."""
     return f"E{choice}" if isinstance(choice, Real) else str(choice)
 
@@ -79,14 +81,14 @@ class Geometry:
     stem_channels: int = 64
     width_scale: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         owner = "the geometry"
         for name in ("depths", "widths", "ratios"):
             choices = getattr(self, name)
             if not choices or list(choices) != sorted(set(choices)):
-                raise UserError(f"{name} of {owner} must be one or more numbers that rise, got {choices}")
+                raise UserError(f"{name} of {owner} must be one or more numbers in ascending order, got {choices}")
         if not all(is_count(depth + 1) for depth in self.depths):
-            raise UserError(f"depths of {owner} must be 0 or more, and whole, got {self.depths}")
+            raise UserError(f"depths of {owner} must be integers of 0 or more, got {self.depths}")
         ratios = tuple(map(self.expand_ratio, self.ratios))
         for name, numbers in (("widths", self.widths), ("ratios", ratios), ("width_scale", (self.width_scale,))):
             if not all(0 < number < math.inf for number in numbers):
@@ -109,8 +111,9 @@ class Geometry:
             KeyError, TypeError: a key is missing or unknown.
             UserError: the values are not a valid geometry.
         """
-        entries = {entry.name: data[entry.name] for entry in fields(cls)} | dict(data)
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in entries.items()})
+        entries: dict[str, Any] = {entry.name: data[entry.name] for entry in fields(cls)} | dict(data)
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()}
+        return cls(**values)
 
     @property
     def stages(self) -> int:
@@ -154,11 +157,11 @@ class Geometry:
         """Return the output channels of stage `stage` (0-based) for width multiplier `width`."""
         return make_divisible(self.stage_channels[stage] * self.width_scale * width, self.divisor)
 
-    def expand_ratio(self, choice: Hashable) -> float:
+    def expand_ratio(self, choice: Choice) -> float:
         """Return the E of a layer for its choice, one of `ratios`. Here it is the choice itself; subclasses may override it."""
         return choice
 
-    def choice(self, value: Any) -> Hashable:
+    def choice(self, value: Any) -> Choice:
         """Return the element of `ratios` that equals `value`, or `value` if none does; a list, as in JSON, equals a tuple."""
         value = tuple(value) if isinstance(value, list) else value
         if isinstance(value, bool):  # True equals a ratio of 1
@@ -168,7 +171,7 @@ class Geometry:
         numbers = [ratio for ratio in self.ratios if isinstance(ratio, Real) and isinstance(value, Real)]
         return next((ratio for ratio in numbers if math.isclose(ratio, value, rel_tol=1e-6)), value)  # 0.2 in float32
 
-    def middle(self, out_channels: int, ratio: Hashable) -> int:
+    def middle(self, out_channels: int, ratio: Choice) -> int:
         """Return the middle channels of a bottleneck with `out_channels` output channels and the choice `ratio`."""
         return make_divisible(round(out_channels * self.expand_ratio(ratio)), self.divisor)
 
@@ -190,7 +193,7 @@ class HeadGeometry:
     deconv_channels: tuple[int, ...] = field(default=(256, 256, 256))
     head_channels: int = 64
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_counts(
             "the head",
             num_classes=(self.num_classes,),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import overload
 
 import numpy as np
 
@@ -79,8 +80,8 @@ class Path:
     def to_ofa(self, geometry: Geometry = OFA_RESNET50) -> dict[str, list]:
         """Convert the path to OFA's notation (see `from_ofa`); inactive layers get the largest expand ratio."""
         ratios: list[float] = []
-        for stage, most in zip(self.expand_ratios, geometry.layers_per_stage):
-            ratios += [*stage, *[max(geometry.ratios)] * (most - len(stage))]
+        for stage, layers in zip(self.expand_ratios, geometry.layers_per_stage):
+            ratios += [*stage, *[max(geometry.ratios)] * (layers - len(stage))]
         widths = (*self.stem_widths, *self.stage_widths)
         return {
             "d": [self.stem_depth, *self.stage_depths],
@@ -90,7 +91,7 @@ class Path:
 
 
 @dataclass(frozen=True, eq=False)
-class PathBatch(Sequence):
+class PathBatch(Sequence[Path]):
     """Many paths as three arrays, for vectorized operations on thousands of paths.
 
     Attributes:
@@ -130,6 +131,7 @@ class PathBatch(Sequence):
 
     @classmethod
     def concatenate(cls, batches: Sequence[PathBatch]) -> PathBatch:
+        """Concatenate batches of one geometry."""
         return cls(
             np.concatenate([batch.depths for batch in batches]),
             np.concatenate([batch.widths for batch in batches]),
@@ -140,7 +142,11 @@ class PathBatch(Sequence):
     def __len__(self) -> int:
         return len(self.depths)
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int | np.integer) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice | np.ndarray) -> PathBatch: ...
+    def __getitem__(self, index: int | np.integer | slice | np.ndarray) -> Path | PathBatch:
         """Return a `Path` for an integer, or a `PathBatch` for a slice, a mask or an array of indices."""
         if not isinstance(index, (int, np.integer)):
             return PathBatch(self.depths[index], self.widths[index], self.ratios[index], self.geometry)
@@ -173,7 +179,7 @@ def layer_stages(geometry: Geometry) -> np.ndarray:
 
 def layer_positions(geometry: Geometry) -> np.ndarray:
     """Return the position of each layer in its stage, 0-based, (layers,)."""
-    return np.concatenate([np.arange(most) for most in geometry.layers_per_stage])
+    return np.concatenate([np.arange(layers) for layers in geometry.layers_per_stage])
 
 
 def layer_counts(depths: np.ndarray, geometry: Geometry) -> np.ndarray:

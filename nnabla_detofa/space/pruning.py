@@ -18,7 +18,7 @@ from .search_space import Operation, SearchSpace
 logger = logging.getLogger(__name__)
 
 Scorer = Callable[[PathBatch], np.ndarray]
-DRAWN_AHEAD = 256  # paths sampled and scored at once
+SAMPLED_AHEAD = 256  # paths sampled and scored at once
 MAX_REJECTED = 10_000  # consecutive rejections after which a sampler raises
 
 
@@ -220,12 +220,12 @@ class UniformPaths:
     Attributes:
         space: the space.
         rng: random generator.
-        draws, rejected: numbers of paths sampled and rejected so far.
+        sampled, rejected: numbers of paths sampled and rejected so far.
     """
 
     def __init__(self, space: SearchSpace, rng: np.random.Generator):
         self.space, self.rng = space, rng
-        self.draws = self.rejected = 0
+        self.sampled = self.rejected = 0
         self._ahead: list[Path] = []
         self._kept: list[bool] = []
         self._rng_before = rng.bit_generator.state  # before the paths in _ahead were sampled
@@ -233,7 +233,7 @@ class UniformPaths:
     @property
     def rejected_share(self) -> float:
         """Share of the sampled paths that were rejected."""
-        return self.rejected / self.draws if self.draws else 0.0
+        return self.rejected / self.sampled if self.sampled else 0.0
 
     def keep(self, paths: PathBatch) -> np.ndarray:
         """Return which of the sampled paths training uses, (n,) bool."""
@@ -242,7 +242,7 @@ class UniformPaths:
     def next(self) -> Path:
         """Sample paths until one is kept, and return it (Alg. 1 lines 11 to 14).
 
-        Paths are sampled and filtered `DRAWN_AHEAD` at a time, so that the path filter does not slow down the training step;
+        Paths are sampled and filtered `SAMPLED_AHEAD` at a time, so that the path filter does not slow down the training step;
         the distribution is the same as for one at a time.
 
         Raises:
@@ -250,9 +250,9 @@ class UniformPaths:
         """
         for _ in range(MAX_REJECTED):
             if not self._ahead:
-                self._draw_ahead()
+                self._sample_ahead()
             path, kept = self._ahead.pop(0), self._kept.pop(0)
-            self.draws += 1
+            self.sampled += 1
             if kept:
                 return path
             self.rejected += 1
@@ -260,24 +260,24 @@ class UniformPaths:
             f"{MAX_REJECTED} consecutive paths of the space {self.space.name} were rejected: decrease hparams.r_path"
         )
 
-    def _draw_ahead(self) -> None:
+    def _sample_ahead(self) -> None:
         self._rng_before = self.rng.bit_generator.state
-        paths = self.space.sample_many(self.rng, DRAWN_AHEAD)
+        paths = self.space.sample_many(self.rng, SAMPLED_AHEAD)
         self._ahead, self._kept = list(paths), self.keep(paths).tolist()
 
     def state(self) -> dict:
         """Return the state of the sampler as JSON values, from which `restore` resumes with the next path."""
         rng = self._rng_before if self._ahead else self.rng.bit_generator.state
-        return {"rng": rng, "left": len(self._ahead), "draws": self.draws, "rejected": self.rejected}
+        return {"rng": rng, "left": len(self._ahead), "draws": self.sampled, "rejected": self.rejected}
 
     def restore(self, state: dict) -> None:
         """Restore the state that `state` returned."""
-        self.draws = state["draws"]
+        self.sampled = state["draws"]
         self.rejected = state["rejected"] if "rejected" in state else state["refused"]  # the older name
         self.rng.bit_generator.state = self._rng_before = state["rng"]
         if state["left"]:
-            self._draw_ahead()
-            start = DRAWN_AHEAD - state["left"]
+            self._sample_ahead()
+            start = SAMPLED_AHEAD - state["left"]
             del self._ahead[:start], self._kept[:start]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -74,7 +74,7 @@ class SearchSpace:
     stem_widths: tuple[tuple[float, ...], tuple[float, ...]] = (OFA_RESNET50.widths, OFA_RESNET50.widths)
     geometry: Geometry = OFA_RESNET50
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         geometry = self.geometry
         for op in sorted(self.operations):
             allowed = (range(geometry.stages), geometry.depths, geometry.widths, geometry.ratios)
@@ -83,7 +83,9 @@ class SearchSpace:
         stems = (self.stem_depths, *self.stem_widths)
         choices = (geometry.stem_depths, geometry.widths, geometry.widths)
         if len(stems) != 3 or any(not _is_choice(chosen, every) for chosen, every in zip(stems, choices)):
-            raise UserError(f"the stem of the space {self.name} has the choices {stems}; allowed are some of {choices}, rising")
+            raise UserError(
+                f"the stem of the space {self.name} has the choices {stems}; allowed are some of {choices}, in ascending order"
+            )
         for stage, pairs in enumerate(self.pairs):
             if not pairs:
                 raise UserError(f"the space {self.name} has no operation left in stage {stage + 1}; each needs one")
@@ -127,9 +129,9 @@ class SearchSpace:
         stages = np.arange(geometry.stages)
         depths[:, 1:] = tables.pair_depths[stages, chosen]
         widths[:, 2:] = tables.pair_widths[stages, chosen]
-        return PathBatch.canonical(depths, widths, self.draw_ratios(depths, widths, rng), geometry)
+        return PathBatch.canonical(depths, widths, self.sample_ratios(depths, widths, rng), geometry)
 
-    def draw_ratios(self, depths: np.ndarray, widths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def sample_ratios(self, depths: np.ndarray, widths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Sample the ratio of every layer uniformly among those allowed with its stage's (D, W).
 
         Args:
@@ -140,8 +142,8 @@ class SearchSpace:
             (n, layers) ratio indices, of inactive layers too.
         """
         codes = self._pair_codes(depths, widths)
-        drawn = rng.random(codes.shape) * self._tables.ratio_counts[codes]
-        return self._tables.ratio_choices[codes, drawn.astype(np.intp)]
+        numbers = rng.random(codes.shape) * self._tables.ratio_counts[codes]
+        return self._tables.ratio_choices[codes, numbers.astype(np.intp)]
 
     def allows_ratios(self, depths: np.ndarray, widths: np.ndarray, ratios: np.ndarray) -> np.ndarray:
         """Return whether each ratio index is allowed with its stage's (D, W), (n, layers) bool; -1 is never allowed."""
@@ -150,8 +152,8 @@ class SearchSpace:
     def contains_many(self, batch: PathBatch) -> np.ndarray:
         """Return whether each path of the batch is in the space, (n,) bool."""
         inside = np.isin(batch.depths[:, 0], self.stem_depths)
-        for place, allowed in enumerate(self.stem_widths):
-            inside &= np.isin(batch.widths[:, place], [self.geometry.widths.index(w) for w in allowed])
+        for place, stem_widths in enumerate(self.stem_widths):
+            inside &= np.isin(batch.widths[:, place], [self.geometry.widths.index(w) for w in stem_widths])
         allowed = self.allows_ratios(batch.depths, batch.widths, batch.ratios)
         return inside & (allowed | (batch.ratios < 0)).all(axis=1)
 
@@ -243,17 +245,18 @@ class SearchSpace:
                 parent = SearchSpace.from_json(data["parent"], geometry_type)
                 return parent.without(_from_stages(data["removed"], parent.geometry))
             geometry = geometry_type.from_json(data["geometry"])
+            stem_widths: Any = tuple(tuple(widths) for widths in data["stem_widths"])
             return SearchSpace(
                 str(data["name"]),
                 _from_stages(data["operations"], geometry),
                 tuple(data["stem_depths"]),
-                tuple(tuple(widths) for widths in data["stem_widths"]),
+                stem_widths,
                 geometry,
             )
         except UserError:
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"a search space in JSON lacks or misspells an entry: {error!r}") from error
+            raise UserError(f"a search space in JSON has a missing or malformed key: {error!r}") from error
 
 
 class PrunedSpace(SearchSpace):

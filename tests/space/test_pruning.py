@@ -133,7 +133,7 @@ def test_kept_paths_are_those_of_drawing_one_by_one():
             if kept and len(expected) < 300:
                 expected.append(path)
     assert found == expected
-    assert (sampler.draws, sampler.draws - sampler.rejected) == (draws, 300)
+    assert (sampler.sampled, sampler.sampled - sampler.rejected) == (draws, 300)
     assert 0.3 < sampler.rejected_share < 0.7
 
 
@@ -144,11 +144,11 @@ def test_a_restored_sampler_goes_on_with_the_next_path(taken):
         return KeptPaths(SPACE, score, thresholds, bucket_of, np.random.default_rng(seed))
 
     sampler, other = make(0), make(9)
-    while sampler.draws < taken:
+    while sampler.sampled < taken:
         sampler.next()
     other.restore(json.loads(json.dumps(sampler.state())))
     assert [sampler.next() for _ in range(50)] == [other.next() for _ in range(50)]
-    assert (sampler.draws, sampler.rejected) == (other.draws, other.rejected)
+    assert (sampler.sampled, sampler.rejected) == (other.sampled, other.rejected)
 
 
 def test_a_checkpoint_of_an_older_version_restores_the_sampler():
@@ -163,7 +163,7 @@ def test_uniform_paths_are_all_kept():
     sampler = UniformPaths(SPACE, np.random.default_rng(0))
     for _ in range(300):
         sampler.next()
-    assert (sampler.draws, sampler.rejected, sampler.rejected_share) == (300, 0, 0.0)
+    assert (sampler.sampled, sampler.rejected, sampler.rejected_share) == (300, 0, 0.0)
 
 
 def test_hashed_paths_drop_a_fixed_share():

@@ -217,14 +217,14 @@ def test_damaged_json_is_one_sentence(damage):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"depths": (0, 2, 1)}, r"depths of the geometry must be one or more numbers that rise, got \(0, 2, 1\)"),
-        ({"widths": (0.5, 0.5)}, "widths of the geometry must be one or more numbers that rise"),
-        ({"ratios": ()}, "ratios of the geometry must be one or more numbers that rise"),
-        ({"depths": (-1, 0)}, "depths of the geometry must be 0 or more, and whole"),
-        ({"depths": (0, 0.5)}, "depths of the geometry must be 0 or more, and whole"),
+        ({"depths": (0, 2, 1)}, r"depths of the geometry must be one or more numbers in ascending order, got \(0, 2, 1\)"),
+        ({"widths": (0.5, 0.5)}, "widths of the geometry must be one or more numbers in ascending order"),
+        ({"ratios": ()}, "ratios of the geometry must be one or more numbers in ascending order"),
+        ({"depths": (-1, 0)}, "depths of the geometry must be integers of 0 or more"),
+        ({"depths": (0, 0.5)}, "depths of the geometry must be integers of 0 or more"),
         ({"widths": (0, 1.0)}, "widths of the geometry must be positive and finite"),
         ({"width_scale": float("nan")}, "width_scale of the geometry must be positive and finite, got nan"),
-        ({"strides": (1, 2, 0, 2)}, "strides of the geometry must be 1 or more, and whole, got 1, 2, 0, 2"),
+        ({"strides": (1, 2, 0, 2)}, "strides of the geometry must be integers of 1 or more, got 1, 2, 0, 2"),
         ({"stem_channels": 0.5}, "stem_channels of the geometry must be 1 or more"),
         ({"strides": (1, 2, 2)}, "base_depths, stage_channels, strides .* a number for each stage, got 4, 4, 3 numbers"),
         ({"base_depths": (), "stage_channels": (), "strides": ()}, "a number for each stage, got 0, 0, 0 numbers"),
@@ -237,7 +237,7 @@ def test_an_odd_geometry_is_refused(change, message):
 
 def test_odd_heads_are_refused():
     for change in ({"num_classes": 2.5}, {"deconv_channels": (256, 0)}, {"head_channels": True}):
-        with pytest.raises(UserError, match=f"{next(iter(change))} of the head must be 1 or more, and whole"):
+        with pytest.raises(UserError, match=f"{next(iter(change))} of the head must be integers of 1 or more"):
             HeadGeometry(**change)
 
 
