@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from nnabla_detofa.evolution.search import Constraint, search
+from nnabla_detofa.evolution import Constraint, search
 from nnabla_detofa.space.costs import AdditiveCost, CostModel
 from nnabla_detofa.space.paths import PathBatch
 from nnabla_detofa.space.search_space import ofa_resnet50

@@ -17,7 +17,7 @@ import numpy as np
 from on_digits import digits, fitted_scorer, train_steps
 
 from nnabla_detofa.backend.kernels import leading
-from nnabla_detofa.evolution.search import search
+from nnabla_detofa.evolution import search
 from nnabla_detofa.networks.centernet import Detector
 from nnabla_detofa.networks.layers import ConvBN
 from nnabla_detofa.networks.supernet import Bottleneck, ElasticResNet50, LayerPlan

@@ -20,7 +20,7 @@ from nnabla_nas.contrib.common.ofa.utils.common_tools import make_divisible
 from on_digits import digits, fitted_scorer, train_steps
 
 from nnabla_detofa.backend.compat import Mo, Model
-from nnabla_detofa.evolution.search import search
+from nnabla_detofa.evolution import search
 from nnabla_detofa.networks.centernet import Detector
 from nnabla_detofa.networks.layers import he_normal, slice_channels
 from nnabla_detofa.networks.supernet import Named

@@ -355,7 +355,7 @@ def as_rank(file: FilePath, steps: int) -> None:
 
 
 def p5(options) -> dict:
-    from nnabla_detofa.evolution.search import search
+    from nnabla_detofa.evolution import search
     from nnabla_detofa.path_filter.model import PathFilter, PathScorer
     from nnabla_detofa.space.costs import CostModel
     from nnabla_detofa.space.counting import Buckets

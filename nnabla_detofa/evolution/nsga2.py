@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from pymoo.algorithms.moo.nsga2 import NSGA2
@@ -13,6 +14,9 @@ from pymoo.core.problem import Problem
 from ..space.geometry import Geometry
 from ..space.paths import PathBatch
 
+Objectives = Callable[[PathBatch], tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Function of n paths that returns their costs, scores and feasibility, (n,) each."""
+
 
 def to_rows(batch: PathBatch) -> np.ndarray:
     """Concatenate the depths, widths and ratios of paths to rows (n, choices) int64."""
@@ -21,18 +25,18 @@ def to_rows(batch: PathBatch) -> np.ndarray:
 
 def from_rows(rows: np.ndarray, geometry: Geometry) -> PathBatch:
     """Return the batch of paths from the result of `to_rows`."""
-    parts = np.split(rows.astype(np.int8), np.cumsum([geometry.stages + 1, geometry.stages + 2]), axis=1)
-    return PathBatch(*parts, geometry)
+    depths, widths, ratios = np.split(rows.astype(np.int8), np.cumsum([geometry.stages + 1, geometry.stages + 2]), axis=1)
+    return PathBatch(depths, widths, ratios, geometry)
 
 
 class PathProblem(Problem):
     """Minimization of (cost, -score); the constraint violation is 1 for an infeasible path."""
 
-    def __init__(self, objectives: Callable, geometry: Geometry):
+    def __init__(self, objectives: Objectives, geometry: Geometry) -> None:
         super().__init__(n_var=2 * geometry.stages + 3 + geometry.layers, n_obj=2, n_ieq_constr=1, xl=-1, xu=127, vtype=int)
         self.objectives, self.geometry = objectives, geometry
 
-    def _evaluate(self, x, out, *args, **kwargs):
+    def _evaluate(self, x: np.ndarray, out: dict[str, np.ndarray], *args: Any, **kwargs: Any) -> None:
         costs, scores, feasible = self.objectives(from_rows(x, self.geometry))
         out["F"], out["G"] = np.column_stack([costs, -scores]).astype(float), np.where(feasible, -1.0, 1.0)[:, None]
 
@@ -40,29 +44,29 @@ class PathProblem(Problem):
 class PathMutation(Mutation):
     """pymoo mutation that calls `mutate` on every child; `mutate` itself decides which choices change."""
 
-    def __init__(self, mutate: Callable[[PathBatch], PathBatch]):
+    def __init__(self, mutate: Callable[[PathBatch], PathBatch]) -> None:
         super().__init__(prob=1.0)
         self.mutate = mutate
 
-    def _do(self, problem, x, *args, **kwargs):
+    def _do(self, problem: PathProblem, x: np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
         return to_rows(self.mutate(from_rows(x, problem.geometry)))
 
 
 class PathCrossover(Crossover):
     """pymoo crossover that calls `cross` twice for each pair of parents, for two children."""
 
-    def __init__(self, cross: Callable[[PathBatch, PathBatch], PathBatch]):
+    def __init__(self, cross: Callable[[PathBatch, PathBatch], PathBatch]) -> None:
         super().__init__(n_parents=2, n_offsprings=2)
         self.cross = cross
 
-    def _do(self, problem, x, *args, **kwargs):
+    def _do(self, problem: PathProblem, x: np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
         first, second = (from_rows(parents, problem.geometry) for parents in x)
         return np.stack([to_rows(self.cross(first, second)) for _ in range(2)])
 
 
 def evolve(
     first: PathBatch,
-    objectives: Callable[[PathBatch], tuple[np.ndarray, np.ndarray, np.ndarray]],
+    objectives: Objectives,
     mutate: Callable[[PathBatch], PathBatch],
     cross: Callable[[PathBatch, PathBatch], PathBatch],
     population: int,
@@ -72,7 +76,7 @@ def evolve(
 
     Args:
         first: the first population.
-        objectives: function of n paths that returns costs, scores and feasibility, (n,) each.
+        objectives: see `Objectives`.
         mutate: function that mutates each path of a batch.
         cross: function that crosses two batches of paths pair by pair.
         population: size of the population.

@@ -20,7 +20,7 @@ from ..evaluation.detections import BoxDetector, average_precision, save_detecti
 from ..evaluation.metrics import AP_TITLES, ap_keys
 from ..evaluation.reestimation import reestimate
 from ..evaluation.validation import validation_loss
-from ..evolution.search import between, search
+from ..evolution import between, search
 from ..networks import centernet
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.metrics import baseline_scores, kendall_tau, per_bucket

@@ -145,8 +145,8 @@ class PathBatch(Sequence[Path]):
     @overload
     def __getitem__(self, index: int | np.integer) -> Path: ...
     @overload
-    def __getitem__(self, index: slice | np.ndarray) -> PathBatch: ...
-    def __getitem__(self, index: int | np.integer | slice | np.ndarray) -> Path | PathBatch:
+    def __getitem__(self, index: slice | np.ndarray | list[int]) -> PathBatch: ...
+    def __getitem__(self, index: int | np.integer | slice | np.ndarray | list[int]) -> Path | PathBatch:
         """Return a `Path` for an integer, or a `PathBatch` for a slice, a mask or an array of indices."""
         if not isinstance(index, (int, np.integer)):
             return PathBatch(self.depths[index], self.widths[index], self.ratios[index], self.geometry)

@@ -18,7 +18,7 @@ from ..common.checked import listed
 from ..common.errors import UserError
 from ..common.reading import short, shown
 from ..evaluation.path_evaluation import path_evaluator, rng_for
-from ..evolution.search import Constraint, NoPath, at_most, between, front, search
+from ..evolution import Constraint, NoPath, at_most, between, front, search
 from ..methods.algorithm1 import build, make_cost
 from ..networks import weights
 from ..path_filter.model import PathFilter, PathScorer

@@ -14,7 +14,7 @@ from small import GEOMETRY, SPACE
 from nnabla_detofa.cli import main
 from nnabla_detofa.common import progress
 from nnabla_detofa.common.errors import UserError
-from nnabla_detofa.evolution.search import Constraint, NoPath, at_most, front, search
+from nnabla_detofa.evolution import Constraint, NoPath, at_most, front, search
 from nnabla_detofa.runs.run_folder import run_config
 from nnabla_detofa.space.costs import FORBIDDEN, AdditiveCost, CostModel
 from nnabla_detofa.space.geometry import OFA_RESNET50

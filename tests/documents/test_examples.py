@@ -17,7 +17,7 @@ from visit import count_macs, peak_memory
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.evaluation.reestimation import reestimate
-from nnabla_detofa.evolution.search import mutate_many, search
+from nnabla_detofa.evolution import mutate_many, search
 from nnabla_detofa.networks.layers import STORED
 from nnabla_detofa.networks.supernet import take_over
 from nnabla_detofa.path_filter.model import PathFilter

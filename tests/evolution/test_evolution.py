@@ -6,7 +6,7 @@ import pytest
 from small import GEOMETRY, PRUNED, SPACE, every_path
 
 from nnabla_detofa.common.errors import UserError
-from nnabla_detofa.evolution.search import (
+from nnabla_detofa.evolution import (
     Constraint,
     NoPath,
     at_most,
@@ -109,7 +109,7 @@ def test_any_function_can_be_the_cost():
     found = search(A, additive_score(A.geometry), layers, 11, np.random.default_rng(0), generations=20)
     assert found.cost <= 11
     with pytest.raises(
-        UserError, match="none of 136500 paths drawn from the space A, nor of those bred from them, has cost <= 9; allow more"
+        UserError, match="none of 136500 paths sampled from the space A, nor of those bred from them, has cost <= 9; allow more"
     ):
         search(A, additive_score(A.geometry), layers, 9, np.random.default_rng(0))
 

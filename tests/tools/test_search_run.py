@@ -14,7 +14,7 @@ import nnabla_detofa
 from nnabla_detofa import config as configs
 from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
-from nnabla_detofa.evolution.search import NoPath
+from nnabla_detofa.evolution import NoPath
 from nnabla_detofa.path_filter.model import PathFilter
 from nnabla_detofa.space.costs import CostModel, cost_range
 from nnabla_detofa.space.geometry import HeadGeometry
