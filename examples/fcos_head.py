@@ -21,7 +21,8 @@ from on_digits import digits, train_steps
 from nnabla_detofa.data.sets import DetectionSets
 from nnabla_detofa.evaluation.detections import BoxDetector, average_precision
 from nnabla_detofa.evaluation.reestimation import reestimate
-from nnabla_detofa.networks.centernet import Detector, Head, run_heads, soft_nms
+from nnabla_detofa.networks.centernet import Detector, Head, run_heads
+from nnabla_detofa.networks.decoding import soft_nms
 from nnabla_detofa.networks.layers import STORED
 from nnabla_detofa.networks.weights import load_backbone
 from nnabla_detofa.space.costs import CostModel
@@ -67,9 +68,9 @@ class FcosSets(DetectionSets):
 
 
 class FcosDetector(Detector):
-    def make_heads(self, channels: int, head: HeadGeometry, heat_map_std: float, rng) -> None:
-        self.classes = Head(channels, head.head_channels, head.num_classes, rng, heat_map_std, bias=-4.6)
-        self.edges = Head(channels, head.head_channels, 5, rng, heat_map_std)
+    def make_heads(self, channels: int, head: HeadGeometry, heatmap_std: float, rng) -> None:
+        self.classes = Head(channels, head.head_channels, head.num_classes, rng, heatmap_std, bias=-4.6)
+        self.edges = Head(channels, head.head_channels, 5, rng, heatmap_std)
 
     def heads(self, y: nn.Variable, statistics=STORED) -> Outputs:
         return Outputs(*run_heads((self.classes, self.edges), y, statistics))
@@ -137,7 +138,7 @@ WEIGHTS = Path(__file__).parent.parent / "configs/weights/digits_supernet.h5"
 def main(steps: int = 60) -> dict:
     """Train, then measure the largest path's average precision."""
     space = ofa_resnet50(GEOMETRY)
-    net = FcosDetector(HEAD, GEOMETRY, heat_map_std=0.1, rng=np.random.default_rng(0))
+    net = FcosDetector(HEAD, GEOMETRY, heatmap_std=0.1, rng=np.random.default_rng(0))
     load_backbone(net, WEIGHTS)
     cost = FcosCost(SIZE, 10, "detector", GEOMETRY, HEAD)
     print(f"paths take {cost.flops.reachable(space)}")

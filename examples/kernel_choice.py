@@ -20,7 +20,7 @@ from nnabla_detofa.backend.kernels import leading
 from nnabla_detofa.evolution import search
 from nnabla_detofa.networks.centernet import Detector
 from nnabla_detofa.networks.layers import ConvBN
-from nnabla_detofa.networks.supernet import Bottleneck, ElasticResNet50, LayerPlan
+from nnabla_detofa.networks.resnet50 import Bottleneck, ElasticResNet50, LayerPlan
 from nnabla_detofa.space.costs import CostModel, conv_cost
 from nnabla_detofa.space.counting import Buckets
 from nnabla_detofa.space.geometry import Geometry, HeadGeometry
@@ -88,7 +88,7 @@ def detector(path=None, seed: int = 0) -> Detector:
     """The supernet; with `path` its weights alone."""
     rng = np.random.default_rng(seed)
     backbone = KernelResNet50(GEOMETRY, rng=rng, path=path)
-    return Detector(HEAD, GEOMETRY, heat_map_std=0.1, rng=rng, backbone=backbone)
+    return Detector(HEAD, GEOMETRY, heatmap_std=0.1, rng=rng, backbone=backbone)
 
 
 def main(steps: int = 40) -> dict:

@@ -23,7 +23,7 @@ from nnabla_detofa.backend.compat import Mo, Model
 from nnabla_detofa.evolution import search
 from nnabla_detofa.networks.centernet import Detector
 from nnabla_detofa.networks.layers import he_normal, slice_channels
-from nnabla_detofa.networks.supernet import Named
+from nnabla_detofa.networks.resnet50 import Named
 from nnabla_detofa.space.costs import AdditiveCost, CostModel, MapSize, conv_cost
 from nnabla_detofa.space.counting import Buckets
 from nnabla_detofa.space.geometry import Geometry, HeadGeometry
@@ -158,7 +158,7 @@ def main(steps: int = 30) -> dict:
     """Train, evaluate paths, fit the filter, and search under a budget."""
     rng = np.random.default_rng(0)
     space, cost = ofa_resnet50(GEOMETRY, elastic_stem=False), flops(GEOMETRY, HEAD, SIZE)
-    net = Detector(HEAD, heat_map_std=0.1, rng=rng, backbone=MobileNet(GEOMETRY, rng))
+    net = Detector(HEAD, heatmap_std=0.1, rng=rng, backbone=MobileNet(GEOMETRY, rng))
     buckets = Buckets(space, cost, 3)
     print(f"{space.size():.3g} paths, {cost.reachable(space)}")
     with digits(SIZE) as sets:

@@ -20,8 +20,8 @@ def detect(network: str, image: np.ndarray, least: float = 0, top: int = 100) ->
     if takes.get("normalized_by_user", takes.get("normalised_by_user")):  # the second is the key of older exports
         x = (x / 255 - np.float32(takes["mean"])) / np.float32(takes["std"])
     session = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider"])
-    outputs = session.run(["heat_map", "offset", "size"], {"image": np.repeat(x.transpose(2, 0, 1)[None], batch, 0)})
-    heat, offset, extent = (output[0] for output in outputs)
+    outputs = session.run(None, {"image": np.repeat(x.transpose(2, 0, 1)[None], batch, 0)})
+    heat, offset, extent = (output[0] for output in outputs)  # heatmap, offset and size
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(heat, ((0, 0), (1, 1), (1, 1))), (3, 3), axis=(1, 2))
     peaks = np.where(heat == windows.max((3, 4)), heat, 0).ravel()  # the largest of 3x3 neighbors in their class
     order = np.argsort(-peaks, kind="stable")[:top]

@@ -191,17 +191,19 @@ def p3(options) -> dict:
 
     from nnabla_detofa import config as configs
     from nnabla_detofa.data.sets import eval_batches
-    from nnabla_detofa.evaluation.path_evaluation import path_evaluator
-    from nnabla_detofa.methods import pretrain
+    from nnabla_detofa.evaluation.images import EvaluationImages
+    from nnabla_detofa.evaluation.validation import PathEvaluator
+    from nnabla_detofa.methods.build import build
     from nnabla_detofa.networks import weights
     from nnabla_detofa.networks.layers import EPSILON, Plain, slice_channels
     from nnabla_detofa.path_filter.metrics import kendall_tau
 
     file, trained = PRETRAINED
     config = configs.load(file)
-    net, sets, _ = pretrain.build(config, pretrained=False)
+    net, sets, _ = build(config, pretrained=False)
     weights.load(net, trained)
-    evaluator = path_evaluator(net, sets, config)
+    images = EvaluationImages.choose(sets, config.hparams, config.args.seed)
+    evaluator = PathEvaluator.on(net, images, config.args.evaluation_processes)
 
     class Running(Plain):
         """NNabla's batch normalization as it comes, with or without batch statistics."""
@@ -279,12 +281,12 @@ def demo_step(processes: int = 1, rank: int = 0, comm=None) -> tuple:
 
     from nnabla_detofa import config as configs
     from nnabla_detofa.data.sets import eval_batches
-    from nnabla_detofa.methods import algorithm1
+    from nnabla_detofa.methods.build import build
     from nnabla_detofa.runs.phases import training_phases
     from nnabla_detofa.training import loop as training
 
     config = configs.load(DEMO)
-    net, sets, cost = algorithm1.build(config)
+    net, sets, cost = build(config)
     (batch,) = eval_batches(sets, sets.train, np.arange(8), 8)
     batch = [array[rank * 8 // processes : (rank + 1) * 8 // processes] for array in batch]
     phase = training_phases(config)[-1]

@@ -62,12 +62,12 @@ def networks(device, found: dict) -> None:
     from nnabla_detofa.evaluation.detections import BoxDetector
     from nnabla_detofa.evaluation.reestimation import reestimate
     from nnabla_detofa.evaluation.validation import PathEvaluator
-    from nnabla_detofa.methods import algorithm1
+    from nnabla_detofa.methods.build import make_model
     from nnabla_detofa.tools.dry_run import smallest_path
     from nnabla_detofa.training import loop as training
 
     config = configs.load(SMALL)
-    net = algorithm1.make_model(config, 10, config.network.weights)
+    net = make_model(config, 10, config.network.weights)
     arrays = batch(config, 10, 8)
     few = net.space.sample_many(np.random.default_rng(1), 3)
     for number, path in enumerate((net.space.largest, smallest_path(net.space), *few)):
@@ -118,13 +118,13 @@ def train(device, net, config, arrays, paths, steps: int, on_step) -> None:
 def steps(device, found: dict) -> None:
     """Losses of 12 steps on random paths; and which arrays a step on the smallest path leaves as they were."""
     from nnabla_detofa import config as configs
-    from nnabla_detofa.methods import algorithm1
+    from nnabla_detofa.methods.build import make_model
     from nnabla_detofa.space.pruning import UniformPaths
     from nnabla_detofa.tools.dry_run import smallest_path
     from nnabla_detofa.training import loop as training
 
     config = configs.load(SMALL)
-    net = algorithm1.make_model(config, 10, config.network.weights)
+    net = make_model(config, 10, config.network.weights)
     arrays, losses = batch(config, 10, 8), []
     sampler = UniformPaths(net.space, np.random.default_rng(3))
     train(device, net, config, arrays, sampler, 12, lambda progress: losses.append(progress.losses[0]))
@@ -140,12 +140,12 @@ def others(device, found: dict) -> None:
     import nnabla as nn
 
     from nnabla_detofa import config as configs
-    from nnabla_detofa.methods import pretrain
+    from nnabla_detofa.methods.build import make_model
     from nnabla_detofa.networks.layers import BATCH
     from nnabla_detofa.path_filter.model import PathFilter
     from nnabla_detofa.path_filter.ranking import fit
 
-    classifier = pretrain.make_model(configs.load(CLASSIFIER, ["network.ofa_resnet50.width_scale=0.125"]), 10)
+    classifier = make_model(configs.load(CLASSIFIER, ["network.ofa_resnet50.width_scale=0.125"]), 10)
     x = nn.Variable((4, 3, 132, 132))
     x.d = np.random.default_rng(4).normal(size=x.shape)
     y = classifier(x, classifier.space.largest, BATCH)
@@ -231,12 +231,12 @@ def speed(context: str, images: int, count: int) -> None:
     from nnabla_detofa import config as configs
     from nnabla_detofa.backend.compat import Device
     from nnabla_detofa.evaluation.validation import PathEvaluator
-    from nnabla_detofa.methods import algorithm1
+    from nnabla_detofa.methods.build import make_model
     from nnabla_detofa.space.pruning import UniformPaths
     from nnabla_detofa.training import loop as training
 
     device, config = Device.open(context), configs.load(FULL)
-    net, arrays = algorithm1.make_model(config, 20), batch(config, 20, images)
+    net, arrays = make_model(config, 20), batch(config, 20, images)
     parts: dict[str, list[float]] = {"build": [], "step": []}
     for name, seconds in parts.items():
         setattr(training, name, timed(getattr(training, name), seconds))
@@ -342,11 +342,11 @@ def too_large(context: str, checks: Checks) -> None:
 def large(context: str) -> None:
     from nnabla_detofa import config as configs
     from nnabla_detofa.backend.compat import Device
-    from nnabla_detofa.methods import algorithm1
+    from nnabla_detofa.methods.build import make_model
     from nnabla_detofa.training import loop as training
 
     device, config = Device.open(context), configs.load(FULL)
-    net = algorithm1.make_model(config, 20)
+    net = make_model(config, 20)
     train(device, net, config, batch(config, 20, 512), training.OnePath(net.space.largest), 1, lambda progress: None)
 
 

@@ -21,7 +21,8 @@ from nnabla_detofa.data.augment import affine, fit, transform_boxes
 from nnabla_detofa.data.targets import Targets, gaussian_radius, make_targets
 from nnabla_detofa.evaluation.reestimation import Statistics, reestimate
 from nnabla_detofa.networks import centernet, supernet
-from nnabla_detofa.networks.centernet import decode, focal_loss, masked_l1
+from nnabla_detofa.networks.decoding import decode
+from nnabla_detofa.networks.detection_loss import focal_loss, masked_l1
 from nnabla_detofa.networks.import_ofa import convert
 from nnabla_detofa.networks.layers import GivenStatistics
 from nnabla_detofa.networks.supernet import Classifier
@@ -208,9 +209,9 @@ def loss_checks(objects: bool) -> list[Check]:
 
     logits, size, offset = map(nn.Variable.from_numpy_array, predictions())
     keys = ("heatmap", "size", "offset", "index", "mask")
-    heat_map, sizes, offsets, index, mask = (variable(np.stack([golden(image, key) for image in IMAGES])) for key in keys)
+    heatmap, sizes, offsets, index, mask = (variable(np.stack([golden(image, key) for image in IMAGES])) for key in keys)
     losses = {
-        "focal": focal_loss(logits, heat_map),
+        "focal": focal_loss(logits, heatmap),
         "size_l1": masked_l1(size, sizes, index, mask),
         "offset_l1": masked_l1(offset, offsets, index, mask),
     }
@@ -244,7 +245,7 @@ def small_net(task: str, rng: np.random.Generator) -> supernet.SearchNet | cente
     """A supernet of a quarter of the width, weights as after training: no layer is an identity."""
     settings = {"width_scale": 0.25, "strides": (1, 2, 2, 1), "rng": rng}
     if task == "detection":
-        net = centernet.SearchNet(3, **settings, deconv_channels=(16, 16), head_channels=8, heat_map_std=0.1)
+        net = centernet.SearchNet(3, **settings, deconv_channels=(16, 16), head_channels=8, heatmap_std=0.1)
     else:
         net = supernet.SearchNet(10, **settings)
     for parameter in net.get_parameters().values():

@@ -78,7 +78,7 @@ def detofa_config(root) -> dict:
                 "strides": [1, 2, 2, 1],
                 "deconv_channels": [8, 8],
                 "head_channels": 8,
-                "heat_map_std": 0.1,
+                "heatmap_std": 0.1,
             }
         },
         "dataloader": {

@@ -7,7 +7,7 @@ import numpy as np
 from small import detofa_config
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.methods.algorithm1 import make_model
+from nnabla_detofa.methods.build import make_model
 from nnabla_detofa.networks import weights
 
 

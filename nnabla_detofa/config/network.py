@@ -45,12 +45,12 @@ class CenternetOfaResnet50(OfaResnet50):
     Attributes:
         deconv_channels: number of filters of each transposed convolution; each doubles the resolution.
         head_channels: number of filters of the 3x3 convolution in each head.
-        heat_map_std: standard deviation of the initial weights of the last convolution of the heatmap head.
+        heatmap_std: standard deviation of the initial weights of the last convolution of the heatmap head.
     """
 
     deconv_channels: tuple[Channels, ...] = (256, 256, 256)
     head_channels: Channels = 64
-    heat_map_std: NonNegative = 0.001
+    heatmap_std: NonNegative = 0.001
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,8 +9,11 @@ from typing import Any
 
 from ..common.normalization import UNRECORDED
 
-RENAMED = {"colour": "color", "centre_share": "center_share"}
-"""Keys of a dataset that were renamed: older name -> name."""
+RENAMED = {
+    "dataloader": {"colour": "color", "centre_share": "center_share"},
+    "network": {"heat_map_std": "heatmap_std"},
+}
+"""Keys of a dataset and of a network that were renamed: section -> older name -> name."""
 
 
 def current(content: Any) -> Any:
@@ -18,8 +21,9 @@ def current(content: Any) -> Any:
     if not isinstance(content, Mapping):
         return content
     changed = dict(content)
-    if isinstance(datasets := content.get("dataloader"), Mapping):
-        changed["dataloader"] = {name: _renamed(settings, RENAMED) for name, settings in datasets.items()}
+    for section, names in RENAMED.items():
+        if isinstance(entries := content.get(section), Mapping):
+            changed[section] = {name: _renamed(settings, names) for name, settings in entries.items()}
     if "hparams" in content:
         changed["hparams"] = _with_pairs(content["hparams"])
     return changed
@@ -27,8 +31,11 @@ def current(content: Any) -> Any:
 
 def hashed(content: dict[str, Any]) -> dict[str, Any]:
     """Return the content of a config with the older keys, so that the hashes of checkpoints stay valid."""
-    older = {name: key for key, name in RENAMED.items()}
-    return {**content, "dataloader": {name: _renamed(settings, older) for name, settings in content["dataloader"].items()}}
+    changed = dict(content)
+    for section, names in RENAMED.items():
+        older = {name: key for key, name in names.items()}
+        changed[section] = {name: _renamed(settings, older) for name, settings in content[section].items()}
+    return changed
 
 
 def completed(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,14 +13,14 @@ class Targets(NamedTuple):
     """Targets of one image on an output map of (h, w) cells, with room for M objects. The loader stacks each field.
 
     Attributes:
-        heat_map: (classes, h, w) float32 in [0, 1]; 1 at the cell of each object's center, with a Gaussian around it.
+        heatmap: (classes, h, w) float32 in [0, 1]; 1 at the cell of each object's center, with a Gaussian around it.
         size: (M, 2) float32, width and height of each object in cells.
         offset: (M, 2) float32 in [0, 1), the fractional part of each object's center (x, y) in cells.
         index: (M,) int64, the cell of each center, y * w + x.
         mask: (M,) float32, 1 for rows that hold an object. These rows come first; all other rows of every field are 0.
     """
 
-    heat_map: np.ndarray
+    heatmap: np.ndarray
     size: np.ndarray
     offset: np.ndarray
     index: np.ndarray
@@ -74,7 +74,7 @@ def make_targets(
     keep = np.flatnonzero(seen)[:max_objects]
     boxes, labels, count = boxes[keep], labels[keep], len(keep)
 
-    heat_map = np.zeros((num_classes, height, width), np.float32)
+    heatmap = np.zeros((num_classes, height, width), np.float32)
     size, offset = np.zeros((2, max_objects, 2), np.float32)
     index, mask = np.zeros(max_objects, np.int64), np.zeros(max_objects, np.float32)
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -85,8 +85,8 @@ def make_targets(
     mask[:count] = 1
     for label, (x, y), (box_width, box_height) in zip(labels, cells, size):
         radius = max(0, int(gaussian_radius(math.ceil(box_height), math.ceil(box_width))))
-        draw_gaussian(heat_map[label], int(x), int(y), radius)
-    return Targets(heat_map, size, offset, index, mask)
+        draw_gaussian(heatmap[label], int(x), int(y), radius)
+    return Targets(heatmap, size, offset, index, mask)
 
 
 def clip_to_map(boxes: np.ndarray, map_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -96,14 +96,14 @@ def clip_to_map(boxes: np.ndarray, map_size: tuple[int, int]) -> tuple[np.ndarra
     return boxes, (boxes[:, 2:] > boxes[:, :2]).all(1)
 
 
-def draw_gaussian(heat_map: np.ndarray, x: int, y: int, radius: int) -> None:
-    """Draw a Gaussian with peak 1 at cell (x, y) into `heat_map` (h, w), in place, by the element-wise maximum.
+def draw_gaussian(heatmap: np.ndarray, x: int, y: int, radius: int) -> None:
+    """Draw a Gaussian with peak 1 at cell (x, y) into `heatmap` (h, w), in place, by the element-wise maximum.
 
     The Gaussian is cut off at `radius` cells, and its standard deviation is a sixth of the diameter 2 * radius + 1.
     """
     diameter = 2 * radius + 1
     profile = np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2 * (diameter / 6) ** 2))
     top, left = max(0, y - radius), max(0, x - radius)
-    window = heat_map[top : y + radius + 1, left : x + radius + 1]
+    window = heatmap[top : y + radius + 1, left : x + radius + 1]
     rows, columns = (profile[start : start + n] for start, n in zip((top - y + radius, left - x + radius), window.shape))
     np.maximum(window, np.outer(rows, columns), out=window, casting="same_kind")

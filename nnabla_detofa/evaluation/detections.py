@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
@@ -16,8 +17,10 @@ from ..backend.graphs import CachedGraphs
 from ..backend.ranks import Communicator
 from ..common.files import write_bytes
 from ..data.augment import invert, letterbox, transform_boxes
+from ..data.sets import DetectionSets
 from ..data.targets import MAX_DETECTIONS
-from ..networks.centernet import Detector, decode, soft_nms
+from ..networks.centernet import Detector
+from ..networks.decoding import decode, soft_nms
 from ..networks.layers import GivenStatistics
 from ..space.paths import Path
 from .metrics import summarize
@@ -42,7 +45,7 @@ class BoxDetector:
     top: int = MAX_DETECTIONS
     flip: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._graphs = CachedGraphs(self._graph)
 
     def __call__(self, images: np.ndarray, matrices: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -78,7 +81,7 @@ class BoxDetector:
 
 
 def boxes_in_images(
-    decoded: Sequence[Sequence[np.ndarray]], matrices: np.ndarray, stride: int
+    decoded: Sequence[Iterable[np.ndarray]], matrices: np.ndarray, stride: int
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Transform the detections of a batch to pixels of the original images.
 
@@ -139,7 +142,7 @@ def detect_images(
     Args:
         images: images (H, W, 3) uint8 with channels blue, green, red.
         size: (height, width) of the network's input.
-        scales: input sizes relative to `size`; detections at several scales are merged by `centernet.soft_nms`.
+        scales: input sizes relative to `size`; detections at several scales are merged by `decoding.soft_nms`.
         multiple: the sides of a scaled input are rounded to multiples of this number, the stride of the backbone.
 
     Returns:
@@ -147,28 +150,29 @@ def detect_images(
     """
     runs = []
     for scale in scales:
-        scaled = tuple(max(multiple, round(side * scale / multiple) * multiple) for side in size)
-        fitted = [letterbox(image, scaled, detector.net.normalization) for image in images]
+        height, width = (max(multiple, round(side * scale / multiple) * multiple) for side in size)
+        fitted = [letterbox(image, (height, width), detector.net.normalization) for image in images]
         runs.append(detector(np.stack([image for image, _ in fitted]), np.stack([matrix for _, matrix in fitted])))
     if len(runs) == 1:
         return runs[0]
     joined = [[np.concatenate(part) for part in zip(*of_image)] for of_image in zip(*runs)]
-    return [tuple(part[: detector.top] for part in soft_nms(*image)) for image in joined]
+    merged = [soft_nms(boxes, scores, labels) for boxes, scores, labels in joined]
+    return [(boxes[: detector.top], scores[: detector.top], labels[: detector.top]) for boxes, scores, labels in merged]
 
 
 def detect_all(
     detector: BoxDetector,
-    sets,
+    sets: DetectionSets,
     batch: int,
     on_images: Callable[[int], None],
     comm: Communicator | None = None,
-    **scaling,
+    **scaling: Any,
 ) -> tuple[list, list]:
     """Detect objects in all test images.
 
     Args:
         detector: detector to run.
-        sets: `data.sets.DetectionSets`.
+        sets: datasets; only the test split is read.
         batch: images per batch.
         on_images: called after each batch with the number of its images.
         comm: ranks among which the batches are distributed; every rank receives all detections.
@@ -194,7 +198,7 @@ def detect_all(
 
 
 def average_precision(
-    detector: BoxDetector, sets, batch: int, metric: str, on_images: Callable[[int], None], **scaling
+    detector: BoxDetector, sets: DetectionSets, batch: int, metric: str, on_images: Callable[[int], None], **scaling: Any
 ) -> tuple[dict, list]:
     """Compute the average precision of a detector on the test split.
 
@@ -210,7 +214,7 @@ def average_precision(
     return summarize(detections, truth, sets.classes, metric, areas), detections
 
 
-def save_detections(file: FilePath, sets, detections: Sequence, least: float = 0.05) -> None:
+def save_detections(file: FilePath, sets: DetectionSets, detections: Sequence, least: float = 0.05) -> None:
     """Write the detections with a score of at least `least` as JSON: [{"image", "boxes", "scores", "labels"}, ...]."""
     entries = []
     for image_id, (boxes, scores, labels) in zip(sets.test.image_ids, detections):

@@ -8,9 +8,11 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import connection
+from multiprocessing.connection import Connection
+from typing import Any, cast
 
 from ..backend.launch import STOP_SIGNALS
 from ..common.errors import UserError
@@ -41,7 +43,7 @@ def map_forked(function: Callable, items: Iterable, processes: int) -> Iterator:
                 process.start()
                 theirs.close()  # before the next fork, which would inherit it: only then is the process' end detected
                 workers[ours] = process
-        yield from _in_order(workers, len(items))
+        yield from _in_order(list(workers), len(items))
     finally:
         for process in workers.values():
             process.kill()
@@ -62,20 +64,21 @@ def _stop_signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _in_order(workers: Mapping, count: int) -> Iterator:
+def _in_order(workers: Sequence[Connection], count: int) -> Iterator:
     """Assign item indices to idle processes, and yield the results in the order of the items."""
-    waiting, results = deque(range(count)), {}
+    waiting: deque[int] = deque(range(count))
+    results: dict[int, Any] = {}
     for worker in workers:
         worker.send(waiting.popleft())
     for number in range(count):
         while number not in results:
-            for worker in connection.wait(list(workers)):
+            for worker in cast(list[Connection], connection.wait(list(workers))):
                 try:
                     done, result, error = worker.recv()
                 except (EOFError, ConnectionError):
                     raise UserError(
-                        "a process that evaluated paths was ended from outside, perhaps for want of memory: fewer "
-                        "args.evaluation_processes need less"
+                        "a process that evaluated paths was killed, possibly because memory ran out: set "
+                        "args.evaluation_processes to a smaller number"
                     ) from None
                 if error is not None:
                     raise error
@@ -85,7 +88,7 @@ def _in_order(workers: Mapping, count: int) -> Iterator:
         yield results.pop(number)
 
 
-def _work(function: Callable, items: Sequence, parent_end, parent: int) -> None:
+def _work(function: Callable, items: Sequence, parent_end: Connection, parent: int) -> None:
     """Apply the function to the requested items until the parent ends; runs in a forked process.
 
     Stop signals other than SIGTERM are ignored, because the parent handles them and ends its processes itself.
@@ -99,8 +102,9 @@ def _work(function: Callable, items: Sequence, parent_end, parent: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     while True:
         number = parent_end.recv()
+        result, failure = None, None
         try:
-            answer = number, function(items[number]), None
+            result = function(items[number])
         except Exception as error:
-            answer = number, None, error
-        parent_end.send(answer)
+            failure = error
+        parent_end.send((number, result, failure))

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,14 +86,15 @@ def _voc_result(curves: Sequence[tuple[np.ndarray, np.ndarray] | None], metric: 
 
 @dataclass(frozen=True, eq=False)
 class RankedDetections:
-    """The judged detections of a class, at falling scores.
+    """Detections of a class by descending score, without those that are ignored.
 
     Attributes:
-        right: (n,) bool. image: (n,) number of each one's image.
-        objects: (images,) objects of the class in each image, difficult ones aside.
+        correct: (n,) bool, whether each detection is a true positive.
+        image: (n,) int, index of the image of each detection.
+        objects: (images,) int, number of objects of the class in each image that are not difficult.
     """
 
-    right: np.ndarray
+    correct: np.ndarray
     image: np.ndarray
     objects: np.ndarray
 
@@ -115,7 +116,7 @@ def voc_curves(
     """
     curves: list[tuple[np.ndarray, np.ndarray] | None] = []
     for ranked in voc_matches(detections, ground_truth, num_classes, iou):
-        found = ranked.right.cumsum()
+        found = ranked.correct.cumsum()
         total, judged = ranked.objects.sum(), np.arange(1, len(found) + 1)
         curves.append((found / total, found / judged) if total else None)
     return curves
@@ -137,7 +138,7 @@ def voc_matches(
         iou: smallest IoU of a true positive.
 
     Returns:
-        The judged detections of each class.
+        The ranked detections of each class.
 
     Raises:
         ValueError: the numbers of images differ, or a score is not finite.
@@ -168,26 +169,28 @@ def voc_matches(
         ranked = of_class[np.argsort(-scores[of_class], kind="stable")]
         ranked = ranked[~(hit[ranked].astype(bool) & ignored[ranked].astype(bool))]
         hits = np.flatnonzero(hit[ranked])
-        right = np.zeros(len(ranked), bool)
-        right[hits[np.unique(objects[ranked[hits]], return_index=True)[1]]] = True  # the first at each object
-        found.append(RankedDetections(right, images[ranked].astype(int), counts[label]))
+        correct = np.zeros(len(ranked), bool)
+        correct[hits[np.unique(objects[ranked[hits]], return_index=True)[1]]] = True  # the first at each object
+        found.append(RankedDetections(correct, images[ranked].astype(int), counts[label]))
     return found
 
 
 def bootstrap_ap(matches: Sequence[RankedDetections], weights: np.ndarray, metric: str = "area") -> np.ndarray:
-    """The mean AP over the classes when each image counts a number of times, as resampled images do (ours).
+    """Compute the mean AP over the classes on resampled images, for a bootstrap of its error.
 
     Args:
-        matches: of `voc_matches`. weights: (repeats, images) how often each image counts. metric: as `average_precision`'s.
+        matches: the result of `voc_matches`.
+        weights: (repeats, images), how often each resampling contains each image.
+        metric: see `average_precision`.
 
     Returns:
-        (repeats,) AP in [0, 1]; nan where no image has an object.
+        (repeats,) AP in [0, 1]; NaN for a resampling without objects.
     """
     per_class = []
     for ranked in matches:
         total = weights @ ranked.objects  # (repeats,)
         counted = weights[:, ranked.image]  # (repeats, n)
-        found, judged = (counted * ranked.right).cumsum(1), counted.cumsum(1)
+        found, judged = (counted * ranked.correct).cumsum(1), counted.cumsum(1)
         with np.errstate(invalid="ignore", divide="ignore"):
             recall = found / total[:, None]
             precision = np.where(judged > 0, found / judged, 0.0)
@@ -209,11 +212,11 @@ class COCOResult:
     """COCO metrics in [0, 1]; nan if there are no objects to evaluate.
 
     Attributes:
-        figures: AP (mean over IoU 0.5 to 0.95), AP50, AP75, APs, APm, APl (small, medium, large objects).
+        values: AP (mean over IoU 0.5 to 0.95), AP50, AP75, APs, APm, APl (small, medium, large objects).
         per_class, per_class_50: (num_classes,) float64 AP and AP50 of each class.
     """
 
-    figures: dict[str, float]
+    values: dict[str, float]
     per_class: np.ndarray
     per_class_50: np.ndarray
 
@@ -234,6 +237,25 @@ def coco_ap(
     Raises:
         ValueError: the numbers of images differ.
     """
+    precision = _coco_precision(detections, ground_truth, num_classes, areas)
+    thresholds = {"": slice(None), "50": slice(0, 1), "75": slice(5, 6)}
+    sizes = {"s": 1, "m": 2, "l": 3}
+    curves = {f"AP{name}": precision[chosen, :, :, 0, -1] for name, chosen in thresholds.items()}
+    curves |= {f"AP{name}": precision[:, :, :, column, -1] for name, column in sizes.items()}
+
+    def mean(curve: np.ndarray) -> float:
+        return float(curve[curve >= 0].mean()) if (curve >= 0).any() else float("nan")
+
+    def per_class(chosen: slice) -> np.ndarray:
+        return np.array([mean(precision[chosen, :, label, 0, -1]) for label in range(num_classes)])
+
+    return COCOResult({name: mean(curve) for name, curve in curves.items()}, per_class(slice(None)), per_class(slice(0, 1)))
+
+
+def _coco_precision(
+    detections: Detections, ground_truth: GroundTruth, num_classes: int, areas: Sequence[np.ndarray] | None
+) -> np.ndarray:
+    """Compute the interpolated precision by (IoU, recall, class, object size, detections per image); -1 without objects."""
     from pycocotools.coco import COCO  # imported here because only the COCO metrics need it
     from pycocotools.cocoeval import COCOeval
 
@@ -257,9 +279,12 @@ def coco_ap(
         area = width * height if area is None else float(area)
         return {"bbox": [x1, y1, width, height], "category_id": int(label), "area": area, "iscrowd": 0, **more}
 
+    box_areas: Sequence[Iterable[float | None]] = areas or []
+    if not areas:
+        box_areas = [[None] * len(image[0]) for image in ground_truth]
     truth = [
         [annotation(box, label, area, iscrowd=int(crowd)) for box, label, crowd, area in zip(*image, image_areas)]
-        for image, image_areas in zip(ground_truth, areas or [[None] * len(image[0]) for image in ground_truth])
+        for image, image_areas in zip(ground_truth, box_areas)
     ]
     found = [
         [annotation(box, label, score=float(score)) for box, score, label in zip(boxes, scores, labels)]
@@ -269,19 +294,7 @@ def coco_ap(
         evaluation = COCOeval(collection(truth), collection(found), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
-    precision = evaluation.eval["precision"]  # (IoU, recall, class, object size, detections per image), -1 without objects
-    thresholds = {"": slice(None), "50": slice(0, 1), "75": slice(5, 6)}
-    sizes = {"s": 1, "m": 2, "l": 3}
-    curves = {f"AP{name}": precision[chosen, :, :, 0, -1] for name, chosen in thresholds.items()}
-    curves |= {f"AP{name}": precision[:, :, :, column, -1] for name, column in sizes.items()}
-
-    def mean(curve: np.ndarray) -> float:
-        return float(curve[curve >= 0].mean()) if (curve >= 0).any() else float("nan")
-
-    def per_class(chosen: slice) -> np.ndarray:
-        return np.array([mean(precision[chosen, :, label, 0, -1]) for label in range(num_classes)])
-
-    return COCOResult({name: mean(curve) for name, curve in curves.items()}, per_class(slice(None)), per_class(slice(0, 1)))
+    return evaluation.eval["precision"]
 
 
 def summarize(
@@ -323,9 +336,9 @@ def summarize(
         }
     found = coco_ap(detections, ground_truth, len(classes), areas)
     return {
-        "ap50": plain(found.figures["AP50"]),
+        "ap50": plain(found.values["AP50"]),
         "ap50_per_class": named(found.per_class_50),
-        "ap": plain(found.figures["AP"]),
+        "ap": plain(found.values["AP"]),
         "ap_per_class": named(found.per_class),
-        "coco": {name: plain(value) for name, value in found.figures.items()},
+        "coco": {name: plain(value) for name, value in found.values.items()},
     }

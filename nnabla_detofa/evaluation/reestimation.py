@@ -21,7 +21,7 @@ PARTS = ("graph", "re-estimation", "validation")
 class Stopwatch:
     """Measures the seconds spent on each of the `PARTS`."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self._last = time.perf_counter()
 

@@ -10,11 +10,13 @@ import numpy as np
 
 from ..backend.compat import Mo, nn
 from ..backend.device_memory import bounded_by
+from ..backend.launch import cores
 from ..backend.ranks import Communicator
 from ..networks.layers import GivenStatistics
 from ..space.paths import Path
 from .detections import ValidationTruth
 from .forked import map_forked
+from .images import EvaluationImages
 from .reestimation import PARTS, Statistics, Stopwatch, reestimate
 
 
@@ -89,6 +91,31 @@ class PathEvaluator:
     processes: int = 1
     truth: ValidationTruth | None = None
     comm: Communicator = field(default_factory=Communicator)
+
+    @classmethod
+    def on(
+        cls,
+        net: Mo.Module,
+        images: EvaluationImages,
+        processes: int | None = None,
+        ap_metric: str | None = None,
+        comm: Communicator | None = None,
+    ) -> PathEvaluator:
+        """Create the evaluator of the paths of `net` on the images of a run.
+
+        Args:
+            net: supernet.
+            images: images to evaluate on, which are loaded.
+            processes: number of forked processes, see `processes` above; more than one rank and a GPU use none. Default: the
+                number of cores.
+            ap_metric: metric of AP50; None does not measure it.
+            comm: ranks among which the paths are distributed.
+        """
+        comm = comm or Communicator()
+        forks = comm.n_procs == 1 and nn.get_current_context().backend == ["cpu:float"]
+        validation = images.validation_batches()
+        truth = images.truth(ap_metric) if ap_metric else None
+        return cls(net, images.statistics_batches(), validation, (processes or cores()) if forks else 1, truth, comm)
 
     def evaluate(self, path: Path) -> Evaluation:
         """Evaluate a path with its own batch normalization statistics; AP50 is measured if `truth` is given."""

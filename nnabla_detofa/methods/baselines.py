@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from ..networks.supernet import sort_middle_channels
+from ..networks.resnet50 import sort_middle_channels
 from ..space.pruning import UniformPaths
 from . import algorithm1
 from .algorithm1 import DetOFASearcher
@@ -23,7 +23,7 @@ class BaselineSearcher(DetOFASearcher):
         _, *supernet = self.training.values()
         self.train_fullnet(self.space)
         if not supernet:
-            return self.evaluate([])
+            return self.evaluate_subnets([])
         for phase in supernet:
             if not phase.continues:
                 self.optimizer["train"] = self.new_optimizer(phase)

@@ -13,21 +13,20 @@ import numpy as np
 from ..backend.compat import Device, nn
 from ..common.errors import UserError
 from ..config import Config, PretrainHparams
-from ..data.sets import ClassificationSets, open_sets
 from ..evaluation.reestimation import reestimate
-from ..networks import supernet, weights
+from ..networks import weights
 from ..networks.distillation import Distillation
 from ..networks.layers import GivenStatistics
-from ..networks.supernet import sort_middle_channels
+from ..networks.resnet50 import sort_middle_channels
 from ..path_filter.metrics import kendall_tau, per_bucket
 from ..runs.phases import TrainingPhase, training_phases
 from ..runs.run_folder import read_result, run_config
-from ..space.costs import CostModel
 from ..space.paths import Path, PathBatch
 from ..space.pruning import UniformPaths
 from ..training.loop import Objective, OnePath
 from ..training.runner import SupernetRunner
 from ..training.start_up import start
+from .build import build
 
 
 class PretrainSearcher(SupernetRunner):
@@ -38,9 +37,11 @@ class PretrainSearcher(SupernetRunner):
     also distilled from the frozen fullnet, as in OFA and in NNablaNAS' recipe for its ResNet50.
     """
 
+    hparams: PretrainHparams
+
     def run(self) -> dict:
         """Run all phases; write the results to summary.json, and return them."""
-        hparams = self.config.hparams
+        hparams = self.hparams
         fullnet, *supernet = self.training.values()
         with self.phase(fullnet.name):
             self.train_phase(fullnet, OnePath(self.space.largest), self.new_optimizer(fullnet))
@@ -60,12 +61,12 @@ class PretrainSearcher(SupernetRunner):
         if hparams.paths:
             with self.phase("paths"):
                 sampled = self.sample_paths("paths", hparams.paths // hparams.buckets, self.space)
-                paths = self.evaluate_paths("paths", sampled)
-            scorer = self.train_filter("path filter", self.new_filter(), paths, self.filter_is_given)
+                paths = self.validate_paths("paths", sampled)
+            scorer = self.fit_filter("path filter", self.new_filter(), paths, self.filter_is_given)
             scores = scorer(paths.batch)
             self.results["kendall_tau_on_fitted_paths"] = per_bucket(kendall_tau, scores, paths.losses, paths.buckets)
-        self.results["seconds"] = self.seconds
-        self.write_result("summary", self.results)
+        self.results["seconds"] = self.costs.seconds
+        self.files.write("summary", self.results)
         return self.results
 
     def objective(self, phase: TrainingPhase) -> Objective | None:
@@ -91,54 +92,6 @@ class PretrainSearcher(SupernetRunner):
         return right / total
 
 
-def build(config: Config, pretrained: bool = True) -> tuple[supernet.SearchNet, ClassificationSets, CostModel]:
-    """Create the supernet, the datasets and the cost model of a config.
-
-    Args:
-        config: config of a pre-training.
-        pretrained: load the config's weights file, if it names one.
-
-    Raises:
-        UserError: a dataset or the weights are missing or damaged, or do not match the config.
-    """
-    sets = open_sets(config)
-    classes = len(sets.classes)
-    model = make_model(config, classes, config.network.weights if pretrained else None)
-    return model, sets, make_cost(config, classes, sets.image_size)
-
-
-def make_model(config: Config, num_classes: int, weights: str | None = None) -> supernet.SearchNet:
-    """Create the classification supernet of a config.
-
-    Args:
-        config: config of a pre-training.
-        num_classes: number of classes of the dataset.
-        weights: weights file to load. Default: random weights.
-
-    Raises:
-        UserError: the config specifies another number of classes, or the weights do not match.
-    """
-    network = config.network
-    if network.num_classes not in (None, num_classes):
-        raise UserError(f"network.ofa_resnet50.num_classes must be the data set's {num_classes}, got {network.num_classes}")
-    return supernet.SearchNet(
-        num_classes,
-        network.width_scale,
-        network.strides,
-        network.elastic_stem,
-        network.zero_init_residual,
-        weights,
-        config.hparams.label_smoothing,
-        np.random.default_rng((config.args.seed, 1)),
-        config.dataloader.normalization,
-    )
-
-
-def make_cost(config: Config, num_classes: int, image_size: int | tuple[int, int]) -> CostModel:
-    """Create the cost model of paths. FLOPs are counted for the backbone only, because the classifier is not transferred."""
-    return CostModel(image_size, num_classes, "backbone", config.network.geometry)
-
-
 def run(config: Config, device: Device, output: FilePath, restart: bool = False) -> dict:
     """Run the pre-training of `config`, resuming the run in `output` if there is one.
 
@@ -146,7 +99,7 @@ def run(config: Config, device: Device, output: FilePath, restart: bool = False)
         The content of summary.json.
     """
     model, sets, cost = build(config)
-    return start(PretrainSearcher, model, sets, cost, config, device, output, restart)
+    return start(PretrainSearcher, model, sets, cost, config, training_phases(config), device, output, restart)
 
 
 def ship(run_folder: FilePath, folder: FilePath, name: str) -> list[FilePath]:

@@ -1,4 +1,7 @@
-"""The elastic networks: the OFA-ResNet50 supernet, CenterNet with this backbone, and reading and writing of weights files."""
+"""Elastic networks: the OFA-ResNet50 supernet, and CenterNet with this backbone.
+
+`load_supernet` builds a network from a weights file; `weights` reads and writes these files.
+"""
 
 from .loading import load_supernet
 

@@ -42,7 +42,7 @@ class Distillation:
         ratio: weight of the distillation loss (OFA's kd_ratio).
     """
 
-    names = ("loss", "loss from labels", "loss from teacher")
+    names: tuple[str, ...] = ("loss", "loss from labels", "loss from teacher")
 
     def __init__(self, net: Classifier, path: Path, arrays: Mapping[str, np.ndarray], ratio: float = 1.0):
         self.net, self.path, self.ratio = net, path, ratio

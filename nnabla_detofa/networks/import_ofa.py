@@ -82,7 +82,7 @@ def read_checkpoint(file: str | os.PathLike) -> dict[str, np.ndarray]:
         loaded = torch.load(file, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:  # PyTorch's message suggests running the code in the file
         raise UserError(
-            f"the checkpoint {file} must hold tensors alone; it holds other objects, or PyTorch did not save it"
+            f"the checkpoint {file} must contain only tensors; it contains other objects, or was not saved by PyTorch"
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise UserError(
@@ -90,13 +90,13 @@ def read_checkpoint(file: str | os.PathLike) -> dict[str, np.ndarray]:
         ) from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state, Mapping) or not state or not all(isinstance(t, torch.Tensor) for t in state.values()):
-        raise UserError(f"the checkpoint {file} must be a state dict, or hold one under the key state_dict")
+        raise UserError(f"the checkpoint {file} must be a state dict, or contain one under the key state_dict")
     # Convert to float32 first, because NumPy has no bfloat16.
     try:
         return {str(name): (t.float() if t.is_floating_point() else t).detach().numpy() for name, t in state.items()}
     except (RuntimeError, TypeError) as error:  # a quantized or sparse tensor
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"the checkpoint {file} must hold plain dense tensors ({reason})") from error
+        raise UserError(f"the checkpoint {file} must contain plain dense tensors ({reason})") from error
 
 
 def convert(tensors: Mapping[str, np.ndarray], keep_channels: bool = False) -> Imported:
@@ -122,21 +122,23 @@ def convert(tensors: Mapping[str, np.ndarray], keep_channels: bool = False) -> I
     for name, array in kept.items():
         place = _place(name, parameters)
         if place is None:
-            raise UserError(f"the checkpoint's tensor {name} {array.shape} has no place in OFA-ResNet50")
+            raise UserError(f"the checkpoint's tensor {name} {array.shape} matches no parameter of OFA-ResNet50")
         if place in arrays:
-            raise UserError(f"the checkpoint holds {place} twice, the second time as {name}")
+            raise UserError(f"the checkpoint contains {place} twice, the second time as {name}")
         expected = parameters[place].shape
         theirs = expected[1:2] if "/bn/bn/" in place else expected[::-1] if place.endswith("linear/_W") else expected
         if array.shape != theirs:
             raise UserError(f"the checkpoint's tensor {name} has the shape {array.shape}; OFA-ResNet50's is {theirs}")
         if array.dtype.kind != "f" or not np.all(np.isfinite(array)):
-            raise UserError(f"the checkpoint's tensor {name} is not made of finite numbers")
+            raise UserError(f"the checkpoint's tensor {name} must contain only finite numbers")
         if place.endswith("/_var") and array.min() < 0:
-            raise UserError(f"the checkpoint's tensor {name} is a variance, which cannot be {array.min():g}")
+            raise UserError(f"the checkpoint's tensor {name} is a variance and must not be negative, got {array.min():g}")
         arrays[place] = (array.T if array.ndim == 2 else array.reshape(expected)).astype(np.float32)
     missing = [name for name in parameters if name not in arrays]
     if missing:
-        raise UserError(f"the checkpoint has no tensor for {len(missing)} of {len(parameters)} parameters, as {missing[0]}")
+        raise UserError(
+            f"the checkpoint has no tensor for {len(missing)} of {len(parameters)} parameters, such as {missing[0]}"
+        )
     if not keep_channels:
         arrays[FIRST_CONV] = _reversed(arrays[FIRST_CONV])
     ordered = {name: arrays[name] for name in parameters}
@@ -206,7 +208,7 @@ def import_checkpoint(file: str | os.PathLike, output: str | os.PathLike, keep_c
         name: nn.Variable.from_numpy_array(array, need_grad=not name.endswith(STATISTICS))
         for name, array in imported.arrays.items()
     }
-    order = slice(None, None, -1 if keep_channels else 1)  # order of the input channels of the first convolution
-    normalization = Normalization(IMAGENET.mean[order], IMAGENET.std[order])
+    (b, g, r), (b_std, g_std, r_std) = IMAGENET.mean, IMAGENET.std
+    normalization = Normalization((r, g, b), (r_std, g_std, b_std)) if keep_channels else IMAGENET
     weights.write(output, parameters, normalization=normalization)
     return imported

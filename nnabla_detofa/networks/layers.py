@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
@@ -15,11 +16,43 @@ Convolve = Callable[..., nn.Variable]
 """The convolution of a layer's input, as a function of the weight and optionally a bias."""
 
 
+class StatisticsSource(Protocol):
+    """Source of the mean and variance of every batch normalization of a network, with the other functions of its graph.
+
+    Attributes:
+        joins_heads: whether a detector merges the convolutions of its heads (see `centernet.run_heads`).
+    """
+
+    joins_heads: bool
+
+    def relu(self, x: nn.Variable, /) -> nn.Variable: ...
+
+    def add_relu(self, x: nn.Variable, y: nn.Variable, /) -> nn.Variable: ...
+
+    def __call__(
+        self,
+        layer: ConvBN,
+        convolve: Convolve,
+        weight: nn.Variable,
+        gamma: nn.Variable,
+        beta: nn.Variable,
+        relu: bool = False,
+    ) -> nn.Variable:
+        """Apply the convolution, batch normalization and optionally ReLU of a layer.
+
+        Args:
+            layer: the layer.
+            convolve: convolution of the layer's input.
+            weight: weight of the convolution.
+            gamma, beta: (1, C, 1, 1) with at least as many channels as the convolution's output.
+            relu: whether to append a ReLU.
+        """
+
+
 class Plain:
     """NNabla's standard functions on every device, one per layer, for graphs that are counted, timed or exported."""
 
     joins_heads = False
-    """Whether a detector merges the convolutions of its heads (see `centernet.run_heads`)."""
 
     @staticmethod
     def relu(x: nn.Variable) -> nn.Variable:
@@ -41,15 +74,16 @@ class Quick:
 
 
 class StoredStatistics(Plain):
-    """Inference with the running mean and variance that are stored with the weights, sliced to the active channels.
-
-    All statistics classes have the same call: layer, convolution of its input, weight of the convolution, gamma and beta
-    (1, C, 1, 1) with at least as many channels as the convolution's output, and `relu`, which appends a ReLU. The base class
-    `Plain` or `Quick` provides the other functions of the network.
-    """
+    """Inference with the running mean and variance that are stored with the weights, sliced to the active channels."""
 
     def __call__(
-        self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable, relu: bool = False
+        self,
+        layer: ConvBN,
+        convolve: Convolve,
+        weight: nn.Variable,
+        gamma: nn.Variable,
+        beta: nn.Variable,
+        relu: bool = False,
     ) -> nn.Variable:
         x = convolve(weight)
         gamma, beta, mean, var = (slice_channels(p, x.shape[1]) for p in (gamma, beta, layer.mean, layer.var))
@@ -65,7 +99,13 @@ class BatchStatistics(Quick):
     """
 
     def __call__(
-        self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable, relu: bool = False
+        self,
+        layer: ConvBN,
+        convolve: Convolve,
+        weight: nn.Variable,
+        gamma: nn.Variable,
+        beta: nn.Variable,
+        relu: bool = False,
     ) -> nn.Variable:
         return kernels.batch_normalization(convolve(weight), gamma, beta, relu)
 
@@ -73,11 +113,17 @@ class BatchStatistics(Quick):
 class CollectedStatistics(BatchStatistics):
     """Batch statistics that are also recorded: after a forward pass, `read` returns the mean and variance of each layer."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._found: dict[str, kernels.Read] = {}
 
     def __call__(
-        self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable, relu: bool = False
+        self,
+        layer: ConvBN,
+        convolve: Convolve,
+        weight: nn.Variable,
+        gamma: nn.Variable,
+        beta: nn.Variable,
+        relu: bool = False,
     ) -> nn.Variable:
         y, self._found[layer.name] = kernels.measured_batch_normalization(convolve(weight), gamma, beta, relu)
         return y
@@ -100,7 +146,13 @@ class GivenStatistics(Quick):
         self.statistics = statistics
 
     def __call__(
-        self, layer: ConvBN, convolve: Convolve, weight, gamma: nn.Variable, beta: nn.Variable, relu: bool = False
+        self,
+        layer: ConvBN,
+        convolve: Convolve,
+        weight: nn.Variable,
+        gamma: nn.Variable,
+        beta: nn.Variable,
+        relu: bool = False,
     ) -> nn.Variable:
         mean, var = self.statistics[layer.name]
         weight, gamma, beta = map(_value, (weight, gamma, beta))
@@ -145,7 +197,17 @@ class ConvBN(Mo.Module):
 
     output_axis = 0  # axis of the output channels in the convolution's weight
 
-    def __init__(self, name, inputs, outputs, kernel, rng, stride=1, relu=True, gamma=1.0):
+    def __init__(
+        self,
+        name: str,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        rng: np.random.Generator,
+        stride: int = 1,
+        relu: bool = True,
+        gamma: float = 1.0,
+    ):
         super().__init__(name=name)
         self._stride, self._relu = (stride, stride), relu
         shape = (1, outputs, 1, 1)
@@ -165,11 +227,11 @@ class ConvBN(Mo.Module):
     def var(self) -> nn.Variable:
         return self.parameters["bn/bn/_var"]
 
-    def __call__(self, x: nn.Variable, outputs: int, statistics) -> nn.Variable:
+    def __call__(self, x: nn.Variable, outputs: int, statistics: StatisticsSource) -> nn.Variable:
         """Apply the layer to x (B, C, H, W), for any C up to `inputs`; returns (B, outputs, H', W')."""
         return self.run(x, kernels.leading(self.parameters["conv/conv/_W"], outputs, x.shape[1]), statistics)
 
-    def run(self, x: nn.Variable, weight: nn.Variable, statistics) -> nn.Variable:
+    def run(self, x: nn.Variable, weight: nn.Variable, statistics: StatisticsSource) -> nn.Variable:
         """Apply the layer to x with a given weight (outputs, C, k, k), such as a slice of the layer's weight."""
         gamma, beta = (self.parameters[f"bn/bn/{key}"] for key in ("_gamma", "_beta"))
         pad = tuple(side // 2 for side in weight.shape[2:])

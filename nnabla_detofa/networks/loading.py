@@ -6,7 +6,7 @@ import inspect
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from ..common.errors import UserError
 from ..space.geometry import OFA_RESNET50, Geometry
 from ..space.search_space import ofa_resnet50
 from . import weights as weights_file
-from .supernet import LayerPlan, Plan
+from .resnet50 import LayerPlan, Plan
 
 if TYPE_CHECKING:
     from . import centernet, supernet
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONV = "conv/conv/_W"
-CLASSES = {"classification": "classifier/0/linear/linear/_b", "detection": "heat_map/conv2/_b"}
+CLASSES = {"classification": "classifier/0/linear/linear/_b", "detection": "heatmap/conv2/_b"}
 """For each task, a parameter that only networks of this task have; its length is the number of classes."""
 
 
 def load_supernet(
-    weights: str | os.PathLike, task: str = "classification", num_classes: int | None = None, **options
+    weights: str | os.PathLike, task: str = "classification", num_classes: int | None = None, **options: Any
 ) -> supernet.SearchNet | centernet.SearchNet:
     """Load a supernet from a weights file; see `nnabla_detofa.load_supernet`."""
     from . import centernet, supernet
@@ -37,14 +37,14 @@ def load_supernet(
     kind = (centernet if task == "detection" else supernet).SearchNet
     arrays = weights_file.read(weights)
     options = {"normalization": weights_file.normalization_of(weights), **found_in(arrays, task, str(weights)), **options}
-    kept = weights_file.strides_of(weights)
-    if kept is not None:
-        options.setdefault("strides", kept)
+    stored = weights_file.strides_of(weights)
+    if stored is not None:
+        options.setdefault("strides", stored)
     strides = options.get("strides", OFA_RESNET50.strides)
     if not isinstance(strides, Sequence) or len(strides) != OFA_RESNET50.stages or not set(strides) <= {1, 2}:
         raise UserError(f"strides must be {OFA_RESNET50.stages} numbers, each 1 or 2, got {strides!r}")
     if num_classes is not None and num_classes != options["num_classes"]:
-        raise UserError(f"num_classes is {num_classes}, but {weights} holds a network of {options['num_classes']} classes")
+        raise UserError(f"num_classes must be {options['num_classes']}, as in {weights}, got {num_classes}")
     known = [name for name in inspect.signature(kind).parameters if name not in ("num_classes", "weights")]
     for name in options:
         if name not in ("num_classes", *known):
@@ -70,17 +70,19 @@ def found_in(arrays: Mapping[str, np.ndarray], task: str, source: str) -> dict:
     """
     if CLASSES[task] not in arrays:
         other = next((name for name, parameter in CLASSES.items() if parameter in arrays), None)
-        hint = "; centernet.SearchNet(weights=...) starts a detector from it" if other == "classification" else ""
-        raise UserError(f"{source} must hold a {task} supernet, got {f'a {other} one{hint}' if other else 'none of ours'}")
+        hint = "; centernet.SearchNet(weights=...) builds a detector from it" if other == "classification" else ""
+        raise UserError(
+            f"{source} must contain a {task} supernet, got {f'a {other} supernet{hint}' if other else 'another network'}"
+        )
     found: dict = {"num_classes": len(arrays[CLASSES[task]])}
     try:
         if task == "detection":
             deconvs = [name for name in arrays if name.startswith("deconv/") and name.endswith(CONV)]
             found["deconv_channels"] = tuple(arrays[f"deconv/{index}/{CONV}"].shape[1] for index in range(len(deconvs)))
-            found["head_channels"] = len(arrays["heat_map/conv1/_b"])
+            found["head_channels"] = len(arrays["heatmap/conv1/_b"])
         plan = _largest_plan(arrays, "backbone/" if task == "detection" else "")
     except KeyError as error:
-        raise UserError(f"{source} holds no whole {task} supernet: it lacks the parameter {error.args[0]}") from error
+        raise UserError(f"{source} contains no complete {task} supernet: it lacks the parameter {error.args[0]}") from error
     found["width_scale"] = width_scale(plan, source)
     return found
 
@@ -100,7 +102,7 @@ def width_scale(plan: Plan, source: str) -> float:
         if Plan.of(ofa_resnet50(geometry).largest, geometry) == plan:
             logger.info("%s has the channels of width_scale %g", source, geometry.width_scale)
             return geometry.width_scale
-    raise UserError(f"{source} holds a network whose channels are those of no width_scale of OFA-ResNet50")
+    raise UserError(f"the network in {source} has channels that no width_scale of OFA-ResNet50 gives")
 
 
 def _largest_plan(arrays: Mapping[str, np.ndarray], prefix: str) -> Plan:

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
+from typing import Any
 
 import h5py
 import numpy as np
@@ -22,6 +23,21 @@ from ..common.normalization import FIRST_CONV, FIRST_MEAN, UNRECORDED, Normaliza
 from ..common.reading import short, shown
 
 logger = logging.getLogger(__name__)
+
+RENAMED = ("heat_map/", "heatmap/")
+"""Prefix of the heatmap head's parameters in files of older versions, and now."""
+
+
+def current_name(name: str) -> str:
+    """Return the name of a parameter, given its name in a file of any version."""
+    older, current = RENAMED
+    return current + name.removeprefix(older) if name.startswith(older) else name
+
+
+def older_name(name: str) -> str:
+    """Return the name that a parameter has in files of older versions."""
+    older, current = RENAMED
+    return older + name.removeprefix(current) if name.startswith(current) else name
 
 
 def read(file: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -39,14 +55,14 @@ def read(file: str | os.PathLike) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     left = MAX_BYTES
 
-    def visit(name: str, item) -> None:
+    def visit(name: str, item: Any) -> None:
         nonlocal left
         if isinstance(item, h5py.Dataset):
             _check_item(item, name, file, left)
             left -= item.nbytes
-            found[name] = item[...]
-            if not _finite(found[name]):
-                raise UserError(f"the parameter {name} in {file} is not made of finite numbers")
+            found[current_name(name)] = array = item[...]
+            if not _finite(array):
+                raise UserError(f"the parameter {name} in {file} must contain only finite numbers")
 
     try:
         with h5py.File(file, "r") as opened:
@@ -56,7 +72,7 @@ def read(file: str | os.PathLike) -> dict[str, np.ndarray]:
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
         raise UserError(f"the weights file {file} cannot be read as HDF5 ({short(str(error))})") from error
     if not found:
-        raise UserError(f"the weights file {file} holds no parameters")
+        raise UserError(f"the weights file {file} contains no parameters")
     return found
 
 
@@ -76,14 +92,16 @@ compressible, but a file of a kilobyte may declare a gigabyte of zeros."""
 def _check_item(item: h5py.Dataset, name: str, file: FilePath, most: int) -> None:
     """Raise UserError for an HDF5 dataset that must not be read: not numeric, stored in another file, or suspiciously large."""
     if item.dtype.kind not in "fiu" or item.shape is None:
-        raise UserError(f"the parameter {name} in {file} is not made of finite numbers")
+        raise UserError(f"the parameter {name} in {file} must contain only finite numbers")
     if item.is_virtual or item.external:
-        raise UserError(f"the parameter {name} in {file} lies in another file: all parameters must be in this one")
+        raise UserError(
+            f"the parameter {name} in {file} is stored in another file: all parameters must be in the weights file itself"
+        )
     if item.nbytes > most:
-        raise UserError(f"the parameters in {file} must have at most {MAX_BYTES} bytes, and {name} goes beyond")
+        raise UserError(f"the parameters in {file} must have at most {MAX_BYTES} bytes in all, and {name} exceeds this limit")
     stored = item.id.get_storage_size()
     if stored < item.nbytes and (item.compression is None or item.nbytes > max(SMALL, SHRINKS * stored)):
-        raise UserError(f"the parameter {name} in {file} announces {item.nbytes} bytes, and the file stores only {stored}")
+        raise UserError(f"the parameter {name} in {file} declares {item.nbytes} bytes, but the file stores only {stored}")
 
 
 STRIDES, NORMALIZATION = "strides", "normalization"
@@ -132,12 +150,12 @@ def strides_of(file: str | os.PathLike) -> tuple[int, ...] | None:
         UserError: they are not a list of integers.
     """
     with h5py.File(file, "r") as opened:
-        kept = opened.attrs.get(STRIDES)
-    if kept is None:
+        stored = opened.attrs.get(STRIDES)
+    if stored is None:
         return None
-    if np.ndim(kept) != 1 or np.asarray(kept).dtype.kind not in "iu":
-        raise UserError(f"the strides kept in {file} must be a list of integers, got {shown(kept)}")
-    return tuple(int(stride) for stride in kept)
+    if np.ndim(stored) != 1 or np.asarray(stored).dtype.kind not in "iu":
+        raise UserError(f"the strides stored in {file} must be a list of integers, got {shown(stored)}")
+    return tuple(int(stride) for stride in stored)
 
 
 def normalization_of(file: str | os.PathLike) -> Normalization:
@@ -148,18 +166,18 @@ def normalization_of(file: str | os.PathLike) -> Normalization:
     """
     try:
         with h5py.File(file, "r") as opened:
-            kept = opened.attrs.get(NORMALIZATION)
+            stored = opened.attrs.get(NORMALIZATION)
     except OSError as error:
         raise UserError(f"the weights file {file} cannot be read as HDF5 ({short(str(error))})") from error
-    if kept is None:
+    if stored is None:
         return UNRECORDED
-    if np.shape(kept) != (2, 3) or np.asarray(kept).dtype.kind != "f":
-        raise UserError(f"the normalization kept in {file} must be a mean and a std of 3 numbers each, got {shown(kept)}")
-    mean, std = np.asarray(kept, float).tolist()
-    return checked.read(Normalization, {"mean": mean, "std": std}, f"the normalization kept in {file}")
+    if np.shape(stored) != (2, 3) or np.asarray(stored).dtype.kind != "f":
+        raise UserError(f"the normalization stored in {file} must be a mean and a std of 3 numbers each, got {shown(stored)}")
+    mean, std = np.asarray(stored, float).tolist()
+    return checked.read(Normalization, {"mean": mean, "std": std}, f"the normalization stored in {file}")
 
 
-def convert(source: str | os.PathLike, target: str | os.PathLike, dtype) -> None:
+def convert(source: str | os.PathLike, target: str | os.PathLike, dtype: np.typing.DTypeLike) -> None:
     """Copy a weights file and its attributes, with the parameters converted to `dtype`.
 
     Raises:
@@ -171,7 +189,7 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, dtype) -> None
         ours.attrs.update(theirs.attrs)
         for name, array in arrays.items():
             data = ours.create_dataset(name, data=array.astype(dtype))
-            data.attrs.update(theirs[name].attrs)
+            data.attrs.update(theirs[name if name in theirs else older_name(name)].attrs)
 
 
 def fill(parameters: Mapping[str, nn.Variable], arrays: Mapping[str, np.ndarray], source: str) -> None:
@@ -225,7 +243,7 @@ def load(net: Mo.Module, file: str | os.PathLike, arrays: Mapping[str, np.ndarra
             )
         arrays = _for_images(arrays, "", trained, given, file)
     fill(parameters, arrays, str(file))
-    logger.info("all %d parameters are loaded from %s", len(parameters), file)
+    logger.info("loaded all %d parameters from %s", len(parameters), file)
 
 
 def load_backbone(detector: Mo.Module, file: str | os.PathLike) -> list[str]:
@@ -243,14 +261,14 @@ def load_backbone(detector: Mo.Module, file: str | os.PathLike) -> list[str]:
     """
     arrays = read(file)
     prefix = "backbone/" if any(name.startswith("backbone/") for name in arrays) else ""
-    heads = ("deconv/", "heat_map/", "offset/", "size/") if prefix else ("classifier/",)
+    heads = ("deconv/", "heatmap/", "offset/", "size/") if prefix else ("classifier/",)
     wanted = {prefix + name: parameter for name, parameter in detector.backbone.get_parameters().items()}
     unused = [name for name in arrays if name not in wanted]
     odd = [name for name in unused if not name.startswith(heads)]
     if odd:
         raise UserError(f"{file} holds {len(odd)} parameters that belong to no backbone or head here, the first is {odd[0]}")
     fill(wanted, _for_images(arrays, prefix, normalization_of(file), detector.normalization, file), str(file))
-    logger.info("the backbone's %d parameters are loaded from %s; %s", len(wanted), file, _not_used(unused))
+    logger.info("loaded the %d parameters of the backbone from %s; %s", len(wanted), file, _not_used(unused))
     return unused
 
 
@@ -260,21 +278,24 @@ def _for_images(
     """Adapt arrays to images normalized by `given`; arrays of a backbone without the stem's first layer are not changed."""
     if trained == given or any(prefix + name not in arrays for name in (FIRST_CONV, FIRST_MEAN)):
         return arrays
-    logger.info("%s is for images normalized by %s: its first layer is adapted to %s", file, trained, given)
+    logger.info("%s was trained on images normalized by %s; its first layer is adapted to %s", file, trained, given)
     return {**arrays, **adapted(arrays, prefix, trained, given)}
 
 
 def _not_used(names: Sequence[str]) -> str:
     """Return the end of a log message: the number of unused parameters, and their modules."""
     if not names:
-        return "the file holds no more"
-    return f"{len(names)} more in it are not used ({', '.join(sorted({name.split('/')[0] for name in names}))})"
+        return "the file has no others"
+    return f"{len(names)} others in it are unused ({', '.join(sorted({name.split('/')[0] for name in names}))})"
 
 
 def digest(parameters: Mapping[str, nn.Variable]) -> str:
-    """Return a short hash (16 hex digits) of parameter names and values, which identifies the weights of a result."""
+    """Return a short hash (16 hex digits) of parameter names and values, which identifies the weights of a result.
+
+    The names are those of older versions, so that the hashes in files of older versions stay valid.
+    """
     total = hashlib.sha256()
-    for name in sorted(parameters):
+    for name, parameter in sorted((older_name(name), parameter) for name, parameter in parameters.items()):
         total.update(name.encode())
-        total.update(np.ascontiguousarray(parameters[name].d).tobytes())
+        total.update(np.ascontiguousarray(parameter.d).tobytes())
     return total.hexdigest()[:16]

@@ -19,10 +19,12 @@ from tqdm import tqdm
 from ..common import figures
 from ..common.files import whole_text, write_json
 from ..common.reading import read_json
+from ..common.seeds import rng_for
 from ..evaluation.detections import BoxDetector, average_precision
-from ..evaluation.path_evaluation import rng_for, sample_in_buckets, statistics_images
+from ..evaluation.images import EvaluationImages
+from ..evaluation.path_sampling import sample_in_buckets
 from ..evaluation.reestimation import reestimate
-from ..methods.algorithm1 import make_cost
+from ..methods.build import make_cost
 from ..runs.phases import training_phases
 from ..runs.run_folder import final_weights, points
 from ..space.counting import Buckets
@@ -106,7 +108,8 @@ def measured(run: Run, asked: Sequence[Asked]) -> list[dict]:
     if not missing:
         return known
     model, sets, _ = open_supernet(run.config, final_weights(run.folder, run.config))
-    images, hparams = statistics_images(sets, run.config), run.config.hparams
+    hparams = run.config.hparams
+    images = EvaluationImages.choose(sets, hparams, run.seed).statistics_batches()
     file.parent.mkdir(parents=True, exist_ok=True)
     for item in tqdm(missing, desc=f"{run.name}: controls", unit="path", dynamic_ncols=True):
         detector = BoxDetector(model, item.path, reestimate(model, item.path, images), flip=hparams.flip_test)

@@ -13,9 +13,11 @@ from ..backend.compat import nn
 from ..common.files import write_json
 from ..common.progress import ProgressBar
 from ..common.reading import read_json
+from ..common.seeds import rng_for
 from ..evaluation.forked import map_forked
-from ..evaluation.path_evaluation import path_evaluator, rng_for
+from ..evaluation.images import EvaluationImages
 from ..evaluation.reestimation import reestimate
+from ..evaluation.validation import PathEvaluator
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..space.search_space import SearchSpace
 from ..tools.evaluate_paths import evaluate_sampled, open_supernet
@@ -90,7 +92,8 @@ def noise_of(config: configs.Config, weights: str | FilePath, paths: EvaluatedPa
     if known.get("weights") == paths.header["weights"]:
         return known["share"]
     model, sets, cost = open_supernet(config, weights)
-    buckets, evaluator = paths.buckets, path_evaluator(model, sets, config)
+    buckets, images = paths.buckets, EvaluationImages.choose(sets, config.hparams, config.args.seed)
+    evaluator = PathEvaluator.on(model, images, config.args.evaluation_processes)
     first = np.concatenate([np.flatnonzero(buckets == bucket)[:NOISE_PATHS] for bucket in np.unique(buckets)])
 
     def losses_of(index: int) -> ImageLosses:

@@ -10,9 +10,9 @@ import numpy as np
 
 from ..common.files import write_json
 from ..common.reading import read_json
+from ..common.seeds import rng_for
 from ..data.sets import DetectionSets, open_sets
 from ..evaluation.metrics import Detections, bootstrap_ap, voc_matches
-from ..evaluation.path_evaluation import rng_for
 from ..runs.run_folder import read_result, reading
 from .run import Run, profile_folder
 

@@ -26,7 +26,7 @@ from ..backend.compat import Device
 from ..common.files import write_json, write_text
 from ..common.reading import read_json
 from ..data.digits import write_digits
-from ..evaluation.path_evaluation import sample_in_buckets
+from ..evaluation.path_sampling import sample_in_buckets
 from ..evaluation.reestimation import reestimate
 from ..evaluation.validation import validation_loss
 from ..methods import algorithm1
@@ -128,37 +128,37 @@ class PilotSearcher(BaselineSearcher):
         super().__init__(*arguments)
         alone = [f"alone {bucket + 1}" for bucket in range(self.buckets.n)]
         self.phases = (*self.training, "random paths", *alone)
-        self.fullnet_losses: list[float] = self.read_result("fullnet_losses", [])
+        self.fullnet_losses: list[float] = self.files.read("fullnet_losses", [])
 
     def callback_on_epoch_end(self) -> None:
         """Validation loss of the fullnet after each of its epochs; an epoch that is done again gives the same."""
-        if self._accounted[0] != "fullnet":
+        if self.costs.phase != "fullnet":
             return
         statistics = reestimate(self.model, self.space.largest, self.evaluator.statistics_batches)
         loss = validation_loss(self.model, self.space.largest, statistics, self.evaluator.validation_batches)
         if self.fullnet_losses[-1:] != [loss]:
             self.fullnet_losses.append(loss)
-            self.write_result("fullnet_losses", self.fullnet_losses)
+            self.files.write("fullnet_losses", self.fullnet_losses)
 
     def find_subnets(self, space: SearchSpace, path_filter: PathFilter, seen: Sequence = ()) -> dict:
         """What the criteria need, in pilot.json."""
         paths = sample_in_buckets(self.buckets, PATHS, self.rng("pilot paths"), space, self.log)
         buckets = self.buckets.index(self.cost.flops(paths)).tolist()
         first = {bucket: buckets.index(bucket) for bucket in sorted(set(buckets))}
-        halves = self.read_result("halves", [])
+        halves = self.files.read("halves", [])
         with self.phase("random paths"):
             for path in list(paths)[len(halves) :]:
                 statistics = reestimate(self.model, path, self.evaluator.statistics_batches)
                 batches = self.evaluator.validation_batches
                 parts = (batches[::2], batches[1::2] or batches)
                 halves.append([validation_loss(self.model, path, statistics, part) for part in parts])
-                self.write_result("halves", halves)
+                self.files.write("halves", halves)
                 self.pause()
-            shared = [points(self.evaluate_path(f"shared {bucket + 1}", paths[at])) for bucket, at in first.items()]
+            shared = [points(self.evaluate_detector(f"shared {bucket + 1}", paths[at])) for bucket, at in first.items()]
         alone = [self.train_alone(f"alone {bucket + 1}", paths[at]) for bucket, at in first.items()]
         found = {"fullnet_losses": self.fullnet_losses, "halves": halves, "buckets": buckets, "shared": shared, "alone": alone}
-        found |= {"unit": self.ledger["unit"], "seconds": totals(self.ledger)["fullnet"]}
-        self.write_result("pilot", found)
+        found |= {"unit": self.costs.ledger["unit"], "seconds": totals(self.costs.ledger)["fullnet"]}
+        self.files.write("pilot", found)
         return found
 
     def train_alone(self, name: str, path) -> float:
@@ -170,7 +170,7 @@ class PilotSearcher(BaselineSearcher):
                 self.model, self.folder / "fullnet" / "weights.h5", weights.read(self.folder / "fullnet" / "weights.h5")
             )
             self.train_phase(phase, OnePath(path), self.new_optimizer(phase))
-            return points(self.evaluate_path(name, path))
+            return points(self.evaluate_detector(name, path))
 
 
 @dataclass(frozen=True)

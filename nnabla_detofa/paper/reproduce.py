@@ -24,12 +24,12 @@ from ..common.errors import UserError
 from ..common.files import digest, whole_text, write_json, write_text
 from ..common.progress import ProgressBar
 from ..common.reading import read_json
-from ..evaluation.path_evaluation import rng_for
-from ..methods import algorithm1, pretrain
+from ..common.seeds import rng_for
+from ..methods.build import make_cost
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.model import PathFilter, PathScorer
 from ..runs import result_files
-from ..runs.phases import phase_names
+from ..runs.phases import phase_names, training_phases
 from ..runs.provenance import code_of, revision
 from ..runs.run_folder import final_weights, metric, read_result, searched_space, trained_classes
 from ..space.counting import Buckets
@@ -408,7 +408,7 @@ def step_costs(costs: Sequence[cost_table.Cost], runs: Sequence[Run]) -> list[co
 
 def times_lost(run: Run, ledger: Mapping) -> str:
     """The phases of a finished run whose time its ledger does not know, in words; empty where it knows all."""
-    phases = [name for name in phase_names(run.config) if name not in ledger["phases"]]
+    phases = [name for name in phase_names(run.config, training_phases(run.config)) if name not in ledger["phases"]]
     return f"{run.name} has no time of {', '.join(phases)}" if phases else ""
 
 
@@ -557,7 +557,7 @@ def same_stem_operations(run: Run, title: str, count: int) -> list[ScoredOperati
     searched, geometry = load_run(run.folder), run.config.network.geometry
     scorer = PathScorer(PathFilter.load(run.folder / "path_filter.h5"), searched.costs["flops"], searched.buckets.index)
     side = run.config.dataloader.image_size
-    stage_flops = algorithm1.make_cost(run.config, len(trained_classes(run.folder)), (side, side)).stage_flops
+    stage_flops = make_cost(run.config, len(trained_classes(run.folder)), (side, side)).stage_flops
     nets = []
     for depth in geometry.stem_depths:
         rng = rng_for(run.config.args.seed, "operation scores")
@@ -571,7 +571,7 @@ def pretrained_operations(data_set: DataSet, count: int) -> ScoredOperations:
     config = data_set.pretraining.load()
     space = ofa_resnet50(config.network.geometry, config.network.elastic_stem)
     path_filter = PathFilter.load(data_set.pretraining.path_filter, geometry=space.geometry, buckets=config.hparams.buckets)
-    cost = pretrain.make_cost(config, 1, config.dataloader.image_size)  # of the backbone: classes do not matter
+    cost = make_cost(config, 1, config.dataloader.image_size)  # of the backbone: classes do not matter
     scorer = PathScorer(path_filter, cost.flops, Buckets(space, cost.flops, config.hparams.buckets).index)
     found = operation_scores(space, scorer, cost.stage_flops, count, rng_for(config.args.seed, "operation scores"))
     title = f"{config.name}, before transfer"

@@ -13,7 +13,7 @@ from ..backend.compat import nn
 from ..common.errors import UserError
 from ..common.files import whole_text
 from ..config import Config
-from ..methods import algorithm1
+from ..methods.build import make_cost, make_model
 from ..runs.cost_ledger import KINDS, DeviceClock, totals
 from ..runs.phases import training_phases
 from ..space.costs import CostModel
@@ -128,8 +128,8 @@ class StepTime:
     def measure(cls, config: Config, steps: int = 2) -> StepTime:
         """Steps of the largest path of the config's own network, on one synthetic image; the first is not counted."""
         facts = data_facts(config)
-        model = algorithm1.make_model(config, facts.num_classes)
-        cost = algorithm1.make_cost(config, facts.num_classes, config.dataloader.image_size)
+        model = make_model(config, facts.num_classes)
+        cost = make_cost(config, facts.num_classes, config.dataloader.image_size)
         largest = model.space.largest
         phase, arrays = training_phases(config)[0], synthetic(config, facts.num_classes)
         optimizer = new_optimizer(model, phase.solver, phase.schedule(facts.train))
@@ -157,7 +157,7 @@ def estimate(title: str, experiment: str, key: str, config: Config, step: StepTi
     in the paper.
     """
     facts = data_facts(config)
-    cost = algorithm1.make_cost(config, facts.num_classes, config.dataloader.image_size)
+    cost = make_cost(config, facts.num_classes, config.dataloader.image_size)
     seconds = dict.fromkeys(KINDS, 0.0)
     for phase in training_phases(config):
         paths = PathBatch.from_paths([phase.space.largest], phase.space.geometry)

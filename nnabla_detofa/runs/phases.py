@@ -7,6 +7,7 @@ data.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,9 +97,14 @@ def training_phases(config: Config) -> tuple[TrainingPhase, ...]:
     return (_fullnet(config, space), *_supernet(config, config.hparams, space))
 
 
-def phase_names(config: Config) -> tuple[str, ...]:
-    """Return the names of all phases of a config's run, in order: training phases and the phases between and after them."""
-    fullnet, *supernet = (phase.name for phase in training_phases(config))
+def phase_names(config: Config, training: Sequence[TrainingPhase]) -> tuple[str, ...]:
+    """Return the names of all phases of a run, in order: its training phases and the phases between and after them.
+
+    Args:
+        config: config of the run.
+        training: the result of `training_phases(config)`.
+    """
+    fullnet, *supernet = (phase.name for phase in training)
     if not isinstance(config.hparams, DetofaHparams):
         return (fullnet, *supernet, *(("paths", "path filter") if config.hparams.paths else ()))
     if not supernet:

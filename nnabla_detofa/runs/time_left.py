@@ -7,11 +7,11 @@ are left out, so that the estimate is somewhat low.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ..config import Config, DetofaHparams
-from .phases import training_phases
+from .phases import TrainingPhase
 
 EVALUATION_COST = 0.1
 """Seconds of an evaluated image over those of a trained one, while only one rate is known (measured on two cores)."""
@@ -24,11 +24,12 @@ class Work(NamedTuple):
     evaluated: float = 0
 
 
-def work(config: Config, images: Mapping[str, int]) -> dict[str, Work]:
+def work(config: Config, training: Sequence[TrainingPhase], images: Mapping[str, int]) -> dict[str, Work]:
     """Count the work of each phase of a run.
 
     Args:
         config: config of the run.
+        training: training phases of the run.
         images: numbers of images of the splits "train", "val" and, for detectors, "test".
 
     Returns:
@@ -36,7 +37,7 @@ def work(config: Config, images: Mapping[str, int]) -> dict[str, Work]:
     """
     hparams = config.hparams
     found = {}
-    for phase in training_phases(config):
+    for phase in training:
         steps = len(phase.epochs) * phase.steps_per_epoch(images["train"])
         found[phase.name] = Work(trained=steps * phase.batch_size * phase.paths_per_step)
     judged = min(hparams.val_images or images["val"], images["val"])
@@ -44,7 +45,8 @@ def work(config: Config, images: Mapping[str, int]) -> dict[str, Work]:
     if not isinstance(hparams, DetofaHparams):
         return found | {"paths": Work(evaluated=hparams.paths * path)}
     tested = path + images["test"]
-    found["fullnet"] = Work(found["fullnet"].trained, tested)
+    if "fullnet" in found:
+        found["fullnet"] = Work(found["fullnet"].trained, tested)
     if config.args.runner == "fullnet":
         return found
     paths = Work(evaluated=hparams.buckets * hparams.paths_per_bucket * path)

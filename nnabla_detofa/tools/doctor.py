@@ -175,20 +175,20 @@ def weights(config: Any) -> Iterator[Finding]:
 def _load_supernet(config: Any) -> None:
     """Load the supernet's weights as the run does; raises the same errors."""
     from ..config import DetofaHparams
-    from ..methods import algorithm1, pretrain
+    from ..methods.build import make_model
     from .data_facts import data_facts
 
-    if isinstance(config.hparams, DetofaHparams):  # only the backbone is loaded, which does not depend on the classes
-        algorithm1.make_model(config, config.network.num_classes or 1, config.network.weights)
-    else:
-        pretrain.make_model(config, data_facts(config).num_classes, config.network.weights)
+    classes = config.network.num_classes or 1  # of a detector only the backbone is loaded, which does not depend on the classes
+    if not isinstance(config.hparams, DetofaHparams):
+        classes = data_facts(config).num_classes
+    make_model(config, classes, config.network.weights)
 
 
 def _load_filter(config: Any) -> None:
     """Load the path filter's weights as the run does; raises the same errors."""
-    from ..training.runner import given_filter
+    from ..training.filter_fitting import given_filter
 
-    given_filter(config, config.network.geometry)
+    given_filter(config.hparams.filter, config.hparams.buckets, config.network.geometry)
 
 
 def output(config: Any) -> Iterator[Finding]:
@@ -240,14 +240,14 @@ def _run_size(config: Any) -> int:
     from dataclasses import replace
 
     from ..config import DetofaHparams
-    from ..methods import algorithm1, pretrain
+    from ..methods.build import make_cost
     from ..runs.phases import training_phases
     from ..space.paths import PathBatch
     from ..space.search_space import ofa_resnet50
 
     detection = isinstance(config.hparams, DetofaHparams)
     classes = config.network.num_classes or (20 if detection else 1000)
-    cost = (algorithm1 if detection else pretrain).make_cost(config, classes, config.dataloader.image_size)
+    cost = make_cost(config, classes, config.dataloader.image_size)
     space = ofa_resnet50(config.network.geometry)
     whole = replace(cost, scope="detector" if detection else "classifier")
     (params,) = whole.params(PathBatch.from_paths([space.largest], space.geometry))
@@ -257,13 +257,11 @@ def _run_size(config: Any) -> int:
 def memory(config: Any) -> Iterator[Finding]:
     """Compare the free memory of the machine or the GPU with the dry run's estimate for a training step."""
     from ..common.errors import UserError
-    from ..config import DetofaHparams
-    from ..methods import algorithm1, pretrain
+    from ..methods.build import make_model
     from ..runs.phases import training_phases
     from .data_facts import data_facts
     from .dry_run import step_memory
 
-    runner = algorithm1 if isinstance(config.hparams, DetofaHparams) else pretrain
     try:
         facts = data_facts(config)
     except UserError:
@@ -271,7 +269,7 @@ def memory(config: Any) -> Iterator[Finding]:
             WARNING, "memory: not estimated, since the data set is not known", "nnabla_nas -f CONFIG --dry-run says why"
         )
         return
-    model = runner.make_model(config, facts.num_classes)
+    model = make_model(config, facts.num_classes)
     needed = step_memory(config, facts, model, training_phases(config)).total
     on_gpu = config.args.context != "cpu" and not _no_gpu()[0]
     free, where = (_gpu_memory(), "of GPU memory") if on_gpu else (_memory(), "of memory")

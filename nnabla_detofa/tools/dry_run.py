@@ -18,10 +18,11 @@ from ..common.errors import UserError
 from ..common.reading import shown_names
 from ..config import Config, DetofaHparams, Solver
 from ..data.targets import make_targets
-from ..methods import algorithm1, pretrain
+from ..methods.build import make_cost, make_model
+from ..methods.subnet_search import check_budgets
 from ..networks.distillation import Distillation
 from ..networks.layers import BATCH
-from ..networks.supernet import sort_middle_channels
+from ..networks.resnet50 import sort_middle_channels
 from ..runs.phases import TrainingPhase, slug, training_phases
 from ..space.costs import CostModel
 from ..space.counting import Buckets
@@ -110,12 +111,11 @@ def dry_run(config: Config) -> Iterator[str]:
     Device.open("cpu")
     detection = isinstance(config.hparams, DetofaHparams)
     facts = data_facts(config, whole=True)
-    runner = algorithm1 if detection else pretrain
-    model = runner.make_model(config, facts.num_classes)
-    cost = runner.make_cost(config, facts.num_classes, config.dataloader.image_size)
+    model = make_model(config, facts.num_classes)
+    cost = make_cost(config, facts.num_classes, config.dataloader.image_size)
     phases = training_phases(config)
     if detection:
-        algorithm1.check_budgets(config, model.space, cost)
+        check_budgets(config.hparams.search.budgets, model.space, cost)
     for phase in phases:
         if phase.batch_size > facts.train:
             raise UserError(f"the batch of {phase.name} is {phase.batch_size} images, and there are {facts.train} to train on")
@@ -181,7 +181,7 @@ def network_lines(config: Config, facts: DataFacts, model, cost: CostModel) -> I
     yield f"  input {arrays[0].shape}"
     named = zip(outputs._fields, outputs) if detection else [("logits", outputs)]
     yield "  outputs: " + ", ".join(f"{name} {output.shape}" for name, output in named)
-    names = ("heat map", "size", "offset", "index", "mask") if detection else ("label",)
+    names = ("heatmap", "size", "offset", "index", "mask") if detection else ("label",)
     yield "  targets: " + ", ".join(f"{name} {array.shape}" for name, array in zip(names, arrays[1:]))
     head = cost.head if detection else None
     whole = CostModel(cost.image_size, facts.num_classes, "detector" if detection else "classifier", cost.backbone, head)

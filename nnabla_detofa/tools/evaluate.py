@@ -13,10 +13,10 @@ from ..common.progress import ProgressBar
 from ..common.reading import read_json
 from ..data.sets import DetectionSets
 from ..evaluation.detections import BoxDetector, average_precision
+from ..evaluation.images import EvaluationImages
 from ..evaluation.metrics import AP_TITLES, ap_keys
-from ..evaluation.path_evaluation import statistics_images
 from ..evaluation.reestimation import Statistics, reestimate
-from ..methods.algorithm1 import build
+from ..methods.build import build
 from ..networks import weights
 from ..networks.centernet import Detector
 from ..networks.supernet import take_over
@@ -55,7 +55,8 @@ class OpenDetector:
 
     def statistics(self) -> Statistics:
         """Re-estimate the path's BatchNorm statistics on the training images that the config selects."""
-        return reestimate(self.net, self.path, statistics_images(self.sets, self.config))
+        images = EvaluationImages.choose(self.sets, self.config.hparams, self.config.args.seed)
+        return reestimate(self.net, self.path, images.statistics_batches())
 
     def boxes(self, flip: bool | None = None) -> BoxDetector:
         """Make the box detector; `flip` overrides the config's `flip_test` unless it is None."""
@@ -99,7 +100,7 @@ def alone(config: configs.Config, net: Detector, path: Path, statistics: Statist
         path: the path to copy.
         statistics: BatchNorm statistics of the path; None copies the stored ones (see `supernet.take_over`).
     """
-    classes = net.get_parameters()["heat_map/conv2/_b"].shape[0]
+    classes = net.get_parameters()["heatmap/conv2/_b"].shape[0]
     cut_out = Detector(config.network.head_geometry(classes), config.network.geometry, path=path)
     cut_out.space = net.space
     take_over(cut_out, net, statistics)

@@ -8,9 +8,11 @@ from os import PathLike
 
 from .. import config as configs
 from ..common.errors import UserError
-from ..evaluation.path_evaluation import KeptEvaluation, distinct_in_buckets, paths_of, with_images
+from ..evaluation.images import with_images
+from ..evaluation.path_sampling import distinct_in_buckets
+from ..evaluation.stored import StoredEvaluation, paths_in
 from ..evaluation.validation import timing
-from ..methods import algorithm1, pretrain
+from ..methods.build import build
 from ..networks import weights
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..space.counting import Buckets
@@ -23,15 +25,14 @@ def open_supernet(config: configs.Config, weights_file: str | PathLike):
     The weights file determines how images are normalized, not the config.
 
     Returns:
-        (model, datasets, cost model), as the `build` functions of `methods.algorithm1` and `methods.pretrain` return them.
+        (model, datasets, cost model), as `methods.build.build` returns them.
 
     Raises:
         UserError: the data or the weights are missing or do not fit.
     """
     arrays = weights.read(weights_file)
     data = replace(config.dataloader, normalization=weights.normalization_of(weights_file))
-    runner = pretrain if config.args.runner == "pretrain" else algorithm1
-    built = runner.build(replace(config, dataloader=data), pretrained=False)
+    built = build(replace(config, dataloader=data), pretrained=False)
     weights.load(built[0], weights_file, arrays)
     return built
 
@@ -81,11 +82,12 @@ def evaluate_sampled(
         raise UserError(f"per_bucket must be 1 or more, got {per_bucket}")
     if ap and config.args.runner == "pretrain":
         raise UserError("AP is measured of detectors: this config describes a classification supernet")
-    config = with_images(config, images, bn_images)
+    hparams = with_images(config.hparams, images, bn_images)
     model, sets, cost = open_supernet(config, weights_file)
-    left_out = paths_of(exclude, model.space)
-    buckets = Buckets(model.space, cost.flops, config.hparams.buckets)
-    evaluation = KeptEvaluation.of(model, sets, config, cost, buckets, ap)
+    left_out = paths_in(exclude, model.space)
+    buckets = Buckets(model.space, cost.flops, hparams.buckets)
+    metric = config.dataloader.ap_metric if ap else None
+    evaluation = StoredEvaluation.of(model, sets, config.args, hparams, cost, buckets, metric)
     kept = evaluation.open(output_file)
     paths = distinct_in_buckets(buckets, per_bucket, config.args.seed, name, space or model.space, left_out, note)
     missing = evaluation.missing(kept, paths)

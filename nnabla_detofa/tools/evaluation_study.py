@@ -14,11 +14,14 @@ import numpy as np
 from .. import config as configs
 from ..backend.compat import nn
 from ..common.errors import UserError
+from ..common.seeds import rng_for
 from ..evaluation.forked import map_forked
-from ..evaluation.path_evaluation import distinct_in_buckets, path_evaluator, rng_for, with_images
+from ..evaluation.images import EvaluationImages, with_images
+from ..evaluation.path_sampling import distinct_in_buckets
 from ..evaluation.reestimation import Statistics, Stopwatch, average, batch_statistics
-from ..evaluation.validation import validation_loss
-from ..networks.centernet import OFFSET_WEIGHT, SIZE_WEIGHT, Detector
+from ..evaluation.validation import PathEvaluator, validation_loss
+from ..networks.centernet import Detector
+from ..networks.detection_loss import OFFSET_WEIGHT, SIZE_WEIGHT
 from ..networks.layers import GivenStatistics
 from ..path_filter.metrics import kendall_tau, per_bucket
 from ..space.counting import Buckets
@@ -63,7 +66,7 @@ class ImageLosses(NamedTuple):
 
 
 def _divisor(counts: np.ndarray, slack: np.ndarray) -> np.ndarray:
-    """Return the divisors of CenterNet's losses; see `centernet.focal_loss` and `masked_l1`."""
+    """Return the divisors of CenterNet's losses; see `detection_loss.focal_loss` and `masked_l1`."""
     return np.maximum(counts, 1.0) + slack
 
 
@@ -213,17 +216,18 @@ def study(
         UserError: there are too few paths or images to compare, or the data or the weights are missing or do not fit.
     """
     start = time.perf_counter()
-    config = with_images(config, images, bn_images or 4 * config.hparams.bn_images)
+    args, hparams = config.args, with_images(config.hparams, images, bn_images or 4 * config.hparams.bn_images)
     model, sets, cost = open_supernet(config, weights_file)
-    buckets = Buckets(model.space, cost.flops, config.hparams.buckets)
-    evaluator, batch, rng = path_evaluator(model, sets, config), config.hparams.bn_batch, rng_for(config.args.seed, "study")
+    buckets = Buckets(model.space, cost.flops, hparams.buckets)
+    evaluator = PathEvaluator.on(model, EvaluationImages.choose(sets, hparams, args.seed), args.evaluation_processes)
+    batch, rng = hparams.bn_batch, rng_for(args.seed, "study")
     n_images, n_batches = sum(len(b[0]) for b in evaluator.validation_batches), len(evaluator.statistics_batches)
     if per_bucket < 2 or n_images < 16 or n_batches < 2:
         raise UserError(
             "the study needs 2 paths of each bucket, 16 validation images and 2 batches for re-estimation, got "
             f"{per_bucket}, {n_images} and {n_batches}"
         )
-    paths = distinct_in_buckets(buckets, per_bucket, config.args.seed, name, model.space, (), note)
+    paths = distinct_in_buckets(buckets, per_bucket, args.seed, name, model.space, (), note)
     bucket = buckets.index(cost.flops(paths))
     bn_pairs = [(size, *_disjoint(n_batches, size, rng)) for size in _doubled(1, n_batches // 2) for _ in range(pairs)]
     subsets = [np.arange(n_batches), *(subset for _, *pair in bn_pairs for subset in pair)]

@@ -1,7 +1,7 @@
 """Export of one path as a static network in NNP or ONNX format, verified by running the file.
 
 The file contains the path alone: its slice of the weights and its re-estimated BatchNorm statistics. The network maps pixels
-to heatmap, offset and size. Peaks are found outside of it, by `centernet.decode` or, with NumPy alone, by
+to heatmap, offset and size. Peaks are found outside of it, by `decoding.decode` or, with NumPy alone, by
 `examples/onnx_detect.py`, because top-k and gather cannot be converted.
 """
 
@@ -33,7 +33,7 @@ from ..runs.run_folder import number, read_result, reading
 from ..space.paths import Path, PathBatch
 from .evaluate import OpenDetector, alone, detector_weights, detectors_of
 
-OUTPUTS = ("heat_map", "offset", "size")
+OUTPUTS = ("heatmap", "offset", "size")
 """Outputs of the network: heatmap (B, classes, h, w) in [0, 1]; offset x, y and size width, height (B, 2, h, w) in cells."""
 TOLERANCE = 1e-4
 """Largest allowed difference between the outputs of a file and of the path in the supernet; see `largest_difference`."""
@@ -111,7 +111,7 @@ class StaticGraph:
             self.parameters = {"normalize/scale": scale, "normalize/shift": shift}
             x = F.add2(F.mul2(x, scale), shift)
         y = net(x, path, statistics)
-        self.outputs = dict(zip(OUTPUTS, (F.sigmoid(y.heat_map), y.offset, y.size)))
+        self.outputs = dict(zip(OUTPUTS, (F.sigmoid(y.heatmap), y.offset, y.size)))
         self.parameters |= net.get_parameters()
         if fold:
             layers = tuple(f"{name}/" for name, module in net.get_modules() if isinstance(module, ConvBN))
@@ -210,7 +210,7 @@ def path_outputs(net: Detector, path: Path, statistics: Statistics, batches: np.
     """Compute the reference of an export: `OUTPUTS` of the path in the supernet for normalized images (n, B, 3, H, W)."""
     x, found = nn.Variable(batches.shape[1:]), []
     y = net(x, path, GivenStatistics(statistics))
-    outputs = F.sigmoid(y.heat_map), y.offset, y.size
+    outputs = F.sigmoid(y.heatmap), y.offset, y.size
     for batch in batches:
         x.d = batch
         nn.forward_all(outputs)

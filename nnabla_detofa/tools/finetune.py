@@ -13,7 +13,7 @@ from pathlib import Path as FilePath
 from ..backend.compat import Device
 from ..common.errors import UserError
 from ..config import Config
-from ..methods.algorithm1 import DetOFASearcher
+from ..methods.detectors import DetectorRunner
 from ..networks import weights
 from ..runs.phases import FINE_TUNED, TUNING_PHASES, tuning_phase
 from ..runs.run_folder import fine_tuned
@@ -26,7 +26,7 @@ SLOWER = 10
 """Divisor of the run's learning rate, which gives the default initial learning rate."""
 
 
-class Tuner(DetOFASearcher):
+class Tuner(DetectorRunner):
     """Runner that trains one path alone and evaluates it before and after.
 
     Args:
@@ -40,12 +40,11 @@ class Tuner(DetOFASearcher):
     def __init__(self, model, *args, origin: dict, **kwargs):
         super().__init__(model, *args, **kwargs)
         self.origin = origin
-        self.training = {FINE_TUNED: tuning_phase(self.config, self.space)}
 
     def callback_on_start(self) -> None:
         """Save the origin. The checks of budgets and path filter are skipped, because a fine-tuning has neither."""
         if self.comm.rank == 0:
-            self.write_result("origin", self.origin)
+            self.files.write("origin", self.origin)
 
     def run(self) -> dict[str, dict]:
         """Evaluate, train and evaluate again.
@@ -55,10 +54,10 @@ class Tuner(DetOFASearcher):
         """
         path, phase = Path.from_ofa(self.origin["path"], self.space.geometry), self.training[FINE_TUNED]
         with self.phase("before"):
-            before = self.evaluate_path("before", path)
+            before = self.evaluate_detector("before", path)
         with self.phase(FINE_TUNED):
             self.train_phase(phase, OnePath(path), self.new_optimizer(phase))
-            after = self.evaluate_path(FINE_TUNED, path)
+            after = self.evaluate_detector(FINE_TUNED, path)
         return {"before": before, FINE_TUNED: after}
 
 
@@ -109,7 +108,8 @@ def finetune(
         "weights": weights.digest(net.get_parameters()),
     }
     check_same_origin(output, origin, restart)
-    return start(partial(Tuner, origin=origin), net, opened.sets, opened.cost, config, device, output, restart)
+    training = [tuning_phase(config, net.space)]
+    return start(partial(Tuner, origin=origin), net, opened.sets, opened.cost, config, training, device, output, restart)
 
 
 def check_request(output: FilePath, epochs: int, lr: float | None) -> None:

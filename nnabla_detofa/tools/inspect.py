@@ -136,7 +136,8 @@ def _phases(run: FilePath, config: configs.Config) -> tuple[tuple[str, ...], dic
     """Return the names of all phases, and a dict from name to training phase."""
     if fine_tuned(run):
         return TUNING_PHASES, {FINE_TUNED: tuning_phase(config, ofa_resnet50(config.network.geometry))}
-    return tuple(phase_names(config)), {phase.name: phase for phase in training_phases(config)}
+    training = training_phases(config)
+    return phase_names(config, training), {phase.name: phase for phase in training}
 
 
 def _progress(
@@ -167,7 +168,7 @@ def _steps(
 ) -> tuple[float | None, str]:
     """Return finished share and description of a training phase, from its checkpoint and the log."""
     saved = _saved_step(run / "checkpoint" / slug(phase.name))
-    said = re.findall(rf"^{re.escape(phase.name)} (?:step (\d+):|goes on at step (\d+) of \d+)", log, re.MULTILINE)
+    said = re.findall(rf"^{re.escape(phase.name)} (?:step (\d+):|(?:resumes|goes on) at step (\d+) of \d+)", log, re.MULTILINE)
     step = max(saved or 0, int("".join(said[-1])[:18]) if said else 0)
     per_epoch = _steps_per_epoch(run, config, phase, phases)
     resumes = f"; a checkpoint at step {saved}" if saved else ""

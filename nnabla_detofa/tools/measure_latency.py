@@ -24,7 +24,8 @@ from ..common.reading import read_json
 from ..config import CenternetOfaResnet50, Config
 from ..networks.centernet import Detector
 from ..networks.layers import STORED
-from ..networks.supernet import Bottleneck, Classifier, LayerPlan, Plan
+from ..networks.resnet50 import Bottleneck, LayerPlan, Plan
+from ..networks.supernet import Classifier
 from ..space.costs import AdditiveCost, CostModel
 from ..space.geometry import Geometry, HeadGeometry
 from ..space.paths import Path

@@ -165,7 +165,7 @@ def write_splits(root: Path) -> list[Path]:
 
 def _network(small: bool, weights: str | None) -> dict[str, Any]:
     narrow = {"width_scale": 0.125, "strides": [1, 2, 2, 1], "deconv_channels": [64, 64], "head_channels": 16}
-    settings: dict[str, Any] = {**narrow, "heat_map_std": 0.1} if small else {}
+    settings: dict[str, Any] = {**narrow, "heatmap_std": 0.1} if small else {}
     return {"centernet_ofa_resnet50": settings | ({"weights": weights} if weights else {})}
 
 

@@ -17,9 +17,11 @@ from .. import config as configs
 from ..common.checked import listed
 from ..common.errors import UserError
 from ..common.reading import short, shown
-from ..evaluation.path_evaluation import path_evaluator, rng_for
+from ..common.seeds import rng_for
+from ..evaluation.images import EvaluationImages
+from ..evaluation.validation import PathEvaluator
 from ..evolution import Constraint, NoPath, at_most, between, front, search
-from ..methods.algorithm1 import build, make_cost
+from ..methods.build import build, make_cost
 from ..networks import weights
 from ..path_filter.model import PathFilter, PathScorer
 from ..runs.run_folder import (
@@ -346,7 +348,8 @@ def _losses(run: FinishedRun, rows: Sequence[dict], note: Callable[[str], None])
         note(f"winners are compared by score, not by validation loss: {error}")
         return None
     check_classes(run.folder, sets.classes)
-    evaluator = path_evaluator(model, sets, run.config)
+    images = EvaluationImages.choose(sets, run.config.hparams, run.config.args.seed)
+    evaluator = PathEvaluator.on(model, images, run.config.args.evaluation_processes)
     return evaluator.losses([Path.from_ofa(row["path"], run.space.geometry) for row in rows]).tolist()
 
 

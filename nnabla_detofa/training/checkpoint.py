@@ -6,10 +6,11 @@ import json
 import logging
 import os
 import shutil
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
+
+import h5py
 
 from ..backend.compat import Mo, Optimizer
 from ..common.checked import kind_of
@@ -87,19 +88,19 @@ class Checkpoint:
             try:
                 state = _checked_state(place)
                 weights.load(net, place / "weights.h5")
-                with warnings.catch_warnings():  # NNabla disables all FutureWarnings when it loads states
-                    optimizer.load_checkpoint({**state.pop("optimizer"), "states_path": str(place / "optim_train.h5")})
+                read_moments(place / "optim_train.h5", optimizer)
+                optimizer._iter = int(state.pop("optimizer")["current_iter"])
                 restore(state)
             except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
-                problems.append(f"the checkpoint {place} cannot be read ({_said(error)})")
+                problems.append(f"the checkpoint {place} cannot be read ({_message(error)})")
                 continue
             if problems:
                 self.damaged = True
-                self.log(f"{problems[0]}: going on from the one before it")
+                self.log(f"{problems[0]}: resuming from the previous one")
             return state
         if problems:
             names = " and ".join(map(str, places))
-            raise UserError(f"{'; '.join(problems)}; remove {names} to start this phase over, or put a whole copy there")
+            raise UserError(f"{'; '.join(problems)}; remove {names} to start this phase over, or restore an intact copy")
         return None
 
     def remove(self) -> None:
@@ -122,6 +123,24 @@ def write_moments(file: FilePath, optimizer: Optimizer) -> None:
                 group.create_dataset(key, data=moments.d).attrs["index"] = number
 
 
+def read_moments(file: FilePath, optimizer: Optimizer) -> None:
+    """Read the optimizer's moments, as `write_moments` or NNabla wrote them.
+
+    Raises:
+        KeyError, ValueError: the file lacks an array, or an array has another shape than its parameter.
+    """
+    states = optimizer._solver.get_states()
+    with h5py.File(file, "r") as opened:
+        for name, state in states.items():
+            group = opened[name if name in opened else weights.older_name(name)]
+            state.t = int(group["t"][()])
+            for key, moments in state.pstate.items():
+                if group[key].shape != moments.shape:
+                    raise ValueError(f"{name}/{key} has the shape {group[key].shape}, not {moments.shape}")
+                moments.d = group[key][...]
+    optimizer._solver.set_states(states)
+
+
 def _checked_state(place: FilePath) -> dict:
     """Read the JSON of a state and verify the hashes of its files; states of older versions contain no hashes.
 
@@ -130,7 +149,7 @@ def _checked_state(place: FilePath) -> dict:
     """
     state = parse_json((place / STATE).read_text())
     if not isinstance(state, dict):
-        raise UserError(f"{STATE} must hold a mapping, got {kind_of(state)}")
+        raise UserError(f"{STATE} must be a mapping, got {kind_of(state)}")
     if state.pop("digest", None) != (_digest(state) if "digests" in state else None):
         raise UserError(f"{STATE} is damaged")
     for name, written in state.pop("digests", {}).items():
@@ -139,7 +158,7 @@ def _checked_state(place: FilePath) -> dict:
     return state
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """Return the message of an error; the message of a KeyError is only the key."""
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from ..backend.device_memory import bounded_by
 from ..backend.ranks import Communicator
 from ..common.errors import UserError
 from ..config import Solver
+from ..data.loader import Loader
 from ..networks.layers import BATCH
 from ..runs.schedule import Schedule
 from ..space import paths as search_space
@@ -89,7 +90,7 @@ class Objective(Protocol):
 
     names: tuple[str, ...]
 
-    def __call__(self, outputs, images: nn.Variable, targets: Sequence[nn.Variable]) -> Sequence[nn.Variable]: ...
+    def __call__(self, outputs: Any, images: nn.Variable, targets: Sequence[nn.Variable]) -> Sequence[nn.Variable]: ...
 
 
 def build(
@@ -185,7 +186,8 @@ class GradientSum:
     """
 
     def __init__(self, parameters: dict[str, nn.Variable]):
-        self._parameters, self._sums = parameters, {}
+        self._parameters = parameters
+        self._sums: dict[str, nn.NdArray] = {}
 
     def take(self) -> None:
         """Add the parameters' gradients to the sum, and reset them to zero."""
@@ -221,7 +223,7 @@ def train(
     net: Mo.Module,
     optimizer: Optimizer,
     paths: PathSampler,
-    loader,
+    loader: Loader,
     inputs: Sequence[nn.Variable],
     steps: range,
     *,
@@ -229,7 +231,7 @@ def train(
     paths_per_step: int = 1,
     objective: Objective | None = None,
     comm: Communicator | None = None,
-    event=None,
+    event: Any = None,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
     """Train `net`: each step samples a path and updates the weights that it uses (Alg. 1 lines 9 to 16).
@@ -243,7 +245,7 @@ def train(
         net: supernet.
         optimizer: holds the parameters to train, and a schedule that sets the learning rate.
         paths: sampler of the path of each step; with several processes, only the sampler of rank 0 is used.
-        loader: `data.loader.Loader`; step s uses its batch s, or this process' part of the batch.
+        loader: loader of the training batches; step s uses its batch s, or this process' part of the batch.
         inputs: variables for one mini-batch: images, then targets. They are reshaped to each batch.
         steps: global step numbers to run.
         accumulate: number of mini-batches that this process' part of a batch is divided into, with one update for all.

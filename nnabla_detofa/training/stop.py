@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 from ..backend.launch import Stopped, handling
 from ..backend.ranks import Communicator
@@ -24,22 +25,22 @@ class StopRequest:
 
     def __init__(self, comm: Communicator):
         self.requested, self.comm = False, comm
-        self._told = False
+        self._signaled = False
         self._deferring = self._always = comm.n_procs > 1
 
     def __enter__(self) -> StopRequest:
-        self._handling = handling(self._hear)
+        self._handling = handling(self._on_signal)
         self._handling.__enter__()
         return self
 
-    def __exit__(self, *error) -> None:
-        self._handling.__exit__(*error)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._handling.__exit__(kind, error, trace)
 
-    def _hear(self, number: int, frame) -> None:
+    def _on_signal(self, number: int, frame: object) -> None:
         """Record a stop signal, and raise KeyboardInterrupt unless the stop is deferred."""
         hung_up, self.requested = number == signal.SIGHUP, True
-        at_once = not self._deferring or (self._told and not hung_up)
-        self._told |= not hung_up
+        at_once = not self._deferring or (self._signaled and not hung_up)
+        self._signaled |= not hung_up
         if at_once:
             raise KeyboardInterrupt
 

@@ -165,7 +165,7 @@ class Images:
 
 
 def test_paths_and_test_images_are_shared_out_with_the_same_results():
-    net = centernet.Detector(HeadGeometry(3, (8, 8), 8), SMALL, heat_map_std=0.1, rng=np.random.default_rng(0))
+    net = centernet.Detector(HeadGeometry(3, (8, 8), 8), SMALL, heatmap_std=0.1, rng=np.random.default_rng(0))
     paths = list(SPACE.sample_many(np.random.default_rng(3), 3))
     rng = np.random.default_rng(1)
     images = [rng.normal(size=(2, 3, 64, 64)).astype(np.float32) for _ in range(2)]

@@ -16,12 +16,12 @@ from nnabla_detofa.backend.graphs import CachedGraphs
 from nnabla_detofa.cli import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.evaluation import forked
-from nnabla_detofa.methods import algorithm1
+from nnabla_detofa.methods import detectors
 from nnabla_detofa.networks.supernet import SearchNet
 from nnabla_detofa.path_filter.model import PathFilter
 from nnabla_detofa.space.search_space import ofa_resnet50
 from nnabla_detofa.training import loop as training
-from nnabla_detofa.training import runner
+from nnabla_detofa.training import phase_training
 
 FULLNET = ("args.runner=fullnet", "args.evaluation_processes=2")
 
@@ -59,7 +59,7 @@ def test_training_works_in_a_thread_and_by_the_command_line_there(tmp_path):
     assert files(tmp_path / "run")["fullnet.json"] == kept["fullnet.json"]
 
 
-@pytest.mark.parametrize("owner, name", [(training, "step"), (runner, "train"), (algorithm1, "average_precision")])
+@pytest.mark.parametrize("owner, name", [(training, "step"), (phase_training, "train"), (detectors, "average_precision")])
 def test_a_restart_that_fails_before_its_first_step_brings_the_old_run_back(owner, name, tmp_path, monkeypatch):
     folder = shutil.copytree(tiny.fullnet_run(), tmp_path / "run")
     kept = files(folder)
@@ -81,7 +81,7 @@ def test_a_second_run_in_another_thread_is_refused_and_changes_nothing(tmp_path,
     def step_beside_another_run(graph):
         if not second:
             second.append(None)
-            with pytest.raises(UserError, match="another run is being trained in this process: wait for its end"):
+            with pytest.raises(UserError, match="another run is in progress in this process: wait until it ends"):
                 in_thread(lambda: nnabla_detofa.train(tiny.config_file(), tmp_path / "second", FULLNET))
         step(graph)
 

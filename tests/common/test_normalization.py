@@ -19,7 +19,7 @@ from nnabla_detofa.common.normalization import COCO, FIRST_CONV, FIRST_MEAN, IMA
 from nnabla_detofa.data.augment import letterbox
 from nnabla_detofa.data.sets import open_sets
 from nnabla_detofa.evaluation.detections import BoxDetector, detect_images
-from nnabla_detofa.methods.algorithm1 import build
+from nnabla_detofa.methods.build import build
 from nnabla_detofa.networks import centernet, supernet, weights
 from nnabla_detofa.networks.layers import STORED
 from nnabla_detofa.tools.evaluate_paths import open_supernet
@@ -159,7 +159,7 @@ def test_a_damaged_record_is_one_sentence(tmp_path, kept):
     weights.write(tmp_path / "w.h5", supernet.SearchNet(10, **SIZES).get_parameters())
     with weights.h5py.File(tmp_path / "w.h5", "r+") as file:
         file.attrs["normalization"] = kept
-    with pytest.raises(UserError, match=r"the normalization kept in .*w\.h5"):
+    with pytest.raises(UserError, match=r"the normalization stored in .*w\.h5"):
         load_supernet(tmp_path / "w.h5")
 
 

@@ -199,11 +199,13 @@ def test_the_hash_is_that_of_the_result():
 
 
 def test_older_keys_are_read_everywhere_and_keep_the_hash(tmp_path):
-    """`colour` has become `color`: in files, their bases, overrides and run folders, with the hash that checkpoints hold."""
+    """`colour` became `color` and `heat_map_std` `heatmap_std`: in files, bases, overrides, run folders; the hash stays."""
     current = configs.load(CONFIGS / "digits_detofa.json")
     older = current.to_dict()
     settings = older["dataloader"]["voc"]
     settings["colour"] = settings.pop("color")
+    network = older["network"]["centernet_ofa_resnet50"]
+    network["heat_map_std"] = network.pop("heatmap_std")
     base = write(tmp_path, "base.json", **older)
     assert not current.dataloader.color and current.config_hash == "3a410189370d617a"
     assert configs.from_run(older, "run").dataloader.color is False

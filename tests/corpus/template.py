@@ -8,7 +8,7 @@ import numpy as np
 from small import detofa_config, pretrain_config
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.methods import algorithm1, pretrain
+from nnabla_detofa.methods.build import make_cost, make_model
 from nnabla_detofa.networks import weights
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
 from nnabla_detofa.path_filter.model import PathFilter
@@ -53,7 +53,7 @@ def make(folder: Path) -> Path:
     _write_run(folder / "run", config)
     _write_fine_tuning(folder / "tuned", config)
     _write_json(folder / "pretrained", {"config": pretraining.to_dict(), "summary": {"accuracy": [0.5], "seconds": {}}})
-    classifier = pretrain.make_model(pretraining, len(CLASSES))
+    classifier = make_model(pretraining, len(CLASSES))
     weights.save(classifier, folder / "supernet.h5")
     (folder / "profile.json").write_text(json.dumps(profile()))
     return folder
@@ -104,7 +104,7 @@ def _write_json(folder: Path, contents: dict) -> None:
 
 def _write_fine_tuning(folder: Path, config: configs.Config) -> None:
     """The folder of a finished fine-tuning of the largest path, with weights that were never trained."""
-    model = algorithm1.make_model(config, 2)
+    model = make_model(config, 2)
     path = model.space.largest.to_ofa(model.space.geometry)
     origin = {"run": "run", "detector": "fullnet", "path": path, "weights": "0" * 16}
     results = dict.fromkeys(("before", "finetuned"), RESULT | {"path": path})
@@ -114,7 +114,7 @@ def _write_fine_tuning(folder: Path, config: configs.Config) -> None:
 
 def _write_run(run: Path, config: configs.Config) -> None:
     """The folder of a finished run of Algorithm 1, with weights that were never trained."""
-    model, cost = algorithm1.make_model(config, 2), algorithm1.make_cost(config, 2, (SIDE, SIDE))
+    model, cost = make_model(config, 2), make_cost(config, 2, (SIDE, SIDE))
     space = ofa_resnet50(config.network.geometry)
     buckets = Buckets(space, cost.flops, config.hparams.buckets)
     paths = space.sample_many(np.random.default_rng(0), 4)

@@ -1,6 +1,5 @@
 """What training or evaluation leaves out of a data set is said before, in the check and in the run, with what to set."""
 
-import io
 import json
 import shutil
 from types import SimpleNamespace
@@ -20,6 +19,7 @@ from nnabla_detofa.data.voc import VOCDataset
 from nnabla_detofa.tools.data_facts import data_facts
 from nnabla_detofa.tools.evaluate import table
 from nnabla_detofa.tools.report import markdown_row
+from nnabla_detofa.training.run_log import RunLog
 from nnabla_detofa.training.runner import SupernetRunner
 
 SPLITS = ("train", "val", "test")
@@ -178,14 +178,13 @@ def data_facts_problem(config: configs.Config) -> str:
 
 
 def test_the_warnings_of_a_run_are_in_its_log(tmp_path):
-    file = io.StringIO()
+    lines = []
     runner = SimpleNamespace(
         sets=SimpleNamespace(classes=("cat", "dog"), warnings=("one thing", "another")),
-        log=lambda text: file.write(text + "\n"),
-        monitor=SimpleNamespace(info=lambda text, view: file.write(text) if not view else None),
+        log=RunLog(SimpleNamespace(info=lambda text, view=True: lines.append((text, view))), rank=0),
     )
     SupernetRunner.log_data(runner)
-    assert file.getvalue().splitlines() == ["classes: cat, dog", "one thing", "another"]
+    assert lines == [("classes: cat, dog\n", True), ("one thing\n", False), ("another\n", False)]
 
 
 # --- Sizes ------------------------------------------------------------------------------------------------------------

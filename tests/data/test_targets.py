@@ -43,12 +43,12 @@ def test_one_object_by_hand():
     assert targets.offset.tolist() == [[0.75, 0.5], [0, 0], [0, 0]]
     assert targets.index.tolist() == [2 * 10 + 4, 0, 0]
     assert targets.mask.tolist() == [1, 0, 0]
-    assert targets.heat_map[0].max() == 0
+    assert targets.heatmap[0].max() == 0
     # ceil(3) x ceil(5.5): radius 1, so sigma is 3 / 6, and the Gaussian covers 3 x 3 cells.
     near, corner = np.exp(-1 / (2 * 0.25)), np.exp(-2 / (2 * 0.25))
     expected = [[corner, near, corner], [near, 1, near], [corner, near, corner]]
-    np.testing.assert_allclose(targets.heat_map[1, 1:4, 3:6], expected, rtol=1e-6)
-    assert np.count_nonzero(targets.heat_map) == 9
+    np.testing.assert_allclose(targets.heatmap[1, 1:4, 3:6], expected, rtol=1e-6)
+    assert np.count_nonzero(targets.heatmap) == 9
 
 
 def test_boxes_are_clipped_to_the_map_and_dropped_without_area():
@@ -61,9 +61,9 @@ def test_boxes_are_clipped_to_the_map_and_dropped_without_area():
 def test_no_more_than_max_objects_and_overlapping_gaussians_keep_the_larger_value():
     boxes = np.array([[0, 0, 10, 10], [2, 0, 12, 10], [20, 20, 30, 30]])
     targets = make_targets(boxes, np.zeros(3, int), 1, (32, 32), max_objects=2)
-    alone = [make_targets(boxes[i : i + 1], np.zeros(1, int), 1, (32, 32)).heat_map for i in range(2)]
-    np.testing.assert_array_equal(targets.heat_map, np.maximum(*alone))
-    assert (targets.heat_map == 1).sum() == 2
+    alone = [make_targets(boxes[i : i + 1], np.zeros(1, int), 1, (32, 32)).heatmap for i in range(2)]
+    np.testing.assert_array_equal(targets.heatmap, np.maximum(*alone))
+    assert (targets.heatmap == 1).sum() == 2
 
 
 def test_no_objects_and_bad_labels():

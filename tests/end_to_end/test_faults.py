@@ -25,13 +25,13 @@ from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.evaluation import forked
-from nnabla_detofa.methods import algorithm1
+from nnabla_detofa.methods import algorithm1, build, detectors, subnet_search
 from nnabla_detofa.path_filter import evaluated_paths
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
 from nnabla_detofa.runs import lock
 from nnabla_detofa.space.search_space import ofa_resnet50
+from nnabla_detofa.training import filter_fitting, mini_batch
 from nnabla_detofa.training import loop as training
-from nnabla_detofa.training import mini_batch, runner
 from nnabla_detofa.training.checkpoint import Checkpoint, write_moments
 from nnabla_detofa.training.loop import train
 
@@ -154,14 +154,14 @@ def test_results_that_differ_are_told(unbroken, tmp_path):
 def test_sigterm_stops_in_every_kind_of_phase_with_status_130(config, unbroken, tmp_path, monkeypatch, capsys):
     arguments = ["-f", str(config), "-o", str(tmp_path / "run")]
     for owner, name in (
-        (algorithm1, "open_sets"),
-        (algorithm1, "average_precision"),
+        (build, "open_sets"),
+        (detectors, "average_precision"),
         (training, "step"),
         (evaluated_paths, "_write_line"),
-        (runner, "fit"),
+        (filter_fitting, "fit"),
         (algorithm1, "operation_scores"),
         (algorithm1, "path_thresholds"),
-        (algorithm1, "search"),
+        (subnet_search, "search"),
     ):
         original = getattr(owner, name)
 
@@ -203,7 +203,7 @@ def alive(pid: int) -> bool:
 
 
 def test_a_forked_process_that_is_killed_is_told():
-    with pytest.raises(UserError, match="a process that evaluated paths was ended from outside"):
+    with pytest.raises(UserError, match="a process that evaluated paths was killed"):
         list(forked.map_forked(lambda n: os.kill(os.getpid(), signal.SIGKILL) if n == 1 else n, range(3), 2))
 
 
@@ -368,7 +368,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken(tmp_path):
         for damage in (content[: len(content) // 3], changed, b""):
             file.write_bytes(damage)
             assert checkpoint.load(other, fresh) == {"step": 2}
-            assert re.search("the checkpoint .*c cannot be read .*: going on from the one before it", said.pop())
+            assert re.search("the checkpoint .*c cannot be read .*: resuming from the previous one", said.pop())
             for key, value in values(other).items():
                 np.testing.assert_array_equal(value, kept[2][key])
         file.write_bytes(content)
@@ -383,7 +383,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken(tmp_path):
     ):
         (tmp_path / "c" / "state.json").write_text(damage)
         assert checkpoint.load(other, fresh, lambda state: state["step"] + 1) == {"step": 2}
-        assert re.search("the checkpoint .*c cannot be read .*: going on from the one before it", said.pop())
+        assert re.search("the checkpoint .*c cannot be read .*: resuming from the previous one", said.pop())
     (tmp_path / "c" / "state.json").unlink()
     assert checkpoint.load(other, fresh) == {"step": 2}
     checkpoint.save(net, optimizer, {"step": 3})  # the whole one before it stays
@@ -411,7 +411,7 @@ def test_results_that_a_run_goes_on_with_are_checked_at_its_start(config, unbrok
         assert main(["-f", str(config), "-o", str(folder)]) == 2
         error = the_error(capsys.readouterr().err)
         assert re.search(
-            rf"run/{name} is damaged \(.*{message}.*\): remove it to (have it made again|count the time anew)", error
+            rf"run/{name} is damaged \(.*{message}.*\): remove it to (compute it again|restart the measurement of costs)", error
         ), error
         assert (folder / name).read_text() == content
         (folder / name).write_text(before)
@@ -428,7 +428,7 @@ def test_a_ledger_of_another_device_begins_anew(config, unbroken_short, tmp_path
     ledger = json.loads((folder / "ledger.json").read_text()) | {"unit": "GPU seconds"}
     (folder / "ledger.json").write_text(json.dumps(ledger))
     assert main(["-f", str(config), "-o", str(folder), *SHORT]) == 0
-    assert "the ledger counts GPU seconds, and here there are core seconds: it begins anew" in capsys.readouterr().out
+    assert "ledger.json counts GPU seconds and this device core seconds; it is started over" in capsys.readouterr().out
     after = json.loads((folder / "ledger.json").read_text())
     assert after["unit"] == "core seconds"
     assert after["phases"].get("fullnet", {"seconds": 0})["seconds"] < ledger["phases"]["fullnet"]["seconds"]
@@ -446,7 +446,7 @@ def test_a_damaged_checkpoint_of_a_phase_without_hashes_falls_back(config, unbro
         damaged = {name: value for name, value in (old | change).items() if value is not ...}
         (folder / "fullnet" / "state.json").write_text(json.dumps(damaged))
         assert main(["-f", str(config), "-o", str(folder), *SHORT]) == 0
-        assert re.search("the checkpoint .*fullnet cannot be read .*: going on from the one before it", capsys.readouterr().out)
+        assert re.search("the checkpoint .*fullnet cannot be read .*: resuming from the previous one", capsys.readouterr().out)
         assert [file for file in differing(unbroken_short, folder) if "fullnet.old" not in file] == ["fullnet/state.json"]
         (folder / "summary.json").unlink()
     (folder / "fullnet" / "state.json").write_text(json.dumps(old))
@@ -476,8 +476,8 @@ def test_a_loss_that_is_not_finite_names_the_step_the_path_and_the_checkpoint(co
 
     def poisoned(graph, batch):
         calls.append(batch)
-        heat_map = np.full_like(batch[1], np.nan) if len(calls) == 6 else batch[1]  # a ReLU makes 0 of a NaN of the images
-        load(graph, [batch[0], heat_map, *batch[2:]])
+        heatmap = np.full_like(batch[1], np.nan) if len(calls) == 6 else batch[1]  # a ReLU makes 0 of a NaN of the images
+        load(graph, [batch[0], heatmap, *batch[2:]])
 
     monkeypatch.setattr(training, "load", poisoned)
     arguments = ["-f", str(config), "-o", str(tmp_path / "run"), *SHORT]
@@ -506,7 +506,7 @@ def test_a_photograph_that_vanishes_is_named_and_no_step_is_lost(config, data, t
     assert 0 < state["step"] < 8 and state["phase"] == "fullnet" and state["line"] == "2" and state["epoch"] == 0
     os.replace(hidden, root / "JPEGImages")
     assert main([*arguments, "-o", str(tmp_path / "run")]) == 0
-    assert f"goes on at step {state['step']}" in capsys.readouterr().out
+    assert f"resumes at step {state['step']}" in capsys.readouterr().out
     assert differing(tmp_path / "whole", tmp_path / "run") == []
 
 
@@ -519,7 +519,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on(limit, named, config, u
     arguments = ["-f", str(config), "-o", str(tmp_path / "run"), *SHORT]
     failed = with_fault(f"limit:{limit}", *arguments)
     assert failed.returncode == 2, failed.stderr
-    assert re.search(f"{named} cannot be written .File too large.: what was done before is kept", the_error(failed.stderr))
+    assert re.search(f"{named} cannot be written .File too large.: earlier results are kept", the_error(failed.stderr))
     assert main(arguments) == 0
     assert differing(unbroken_short, tmp_path / "run") == []
 

@@ -160,22 +160,22 @@ def test_coco_by_hand(capsys):
     objects = [truth(([0, 0, 20, 20], 0), ([100, 100, 300, 300], 1)), truth(([0, 0, 50, 50], 0))]
     perfect = [found(*((box, 0.9, label) for box, label in zip(boxes, labels))) for boxes, labels, _ in objects]
     result = coco_ap(perfect, objects, 2)
-    assert result.figures == dict.fromkeys(["AP", "AP50", "AP75", "APs", "APm", "APl"], pytest.approx(1))
+    assert result.values == dict.fromkeys(["AP", "AP50", "AP75", "APs", "APm", "APl"], pytest.approx(1))
     assert result.per_class == pytest.approx([1, 1]) and result.per_class_50 == pytest.approx([1, 1])
     # A box of IoU 0.7 is right at 0.5, 0.55, ..., 0.7: half of the thresholds.
-    shorter = coco_ap([found(([0, 0, 20, 14], 0.9, 0))], [truth(([0, 0, 20, 20], 0))], 1).figures
+    shorter = coco_ap([found(([0, 0, 20, 14], 0.9, 0))], [truth(([0, 0, 20, 20], 0))], 1).values
     assert [shorter[name] for name in ("AP", "AP50", "AP75", "APs")] == pytest.approx([0.5, 1, 0, 0.5])
     assert np.isnan(shorter["APl"])
-    assert coco_ap([found()], [truth((A, 0))], 1).figures["AP"] == 0
-    assert np.isnan(coco_ap([found()], [truth()], 1).figures["AP"])
+    assert coco_ap([found()], [truth((A, 0))], 1).values["AP"] == 0
+    assert np.isnan(coco_ap([found()], [truth()], 1).values["AP"])
     assert capsys.readouterr().out == ""
 
 
 def test_coco_crowds_and_areas():
     crowd = [truth((A, 0, True), (B, 0))]
-    assert coco_ap([found((A, 0.9, 0), (B, 0.8, 0))], crowd, 1).figures["AP"] == pytest.approx(1)
+    assert coco_ap([found((A, 0.9, 0), (B, 0.8, 0))], crowd, 1).values["AP"] == pytest.approx(1)
     box = [0, 0, 50, 50]
-    sizes = coco_ap([found((box, 0.9, 0))], [truth((box, 0))], 1, areas=[np.array([100.0])]).figures
+    sizes = coco_ap([found((box, 0.9, 0))], [truth((box, 0))], 1, areas=[np.array([100.0])]).values
     assert sizes["APs"] == pytest.approx(1) and np.isnan(sizes["APm"])
 
 

@@ -13,10 +13,12 @@ from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.evaluation.detections import BoxDetector, average_precision
-from nnabla_detofa.evaluation.path_evaluation import distinct_in_buckets, evaluation_settings, path_evaluator, sample_in_buckets
+from nnabla_detofa.evaluation.images import EvaluationImages
+from nnabla_detofa.evaluation.path_sampling import distinct_in_buckets, sample_in_buckets
 from nnabla_detofa.evaluation.reestimation import reestimate
-from nnabla_detofa.evaluation.validation import validation_loss
-from nnabla_detofa.methods import algorithm1, pretrain
+from nnabla_detofa.evaluation.stored import evaluation_settings
+from nnabla_detofa.evaluation.validation import PathEvaluator, validation_loss
+from nnabla_detofa.methods.build import build
 from nnabla_detofa.networks import weights
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPaths
 from nnabla_detofa.space.counting import Buckets
@@ -38,7 +40,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def detection(data) -> configs.Config:
-    network = SMALL | {"deconv_channels": [8, 8], "head_channels": 8, "heat_map_std": 0.1}
+    network = SMALL | {"deconv_channels": [8, 8], "head_channels": 8, "heatmap_std": 0.1}
     splits = {split: [split] for split in ("train", "val", "test")}
     voc = {"root": str(data), "image_size": 64, "max_objects": 8, **splits}
     content = {"network": {"centernet_ofa_resnet50": network}, "dataloader": {"voc": voc}}
@@ -55,7 +57,7 @@ def classification(data) -> configs.Config:
 
 def written(config: configs.Config, file: FilePath) -> FilePath:
     """The weights of the config's untrained supernet."""
-    model, *_ = (pretrain if config.args.runner == "pretrain" else algorithm1).build(config)
+    model, *_ = build(config)
     weights.save(model, file)
     return file
 
@@ -69,6 +71,11 @@ def run(detection, tmp_path_factory) -> FilePath:
     return folder
 
 
+def evaluator_of(model, sets, config: configs.Config, ap_metric: str | None = None) -> PathEvaluator:
+    images = EvaluationImages.choose(sets, config.hparams, config.args.seed)
+    return PathEvaluator.on(model, images, config.args.evaluation_processes, ap_metric)
+
+
 def with_hparams(config: configs.Config, **changed) -> configs.Config:
     content = config.to_dict()
     content["hparams"] |= changed
@@ -80,7 +87,7 @@ def with_hparams(config: configs.Config, **changed) -> configs.Config:
 
 @pytest.fixture(scope="module")
 def buckets(detection) -> Buckets:
-    model, _, cost = algorithm1.build(detection)
+    model, _, cost = build(detection)
     return Buckets(model.space, cost.flops, 5)
 
 
@@ -117,9 +124,10 @@ def test_a_bucket_without_enough_paths_gives_what_it_has(buckets):
 
 def test_the_settings_tell_images_apart(detection, classification):
     def settings(config):
-        model, sets, cost = (pretrain if config.args.runner == "pretrain" else algorithm1).build(config)
+        model, sets, cost = build(config)
         buckets = Buckets(model.space, cost.flops, config.hparams.buckets)
-        return evaluation_settings(sets, config, buckets, path_evaluator(model, sets, config))
+        images = EvaluationImages.choose(sets, config.hparams, config.args.seed)
+        return evaluation_settings(images, PathEvaluator.on(model, images), buckets, config.args.type_config)
 
     before = settings(detection)
     assert (before["bn_images"], before["val_images"], before["bn_batch"], before["classes"]) == (8, 18, 4, 10)
@@ -156,9 +164,9 @@ def test_a_file_is_made_extended_and_gone_on_with(detection, run, tmp_path):
 
     fresh = evaluate_sampled(detection, weights_file, tmp_path / "fresh.jsonl", 1, "fresh", exclude=[file])
     assert not set(fresh.batch) & set(made.batch)
-    model, sets, cost = algorithm1.build(detection, pretrained=False)
+    model, sets, cost = build(detection, pretrained=False)
     weights.load(model, weights_file)
-    evaluator = path_evaluator(model, sets, detection)
+    evaluator = evaluator_of(model, sets, detection)
     np.testing.assert_allclose(evaluator.losses(made.batch), made.losses, rtol=1e-5)
     assert made.flops.tolist() == cost.flops(made.batch).tolist()
     assert [item.params for item in made.items] == cost.params(made.batch).tolist()
@@ -168,9 +176,9 @@ def test_ap_is_that_of_the_detector_on_the_validation_images(detection, run, tmp
     found = evaluate_sampled(detection, run / "warm_up" / "weights.h5", tmp_path / "ap.jsonl", 1, ap=True)
     plain = evaluate_sampled(detection, run / "warm_up" / "weights.h5", tmp_path / "paths.jsonl", 1)
     np.testing.assert_allclose(found.losses, plain.losses, rtol=1e-6)
-    model, sets, _ = algorithm1.build(detection, pretrained=False)
+    model, sets, _ = build(detection, pretrained=False)
     weights.load(model, run / "warm_up" / "weights.h5")
-    evaluator = path_evaluator(model, sets, detection, ap=True)
+    evaluator = evaluator_of(model, sets, detection, "11point")
     path = found.items[0].path
     detector = BoxDetector(model, path, reestimate(model, path, evaluator.statistics_batches))
     on_validation = type(sets)(**vars(sets) | {"test": sets.val})
@@ -182,13 +190,13 @@ def test_ap_is_that_of_the_detector_on_the_validation_images(detection, run, tmp
 
 def _maps(batch) -> tuple[np.ndarray, np.ndarray]:
     """Offset and size maps (B, 2, h, w) with a batch's targets at its objects' cells."""
-    _, heat_map, size, offset, index, mask = batch
-    shape = (len(heat_map), 2, heat_map.shape[2] * heat_map.shape[3])
+    _, heatmap, size, offset, index, mask = batch
+    shape = (len(heatmap), 2, heatmap.shape[2] * heatmap.shape[3])
     maps = np.zeros(shape), np.zeros(shape)
     for image, place in np.argwhere(mask > 0):
         for values, target in zip(maps, (offset, size)):
             values[image, :, int(index[image, place])] = target[image, place]
-    return tuple(values.reshape(*shape[:2], *heat_map.shape[2:]) for values in maps)
+    return tuple(values.reshape(*shape[:2], *heatmap.shape[2:]) for values in maps)
 
 
 def test_a_classification_supernet_has_losses_but_no_ap(classification, tmp_path):
@@ -208,7 +216,7 @@ def test_what_does_not_fit_the_file_is_refused(detection, run, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             evaluate_sampled(detection, weights_file, file, 1, **options)
-    model, *_ = algorithm1.build(detection)
+    model, *_ = build(detection)
     next(iter(model.get_parameters().values())).d *= 1.5
     weights.write(tmp_path / "other.h5", model.get_parameters())
     with pytest.raises(UserError, match="paths evaluated with weights"):
@@ -269,9 +277,9 @@ def test_wrong_use_is_one_sentence(classification, run, tmp_path, capsys):
 @pytest.mark.parametrize("kind", ["detection", "classification"])
 def test_image_losses_combine_into_the_loss_of_real_batches(kind, request):
     config = request.getfixturevalue(kind)
-    model, sets, _ = (pretrain if kind == "classification" else algorithm1).build(config)
+    model, sets, _ = build(config)
     path = model.space.sample(np.random.default_rng(0))
-    evaluator = path_evaluator(model, sets, config)
+    evaluator = evaluator_of(model, sets, config)
     statistics, batches = reestimate(model, path, evaluator.statistics_batches), evaluator.validation_batches
     found, count = image_losses(model, path, statistics, batches), sum(len(batch[0]) for batch in batches)
     assert len(batches[-1][0]) < 4 or kind == "classification"

@@ -20,7 +20,7 @@ SMALL, HEAD = Geometry(width_scale=0.125, strides=(1, 2, 2, 1)), HeadGeometry(3,
 
 @pytest.fixture(scope="module")
 def net():
-    return Detector(HEAD, SMALL, heat_map_std=0.1)
+    return Detector(HEAD, SMALL, heatmap_std=0.1)
 
 
 def images(seed: int, n: int = 4) -> np.ndarray:
@@ -29,11 +29,11 @@ def images(seed: int, n: int = 4) -> np.ndarray:
 
 def batch(seed: int, n: int = 4) -> list[np.ndarray]:
     """Images and targets with one object in each."""
-    heat_map = np.zeros((n, 3, 16, 16), np.float32)
-    heat_map[:, 1, 5, 6] = 1
+    heatmap = np.zeros((n, 3, 16, 16), np.float32)
+    heatmap[:, 1, 5, 6] = 1
     index, mask = np.zeros((n, 2)), np.zeros((n, 2))
     index[:, 0], mask[:, 0] = 5 * 16 + 6, 1
-    return [images(seed, n), heat_map, np.ones((n, 2, 2)), np.full((n, 2, 2), 0.5), index, mask]
+    return [images(seed, n), heatmap, np.ones((n, 2, 2)), np.full((n, 2, 2), 0.5), index, mask]
 
 
 def test_statistics_of_one_batch_reproduce_batch_normalization(net):

@@ -120,7 +120,7 @@ def test_tensorboard_shows_the_run(finished):
             tags |= {value.tag for value in event.summary.value}
             pictures = [value.image for value in event.summary.value if value.image.encoded_image_string]
             sizes |= {Image.open(io.BytesIO(picture.encoded_image_string)).size for picture in pictures}
-    wanted = {"loss/fullnet", "heat map/warm-up", "learning_rate/fine-tuning", "share of paths rejected/fine-tuning"}
+    wanted = {"loss/fullnet", "heatmap/warm-up", "learning_rate/fine-tuning", "share of paths rejected/fine-tuning"}
     wanted |= {"AP50 on the test split/subnet 1", "AP50 on the test split/fullnet", "Kendall's tau of each bucket/path filter"}
     wanted |= {"pair loss/path filter", "pair loss on validation paths/path filter again", "detections of subnet 1/1"}
     assert wanted <= tags, wanted - tags

@@ -20,7 +20,8 @@ from nnabla_detofa.data.loader import Loader
 from nnabla_detofa.networks import weights
 from nnabla_detofa.networks.distillation import Distillation, distillation_loss
 from nnabla_detofa.networks.layers import BATCH
-from nnabla_detofa.networks.supernet import SearchNet, sort_middle_channels
+from nnabla_detofa.networks.resnet50 import sort_middle_channels
+from nnabla_detofa.networks.supernet import SearchNet
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPaths
 from nnabla_detofa.path_filter.model import PathFilter
 from nnabla_detofa.runs.phases import Schedule, training_phases

@@ -8,7 +8,9 @@ from parity import decoding_checks, failed, loss_checks
 from visit import count_macs, peak_memory
 
 from nnabla_detofa.networks import centernet, supernet, weights
-from nnabla_detofa.networks.centernet import Detector, TargetVariables, decode, focal_loss, soft_nms
+from nnabla_detofa.networks.centernet import Detector
+from nnabla_detofa.networks.decoding import decode, soft_nms
+from nnabla_detofa.networks.detection_loss import TargetVariables, focal_loss
 from nnabla_detofa.networks.layers import BATCH
 from nnabla_detofa.space.costs import CostModel
 from nnabla_detofa.space.geometry import OFA_RESNET50, Geometry, HeadGeometry
@@ -99,7 +101,7 @@ def test_the_cost_table_equals_a_visit_of_the_built_graph(geometry, head, size):
     for path in paths:
         x = nn.Variable((1, 3, *size))
         outputs = net(x, path)
-        assert outputs.heat_map.shape[1:] == (head.num_classes, *(s // head.output_stride(geometry) for s in size))
+        assert outputs.heatmap.shape[1:] == (head.num_classes, *(s // head.output_stride(geometry) for s in size))
         assert count_macs(F.sink(*outputs)) == models[0].flops([path])[0]
         assert peak_memory(F.sink(*outputs), x) == models[0].memory([path])[0]
         backbone = net.backbone(x, path)
@@ -112,9 +114,9 @@ def test_every_parameter_of_the_largest_path_gets_a_gradient():
     net = Detector(HEAD, SMALL, zero_init_residual=False)
     rng = np.random.default_rng(0)
     x = variable(rng.normal(size=(2, 3, 64, 64)))
-    heat_map = np.zeros((2, 3, 16, 16))
-    heat_map[:, 1, 5, 6] = 1
-    given = (heat_map, np.ones((2, 4, 2)), np.full((2, 4, 2), 0.5), np.full((2, 4), 5 * 16 + 6), [[1, 0, 0, 0]] * 2)
+    heatmap = np.zeros((2, 3, 16, 16))
+    heatmap[:, 1, 5, 6] = 1
+    given = (heatmap, np.ones((2, 4, 2)), np.full((2, 4, 2), 0.5), np.full((2, 4), 5 * 16 + 6), [[1, 0, 0, 0]] * 2)
     loss = net.losses(net(x, ofa_resnet50(SMALL).largest, BATCH), list(TargetVariables(*map(variable, given)))).total
     parameters = net.get_parameters(grad_only=True)
     for parameter in parameters.values():

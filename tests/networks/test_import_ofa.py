@@ -69,10 +69,16 @@ def test_our_images_give_what_theirs_gave():
     ("change", "message"),
     [
         ({LINEAR: None}, "lacks classifier.linear.linear.weight"),
-        ({FIRST: None}, r"no tensor for 1 of 307 parameters, as input_stem/0/conv/conv/_W"),
-        ({"blocks.18.conv1.conv.conv.weight": np.zeros((1, 1, 1, 1))}, r"blocks.18.conv1.conv.conv.weight .* has no place"),
+        ({FIRST: None}, r"no tensor for 1 of 307 parameters, such as input_stem/0/conv/conv/_W"),
+        (
+            {"blocks.18.conv1.conv.conv.weight": np.zeros((1, 1, 1, 1))},
+            r"blocks.18.conv1.conv.conv.weight .* matches no parameter",
+        ),
         ({FIRST: np.zeros((3, 32, 3, 3))}, r"input_stem.0.conv.conv.weight has the shape \(3, 32, 3, 3\); .* \(32, 3, 3, 3\)"),
-        ({"classifier.linear.linear.bias": np.full(10, np.nan)}, "classifier.linear.linear.bias is not made of finite numbers"),
+        (
+            {"classifier.linear.linear.bias": np.full(10, np.nan)},
+            "classifier.linear.linear.bias must contain only finite numbers",
+        ),
         ({"input_stem.0.conv.weight": np.zeros((32, 3, 3, 3))}, "input_stem/0/conv/conv/_W twice"),
     ],
 )
@@ -113,7 +119,7 @@ def test_reading_a_checkpoint(tmp_path, capsys):
             np.testing.assert_array_equal(found["a.weight"], np.ones((2, 3), np.float32))
     for bad in ({"state_dict": {**state, "c": Code()}}, Code()):
         torch.save(bad, file)
-        with pytest.raises(UserError, match=r"ofa\.pth must hold tensors alone"):
+        with pytest.raises(UserError, match=r"ofa\.pth must contain only tensors"):
             read_checkpoint(file)
     for bad in ({"epoch": 3}, [torch.ones(1)], {}):
         torch.save(bad, file)
@@ -124,7 +130,7 @@ def test_reading_a_checkpoint(tmp_path, capsys):
     with pytest.raises(UserError, match=r"ofa\.pth cannot be read"):
         read_checkpoint(file)
     file.write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match=r"ofa\.pth must hold tensors alone"):
+    with pytest.raises(UserError, match=r"ofa\.pth must contain only tensors"):
         read_checkpoint(file)
     with pytest.raises(UserError, match="does not exist"):
         read_checkpoint(tmp_path / "none.pth")
@@ -151,5 +157,5 @@ def test_a_negative_variance_is_refused():
     tensors = dict(reference_tensors())
     name = next(name for name in tensors if name.endswith("running_var"))
     tensors[name] = tensors[name] - 10
-    with pytest.raises(UserError, match="is a variance, which cannot be -"):
+    with pytest.raises(UserError, match="is a variance and must not be negative, got -"):
         convert(tensors)

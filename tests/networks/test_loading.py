@@ -12,7 +12,7 @@ from nnabla_detofa import load_supernet
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.networks import centernet, supernet, weights
 from nnabla_detofa.networks.loading import width_scale
-from nnabla_detofa.networks.supernet import Plan
+from nnabla_detofa.networks.resnet50 import Plan
 from nnabla_detofa.space.geometry import Geometry
 from nnabla_detofa.space.search_space import ofa_resnet50
 
@@ -46,6 +46,25 @@ def test_a_file_becomes_the_network_it_was(files, task, classes):
         np.testing.assert_array_equal(ours.d, theirs.d)
 
 
+def test_the_older_names_of_the_heatmap_head_are_read(files, tmp_path):
+    """Files of older versions have `heat_map/`, and their hashes in results stay valid."""
+    folder, nets = files
+    parameters = nets["detection"].get_parameters()
+    older = {weights.older_name(name): parameter for name, parameter in parameters.items()}
+    assert older.keys() != parameters.keys() and weights.digest(older) == weights.digest(parameters)
+    weights.write(tmp_path / "older.h5", older, STRIDES, nets["detection"].normalization)
+    read = weights.read(tmp_path / "older.h5")
+    assert read.keys() == parameters.keys()
+    net = load_supernet(tmp_path / "older.h5", "detection")
+    assert weights.digest(net.get_parameters()) == weights.digest(parameters)
+    weights.convert(tmp_path / "older.h5", tmp_path / "half.h5", np.float16)
+    assert weights.read(tmp_path / "half.h5").keys() == parameters.keys()
+    backbone = centernet.SearchNet(5, 0.125, STRIDES, deconv_channels=(16, 24), weights=str(tmp_path / "older.h5"))
+    np.testing.assert_array_equal(
+        backbone.get_parameters()["backbone/blocks/0/conv1/conv/conv/_W"].d, read["backbone/blocks/0/conv1/conv/conv/_W"]
+    )
+
+
 @pytest.mark.parametrize("scale", [0.0625, 0.1, 0.125, 0.2, 0.25, 0.3, 0.35, 0.5, 0.65, 0.75, 1.0, 1.5])
 def test_the_width_is_found(scale):
     geometry = Geometry(width_scale=scale)
@@ -55,10 +74,14 @@ def test_the_width_is_found(scale):
 @pytest.mark.parametrize(
     ("file", "arguments", "message"),
     [
-        ("classification", {"task": "detection"}, r"must hold a detection supernet, got a classification one; .* starts a det"),
-        ("detection", {}, r"must hold a classification supernet, got a detection one$"),
+        (
+            "classification",
+            {"task": "detection"},
+            r"must contain a detection supernet, got a classification supernet; .* builds a det",
+        ),
+        ("detection", {}, r"must contain a classification supernet, got a detection supernet$"),
         ("detection", {"task": "segmentation"}, "task must be classification or detection, got 'segmentation'"),
-        ("classification", {"num_classes": 10}, r"num_classes is 10, but .*classification\.h5 holds a network of 7 classes"),
+        ("classification", {"num_classes": 10}, r"num_classes must be 7, as in .*classification\.h5, got 10"),
         ("classification", {"width_scale": 0.25}, r"input_stem/0/conv/conv/_W .* has the shape"),
         ("classification", {"head_channels": 8}, "no option head_channels for classification; known are width_scale, strides"),
         (
@@ -78,19 +101,21 @@ def test_a_path_cut_out_is_no_supernet(files, tmp_path):
     net = files[1]["classification"]
     smallest = {"d": [0] * 5, "e": [0.2] * 18, "w": [0] * 6}
     weights.write(tmp_path / "cut.h5", net.get_active_subnet(smallest).get_parameters())
-    with pytest.raises(UserError, match="no whole classification supernet: it lacks the parameter blocks/2/conv1/conv/conv/_W"):
+    with pytest.raises(
+        UserError, match="no complete classification supernet: it lacks the parameter blocks/2/conv1/conv/conv/_W"
+    ):
         load_supernet(tmp_path / "cut.h5")
 
 
 @pytest.mark.parametrize(
-    ("task", "unused"), [("classification", "2 more in it are not used (classifier)"), ("detection", "22 more")]
+    ("task", "unused"), [("classification", "2 others in it are unused (classifier)"), ("detection", "22 others")]
 )
 def test_a_backbone_is_loaded_whole_and_the_log_says_what_was_left(files, task, unused, caplog, tmp_path):
     folder, nets = files
     detector = centernet.SearchNet(5, 0.125, STRIDES, deconv_channels=(16, 16), head_channels=8)
     with caplog.at_level(logging.INFO, "nnabla_detofa"):
         left = weights.load_backbone(detector, folder / f"{task}.h5")
-    assert unused in caplog.text and "305 parameters are loaded" in caplog.text
+    assert unused in caplog.text and "loaded the 305 parameters of the backbone" in caplog.text
     assert len(left) == int(unused.split()[0])
     source = nets[task].get_parameters()
     for name, parameter in detector.backbone.get_parameters().items():

@@ -120,7 +120,7 @@ class Unfolded(Plain):
 def test_statistics_folded_into_the_convolutions_change_nothing():
     """In both kinds of convolution, with scales that are not the initial 0 and 1."""
     geometry, rng = Geometry(width_scale=0.125, strides=(1, 2, 2, 1)), np.random.default_rng(0)
-    net = Detector(HeadGeometry(3, (16, 16), 8), geometry, heat_map_std=0.1)
+    net = Detector(HeadGeometry(3, (16, 16), 8), geometry, heatmap_std=0.1)
     for name, parameter in net.get_parameters().items():
         if name.endswith(("_gamma", "_beta")):
             parameter.d = rng.normal(1.0, 0.5, parameter.shape)

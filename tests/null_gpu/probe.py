@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from nnabla_detofa.backend.compat import Device
-from nnabla_detofa.config import DetofaHparams, load
+from nnabla_detofa.config import load
 
 KERNEL_CALLS = ("cudnnConvolution", "cudnnBatchNormalization", "cudnnActivation", "cudnnPooling", "cudnnAddTensor",
                 "cudnnSoftmax", "cudnnReduceTensor", "cublasSgemm", "cublasGemm", "cublasSgemv", "ncclAllReduce")  # fmt: skip
@@ -59,17 +59,16 @@ def step(config) -> dict:
     """The second of two training steps on the largest path, by the training loop itself."""
     import nnabla as nn
 
-    from nnabla_detofa.methods import algorithm1, pretrain
+    from nnabla_detofa.methods.build import make_model
     from nnabla_detofa.runs.phases import training_phases
     from nnabla_detofa.tools.data_facts import data_facts
     from nnabla_detofa.tools.dry_run import SyntheticBatch, step_memory, synthetic
     from nnabla_detofa.training import loop as training
 
     device, counters = Device.open("cudnn"), Counters()
-    runner = algorithm1 if isinstance(config.hparams, DetofaHparams) else pretrain
     facts = data_facts(config)
     phases = training_phases(config)
-    model = runner.make_model(config, facts.num_classes)
+    model = make_model(config, facts.num_classes)
     estimate = step_memory(config, facts, model, phases).total
     mini = config.hparams.mini_batch or config.hparams.batch_size
     arrays = [np.repeat(array, config.hparams.batch_size, 0) for array in synthetic(config, facts.num_classes)]
@@ -135,12 +134,12 @@ def algorithm1(folder: Path, *options: str) -> dict:
 def evaluation(config) -> dict:
     """Re-estimation and validation of one path, as Algorithm 1 line 5 does it."""
     from nnabla_detofa.evaluation.validation import PathEvaluator
-    from nnabla_detofa.methods import algorithm1
+    from nnabla_detofa.methods.build import make_model
     from nnabla_detofa.tools.dry_run import synthetic
 
     Device.open("cudnn")
     counters = Counters()
-    model = algorithm1.make_model(config, 20)
+    model = make_model(config, 20)
     arrays = [np.repeat(array, config.hparams.bn_batch, 0) for array in synthetic(config, 20)]
     batches = config.hparams.bn_images // config.hparams.bn_batch
     evaluator = PathEvaluator(model, [arrays[0]] * batches, [arrays] * batches)

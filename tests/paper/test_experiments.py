@@ -31,7 +31,7 @@ from nnabla_detofa.paper.filter_paths import study_folder
 from nnabla_detofa.paper.reproduce import TARGETS, Order
 from nnabla_detofa.paper.run import Run, plan
 from nnabla_detofa.runs import provenance
-from nnabla_detofa.runs.phases import phase_names
+from nnabla_detofa.runs.phases import phase_names, training_phases
 from nnabla_detofa.runs.run_folder import run_config, searched_space
 from nnabla_detofa.space.search_space import ofa_resnet50
 
@@ -506,7 +506,7 @@ def test_times_that_a_ledger_lost_are_said_and_nothing_fails_for_them(profile, t
     assert json.loads((run.folder / "seconds.json").read_text()) == {"fullnet": 1}
     said = reproduce.times_lost(run, kept)
     assert said.startswith(f"{run.name} has no time of fullnet, fine-tuning, paths again, ") and "warm-up" not in said
-    whole = {"phases": dict.fromkeys(phase_names(run.config), {"seconds": 1.0})}
+    whole = {"phases": dict.fromkeys(phase_names(run.config, training_phases(run.config)), {"seconds": 1.0})}
     assert reproduce.times_lost(run, whole) == ""
 
 

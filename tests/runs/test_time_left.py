@@ -4,7 +4,7 @@ import pytest
 import tiny
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.runs.phases import phase_names
+from nnabla_detofa.runs.phases import phase_names, training_phases
 from nnabla_detofa.runs.time_left import EVALUATION_COST, Work, in_words, seconds_left, work
 
 PLAN = {"fullnet": Work(100), "paths": Work(evaluated=300), "fine-tuning": Work(50)}
@@ -30,8 +30,9 @@ def test_a_finished_run_has_nothing_left():
 @pytest.mark.parametrize("runner", ["detofa", "ofa", "ofa_ps", "fullnet"])
 def test_the_work_is_that_of_phases_of_the_run(runner):
     config = configs.load(tiny.config_file(), [f"args.runner={runner}"])
-    planned = work(config, {"train": 24, "val": 8, "test": 8})
-    assert set(planned) <= set(phase_names(config)) and planned["fullnet"].trained > 0
+    training = training_phases(config)
+    planned = work(config, training, {"train": 24, "val": 8, "test": 8})
+    assert set(planned) <= set(phase_names(config, training)) and planned["fullnet"].trained > 0
     assert all(sum(item) > 0 for item in planned.values())
 
 

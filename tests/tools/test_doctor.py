@@ -112,7 +112,7 @@ def test_what_stops_a_config(tmp_path, monkeypatch, capsys):
 
 def test_weights_of_another_network_and_of_no_numbers_are_problems(tmp_path):
     from nnabla_detofa import config as configs
-    from nnabla_detofa.methods.algorithm1 import make_model
+    from nnabla_detofa.methods.build import make_model
     from nnabla_detofa.networks.weights import write
 
     def found(*overrides):

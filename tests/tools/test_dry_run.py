@@ -8,7 +8,7 @@ import pytest
 from nnabla_detofa import config as configs
 from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
-from nnabla_detofa.methods import algorithm1
+from nnabla_detofa.methods.build import make_cost
 from nnabla_detofa.runs.phases import training_phases
 from nnabla_detofa.space.search_space import ofa_resnet50
 from nnabla_detofa.tools import data_facts, dry_run
@@ -34,7 +34,7 @@ def test_algorithm_1_without_data(tmp_path, monkeypatch, capsys):
     text = printed(tmp_path, monkeypatch, capsys, DETECTOR)
     assert "data folder: nowhere (missing)" in text and "none.h5 (missing)" in text and "path filter: none" in text
     assert "16000 training images (16551 less a holdout of 551)" in text and "published sizes of Pascal VOC" in text
-    assert "heat_map (1, 20, 16, 16)" in text and "index (1, 128)" in text
+    assert "heatmap (1, 20, 16, 16)" in text and "index (1, 128)" in text
     assert "batch 32: 500 iterations per epoch (assumed), 35000 in all" in text
     steps = text[text.index("one step of each phase") :]
     assert all(f"  {name}: a path of" in steps for name in ("fullnet", "warm-up", "fine-tuning"))
@@ -66,7 +66,7 @@ def test_pre_training_without_data_tries_the_teacher(tmp_path, monkeypatch, caps
 def test_the_papers_numbers_are_there(name, numbers):
     config = configs.load(CONFIGS / f"{name}_detofa.json")
     facts = data_facts.data_facts(config)
-    space, cost = ofa_resnet50(), algorithm1.make_cost(config, facts.num_classes, config.dataloader.image_size)
+    space, cost = ofa_resnet50(), make_cost(config, facts.num_classes, config.dataloader.image_size)
     text = "\n".join([*dry_run.phase_lines(config, facts, training_phases(config)), *dry_run.detofa_lines(config, space, cost)])
     numbers = [
         *numbers,

@@ -24,7 +24,7 @@ from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.data.images import read_image
 from nnabla_detofa.evaluation.detections import BoxDetector
 from nnabla_detofa.evaluation.reestimation import reestimate
-from nnabla_detofa.methods.algorithm1 import make_model
+from nnabla_detofa.methods.build import make_model
 from nnabla_detofa.tools import export as exports
 from nnabla_detofa.tools.evaluate import alone, open_detector
 from nnabla_detofa.tools.export import StaticGraph, check_images, export, largest_difference, path_outputs, run_nnp, run_onnx
@@ -123,7 +123,7 @@ def test_the_metadata(run, opened, tmp_path, capsys):
     assert about["classes"] == list("0123456789") and about["stride"] == 4
     assert about["input"]["shape"] == [3, 3, 64, 64] and not about["input"]["normalized_by_user"]
     assert (about["input"]["mean"], about["input"]["std"]) == ([0.406, 0.456, 0.485], [0.225, 0.224, 0.229])
-    assert about["outputs"] == {"heat_map": [3, 10, 16, 16], "offset": [3, 2, 16, 16], "size": [3, 2, 16, 16]}
+    assert about["outputs"] == {"heatmap": [3, 10, 16, 16], "offset": [3, 2, 16, 16], "size": [3, 2, 16, 16]}
     assert about["flops"] == opened.cost.flops([opened.path])[0] and about["batch_normalization"] == "folded"
     assert re.match("commit [0-9a-f]{12}|version ", about["made_by"])
     assert 0 <= about["largest_difference"] < 1e-5 and about["compared_images"] == 6
@@ -172,8 +172,8 @@ def test_a_path_from_a_file_at_another_size(run, opened, tmp_path):
 
 def test_a_file_that_differs_is_not_written(run, opened, tmp_path, monkeypatch):
     def slightly_wrong(file, batches):
-        heat_map, offset, size = run_nnp(file, batches)
-        return heat_map, offset + 2e-4, size
+        heatmap, offset, size = run_nnp(file, batches)
+        return heatmap, offset + 2e-4, size
 
     monkeypatch.setitem(exports.FORMATS, ".nnp", slightly_wrong)
     with pytest.raises(UserError, match=r"path.nnp would differ from the supernet's path by 0.0002, more than 0.0001"):

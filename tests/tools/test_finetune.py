@@ -160,7 +160,7 @@ def test_a_stopped_fine_tuning_goes_on(run, tuned, tmp_path, monkeypatch, capsys
     assert f"nnabla_nas finetune with the same arguments (--detector subnet_1 -o {folder} ...) goes on" in shown
     capsys.readouterr()
     assert main(command(run, folder)) == 0
-    assert "finetuned goes on at step 2 of 4" in capsys.readouterr().out
+    assert "finetuned resumes at step 2 of 4" in capsys.readouterr().out
     unbroken = trained(tuned)
     for name, array in trained(folder).items():
         np.testing.assert_array_equal(array, unbroken[name], err_msg=name)

@@ -91,13 +91,14 @@ def test_under_way_in_training(cut):
     assert "under way 50%" in shown and "step 6 of 8" in shown and f"-f {folder}/config.json -o {folder} goes on" in shown
 
 
-def test_a_run_that_was_resumed_counts_from_its_checkpoint(cut):
+@pytest.mark.parametrize("words", ["resumes", "goes on"])  # the second in logs of older versions
+def test_a_run_that_was_resumed_counts_from_its_checkpoint(cut, words):
     folder = cut("fine-tuning step 8:", ["warm_up/state.json"])
     checkpoint = folder / "checkpoint" / "fine_tuning"
     checkpoint.mkdir(parents=True)
     (checkpoint / "state.json").write_text('{"step": 5}')
     with open(folder / "log.txt", "a") as log:
-        log.write("fine-tuning goes on at step 5 of 8\n")
+        log.write(f"fine-tuning {words} at step 5 of 8\n")
     assert under_way(describe(folder))["share"] == 0.25
     assert "step 5 of 8; a checkpoint at step 5" in under_way(describe(folder))["detail"]
 

@@ -10,7 +10,7 @@ from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.coco import write_coco
 from nnabla_detofa.data.digits import write_digits
-from nnabla_detofa.methods.algorithm1 import make_cost
+from nnabla_detofa.methods.build import make_cost
 from nnabla_detofa.space.costs import cost_range
 from nnabla_detofa.space.search_space import ofa_resnet50
 from nnabla_detofa.tools import new_config

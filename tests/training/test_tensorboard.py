@@ -15,7 +15,7 @@ from nnabla_detofa import config as configs
 from nnabla_detofa.cli.program import main
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.runs.phases import training_phases
-from nnabla_detofa.training import runner
+from nnabla_detofa.training import phase_training
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -37,15 +37,15 @@ def test_each_phase_has_its_own_points_and_the_rate_itself(tmp_path, monkeypatch
     content["optimizer"] = {"train": {"lr": 1e-3, "schedule": "cosine", "warmup_steps": 4}}
     file, folder, losses = tmp_path / "tiny.json", tmp_path / "run", defaultdict(dict)
     file.write_text(json.dumps(content))
-    report = runner.SupernetRunner._report
+    report = phase_training.PhaseTraining._report
 
-    def note(self, name, tags, progress, *args):
-        losses[name][progress.step + 1] = progress.losses[0]
-        report(self, name, tags, progress, *args)
-        if (name, progress.step + 1) == ("supernet", 5) and len(os.listdir(folder / "tensorboard")) == 1:
+    def note(self, progress, bar):
+        losses[self.phase.name][progress.step + 1] = progress.losses[0]
+        report(self, progress, bar)
+        if (self.phase.name, progress.step + 1) == ("supernet", 5) and len(os.listdir(folder / "tensorboard")) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(runner.SupernetRunner, "_report", note)
+    monkeypatch.setattr(phase_training.PhaseTraining, "_report", note)
     assert main(["-f", str(file), "-o", str(folder)]) == 130
     assert main(["-f", str(file), "-o", str(folder)]) == 0
     found = curves(folder)

@@ -1,15 +1,21 @@
 """The training loop, its schedule and its checkpoints."""
 
+import json
+
+import h5py
 import numpy as np
 import pytest
 from tiny_training import SMALL, SPACE, Uniform, inputs, parts, values
 
 from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.config import Solver
 from nnabla_detofa.networks import weights
+from nnabla_detofa.networks.centernet import Detector
 from nnabla_detofa.networks.supernet import Classifier
 from nnabla_detofa.runs.phases import Schedule
+from nnabla_detofa.space.geometry import HeadGeometry
 from nnabla_detofa.training.checkpoint import Checkpoint
-from nnabla_detofa.training.loop import NotFinite, OnePath, train
+from nnabla_detofa.training.loop import NotFinite, OnePath, new_optimizer, train
 
 
 def test_the_step_schedule_by_hand():
@@ -85,6 +91,33 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     (tmp_path / "c" / "weights.h5").write_bytes(b"not HDF5")
     with pytest.raises(UserError, match="checkpoint .*c cannot be read"):
         Checkpoint(tmp_path / "c").load(net, optimizer)
+
+
+def test_a_checkpoint_with_the_older_names_of_the_heatmap_head_is_loaded(tmp_path):
+    def detector(seed):
+        net = Detector(HeadGeometry(3, (8, 8), 8), SMALL, rng=np.random.default_rng(seed))
+        return net, new_optimizer(net, Solver(), Schedule(1e-3, "constant", 9))
+
+    net, optimizer = detector(0)
+    for name, state in (states := optimizer._solver.get_states()).items():
+        state.t = len(name)
+        for moments in state.pstate.values():
+            moments.d = np.random.default_rng(len(name)).random(moments.shape)
+    optimizer._solver.set_states(states)
+    Checkpoint(tmp_path / "c").save(net, optimizer, {"step": 4})
+    for file in (tmp_path / "c").glob("*.h5"):
+        with h5py.File(file, "r+") as opened:
+            opened.move("heatmap", "heat_map")
+    state = json.loads((tmp_path / "c" / "state.json").read_text())
+    (tmp_path / "c" / "state.json").write_text(json.dumps({"step": 4, "optimizer": state["optimizer"]}))
+    other, fresh = detector(1)
+    assert Checkpoint(tmp_path / "c").load(other, fresh) == {"step": 4}
+    for name, value in values(net).items():
+        np.testing.assert_array_equal(value, other.get_parameters()[name].d)
+    for name, state in fresh._solver.get_states().items():
+        assert state.t == len(name)
+        for key, moments in state.pstate.items():
+            np.testing.assert_array_equal(moments.d, states[name].pstate[key].d)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update():
