@@ -13,7 +13,7 @@ DATA = Group(
     "make, convert or check a data set",
     {
         "check": Command(
-            "counts of objects, and everything that is wrong with a data set",
+            "count the objects of a data set, and list everything that is wrong with it",
             data.check_arguments,
             data.check,
             (
@@ -23,10 +23,10 @@ DATA = Group(
             data.after_check,
         ),
         "digits": Command(
-            "write handwritten digits on images, in VOC's layout; needs no download",
+            "write the data set digits, handwritten digits on images; needs no download",
             data.digits_arguments,
             data.digits,
-            ("--root data/digits", "--root data/digits_1600 --train 1600 --val 256 --test 2000 --no-crops"),
+            ("", "--root data/digits_1600 --train 1600 --val 256 --test 2000 --no-crops"),
         ),
         "to-coco": Command(
             "copy a VOC tree in COCO's format",
@@ -42,34 +42,34 @@ PAPER = Group(
     "make the paper's tables and figures, with the runs that they need",
     {
         "reproduce": Command(
-            "a table or a figure of the paper, with the runs that it needs",
+            "make tables and figures, with the runs that they need",
             paper.reproduce_arguments,
             paper.reproduce,
             ("table3 tableA3 figure8 --profile demo", "figure9 --profile bccd --set dataloader.voc.root=FOLDER --seeds 3"),
         ),
         "table1": Command(
-            "Table 1: sizes of the search spaces, with exact counts", paper.table1_arguments, paper.table1, ("",)
+            "make Table 1, the sizes of the search spaces, with exact counts", paper.table1_arguments, paper.table1, ("",)
         ),
         "results": Command(
-            "all results of a profile from the small files of its runs alone",
+            "make all results of a profile from the archived files of its runs",
             paper.results_arguments,
             paper.results,
             ("--profile demo", "claims --profile study --kept"),
         ),
         "page": Command(
-            "all results of a profile as one HTML page",
+            "write all results of a profile as one HTML page",
             paper.page_arguments,
             paper.page,
             ("--profile demo", "--profile bccd -o bccd.html"),
         ),
         "pilot": Command(
-            "choose the regime of the study by three criteria, on a grid",
+            "choose the regime of the study on a grid, by three criteria",
             paper.pilot_arguments,
             paper.pilot,
             ("--profile study",),
         ),
         "filter-study": Command(
-            "how well the path filter and other rankings order paths, from how many",
+            "measure how many paths the path filter needs, compared with other rankings",
             paper.filter_study_arguments,
             paper.filter_study,
             ("--profile demo",),

@@ -12,7 +12,7 @@ DIGITS = {"train": 400, "val": 128, "test": 150}
 
 
 def digits_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--root", metavar="FOLDER", default="data/digits", help="where to write it (default: %(default)s)")
+    parser.add_argument("--root", metavar="FOLDER", default="data/digits", help="folder to write to (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives another data set (default: %(default)s)")
     for split, count in DIGITS.items():
         help = f"images of the {split} split (default: %(default)s)"
@@ -34,7 +34,7 @@ def digits(args: argparse.Namespace) -> None:
 
 def to_coco_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voc", metavar="FOLDER", required=True, help="the VOC tree to copy")
-    parser.add_argument("--root", metavar="FOLDER", default="data/to-coco", help="where to write (default: %(default)s)")
+    parser.add_argument("--root", metavar="FOLDER", default="data/to-coco", help="folder to write to (default: %(default)s)")
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="splits to copy (default: train val test)")
 
 
@@ -51,7 +51,7 @@ def after_to_coco(args: argparse.Namespace) -> dict[str, str]:
 
 
 def check_arguments(parser: argparse.ArgumentParser) -> None:
-    config_arguments(parser, "a config: check its data set, its splits and classes; or else --voc or --coco")
+    config_arguments(parser, "a config whose data set, splits and classes are checked; otherwise give --voc or --coco")
     parser.add_argument("--voc", metavar="FOLDER", help="a VOC tree")
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="splits of --voc (default: all that it has)")
     parser.add_argument("--coco", metavar="FOLDER", help="a folder with annotations/instances_<split>.json and <split>/")

@@ -12,7 +12,7 @@ from .shared import check_output_file, check_output_folder, detector_arguments
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a run of Algorithm 1")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the run's config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the run's config")
     parser.add_argument(
         "--detector",
         action="append",
@@ -21,11 +21,17 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--flip", action="store_true", default=None, help="average each image with its mirror image")
     parser.add_argument(
-        "--scales", type=float, nargs="+", metavar="S", help="sizes of the input over that of training, merged by soft-NMS"
+        "--scales",
+        type=float,
+        nargs="+",
+        metavar="S",
+        help="input sizes relative to the training size; the detections are merged by soft-NMS",
     )
-    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
-    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
-    parser.add_argument("-o", "--output", metavar="FILE", help="also write the figures as JSON")
+    parser.add_argument(
+        "-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="device to run on (default: %(default)s)"
+    )
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="number of the GPU (default: %(default)s)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="also write the results as JSON")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -58,8 +64,7 @@ def detect_arguments(parser: argparse.ArgumentParser) -> None:
         "images",
         nargs="+",
         metavar="IMAGE",
-        help="JPEG or PNG photographs, and folders of them (without their subfolders); "
-        "key=value replaces an entry of the run's config",
+        help="JPEG or PNG images, and folders of them (without subfolders); key=value overrides a key of the run's config",
     )
     parser.add_argument(
         "--detector",
@@ -67,15 +72,17 @@ def detect_arguments(parser: argparse.ArgumentParser) -> None:
         help="fullnet, subnet_1, ... or a JSON file with a path, as for evaluate (default: the subnet of the largest budget)",
     )
     parser.add_argument(
-        "--threshold", type=float, default=0.3, metavar="SCORE", help="least score of an object (default: %(default)s)"
+        "--threshold", type=float, default=0.3, metavar="SCORE", help="lowest score of a detection (default: %(default)s)"
     )
-    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
-    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+    parser.add_argument(
+        "-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="device to run on (default: %(default)s)"
+    )
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="number of the GPU (default: %(default)s)")
     parser.add_argument(
         "-o",
         "--output",
         metavar="FOLDER",
-        help="for the pictures and detections.json, whose boxes are in pixels of the photographs (default: RUN/detections)",
+        help="folder for the pictures and detections.json, with boxes in pixels of the images (default: RUN/detections)",
     )
 
 
@@ -120,11 +127,11 @@ def detect(args: argparse.Namespace) -> None:
 
 def export_arguments(parser: argparse.ArgumentParser) -> None:
     detector_arguments(parser)
-    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="what to write, .nnp or .onnx")
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="file to write, .nnp or .onnx")
     parser.add_argument(
-        "--size", type=int, nargs="+", metavar="PIXELS", help="of the input: side, or height and width (default: the run's)"
+        "--size", type=int, nargs="+", metavar="PIXELS", help="input size: side, or height and width (default: the run's)"
     )
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images of the input (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images in one input (default: %(default)s)")
     parser.add_argument(
         "--normalized",
         action="store_true",

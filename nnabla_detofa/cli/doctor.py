@@ -8,7 +8,7 @@ from .shared import config_arguments
 
 
 def doctor_arguments(parser: argparse.ArgumentParser) -> None:
-    config_arguments(parser, "examine also what a run of this config needs; the exit status is 2 if something prevents it")
+    config_arguments(parser, "also check what a run of this config needs; the exit status is 2 if it could not run")
 
 
 def doctor(args: argparse.Namespace) -> None:

@@ -13,7 +13,9 @@ from .shared import check_numbers, check_output_file, check_output_folder
 
 
 def table1_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", metavar="FOLDER", default="results/table1", help="default: %(default)s")
+    parser.add_argument(
+        "-o", "--output", metavar="FOLDER", default="results/table1", help="folder of the table (default: %(default)s)"
+    )
 
 
 def table1(args: argparse.Namespace) -> None:
@@ -34,13 +36,15 @@ def reproduce_arguments(parser: argparse.ArgumentParser) -> None:
         help="table1 to table3, tableA1 to tableA3, figure3 to figure10, figureA1, figureA2, controls, architectures; "
         "tables, figures or all",
     )
-    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="an entry of the configs to replace")
-    parser.add_argument("--profile", default="demo", help="demo, bccd, paper, or a .json file (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="the seeds 0 to N - 1 (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one for each core, or one GPU)")
-    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
-    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
-    parser.add_argument("-o", "--output", metavar="FOLDER", help="default: results/<profile>")
+    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="override a key of the configs")
+    parser.add_argument("--profile", default="demo", help="demo, bccd, study, paper, or a .json file (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="run the seeds 0 to N - 1 (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="simultaneous runs (default: one for each core, or one on a GPU)")
+    parser.add_argument(
+        "-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="device to run on (default: %(default)s)"
+    )
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="number of the GPU (default: %(default)s)")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="folder of the results (default: results/<profile>)")
 
 
 def reproduce(args: argparse.Namespace) -> None:
@@ -84,10 +88,12 @@ def expanded(targets: Sequence[str]) -> list[str]:
 
 
 def filter_study_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--profile", default="demo", help="demo, bccd, paper, or a .json file (default: %(default)s)")
-    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
-    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
-    parser.add_argument("-o", "--output", metavar="FOLDER", help="default: results/<profile>")
+    parser.add_argument("--profile", default="demo", help="demo, bccd, study, paper, or a .json file (default: %(default)s)")
+    parser.add_argument(
+        "-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="device to run on (default: %(default)s)"
+    )
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="number of the GPU (default: %(default)s)")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="folder of the results (default: results/<profile>)")
 
 
 def filter_study(args: argparse.Namespace) -> None:
@@ -110,9 +116,9 @@ def results_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="tables, figures, controls or claims (default: all, and the page)"
     )
-    parser.add_argument("--profile", default="demo", help="demo, bccd, study, or a .json file (default: %(default)s)")
+    parser.add_argument("--profile", default="demo", help="demo, bccd, study, paper, or a .json file (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="look for seeds 0 to N - 1 (default: %(default)s)")
-    parser.add_argument("--kept", action="store_true", help="do not look for runs: take what results/<profile>/runs holds")
+    parser.add_argument("--kept", action="store_true", help="do not look for runs: use the archives in results/<profile>/runs")
 
 
 def results(args: argparse.Namespace) -> None:
@@ -126,10 +132,12 @@ def results(args: argparse.Namespace) -> None:
 
 
 def pilot_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--profile", default="study", help="whose data set's config is varied (default: %(default)s)")
-    parser.add_argument("--all", action="store_true", help="run every cell, also where a smaller one meets all criteria")
-    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
-    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+    parser.add_argument("--profile", default="study", help="profile whose config is varied (default: %(default)s)")
+    parser.add_argument("--all", action="store_true", help="run every cell, even if a smaller one meets all criteria")
+    parser.add_argument(
+        "-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="device to run on (default: %(default)s)"
+    )
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="number of the GPU (default: %(default)s)")
 
 
 def pilot(args: argparse.Namespace) -> None:
@@ -143,9 +151,9 @@ def pilot(args: argparse.Namespace) -> None:
 
 
 def page_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--profile", default="demo", help="demo, bccd, paper, or a .json file (default: %(default)s)")
-    parser.add_argument("--results", metavar="FOLDER", help="where reproduce and report wrote (default: results/<profile>)")
-    parser.add_argument("-o", "--output", metavar="FILE", help="default: report.html among the results")
+    parser.add_argument("--profile", default="demo", help="demo, bccd, study, paper, or a .json file (default: %(default)s)")
+    parser.add_argument("--results", metavar="FOLDER", help="folder of the results (default: results/<profile>)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="file of the page (default: report.html among the results)")
 
 
 def page(args: argparse.Namespace) -> None:

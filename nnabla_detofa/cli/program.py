@@ -206,7 +206,7 @@ class _Parser(argparse.ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (--?[^\s=]+)", message)
         if unknown:
             message += nearest(unknown[1], self._option_string_actions)
-        raise UserError(f"{message}; {self.prog} --help says what is allowed")
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def _open_streams() -> None:
@@ -225,7 +225,7 @@ def _check_surroundings() -> None:
     try:
         os.getcwd()
     except OSError as error:
-        raise UserError("the working folder was removed: change to one that is there, and run the command again") from error
+        raise UserError("the working folder was removed: change to an existing folder, and run the command again") from error
 
 
 def check_runs_exist(args: argparse.Namespace) -> None:
@@ -250,7 +250,9 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def _parser(program: str, place: Sequence[str]) -> argparse.ArgumentParser:
-    command, name = command_of(place), " ".join(place)
+    command, group = command_of(place), COMMANDS[place[0]]
+    short_form = isinstance(group, Group) and place[1:] == (group.other,)  # its name may be left out
+    name = " ".join(place[:1] if short_form else place)
     parser = _Parser(
         prog=f"{program} {name}",
         description=f"{command.help[0].upper()}{command.help[1:]}.",
@@ -271,7 +273,7 @@ def _overview(program: str) -> str:
     ]
     for title, names in SECTIONS.items():
         lines += ["", f"{title}:", *(f"  {name:<18}{COMMANDS[name].help}" for name in names)]
-    return "\n".join([*lines, f"first steps: {program} doctor, then {program} train configs/digits_detofa.json"])
+    return "\n".join([*lines, f"first steps: {program} doctor, then {program} init --voc MYDATA"])
 
 
 def _group_overview(program: str, name: str, group: Group) -> str:

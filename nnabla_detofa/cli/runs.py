@@ -12,7 +12,7 @@ from .shared import check_output_file, check_output_folder
 
 def report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a finished run of Algorithm 1")
-    parser.add_argument("-o", "--output", metavar="FOLDER", help="where to write (default: RUN/report)")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="folder of the report (default: RUN/report)")
 
 
 def report(args: argparse.Namespace) -> None:
@@ -36,7 +36,7 @@ def after_report(args: argparse.Namespace) -> dict[str, str]:
 
 def inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of any run, finished or not")
-    parser.add_argument("--json", action="store_true", help="everything as JSON instead, for programs")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, for programs")
 
 
 def inspect(args: argparse.Namespace) -> None:
@@ -55,7 +55,7 @@ def after_inspect(args: argparse.Namespace) -> dict[str, str]:
 def compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the folders of two or more finished runs")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("-o", "--output", metavar="FILE", help="also draw AP over the budgets, .png")
+    parser.add_argument("-o", "--output", metavar="FILE", help="also plot AP against the budgets to this .png file")
 
 
 def compare(args: argparse.Namespace) -> None:

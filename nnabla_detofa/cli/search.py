@@ -10,25 +10,35 @@ from .shared import check_numbers, check_output_file, config_arguments, progress
 
 def search_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a finished run of Algorithm 1")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the run's config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the run's config")
     parser.add_argument(
-        "--flops", metavar="BOUND", help="most multiply-accumulates, like 3G or 250M; of what the run's hparams.cost_scope says"
+        "--flops",
+        metavar="BOUND",
+        help="upper bound on multiply-accumulates, such as 3G or 250M, of the run's hparams.cost_scope",
     )
-    parser.add_argument("--latency", metavar="BOUND", help="like 40ms or 900us; needs a table of measure-latency")
-    parser.add_argument("--params", metavar="BOUND", help="most parameters of the detector, like 20M")
     parser.add_argument(
-        "--memory", metavar="BOUND", help="most memory for the detector's activations, like 200MB (float32, one image)"
+        "--latency", metavar="BOUND", help="upper bound on the latency, such as 40ms or 900us; needs a table of measure-latency"
     )
-    parser.add_argument("--latency-table", metavar="FILE", help="default: RUN/latency.json, if it is there")
-    parser.add_argument("--front", action="store_true", help="all trades of FLOPs against score in each bucket (needs pymoo)")
+    parser.add_argument("--params", metavar="BOUND", help="upper bound on the parameters of the detector, such as 20M")
+    parser.add_argument(
+        "--memory", metavar="BOUND", help="upper bound on the memory of the activations, such as 200MB (float32, one image)"
+    )
+    parser.add_argument(
+        "--latency-table", metavar="FILE", help="table of measure-latency (default: RUN/latency.json, if it exists)"
+    )
+    parser.add_argument(
+        "--front", action="store_true", help="return the Pareto front of FLOPs and score of each bucket (needs pymoo)"
+    )
     parser.add_argument(
         "--by-score",
         action="store_true",
         help="compare winners of buckets by score, as hparams.search.across_buckets=score does; needs no weights and data",
     )
-    parser.add_argument("--generations", type=int, metavar="N", help="of each search (default: the run's)")
-    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
-    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+    parser.add_argument("--generations", type=int, metavar="N", help="generations of each search (default: the run's)")
+    parser.add_argument(
+        "-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="device to run on (default: %(default)s)"
+    )
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="number of the GPU (default: %(default)s)")
     parser.add_argument("-o", "--output", metavar="FILE", help="the result as JSON (default: RUN/found.json, or front.json)")
 
 
@@ -68,10 +78,12 @@ def after_search(args: argparse.Namespace) -> dict[str, str]:
 
 def evaluate_paths_arguments(parser: argparse.ArgumentParser) -> None:
     supernet_arguments(parser)
-    parser.add_argument("--pruned", action="store_true", help="draw from the run's pruned space instead of A")
-    parser.add_argument("--exclude", nargs="+", metavar="FILE", default=[], help="leave out the paths of these files")
+    parser.add_argument("--pruned", action="store_true", help="sample from the run's pruned space instead of the full one")
+    parser.add_argument("--exclude", nargs="+", metavar="FILE", default=[], help="do not sample the paths in these files")
     parser.add_argument("--ap", action="store_true", help="measure AP50 on the validation images too")
-    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="evaluated paths, made or extended (.jsonl)")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", required=True, help="file of evaluated paths (.jsonl), created or extended"
+    )
 
 
 def evaluate_paths(args: argparse.Namespace) -> None:
@@ -106,7 +118,9 @@ def evaluate_paths(args: argparse.Namespace) -> None:
 
 def evaluation_study_arguments(parser: argparse.ArgumentParser) -> None:
     supernet_arguments(parser)
-    parser.add_argument("--pairs", type=int, default=1, metavar="N", help="of subsets for re-estimation (default: %(default)s)")
+    parser.add_argument(
+        "--pairs", type=int, default=1, metavar="N", help="pairs of subsets for re-estimation (default: %(default)s)"
+    )
     parser.add_argument("-o", "--output", metavar="FILE", help="also write the tables as Markdown")
 
 
@@ -131,22 +145,32 @@ def evaluation_study(args: argparse.Namespace) -> None:
 
 
 def measure_latency_arguments(parser: argparse.ArgumentParser) -> None:
-    config_arguments(parser, "the config, .json or .yaml")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the table, as JSON")
+    config_arguments(parser, "a .json or .yaml file, or the name of a shipped config, such as digits_detofa")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="file of the table, JSON")
     parser.add_argument(
-        "--image-size", type=int, nargs="+", metavar="PIXELS", help="side, or height and width (default: the config's)"
+        "--image-size",
+        type=int,
+        nargs="+",
+        metavar="PIXELS",
+        help="input size: side, or height and width (default: the config's)",
     )
-    parser.add_argument("--classes", type=int, metavar="N", help="default: network.num_classes, or 20")
-    parser.add_argument("--repeats", type=int, default=20, metavar="N", help="timed passes of a layer (default: %(default)s)")
-    parser.add_argument("--paths", type=int, default=20, metavar="N", help="whole networks to compare (default: %(default)s)")
-    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
-    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+    parser.add_argument("--classes", type=int, metavar="N", help="number of classes (default: network.num_classes, or 20)")
+    parser.add_argument(
+        "--repeats", type=int, default=20, metavar="N", help="timed passes of each layer (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--paths", type=int, default=20, metavar="N", help="whole networks to compare with (default: %(default)s)"
+    )
+    parser.add_argument(
+        "-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="device to run on (default: %(default)s)"
+    )
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="number of the GPU (default: %(default)s)")
 
 
 def measure_latency(args: argparse.Namespace) -> None:
     """Measure the latency of a supernet's layers, and print how well their sums predict the latency of whole networks."""
     if not args.file:
-        raise UserError("a config is needed: measure-latency CONFIG; measure-latency --help says what is allowed")
+        raise UserError("a config is needed: measure-latency CONFIG; see measure-latency --help")
     check_output_file(args.output)
     check_numbers(args, repeats=10**6, paths=10**6, classes=10**5)
     if args.image_size and (len(args.image_size) > 2 or max(args.image_size) > 16384):

@@ -48,7 +48,7 @@ class Group:
 def config_arguments(parser: argparse.ArgumentParser, help: str) -> None:
     """Add a config, as the first argument or after -f, and its overrides; `settle_config` tells them apart."""
     parser.add_argument("config", nargs="?", metavar="CONFIG", help=help)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the config")
     parser.add_argument("-f", "--file", metavar="FILE", help="the same as CONFIG")
 
 
@@ -83,7 +83,7 @@ def check_writable_file(file: Path) -> None:
     try:
         check_writable(file)
     except OSError as error:
-        raise UserError(f"--output must be a place that can be written, got {error.filename}: {error.strerror}") from error
+        raise UserError(f"--output must be writable, got {error.filename}: {error.strerror}") from error
 
 
 def check_output_file(output: str | Path | None) -> None:
@@ -91,7 +91,7 @@ def check_output_file(output: str | Path | None) -> None:
     if not output:
         return
     if Path(output).is_dir() or not Path(output).absolute().parent.is_dir():
-        raise UserError(f"--output must be a file in a folder that is there, got {output}")
+        raise UserError(f"--output must be a file in an existing folder, got {output}")
     check_writable_file(Path(output))
 
 
@@ -99,7 +99,7 @@ def check_output_folder(output: Path) -> None:
     """Raise a UserError if an output folder cannot be written or created."""
     there = next(folder for folder in (output, *output.parents) if folder.exists())
     if not there.is_dir():
-        raise UserError(f"--output must be a folder, or the place for one, got {output}: {there} is a file")
+        raise UserError(f"--output must be a folder, got {output}: {there} is a file")
     check_writable_file(there / "a file")
 
 
@@ -113,8 +113,8 @@ def check_numbers(args: argparse.Namespace, **most: int) -> None:
 
 def supernet_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that select a supernet (of a run, or of a config and a weights file), paths and images."""
-    parser.add_argument("run", nargs="?", metavar="RUN", help="the folder of a run; or else -f and --weights")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the config")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="the folder of a run; otherwise give -f and --weights")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the config")
     parser.add_argument("-f", "--file", metavar="FILE", help="a config instead of a run")
     parser.add_argument(
         "--weights",
@@ -123,14 +123,16 @@ def supernet_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--per-bucket", type=int, metavar="N", required=True, help="paths of each FLOPs bucket")
     parser.add_argument(
-        "--name", default="paths", help="seeds the drawing of paths: another name, others (default: %(default)s)"
+        "--name", default="paths", help="seed of the sampling: another name samples other paths (default: %(default)s)"
     )
     parser.add_argument("--images", type=int, metavar="N", help="validation images (default: the config's)")
     parser.add_argument(
         "--bn-images", type=int, metavar="N", help="images for re-estimating statistics (default: the config's)"
     )
-    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
-    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+    parser.add_argument(
+        "-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="device to run on (default: %(default)s)"
+    )
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="number of the GPU (default: %(default)s)")
 
 
 def supernet_of(args: argparse.Namespace):
@@ -172,12 +174,14 @@ def progress_of(bar) -> Callable[[int, int], None]:
 def detector_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that select one detector of a run."""
     parser.add_argument("run", metavar="RUN", help="the folder of a run of Algorithm 1, or of a fine-tuning")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="entries that replace those of the run's config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key of the run's config")
     parser.add_argument(
         "--detector",
         required=True,
         metavar="NAME",
         help="fullnet, subnet_1, ..., finetuned, or a JSON file with a path in OFA's notation (what search writes)",
     )
-    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="default: %(default)s")
-    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="a GPU (default: %(default)s)")
+    parser.add_argument(
+        "-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="device to run on (default: %(default)s)"
+    )
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="number of the GPU (default: %(default)s)")

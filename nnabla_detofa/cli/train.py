@@ -27,27 +27,36 @@ def resume_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_arguments(parser: argparse.ArgumentParser) -> None:
-    config_arguments(parser, "the config, .json or .yaml")
-    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), help="replaces args.context")
-    parser.add_argument("-d", "--device-id", metavar="DEVICE", help="replaces args.device_id: a GPU, or one per rank: 0,1")
-    parser.add_argument("-o", "--output-path", metavar="OUTPUT", help="replaces args.output_path (default: runs/<config>)")
+    config_arguments(parser, "a .json or .yaml file, or the name of a shipped config, such as digits_detofa")
+    parser.add_argument("-c", "--context", choices=("cpu", "cudnn", "auto"), help="device to run on; overrides args.context")
+    parser.add_argument(
+        "-d",
+        "--device-id",
+        metavar="DEVICE",
+        help="number of a GPU, or one for each process, as in 0,1; overrides args.device_id",
+    )
+    parser.add_argument(
+        "-o", "--output-path", metavar="OUTPUT", help="folder of the run; overrides args.output_path (default: runs/<config>)"
+    )
     parser.add_argument(
         "--processes",
         type=count_or_auto,
         metavar="N",
-        help="processes on this machine that share the work, each a core or a GPU: starts mpirun; auto: as many as there are "
-        "cores and as can share a batch in mini-batches of hparams.mini_batch, or one for each GPU of device_id",
+        help="processes on this machine that share the work, one for each core or GPU (starts mpirun); auto: as many as there "
+        "are cores and as can share a batch in mini-batches of hparams.mini_batch, or one for each GPU of device_id",
     )
     resume_arguments(parser)
     parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be run, try one step of each phase on the CPU, write nothing"
+        "--dry-run",
+        action="store_true",
+        help="print sizes, memory and schedules, and run one step of each phase on the CPU; writes nothing",
     )
 
 
 def run(args: argparse.Namespace) -> int | None:
     """Run a config: load it, open the device, and call the runner; launch several processes if requested."""
     if not args.file:
-        raise UserError("a config is needed: train CONFIG; train --help says what is allowed")
+        raise UserError("a config is needed: train CONFIG; see train --help")
     from .. import config as configs
 
     _, size = launch.launched()
@@ -117,7 +126,7 @@ def _processes(config, wanted: int | str | None, restart: bool) -> int:
 
 def ship_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a finished pre-training")
-    parser.add_argument("folder", metavar="FOLDER", help="where to")
+    parser.add_argument("folder", metavar="FOLDER", help="folder of the copies")
     parser.add_argument("--name", default="digits", help="first part of the files' names (default: %(default)s)")
 
 
@@ -135,12 +144,12 @@ def import_ofa_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="OFA's ResNet50 supernet as PyTorch saved it, or weights.h5 of NNablaNAS' own ofa_resnet50",
     )
-    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the weights file to write, .h5")
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="weights file to write, .h5")
     parser.add_argument(
         "--keep-channels",
         action="store_true",
-        help="leave the first convolution for red, green, blue and ImageNet's normalization, to compare with PyTorch; "
-        "by default it is rewritten for this package's images: blue, green, red with CenterNet's mean and deviation",
+        help="keep the first convolution for red, green, blue and ImageNet's normalization, to compare with PyTorch; "
+        "by default it is rewritten for this package's images: blue, green, red with CenterNet's mean and standard deviation",
     )
 
 
@@ -167,9 +176,11 @@ def after_import_ofa(args: argparse.Namespace) -> dict[str, str]:
 
 def finetune_arguments(parser: argparse.ArgumentParser) -> None:
     detector_arguments(parser)
-    parser.add_argument("--epochs", type=int, required=True, metavar="N", help="of the run's training images")
+    parser.add_argument("--epochs", type=int, required=True, metavar="N", help="epochs over the training images")
     parser.add_argument("--lr", type=float, metavar="RATE", help="learning rate at the start (default: a tenth of the run's)")
-    parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="a run's folder, with the detector finetuned")
+    parser.add_argument(
+        "-o", "--output", metavar="FOLDER", required=True, help="folder of the new run; its detector is named finetuned"
+    )
     resume_arguments(parser)
 
 

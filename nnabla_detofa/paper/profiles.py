@@ -171,7 +171,7 @@ class Profile:
             and not FilePath(path := root if need.path == written else need.path).exists()
         ]
         if missing:
-            raise UserError(f"the profile {self.name} needs for {data_set.title} what is missing: {'; '.join(missing)}")
+            raise UserError(f"the profile {self.name} needs files for {data_set.title} that are missing: {'; '.join(missing)}")
 
 
 def load(name: str) -> Profile:

@@ -231,7 +231,7 @@ def check_output(file: FilePath) -> None:
     if file.suffix not in FORMATS:
         raise UserError(f"an exported detector's name must end in {' or '.join(FORMATS)}, got {file}")
     if file.is_dir() or not file.absolute().parent.is_dir():
-        raise UserError(f"--output must be a file in a folder that is there, got {file}")
+        raise UserError(f"--output must be a file in an existing folder, got {file}")
     if file.suffix == ".onnx":
         export_python()
 

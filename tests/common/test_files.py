@@ -110,5 +110,5 @@ def test_a_target_that_cannot_be_written_is_refused_before_the_work(command, tmp
     monkeypatch.setattr(files.tempfile, "TemporaryFile", refused)  # root may write everywhere
     assert main([*line, str(tmp_path / "out")]) == 2
     output = capsys.readouterr()
-    assert "must be a place that can be written" in output.err and "Permission denied" in output.err and not output.out
+    assert "must be writable" in output.err and "Permission denied" in output.err and not output.out
     assert list(tmp_path.iterdir()) == []

@@ -158,7 +158,7 @@ def test_evaluate_repeats_the_figures_of_the_run(finished, tmp_path, capsys):
         assert main([*command, renamed]) == 2
         assert "know the classes 0, 1, 2" in capsys.readouterr().err
     assert main(["evaluate", str(finished), "-o", str(tmp_path / "no" / "x.json")]) == 2
-    assert "--output must be a file in a folder that is there" in capsys.readouterr().err
+    assert "--output must be a file in an existing folder" in capsys.readouterr().err
     (tmp_path / "config.json").write_text("{")
     assert main(["evaluate", str(tmp_path)]) == 2
     assert "config.json is not JSON" in capsys.readouterr().err

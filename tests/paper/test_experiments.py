@@ -135,7 +135,7 @@ def test_missing_data_are_named_before_runs_that_are_only_welcome(profile, monke
     data_set = profile.data_sets["digits"]
     poor = replace(profile, name="poor", data_sets={"digits": replace(data_set, needs=(need,))})
     monkeypatch.setattr(reproduce, "complete", None)
-    with pytest.raises(UserError, match=r"needs for digits what is missing: nowhere \(make it\)"):
+    with pytest.raises(UserError, match=r"needs files for digits that are missing: nowhere \(make it\)"):
         reproduce.reproduce(["table2"], Order(poor, Path("poor")))
 
 
@@ -444,7 +444,7 @@ def test_finished_runs_are_drawn_again_without_the_data(done, folder, tmp_path, 
         assert main(["reproduce", "figure3", "--profile", "small.json", "-o", str(tmp_path)]) == 0
         capsys.readouterr()
         assert main(["reproduce", "figure4", "--profile", "small.json", "-o", str(tmp_path)]) == 2
-        assert "needs for digits what is missing" in capsys.readouterr().err
+        assert "needs files for digits that are missing" in capsys.readouterr().err
     finally:
         os.rename("gone", "digits")
 

@@ -185,7 +185,7 @@ def test_a_file_that_differs_is_not_written(run, opened, tmp_path, monkeypatch):
     "options, message",
     [
         (["-o", "x.tflite"], "an exported detector's name must end in .nnp or .onnx, got x.tflite"),
-        (["-o", "no/such/x.nnp"], "--output must be a file in a folder that is there, got no/such/x.nnp"),
+        (["-o", "no/such/x.nnp"], "--output must be a file in an existing folder, got no/such/x.nnp"),
         (["-o", "x.onnx"], "ONNX is written from nowhere, which is missing or half made: run make setup-export"),
         (["--detector", "subnet_3"], "a detector of .* must be fullnet, subnet_1, subnet_2 or a JSON file .*, got 'subnet_3'"),
         (["--size", "50"], "--size must be 32 to 16384 and a multiple of 16 pixels, got 50 50"),
