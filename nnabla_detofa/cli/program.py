@@ -200,13 +200,20 @@ def _one_line(message: str) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Argument parser that raises a UserError of one sentence, instead of printing the usage and exiting."""
+    """Argument parser that raises a UserError of one sentence, instead of printing the usage and exiting.
+
+    Attributes:
+        command: program and command whose `--help` describes the arguments.
+    """
+
+    command = ""
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (--?[^\s=]+)", message)
         if unknown:
             message += nearest(unknown[1], self._option_string_actions)
-        raise UserError(f"{message}; see {self.prog} --help")
+        message = message.replace(", key=value", "")  # argparse takes it for required
+        raise UserError(f"{message}; see {self.command} --help")
 
 
 def _open_streams() -> None:
@@ -260,6 +267,7 @@ def _parser(program: str, place: Sequence[str]) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.command = f"{program} {' '.join(place)}"
     command.arguments(parser)
     return parser
 
