@@ -85,14 +85,14 @@ demo: data/digits ## Run Algorithm 1 on the digits data set and show what it fin
 
 pretrain: data/digits ## Train the weights that the demo and Figure 7 start from (30 minutes)
 	$(BIN)/python -m nnabla_detofa train configs/digits_pretrain.json -o runs/digits_pretrain --processes auto
-	$(BIN)/python -m nnabla_detofa ship runs/digits_pretrain configs/weights
+	$(BIN)/python -m nnabla_detofa export-weights runs/digits_pretrain configs/weights
 	$(BIN)/python -m nnabla_detofa train configs/digits_pretrain_fullnet.json -o runs/digits_pretrain_fullnet --processes auto
-	$(BIN)/python -m nnabla_detofa ship runs/digits_pretrain_fullnet configs/weights
+	$(BIN)/python -m nnabla_detofa export-weights runs/digits_pretrain_fullnet configs/weights
 
 evaluation-study: $(READY) ## How many images a path's evaluation needs; after the demo (10 minutes); writes docs/concepts/path-evaluation/
-	$(BIN)/python -m nnabla_detofa evaluation-study runs/demo --weights warm_up/weights.h5 --per-bucket 6 --bn-images 128 \
+	$(BIN)/python -m nnabla_detofa image-count-study runs/demo --weights warm_up/weights.h5 --per-bucket 6 --bn-images 128 \
 	    -o docs/concepts/path-evaluation/demo.md
-	$(BIN)/python -m nnabla_detofa evaluation-study -f configs/digits_pretrain.json \
+	$(BIN)/python -m nnabla_detofa image-count-study -f configs/digits_pretrain.json \
 	    --weights configs/weights/digits_supernet.h5 --per-bucket 6 --bn-images 256 -o docs/concepts/path-evaluation/digits_pretrain.md
 
 table1: $(READY) ## Table 1, the sizes of the search spaces, with exact counts; writes results/table1/

@@ -188,7 +188,8 @@ def search(
     """
     from pathlib import Path
 
-    from .tools.search import as_bound, find, load_run
+    from .tools.bounds import as_bound
+    from .tools.search import find, load_run
 
     given = {"flops": flops, "latency": latency, "params": params, "memory": memory}
     bounds = {name: as_bound(name, bound) for name, bound in given.items() if bound is not None}

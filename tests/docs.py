@@ -55,7 +55,7 @@ TINY_DETECTION = (
 TINY_PRETRAINING = f"{TINY} hparams.fullnet_epochs=1 hparams.epochs=1 hparams.paths=40"
 MORE = {
     "evaluate-paths": "--per-bucket 1 --images 8 --bn-images 8",
-    "evaluation-study": "--per-bucket 2 --images 16 --bn-images 64",
+    "image-count-study": "--per-bucket 2 --images 16 --bn-images 64",
     "measure-latency": "--repeats 2 --paths 2",
     "finetune": "--epochs 1",
     "init": "--force",
@@ -286,7 +286,7 @@ def folder_like_a_checkout(folder: Path) -> Iterator[Command]:
     (folder / ".venv").symlink_to(sys.prefix)
     if (ROOT / ".venv-export").exists():
         (folder / ".venv-export").symlink_to(ROOT / ".venv-export")
-    shutil.copytree(ROOT / "configs", folder / "configs")  # `ship` writes there
+    shutil.copytree(ROOT / "configs", folder / "configs")  # `export-weights` writes there
     for name in ("docs", "examples", "Makefile"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "results/demo").mkdir(parents=True)

@@ -47,7 +47,7 @@ GROWTH = 2**20
 
 def batch(config, classes: int, count: int) -> list[np.ndarray]:
     """A batch of noise with one object in each image."""
-    from nnabla_detofa.tools.dry_run import synthetic
+    from nnabla_detofa.tools.synthetic import synthetic
 
     arrays = [np.repeat(array, count, 0) for array in synthetic(config, classes)]
     arrays[0] = np.random.default_rng(0).normal(size=arrays[0].shape).astype(np.float32)

@@ -166,7 +166,7 @@ COMMANDS: Mapping[str, Command | Group] = {
         deploy.export,
         (
             "runs/digits_detofa --detector subnet_2 -o subnet_2.nnp",
-            "runs/voc_detofa --detector found.json -o found.onnx",
+            "runs/voc_detofa --detector found_flops_15G.json -o found.onnx",
         ),
     ),
     "measure-latency": Command(
@@ -186,10 +186,10 @@ COMMANDS: Mapping[str, Command | Group] = {
             "-f configs/digits_pretrain.json --weights configs/weights/digits_supernet.h5 --per-bucket 100 -o pretrained.jsonl",
         ),
     ),
-    "evaluation-study": Command(
+    "image-count-study": Command(
         "measure how many images the evaluation of paths needs",
-        search.evaluation_study_arguments,
-        search.evaluation_study,
+        search.image_count_study_arguments,
+        search.image_count_study,
         (
             "runs/digits_detofa --weights warm_up/weights.h5 --per-bucket 8 -o study.md",
             "-f configs/digits_pretrain.json --weights configs/weights/digits_supernet.h5 --per-bucket 12 --pairs 2",
@@ -202,10 +202,10 @@ COMMANDS: Mapping[str, Command | Group] = {
         ("ofa_resnet50_d=0+1+2_e=0.2+0.25+0.35_w=0.65+0.8+1.0 -o configs/weights/ofa_resnet50.h5",),
         train.after_import_ofa,
     ),
-    "ship": Command(
+    "export-weights": Command(
         "copy the weights of a pre-training in half precision",
-        train.ship_arguments,
-        train.ship,
+        train.export_weights_arguments,
+        train.export_weights,
         ("runs/digits_pretrain configs/weights",),
     ),
     "paper": PAPER,
@@ -216,7 +216,14 @@ SECTIONS = {
     "your data": ("init", "data", "doctor"),
     "train": ("train", "finetune", "inspect", "report", "compare"),
     "use a run": ("evaluate", "detect", "search", "export"),
-    "measure and reproduce": ("paper", "measure-latency", "evaluate-paths", "evaluation-study", "import-ofa", "ship"),
+    "measure and reproduce": (
+        "paper",
+        "measure-latency",
+        "evaluate-paths",
+        "image-count-study",
+        "import-ofa",
+        "export-weights",
+    ),
 }
 """Headings of `--help`, and their commands."""
 
@@ -224,6 +231,8 @@ OTHER_NAMES = {
     "run": ("train",),
     "val": ("evaluate",),
     "predict": ("detect",),
+    "ship": ("export-weights",),
+    "evaluation-study": ("image-count-study",),
     **{name: ("paper", name) for name in PAPER.commands},
 }
 """Another name of a command -> its place in `COMMANDS`."""

@@ -51,10 +51,11 @@ def after_to_coco(args: argparse.Namespace) -> dict[str, str]:
 
 
 def check_arguments(parser: argparse.ArgumentParser) -> None:
-    config_arguments(parser, "a config whose data set, splits and classes are checked; otherwise give --voc or --coco")
+    config_arguments(parser, "a config whose data set, splits and classes are checked; otherwise give --voc, --coco or --yolo")
     parser.add_argument("--voc", metavar="FOLDER", help="a VOC tree")
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="splits of --voc (default: all that it has)")
     parser.add_argument("--coco", metavar="FOLDER", help="a folder with annotations/instances_<split>.json and <split>/")
+    parser.add_argument("--yolo", metavar="FOLDER", help="a folder with data.yaml, images/<split>/ and labels/<split>/")
     parser.add_argument(
         "--whole",
         action="store_true",
@@ -73,8 +74,8 @@ def check(args: argparse.Namespace) -> None:
     from ..common.progress import ProgressBar
     from ..data import check
 
-    if sum(map(bool, (args.voc, args.coco, args.file))) != 1:
-        raise UserError("data check needs one of CONFIG, --voc FOLDER and --coco FOLDER")
+    if sum(map(bool, (args.voc, args.coco, args.yolo, args.file))) != 1:
+        raise UserError("data check needs one of CONFIG, --voc FOLDER, --coco FOLDER and --yolo FOLDER")
     if args.overrides and not args.file:
         raise UserError(f"overrides need a config: data check CONFIG {args.overrides[0]}")
     if args.splits and not args.voc:
@@ -85,17 +86,19 @@ def check(args: argparse.Namespace) -> None:
             report = check.check_voc(args.voc, splits, whole=args.whole, on_image=bar.update)
         elif args.coco:
             report = check.check_coco(args.coco, whole=args.whole, on_image=bar.update)
+        elif args.yolo:
+            report = check.check_yolo(args.yolo, whole=args.whole, on_image=bar.update)
         else:
             from .. import config as configs
 
             report = check.check_config(configs.load(args.file, args.overrides), args.whole, bar.update)
     print(report)
     if report.fatal:
-        raise UserError(f"{report.source} is not fit for training")
+        raise UserError(f"{report.source} is not ready for training")
 
 
 def after_check(args: argparse.Namespace) -> dict[str, str]:
     if args.file:
         return {f"train {shlex.join([args.file, *args.overrides])}": "train on it"}
-    kind = "voc" if args.voc else "coco"
-    return {f"init --{kind} {shlex.quote(args.voc or args.coco)}": "write a config for it"}
+    kind = next(kind for kind in ("voc", "coco", "yolo") if getattr(args, kind))
+    return {f"init --{kind} {shlex.quote(getattr(args, kind))}": "write a config for it"}

@@ -12,6 +12,7 @@ from .shared import check_output_file
 LAYOUTS = {
     "voc": "a VOC tree: Annotations, ImageSets/Main and JPEGImages",
     "coco": "COCO's format: annotations/instances_<split>.json and <split>/, or Roboflow's export of it",
+    "yolo": "YOLO's layout: data.yaml, images/<split>/ and labels/<split>/, or Roboflow's export of it",
 }
 
 

@@ -41,7 +41,8 @@ def inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 def inspect(args: argparse.Namespace) -> None:
     """Print the progress, cost, pruning, detectors and files of a run."""
-    from ..tools.inspect import describe, text
+    from ..tools.inspect import describe
+    from ..tools.inspect_text import text
 
     found = describe(Path(args.run))
     args.finished = found["finished"]

@@ -39,21 +39,30 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
         "-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="device to run on (default: %(default)s)"
     )
     parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="number of the GPU (default: %(default)s)")
-    parser.add_argument("-o", "--output", metavar="FILE", help="the result as JSON (default: RUN/found.json, or front.json)")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE or FOLDER",
+        help="file of the result, or a folder for a file named by the bounds (default: RUN)",
+    )
 
 
 def search(args: argparse.Namespace) -> None:
     """Search a finished run for the best path under hard bounds."""
-    output = Path(args.output or Path(args.run, "front.json" if args.front else "found.json"))
+    from ..tools.bounds import UNITS, parse_bound, result_name
+
+    texts = {name: getattr(args, name) for name in UNITS if getattr(args, name) is not None}
+    bounds = {name: parse_bound(name, text) for name, text in texts.items()}
+    output = Path(args.output or args.run)
+    if output.is_dir() or not args.output:
+        output /= result_name(texts, args.front)
     check_output_file(output)
     if args.generations is not None and args.generations < 0:
         raise UserError(f"--generations must be 0 or more, got {args.generations}")
+    from ..backend.compat import Device
     from ..common.files import write_json
     from ..common.progress import ProgressBar
-    from ..tools.search import UNITS, find, load_run, parse_bound, table
-
-    bounds = {name: parse_bound(name, getattr(args, name)) for name in UNITS if getattr(args, name) is not None}
-    from ..backend.compat import Device
+    from ..tools.search import find, load_run, table
 
     Device.open(args.context, args.device_id)
     folder = Path(args.run)
@@ -63,13 +72,14 @@ def search(args: argparse.Namespace) -> None:
     print(table(result))
     write_json(output, result)
     print(f"written: {output}")
+    args.written = output
 
 
 def after_search(args: argparse.Namespace) -> dict[str, str]:
     """Return the commands that use the path found."""
     if args.front:
         return {}
-    run, file = shlex.quote(args.run), shlex.quote(str(args.output or Path(args.run, "found.json")))
+    run, file = shlex.quote(args.run), shlex.quote(str(args.written))
     return {
         f"evaluate {run} --detector {file}": "its average precision",
         f"export {run} --detector {file} -o FILE.nnp": "the subnet as a network of its own",
@@ -95,11 +105,11 @@ def evaluate_paths(args: argparse.Namespace) -> None:
 
     config, weights = supernet_of(args)
     from ..runs.run_folder import searched_space
-    from ..tools.evaluate_paths import evaluate_sampled
+    from ..tools.sampled_paths import evaluate_sampled_paths
 
     space = searched_space(Path(args.run), config) if args.pruned else None
     with ProgressBar(desc="paths", unit="path") as bar:
-        found = evaluate_sampled(
+        found = evaluate_sampled_paths(
             config,
             weights,
             args.output,
@@ -116,7 +126,7 @@ def evaluate_paths(args: argparse.Namespace) -> None:
     print(f"{len(found)} paths of the weights {weights} are in {args.output}")
 
 
-def evaluation_study_arguments(parser: argparse.ArgumentParser) -> None:
+def image_count_study_arguments(parser: argparse.ArgumentParser) -> None:
     supernet_arguments(parser)
     parser.add_argument(
         "--pairs", type=int, default=1, metavar="N", help="pairs of subsets for re-estimation (default: %(default)s)"
@@ -124,7 +134,7 @@ def evaluation_study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="FILE", help="also write the tables as Markdown")
 
 
-def evaluation_study(args: argparse.Namespace) -> None:
+def image_count_study(args: argparse.Namespace) -> None:
     """Print how the ranking of paths depends on the number of images used for their evaluation."""
     check_output_file(args.output)
     check_numbers(args, pairs=1000)
@@ -133,7 +143,8 @@ def evaluation_study(args: argparse.Namespace) -> None:
 
     command = f"detofa {shlex.join(args.command_line)}"
     config, weights = supernet_of(args)
-    from ..tools.evaluation_study import markdown, study
+    from ..tools.image_count_study import image_count_study as study
+    from ..tools.image_count_study import markdown
 
     numbers = (args.per_bucket, args.name, args.images, args.bn_images, args.pairs)
     with ProgressBar(desc="paths", unit="path") as bar:

@@ -102,7 +102,7 @@ def after_run(args: argparse.Namespace) -> dict[str, str]:
         return {}  # rank 0 of the launched processes says it
     folder = shlex.quote(str(args.trained.output_path))
     if args.trained.args.runner == "pretrain":
-        return {f"ship {folder} FOLDER": "copy the weights that detectors start from"}
+        return {f"export-weights {folder} FOLDER": "copy the weights that detectors start from"}
     return {
         f"report {folder}": "the table and the figures",
         f"detect {folder} IMAGE": "boxes in your own images",
@@ -124,18 +124,18 @@ def _processes(config, wanted: int | str | None, restart: bool) -> int:
     return most_processes(config, launch.cores(), config.output_path, restart) if launch.can_launch() else 1
 
 
-def ship_arguments(parser: argparse.ArgumentParser) -> None:
+def export_weights_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a finished pre-training")
     parser.add_argument("folder", metavar="FOLDER", help="folder of the copies")
     parser.add_argument("--name", default="digits", help="first part of the files' names (default: %(default)s)")
 
 
-def ship(args: argparse.Namespace) -> None:
+def export_weights(args: argparse.Namespace) -> None:
     """Copy pre-trained weights in half precision."""
     check_output_folder(Path(args.folder))
-    from ..methods.pretrain import ship
+    from ..methods.pretrain import export_weights
 
-    print(f"written: {', '.join(map(str, ship(Path(args.run), Path(args.folder), args.name)))}")
+    print(f"written: {', '.join(map(str, export_weights(Path(args.run), Path(args.folder), args.name)))}")
 
 
 def import_ofa_arguments(parser: argparse.ArgumentParser) -> None:

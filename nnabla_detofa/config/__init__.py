@@ -2,7 +2,7 @@
 
 from .args import Args
 from .config import BASELINES, RUNNERS, WITHOUT_EFFECT, Config, without_effect
-from .dataloader import DATALOADERS, CocoData, CocoSplit, ImageFolderData, VocData
+from .dataloader import DATALOADERS, AnyData, AnyDetectionData, CocoData, CocoSplit, ImageFolderData, VocData, YoloData
 from .files import without_duplicates
 from .hparams import DetofaHparams, Filter, OperationPruning, PretrainHparams
 from .load import check_batch_norm, from_dict, from_run, load, overridden
@@ -12,6 +12,8 @@ from .optimizer import Solver, Solvers
 from .values import Count, Positive, Share
 
 __all__ = [
+    "AnyData",
+    "AnyDetectionData",
     "BASELINES",
     "Args",
     "CenternetOfaResnet50",
@@ -33,6 +35,7 @@ __all__ = [
     "Solver",
     "Solvers",
     "VocData",
+    "YoloData",
     "WITHOUT_EFFECT",
     "completed",
     "from_dict",

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import older
 from .args import Args
-from .dataloader import CocoData, ImageFolderData, VocData
+from .dataloader import AnyData
 from .hparams import DetofaHparams, PretrainHparams
 from .network import CenternetOfaResnet50, OfaResnet50
 from .optimizer import Solvers
@@ -30,7 +30,7 @@ class Runner:
 
 
 BASELINES = ("fullnet", "ofa", "ofa_ps", "compofa")
-RUNNERS = {name: Runner(DetofaHparams, ("centernet_ofa_resnet50",), ("voc", "coco")) for name in ("detofa", *BASELINES)} | {
+RUNNERS = dict.fromkeys(("detofa", *BASELINES), Runner(DetofaHparams, ("centernet_ofa_resnet50",), ("voc", "coco", "yolo"))) | {
     "pretrain": Runner(PretrainHparams, ("ofa_resnet50",), ("image_folder",))
 }
 """Runners by their names, the values of `args.runner`."""
@@ -67,7 +67,7 @@ class Config:
     network_name: str
     network: OfaResnet50 | CenternetOfaResnet50
     dataloader_name: str
-    dataloader: VocData | CocoData | ImageFolderData
+    dataloader: AnyData
     optimizer: Solvers
     hparams: DetofaHparams | PretrainHparams
 

@@ -113,6 +113,30 @@ class CocoData(DetectionData):
 
 
 @dataclass(frozen=True)
+class YoloData(DetectionData):
+    """A dataset in YOLO's layout: data.yaml, images and a text file of labels per image, with COCO's metrics.
+
+    Attributes:
+        root: folder of the dataset.
+        description: file that names the classes and the images of the splits, relative to `root`.
+        train, val, test: keys of `description` that name the images; null for `val`: paths are evaluated on `holdout`
+            training images.
+        ap_metric: main metric, AP averaged over IoU thresholds from 0.5 to 0.95.
+    """
+
+    root: Place = "data/yolo"
+    description: str = "data.yaml"
+    train: str = "train"
+    val: str | None = "val"
+    test: str = "test"
+    ap_metric: Literal["coco"] = "coco"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_holdout(self.val, self.holdout)
+
+
+@dataclass(frozen=True)
 class ImageFolderData:
     """A classification dataset: one folder of images for each class, in `root`/`train` and `root`/`val`.
 
@@ -143,5 +167,7 @@ class ImageFolderData:
             raise UserError(f"crop_area must be the smallest and the largest share, got {list(self.crop_area)}")
 
 
-DATALOADERS = {"voc": VocData, "coco": CocoData, "image_folder": ImageFolderData}
+DATALOADERS = {"voc": VocData, "coco": CocoData, "yolo": YoloData, "image_folder": ImageFolderData}
 """Datasets by their names in a config."""
+AnyDetectionData = VocData | CocoData | YoloData
+AnyData = AnyDetectionData | ImageFolderData

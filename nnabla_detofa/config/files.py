@@ -104,7 +104,7 @@ def _parse(path: Path) -> dict[str, Any]:
         raise UserError(f"a config's name must end in .json, .yaml or .yml, got {path}")
     source = read_text(path, "the config")
     try:
-        content = parse_json(source, without_duplicates) if path.suffix == ".json" else _parse_yaml(source)
+        content = parse_json(source, without_duplicates) if path.suffix == ".json" else parse_yaml(source)
     except json.JSONDecodeError as error:
         raise UserError(f"the config {path} cannot be parsed: line {error.lineno}: {error.msg}") from error
     except ValueError as error:
@@ -114,7 +114,7 @@ def _parse(path: Path) -> dict[str, Any]:
     return older.current(content)
 
 
-def _parse_yaml(source: str) -> Any:
+def parse_yaml(source: str) -> Any:
     """Parse a YAML string of plain values.
 
     Raises:

@@ -17,8 +17,8 @@ from ..common.shipped import beside, find_config
 from . import older
 from .args import Args
 from .config import RUNNERS, Config
-from .dataloader import DATALOADERS, CocoData, ImageFolderData, VocData
-from .files import merged, read_config
+from .dataloader import DATALOADERS, AnyData, ImageFolderData
+from .files import merged, parse_yaml, read_config
 from .hparams import DetofaHparams, PretrainHparams
 from .network import NETWORKS, CenternetOfaResnet50, OfaResnet50
 from .optimizer import Solvers
@@ -32,7 +32,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     Args:
         path: a .json, .yaml or .yml file, or the name of a shipped config. Data and weights that it names and that do not
             exist are looked for from its folder and the folders above, and among the shipped files.
-        overrides: "key.sub=value" strings, applied after the file; a value that is not JSON is a string.
+        overrides: "key.sub=value" strings, applied after the file. A value is JSON, a list such as [a,b], or else a string.
 
     Raises:
         UserError: the file cannot be read, or an override, a key or a value is not allowed.
@@ -70,13 +70,24 @@ def overridden(content: dict[str, Any], override: str) -> dict[str, Any]:
     names = key.split(".")
     if not equals or not all(names):
         raise UserError(f"an override must look like hparams.epochs=3, got {shown(override)}")
-    try:
-        value = parse_json(source)
-    except ValueError:
-        value = source
+    value = _override_value(source)
     for name in reversed(names):
         value = {name: value}
     return merged(older.current(content), older.current(value))
+
+
+def _override_value(source: str) -> Any:
+    """Parse the value of an override: JSON, a list in brackets whose strings need no quotes, or else a string."""
+    try:
+        return parse_json(source)
+    except ValueError:
+        pass
+    if source.startswith("[") and source.endswith("]"):
+        try:
+            return parse_yaml(source)  # [RBC,WBC] needs no quotes that a shell would remove
+        except ValueError:
+            pass
+    return source
 
 
 def from_dict(content: Mapping[str, Any], name: str) -> Config:
@@ -134,9 +145,7 @@ def _one_entry(
     return name, read(known[name], settings, f"{section}.{name}")
 
 
-def _check_batches(
-    network: OfaResnet50, data: VocData | CocoData | ImageFolderData, hparams: DetofaHparams | PretrainHparams
-) -> None:
+def _check_batches(network: OfaResnet50, data: AnyData, hparams: DetofaHparams | PretrainHparams) -> None:
     """Raise UserError if a batch of training or evaluation is too small for batch normalization."""
     check_batch_norm(network, data, "hparams.bn_batch", hparams.bn_batch)
     phases = hparams.shrinking if isinstance(hparams, PretrainHparams) else ()
@@ -145,7 +154,7 @@ def _check_batches(
     check_batch_norm(network, data, key, hparams.mini_batch or min(steps))
 
 
-def check_batch_norm(network: OfaResnet50, data: VocData | CocoData | ImageFolderData, key: str, images: int) -> None:
+def check_batch_norm(network: OfaResnet50, data: AnyData, key: str, images: int) -> None:
     """Check that batch normalization gets more than one value per channel of the last feature map.
 
     Args:

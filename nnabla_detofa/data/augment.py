@@ -10,7 +10,7 @@ import numpy as np
 
 from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
-from .voc import Sample
+from .dataset import Sample
 
 # Principal components of ImageNet's colors: variances, and eigenvectors as columns; rows are blue, green, red.
 COLOR_VALUES = np.array([0.2141788, 0.01817699, 0.00341571], np.float32)
@@ -44,7 +44,7 @@ class Augmentation:
     jitter: float = 0.4
     lighting: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
             raise UserError(f"augmentation.scale must be two positive values, the smaller first, got {self.scale}")
         if self.border < 0:
@@ -92,7 +92,7 @@ def train_transform(
     if options.crop:
         borders = [crop_border(side, options.border) for side in (width, height)]
         center = np.array([rng.integers(border, side - border) for border, side in zip(borders, (width, height))])
-    matrix = affine(center, fit(sample.image.shape[:2], input_size) / scale, input_size)
+    matrix = affine(center, fit((height, width), input_size) / scale, input_size)
     if rng.random() < options.flip:
         # Column x of the input becomes column W - x, not W - 1 - x. This matches CenterNet, which mirrors the image (x ->
         # width - 1 - x) and the center before warping.
@@ -122,7 +122,8 @@ def letterbox(
     Returns:
         the normalized image, (3, height, width) float32, and the (2, 3) affine map from image to input.
     """
-    matrix = letterbox_matrix(image.shape[:2], input_size)
+    height, width = image.shape[:2]
+    matrix = letterbox_matrix((height, width), input_size)
     return normalization(_warp(image, matrix, input_size)), matrix
 
 

@@ -1,13 +1,22 @@
-"""The report of a dataset check."""
+"""The report of a dataset check, and the parts of the check that all formats share."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ..common.errors import UserError
+from ..config import VocData
+from .images import ImageHeader, inspect_image, read_image
+from .objects import NORMALIZED, check_boxes
+from .sets import crowded, heard, thin, undetectable
 
 PARTS = {"trainval": {"train", "val"}, "train": {"trainval"}, "val": {"trainval"}}
 """Splits of VOC that share images because one contains the other."""
@@ -52,7 +61,7 @@ class DataReport:
     fatal: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def attempt(self, function: Callable, *args):
+    def attempt(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function and return its result; if it raises a UserError, add its message to `fatal` and return None."""
         try:
             return function(*args)
@@ -83,11 +92,11 @@ class DataReport:
 def _verdict(report: DataReport) -> str:
     warned = f"{len(report.warnings)} warning{'s' * (len(report.warnings) != 1)}"
     if report.fatal:
-        return f"{len(report.fatal)} problem{'s' * (len(report.fatal) != 1)} that training would stop at, {warned}"
-    return f"fit for training, {warned if report.warnings else 'nothing to warn of'}"
+        return f"{len(report.fatal)} problem{'s' * (len(report.fatal) != 1)} that would stop training, {warned}"
+    return f"ready for training, {warned if report.warnings else 'no warnings'}"
 
 
-def _usual_order(name: str) -> tuple[str, int]:
+def usual_order(name: str) -> tuple[str, int]:
     """Sort key for split names: by folder, then train, val, test and others."""
     folder, _, last = name.rpartition("/")
     known = [index for index, word in enumerate(("train", "val", "test")) if last.rstrip("0123456789") == word]
@@ -97,3 +106,90 @@ def _usual_order(name: str) -> tuple[str, int]:
 def _natural(name: str) -> tuple[int, int, str]:
     """Sort key for class names: numbers by value, then other names."""
     return (0, int(name), "") if name.isdecimal() else (1, 0, name)
+
+
+def warn_with_defaults(report: DataReport, key: str, opened: Callable[[str], Any]) -> None:
+    """Add warnings about the objects of each split that a config with default settings would drop."""
+    for split in () if report.fatal else report.splits:
+        with heard(quiet=True):  # the report already has these warnings
+            dataset = report.attempt(opened, split.name)
+        if dataset is None:
+            return
+        report.warnings += crowded(split.name, dataset, VocData.max_objects, key)
+        report.warnings += thin(split.name, dataset) + undetectable(split.name, dataset)
+
+
+class ImageInspector:
+    """Inspects each image once, even if several splits contain it."""
+
+    def __init__(self, report: DataReport, whole: bool, on_image: Callable[[], None]):
+        self.report, self.whole, self.on_image = report, whole, on_image
+        self.headers: dict[Path, ImageHeader | None] = {}
+        self.contents: dict[Path, bytes] = {}
+
+    def header(self, file: Path) -> ImageHeader | None:
+        """Return the header of an image; if the image is broken, add a fatal problem and return None."""
+        if file not in self.headers:
+            self.headers[file] = self.report.attempt(self._inspect, file)
+            self.on_image()
+        return self.headers[file]
+
+    def _inspect(self, file: Path) -> ImageHeader:
+        header = inspect_image(file)
+        if self.whole:
+            self.contents[file] = hashlib.sha256(file.read_bytes()).digest()
+            read_image(file)
+        return header
+
+
+def valid_boxes(
+    report: DataReport,
+    where: object,
+    boxes: np.ndarray,
+    size: tuple[int, int],
+    written: np.ndarray,
+    inclusive: bool,
+    in_pixels: bool = True,
+) -> np.ndarray:
+    """Return which boxes are valid objects of their image (see `objects.check_boxes`); warn about dropped and clipped boxes.
+
+    Args:
+        written: (n, 4) numbers for the messages, as in the file.
+    """
+    found = check_boxes(boxes, size, inclusive, in_pixels)
+    for corners, kept, clipped, normalized in zip(written, found.kept, found.clipped, found.normalized):
+        text = f"{where}: the box ({', '.join(f'{corner:g}' for corner in corners)})"
+        if normalized:
+            report.warnings.append(f"{text} has corners in 0..1 and is dropped; {NORMALIZED}")
+        elif not kept:
+            report.warnings.append(f"{text} has no area inside the image and is dropped")
+        elif clipped:
+            report.warnings.append(f"{text} extends outside the image and is clipped")
+    return found.kept
+
+
+def finished(report: DataReport, images: ImageInspector) -> DataReport:
+    """Add warnings about images that two splits share, and remove repeated messages from the report."""
+    for one, other in combinations(report.splits, 2):
+        names = one.name.rpartition("/")[2], other.name.rpartition("/")[2]
+        if names[1] not in PARTS.get(names[0], ()):
+            report.warnings += _shared_images(one, other, images.contents)
+    report.fatal[:] = dict.fromkeys(report.fatal)
+    report.warnings[:] = dict.fromkeys(report.warnings)
+    return report
+
+
+def _shared_images(one: Split, other: Split, contents: dict[Path, bytes]) -> Iterator[str]:
+    """Yield warnings about images that are in both splits, under the same or under different names.
+
+    Args:
+        contents: digest of each decoded image file; empty unless the check decodes whole images.
+    """
+    if shared := set(one.files) & set(other.files):
+        listed = ", ".join(sorted(file.name for file in shared)[:5]) + (", ..." if len(shared) > 5 else "")
+        yield f"splits {one.name} and {other.name} share {len(shared)} images ({listed}): results will be too optimistic"
+    copies = {contents[file]: file for file in one.files if file in contents}
+    for file in other.files:
+        twin = copies.get(contents.get(file, b""))
+        if twin is not None and twin != file:
+            yield f"{file} in {other.name} is the same image as {twin} in {one.name}"

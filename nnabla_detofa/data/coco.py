@@ -8,29 +8,29 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
-from tqdm import tqdm
 
 from ..common.errors import UserError
 from ..common.files import naming
+from ..common.progress import ProgressBar
 from ..common.reading import read_bytes, short, shown
-from .images import ImageHeader, check_whole, inspect_image, read_image
+from .dataset import MAX_NOTES, DetectionDataset, Objects, ignored_classes, unknown_class
+from .images import ImageHeader, inspect_image
 from .names import Listing, composed, is_below
-from .objects import NORMALIZED, judge, place
-from .voc import Objects, Sample, VOCDataset, VOCReader, changed_size, other_class
+from .objects import BoxSummary, check_boxes, upright_boxes
+from .voc import VOCDataset, VOCReader
 
 log = logging.getLogger("nnabla_detofa")
 
 MAX_BYTES = 1 << 31  # bytes of an annotation file; the largest file of COCO has 470 MB
-MAX_NOTES = 20  # largest number of warnings of one kind that are logged individually
-ORIGIN = "COCO itself is at cocodataset.org: annotations_trainval2017.zip, train2017.zip and val2017.zip unpack side by side"
+ORIGIN = "COCO is available at cocodataset.org; unpack annotations_trainval2017.zip, train2017.zip and val2017.zip side by side"
 
 
-class COCODataset:
+class COCODataset(DetectionDataset):
     """Dataset of the images of one annotation file.
 
     Categories may have any ids; sorted by id, they become labels 0, 1, ... (COCO uses 80 of its 90 ids). A box in the file is
@@ -61,83 +61,37 @@ class COCODataset:
         ignore_others: bool = False,
     ):
         file, folder = Path(annotations), Path(images)
-        content = _read(file)
+        content = read_annotations(file)
         if not folder.is_dir():
-            raise UserError(f"{folder} is not a folder: the images that {file} lists must be there; {ORIGIN}")
-        names = _categories(content["categories"], file)
-        self.classes = tuple(names.values()) if classes is None else tuple(classes)
-        label_of = {composed(name): label for label, name in enumerate(self.classes)}
+            raise UserError(f"{folder} is not a folder; it must contain the images that {file} lists; {ORIGIN}")
+        names = read_categories(content["categories"], file)
+        classes = tuple(names.values()) if classes is None else tuple(classes)
+        label_of = {composed(name): label for label, name in enumerate(classes)}
         for name in names.values():
             if name not in label_of and not ignore_others:
-                raise UserError(f"{file} has the category {other_class(name, label_of)}")
-        entries = _images(content["images"], file, folder)
-        self.files = [path for path, *_ in entries.values()]
-        self.image_ids = tuple(path.relative_to(folder).as_posix() for path in self.files)
-        rows: dict[Any, list[Row]] = {image: [] for image in entries}
-        others: Counter[str] = Counter()
-        known: set[int] = set()
-        for number, entry in enumerate(content["annotations"]):
-            where = f"annotations[{number}] of {file}"
-            box, label, crowd, image = _annotation(entry, where)
-            if "id" in entry:
-                if not _integer(entry["id"]) or entry["id"] in known:
-                    raise UserError(f"{where} must have an integer id of its own, got {shown(entry['id'])}")
-                known.add(entry["id"])
-            if image not in entries:
-                raise UserError(f"{where}: image_id must be the id of one of its images, got {shown(image)}")
-            if label not in names:
-                raise UserError(f"{where}: category_id must be the id of one of its categories, got {shown(label)}")
-            if names[label] not in label_of:
-                others[names[label]] += 1
-            elif keep_crowds or not crowd:
-                rows[image].append(Row(box, label_of[names[label]], crowd, entry.get("area")))
-        self._sizes = [header.size for _, _, header in entries.values()]
-        self._objects: list[Objects] = []
+                raise UserError(f"{file} has the category {unknown_class(name, label_of)}")
+        images_by_id = _read_images(content["images"], file, folder)
+        rows = _read_rows(content["annotations"], file, names, label_of, images_by_id)
+        summary, notes = BoxSummary(), 0
+        objects: list[Objects] = []
         self._areas: list[np.ndarray] = []
-        found: Counter[str] = Counter()
-        for of_image, (path, size, header) in zip(rows.values(), entries.values()):
-            self._add(of_image, path, size, header, found)
-        if others:
-            ignored = ", ".join(f"{count} {name}" for name, count in others.most_common(20))
-            log.warning("%s: objects of other classes are ignored: %s", file, ignored)
-        if found["clipped"]:
-            log.warning("%s: %d boxes reach outside their images: clipped", file, found["clipped"])
-        if found["flat"]:
-            log.warning("%s: %d boxes without area are left out", file, found["flat"])
-        if found["normalized"]:
-            text = "%s: %d boxes in %d images with corners in 0..1 are left out (%s)"
-            log.warning(text, file, found["normalized"], found["normalized images"], NORMALIZED)
-
-    def _add(self, rows: list[Row], path: Path, size: tuple[int, int], header: ImageHeader, found: Counter[str]) -> None:
-        """Append the objects of the next image, and count clipped and dropped boxes in `found`."""
-        boxes = np.array([row.box for row in rows], float).reshape(-1, 4)
-        boxes, written, note = place(boxes, size, header, inclusive=False)
-        if written != header.size:
-            raise _other_size(path, size, header)
-        if note and rows and (found.update(["turned"]) or found["turned"] <= MAX_NOTES):
-            log.warning("%s %s", path, note)
-        judged = judge(boxes, header.size, inclusive=False)
-        found["clipped"] += int(judged.clipped.sum())
-        found["flat"] += int((~judged.kept & ~judged.normalized).sum())
-        found["normalized"] += int(judged.normalized.sum())
-        found["normalized images"] += bool(judged.normalized.any())
-        kept = [row for row, keep in zip(rows, judged.kept) if keep]
-        boxes = judged.boxes[judged.kept]
-        labels = np.array([row.label for row in kept], np.int64)
-        self._objects.append((boxes.astype(np.float32), labels, np.array([row.crowd for row in kept], bool)))
-        own = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
-        self._areas.append(np.array([area if row.area is None else row.area for row, area in zip(kept, own)], float))
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def objects(self, index: int) -> Objects:
-        """Return boxes (n, 4), labels (n,) and crowd flags (n,) of image `index`, without reading the image."""
-        return self._objects[index]
-
-    def size(self, index: int) -> tuple[int, int]:
-        """Return (height, width) of image `index`, without decoding it."""
-        return self._sizes[index]
+        for image, listed in images_by_id.items():
+            of_image = [row for row in rows[image] if keep_crowds or not row.crowd]
+            boxes, note = _placed(of_image, listed)
+            if note and of_image and (notes := notes + 1) <= MAX_NOTES:
+                log.warning("%s %s", listed.path, note)
+            checked = check_boxes(boxes, listed.header.size, inclusive=False)
+            summary.add(checked)
+            kept = [row for row, keep in zip(of_image, checked.kept) if keep]
+            boxes = checked.boxes[checked.kept]
+            labels = np.array([row.label for row in kept], np.int64)
+            objects.append((boxes.astype(np.float32), labels, np.array([row.crowd for row in kept], bool)))
+            own = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+            self._areas.append(np.array([area if row.area is None else row.area for row, area in zip(kept, own)], float))
+        summary.warn(file)
+        files = [listed.path for listed in images_by_id.values()]
+        image_ids = [path.relative_to(folder).as_posix() for path in files]
+        super().__init__(classes, files, image_ids, [listed.header.size for listed in images_by_id.values()], objects)
 
     def areas(self, index: int) -> np.ndarray:
         """Return the area (n,) in pixels of each object of image `index`, by which COCO defines small, medium and large.
@@ -145,27 +99,6 @@ class COCODataset:
         It is the `area` of the annotation (the area of the mask), or the area of the box if the annotation has none.
         """
         return self._areas[index]
-
-    def check_images(self) -> None:
-        """Check all image files for truncation and changed sizes, without decoding them, so that errors occur before training.
-
-        Raises:
-            UserError: an image is truncated or unreadable, or its size changed since the dataset was opened.
-        """
-        for file, before in zip(self.files, self._sizes):
-            if (size := check_whole(file)) != before:
-                raise changed_size(file, size, before)
-
-    def load(self, index: int) -> Sample:
-        """Read image `index`.
-
-        Raises:
-            UserError: the image is truncated or unreadable, or its size changed since the dataset was opened.
-        """
-        image = read_image(self.files[index])
-        if image.shape[:2] != self._sizes[index]:
-            raise changed_size(self.files[index], image.shape[:2], self._sizes[index])
-        return Sample(image, *self._objects[index], self.image_ids[index])
 
 
 class Row(NamedTuple):
@@ -177,15 +110,30 @@ class Row(NamedTuple):
     area: float | None
 
 
-def _other_size(path: Path, size: tuple[int, int], header: ImageHeader) -> UserError:
-    tag = f" (with its Exif tag Orientation {header.orientation})" if header.orientation != 1 else ""
-    return UserError(
-        f"{path} is {header.size[0]} x {header.size[1]} pixels (height x width){tag}, its annotations say "
-        f"{size[0]} x {size[1]}: one of the two is of another image"
-    )
+class ListedImage(NamedTuple):
+    """One listed image: its file, its (height, width) according to the annotations, and its header."""
+
+    path: Path
+    size: tuple[int, int]
+    header: ImageHeader
 
 
-def _read(file: Path) -> Mapping[str, list]:
+class Annotation(NamedTuple):
+    """One element of `annotations`: box (4,) x1 y1 x2 y2, category id, crowd flag, image id, and its id (None if missing)."""
+
+    box: np.ndarray
+    category: int
+    crowd: bool
+    image: int
+    id: int | None
+
+
+def read_annotations(file: Path) -> Mapping[str, list]:
+    """Read an annotation file and check that it contains the lists `images`, `annotations` and `categories`.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or lacks one of the lists.
+    """
     try:
         data = read_bytes(file, "the annotations", MAX_BYTES)
     except UserError as error:
@@ -196,87 +144,142 @@ def _read(file: Path) -> Mapping[str, list]:
         raise UserError(f"the annotations {file} are not JSON ({error})") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise UserError(f"the annotations {file} must hold a list {key!r}, as COCO's do")
+            raise UserError(f"the annotations {file} must contain a list {key!r}, as in COCO format")
     return content
 
 
-def _categories(entries: list, file: Path) -> dict[int, str]:
-    """Check the categories, and map ids to names, sorted by id."""
+def read_categories(entries: list, file: Path) -> dict[int, str]:
+    """Check the elements of `categories`, and map ids to names, sorted by id; raises UserError if one is invalid."""
     found: dict[int, str] = {}
     for number, entry in enumerate(entries):
         key, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
         name = composed(name) if isinstance(name, str) else None
-        if not _integer(key) or not name or key in found or name in found.values():
-            raise UserError(f"categories[{number}] of {file} must have an id and a name of its own, got {shown(entry)}")
+        if not is_integer(key) or not name or key in found or name in found.values():
+            raise UserError(f"categories[{number}] of {file} must have a unique id and a unique name, got {shown(entry)}")
         found[key] = name
     if not found:
         raise UserError(f"{file} must have at least one category")
     return dict(sorted(found.items()))
 
 
-def _images(entries: list, file: Path, folder: Path) -> dict[Any, tuple[Path, tuple[int, int], ImageHeader]]:
-    """Check the images, and map each image id to the file, the (height, width) in the annotations, and the image header."""
-    found: dict[Any, tuple[Path, tuple[int, int], ImageHeader]] = {}
-    listed: set[Path] = set()
+def _read_images(entries: list, file: Path, folder: Path) -> dict[int, ListedImage]:
+    """Check the elements of `images` and their files, and map each id to its image; raises UserError at the first problem."""
+    found: dict[int, ListedImage] = {}
+    used: set[Path] = set()
     on_disk = Listing(folder)  # lists each folder once instead of looking up each file
     for number, entry in enumerate(entries):
         where = f"images[{number}] of {file}"
-        key, path, size = _image(entry, where, on_disk)
+        key, path, size = read_image_entry(entry, where, on_disk)
         if key in found:
-            raise UserError(f"{where} must have an integer id of its own, got {shown(entry)}")
+            raise UserError(f"{where} must have a unique integer id, got {shown(entry)}")
         if path is None:
-            raise UserError(_missing(entry, file, folder))
-        if path in listed:
-            raise UserError(f"{where}: file_name {shown(entry['file_name'])} is that of another image too")
-        listed.add(path)
-        found[key] = path, size, inspect_image(path)
-        if place(np.zeros((0, 4)), size, found[key][2], inclusive=False)[1] != found[key][2].size:
-            raise _other_size(path, size, found[key][2])
+            raise UserError(missing_image(entry, file, folder))
+        if path in used:
+            raise UserError(f"{where}: file_name {shown(entry['file_name'])} is already used by another image")
+        used.add(path)
+        found[key] = ListedImage(path, size, inspect_image(path))
+        if other := other_size(*found[key]):
+            raise UserError(other)
     if not found:
         raise UserError(f"{file} must list at least one image")
     return found
 
 
-def _missing(entry: Mapping, file: Path, folder: Path) -> str:
-    """Return the error message for a listed image that does not exist."""
-    return f"{folder / short(entry['file_name'])} is missing: {file} lists it; {ORIGIN}"
+def _read_rows(
+    entries: list, file: Path, names: Mapping[int, str], label_of: Mapping[str, int], images: Collection[int]
+) -> dict[int, list[Row]]:
+    """Check the elements of `annotations`, and map each image id to its objects; raises UserError at the first problem."""
+    rows: dict[int, list[Row]] = {image: [] for image in images}
+    others: Counter[str] = Counter()
+    ids: set[int] = set()
+    for number, entry in enumerate(entries):
+        where = f"annotations[{number}] of {file}"
+        found = read_annotation(entry, where)
+        if found.id in ids:
+            raise UserError(f"{where} must have a unique integer id, got {shown(found.id)}")
+        if found.id is not None:
+            ids.add(found.id)
+        if found.image not in rows:
+            raise UserError(f"{where}: image_id must be the id of a listed image, got {shown(found.image)}")
+        if found.category not in names:
+            raise UserError(f"{where}: category_id must be the id of a listed category, got {shown(found.category)}")
+        if (name := names[found.category]) not in label_of:
+            others[name] += 1
+        else:
+            rows[found.image].append(Row(found.box, label_of[name], found.crowd, entry.get("area")))
+    if others:
+        log.warning("%s: objects of other classes are ignored: %s", file, ignored_classes(others))
+    return rows
 
 
-def _image(entry: Any, where: str, on_disk: Listing) -> tuple[int, Path | None, tuple[int, int]]:
-    """Check one element of `images`; return its id, file (None if it does not exist) and (height, width)."""
-    if not isinstance(entry, dict) or not _integer(entry.get("id")):
-        raise UserError(f"{where} must have an integer id of its own, got {shown(entry)}")
-    name, size = entry.get("file_name"), (entry.get("height"), entry.get("width"))
+def read_image_entry(entry: Any, where: str, on_disk: Listing) -> tuple[int, Path | None, tuple[int, int]]:
+    """Check one element of `images`; return its id, file (None if it does not exist) and (height, width).
+
+    Raises:
+        UserError: the element is invalid; `where` names it.
+    """
+    if not isinstance(entry, dict) or not is_integer(entry.get("id")):
+        raise UserError(f"{where} must have a unique integer id, got {shown(entry)}")
+    name, height, width = entry.get("file_name"), entry.get("height"), entry.get("width")
     if not isinstance(name, str) or not is_below(name):
         raise UserError(f"{where}: file_name must be a path below {on_disk.folder}, got {shown(name)}")
-    if not all(_integer(side) and 0 < side < 1 << 20 for side in size):
-        raise UserError(f"{where}: height and width must be integers above 0, got {shown(size[0])} and {shown(size[1])}")
-    return entry["id"], on_disk.find(name), size
+    if not (is_integer(height) and is_integer(width) and 0 < height < 1 << 20 and 0 < width < 1 << 20):
+        raise UserError(f"{where}: height and width must be integers above 0, got {shown(height)} and {shown(width)}")
+    return entry["id"], on_disk.find(name), (height, width)
 
 
-def _annotation(entry: Any, where: str) -> tuple[np.ndarray, Any, bool, Any]:
-    """Check one element of `annotations`; return its box (4,) x1 y1 x2 y2, category id, crowd flag and image id."""
+def read_annotation(entry: Any, where: str) -> Annotation:
+    """Check one element of `annotations`.
+
+    Raises:
+        UserError: the element is invalid; `where` names it.
+    """
     box = entry.get("bbox") if isinstance(entry, dict) else None
-    if not isinstance(box, list) or len(box) != 4 or not all(_number(value) for value in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
         raise UserError(f"{where}: bbox must be four finite numbers (x, y, width, height), got {shown(box)}")
     if entry.get("iscrowd", 0) not in (0, 1):
         raise UserError(f"{where}: iscrowd must be 0 or 1, got {shown(entry['iscrowd'])}")
-    if not _number(entry.get("area", 0.0)) or entry.get("area", 0.0) < 0:
+    if not _is_number(entry.get("area", 0.0)) or entry.get("area", 0.0) < 0:
         raise UserError(f"{where}: area must be a number of 0 or more, got {shown(entry['area'])}")
-    ids = entry.get("category_id"), entry.get("image_id")
-    if not all(map(_integer, ids)):
-        raise UserError(f"{where}: category_id and image_id must be integers, got {shown(ids[0])} and {shown(ids[1])}")
+    if "id" in entry and not is_integer(entry["id"]):
+        raise UserError(f"{where} must have a unique integer id, got {shown(entry['id'])}")
+    category, image = entry.get("category_id"), entry.get("image_id")
+    if not is_integer(category) or not is_integer(image):
+        raise UserError(f"{where}: category_id and image_id must be integers, got {shown(category)} and {shown(image)}")
     x, y, width, height = map(float, box)
     if width < 0 or height < 0:
         raise UserError(f"{where}: width and height of bbox must not be negative, got {shown(box)}")
-    return np.array([x, y, x + width, y + height]), ids[0], bool(entry.get("iscrowd", 0)), ids[1]
+    return Annotation(np.array([x, y, x + width, y + height]), category, bool(entry.get("iscrowd", 0)), image, entry.get("id"))
 
 
-def _integer(value: Any) -> bool:
+def _placed(rows: Sequence[Row], image: ListedImage) -> tuple[np.ndarray, str]:
+    """Return the unclipped boxes (n, 4) of an image as `read_image` returns it, and the note of `objects.upright_boxes`."""
+    boxes, _, note = upright_boxes(np.array([row.box for row in rows], float), image.size, image.header, inclusive=False)
+    return boxes.reshape(-1, 4), note
+
+
+def other_size(path: Path, size: tuple[int, int], header: ImageHeader) -> str:
+    """Return an error message if an image does not have the (height, width) of its annotation; otherwise an empty string."""
+    if upright_boxes(np.zeros((0, 4)), size, header, inclusive=False)[1] == header.size:
+        return ""
+    tag = f" (with its Exif tag Orientation {header.orientation})" if header.orientation != 1 else ""
+    return (
+        f"{path} is {header.size[0]} x {header.size[1]} pixels (height x width){tag}, but its annotations say "
+        f"{size[0]} x {size[1]}: one of them belongs to another image"
+    )
+
+
+def missing_image(entry: Mapping, file: Path, folder: Path) -> str:
+    """Return the error message for a listed image that does not exist."""
+    return f"{folder / short(entry['file_name'])} is missing, but {file} lists it; {ORIGIN}"
+
+
+def is_integer(value: Any) -> TypeGuard[int]:
+    """Return whether a JSON value is an integer; true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9
 
 
@@ -300,9 +303,9 @@ def write_coco(voc: Path, root: Path, splits: Sequence[str]) -> Path:
     folders = [split.replace("/", "_") for split in splits]
     for folder, split in zip(folders, splits):
         if folders.count(folder) > 1 or folder == "annotations":
-            raise UserError(f"--splits must have folders of their own in {root}, and {split} would have {folder}: leave it out")
+            raise UserError(f"--splits must have distinct folders in {root}, but {split} would be written to {folder}; omit it")
     if root.exists() and any(root.iterdir() if root.is_dir() else [root]):
-        raise UserError(f"--root must be a new or an empty folder, and {root} is not")
+        raise UserError(f"--root must be a new or empty folder, but {root} is not")
     reader = VOCReader()
     classes = VOCDataset(voc, splits, reader=reader).classes
     datasets = {split: VOCDataset(voc, split, classes, reader=reader) for split in splits}
@@ -311,7 +314,7 @@ def write_coco(voc: Path, root: Path, splits: Sequence[str]) -> Path:
     total = sum(map(len, datasets.values()))
     with (
         tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as scratch,
-        tqdm(total=total, desc="to COCO", unit="image", dynamic_ncols=True) as bar,
+        ProgressBar(total=total, desc="to COCO", unit="image") as bar,
     ):
         made = Path(scratch) / "made"
         for folder, dataset in zip(folders, datasets.values()):
@@ -321,7 +324,7 @@ def write_coco(voc: Path, root: Path, splits: Sequence[str]) -> Path:
     return root
 
 
-def _write_split(root: Path, name: str, dataset: VOCDataset, bar: tqdm) -> None:
+def _write_split(root: Path, name: str, dataset: VOCDataset, bar: ProgressBar) -> None:
     """Write annotations/instances_<name>.json, and the images to <name>/."""
     (root / name).mkdir(parents=True)
     (root / "annotations").mkdir(exist_ok=True)

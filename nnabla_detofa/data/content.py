@@ -9,17 +9,19 @@ from pathlib import Path
 
 from ..common.errors import UserError
 from ..common.reading import read_bytes
-from ..config import CocoData, ImageFolderData, VocData
+from ..config import AnyData, CocoData, VocData, YoloData
+from . import yolo
 from .coco import MAX_BYTES
 from .image_folder import ImageFolder
 from .voc import find_images
 
 
-def content_digest(data: VocData | CocoData | ImageFolderData) -> str | None:
+def content_digest(data: AnyData) -> str | None:
     """Return the SHA-256 digest (hex) of the dataset of a run, or None if files are missing or broken.
 
     VOC: the names and sizes in bytes of the listed images, and the content of their annotations. COCO: the content of the
-    annotation files, which list the images. Image folders: the names of the images. Images that changed under the same name
+    annotation files, which list the images. YOLO: the description, the names and sizes in bytes of the images, and the
+    content of their labels. Image folders: the names of the images. Images that changed under the same name
     are therefore detected in the VOC layout only, by their size. The digest is computed once per process.
     """
     try:
@@ -29,7 +31,7 @@ def content_digest(data: VocData | CocoData | ImageFolderData) -> str | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _digest(data: VocData | CocoData | ImageFolderData, root: Path) -> str:
+def _digest(data: AnyData, root: Path) -> str:
     found = hashlib.sha256()
     for part in _parts(data, root):
         found.update(part)
@@ -37,7 +39,7 @@ def _digest(data: VocData | CocoData | ImageFolderData, root: Path) -> str:
     return found.hexdigest()
 
 
-def _parts(data: VocData | CocoData | ImageFolderData, root: Path) -> Iterator[bytes]:
+def _parts(data: AnyData, root: Path) -> Iterator[bytes]:
     if isinstance(data, VocData):
         for splits in (data.train, data.val, data.test):
             yield " ".join(splits).encode()
@@ -47,7 +49,15 @@ def _parts(data: VocData | CocoData | ImageFolderData, root: Path) -> Iterator[b
     elif isinstance(data, CocoData):
         for split in filter(None, (data.train, data.val, data.test)):
             yield read_bytes(root / split.annotations, "the annotations", MAX_BYTES)
+    elif isinstance(data, YoloData):
+        about = yolo.read_description(root, data.description)
+        yield read_bytes(about.file, "the description of the dataset")
+        for key in filter(None, (data.train, data.val, data.test)):
+            yield key.encode()
+            for file in yolo.find_images(about, key, warn=False):
+                yield f"{file.name} {file.image.stat().st_size}".encode(errors="surrogateescape")
+                yield read_bytes(file.labels, "the labels") if file.labels.exists() else b""
     else:
-        for split in (data.train, data.val):
-            for image in ImageFolder(root / split).files:
+        for folder in (data.train, data.val):
+            for image in ImageFolder(root / folder).files:
                 yield f"{image.parent.name}/{image.name}".encode(errors="surrogateescape")

@@ -17,7 +17,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import cv2
@@ -34,7 +34,7 @@ VERSION = 1  # increase with every change to the generated images
 DIGIT_SIDE = (20, 60)
 """Smallest and largest side, in pixels, of the square around a digit; the digit itself is about 16 to 48 pixels high."""
 
-PHOTOGRAPHS = ("china.jpg", "flower.jpg")
+PHOTOS = ("china.jpg", "flower.jpg")
 TRAIN_WIDTH = 0.6
 INK = 0.3  # smallest coverage of a pixel that counts as ink
 JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95]
@@ -85,39 +85,23 @@ def write_digits(
     Raises:
         UserError: a size or number is too small, or `root` contains something else.
     """
-    counts = {"train": train, "val": val, "test": test}
-    crops = {"train": crops_train, "val": crops_val}
-    for name, side in (("image_size", image_size), ("crop_size", crop_size)):
-        if side < DIGIT_SIDE[1]:
-            raise UserError(f"{name} must be at least {DIGIT_SIDE[1]}, the side of the largest digit, got {side}")
-    for name, count in counts.items():
-        if count < 1:
-            raise UserError(f"{name} must be at least 1, got {count}")
-    for split, count in crops.items():
-        if count < 0:
-            raise UserError(f"crops_{split} must be at least 0, got {count}")
-    settings = {
-        "data set": "digits", "version": VERSION, "seed": seed, **counts, "image_size": image_size,
-        "crops_train": crops_train, "crops_val": crops_val, "crop_size": crop_size,
+    settings: dict[str, Any] = {
+        "data set": "digits", "version": VERSION, "seed": seed, "train": train, "val": val, "test": test,
+        "image_size": image_size, "crops_train": crops_train, "crops_val": crops_val, "crop_size": crop_size,
     }  # fmt: skip
+    least = {"image_size": DIGIT_SIDE[1], "crop_size": DIGIT_SIDE[1]} | dict.fromkeys(FORMS, 1)
+    least |= {"crops_train": 0, "crops_val": 0}
+    for name, smallest in least.items():
+        if settings[name] < smallest:
+            reason = ", the side of the largest digit" if smallest == DIGIT_SIDE[1] else ""
+            raise UserError(f"{name} must be at least {smallest}{reason}, got {settings[name]}")
     root = Path(root)
     if _is_made(root, settings, overwrite):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
         made = Path(scratch) / "made"
-        made.mkdir()
-        for number, split in enumerate(FORMS):
-            source = _source(split)
-            names = [f"{split}_{i:05d}" for i in range(counts[split])]
-            for i, name in enumerate(names):
-                _write_scene(made, name, source, image_size, np.random.default_rng((seed, number, 0, i)))
-            _write_split(made, split, names)
-            for i in range(crops.get(split, 0)):
-                _write_crop(made / "classification" / split, i, source, crop_size, np.random.default_rng((seed, number, 1, i)))
-        lists = made / "ImageSets" / "Main"
-        (lists / "trainval.txt").write_text((lists / "train.txt").read_text() + (lists / "val.txt").read_text())
-        (made / "settings.json").write_text(json.dumps(settings, indent=1) + "\n")
+        _write_tree(made, settings)
         if overwrite:
             with contextlib.suppress(FileNotFoundError):
                 root.rename(Path(scratch) / "replaced")
@@ -127,6 +111,23 @@ def write_digits(
             if not _is_made(root, settings, overwrite=False):
                 raise UserError(f"{root} cannot be written: {error.strerror}") from error
     return root
+
+
+def _write_tree(root: Path, settings: dict) -> None:
+    """Write all images, annotations and lists of the dataset to a new folder, and the settings to settings.json."""
+    seed = settings["seed"]
+    for number, split in enumerate(FORMS):
+        source = _source(split)
+        names = [f"{split}_{i:05d}" for i in range(settings[split])]
+        for i, name in enumerate(names):
+            _write_scene(root, name, source, settings["image_size"], np.random.default_rng((seed, number, 0, i)))
+        _write_split(root, split, names)
+        for i in range(settings.get(f"crops_{split}", 0)):
+            rng = np.random.default_rng((seed, number, 1, i))
+            _write_crop(root / "classification" / split, i, source, settings["crop_size"], rng)
+    lists = root / "ImageSets" / "Main"
+    (lists / "trainval.txt").write_text((lists / "train.txt").read_text() + (lists / "val.txt").read_text())
+    (root / "settings.json").write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def _is_made(root: Path, settings: dict, overwrite: bool) -> bool:
@@ -142,11 +143,11 @@ def _is_made(root: Path, settings: dict, overwrite: bool) -> bool:
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict) or found.get("data set") != settings["data set"]:
-        raise UserError(f"{root} must be a new or empty folder, or one that this program made: it holds something else")
+        raise UserError(f"{root} must be a new or empty folder, or one that this command wrote, but contains something else")
     differing = [key for key in settings if found.get(key) != settings[key]]
     if differing and not overwrite:
         changes = ", ".join(f"{key} {found.get(key)} instead of {settings[key]}" for key in differing)
-        raise UserError(f"{root} was made with {changes}: take another folder, or overwrite it")
+        raise UserError(f"{root} was written with {changes}; choose another folder, or overwrite it")
     return not differing
 
 
@@ -155,8 +156,8 @@ def _source(split: str) -> _Source:
 
     digits = load_digits()
     backgrounds = []
-    for photograph in PHOTOGRAPHS:
-        image = cv2.cvtColor(load_sample_image(photograph), cv2.COLOR_RGB2BGR)
+    for name in PHOTOS:
+        image = cv2.cvtColor(load_sample_image(name), cv2.COLOR_RGB2BGR)
         border = int(image.shape[1] * TRAIN_WIDTH)
         backgrounds.append(image[:, :border] if split == "train" else image[:, border:])
     chosen = FORMS[split]
@@ -172,7 +173,8 @@ def _background(source: _Source, side: int, rng: np.random.Generator) -> np.ndar
     piece = min(rng.integers(side, 2 * side + 1), *image.shape[:2])
     top, left = (rng.integers(length - piece + 1) for length in image.shape[:2])
     square = cv2.resize(image[top : top + piece, left : left + piece], (side, side), interpolation=cv2.INTER_AREA)
-    return np.float32(square[:, ::-1] if rng.random() < 0.5 else square) * np.float32(rng.uniform(0.2, 0.45))
+    mirrored = square[:, ::-1] if rng.random() < 0.5 else square
+    return mirrored.astype(np.float32) * np.float32(rng.uniform(0.2, 0.45))
 
 
 def _draw(canvas: np.ndarray, digit: np.ndarray, side: int, top: int, left: int, rng: np.random.Generator) -> np.ndarray:
@@ -194,7 +196,8 @@ def _ink_box(digit: np.ndarray, side: int, top: int, left: int) -> np.ndarray:
 def _write_scene(root: Path, name: str, source: _Source, side: int, rng: np.random.Generator) -> None:
     """Write one image with 1 to 6 digits and its annotation."""
     canvas = _background(source, side, rng)
-    boxes, labels = np.zeros((0, 4), int), []
+    boxes = np.zeros((0, 4), int)
+    labels: list[int] = []
     for _ in range(rng.integers(1, 7)):
         for _ in range(20):  # a digit without a free place after 20 tries is skipped
             chosen = rng.integers(len(source.digits))

@@ -43,17 +43,17 @@ class ImageFolder:
     def __init__(self, folder: str | os.PathLike, classes: Sequence[str] | None = None):
         folder = Path(folder)
         if not folder.is_dir():
-            raise UserError(f"{folder} is not a folder: one subfolder of JPEG or PNG images for each class must be there")
+            raise UserError(f"{folder} is not a folder; it must contain one subfolder of JPEG or PNG images per class")
         found = list_classes(folder)
         self.classes = tuple(found)
         if not self.classes:
-            raise UserError(f"{folder} must hold one subfolder of JPEG or PNG images for each class, and has no subfolder")
+            raise UserError(f"{folder} must contain one subfolder of JPEG or PNG images per class, but has no subfolder")
         if classes is not None and self.classes != tuple(classes):
-            raise UserError(f"{folder} must hold the classes {', '.join(classes)}, got {', '.join(self.classes)}")
+            raise UserError(f"{folder} must contain the classes {', '.join(classes)}, got {', '.join(self.classes)}")
         self._items: list[tuple[Path, int]] = []
         for label, (place, files) in enumerate(found.values()):
             if not files:
-                raise UserError(f"{place} must hold at least one JPEG or PNG image")
+                raise UserError(f"{place} must contain at least one JPEG or PNG image")
             self._items += [(file, label) for file in files]
         for place, files in found.values():
             if text := other_files(place, len(files)):
@@ -105,8 +105,14 @@ def other_files(place: Path, used: int) -> str:
     formats = sorted({file.suffix.lower() for file in entries} & OTHER_FORMATS)
     others = sum(file.suffix.lower() in OTHER_FORMATS for file in entries)
     deeper = sum(file.suffix.lower() in EXTENSIONS for file in place.rglob("*")) - used
-    texts = [f"{others} images as {', '.join(formats)}"] * bool(others) + [f"{deeper} images in subfolders"] * (deeper > 0)
-    return f"{place}: {' and '.join(texts)} are not used: JPEG and PNG files directly in it are" if texts else ""
+    texts = []
+    if others:
+        texts.append(f"{others} images in other formats ({', '.join(formats)})")
+    if deeper > 0:
+        texts.append(f"{deeper} images in subfolders")
+    if not texts:
+        return ""
+    return f"{place}: {' and '.join(texts)} are ignored; only JPEG and PNG files directly in this folder are used"
 
 
 def random_crop(
@@ -143,7 +149,7 @@ def random_crop(
             top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
             break
     crop = _resize(image[top : top + crop_height, left : left + crop_width], size, size)
-    return normalization(np.float32(crop[:, ::-1] if rng.random() < flip else crop) / 255)
+    return normalization((crop[:, ::-1] if rng.random() < flip else crop).astype(np.float32) / 255)
 
 
 def center_crop(image: np.ndarray, size: int, share: float = 0.875, normalization: Normalization = IMAGENET) -> np.ndarray:
@@ -157,7 +163,7 @@ def center_crop(image: np.ndarray, size: int, share: float = 0.875, normalizatio
     height, width = (max(size, round(side * factor)) for side in image.shape[:2])
     top, left = (height - size) // 2, (width - size) // 2
     resized = _resize(image, height, width)
-    return normalization(np.float32(resized[top : top + size, left : left + size]) / 255)
+    return normalization(resized[top : top + size, left : left + size].astype(np.float32) / 255)
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -85,7 +85,7 @@ def inspect_image(path: Path) -> ImageHeader:
             return ImageHeader(size, _orientation(head))
     data, size = _checked(path)
     if data.startswith(PNG) and not _png_is_filled(data, size):
-        raise UserError(f"{path} is damaged: the PNG data are not as many as its header says; copy the file again")
+        raise UserError(f"{path} is damaged: it contains less PNG data than its header declares; copy the file again")
     return ImageHeader(size, _orientation(data))
 
 
@@ -123,7 +123,7 @@ def _checked(path: Path) -> tuple[bytes, tuple[int, int]]:
     if size is None or 0 in size:
         raise _unreadable(path, data)
     if misfit := _misfit(size):
-        raise UserError(f"{path} must have {misfit}, and has {size[0]} x {size[1]} (height x width)")
+        raise UserError(f"{path} must have {misfit}, got {size[0]} x {size[1]} (height x width)")
     return data, size
 
 
@@ -166,29 +166,29 @@ def _orientation(data: bytes) -> int:
         probe = JPEG + metadata + _probe(".jpg")[len(JPEG) :]
     else:
         exif = [data[at : at + 12 + length] for at, length, kind in _chunks(data) if kind == b"eXIf"]
-        found = [whole for whole in exif if whole[8:10] in (b"II", b"MM")]  # libpng warns about others and ignores them
+        found = [chunk for chunk in exif if chunk[8:10] in (b"II", b"MM")]  # libpng warns about others and ignores them
         if not found:
             return 1
         small = _probe(".png")
         header = len(PNG) + 25
         probe = small[:header] + b"".join(found) + small[header:]
     try:
-        picture = cv2.imdecode(np.frombuffer(probe, np.uint8), cv2.IMREAD_COLOR)
+        decoded = cv2.imdecode(np.frombuffer(probe, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:
-        picture = None
-    if picture is None:
         return 1
-    height, width = picture.shape[:2]
-    corners = [picture[y, x, 0] for y, x in ((1, 1), (1, width - 2), (height - 2, width - 2), (height - 2, 1))]
+    if decoded is None:
+        return 1
+    height, width = decoded.shape[:2]
+    corners = [decoded[y, x, 0] for y, x in ((1, 1), (1, width - 2), (height - 2, width - 2), (height - 2, 1))]
     return 1 + int(np.argmax(corners)) + 4 * (height > width)
 
 
 @lru_cache(maxsize=2)
 def _probe(suffix: str) -> bytes:
     """Encode a black image, 32 pixels wide and 16 high, with a white upper left corner."""
-    picture = np.zeros((16, 32), np.uint8)
-    picture[:8, :8] = 255
-    return cv2.imencode(suffix, picture)[1].tobytes()
+    image = np.zeros((16, 32), np.uint8)
+    image[:8, :8] = 255
+    return cv2.imencode(suffix, image)[1].tobytes()
 
 
 def _segments(data: bytes, last: int) -> Iterator[tuple[int, int, int]]:
@@ -211,7 +211,7 @@ def _chunks(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _unreadable(path: Path, data: bytes) -> UserError:
-    return UserError(f"{path} is not a readable image ({len(data)} bytes): JPEG or PNG is expected, and whole")
+    return UserError(f"{path} is not a readable image ({len(data)} bytes): a complete JPEG or PNG file is expected")
 
 
 def _follow(data: bytes) -> tuple[tuple[int, int] | None, bool, bool]:

@@ -30,8 +30,9 @@ class Listing:
     """
 
     def __init__(self, folder: Path, extensions: Sequence[str] | None = None):
-        self.folder, self.extensions = folder, extensions
-        self._listed: dict[tuple[Path, bool], dict[str, str]] = {}
+        self.folder = folder
+        self._ranks = None if extensions is None else {extension: rank for rank, extension in enumerate(extensions)}
+        self._listed: dict[tuple[Path, bool], dict[str, str]] = {}  # (folder, without extensions) -> name -> entry
 
     def find(self, name: str) -> Path | None:
         """Return the path of a file, spelled as on disk, or None if it does not exist."""
@@ -40,10 +41,10 @@ class Listing:
         *folders, last = PurePosixPath(name).parts
         place = self.folder
         for part in folders:
-            if (entry := _match(self._list(place, False), part)) is None:
+            if (entry := _match(self._list(place, by_stem=False), part)) is None:
                 return None
             place /= entry
-        entry = _match(self._list(place, self.extensions is not None), last)
+        entry = _match(self._list(place, by_stem=self._ranks is not None), last)
         return None if entry is None else place / entry
 
     def _list(self, folder: Path, by_stem: bool) -> dict[str, str]:
@@ -53,18 +54,18 @@ class Listing:
                 entries = sorted(os.listdir(folder))
             except (OSError, ValueError):
                 entries = []
-            if by_stem:
-                ranks = {extension: rank for rank, extension in enumerate(self.extensions)}
-                split = [(*os.path.splitext(entry), entry) for entry in entries]
-                split = [(stem, ranks[end.lower()], entry) for stem, end, entry in split if end.lower() in ranks]
-                named = [(stem, entry) for stem, _, entry in sorted(split, key=lambda item: item[1], reverse=True)]
-            else:
-                named = [(entry, entry) for entry in entries]
-            exact = dict(named)
+            exact = self._by_stem(entries) if by_stem else {entry: entry for entry in entries}
             several = Counter(map(composed, exact))
             alike = {composed(name): entry for name, entry in exact.items() if several[composed(name)] == 1}
             self._listed[folder, by_stem] = alike | exact
         return self._listed[folder, by_stem]
+
+    def _by_stem(self, entries: list[str]) -> dict[str, str]:
+        """Map names without extension to directory entries; of several entries, the one with the first extension wins."""
+        ranks = self._ranks or {}
+        split = [(*os.path.splitext(entry), entry) for entry in entries]
+        ranked = [(ranks[end.lower()], stem, entry) for stem, end, entry in split if end.lower() in ranks]
+        return {stem: entry for _, stem, entry in sorted(ranked, key=lambda item: item[0], reverse=True)}
 
 
 def _match(entries: dict[str, str], name: str) -> str | None:

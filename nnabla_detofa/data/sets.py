@@ -17,14 +17,16 @@ from tqdm import tqdm
 
 from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
-from ..config import CocoData, CocoSplit, Config, ImageFolderData, VocData
+from ..config import AnyDetectionData, CocoData, CocoSplit, Config, ImageFolderData, VocData, YoloData
 from .augment import Augmentation, eval_transform, letterbox_matrix, train_transform, transform_boxes
 from .coco import COCODataset
+from .dataset import DetectionDataset
 from .image_folder import CHECKED, ImageFolder, center_crop, random_crop
 from .images import read_image
 from .loader import CachedDataset
 from .targets import MAX_DETECTIONS, clip_to_map, make_targets
 from .voc import VOCDataset, VOCReader
+from .yolo import YOLODataset
 
 log = logging.getLogger("nnabla_detofa")
 
@@ -241,8 +243,8 @@ def _open(config: Config, stride: int | None) -> DetectionSets | ClassificationS
             data.center_share,
             data.normalization,
         )
-    name, splits = ("voc", _open_voc(data)) if isinstance(data, VocData) else ("coco", _open_coco(data))
-    everything, train, val, test = splits
+    name = config.dataloader_name
+    everything, train, val, test = _open_detection(data)
     if val is None:
         if data.holdout >= len(train):
             raise UserError(f"dataloader.{name}.holdout must be less than the {len(train)} training images, got {data.holdout}")
@@ -252,9 +254,9 @@ def _open(config: Config, stride: int | None) -> DetectionSets | ClassificationS
         _warn_of_overlap(name, val=val, train=everything)
     _warn_of_overlap(name, test=test, train=everything)
     if not any(len(train.objects(index)[0]) for index in range(len(train))):
-        raise UserError(f"dataloader.{name}.train must hold objects to learn from; all images there are empty")
+        raise UserError(f"dataloader.{name}.train must contain objects to learn from; all images there are empty")
     if all(test.objects(index)[2].all() for index in range(len(test))):
-        raise UserError(f"dataloader.{name}.test must hold objects to find; all images there are empty")
+        raise UserError(f"dataloader.{name}.test must contain objects to detect, but all of its images are empty")
     augmentation = Augmentation(
         scale=data.scale_range,
         crop=data.crop,
@@ -353,6 +355,13 @@ def _without_target(sets: DetectionSets, index: int) -> int:
     return int(np.count_nonzero(~clip_to_map(cells, sets.map_size)[1]))
 
 
+def _open_detection(data: AnyDetectionData) -> tuple[Any, Any, Any, Any]:
+    """Open the datasets of all training images, training, validation (None if held out) and test; see `_open_voc`."""
+    if isinstance(data, VocData):
+        return _open_voc(data)
+    return _open_coco(data) if isinstance(data, CocoData) else _open_yolo(data)
+
+
 def _open_voc(data: VocData) -> tuple[VOCDataset, VOCDataset, VOCDataset | None, VOCDataset]:
     """Open all training images, the training set (maybe without difficult objects), validation (None if held out) and test."""
     reader = VOCReader()
@@ -380,7 +389,17 @@ def _open_coco(data: CocoData) -> tuple[COCODataset, COCODataset, COCODataset | 
     return train, train, val, opened(data.test, train.classes, keep_crowds=True)
 
 
-def _warn_of_overlap(name: str, **two: VOCDataset | COCODataset) -> None:
+def _open_yolo(data: YoloData) -> tuple[YOLODataset, YOLODataset, YOLODataset | None, YOLODataset]:
+    """Open the datasets of YOLO's layout as `_open_voc` does."""
+
+    def opened(split: str) -> YOLODataset:
+        return YOLODataset(data.root, split, data.classes, data.ignore_other_classes, data.description)
+
+    train = opened(data.train)
+    return train, train, opened(data.val) if data.val else None, opened(data.test)
+
+
+def _warn_of_overlap(name: str, **two: DetectionDataset) -> None:
     """Log a warning if two datasets, passed as keyword arguments named after their splits, share images."""
     (one, first), (other, second) = two.items()
     if shared := len(set(first.files) & set(second.files)):

@@ -16,14 +16,14 @@ class Targets(NamedTuple):
         heatmap: (classes, h, w) float32 in [0, 1]; 1 at the cell of each object's center, with a Gaussian around it.
         size: (M, 2) float32, width and height of each object in cells.
         offset: (M, 2) float32 in [0, 1), the fractional part of each object's center (x, y) in cells.
-        index: (M,) int64, the cell of each center, y * w + x.
+        cell: (M,) int64, the cell of each center, y * w + x.
         mask: (M,) float32, 1 for rows that hold an object. These rows come first; all other rows of every field are 0.
     """
 
     heatmap: np.ndarray
     size: np.ndarray
     offset: np.ndarray
-    index: np.ndarray
+    cell: np.ndarray
     mask: np.ndarray
 
 
@@ -76,17 +76,17 @@ def make_targets(
 
     heatmap = np.zeros((num_classes, height, width), np.float32)
     size, offset = np.zeros((2, max_objects, 2), np.float32)
-    index, mask = np.zeros(max_objects, np.int64), np.zeros(max_objects, np.float32)
+    cell, mask = np.zeros(max_objects, np.int64), np.zeros(max_objects, np.float32)
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     cells = centers.astype(np.int64)
     size[:count] = boxes[:, 2:] - boxes[:, :2]
     offset[:count] = centers - cells
-    index[:count] = cells[:, 1] * width + cells[:, 0]
+    cell[:count] = cells[:, 1] * width + cells[:, 0]
     mask[:count] = 1
     for label, (x, y), (box_width, box_height) in zip(labels, cells, size):
         radius = max(0, int(gaussian_radius(math.ceil(box_height), math.ceil(box_width))))
         draw_gaussian(heatmap[label], int(x), int(y), radius)
-    return Targets(heatmap, size, offset, index, mask)
+    return Targets(heatmap, size, offset, cell, mask)
 
 
 def clip_to_map(boxes: np.ndarray, map_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

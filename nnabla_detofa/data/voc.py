@@ -1,5 +1,7 @@
 """Detection datasets in Pascal VOC layout: all annotations are checked when a dataset is opened, images are read on demand."""
 
+from __future__ import annotations
+
 import logging
 import math
 import os
@@ -17,9 +19,10 @@ from defusedxml.ElementTree import fromstring
 
 from ..common.errors import UserError
 from ..common.reading import read_bytes, short, shown
-from .images import EXTENSIONS, ImageHeader, check_whole, inspect_image, read_image
+from .dataset import MAX_NOTES, DetectionDataset, Objects, ignored_classes, unknown_class
+from .images import EXTENSIONS, ImageHeader, inspect_image
 from .names import Listing, composed, is_below
-from .objects import NORMALIZED, judge, place
+from .objects import NORMALIZED, check_boxes, upright_boxes
 
 log = logging.getLogger("nnabla_detofa")
 
@@ -31,31 +34,8 @@ VOC_CLASSES = (
 
 LAYOUT = "ImageSets/Main/<split>.txt, Annotations/<image>.xml and JPEGImages/<image>.jpg"
 
-Objects = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Boxes (n, 4), labels (n,) and difficult (n,), as in `Sample`."""
 
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """An image and its objects.
-
-    Attributes:
-        image: (H, W, 3) uint8, channels blue, green, red.
-        boxes: (n, 4) float32, x1 y1 x2 y2 in image pixels. For VOC these are the file's coordinates minus 1, so x2 and y2 are
-            the last column and row; for COCO, x2 and y2 are the far edges.
-        labels: (n,) int64, indices into the dataset's `classes`.
-        difficult: (n,) bool, true for objects that evaluation ignores (difficult in VOC, crowds in COCO).
-        image_id: name of the image in the split file (VOC) or its `file_name` (COCO).
-    """
-
-    image: np.ndarray
-    boxes: np.ndarray
-    labels: np.ndarray
-    difficult: np.ndarray
-    image_id: str
-
-
-class VOCDataset:
+class VOCDataset(DetectionDataset):
     """Dataset of the images of one or more splits of a VOC tree.
 
     The constructor reads and checks every annotation and every image header, so that broken files are found before training
@@ -85,98 +65,48 @@ class VOCDataset:
         classes: Sequence[str] | None = None,
         keep_difficult: bool = True,
         ignore_others: bool = False,
-        reader: "VOCReader | None" = None,
+        reader: VOCReader | None = None,
     ):
         root, reader = Path(root), reader or VOCReader()
         if not root.is_dir():
             raise UserError(
-                f"{root} is not a folder: a data set in VOC layout ({LAYOUT}) must be there; Pascal VOC itself is at "
-                "host.robots.ox.ac.uk/pascal/VOC, and its archives unpack to the folders VOC2007 and VOC2012"
+                f"{root} is not a folder; it must contain a dataset in VOC layout ({LAYOUT}). Pascal VOC is available at "
+                "host.robots.ox.ac.uk/pascal/VOC; its archives unpack to the folders VOC2007 and VOC2012"
             )
         listed = find_images(root, [splits] if isinstance(splits, str) else splits)
         if not listed:
-            raise UserError(f"splits of {root} must name at least one image, got {splits!r}")
-        self.files = [file.image for file in listed]
-        self.image_ids = tuple(file.name for file in listed)
+            raise UserError(f"splits of {root} must list at least one image, got {splits!r}")
         read = [reader.read(file) for file in listed]
         reader.warn(root)
         found = {name for annotation, _ in read for name in annotation.names}
-        self.classes = tuple(sorted(found) if classes is None else classes)
-        label_of = {composed(name): label for label, name in enumerate(self.classes)}
+        classes = tuple(sorted(found) if classes is None else classes)
+        label_of = {composed(name): label for label, name in enumerate(classes)}
         others: Counter[str] = Counter()
-        self._sizes = [annotation.size for annotation, _ in read]
-        self._objects: list[Objects] = []
-        for annotation, objects in read:
+        objects: list[Objects] = []
+        for annotation, (boxes, names, difficult) in read:
             unknown = [name for name in annotation.names if name not in label_of]
             if unknown and not ignore_others:
-                raise UserError(f"{annotation.path} has an object of class {other_class(unknown[0], label_of)}")
+                raise UserError(f"{annotation.path} has an object of class {unknown_class(unknown[0], label_of)}")
             others.update(unknown)
-            boxes, names, difficult = objects
-            kept = [name in label_of and (keep_difficult or not hard) for name, hard in zip(names, difficult)]
-            labels = [label_of[name] for name, keep in zip(names, kept) if keep]
-            kept = np.array(kept, bool)
-            self._objects.append((boxes[kept], np.array(labels, np.int64), difficult[kept]))
+            used = [name in label_of and (keep_difficult or not hard) for name, hard in zip(names, difficult)]
+            kept = np.array(used, bool)
+            labels = np.array([label_of[name] for name, keep in zip(names, used) if keep], np.int64)
+            objects.append((boxes[kept], labels, difficult[kept]))
         if others:
-            ignored = ", ".join(f"{count} {name}" for name, count in others.most_common(20))
-            log.warning("%s: objects of other classes in %s are ignored: %s", root, splits, ignored)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def objects(self, index: int) -> Objects:
-        """Return boxes (n, 4), labels (n,) and difficult flags (n,) of image `index`, without reading the image."""
-        return self._objects[index]
-
-    def size(self, index: int) -> tuple[int, int]:
-        """Return (height, width) of image `index`, without decoding it."""
-        return self._sizes[index]
-
-    def check_images(self) -> None:
-        """Check all image files for truncation, without decoding them, so that errors occur before training.
-
-        Raises:
-            UserError: an image is truncated or unreadable.
-        """
-        for image in self.files:
-            check_whole(image)
-
-    def load(self, index: int) -> Sample:
-        """Read image `index`.
-
-        Raises:
-            UserError: the image is truncated or unreadable, or its size changed since the dataset was opened.
-        """
-        image = read_image(self.files[index])
-        if image.shape[:2] != self._sizes[index]:
-            raise changed_size(self.files[index], image.shape[:2], self._sizes[index])
-        return Sample(image, *self._objects[index], self.image_ids[index])
-
-
-def other_class(name: str, known: Sequence[str]) -> str:
-    """Return the end of an error message about a class that is not among the `known` ones, with advice."""
-    return (
-        f"{shown(name)}; known are {', '.join(known)}; add it to the classes, or leave such objects out with "
-        "ignore_other_classes=true"
-    )
-
-
-def changed_size(file: Path, size: tuple[int, int], before: tuple[int, int]) -> UserError:
-    """Return the error for an image whose size (height, width) changed after its dataset was opened."""
-    return UserError(
-        f"{file} has {size[0]} x {size[1]} pixels (height x width), and had {before[0]} x {before[1]} when the data set was "
-        "opened: leave the files alone while they are used"
-    )
+            log.warning("%s: objects of other classes in %s are ignored: %s", root, splits, ignored_classes(others))
+        sizes = [annotation.size for annotation, _ in read]
+        super().__init__(classes, [file.image for file in listed], [file.name for file in listed], sizes, objects)
 
 
 class VOCReader:
     """Reads annotations and image headers and caches them, so that datasets which share files read and warn about them once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._read: dict[VOCFile, tuple[Annotation, tuple[np.ndarray, list[str], np.ndarray]]] = {}
         self._boxes: dict[str, list[tuple[str, int]]] = {}  # reason for dropping boxes -> (annotation, number of boxes)
         self._notes: dict[str, list[str]] = {}
 
-    def read(self, file: "VOCFile") -> tuple["Annotation", tuple[np.ndarray, list[str], np.ndarray]]:
+    def read(self, file: VOCFile) -> tuple[Annotation, tuple[np.ndarray, list[str], np.ndarray]]:
         """Return an annotation, and the clipped boxes (n, 4), class names and difficult flags (n,) of its valid objects.
 
         Raises:
@@ -192,28 +122,29 @@ class VOCReader:
             for text in texts[:MAX_NOTES]:
                 log.warning("%s", text)
             if more := texts[MAX_NOTES:]:
-                log.warning("%s: %d more warnings like the last one: data check lists all", root, len(more))
+                log.warning("%s: %d more warnings like the last one; run data check to list all", root, len(more))
         for reason, found in self._boxes.items():
             names = ", ".join(name for name, _ in found[:5])
             log.warning("%s: %d boxes %s, in %d files: %s", root, sum(n for _, n in found), reason, len(found), names)
         self._notes, self._boxes = {}, {}
 
-    def _new(self, file: "VOCFile") -> tuple["Annotation", tuple[np.ndarray, list[str], np.ndarray]]:
+    def _new(self, file: VOCFile) -> tuple[Annotation, tuple[np.ndarray, list[str], np.ndarray]]:
         annotation = read_annotation(file, inspect_image(file.image))
         height, width = annotation.size
-        if annotation.written not in (None, annotation.size):
-            written = f"its annotation says {annotation.written[0]} x {annotation.written[1]}: the image is right"
-            self._note("size", f"{file.image} is {height} x {width} pixels (height x width), {written}")
+        if annotation.written and annotation.written != annotation.size:
+            written = f"its annotation says {annotation.written[0]} x {annotation.written[1]}"
+            text = f"{file.image} is {height} x {width} pixels (height x width), but {written}; the size of the image is used"
+            self._note("size", text)
         if annotation.note:
             self._note("orientation", f"{file.image} {annotation.note}")
-        found = judge(annotation.boxes, annotation.size, inclusive=True)
+        found = check_boxes(annotation.boxes, annotation.size, inclusive=True)
         for box in annotation.boxes[found.clipped]:
             corners = ", ".join(f"{corner:g}" for corner in box + 1)
-            outside = f"reaches outside {width} x {height} pixels"
-            self._note("clipped", f"{annotation.path}: the box ({corners}) {outside}: clipped")
+            outside = f"extends outside the {width} x {height} pixels of the image and is clipped"
+            self._note("clipped", f"{annotation.path}: the box ({corners}) {outside}")
         for reason, boxes in (
-            ("without area are left out", ~found.kept & ~found.normalized),
-            (f"with corners in 0..1 are left out ({NORMALIZED})", found.normalized),
+            ("without area are dropped", ~found.kept & ~found.normalized),
+            (f"with corners in 0..1 are dropped ({NORMALIZED})", found.normalized),
         ):
             if boxes.any():
                 self._boxes.setdefault(reason, []).append((annotation.path.name, int(boxes.sum())))
@@ -288,10 +219,10 @@ def list_split(root: Path, split: str) -> ListedSplit:
     tree = root.joinpath(*folders)
     list_file = tree / "ImageSets" / "Main" / f"{name}.txt"
     if ".." in folders or not list_file.is_file():
-        raise UserError(f"split {split!r} of {root} must be one of: {', '.join(_splits(root)) or f'none found ({LAYOUT})'}")
+        raise UserError(f"split {split!r} of {root} must be one of: {', '.join(split_names(root)) or f'none found ({LAYOUT})'}")
     folder = tree / "JPEGImages"
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: the photographs of a data set in VOC layout must be there ({LAYOUT})")
+        raise UserError(f"{folder} is not a folder; it must contain the images of a dataset in VOC layout ({LAYOUT})")
     images, annotations = Listing(folder, EXTENSIONS), Listing(tree / "Annotations", (".xml",))
     counts: dict[VOCFile, int] = {}
     problems = []
@@ -310,8 +241,8 @@ def list_split(root: Path, split: str) -> ListedSplit:
 def _missing(name: str, folder: Path, list_file: Path) -> str:
     """Return the error message for a listed name without an image."""
     if is_below(name):
-        return f"{folder / short(name)}.jpg is missing (no .jpeg or .png either): {list_file} lists it"
-    return f"{short(name)} is missing: {list_file} lists it, and names must lead below {folder}, without .. or a leading /"
+        return f"{folder / short(name)}.jpg (or .jpeg or .png) is missing, but {list_file} lists it"
+    return f"{list_file} lists {short(name)}; names must be paths below {folder}, without .. or a leading /"
 
 
 def find_images(root: Path, splits: Sequence[str], warn: bool = True) -> list[VOCFile]:
@@ -328,11 +259,11 @@ def find_images(root: Path, splits: Sequence[str], warn: bool = True) -> list[VO
         repeated = sum(count - 1 for count in listed.repeated.values()) + sum(file in images for file in listed.found)
         images.update(dict.fromkeys(listed.found))
         if repeated and warn:
-            log.warning("%s lists %d images again: each is used once", listed.file, repeated)
+            log.warning("%s lists %d images again; each is used once", listed.file, repeated)
     return list(images)
 
 
-def _splits(root: Path) -> list[str]:
+def split_names(root: Path) -> list[str]:
     """Return the names of the splits below `root`, as in a config, without VOC's per-class lists (`cat_train`)."""
     files = sorted([*root.glob("ImageSets/Main/*.txt"), *root.glob("*/ImageSets/Main/*.txt")])
     files = [file for file in files if file.is_file()]
@@ -351,8 +282,6 @@ SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc-k
 """Declared encoding -> the larger encoding that files with this declaration often use."""
 MAX_SPLIT = 1 << 26
 """Largest size of a split file in bytes."""
-MAX_NOTES = 20
-"""Largest number of warnings of one kind that are logged individually."""
 MAX_PIXELS = 1 << 20
 """Largest side of an image, and largest absolute value of a coordinate."""
 
@@ -379,12 +308,12 @@ def read_annotation(file: VOCFile, header: ImageHeader) -> Annotation:
     path = file.annotation
     root = _parse(path)
     if root.tag != "annotation":
-        raise UserError(f"{path} must hold an <annotation>, as VOC's do, got <{short(root.tag)}>")
+        raise UserError(f"{path} must contain an <annotation> element in VOC format, got <{short(root.tag)}>")
     objects = root.findall("object")
     corners = [[_number(o, f"bndbox/{corner}", path) for corner in ("xmin", "ymin", "xmax", "ymax")] for o in objects]
     names = tuple(composed((o.findtext("name") or "").strip()) for o in objects)
     if not all(names):
-        raise UserError(f"{path}: <name> of <object> must be the name of a class, got nothing in object {names.index('') + 1}")
+        raise UserError(f"{path}: <name> of <object> must be the name of a class, but is empty in object {names.index('') + 1}")
     difficult = np.array([(o.findtext("difficult") or "0").strip().lower() in ("1", "true") for o in objects], bool)
     # A few tools omit the size or write 0; then only the size of the image is known.
     height, width = (int(_number(root, f"size/{side}", path, missing=0)) for side in ("height", "width"))
@@ -393,7 +322,7 @@ def read_annotation(file: VOCFile, header: ImageHeader) -> Annotation:
             raise UserError(f"{path}: <size/{side}> of <annotation> must be a number of 0 or more, got '{pixels}'")
     written = (height, width) if height > 0 and width > 0 else None
     boxes = np.array(corners, np.float32).reshape(-1, 4) - 1
-    boxes, written, note = place(boxes, written, header, inclusive=True)
+    boxes, written, note = upright_boxes(boxes, written, header, inclusive=True)
     return Annotation(path, boxes, names, difficult, header.size, written, note if len(boxes) else "")
 
 
@@ -404,7 +333,7 @@ def _parse(path: Path) -> Element:
     except UserError as error:
         if path.exists():
             raise
-        hint = "an image without objects needs a file with <annotation></annotation> there, which LabelImg does not write"
+        hint = "an image without objects needs a file with <annotation></annotation>, which LabelImg does not write"
         raise UserError(f"{error}; {hint}") from error
     try:
         declared = DECLARED.match(content)
@@ -413,7 +342,7 @@ def _parse(path: Path) -> Element:
             return fromstring(content.decode(SUPERSETS.get(encoding, encoding)))
         return fromstring(content)
     except DefusedXmlException as error:
-        raise UserError(f"{path} declares XML entities, which an annotation must not: {error}") from error
+        raise UserError(f"{path} declares XML entities, which are not allowed in annotations: {error}") from error
     except (ParseError, LookupError, ValueError) as error:
         raise UserError(f"{path} is not well-formed XML: {error}") from error
 

@@ -102,7 +102,7 @@ def run(config: Config, device: Device, output: FilePath, restart: bool = False)
     return start(PretrainSearcher, model, sets, cost, config, training_phases(config), device, output, restart)
 
 
-def ship(run_folder: FilePath, folder: FilePath, name: str) -> list[FilePath]:
+def export_weights(run_folder: FilePath, folder: FilePath, name: str) -> list[FilePath]:
     """Copy the weights of a finished pre-training in half precision, for distribution with the configs.
 
     Args:

@@ -30,8 +30,8 @@ from ..runs.run_folder import final_weights, points
 from ..space.counting import Buckets
 from ..space.paths import Path
 from ..space.search_space import ofa_resnet50
-from ..tools.evaluate_paths import open_supernet
 from ..tools.report import markdown_row
+from ..tools.sampled_paths import open_supernet
 from .experiments import CONTROLS, DETOFA, DETOFA_LONG, METHODS, OFA, OFA_PS, UNIFORM_LONG, UNIFORM_RESTARTS
 from .image_errors import standard_error
 from .intervals import Values, differences

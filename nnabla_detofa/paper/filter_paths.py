@@ -20,8 +20,8 @@ from ..evaluation.reestimation import reestimate
 from ..evaluation.validation import PathEvaluator
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..space.search_space import SearchSpace
-from ..tools.evaluate_paths import evaluate_sampled, open_supernet
-from ..tools.evaluation_study import ImageLosses, image_losses, noise_share
+from ..tools.image_count_study import ImageLosses, image_losses, noise_share
+from ..tools.sampled_paths import evaluate_sampled_paths, open_supernet
 from . import archives
 from .filter_study import StudyInputs
 from .run import Run, profile_folder
@@ -132,7 +132,7 @@ def evaluated(
     """Paths of each FLOPs bucket of a supernet, evaluated into a file of the study's folder.
 
     Args:
-        exclude, space, ap: see `evaluate_paths.evaluate_sampled`.
+        exclude, space, ap: see `sampled_paths.evaluate_sampled_paths`.
     """
     if run.profile.archives:
         return EvaluatedPaths.read(study_folder(run) / f"{name}.jsonl")
@@ -157,6 +157,6 @@ def evaluated_into(
             bar.total, bar.n = total, done
             bar.refresh()
 
-        return evaluate_sampled(
+        return evaluate_sampled_paths(
             config, weights, file, per_bucket, name, exclude, space, ap=ap, progress=on_path, note=bar.write
         )

@@ -20,8 +20,8 @@ from ..space.costs import CostModel
 from ..space.paths import PathBatch
 from ..space.search_space import ofa_resnet50
 from ..tools.data_facts import DataFacts, data_facts
-from ..tools.dry_run import SyntheticBatch, synthetic
 from ..tools.report import markdown_row
+from ..tools.synthetic import SyntheticBatch, synthetic
 from ..training.loop import OnePath, new_optimizer, train
 
 PAPER = {

@@ -130,21 +130,21 @@ def _unfair(runs: Sequence[FilePath], names: Sequence[str], configs: Sequence, f
     for index in range(1, len(runs)):
         pair = f"{names[0]} and {names[index]}"
         if fronts[0].classes != fronts[index].classes:
-            yield f"{pair} know other classes"
-        if None not in (tested[0], tested[index]) and tested[0] != tested[index]:
-            shared = len(tested[0] & tested[index])
-            counts = f"{len(tested[0])} and {len(tested[index])} images, {shared} of them the same"
+            yield f"{pair} have different classes"
+        first, other = tested[0], tested[index]
+        if first is not None and other is not None and first != other:
+            counts = f"{len(first)} and {len(other)} images, {len(first & other)} of them the same"
             yield f"{pair} were tested on different images: {counts}"
         metrics = [config.dataloader.ap_metric for config in (configs[0], configs[index])]
         if metrics[0] != metrics[1]:
-            yield f"{pair} measure AP by other rules: {metrics[0]} and {metrics[1]}"
+            yield f"{pair} measure AP by different rules: {metrics[0]} and {metrics[1]}"
         for setting in TEST_SETTINGS:
             values = [getattr(config.hparams, setting) for config in (configs[0], configs[index])]
             if values[0] != values[1]:
-                yield f"{pair} were tested with other hparams.{setting}: {_short(values[0])} and {_short(values[1])}"
+                yield f"{pair} were tested with different hparams.{setting}: {_short(values[0])} and {_short(values[1])}"
         scopes = [config.hparams.cost_scope for config in (configs[0], configs[index])]
         if scopes[0] != scopes[1]:
-            yield f"the budgets of {pair} are of different parts: {scopes[0]} and {scopes[1]}"
+            yield f"the budgets of {pair} are for different parts of the network: {scopes[0]} and {scopes[1]}"
 
 
 def _test_images(run: FilePath) -> set[str] | None:
@@ -159,7 +159,7 @@ def _test_images(run: FilePath) -> set[str] | None:
 def _settings(contents: Sequence[dict]) -> dict[str, list]:
     """Return dotted key -> value of each run, for the settings that differ."""
 
-    def value(content: dict, key: str) -> Any:
+    def value(content: Any, key: str) -> Any:
         for part in key.split("."):
             content = content.get(part) if isinstance(content, dict) else None
         return content
@@ -183,10 +183,11 @@ def table(found: Mapping) -> str:
     lines += [markdown_row(titles), markdown_row(["---:"] * len(titles))]
 
     def row(label: str, values: Sequence[float | None]) -> str:
-        cells = ["-" if values[0] is None else f"{values[0]:.1f}"]
+        base = values[0]
+        cells = ["-" if base is None else f"{base:.1f}"]
         for value in values[1:]:
-            both = None not in (value, values[0])
-            cells += ["-" if value is None else f"{value:.1f}", f"{value - values[0]:+.1f}" if both else "-"]
+            difference = "-" if value is None or base is None else f"{value - base:+.1f}"
+            cells += ["-" if value is None else f"{value:.1f}", difference]
         return markdown_row([label, *cells])
 
     lines += [row(f"{budget / 1e9:.4g}", column) for budget, column in zip(found["budgets"], zip(*found["ap"]))]
@@ -200,8 +201,8 @@ def table(found: Mapping) -> str:
         elif found["budgets"]:
             lines.append(f"{name} has no budget in common with {first}")
     if list(found["settings"]) != ["args.seed"]:
-        lines.append("one run of each: how far another seed would differ is not known")
-    lines += [f"NOT FAIR: {reason}" for reason in found["unfair"]]
+        lines.append("one run per method; the variance over seeds is unknown")
+    lines += [f"NOT COMPARABLE: {reason}" for reason in found["unfair"]]
     if settings := found["settings"]:
         lines.append("settings that differ:")
         for key, values in list(settings.items())[:LISTED]:
@@ -221,7 +222,7 @@ def draw(found: Mapping) -> Figure:
         (line,) = axes.plot(budgets[has], shown[has], "o-", label=figures.plain(name))
         axes.plot(flops / 1e9, fullnet, "*", markersize=12, color=line.get_color(), markeredgecolor="black")
     axes.plot([], [], "*", markersize=12, color="white", markeredgecolor="black", label="fullnet, at its own FLOPs")
-    title = "not a fair comparison: see the text" if found["unfair"] else ""
+    title = "not a fair comparison; see the printed reasons" if found["unfair"] else ""
     axes.set(
         xlabel="budget [GFLOPs, multiply-accumulates]", ylabel=f"{found['metric']} on the test split [points]", title=title
     )

@@ -29,7 +29,7 @@ def check_image(image: np.ndarray) -> None:
     """Raise UserError if an array is not an image (H, W, 3) of uint8 with at least one pixel."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise UserError(f"an image must be an array (height, width, 3) of uint8 in the order blue, green, red, got {got}")
+        raise UserError(f"an image must be an array (height, width, 3) of uint8, channels blue, green, red, got {got}")
     if not image.size:
         raise UserError(f"an image must have at least one pixel, got {image.shape}")
 
@@ -98,15 +98,17 @@ def find_images(given: Iterable[FilePath], note: Callable[[str], None]) -> list[
     files: dict[FilePath, None] = {}
     for place in given:
         if not place.exists():
-            raise UserError(f"images must be files or folders that are there, got {place}")
+            raise UserError(f"images must be existing files or folders, got {place}")
         inside = sorted(file for file in place.iterdir() if file.is_file()) if place.is_dir() else [place]
         if not inside:
             empty.append(place)
         files.update(dict.fromkeys(inside))
     if not files:
-        raise UserError(f"there is no file in {', '.join(map(str, given)) or 'no folder'}: JPEG or PNG images are looked for")
+        raise UserError(
+            f"no file found in {', '.join(map(str, given)) or 'the given folders'}; JPEG or PNG images are expected"
+        )
     for place in empty:
-        note(f"{place} is skipped: the folder holds no file")
+        note(f"{place} is skipped: the folder contains no file")
     return list(files)
 
 
@@ -166,11 +168,11 @@ def detect(
     taken: set[str] = set()
     skipped: list[str] = []  # reported with the first image; without any image, only the error is reported
 
-    def hear(text: str) -> None:
+    def keep_note(text: str) -> None:
         note(text) if entries else skipped.append(text)
 
     try:
-        for file, image in read_images(files, hear):
+        for file, image in read_images(files, keep_note):
             picture = free_name(file, taken)
             found = detector(image, threshold)
             if not entries:
@@ -198,7 +200,7 @@ def check_files(files: Sequence[FilePath], folder: FilePath) -> None:
         UserError: no file is a JPEG or PNG image, or `folder` contains one of the files.
     """
     if any(folder.resolve() in (file.resolve().parent, file.parent.resolve()) for file in files):
-        raise UserError(f"--output must be another folder than that of the images, which would be replaced, got {folder}")
+        raise UserError(f"--output must not be a folder of the images, which would be overwritten, got {folder}")
     reasons = []
     for file in files:
         try:
@@ -211,7 +213,7 @@ def check_files(files: Sequence[FilePath], folder: FilePath) -> None:
 
 def _no_image(files: Sequence[FilePath], *reasons: str) -> UserError:
     """Make the error for files without any image."""
-    what = f"at least one file must be a JPEG or PNG image; none of the {len(files)} given is"
+    what = f"at least one file must be a JPEG or PNG image, but none of the {len(files)} given files is"
     return UserError(": ".join((what, *reasons)))
 
 
@@ -237,7 +239,7 @@ def make_folder(folder: FilePath) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output must be a folder that can be made, got {folder} ({error.strerror})") from error
+        raise UserError(f"--output must be a folder that can be created, got {folder} ({error.strerror})") from error
 
 
 def free_name(file: FilePath, taken: set[str]) -> str:

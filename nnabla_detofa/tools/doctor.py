@@ -11,11 +11,12 @@ import shutil
 import subprocess
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..common.shipped import shipped
-from .installation import OK, PROBLEM, WARNING, Finding, _no_gpu, _said, command, gpu, mpi, packages, python, wheel
+from .installation import OK, PROBLEM, WARNING, Finding, _message, _no_gpu, command, gpu, mpi, packages, python, wheel
 
 SMALL_SET = 10000
 """Largest number of images of a dataset that is searched for broken images."""
@@ -29,8 +30,6 @@ def examine(config_file: str | None = None, overrides: Sequence[str] = ()) -> It
             the datasets of all configs in configs/ and the free disk space instead.
         overrides: "key=value" strings that replace settings of the config.
     """
-    checks: list[Callable[[], Iterator[Finding]]] = [python, packages, wheel, command]
-    needed: list[Callable[[Any], Iterator[Finding]]] = []
     config, broken = None, []
     if config_file is not None:
         try:
@@ -38,22 +37,20 @@ def examine(config_file: str | None = None, overrides: Sequence[str] = ()) -> It
 
             config = configs.load(config_file, overrides)
         except Exception as error:  # a package that the config module imports may be broken
-            broken = [Finding(PROBLEM, f"the config {config_file} cannot be used: {_said(error)}")]
-    checks += [lambda: gpu(config), mpi]
+            broken = [Finding(PROBLEM, f"the config {config_file} cannot be used: {_message(error)}")]
+    checks: list[Callable[[], Iterator[Finding]]] = [python, packages, wheel, command, lambda: gpu(config), mpi]
     if config_file is None:
         checks += [known_data, lambda: disk(None)]
-    elif config is not None:
-        needed = [config_data, weights, output, disk, memory]
     for check in checks:
         try:
             yield from check()
         except Exception as error:  # a failed check must not stop the others
-            yield Finding(WARNING, f"{getattr(check, '__name__', 'a check')} could not be examined: {_said(error)}")
-    for check in needed:
+            yield Finding(WARNING, f"the check {check.__name__} failed: {_message(error)}")
+    for needed in (config_data, weights, output, disk, memory) if config is not None else ():
         try:
-            yield from check(config)
+            yield from needed(config)
         except Exception as error:
-            yield Finding(PROBLEM, f"{check.__name__} of {config_file} could not be examined: {_said(error)}")
+            yield Finding(PROBLEM, f"the check {needed.__name__} of {config_file} failed: {_message(error)}")
     yield from broken
 
 
@@ -61,7 +58,7 @@ def examine(config_file: str | None = None, overrides: Sequence[str] = ()) -> It
 
 
 def known_data() -> Iterator[Finding]:
-    """Check the datasets of all configs in configs/, each dataset once."""
+    """Check the datasets of all shipped configs that exist, each once; report all missing ones in a single finding."""
     from .. import config as configs
     from ..common.errors import UserError
 
@@ -73,10 +70,18 @@ def known_data() -> Iterator[Finding]:
             continue  # a base config, which cannot run on its own
         data = config.dataloader
         by_data.setdefault((data.root, data.train, data.val, getattr(data, "test", None)), []).append(config)
+    missing: dict[str, None] = {}
     for users in by_data.values():
+        if not Path(root := users[0].dataloader.root).is_dir():
+            missing[root] = None
+            continue
         for finding in config_data(users[0]):
             state = WARNING if finding.state == PROBLEM else finding.state  # no run needs it now
-            yield Finding(state, f"{finding.text} [{', '.join(config.name for config in users)}]", finding.todo)
+            names = ", ".join(config.name for config in users[:3]) + (", ..." if len(users) > 3 else "")
+            yield Finding(state, f"{finding.text} [{names}]", finding.todo)
+    if missing:
+        what = f"data: not found: {', '.join(missing)}; only runs of the configs that name them need them"
+        yield Finding(OK, what, "python -m nnabla_detofa doctor -f CONFIG checks the data of one config")
 
 
 def config_data(config: Any) -> Iterator[Finding]:
@@ -90,10 +95,10 @@ def config_data(config: Any) -> Iterator[Finding]:
     data = config.dataloader
     root = Path(data.root)
     if not root.is_dir():
-        yield Finding(PROBLEM, f"data: the folder {root} is not there", _where_from(config))
+        yield Finding(PROBLEM, f"data: the folder {root} does not exist", _where_from(config))
         return
     try:
-        if _photographs(config) > SMALL_SET:
+        if _count_images(config) > SMALL_SET:
             from .data_facts import data_facts
 
             facts = data_facts(config)
@@ -102,32 +107,34 @@ def config_data(config: Any) -> Iterator[Finding]:
                     PROBLEM, f"data: {facts.problem}", f"python -m nnabla_detofa data check --help; {_where_from(config)}"
                 )
                 return
-            counts = {"train": facts.train, "val": facts.val, "test": facts.test}
-            listed = ", ".join(f"{count} {name}" for name, count in counts.items() if count is not None)
-            yield Finding(OK, f"data: {root}: {listed}; photographs not looked through", "data check looks at each")
+            found = {"train": facts.train, "val": facts.val, "test": facts.test}
+            listed = ", ".join(f"{count} {name}" for name, count in found.items() if count is not None)
+            yield Finding(OK, f"data: {root}: {listed}; image files not checked", "data check reads every image")
             return
         report = check_config(config)
     except UserError as error:
         yield Finding(PROBLEM, f"data: {error}", _where_from(config))
         return
     counts = ", ".join(f"{split.images} {split.name}" for split in report.splits)
-    more = "python -m nnabla_detofa data check lists everything"
+    more = "python -m nnabla_detofa data check lists all"
     if report.fatal:
         rest = f" (and {len(report.fatal) - 1} more)" if len(report.fatal) > 1 else ""
         yield Finding(PROBLEM, f"data: {root}: {report.fatal[0]}{rest}", more)
     elif report.warnings:
         yield Finding(WARNING, f"data: {root}: {counts}; {len(report.warnings)} warnings: {report.warnings[0]}", more)
     else:
-        yield Finding(OK, f"data: {root}: {counts}, all files whole")
+        yield Finding(OK, f"data: {root}: {counts}, all files are complete")
 
 
-def _photographs(config: Any) -> int:
+def _count_images(config: Any) -> int:
     """Count the files in the image folders of a config; counting stops as soon as there are more than `SMALL_SET`."""
     data, root = config.dataloader, Path(config.dataloader.root)
     if config.dataloader_name == "voc":
         folders = [*root.glob("JPEGImages"), *root.glob("*/JPEGImages")]
     elif config.dataloader_name == "coco":
         folders = [root / split.images for split in (data.train, data.val, data.test) if split]
+    elif config.dataloader_name == "yolo":
+        folders = [root]
     else:
         folders = [root / data.train, root / data.val]
     count = 0
@@ -146,7 +153,7 @@ def _where_from(config: Any) -> str:
         place = Path(root).parent if Path(root).name == "classification" else root
         return f"python -m nnabla_detofa data digits --root {place}"
     key = f"dataloader.{config.dataloader_name}.root"
-    return f"put the data set there, or name its folder: {key}=FOLDER"
+    return f"copy the dataset to this folder, or set {key}=FOLDER"
 
 
 def weights(config: Any) -> Iterator[Finding]:
@@ -157,19 +164,19 @@ def weights(config: Any) -> Iterator[Finding]:
     }
     for what, (file, load) in named.items():
         if not file:
-            yield Finding(OK, f"{what}: none named, random weights")
+            yield Finding(OK, f"{what}: none given, starting from random weights")
         elif not Path(file).is_file():
             folder = Path(file).parent
             run = folder.name if folder.parent.name == "runs" else ""
-            todo = f"nnabla_nas -f configs/{run}.json leaves it" if run else "train it, or name another file"
+            todo = f"nnabla_nas -f configs/{run}.json writes it" if run else "train it, or name another file"
             yield Finding(PROBLEM, f"{what}: {file} is missing", todo)
         else:
             try:
                 load(config)
             except Exception as error:
-                yield Finding(PROBLEM, f"{what}: {_said(error)}", "copy the file again, or name another")
+                yield Finding(PROBLEM, f"{what}: {_message(error)}", "copy the file again, or name another")
             else:
-                yield Finding(OK, f"{what}: {file}, which fits")
+                yield Finding(OK, f"{what}: {file} is valid and fits")
 
 
 def _load_supernet(config: Any) -> None:
@@ -204,15 +211,17 @@ def output(config: Any) -> Iterator[Finding]:
         return
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     if not existing.is_dir():
-        yield Finding(PROBLEM, f"output: {folder} cannot be made: {existing} is a file", "name another folder with -o")
+        yield Finding(PROBLEM, f"output: {folder} cannot be created: {existing} is a file", "name another folder with -o")
     elif not os.access(existing, os.W_OK | os.X_OK):
-        yield Finding(PROBLEM, f"output: {existing} cannot be written to", "name another folder with -o")
+        yield Finding(PROBLEM, f"output: {existing} is not writable", "name another folder with -o")
     elif lock.is_locked(folder):
-        yield Finding(PROBLEM, f"output: another process is running in {folder}", "wait for its end, or name another with -o")
+        yield Finding(
+            PROBLEM, f"output: another process is using {folder}", "wait until it ends, or name another folder with -o"
+        )
     elif (folder / lock.CONFIG).exists() or (folder / lock.BEFORE).exists():
-        yield Finding(OK, f"output: {folder}, where the run of this config goes on")
+        yield Finding(OK, f"output: {folder}; the run of this config will be resumed")
     else:
-        yield Finding(OK, f"output: {folder}, a new run")
+        yield Finding(OK, f"output: {folder}; a new run")
 
 
 def disk(config: Any) -> Iterator[Finding]:
@@ -224,9 +233,9 @@ def disk(config: Any) -> Iterator[Finding]:
         yield Finding(OK, f"disk: {_size(free)} free in {existing}")
         return
     needed = _run_size(config)
-    text = f"disk: {_size(free)} free in {existing}, the run takes about {_size(needed)}"
+    text = f"disk: {_size(free)} free in {existing}; the run needs about {_size(needed)}"
     if free < needed:
-        yield Finding(PROBLEM, text, "make room, or name another folder with -o")
+        yield Finding(PROBLEM, text, "free disk space, or name another folder with -o")
     else:
         yield Finding(WARNING if free < 2 * needed else OK, text)
 
@@ -260,28 +269,26 @@ def memory(config: Any) -> Iterator[Finding]:
     from ..methods.build import make_model
     from ..runs.phases import training_phases
     from .data_facts import data_facts
-    from .dry_run import step_memory
+    from .graph_memory import step_memory
 
     try:
         facts = data_facts(config)
     except UserError:
         yield Finding(
-            WARNING, "memory: not estimated, since the data set is not known", "nnabla_nas -f CONFIG --dry-run says why"
+            WARNING, "memory: not estimated, because the dataset is unknown", "nnabla_nas -f CONFIG --dry-run gives the reason"
         )
         return
     model = make_model(config, facts.num_classes)
-    needed = step_memory(config, facts, model, training_phases(config)).total
+    needed = step_memory(config, facts.num_classes, model, training_phases(config)).total
     on_gpu = config.args.context != "cpu" and not _no_gpu()[0]
     free, where = (_gpu_memory(), "of GPU memory") if on_gpu else (_memory(), "of memory")
-    text = f"memory: a training step takes about {_size(needed)}"
+    text = f"memory: a training step needs about {_size(needed)}"
     if free is None:
         yield Finding(OK, text)
         return
-    text += f", {_size(free)} {where} are free"
+    text += f"; {_size(free)} {where} are free"
     if 0.85 * needed > free:  # the estimate is within 15%
-        yield Finding(
-            PROBLEM, text, f"a smaller hparams.mini_batch divides it: it is {config.hparams.mini_batch or 'the batch_size'} now"
-        )
+        yield Finding(PROBLEM, text, f"reduce hparams.mini_batch, which is {config.hparams.mini_batch or 'the batch_size'} now")
     else:
         yield Finding(WARNING if needed > free else OK, text)
 
@@ -299,8 +306,8 @@ def _gpu_memory() -> int | None:
     """Return the free memory of the first GPU in bytes, or None if it is unknown."""
     try:
         query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-        said = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-        return int(said.splitlines()[0]) * 2**20
+        printed = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        return int(printed.splitlines()[0]) * 2**20
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None
 
@@ -321,8 +328,8 @@ def lines(finding: Finding, width: int | None = None) -> str:
         width: largest length of a line in characters, which long words may exceed; None is the width of the terminal.
     """
     width = max(30, width or shutil.get_terminal_size().columns)
-    options = {"width": width, "subsequent_indent": " " * 9, "break_long_words": False, "break_on_hyphens": False}
-    told = textwrap.wrap(finding.text, initial_indent=f"{finding.state:<9}", **options)
+    wrap = partial(textwrap.wrap, width=width, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False)
+    found = wrap(finding.text, initial_indent=f"{finding.state:<9}")
     if finding.todo:
-        told += textwrap.wrap(f"-> {finding.todo}", initial_indent=" " * 9, **options)
-    return "\n".join(told)
+        found += wrap(f"-> {finding.todo}", initial_indent=" " * 9)
+    return "\n".join(found)

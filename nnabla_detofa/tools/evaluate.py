@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
-from .. import config as configs
 from ..common.errors import UserError
 from ..common.progress import ProgressBar
 from ..common.reading import read_json
+from ..config import Config, DetofaHparams
+from ..config.detection import detection_sections
 from ..data.sets import DetectionSets
 from ..evaluation.detections import BoxDetector, average_precision
 from ..evaluation.images import EvaluationImages
@@ -20,8 +21,8 @@ from ..methods.build import build
 from ..networks import weights
 from ..networks.centernet import Detector
 from ..networks.supernet import take_over
+from ..runs.phases import FINE_TUNED
 from ..runs.run_folder import (
-    FINE_TUNED,
     check_classes,
     check_has_detectors,
     final_weights,
@@ -47,25 +48,30 @@ class OpenDetector:
         path: the detector's path.
     """
 
-    config: configs.Config
+    config: Config
     sets: DetectionSets
     cost: CostModel
     net: Detector
     path: Path
 
+    @property
+    def hparams(self) -> DetofaHparams:
+        """The hyperparameters of the config."""
+        return detection_sections(self.config).hparams
+
     def statistics(self) -> Statistics:
         """Re-estimate the path's BatchNorm statistics on the training images that the config selects."""
-        images = EvaluationImages.choose(self.sets, self.config.hparams, self.config.args.seed)
+        images = EvaluationImages.choose(self.sets, self.hparams, self.config.args.seed)
         return reestimate(self.net, self.path, images.statistics_batches())
 
     def boxes(self, flip: bool | None = None) -> BoxDetector:
         """Make the box detector; `flip` overrides the config's `flip_test` unless it is None."""
-        flip = self.config.hparams.flip_test if flip is None else flip
+        flip = self.hparams.flip_test if flip is None else flip
         return BoxDetector(self.net, self.path, self.statistics(), flip=flip)
 
     def scaling(self, scales: Sequence[float] | None = None) -> dict:
         """Return the scale arguments of `detections.detect_images`; `scales` overrides the config's `test_scales`."""
-        scales = tuple(scales or self.config.hparams.test_scales)
+        scales = tuple(scales or self.hparams.test_scales)
         return {"scales": scales, "multiple": self.config.network.geometry.total_stride}
 
 
@@ -76,6 +82,7 @@ def open_detector(run: FilePath, detector: str, overrides: Sequence[str] = ()) -
     path = find_path(run, detector, ofa_resnet50(config.network.geometry, config.network.elastic_stem))
     file = detector_weights(run, detector, config)
     net, sets, cost = build(config, pretrained=False)
+    assert isinstance(sets, DetectionSets)  # the run trains detectors
     check_classes(run, sets.classes)
     if detector == FINE_TUNED:
         net = alone(config, net, path)
@@ -83,15 +90,15 @@ def open_detector(run: FilePath, detector: str, overrides: Sequence[str] = ()) -
     return OpenDetector(config, sets, cost, net, path)
 
 
-def detector_weights(run: FilePath, detector: str, config: configs.Config) -> FilePath:
+def detector_weights(run: FilePath, detector: str, config: Config) -> FilePath:
     """Return the weights file of a detector; raises UserError if it does not exist yet."""
     file = run / "fullnet" / "weights.h5" if detector == "fullnet" else final_weights(run, config)
     if not file.exists():
-        raise UserError(f"{run} has no weights of {detector} yet: {file} is missing")
+        raise UserError(f"{run} has no weights of {detector} yet: {file} does not exist")
     return file
 
 
-def alone(config: configs.Config, net: Detector, path: Path, statistics: Statistics | None = None) -> Detector:
+def alone(config: Config, net: Detector, path: Path, statistics: Statistics | None = None) -> Detector:
     """Copy one path out of a network into a static network, which is called like the original: `net(x, path)`.
 
     Args:
@@ -101,7 +108,7 @@ def alone(config: configs.Config, net: Detector, path: Path, statistics: Statist
         statistics: BatchNorm statistics of the path; None copies the stored ones (see `supernet.take_over`).
     """
     classes = net.get_parameters()["heatmap/conv2/_b"].shape[0]
-    cut_out = Detector(config.network.head_geometry(classes), config.network.geometry, path=path)
+    cut_out = Detector(detection_sections(config).network.head_geometry(classes), config.network.geometry, path=path)
     cut_out.space = net.space
     take_over(cut_out, net, statistics)
     return cut_out
@@ -133,11 +140,10 @@ def evaluate(
             or the path is not in the run's space.
     """
     opened = open_detector(run, detector, overrides)
-    sets, config, boxes = opened.sets, opened.config, opened.boxes(flip)
+    sets, boxes = opened.sets, opened.boxes(flip)
+    metric = detection_sections(opened.config).data.ap_metric
     with ProgressBar(total=len(sets.test), desc=f"test images of {detector}", unit="image") as bar:
-        result, _ = average_precision(
-            boxes, sets, config.hparams.bn_batch, config.dataloader.ap_metric, bar.update, **opened.scaling(scales)
-        )
+        result, _ = average_precision(boxes, sets, opened.hparams.bn_batch, metric, bar.update, **opened.scaling(scales))
     return result
 
 
@@ -184,12 +190,14 @@ def find_path(run: FilePath, detector: str, space: SearchSpace) -> Path:
         return _path_of(run / "summary.json", _subnets(run)[known.index(detector) - 1]["path"], space)
     file = FilePath(detector)
     if not file.is_file():
-        later = "" if (run / "summary.json").exists() else "; subnets are known when the run is over"
+        later = "" if (run / "summary.json").exists() else "; the subnets are available once the run has finished"
         raise UserError(f"a detector of {run} must be {', '.join(known)} or a JSON file with a path, got {detector!r}{later}")
     content = read_json(file, "the path")
     path = _path_of(file, content.get("path", content) if isinstance(content, dict) else content, space)
     if path not in space:
-        raise UserError(f"the path in {file} must be one of the run's space {space.name}, and is not: was its stem elastic?")
+        raise UserError(
+            f"the path in {file} must be in the run's space {space.name}, but is not; its stem may have been elastic"
+        )
     return path
 
 
@@ -198,7 +206,7 @@ def _path_of(file: FilePath, notation: Any, space: SearchSpace) -> Path:
     try:
         return Path.from_ofa(notation, space.geometry)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"the path in {file} is not one in OFA's notation ({error})") from error
+        raise UserError(f"the path in {file} is not in OFA's notation ({error})") from error
 
 
 def table(results: dict[str, dict]) -> str:

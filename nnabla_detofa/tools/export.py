@@ -11,7 +11,7 @@ import os
 import subprocess
 import tempfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path as FilePath
 
@@ -24,6 +24,7 @@ from ..common.files import write_json
 from ..common.version import REPOSITORY
 from ..config import Config
 from ..data.augment import letterbox, letterbox_matrix
+from ..data.sets import DetectionSets
 from ..evaluation.metrics import ap_keys
 from ..evaluation.reestimation import Statistics
 from ..networks.centernet import Detector
@@ -53,7 +54,7 @@ found = [session.run({list(OUTPUTS)}, {{"image": batch}}) for batch in numpy.loa
 numpy.savez(outputs, *map(numpy.concatenate, zip(*found)))
 """
 """Script for the export environment, which has ONNX Runtime but not this package."""
-MEND_ONNX = """
+FIX_SINGLE_CHANNEL = """
 import sys
 import onnx
 file = sys.argv[1]
@@ -63,7 +64,7 @@ for tensor in model.graph.initializer:
         tensor.dims[:] = [1]
 onnx.save(model, file)
 """
-"""Script that corrects layers with one channel: nnabla-converter 1.39 computes the length of BatchNorm parameters
+"""Script that fixes BatchNorm layers with one channel: nnabla-converter 1.39 computes the length of BatchNorm parameters
 (1, C, 1, 1) as the sum of the sides above 1, which is 0 for C = 1. No reader accepts a value in a tensor of length 0."""
 
 
@@ -77,7 +78,15 @@ class NamedFolding(Plain, GivenStatistics):
         super().__init__(statistics)
         self.folded: dict[str, nn.Variable] = {}
 
-    def __call__(self, layer, convolve, weight, gamma, beta, relu=False) -> nn.Variable:
+    def __call__(
+        self,
+        layer: ConvBN,
+        convolve: Callable[..., nn.Variable],
+        weight: nn.Variable,
+        gamma: nn.Variable,
+        beta: nn.Variable,
+        relu: bool = False,
+    ) -> nn.Variable:
         def named(weight: nn.Variable, bias: nn.Variable) -> nn.Variable:
             self.folded[f"{layer.name}/W"], self.folded[f"{layer.name}/b"] = weight, bias
             return convolve(weight, bias)
@@ -102,21 +111,21 @@ class StaticGraph:
     """
 
     def __init__(self, net: Detector, path: Path, shape: Sequence[int], normalize: bool = True, fold: Statistics | None = None):
-        statistics = NamedFolding(fold) if fold else STORED
+        folding = NamedFolding(fold) if fold else None
         self.image = x = nn.Variable(shape)
-        self.parameters = {}
+        self.parameters: dict[str, nn.Variable] = {}
         if normalize:
             mean, std = (np.array(v).reshape(1, 3, 1, 1) for v in (net.normalization.mean, net.normalization.std))
             scale, shift = (nn.Variable.from_numpy_array(v.astype(np.float32)) for v in (1 / (255 * std), -mean / std))
             self.parameters = {"normalize/scale": scale, "normalize/shift": shift}
             x = F.add2(F.mul2(x, scale), shift)
-        y = net(x, path, statistics)
+        y = net(x, path, folding or STORED)
         self.outputs = dict(zip(OUTPUTS, (F.sigmoid(y.heatmap), y.offset, y.size)))
         self.parameters |= net.get_parameters()
-        if fold:
+        if folding:
             layers = tuple(f"{name}/" for name, module in net.get_modules() if isinstance(module, ConvBN))
             self.parameters = {name: p for name, p in self.parameters.items() if not name.startswith(layers)}
-            self.parameters |= statistics.folded
+            self.parameters |= folding.folded
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
         """Compute the arrays of `OUTPUTS` for images (B, 3, H, W)."""
@@ -173,7 +182,9 @@ def export_python() -> FilePath:
     places = (ENVIRONMENT, REPOSITORY / ENVIRONMENT)
     found = next((place for place in places if (place / COMPLETE).exists()), None)
     if found is None:
-        raise UserError(f"ONNX is written from {ENVIRONMENT}, which is missing or half made: run make setup-export")
+        raise UserError(
+            f"writing ONNX needs the environment {ENVIRONMENT}, which is missing or incomplete; run make setup-export"
+        )
     return (found / "bin" / "python").absolute()
 
 
@@ -194,8 +205,8 @@ def convert(nnp: FilePath, onnx: FilePath, batch: int) -> None:
     failure = "nnabla-converter could not write ONNX"
     in_environment(*CONVERT, "-b", str(batch), nnp, onnx, failure=failure)
     if not onnx.exists():  # on some failures the converter only prints a line and exits with status 0
-        raise UserError(f"{failure}, without saying why")
-    in_environment("-c", MEND_ONNX, onnx, failure=failure)
+        raise UserError(f"{failure}; the converter gave no reason")
+    in_environment("-c", FIX_SINGLE_CHANNEL, onnx, failure=failure)
 
 
 FORMATS = {".nnp": run_nnp, ".onnx": run_onnx}
@@ -229,7 +240,7 @@ def check_output(file: FilePath) -> None:
             for ONNX is missing.
     """
     if file.suffix not in FORMATS:
-        raise UserError(f"an exported detector's name must end in {' or '.join(FORMATS)}, got {file}")
+        raise UserError(f"the name of an exported detector must end in {' or '.join(FORMATS)}, got {file}")
     if file.is_dir() or not file.absolute().parent.is_dir():
         raise UserError(f"--output must be a file in an existing folder, got {file}")
     if file.suffix == ".onnx":
@@ -247,9 +258,11 @@ def check_request(run: FilePath, detector: str, config: Config, size: tuple[int,
     """
     stride = config.network.geometry.total_stride
     if size and any(not 32 <= side <= MAX_SIDE or side % stride for side in size):
-        raise UserError(f"--size must be 32 to {MAX_SIDE} and a multiple of {stride} pixels, got {' '.join(map(str, size))}")
+        raise UserError(
+            f"--size must be from 32 to {MAX_SIDE} and a multiple of {stride} pixels, got {' '.join(map(str, size))}"
+        )
     if not 1 <= batch <= MAX_BATCH:
-        raise UserError(f"--batch must be 1 to {MAX_BATCH}, got {batch}")
+        raise UserError(f"--batch must be from 1 to {MAX_BATCH}, got {batch}")
     if detector not in detectors_of(run):
         return {}
     detector_weights(run, detector, config)
@@ -277,8 +290,7 @@ def export(
 
     Args:
         opened: the result of `evaluate.open_detector` for `run` and `detector`.
-        run: the run's folder.
-        detector: the name of the detector; see `evaluate.evaluate`.
+        run, detector: the run's folder, and the name of the detector; see `evaluate.evaluate`.
         file: the output file; its suffix, .nnp or .onnx, selects the format.
         size: (height, width) of the input in pixels; None is the run's size. BatchNorm statistics are re-estimated at the
             run's size, as `evaluate` does for other scales.
@@ -295,8 +307,7 @@ def export(
             than `TOLERANCE`. Nothing is written in these cases.
     """
     check_output(file)
-    sets, path = opened.sets, opened.path
-    size = tuple(size or sets.image_size)
+    sets, path, size = opened.sets, opened.path, size or opened.sets.image_size
     precision = check_request(run, detector, opened.config, size, batch)
     one = PathBatch.from_paths([path], opened.config.network.geometry)
     cost = replace(opened.cost, scope="detector", image_size=size)
@@ -304,19 +315,9 @@ def export(
     statistics = opened.statistics()
     net = alone(opened.config, opened.net, path, statistics)
     graph = StaticGraph(net, path, (batch, 3, *size), normalize, statistics if fold else None)
-
-    pixels, images = check_images(sets, size, batch)
-    with tempfile.TemporaryDirectory(dir=file.absolute().parent, prefix=".export-") as folder:
-        fresh = FilePath(folder, file.name).with_suffix(".nnp")
-        graph.save(fresh)
-        if file.suffix == ".onnx":
-            convert(fresh, fresh := fresh.with_suffix(".onnx"), batch)
-        found = FORMATS[file.suffix](fresh, pixels if normalize else images)
-        difference = largest_difference(found, path_outputs(opened.net, path, statistics, images))
-        if not difference <= TOLERANCE:
-            raise UserError(f"{file} would differ from the supernet's path by {difference:.2g}, more than {TOLERANCE:g}")
-        fresh.replace(file)
-
+    pixels, images = comparison_images(sets, size, batch)
+    expected = path_outputs(opened.net, path, statistics, images)
+    difference = write_verified(graph, file, pixels if normalize else images, expected)
     about = {
         "run": run.name,
         "detector": detector,
@@ -325,15 +326,7 @@ def export(
         "parameters": int(cost.params(one)[0]),
         **(precision | {"ap_image_size": list(sets.image_size)} if precision else {}),
         "classes": list(sets.classes),
-        "input": {
-            "name": "image",
-            "shape": [batch, 3, *size],
-            "channels": ["blue", "green", "red"],
-            "values": "pixels from 0 to 255" if normalize else "(pixels / 255 - mean) / std",
-            "normalized_by_user": not normalize,
-            "mean": list(net.normalization.mean),
-            "std": list(net.normalization.std),
-        },
+        "input": _about_input(net, (batch, 3, *size), normalize),
         "outputs": {name: list(output.shape) for name, output in graph.outputs.items()},
         "stride": sets.stride,
         "batch_normalization": "folded" if fold else "layers",
@@ -345,6 +338,49 @@ def export(
     return about
 
 
+def write_verified(graph: StaticGraph, file: FilePath, inputs: np.ndarray, expected: Sequence[np.ndarray]) -> float:
+    """Write a graph to a file in the format of its suffix, if the file gives the expected outputs when it is run.
+
+    Args:
+        graph: the graph.
+        file: the file, .nnp or .onnx.
+        inputs: (n, B, 3, H, W), inputs of the graph.
+        expected: the array (n * B, ...) of each output of `OUTPUTS`.
+
+    Returns:
+        The largest difference between the outputs and `expected`.
+
+    Raises:
+        UserError: the conversion fails, or the outputs differ by more than `TOLERANCE`; nothing is written.
+    """
+    with tempfile.TemporaryDirectory(dir=file.absolute().parent, prefix=".export-") as folder:
+        written = FilePath(folder, file.name).with_suffix(".nnp")
+        graph.save(written)
+        if file.suffix == ".onnx":
+            convert(written, written := written.with_suffix(".onnx"), inputs.shape[1])
+        difference = largest_difference(FORMATS[file.suffix](written, inputs), expected)
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"{file} is not written: its outputs differ by {difference:.2g} from those of the path in the supernet, more "
+                f"than {TOLERANCE:g}"
+            )
+        written.replace(file)
+    return difference
+
+
+def _about_input(net: Detector, shape: Sequence[int], normalize: bool) -> dict:
+    """Return the metadata of the input."""
+    return {
+        "name": "image",
+        "shape": list(shape),
+        "channels": ["blue", "green", "red"],
+        "values": "pixels from 0 to 255" if normalize else "(pixels / 255 - mean) / std",
+        "normalized_by_user": not normalize,
+        "mean": list(net.normalization.mean),
+        "std": list(net.normalization.std),
+    }
+
+
 def check_memory(needed: int, size: tuple[int, int], batch: int) -> None:
     """Raise UserError if this machine has less memory than the activations need.
 
@@ -352,19 +388,23 @@ def check_memory(needed: int, size: tuple[int, int], batch: int) -> None:
         needed: peak memory of the activations of all images of the batch, in bytes (`CostModel.memory`).
         size, batch: arguments of `export`, for the message.
     """
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > available:
         raise UserError(
-            f"--batch {batch} and --size {' '.join(map(str, size))} need more than {needed / 1e9:.3g} GB of memory, "
-            f"and there are {there / 1e9:.3g} GB: take smaller ones"
+            f"--batch {batch} and --size {' '.join(map(str, size))} need more than {needed / 1e9:.3g} GB of memory, but this "
+            f"machine has {available / 1e9:.3g} GB; choose smaller values"
         )
 
 
-def check_images(sets, size: tuple[int, int], batch: int) -> tuple[np.ndarray, np.ndarray]:
+def comparison_images(sets: DetectionSets, size: tuple[int, int], batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Load at least `CHECKED_IMAGES` test images, as pixels and normalized as in training; both are (n, B, 3, H, W)."""
     count = -(-CHECKED_IMAGES // batch) * batch
-    photographs = [sets.test.load(index % len(sets.test)).image for index in range(count)]
-    fitted = [cv2.warpAffine(image, letterbox_matrix(image.shape[:2], size), size[::-1]) for image in photographs]
-    pixels = np.stack([image.transpose(2, 0, 1) for image in fitted]).astype(np.float32)
-    images = np.stack([letterbox(image, size, sets.normalization)[0] for image in photographs])
-    return tuple(part.reshape(-1, batch, *part.shape[1:]) for part in (pixels, images))
+    samples = [sets.test.load(index % len(sets.test)) for index in range(count)]
+    fitted = [
+        cv2.warpAffine(sample.image, letterbox_matrix(sample.image.shape[:2], size), size[::-1]).transpose(2, 0, 1)
+        for sample in samples
+    ]
+    pixels = np.stack(fitted).astype(np.float32)
+    images = np.stack([letterbox(sample.image, size, sets.normalization)[0] for sample in samples])
+    shape = (-1, batch, *pixels.shape[1:])
+    return pixels.reshape(shape), images.reshape(shape)

@@ -17,9 +17,9 @@ from ..common.reading import read_json
 from ..common.shipped import shipped
 from ..data.augment import letterbox_matrix
 from ..evaluation.detections import boxes_in_images
-from ..networks.centernet import decode
+from ..networks.decoding import decode
 from .detect import check_image
-from .export import NETWORK, OUTPUTS, about_file
+from .export import NETWORK, about_file
 
 SUFFIX = ".nnp"
 
@@ -36,7 +36,7 @@ class ExportedDetector:
     Attributes:
         name: the file.
         about: its metadata.
-        network: the graph, with the input "image" and `OUTPUTS`.
+        network: the graph, with the input "image" and the outputs of `about`.
     """
 
     name: str
@@ -53,16 +53,17 @@ class ExportedDetector:
         check_image(image)
         takes = self.about["input"]
         batch, _, height, width = takes["shape"]
-        matrix = letterbox_matrix(image.shape[:2], (height, width))
+        rows, columns = image.shape[:2]
+        matrix = letterbox_matrix((rows, columns), (height, width))
         pixels = cv2.warpAffine(image, matrix, (width, height)).astype(np.float32)
-        if takes["normalized_by_user"]:
+        if takes.get("normalized_by_user", takes.get("normalised_by_user")):  # the second is the key of older exports
             pixels = (pixels / 255 - np.float32(takes["mean"])) / np.float32(takes["std"])
         self.network.inputs["image"].d = np.repeat(pixels.transpose(2, 0, 1)[None], batch, axis=0)
-        outputs = [self.network.outputs[name] for name in OUTPUTS]
+        outputs = [self.network.outputs[name] for name in self.about["outputs"]]  # older files have other names
         nn.forward_all(outputs)
         decoded = decode(*(output.d[:1].copy() for output in outputs))
         (found,) = boxes_in_images(decoded, matrix[None], self.about["stride"])
-        return in_pixels(found, self.classes, *image.shape[:2], threshold)
+        return in_pixels(found, self.classes, rows, columns, threshold)
 
 
 def load_exported(file: str | FilePath) -> ExportedDetector:

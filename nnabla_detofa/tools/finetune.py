@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path as FilePath
+from typing import Any
 
 from ..backend.compat import Device
 from ..common.errors import UserError
@@ -37,7 +38,7 @@ class Tuner(DetectorRunner):
 
     phases = TUNING_PHASES
 
-    def __init__(self, model, *args, origin: dict, **kwargs):
+    def __init__(self, model: Any, *args: Any, origin: dict, **kwargs: Any):
         super().__init__(model, *args, **kwargs)
         self.origin = origin
 
@@ -119,7 +120,7 @@ def check_request(output: FilePath, epochs: int, lr: float | None) -> None:
     if lr is not None and not 0 < lr < float("inf"):
         raise UserError(f"--lr must be positive, got {lr}")
     if not fine_tuned(output) and (output / "config.json").exists():
-        raise UserError(f"{output} holds a run that is no fine-tuning: take another -o")
+        raise UserError(f"{output} contains a run that is not a fine-tuning; choose another -o")
 
 
 def check_same_origin(output: FilePath, origin: dict, restart: bool) -> None:
@@ -128,4 +129,4 @@ def check_same_origin(output: FilePath, origin: dict, restart: bool) -> None:
     if before and before != origin and not restart:
         which = f"{before['detector']} of {before['run']}"
         other = which if which != f"{origin['detector']} of {origin['run']}" else f"other weights of {which}"
-        raise UserError(f"{output} holds the fine-tuning of {other}: take another -o, or --restart to lose it")
+        raise UserError(f"{output} contains the fine-tuning of {other}; choose another -o, or discard it with --restart")

@@ -1,11 +1,20 @@
-"""Peak memory of a training step, estimated from its graph."""
+"""Memory of a training step, estimated from its graph."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-import nnabla as nn
 import numpy as np
+
+from ..backend.compat import nn
+from ..config import Config
+from ..runs.phases import TrainingPhase
+from ..training.loop import build
+from .synthetic import synthetic
+
+STATES = {"Adam": 2, "AdamW": 2, "Momentum": 1, "Nesterov": 1, "Sgd": 0}
+"""Solver -> number of state arrays that it keeps for every trained array."""
 
 
 def size(variable: nn.Variable) -> int:
@@ -16,7 +25,7 @@ def size(variable: nn.Variable) -> int:
 class _Storage:
     """Maps variables to the variable whose memory they share: an output that is computed in place uses its input's."""
 
-    def __init__(self, functions: Iterable):
+    def __init__(self, functions: Iterable[Any]):
         self._root: dict[nn.Variable, nn.Variable] = {}
         for function in functions:
             for index, variable in enumerate(function.inputs):
@@ -27,12 +36,12 @@ class _Storage:
         """Return the variable that owns the memory of `variable`."""
         return self._root.get(variable, variable)
 
-    def used(self, function) -> set[nn.Variable]:
+    def used(self, function: Any) -> set[nn.Variable]:
         """Return the owners of the memory that a function reads or writes."""
         return {self.of(variable) for variable in (*function.inputs, *function.outputs)}
 
 
-def _needed_backward(functions: Iterable, storage: _Storage) -> Iterator[nn.Variable]:
+def _needed_backward(functions: Iterable[Any], storage: _Storage) -> Iterator[nn.Variable]:
     """Yield the owners of the memory whose values the backward pass reads."""
     for function in functions:
         for index, variable in enumerate(function.inputs):
@@ -81,3 +90,37 @@ def peak_bytes(loss: nn.Variable, parameters: Iterable[nn.Variable]) -> int:
             if storage.of(variable) not in still_read:
                 values.pop(storage.of(variable), None)
     return peak
+
+
+class StepMemory(NamedTuple):
+    """Memory of a training step on one device in bytes, estimated from the graph.
+
+    On a null GPU, which only counts allocations, the estimates are 2 to 6% below the peaks (`make test-null-gpu`).
+
+    Attributes:
+        image: peak of the largest path's values and gradients for one image.
+        batch: number of images in the mini-batch of one process.
+        kept: weights, their gradients (and sums of gradients over mini-batches), and the solver's states.
+        teacher: weights of the fullnet as the teacher of distillation; 0 without distillation.
+    """
+
+    image: int
+    batch: int
+    kept: int
+    teacher: int
+
+    @property
+    def total(self) -> int:
+        """Sum of all parts for the whole mini-batch, in bytes."""
+        return self.batch * self.image + self.kept + self.teacher
+
+
+def step_memory(config: Config, num_classes: int, model: Any, phases: Sequence[TrainingPhase]) -> StepMemory:
+    """Estimate the memory of a training step in the phase with the largest batch."""
+    arrays = synthetic(config, num_classes)
+    graph = build(model, model.space.largest, [nn.Variable(array.shape) for array in arrays])
+    image = peak_bytes(graph.losses[0], model.get_parameters().values())
+    weights = sum(4 * int(np.prod(p.shape)) for p in model.get_parameters(grad_only=True).values())
+    batch = config.hparams.mini_batch or max(phase.batch_size for phase in phases)
+    kept = weights * (2 + STATES[config.optimizer.train.name] + bool(config.hparams.mini_batch))
+    return StepMemory(image, batch, kept, weights * any(phase.kd_ratio for phase in phases))

@@ -20,15 +20,8 @@ from typing import Any
 from ..backend import cuda_libraries
 from ..common.shipped import ROOT
 
-OK = "ok"
-
-
-WARNING = "warning"
-
-
-PROBLEM = "problem"
-
-
+OK, WARNING, PROBLEM = "ok", "warning", "problem"
+"""States of a finding."""
 MODULES = {
     "nnabla": "nnabla",
     "numpy": "numpy",
@@ -51,8 +44,6 @@ MODULES = {
 
 
 PYTHON = (3, 10)
-
-
 INSTALL = "make setup, or pip install -r requirements.lock and then pip install --no-deps -e ."
 
 
@@ -71,7 +62,7 @@ class Finding:
     todo: str = ""
 
 
-def _said(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     """Return the message of an error on one line, after the error's type unless it is a UserError."""
     text = " ".join(str(error).split())
     return text if type(error).__name__ == "UserError" else f"{type(error).__name__}: {text}"
@@ -84,7 +75,9 @@ def python() -> Iterator[Finding]:
         yield Finding(OK, f"Python {found}")
     else:
         yield Finding(
-            PROBLEM, f"Python {found}, but nnabla 1.39 has wheels for 3.10 at most", "use Python 3.10; make setup finds one"
+            PROBLEM,
+            f"Python {found}, but nnabla 1.39 has wheels up to Python 3.10 only",
+            "use Python 3.10; make setup finds it",
         )
 
 
@@ -108,16 +101,16 @@ def packages() -> Iterator[Finding]:
     if missing:
         yield Finding(PROBLEM, f"packages are missing: {', '.join(missing)}", INSTALL)
     if unfit:
-        yield Finding(PROBLEM, f"packages of versions that do not fit: {', '.join(unfit)}", INSTALL)
+        yield Finding(PROBLEM, f"packages with incompatible versions: {', '.join(unfit)}", INSTALL)
     if broken:
         yield Finding(PROBLEM, f"packages that cannot be imported: {'; '.join(broken)}", f"install them again: {INSTALL}")
     if other:
-        yield Finding(WARNING, f"other versions than those of requirements.lock: {', '.join(other)}", INSTALL)
+        yield Finding(WARNING, f"versions that differ from requirements.lock: {', '.join(other)}", INSTALL)
     if not lock:
-        yield Finding(WARNING, "requirements.lock is not beside the package: versions are not compared with it")
+        yield Finding(WARNING, "requirements.lock not found; versions are not compared with it")
     if not (missing or unfit or broken or other):
         yield Finding(
-            OK, f"packages: {len(needed)} needed, all there" + (" in the versions of requirements.lock" if lock else "")
+            OK, f"packages: all {len(needed)} are installed" + (" in the versions of requirements.lock" if lock else "")
         )
 
 
@@ -175,7 +168,7 @@ def _import_error(module: str) -> str:
     try:
         importlib.import_module(module)
     except BaseException as error:  # a broken extension may raise anything
-        return _said(error)
+        return _message(error)
     return ""
 
 
@@ -188,11 +181,11 @@ def wheel() -> Iterator[Finding]:
         networks = sys.modules.get(compat.NETWORKS)
         importlib.import_module("nnabla_nas.contrib.model")
     except BaseException as error:
-        yield Finding(PROBLEM, f"nnabla-nas cannot be imported: {_said(error)}", INSTALL)
+        yield Finding(PROBLEM, f"nnabla-nas cannot be imported: {_message(error)}", INSTALL)
         return
     stands_in = networks is not None and not getattr(networks, "__path__", True)
     yield Finding(
-        OK, "nnabla-nas: " + ("its wheel's missing package is stood in for" if stands_in else "complete, needs no repair")
+        OK, "nnabla-nas: " + ("the package that its wheel lacks is replaced" if stands_in else "complete, needs no repair")
     )
 
 
@@ -203,16 +196,16 @@ def command() -> Iterator[Finding]:
     on_path = shutil.which("nnabla_nas")
     found = Path(on_path) if on_path else beside
     if not found.is_file():
-        yield Finding(WARNING, "there is no command nnabla_nas", f"{INSTALL}; or {todo}")
+        yield Finding(WARNING, "the command nnabla_nas is not installed", f"{INSTALL}; or {todo}")
     elif "nnabla_detofa" not in found.read_text(errors="replace"):
-        again = "pip install --no-deps --force-reinstall -e . makes it ours"
+        again = "pip install --no-deps --force-reinstall -e . replaces it"
         yield Finding(
-            WARNING, f"the command {found} is not this package's but nnabla-nas' own, which cannot work", f"{again}; {todo}"
+            WARNING, f"the command {found} belongs to nnabla-nas instead of this package, and does not work", f"{again}; {todo}"
         )
     elif beside.is_file() and not found.samefile(beside):
-        yield Finding(WARNING, f"the command {found} is of another environment than {sys.executable}", todo)
+        yield Finding(WARNING, f"the command {found} belongs to another environment than {sys.executable}", todo)
     else:
-        yield Finding(OK, f"the command nnabla_nas is this package's: {found}{'' if on_path else ' (not on the PATH)'}")
+        yield Finding(OK, f"the command nnabla_nas belongs to this package: {found}{'' if on_path else ' (not on the PATH)'}")
 
 
 def gpu(config: Any = None) -> Iterator[Finding]:
@@ -226,9 +219,9 @@ def gpu(config: Any = None) -> Iterator[Finding]:
     if not reason:
         yield Finding(OK, f"GPU: {_gpu_names()}")
     elif context == "cudnn":
-        yield Finding(PROBLEM, f"the config wants a GPU, and {reason}", f"{todo}, or -c cpu")
+        yield Finding(PROBLEM, f"the config requires a GPU, but {reason}", f"{todo}, or -c cpu")
     else:
-        yield Finding(OK, f"no usable GPU, so runs use the CPU: {reason}", "" if context == "cpu" else f"for a GPU: {todo}")
+        yield Finding(OK, f"no usable GPU, runs use the CPU: {reason}", "" if context == "cpu" else f"for a GPU: {todo}")
 
 
 def _no_gpu() -> tuple[str, str]:
@@ -251,8 +244,8 @@ def _gpu_names() -> str:
     """Return name, memory and driver of every GPU as nvidia-smi prints them."""
     try:
         query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-        said = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-        return said.replace("\n", "; ") or "usable"
+        printed = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        return printed.replace("\n", "; ") or "usable"
     except (OSError, subprocess.SubprocessError):
         return "usable"
 
@@ -263,12 +256,12 @@ def mpi() -> Iterator[Finding]:
 
     launcher = mpirun() or shutil.which("mpiexec")
     error = _import_error("mpi4py.MPI")
-    several = "several processes at once"
+    several = "runs with several processes"
     if not error and launcher:
         yield Finding(OK, f"MPI: mpi4py and {launcher}")
     elif not error or installed("mpi4py"):
-        lacks = f"mpi4py cannot be imported ({error})" if error else "there is no mpirun beside this Python or on the PATH"
-        yield Finding(WARNING, f"MPI: {lacks}; it is for {several} only", "run make setup, or install the extra mpi")
+        lacks = f"mpi4py cannot be imported ({error})" if error else "mpirun is neither next to this Python nor on the PATH"
+        yield Finding(WARNING, f"MPI: {lacks}; only {several} need it", "run make setup, or install the extra mpi")
     else:
-        extra = "" if launcher else ", nor mpirun"
-        yield Finding(OK, f"MPI: mpi4py is not installed{extra}; the extra mpi is for {several} only")
+        which = "mpi4py is not installed" if launcher else "mpi4py and mpirun are not installed"
+        yield Finding(OK, f"MPI: {which}; only {several} need the extra mpi")

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path as FilePath
 
 import numpy as np
@@ -24,7 +25,7 @@ from ..common.reading import read_json
 from ..config import CenternetOfaResnet50, Config
 from ..networks.centernet import Detector
 from ..networks.layers import STORED
-from ..networks.resnet50 import Bottleneck, LayerPlan, Plan
+from ..networks.resnet50 import Bottleneck, ElasticResNet50, LayerPlan, Plan
 from ..networks.supernet import Classifier
 from ..space.costs import AdditiveCost, CostModel
 from ..space.geometry import Geometry, HeadGeometry
@@ -71,7 +72,7 @@ def _whole(table: list) -> np.ndarray:
     """Convert a table to int64; raises ValueError if a value is not an integer."""
     array = np.array(table)
     if array.dtype != np.int64:
-        raise ValueError("a latency is no whole number of nanoseconds")
+        raise ValueError("a latency is not an integer number of nanoseconds")
     return array
 
 
@@ -91,20 +92,20 @@ def read(file: FilePath, model: CostModel) -> Latency:
             raise ValueError(f"its format is {data['format']!r}")
         latency, size = Latency.from_json(data), tuple(int(side) for side in data["image_size"])
         if len(size) != 2 or any(np.min(table) < 0 for table in (latency.stem, latency.head, *latency.first, *latency.other)):
-            raise ValueError("an image size has two sides, and no latency is negative")
+            raise ValueError("an image size must have two sides, and latencies must not be negative")
         measured = {"scope": data["scope"], "num_classes": data["num_classes"], "head": data["head_filters"]}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise UserError(f"{file} is not a latency table that can be read ({error})") from error
+        raise UserError(f"{file} is not a valid latency table ({error})") from error
     if latency.geometry != model.backbone:
-        raise UserError(f"the latency table {file} is for {latency.geometry}, the run's supernet is {model.backbone}")
+        raise UserError(f"the latency table {file} is for {latency.geometry}, but the run's supernet is {model.backbone}")
     if size != model.size:
         raise UserError(
-            f"the latency table {file} is for images of {size[0]} x {size[1]}, the run's are {' x '.join(map(str, model.size))}"
+            f"the latency table {file} is for images of {size[0]} x {size[1]}, the run's are {model.size[0]} x {model.size[1]}"
         )
-    ours = {"scope": model.scope, "num_classes": model.num_classes, "head": _head_filters(model)}
-    for name in ours:
-        if measured[name] != ours[name]:
-            raise UserError(f"the latency table {file} was measured with {name} {measured[name]}, the run has {ours[name]}")
+    expected = {"scope": model.scope, "num_classes": model.num_classes, "head": _head_filters(model)}
+    for name, value in expected.items():
+        if measured[name] != value:
+            raise UserError(f"the latency table {file} was measured with {name} {measured[name]}, but the run has {value}")
     return latency
 
 
@@ -170,64 +171,103 @@ class Layer:
     """
 
     build: Callable[[], nn.Variable]
-    places: tuple[tuple[np.ndarray, tuple[int, ...]], ...]
+    places: list[tuple[np.ndarray, tuple[int, ...]]]
 
 
-def layers_of(model: CostModel, latency: Latency) -> Iterator[Layer]:
+def layers_of(model: CostModel, latency: Latency) -> list[Layer]:
     """Return every distinct layer of the model's networks with its cells in the tables of `latency`."""
-    net, found = model.backbone, {}
+    layers: dict[tuple, Layer] = {}
+    for key, build, table, index in (
+        *_stems(model, latency.stem),
+        *_bottlenecks(model, latency.first, latency.other),
+        *_heads(model, latency.head),
+    ):
+        layers.setdefault(key, Layer(build, [])).places.append((table, index))
+    return list(layers.values())
 
-    def add(key: tuple, build: Callable[[], nn.Variable], table: np.ndarray, *index: int) -> None:
-        found.setdefault(key, (build, []))[1].append((table, index))
 
-    smallest = min(net.depths), min(net.ratios)
+Cell = tuple[tuple, Callable[[], nn.Variable], np.ndarray, tuple[int, ...]]
+"""Key of a layer (equal for equal layers), function that builds its graph, table, and index of the cell in the table."""
 
-    def path(stem_depth: int, first: float, second: float, last: float) -> Path:
-        """Make the smallest path with this depth and these widths of the stem, and this width of the last stage."""
-        widths = (*[min(net.widths)] * (net.stages - 1), last)
-        ratios = tuple((smallest[1],) * (base + smallest[0]) for base in net.base_depths)
-        return Path(stem_depth, (first, second), (smallest[0],) * net.stages, widths, ratios)
 
-    def stem(chosen: Path) -> nn.Variable:
-        static = network_of(model, chosen)
-        backbone = static.backbone if model.scope == "detector" else static
-        return backbone.stem(image_of(3, *model.size), Plan.of(chosen, net))
+def _smallest_path(net: Geometry, stem_depth: int, stem_widths: tuple[float, float], last_width: float) -> Path:
+    """Return the smallest path with this depth and these widths of the stem, and this width of the last stage."""
+    depth, ratio = min(net.depths), min(net.ratios)
+    widths = (*[min(net.widths)] * (net.stages - 1), last_width)
+    ratios = tuple((ratio,) * (base + depth) for base in net.base_depths)
+    return Path(stem_depth, stem_widths, (depth,) * net.stages, widths, ratios)
 
-    def bottleneck(plan: LayerPlan, stride: int, first: bool, size: tuple[int, int]) -> nn.Variable:
-        layer = Bottleneck("layer", plan, stride, first, False, np.random.default_rng(0))
-        return layer(image_of(plan.inputs, *size), plan, STORED)
 
-    def head(chosen: Path, channels: int, size: tuple[int, int]) -> nn.Variable:
-        static, x = network_of(model, chosen), image_of(channels, *size)
-        if model.scope == "detector":
-            return F.sink(*static.heads(static.up(x)))
-        return static.classifier(F.mean(x, axis=(2, 3)))
+def _stems(model: CostModel, table: np.ndarray) -> Iterator[Cell]:
+    """Yield the cells of the stem: residual layer, width of the first and of the second convolution."""
+    net = model.backbone
+
+    def build(path: Path) -> nn.Variable:
+        static = network_of(model, path)
+        backbone = static.backbone if isinstance(static, Detector) else static
+        assert isinstance(backbone, ElasticResNet50)  # `network_of` makes no other
+        return backbone.stem(image_of(3, *model.size), Plan.of(path, net))
 
     for residual, depth in enumerate(net.stem_depths):
         for w0, first in enumerate(net.widths):
             for w1, second in enumerate(net.widths):
-                chosen = path(depth, first, second, min(net.widths))
-                key = ("stem", residual, net.stem_mid(first), net.stem_out(second))
-                add(key, lambda chosen=chosen: stem(chosen), latency.stem, residual, w0, w1)
-    size = tuple(-(-pixels // 4) for pixels in model.size)
-    ins = [net.stem_out(width) for width in net.widths]
+                path = _smallest_path(net, depth, (first, second), min(net.widths))
+                yield (
+                    ("stem", residual, net.stem_mid(first), net.stem_out(second)),
+                    partial(build, path),
+                    table,
+                    (residual, w0, w1),
+                )
+
+
+def _bottlenecks(model: CostModel, first: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> Iterator[Cell]:
+    """Yield the cells of the bottlenecks of each stage: of its first layer, and of a later layer."""
+    net = model.backbone
+    size = _strided(model.size, 4)
+    inputs = [net.stem_out(width) for width in net.widths]
     for stage, stride in enumerate(net.strides):
-        outs = [net.stage_out(stage, width) for width in net.widths]
-        after = tuple(-(-pixels // stride) for pixels in size)
-        for w, out in enumerate(outs):
+        outputs = [net.stage_out(stage, width) for width in net.widths]
+        after = _strided(size, stride)
+        for w, out in enumerate(outputs):
             for e, ratio in enumerate(net.ratios):
                 mid = net.middle(out, ratio)
                 later = LayerPlan(out, mid, out), 1, False, after
-                add(later, lambda args=later: bottleneck(*args), latency.other[stage], w, e)
-                for before, channels in enumerate(ins):
+                yield later, partial(_bottleneck, *later), other[stage], (w, e)
+                for before, channels in enumerate(inputs):
                     entry = LayerPlan(channels, mid, out), stride, True, size
-                    add(entry, lambda args=entry: bottleneck(*args), latency.first[stage], before, w, e)
-        ins, size = outs, after
-    for w, (width, channels) in enumerate(zip(net.widths, ins)):
-        chosen = path(smallest[0], min(net.widths), min(net.widths), width)
-        args = chosen, channels, size
-        add(("head", channels), lambda args=args: head(*args), latency.head, w)
-    return (Layer(build, tuple(places)) for build, places in found.values())
+                    yield entry, partial(_bottleneck, *entry), first[stage], (before, w, e)
+        inputs, size = outputs, after
+
+
+def _bottleneck(plan: LayerPlan, stride: int, first: bool, size: tuple[int, int]) -> nn.Variable:
+    """Build the graph of one bottleneck on an input of (height, width)."""
+    layer = Bottleneck("layer", plan, stride, first, False, np.random.default_rng(0))
+    return layer(image_of(plan.inputs, *size), plan, STORED)
+
+
+def _heads(model: CostModel, table: np.ndarray) -> Iterator[Cell]:
+    """Yield the cells of everything after the last stage: its width."""
+    net = model.backbone
+    size = model.size
+    for stride in (4, *net.strides):
+        size = _strided(size, stride)
+
+    def build(path: Path, channels: int) -> nn.Variable:
+        static, x = network_of(model, path), image_of(channels, *size)
+        if isinstance(static, Detector):
+            return F.sink(*static.heads(static.up(x)))
+        return static.classifier(F.mean(x, axis=(2, 3)))
+
+    smallest = min(net.widths)
+    for w, width in enumerate(net.widths):
+        channels = net.stage_out(net.stages - 1, width)
+        path = _smallest_path(net, min(net.depths), (smallest, smallest), width)
+        yield ("head", channels), partial(build, path, channels), table, (w,)
+
+
+def _strided(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Return the (height, width) of a feature map after a layer with this stride."""
+    return -(-size[0] // stride), -(-size[1] // stride)
 
 
 def measure(
@@ -256,7 +296,7 @@ def measure(
         tuple(np.zeros((w, e + 1), np.int64) for _ in range(net.stages)),
         np.zeros(w, np.int64),
     )
-    layers = list(layers_of(model, latency))
+    layers = layers_of(model, latency)
     for number, layer in enumerate(layers, 1):
         nanoseconds = forward_time(layer.build(), repeats, synchronize)
         for table, index in layer.places:
@@ -289,12 +329,12 @@ def validate(
         equal), and the lists "predicted_ms" and "measured_ms", in milliseconds.
     """
     batch = (space or ofa_resnet50(model.backbone)).sample_many(rng, paths)
-    measured = []
+    times = []
     for path in batch:
         outputs = network_of(model, path)(image_of(3, *model.size), path)
         output = F.sink(*outputs) if model.scope == "detector" else outputs
-        measured.append(forward_time(output, repeats, synchronize))
-    predicted, measured = latency(batch), np.array(measured)
+        times.append(forward_time(output, repeats, synchronize))
+    predicted, measured = latency(batch), np.array(times)
     ranked = min(len(set(predicted.tolist())), len(set(measured.tolist()))) > 1  # equal values have no rank order
     return {
         "mean_relative_error": float(np.mean(np.abs(predicted - measured) / measured)),

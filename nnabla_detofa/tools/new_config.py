@@ -17,10 +17,10 @@ from .. import config as configs
 from ..common.checked import listed
 from ..common.errors import UserError
 from ..config import CocoSplit, Config
-from ..data.check import check_coco, check_voc
+from ..data.check import check_coco, check_voc, check_yolo
 from ..data.check_report import DataReport
 from ..data.sets import DetectionSets, open_sets
-from ..methods.algorithm1 import make_cost
+from ..methods.build import make_cost
 from ..space.costs import cost_range
 from ..space.search_space import ofa_resnet50
 
@@ -66,7 +66,7 @@ def write_config(
     """Look at a dataset and return the text of a YAML config for it.
 
     Args:
-        kind: layout of the dataset, "voc" or "coco".
+        kind: layout of the dataset, "voc", "coco" or "yolo".
         root: folder of the dataset.
         size: "small", an eighth of ResNet50's width for CPUs, which starts from the shipped weights; or "full", the paper's.
         weights: file of a pre-trained classification supernet. Default: the shipped one for "small", none for "full".
@@ -82,10 +82,12 @@ def write_config(
     if report.fatal:
         count = f"{len(report.fatal)} problem{'s' * (len(report.fatal) > 1)}"
         raise UserError(
-            f"{root} is not fit for training: {count}, such as: {report.fatal[0]}; data check --{kind} {root} lists everything"
+            f"{root} is not ready for training: {count}, such as: {report.fatal[0]}; data check --{kind} {root} lists all"
         )
     chosen = choose_splits(root, named)
     small, held_out = size == "small", "val" not in chosen.parts
+    if kind == "yolo" and held_out:
+        chosen = Chosen({**chosen.parts, "val": None}, chosen.notes)  # the default names a split
     network = _network(small, weights or (SHIPPED if small else None))
     data: dict[str, Any] = {"root": str(root), **chosen.parts, **({"holdout": 1} if held_out else {})}
     sets = open_sets(configs.from_dict({"network": network, "dataloader": {kind: data}}, "draft"))
@@ -108,6 +110,9 @@ def _checked(kind: str, root: Path) -> tuple[DataReport, dict[str, Any]]:
     if kind == "voc":
         report = check_voc(root)
         return report, {split.name: [split.name] for split in report.splits}
+    if kind == "yolo":
+        report = check_yolo(root)
+        return report, {split.name: split.name for split in report.splits}
     exported = sorted(root.glob(f"*/{ROBOFLOW}"))
     splits = {file.parent.name: CocoSplit(f"{file.parent.name}/{ROBOFLOW}", file.parent.name) for file in exported}
     report = check_coco(root, splits or None)

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,8 @@ from ..common import figures
 from ..common.drawing import class_colors
 from ..common.errors import UserError
 from ..common.files import whole_text, write_bytes, write_text
-from ..data.sets import open_sets
+from ..data.dataset import Sample
+from ..data.sets import DetectionSets, open_sets
 from ..evaluation.metrics import AP_TITLES, ap_keys
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..runs import result_files
@@ -23,15 +24,17 @@ from ..runs.provenance import code_of, revision
 from ..runs.run_folder import check_has_subnets, read_result, reading, run_config
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
 COLUMNS = ("detector", "budget [GFLOPs]", "GFLOPs", "M parameters", "validation loss", "AP50")
 COCO_COLUMNS = ("AP", "AP75", "APs", "APm", "APl")
 METRICS = {
-    "ap50_11point": "AP50 averages precision over all recalls, as VOC does since 2010; AP50 (11-point) is VOC 2007's average "
-    "at the recalls 0, 0.1, ..., 1.",
-    "ap50_area": "AP50 averages precision at the recalls 0, 0.1, ..., 1, as VOC 2007 does; AP50 (area) is the average over "
-    "all recalls, of VOC since 2010.",
+    "ap50_11point": "AP50 averages precision over all recalls, as VOC since 2010; AP50 (11-point) averages it at the recalls "
+    "0, 0.1, ..., 1, as VOC 2007.",
+    "ap50_area": "AP50 averages precision at the recalls 0, 0.1, ..., 1, as VOC 2007; AP50 (area) averages it over all "
+    "recalls, as VOC since 2010.",
 }
 """Key of the second AP50 metric of a result -> description of both metrics."""
 SHOWN_SCORE = 0.3  # lowest score of a detection in the figure
@@ -57,7 +60,7 @@ def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
     """
     check_has_subnets(run, run_config(run), "a report")
     if output.resolve() == run.resolve():
-        raise UserError(f"--output must be another folder than the run's own, got {output}")
+        raise UserError(f"--output must not be the folder of the run, got {output}")
     summary = read_result(run, "summary")
     with reading(run / "summary.json"):
         columns, rows = table_rows(summary)
@@ -87,12 +90,12 @@ def table_rows(summary: dict) -> tuple[Sequence[str], list[tuple[str, ...]]]:
 
     def row(name: str, budget: str, result: dict) -> tuple[str, ...]:
         numbers = (result["flops"] / 1e9, result["params"] / 1e6, result["loss"], result["ap50"])
-        figures = [*(result[key] for key in others), *(result["coco"][column] for column in coco)]
+        precisions = [*(result[key] for key in others), *(result["coco"][column] for column in coco)]
         return (
             name,
             budget,
             *(f"{number:.{digits}f}" for number, digits in zip(numbers, (4, 3, 3, 3))),
-            *("-" if figure is None else f"{figure:.3f}" for figure in figures),
+            *("-" if value is None else f"{value:.3f}" for value in precisions),
         )
 
     subnets = [
@@ -116,7 +119,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], summary: dic
     head = [markdown_row(["detector", *titles]), markdown_row(["---"] + ["---:"] * len(classes))]
     others = other_metrics(summary["fullnet"])
     for key in ("ap50", *others):
-        lines += [f"{AP_TITLES[key]} of each class:", "", *head]
+        lines += [f"{AP_TITLES[key]} per class:", "", *head]
         for (name, *_), result in zip(rows, results):
             values = [result[f"{key}_per_class"][cls] for cls in classes]
             lines.append(markdown_row([name, *("-" if value is None else f"{value:.3f}" for value in values)]))
@@ -132,7 +135,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], summary: dic
         ]
     if "kendall_tau" in summary:
         taus = {"path filter": summary["kendall_tau"], **summary["kendall_tau_of_baselines"]}
-        lines.append("- Kendall's tau of score and measured loss on held-out paths, in each FLOPs bucket:")
+        lines.append("- Kendall's tau of score and measured loss on held-out paths, per FLOPs bucket:")
         for name, values in taus.items():
             lines.append(f"  - {name}: " + ", ".join("-" if tau is None else f"{tau:.2f}" for tau in values))
     seconds = ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in summary["seconds"].items())
@@ -158,7 +161,7 @@ def draw_pareto(summary: dict) -> Figure:
         axes.axvline(result["budget"] / 1e9, color="0.8", linewidth=1, zorder=0)
     axes.plot(summary["fullnet"]["flops"] / 1e9, summary["fullnet"]["ap50"], "k*", markersize=12, label="fullnet (line 2)")
     axes.set(xlabel="GFLOPs (multiply-accumulates); vertical lines: budgets", ylabel="AP50 on the test split")
-    axes.set_title("What the run found for its budgets")
+    axes.set_title("Subnets found for the budgets")
     axes.legend()
     axes.grid(alpha=0.3)
     return figure
@@ -188,6 +191,7 @@ def draw_detections(run: FilePath, summary: dict) -> Figure:
         UserError: the data are missing, or the file of detections is damaged.
     """
     sets = open_sets(run_config(run))
+    assert isinstance(sets, DetectionSets)  # `write_report` rejects pre-trainings
     detector, title = "fullnet", "the fullnet"
     if budgets := [result["budget"] for result in summary["subnets"]]:
         detector, title = f"subnet_{1 + int(np.argmax(budgets))}", f"budget {max(budgets) / 1e9:.4g} GFLOPs"
@@ -198,36 +202,41 @@ def draw_detections(run: FilePath, summary: dict) -> Figure:
     for panel in panels.flat:
         panel.axis("off")
     chosen = np.linspace(0, len(sets.test) - 1, min(SHOWN_IMAGES, len(sets.test))).round().astype(int)
-    colors = class_colors(len(sets.classes))
     for panel, index in zip(panels.flat, chosen):
         sample = sets.test.load(int(index))
-        panel.imshow(sample.image[:, :, ::-1])
-        for box in sample.boxes:
-            panel.add_patch(_rectangle(box, "white", linewidth=0.8, linestyle="--"))
         if (entry := found.get(sample.image_id)) is None:
-            raise UserError(f"{run}/{detector}_detections.json is damaged: it has nothing of the test image {sample.image_id}")
-        for box, score, label in zip(entry["boxes"], entry["scores"], entry["labels"]):
-            if score >= SHOWN_SCORE:
-                color = colors[label % len(colors)]
-                panel.add_patch(_rectangle(box, color, linewidth=1.6))
-                panel.text(
-                    box[0],
-                    box[1],
-                    figures.plain(f"{sets.classes[label]} {score:.2f}"),
-                    fontsize=7,
-                    color="black",
-                    verticalalignment="bottom",
-                    bbox={"facecolor": color, "pad": 0.8, "linewidth": 0},
-                    clip_on=True,
-                )
+            raise UserError(f"{run}/{detector}_detections.json is damaged: it lacks the test image {sample.image_id}")
+        _draw_image(panel, sample, entry, sets.classes)
     figure.suptitle(f"Detections with a score of {SHOWN_SCORE} or more; {title}. Dashed: ground truth")
     figure.tight_layout()
     return figure
 
 
-def _rectangle(box: Sequence[float], color, **style):
+def _draw_image(panel: Axes, sample: Sample, entry: Mapping, classes: Sequence[str]) -> None:
+    """Draw an image with its ground truth and the detections of its entry in the file of detections."""
+    panel.imshow(sample.image[:, :, ::-1])
+    for box in sample.boxes:
+        panel.add_patch(_rectangle(box, "white", linewidth=0.8, linestyle="--"))
+    colors = class_colors(len(classes))
+    for box, score, label in zip(entry["boxes"], entry["scores"], entry["labels"]):
+        if score >= SHOWN_SCORE:
+            color = colors[label % len(colors)]
+            panel.add_patch(_rectangle(box, color, linewidth=1.6))
+            panel.text(
+                box[0],
+                box[1],
+                figures.plain(f"{classes[label]} {score:.2f}"),
+                fontsize=7,
+                color="black",
+                verticalalignment="bottom",
+                bbox={"facecolor": color, "pad": 0.8, "linewidth": 0},
+                clip_on=True,
+            )
+
+
+def _rectangle(box: Sequence[float], color: Any, **style: Any) -> Rectangle:
     """Make the outline of a box x1 y1 x2 y2 for Matplotlib."""
-    from matplotlib.patches import Rectangle
+    from matplotlib import patches
 
     x1, y1, x2, y2 = box
-    return Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, **style)
+    return patches.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, **style)

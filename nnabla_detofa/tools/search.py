@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-import numbers
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import config as configs
 from ..common.checked import listed
 from ..common.errors import UserError
-from ..common.reading import short, shown
 from ..common.seeds import rng_for
+from ..config import Config, DetofaHparams
+from ..config.detection import detection_sections
 from ..evaluation.images import EvaluationImages
 from ..evaluation.validation import PathEvaluator
 from ..evolution import Constraint, NoPath, at_most, between, front, search
@@ -39,67 +37,6 @@ from ..space.search_space import SearchSpace, ofa_resnet50
 from . import measure_latency as latency
 from .report import markdown_row
 
-COUNTS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-UNITS: dict[str, dict[str, float]] = {
-    "flops": COUNTS,
-    "latency": {"us": 1e3, "ms": 1e6, "s": 1e9},
-    "params": COUNTS,
-    "memory": {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9},
-}
-"""Cost -> unit of a bound -> its value in multiply-accumulates, nanoseconds, parameters or bytes."""
-EXAMPLES = {"flops": "3G", "latency": "40ms", "params": "20M", "memory": "200MB"}
-
-PLAIN = {"flops": "multiply-accumulates", "latency": "nanoseconds", "params": "parameters", "memory": "bytes"}
-LEAST = 1000
-"""Smallest bound without a unit; every network costs more."""
-
-
-def parse_bound(name: str, text: str, called: str = "--{}") -> float:
-    """Parse a bound such as "3G" or "40ms".
-
-    Args:
-        name: the cost, a key of `UNITS`.
-        text: a number and a unit of `UNITS[name]`.
-        called: format string of the bound's name in error messages.
-
-    Returns:
-        The bound in multiply-accumulates, nanoseconds, parameters or bytes.
-
-    Raises:
-        UserError: the text is not a positive number with a unit of `UNITS[name]`, or has no unit and is below `LEAST`.
-    """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z]*)\s*", text)
-    units = {unit.lower(): worth for unit, worth in UNITS[name].items()}
-    bound = float(match[1]) * units.get(match[2].lower(), math.inf) if match else math.inf
-    bound = float(f"{bound:.15g}")  # 0.00203 * 1e6 is slightly above 2030, and a bound may equal the cost of a path
-    if not 0 < bound < math.inf:
-        known = ", ".join(unit or "none" for unit in UNITS[name])
-        what = f"{called.format(name)} must be a positive number with a unit ({known})"
-        raise UserError(f"{what}, like {EXAMPLES[name]}, got {short(text)}")
-    if not match[2] and bound < LEAST:
-        raise UserError(
-            f"{called.format(name)} {short(text)} without a unit is {bound:g} {PLAIN[name]}, which no path keeps: "
-            f"give a unit, like {EXAMPLES[name]}"
-        )
-    return bound
-
-
-def as_bound(name: str, value: str | float) -> float:
-    """Convert a bound given from Python: a string for `parse_bound`, or a number in the base unit of the cost.
-
-    Raises:
-        UserError: the value is neither, or is not positive.
-    """
-    if isinstance(value, str):
-        return parse_bound(name, value, "{}")
-    try:
-        bound = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.inf
-    except OverflowError:
-        bound = math.inf
-    if not 0 < bound < math.inf:
-        raise UserError(f"{name} must be a positive number, or a text like {EXAMPLES[name]}, got {shown(value)}")
-    return bound
-
 
 @dataclass(frozen=True)
 class FinishedRun:
@@ -111,20 +48,31 @@ class FinishedRun:
         space: the pruned space, or the space of a baseline.
         buckets: FLOPs buckets of the whole search space A.
         scorer: the path filter, as re-trained before the run's own search.
-        costs: name of `UNITS` -> cost. "latency" exists only if a table was given. FLOPs have the config's `cost_scope`, as
-            in the run; all other costs are of the whole detector, because the device runs all of it. More costs can be added
-            under other names, `replace(run, costs={**run.costs, "energy": cost})`; they can be bounded and are listed too.
+        costs: name of `bounds.UNITS` -> cost. "latency" exists only if a table was given. FLOPs have the config's
+            `cost_scope`, as in the run; all other costs are of the whole detector, because the device runs all of it. More
+            costs can be added, `replace(run, costs={**run.costs, "energy": cost})`; they can be bounded and are listed too.
     """
 
     folder: FilePath
-    config: configs.Config
+    config: Config
     space: SearchSpace
     buckets: Buckets
     scorer: PathScorer
     costs: Mapping[str, LayerCost]
 
+    @property
+    def hparams(self) -> DetofaHparams:
+        """The hyperparameters of the run's config."""
+        return detection_sections(self.config).hparams
 
-FIXED = ("hparams.buckets", "hparams.filter.", "dataloader.voc.image_size", "dataloader.coco.image_size")
+
+FIXED = (
+    "hparams.buckets",
+    "hparams.filter.",
+    "dataloader.voc.image_size",
+    "dataloader.coco.image_size",
+    "dataloader.yolo.image_size",
+)
 """Prefixes of settings that may not change: scores are meaningless for other FLOPs buckets or costs of other image sizes."""
 
 
@@ -142,13 +90,17 @@ def load_run(folder: FilePath, overrides: Sequence[str] = (), latency_table: Fil
     """
     own, config = run_config(folder), run_config(folder, overrides, FIXED)
     check_has_subnets(folder, own, "a search")
-    scope = own.hparams.cost_scope
-    if config.hparams.cost_scope != scope:
-        raise UserError(f"hparams.cost_scope must be the run's, {scope}, on which its path filter was trained")
+    scope, hparams = detection_sections(own).hparams.cost_scope, detection_sections(config).hparams
+    if hparams.cost_scope != scope:
+        raise UserError(
+            f"hparams.cost_scope must be {scope}, for which the run's path filter was trained, got {hparams.cost_scope}"
+        )
     classes = trained_classes(folder)
     space = searched_space(folder, config)
     if space.geometry != config.network.geometry:
-        raise UserError(f"{folder} searched {space.geometry}; the config with these overrides has {config.network.geometry}")
+        raise UserError(
+            f"{folder} searched {space.geometry}, but the config with these overrides has {config.network.geometry}"
+        )
     file = folder / "path_filter_again.h5"
     if not file.exists():
         raise UserError(f"{folder} is not the folder of a finished run: {file.name} is missing")
@@ -156,11 +108,11 @@ def load_run(folder: FilePath, overrides: Sequence[str] = (), latency_table: Fil
     model = make_cost(config, len(classes), (side, side))
     whole = replace(model, scope="detector")
     everything = ofa_resnet50(config.network.geometry, config.network.elastic_stem)
-    buckets = Buckets(everything, model.flops, config.hparams.buckets)
+    buckets = Buckets(everything, model.flops, hparams.buckets)
     costs: dict[str, LayerCost] = {"flops": model.flops, "params": whole.params, "memory": whole.memory}
     if latency_table is not None or (folder / "latency.json").exists():
         costs["latency"] = latency.read(latency_table or folder / "latency.json", whole)
-    path_filter = PathFilter.load(file, buckets=config.hparams.buckets, geometry=config.network.geometry)
+    path_filter = PathFilter.load(file, buckets=hparams.buckets, geometry=config.network.geometry)
     scorer = PathScorer(path_filter, model.flops, buckets.index)
     return FinishedRun(folder, config, space, buckets, scorer, costs)
 
@@ -197,10 +149,9 @@ def find(
     `search.across_buckets` is "score".
 
     The whole search space A is searched if a bound is below every path of the pruned space, as in the run's own search, or
-    if no path of the pruned space is found within all bounds together. `note` reports it.
-
-    For bounds on FLOPs and memory alone, whether a path exists is known exactly. With bounds on parameters or latency, a
-    bucket counts as empty if neither sampling nor evolution finds a path in it. `note` reports it.
+    if no path of the pruned space is found within all bounds together; `note` reports it. Whether a path exists is known
+    exactly for bounds on FLOPs and memory. With bounds on parameters or latency, a bucket counts as empty, and `note` reports
+    it, if neither sampling nor evolution finds a path in it.
 
     Args:
         run: the run.
@@ -208,8 +159,7 @@ def find(
         by_score: compare the winners of the buckets by score.
         whole_front: return the Pareto front of FLOPs and score of each bucket instead of one winner; nothing is compared.
         generations: number of generations of each search; None is the run's `hparams.search.generations`.
-        progress: called after each generation.
-        note: called with messages for the user.
+        progress, note: called after each generation, and with messages for the user.
 
     Returns:
         A dict of plain JSON values: "bounds"; "flops_of" ("detector" or "backbone"; all other costs are of the detector);
@@ -223,100 +173,139 @@ def find(
         UserError: the run has no such cost, the classes of the data are not those of the run, or `whole_front` is set and
             pymoo is not installed.
     """
-    for name in bounds:
-        if name not in run.costs:
-            if name == "latency":
-                raise UserError(
-                    "a bound on latency needs a table of this device, which measure-latency writes: "
-                    "it is named by --latency-table, or in Python by latency_table"
-                )
-            raise UserError(f"a bound must be on {listed(run.costs, 'or')}, got {name}")
+    _check_names(run, bounds)
     start = time.perf_counter()
     constraints = {name: at_most(run.costs[name], most) for name, most in bounds.items()}
-    if missed := _unreachable(run, bounds):
-        run = replace(run, space=run.buckets.space)
-        if _unreachable(run, bounds):
-            raise _no_path(run, constraints)
-        missed = " or ".join(str(constraints[name]) for name in missed)
-        note(f"every path with {missed} was pruned: {run.space.name} is searched")
-    by_score = by_score or run.config.hparams.search.across_buckets == "score"
+    run = _in_reachable_space(run, bounds, constraints, note)
+    options = run.hparams.search.evolution | ({} if generations is None else {"generations": generations})
+    score = TimedScore(run.scorer)
     others = [bound for name, bound in constraints.items() if name != "flops"]
-    options = run.config.hparams.search.evolution | ({} if generations is None else {"generations": generations})
-    score, most_flops = TimedScore(run.scorer), bounds.get("flops", math.inf)
-    settings = (score, most_flops, others, options, whole_front, progress, note)
-    rows, scored = _searched(run, *settings)
-    if not rows and run.space.operations != run.buckets.space.operations:
-        wanted = " and ".join(map(str, constraints.values()))
-        note(f"no path of {run.space.name} was found with {wanted}: {run.buckets.space.name} is searched")
-        run = replace(run, space=run.buckets.space)
-        rows, scored = _searched(run, *settings)
+    request = _Request(score, bounds.get("flops", math.inf), others, options, whole_front, progress, note)
+    run, rows, scored = _search_spaces(run, request, constraints)
     seconds = time.perf_counter() - start
-    if not rows:
-        raise _no_path(run, constraints)
     result = {
         "bounds": dict(bounds),
-        "flops_of": run.config.hparams.cost_scope,
+        "flops_of": run.hparams.cost_scope,
         "space": run.space.name,
         "seconds": seconds,
         "scoring_share": score.seconds / seconds,
         "scored": scored,
     }
-    if whole_front:
-        return result | {"rows": rows}
-    losses = None if by_score else _losses(run, rows, note)
-    if losses is not None:
-        rows = [row | {"loss": loss} for row, loss in zip(rows, losses)]
-    best = max(rows, key=lambda row: row["score"]) if losses is None else min(rows, key=lambda row: row["loss"])
-    return best | result | {"compared_by": "score" if losses is None else "loss", "rows": rows}
+    return result | {"rows": rows} if whole_front else _with_best(run, result, rows, by_score, note)
 
 
-def _searched(
-    run: FinishedRun,
-    score: Callable[[PathBatch], np.ndarray],
-    most_flops: float,
-    others: Sequence[Constraint],
-    options: Mapping[str, Any],
-    whole_front: bool,
-    progress: Callable[[], None],
-    note: Callable[[str], None],
-) -> tuple[list[dict], int]:
+def _with_best(run: FinishedRun, result: dict, rows: list[dict], by_score: bool, note: Callable[[str], None]) -> dict:
+    """Add the rows, the items of the best row and "compared_by" to a result; see `find`."""
+    losses = None if by_score or run.hparams.search.across_buckets == "score" else _losses(run, rows, note)
+    if losses is None:
+        return max(rows, key=lambda row: row["score"]) | result | {"compared_by": "score", "rows": rows}
+    rows = [row | {"loss": loss} for row, loss in zip(rows, losses)]
+    return min(rows, key=lambda row: row["loss"]) | result | {"compared_by": "loss", "rows": rows}
+
+
+def _check_names(run: FinishedRun, bounds: Mapping[str, float]) -> None:
+    """Raise UserError if a bound is on a cost that the run does not have."""
+    for name in bounds:
+        if name == "latency" and name not in run.costs:
+            raise UserError(
+                "a bound on latency needs a latency table of this device: write it with measure-latency, and pass it with "
+                "--latency-table, or in Python as latency_table"
+            )
+        if name not in run.costs:
+            raise UserError(f"a bound must be on {listed(run.costs, 'or')}, got {name}")
+
+
+def _in_reachable_space(
+    run: FinishedRun, bounds: Mapping[str, float], constraints: Mapping[str, Constraint], note: Callable[[str], None]
+) -> FinishedRun:
+    """Return the run, with the whole search space A if a bound is below every path of the pruned space.
+
+    Raises:
+        NoPath: a bound is below every path of A too.
+    """
+    missed = _unreachable(run, bounds)
+    if not missed:
+        return run
+    run = replace(run, space=run.buckets.space)
+    if _unreachable(run, bounds):
+        raise _no_path(run, constraints)
+    wanted = " or ".join(str(constraints[name]) for name in missed)
+    note(f"every path with {wanted} was pruned; searching {run.space.name} instead")
+    return run
+
+
+class _Request(NamedTuple):
+    """What to search for in each FLOPs bucket.
+
+    Attributes:
+        score: the score function.
+        most_flops: largest allowed FLOPs.
+        others: constraints on all other costs.
+        options: keyword arguments of `evolution.search.search`.
+        whole_front, progress, note: see `find`.
+    """
+
+    score: Callable[[PathBatch], np.ndarray]
+    most_flops: float
+    others: Sequence[Constraint]
+    options: Mapping[str, Any]
+    whole_front: bool
+    progress: Callable[[], None]
+    note: Callable[[str], None]
+
+
+def _search_spaces(
+    run: FinishedRun, request: _Request, constraints: Mapping[str, Constraint]
+) -> tuple[FinishedRun, list[dict], int]:
+    """Search the run's space and, if no path is found in it, the whole search space A.
+
+    Returns:
+        The run with the space in which paths were found, and the result of `_search_buckets`.
+
+    Raises:
+        NoPath: no path was found.
+    """
+    rows, scored = _search_buckets(run, request)
+    if not rows and run.space.operations != run.buckets.space.operations:
+        wanted = " and ".join(map(str, constraints.values()))
+        request.note(f"no path of {run.space.name} was found with {wanted}; searching {run.buckets.space.name} instead")
+        run = replace(run, space=run.buckets.space)
+        rows, scored = _search_buckets(run, request)
+    if not rows:
+        raise _no_path(run, constraints)
+    return run, rows, scored
+
+
+def _search_buckets(run: FinishedRun, request: _Request) -> tuple[list[dict], int]:
     """Return the rows of the winner or the Pareto front of each FLOPs bucket, and the number of scored paths; see `find`."""
     rows, scored = [], 0
-    for least, most in run.buckets.below(most_flops, run.space):
-        within = [between(run.costs["flops"], least, most), *others]
-        rng = rng_for(run.config.args.seed, f"search up to {most / 1e9:.4g} GFLOPs")
+    for least, most in run.buckets.below(request.most_flops, run.space):
         try:
-            if whole_front:
-                chosen = {name: options[name] for name in ("generations", "population", "mutate_prob")}
-                found = front(
-                    run.space,
-                    score,
-                    run.costs["flops"],
-                    rng,
-                    constraints=within,
-                    progress=lambda *news: progress(),
-                    **chosen,
-                )
-                paths, scores = found.paths, found.scores.tolist()
-            else:
-                found = search(
-                    run.space,
-                    score,
-                    run.costs["flops"],
-                    most,
-                    rng,
-                    constraints=within,
-                    progress=lambda *news: progress(),
-                    **options,
-                )
-                paths, scores = PathBatch.from_paths([found.path], run.space.geometry), [found.score]
+            paths, scores, count = _search_bucket(run, request, least, most)
         except NoPath as error:
-            if len(others) > 0:
-                note(f"a FLOPs bucket is left out: {error}")
+            if request.others:
+                request.note(f"skipping a FLOPs bucket: {error}")
             continue
-        scored += found.scored
+        scored += count
         rows += _rows(run, paths, scores)
     return rows, scored
+
+
+def _search_bucket(run: FinishedRun, request: _Request, least: float, most: float) -> tuple[PathBatch, list[float], int]:
+    """Search the paths with FLOPs in (least, most]; return paths, their scores, and the number of scored paths."""
+    flops, options = run.costs["flops"], dict(request.options)
+    within = [between(flops, least, most), *request.others]
+    rng = rng_for(run.config.args.seed, f"search up to {most / 1e9:.4g} GFLOPs")
+
+    def on_generation(*news: float) -> None:
+        request.progress()
+
+    if request.whole_front:
+        chosen = {name: options[name] for name in ("generations", "population", "mutate_prob")}
+        found = front(run.space, request.score, flops, rng, constraints=within, progress=on_generation, **chosen)
+        return found.paths, found.scores.tolist(), found.scored
+    best = search(run.space, request.score, flops, most, rng, constraints=within, progress=on_generation, **options)
+    return PathBatch.from_paths([best.path], run.space.geometry), [best.score], best.scored
 
 
 def _unreachable(run: FinishedRun, bounds: Mapping[str, float]) -> list[str]:
@@ -345,10 +334,10 @@ def _losses(run: FinishedRun, rows: Sequence[dict], note: Callable[[str], None])
         model, sets, _ = build(run.config, pretrained=False)
         weights.load(model, final_weights(run.folder, run.config))
     except UserError as error:
-        note(f"winners are compared by score, not by validation loss: {error}")
+        note(f"comparing winners by score instead of validation loss: {error}")
         return None
     check_classes(run.folder, sets.classes)
-    images = EvaluationImages.choose(sets, run.config.hparams, run.config.args.seed)
+    images = EvaluationImages.choose(sets, run.hparams, run.config.args.seed)
     evaluator = PathEvaluator.on(model, images, run.config.args.evaluation_processes)
     return evaluator.losses([Path.from_ofa(row["path"], run.space.geometry) for row in rows]).tolist()
 
@@ -357,7 +346,7 @@ def _no_path(run: FinishedRun, constraints: Mapping[str, Constraint]) -> NoPath:
     """Make the error for bounds without a path, with the reachable range of each cost."""
     reachable = ", ".join(f"{cost.name} {cost.reachable(run.space)}" for cost in run.costs.values())
     wanted = " and ".join(map(str, constraints.values())) or "no bound"
-    return NoPath(f"no path of {run.folder} was found with {wanted}; reachable, each alone, are {reachable}")
+    return NoPath(f"no path of {run.folder} was found with {wanted}; the reachable range of each cost alone is {reachable}")
 
 
 def table(result: dict) -> str:
@@ -371,20 +360,20 @@ def table(result: dict) -> str:
     scales = {"flops": 1e9, "params": 1e6, "memory": 1e6, "latency": 1e6}
     rows = result["rows"]
     own = [name for name in rows[0] if name not in {*columns, "bucket", "score", "loss", "path"}]
-    columns, scales = columns | dict(zip(own, own)), scales | dict.fromkeys(own, 1)
+    columns, scales = columns | dict(zip(own, own)), scales | dict.fromkeys(own, 1.0)
     costs = [name for name in columns if name in rows[0]]
-    judged = [name for name in ("score", "loss") if name in rows[0]]
-    titles = ["FLOPs bucket", *(columns[name] for name in costs), *judged, ""]
+    measured = [name for name in ("score", "loss") if name in rows[0]]
+    titles = ["FLOPs bucket", *(columns[name] for name in costs), *measured, ""]
     lines = [markdown_row(titles), markdown_row(["---:"] * (len(titles) - 1) + ["---"])]
     for row in rows:
-        values = [*(f"{row[name] / scales[name]:.4g}" for name in costs), *(f"{row[name]:.4f}" for name in judged)]
+        values = [*(f"{row[name] / scales[name]:.4g}" for name in costs), *(f"{row[name]:.4f}" for name in measured)]
         best = "best" if row["path"] == result.get("path") else ""
         lines.append(markdown_row([str(row["bucket"] + 1), *values, best]))
     lines += [
         "",
-        f"searched {result['space']} for {result['seconds']:.1f} seconds, {result['scoring_share']:.0%} of them scoring "
-        f"{result['scored']} paths; scores compare inside a FLOPs bucket only"
-        + ("" if result["flops_of"] == "detector" else "; all but FLOPs are the whole detector's")
-        + (f", the winners were compared by {result['compared_by']}" if "compared_by" in result else ""),
+        f"searched {result['space']} for {result['seconds']:.1f} seconds, {result['scoring_share']:.0%} of which scored "
+        f"{result['scored']} paths; scores are comparable within a FLOPs bucket only"
+        + ("" if result["flops_of"] == "detector" else "; all costs but FLOPs are of the whole detector")
+        + (f"; the winners were compared by {result['compared_by']}" if "compared_by" in result else ""),
     ]
     return "\n".join(lines)

@@ -105,7 +105,7 @@ def error(capsys, *line):
 
 
 @pytest.mark.parametrize(
-    "command", ["report", "evaluate", "inspect", "search", "detect", "compare", "export", "finetune", "ship"]
+    "command", ["report", "evaluate", "inspect", "search", "detect", "compare", "export", "finetune", "export-weights"]
 )
 def test_a_missing_run_is_reported_before_anything_slow_is_imported(command):
     more = {
@@ -113,7 +113,7 @@ def test_a_missing_run_is_reported_before_anything_slow_is_imported(command):
         "compare": ["there"],
         "export": ["--detector", "fullnet", "-o", "x.nnp"],
         "finetune": ["--detector", "fullnet", "--epochs", "1", "-o", "x"],
-        "ship": ["x"],
+        "export-weights": ["x"],
     }
     program = (
         "import sys; from nnabla_detofa.cli import main; status = main(sys.argv[1:]); "
@@ -144,9 +144,9 @@ def test_an_unknown_flag_gets_the_nearest(line, meant, capsys):
 @pytest.mark.parametrize(
     "flag, text, words",
     [
-        ("--flops", "90", "is 90 multiply-accumulates, which no path keeps: give a unit, like 3G"),
-        ("--flops", "9e2", "is 900 multiply-accumulates, which no path keeps: give a unit, like 3G"),
-        ("--params", "20", "is 20 parameters, which no path keeps: give a unit, like 20M"),
+        ("--flops", "90", "is 90 multiply-accumulates, less than any path costs; add a unit, as in 3G"),
+        ("--flops", "9e2", "is 900 multiply-accumulates, less than any path costs; add a unit, as in 3G"),
+        ("--params", "20", "is 20 parameters, less than any path costs; add a unit, as in 20M"),
     ],
 )
 def test_a_bound_without_a_unit_is_explained(flag, text, words, capsys):

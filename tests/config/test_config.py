@@ -129,6 +129,28 @@ def test_overrides_are_json_or_else_strings(tmp_path):
     assert config.hparams.val_images is None
 
 
+@pytest.mark.parametrize(
+    "source, classes",
+    [
+        ('["RBC","WBC"]', ("RBC", "WBC")),
+        ("[RBC,WBC]", ("RBC", "WBC")),
+        ("[red cell, no]", ("red cell", "no")),
+        ("['a,b', c:d]", ("a,b", "c:d")),
+    ],
+)
+def test_strings_in_a_list_need_no_quotes(source, classes, tmp_path):
+    config = configs.load(write(tmp_path, **SMALLEST), [f"dataloader.voc.classes={source}"])
+    assert config.dataloader.classes == classes
+    budgets = configs.load(write(tmp_path, **SMALLEST), ["hparams.search.budgets=[3G,1.5M]"]).hparams.search.budgets
+    assert budgets == (3e9, 1.5e6)
+
+
+@pytest.mark.parametrize("source", ["[RBC", "[RBC,&a *a]", "[[RBC,WBC]", "RBC"])
+def test_what_is_no_list_is_an_error(source, tmp_path):
+    with pytest.raises(UserError, match="dataloader.voc.classes must be"):
+        configs.load(write(tmp_path, **SMALLEST), [f"dataloader.voc.classes={source}"])
+
+
 def test_yaml_means_the_same(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text(

@@ -9,7 +9,7 @@ RUN = ("run", "-f", "voc.json", "-c", "cpu", "-o", "out")
 SEARCH = ("search", "run", "--by-score", "-c", "cpu")
 EVALUATE = ("evaluate", "run", "-c", "cpu")
 PATHS = ("evaluate-paths", "run", "-c", "cpu", "-o", "out.jsonl")
-STUDY = ("evaluation-study", "run", "-c", "cpu")
+STUDY = ("image-count-study", "run", "-c", "cpu")
 LATENCY = ("measure-latency", "-f", "voc.json", "-c", "cpu", "-o", "out.json")
 REPRODUCE = ("reproduce", "--profile", "profile.json", "-c", "cpu", "-o", "out")
 
@@ -127,7 +127,7 @@ LINES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("data", "to-coco", "--voc", "voc", "--root", "voc"), ("--root", "voc")),
     (("data", "to-coco", "--voc", "voc", "--root", "x", "--splits", "nothing"), ("'nothing'", "train")),
     (("import-ofa", "a.pth"), ("-o", "--help")),
-    (("ship", "run"), ("FOLDER", "--help")),
+    (("export-weights", "run"), ("FOLDER", "--help")),
 )
 
 

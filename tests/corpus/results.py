@@ -223,10 +223,12 @@ def cases() -> Iterator[Case]:
     yield from withdrawn()
     yield from gone_on_with()
     yield from reproduced()
-    yield Case("shipped run", "missing", ("ship", "nothing", "out"), ("nothing", "not the folder"))
-    yield Case("shipped run", "a file", ("ship", "voc.json", "out"), ("voc.json", "not the folder"), parts=("voc.json",))
-    out = ("ship", "run", "out", "--name", "../a")
-    yield Case("shipped run", "a name that climbs", out, ("--name", "'../a'"), put("run/config.json", {}))
+    yield Case("exported weights", "missing", ("export-weights", "nothing", "out"), ("nothing", "not the folder"))
+    yield Case(
+        "exported weights", "a file", ("export-weights", "voc.json", "out"), ("voc.json", "not the folder"), parts=("voc.json",)
+    )
+    out = ("export-weights", "run", "out", "--name", "../a")
+    yield Case("exported weights", "a name that climbs", out, ("--name", "'../a'"), put("run/config.json", {}))
 
     def pretrained(folder: Path) -> None:
         """A finished pre-training, but for its weights."""
@@ -236,7 +238,9 @@ def cases() -> Iterator[Case]:
         (folder / "run/supernet.h5").write_text("x")
 
     words = ("supernet.h5", "HDF5")
-    yield Case("shipped run", "weights that are text", ("ship", "run", "out"), words, pretrained, ("classes.json",))
+    yield Case(
+        "exported weights", "weights that are text", ("export-weights", "run", "out"), words, pretrained, ("classes.json",)
+    )
 
     kind = "latency table"
     for how, content in (BROKEN_JSON | WRONG_JSON).items():

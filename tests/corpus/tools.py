@@ -116,7 +116,7 @@ def foreign() -> Iterator[Case]:
     for rate in ("0", "-1", "nan", "inf"):
         yield Case("fine-tuning", f"a rate of {rate}", (*FINETUNE, "--lr", rate), ("--lr", rate), parts=WITH_DATA)
     taken = (*FINETUNE, "-o", "run")
-    yield Case("fine-tuning", "into the run", taken, ("run holds a run that is no fine-tuning",), parts=WITH_DATA)
+    yield Case("fine-tuning", "into the run", taken, ("run contains a run that is not a fine-tuning",), parts=WITH_DATA)
 
 
 def images() -> Iterator[Case]:
@@ -132,9 +132,9 @@ def images() -> Iterator[Case]:
     }.items():
         words = ("at least one file must be a JPEG or PNG image", "given")
         yield Case(kind, how, detect, words, make, WITH_DATA)
-    words = ("there is no file in given", "JPEG or PNG")
+    words = ("no file found in given", "JPEG or PNG")
     yield Case(kind, "an empty folder", detect, words, lambda folder: (folder / "given").mkdir(), WITH_DATA)
-    yield Case(kind, "missing", detect, ("files or folders that are there", "given"), parts=WITH_DATA)
+    yield Case(kind, "missing", detect, ("existing files or folders", "given"), parts=WITH_DATA)
     into = (*detect[:-1], "given")
     words = ("--output must be another folder", "given")
 

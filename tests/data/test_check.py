@@ -57,7 +57,7 @@ def test_a_sound_tree_is_counted(voc):
     texts = [(voc / f"Annotations/{file.stem}.xml").read_text() for file in train.files]
     assert sum(train.objects.values()) == sum(text.count("<object>") for text in texts)
     assert train.objects["3"] == sum(text.count("<name>3</name>") for text in texts)
-    assert str(report).endswith("fit for training, nothing to warn of")
+    assert str(report).endswith("ready for training, no warnings")
 
 
 FATAL = {
@@ -71,14 +71,14 @@ FATAL = {
     ),
     "no class": (lambda root: edit(annotation(root), "<name>[^<]*", "<name>duck"), "object of class 'duck'"),
     "no split": (lambda root: (root / "ImageSets/Main/test.txt").unlink(), "split 'test'"),
-    "an empty split": (lambda root: (root / "ImageSets/Main/val.txt").write_text(""), "must name at least one image"),
+    "an empty split": (lambda root: (root / "ImageSets/Main/val.txt").write_text(""), "must list at least one image"),
     "nothing to find": (
         lambda root: [edit(file, "(?s)<object>.*</object>", "", 0) for file in root.glob("Annotations/test_*.xml")],
-        "must hold objects to find",
+        "must contain objects to detect",
     ),
 }
 WARNINGS = {
-    "a box outside": (lambda root: edit(annotation(root), "<xmax>[^<]*", "<xmax>700"), "reaches outside the image"),
+    "a box outside": (lambda root: edit(annotation(root), "<xmax>[^<]*", "<xmax>700"), "extends outside the image"),
     "a flat box": (
         lambda root: edit(annotation(root), "<xmin>[^<]*(.*\\s*.*\\s*)<xmax>[^<]*", r"<xmin>6\1<xmax>5"),
         "has no area inside the image",
@@ -98,11 +98,11 @@ WARNINGS = {
     ),
     "an annotation alone": (
         lambda root: shutil.copy(annotation(root), root / "Annotations/alone.xml"),
-        "alone.xml has no photograph",
+        "alone.xml has no image",
     ),
     "a photograph twice": (
         lambda root: shutil.copy(root / "JPEGImages/train_00000.jpg", root / "JPEGImages/test_00000.jpg"),
-        "is the same photograph as",
+        "is the same image as",
     ),
 }
 CLASSES = [str(digit) for digit in range(10)]
@@ -136,8 +136,8 @@ def test_all_faults_at_once(voc, capsys):
     assert main(["data", "check", "--voc", str(voc), "--splits", "train", "val"]) == 2
     out, err = capsys.readouterr()
     assert out.count("problem: ") == 3 and out.count("warning: ") == 2  # val_00001's annotation is alone now, too
-    assert "3 problems that training would stop at, 2 warnings" in out
-    assert err.splitlines()[-1].endswith("is not fit for training")
+    assert "3 problems that would stop training, 2 warnings" in out
+    assert err.splitlines()[-1].endswith("is not ready for training")
 
 
 def test_a_holdout_must_leave_images(voc):
@@ -181,12 +181,12 @@ def change(root, function):
 
 COCO_FATAL = {
     "bbox must be four finite numbers": lambda c: c["annotations"][0].update(bbox=[1, 2, 3]),
-    "image_id must be the id of one of its images": lambda c: c["annotations"][1].update(image_id=999),
+    "image_id must be the id of a listed image": lambda c: c["annotations"][1].update(image_id=999),
     "category_id must be the id of one": lambda c: c["annotations"][2].update(category_id=999),
-    "must have an integer id of its own": lambda c: c["annotations"][3].update(id=c["annotations"][4]["id"]),
+    "must have a unique integer id": lambda c: c["annotations"][3].update(id=c["annotations"][4]["id"]),
     "none.jpg is missing": lambda c: c["images"][0].update(file_name="none.jpg"),
     "file_name must be a path below": lambda c: c["images"][1].update(file_name="../x.jpg"),
-    "must have an id and a file_name of its own": lambda c: c["images"][2].update(file_name=c["images"][3]["file_name"]),
+    "must have a unique id and a unique file_name": lambda c: c["images"][2].update(file_name=c["images"][3]["file_name"]),
 }
 
 
@@ -213,11 +213,11 @@ def test_all_faults_in_coco_at_once(coco, capsys):
     report = check_coco(coco)
     assert all(any(said in text for text in report.fatal) for said in COCO_FATAL)
     assert [text.partition(": ")[2] or text for text in report.warnings if "box" in text] == [
-        "the box (-3, 0, 27, 30) reaches outside the image: it is clipped"
+        "the box (-3, 0, 27, 30) extends outside the image and is clipped"
     ]
-    assert any("holds 1 photographs that instances_test.json does not list" in text for text in report.warnings)
+    assert any("contains 1 images that are not listed in instances_test.json" in text for text in report.warnings)
     assert main(["data", "check", "--coco", str(coco)]) == 2
-    assert "is not fit for training" in capsys.readouterr().err
+    assert "is not ready for training" in capsys.readouterr().err
 
 
 def test_folders_of_classes(tmp_path):

@@ -57,7 +57,7 @@ def test_a_file_by_hand(opened, caplog):
     assert dataset.areas(1).tolist() == [77.5, 1200, 100]  # of the mask where it is told, else of the box
     assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
         "1 boxes reach outside their images: clipped",
-        "1 boxes without area are left out",
+        "1 boxes without area are dropped",
     ]
     assert dataset.load(0).boxes.shape == (0, 4)
     assert opened(keep_crowds=False).load(1).labels.tolist() == [1, 0]
@@ -68,34 +68,34 @@ def test_boxes_in_shares_of_the_image_are_left_out_with_a_word(opened, content, 
     for entry, box in zip(content["annotations"], ([0.1, 0.2, 0.5, 0.7], [0, 0, 1, 1], [0, 0, 40, 1], [0.5, 0.5, 1, 2])):
         entry.update(bbox=box)
     assert opened().objects(1)[0].tolist() == [[0, 0, 40, 1], [0.5, 0.5, 1.5, 2.5]]
-    assert "2 boxes in 1 images with corners in 0..1 are left out (boxes must be in pixels" in caplog.text
+    assert "2 boxes in 1 images with corners in 0..1 are dropped (boxes must be in pixels" in caplog.text
 
 
 WRONG = [
-    (("images",), {}, "must hold a list 'images'"),
+    (("images",), {}, "must contain a list 'images'"),
     (("images",), [], "must list at least one image"),
-    (("images", 0, "id"), 3, r"images\[1\].*must have an integer id of its own"),
-    (("images", 0, "id"), True, r"images\[0\].*must have an integer id of its own"),
+    (("images", 0, "id"), 3, r"images\[1\].*must have a unique integer id"),
+    (("images", 0, "id"), True, r"images\[0\].*must have a unique integer id"),
     (("images", 0, "file_name"), "../a.jpg", "file_name must be a path below"),
     (("images", 0, "file_name"), "/etc/passwd", "file_name must be a path below"),
     (("images", 0, "file_name"), "c.jpg", r"c.jpg is missing"),
     (("images", 0, "width"), 0, "height and width must be integers above 0, got 30 and 0"),
     (("categories",), [], "at least one category"),
-    (("categories", 0, "id"), 5, r"categories\[1\] .* must have an id and a name of its own"),
-    (("categories", 0), "cat", r"categories\[0\] .* must have an id and a name of its own"),
+    (("categories", 0, "id"), 5, r"categories\[1\] .* must have a unique id and a unique name"),
+    (("categories", 0), "cat", r"categories\[0\] .* must have a unique id and a unique name"),
     (("annotations", 0, "bbox"), [1, 2, 3], r"annotations\[0\] .* bbox must be four finite numbers"),
     (("annotations", 0, "bbox"), [1, 2, 3, float("nan")], "bbox must be four finite numbers"),
     (("annotations", 0, "bbox"), [1, 2, 3, 10**400], "bbox must be four finite numbers"),
     (("annotations", 0), 5, "bbox must be four finite numbers"),
-    (("annotations", 0, "image_id"), 99, "image_id must be the id of one of its images, got 99"),
+    (("annotations", 0, "image_id"), 99, "image_id must be the id of a listed image, got 99"),
     (("annotations", 0, "image_id"), [3], "category_id and image_id must be integers"),
-    (("annotations", 0, "category_id"), 6, "category_id must be the id of one of its categories, got 6"),
+    (("annotations", 0, "category_id"), 6, "category_id must be the id of a listed category, got 6"),
     (("annotations", 0, "iscrowd"), "no", "iscrowd must be 0 or 1, got 'no'"),
     (("annotations", 0, "area"), "big", "area must be a number of 0 or more, got 'big'"),
     (("annotations", 0, "area"), -5, "area must be a number of 0 or more, got -5"),
     (("annotations", 0, "bbox"), [1, 2, -3, 4], "width and height of bbox must not be negative"),
-    (("annotations", 1, "id"), 1, r"annotations\[1\] .* must have an integer id of its own, got 1"),
-    (("images", 0, "file_name"), "./a.jpg", r"images\[1\].*file_name 'a.jpg' is that of another image too"),
+    (("annotations", 1, "id"), 1, r"annotations\[1\] .* must have a unique integer id, got 1"),
+    (("images", 0, "file_name"), "./a.jpg", r"images\[1\].*file_name 'a.jpg' is already used by another image"),
     (("images", 0, "file_name"), "x" * 300 + "/a.jpg", "a.jpg is missing"),
     (("images", 0, "height"), 10**25, "height and width must be integers above 0"),
 ]
@@ -120,7 +120,7 @@ def test_unreadable_files_are_named(opened, content, tmp_path):
     content["images"][0]["width"] = 41
     with pytest.raises(UserError, match=r"b.jpg is 30 x 40 pixels \(height x width\), its annotations say 30 x 41"):
         opened().load(0)
-    with pytest.raises(UserError, match="has the category 'cat'; known are dog, toothbrush"):
+    with pytest.raises(UserError, match="has the category 'cat'; known classes are dog, toothbrush"):
         opened(classes=("dog", "toothbrush"))
     (tmp_path / "b.json").write_text("{")
     for name, message in (("b.json", "are not JSON"), ("c.json", "cannot read the annotations .*cocodataset.org")):
@@ -143,7 +143,7 @@ def test_the_copy_of_a_voc_tree_has_the_same_boxes(tmp_path):
             np.testing.assert_allclose(one.boxes - other.boxes, np.tile([0, 0, 1, 1], (len(one.boxes), 1)))
             names = [[data.classes[label] for label in sample.labels] for data, sample in ((ours, one), (theirs, other))]
             assert names[0] == names[1]
-    with pytest.raises(UserError, match="--root must be a new or an empty folder"):
+    with pytest.raises(UserError, match="--root must be a new or empty folder"):
         write_coco(voc, root, ("train",))
 
     file = tmp_path / "run.json"

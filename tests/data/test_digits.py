@@ -88,7 +88,7 @@ def test_an_existing_tree_is_left_alone_or_replaced_on_request(tmp_path):
     root = write_digits(tmp_path / "digits", **SMALL)
     (root / "mark").touch()
     assert write_digits(root, **SMALL) == root and (root / "mark").exists()
-    with pytest.raises(UserError, match="was made with seed 0 instead of 1: take another folder, or overwrite it"):
+    with pytest.raises(UserError, match="was written with seed 0 instead of 1; choose another folder, or overwrite it"):
         write_digits(root, **SMALL, seed=1)
     write_digits(root, **SMALL, overwrite=True)
     assert (root / "mark").exists()  # nothing differs

@@ -88,7 +88,7 @@ CASES = {
     "in shares of the image": (
         {"train": [box_xml(), box_xml(corners=(0.1, 0.2, 0.5, 0.9)), box_xml(corners=(0, 0, 1, 1))]},
         {},
-        "2 boxes with corners in 0..1 are left out (boxes must be in pixels: multiply by the image's width and height), in 1",
+        "2 boxes with corners in 0..1 are dropped (boxes must be in pixels: multiply by the image's width and height), in 1",
     ),
     "a class that is only tested": (
         {"test": [box_xml(), box_xml("dog")]},
@@ -114,7 +114,7 @@ def test_the_run_and_the_check_say_what_is_left_out(tmp_path, caplog, name):
     report = check_config(config)
     assert report.fatal == []
     if name == "in shares of the image":
-        assert len(report.warnings) == 2 and all("corners in 0..1: it is left out" in line for line in report.warnings)
+        assert len(report.warnings) == 2 and all("corners in 0..1 and is dropped" in line for line in report.warnings)
     elif name == "other classes":
         assert "ignored, of other classes      3" in str(report)
     else:
@@ -144,7 +144,7 @@ EMPTY = {
 def test_a_training_set_without_objects_is_refused(tmp_path, name):
     objects, entries = EMPTY[name]
     config = config_of(tree_of(tmp_path / "voc", train=objects), **entries)
-    with pytest.raises(UserError, match="dataloader.voc.train must hold objects to learn from") as error:
+    with pytest.raises(UserError, match="dataloader.voc.train must contain objects to learn from") as error:
         open_sets(config)
     assert check_config(config).fatal == [str(error.value)]
 
@@ -211,7 +211,7 @@ def test_a_wrong_size_decides_nothing(tmp_path, size, caplog):
 def test_a_subset_of_the_classes_is_trained(tmp_path, caplog):
     both = [box_xml(), box_xml("dog", (12, 3, 20, 12))]
     tree = tree_of(tmp_path / "voc", **dict.fromkeys(SPLITS, both))
-    with pytest.raises(UserError, match="object of class 'dog'; known are cat; .* ignore_other_classes=true"):
+    with pytest.raises(UserError, match="object of class 'dog'; known classes are cat; .* ignore_other_classes=true"):
         open_sets(config_of(tree, classes=["cat"]))
     sets = open_sets(config_of(tree, classes=["dog"], ignore_other_classes=True))
     assert sets.classes == ("dog",) and sets.test.load(0).boxes.tolist() == [[11, 2, 19, 11]]
@@ -272,9 +272,10 @@ def test_images_of_other_formats_in_a_folder_of_classes(tmp_path, caplog):
             cv2.imwrite(str(tmp_path / split / name / "a.png"), np.zeros((8, 8, 3), np.uint8))
     for place in ("train/cat/b.bmp", "train/cat/c.WEBP", "val/dog/more/d.png"):
         shutil.copy(tmp_path / "val/cat/a.png", tmp_path / place)
+    only = "only JPEG and PNG files directly in this folder are used"
     texts = [
-        f"{tmp_path / 'train/cat'}: 2 images as .bmp, .webp are not used: JPEG and PNG files directly in it are",
-        f"{tmp_path / 'val/dog'}: 1 images in subfolders are not used: JPEG and PNG files directly in it are",
+        f"{tmp_path / 'train/cat'}: 2 images in other formats (.bmp, .webp) are ignored; {only}",
+        f"{tmp_path / 'val/dog'}: 1 images in subfolders are ignored; {only}",
     ]
     for split in ("train", "val"):
         ImageFolder(tmp_path / split)

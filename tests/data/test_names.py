@@ -52,7 +52,7 @@ def test_a_line_of_a_split_is_a_name(tree, tmp_path, caplog, names, text):
     assert list(dataset.image_ids) == names and [len(dataset.objects(i)[0]) for i in range(len(names))] == [1] * len(names)
     report = check_voc(tree.root, whole=True)
     assert report.fatal == [] and report.splits[0].images == len(names)
-    assert [said for said in report.warnings if "same photograph" not in said] == [] and not caplog.records
+    assert [said for said in report.warnings if "same image" not in said] == [] and not caplog.records
     copy = write_coco(tree.root, tmp_path / "coco", ["train"])
     copied = COCODataset(copy / "annotations/instances_train.json", copy / "train")
     assert copied.image_ids == tuple(f"{name}.jpg" for name in names)
@@ -73,7 +73,7 @@ def test_a_name_that_leads_out_or_nowhere_is_refused_alike(tree, tmp_path, name)
 def test_an_image_is_counted_once_however_it_is_named(tree, caplog):
     add(tree, "a", "b").split("train", "a\n./a\nb\n a 1\n")
     assert VOCDataset(tree.root, "train").image_ids == ("a", "b") and "lists 2 images again" in caplog.text
-    assert any("lists a 3 times: it is used once" in text for text in check_voc(tree.root).warnings)
+    assert any("lists a 3 times; it is used once" in text for text in check_voc(tree.root).warnings)
 
 
 def test_two_files_that_differ_in_composition_are_two(tmp_path):
@@ -105,7 +105,7 @@ def test_two_splits_do_not_share_a_folder_of_the_copy(tree, tmp_path, splits):
             shutil.copytree(add(Tree(tmp_path / "other"), "a").split("train", "a").root, place)
         else:
             add(tree, "a").split(split, "a")
-    with pytest.raises(UserError, match="--splits must have folders of their own"):
+    with pytest.raises(UserError, match="--splits must have distinct folders"):
         write_coco(tree.root, tmp_path / "coco", splits)
     assert not (tmp_path / "coco").exists()
 
@@ -145,4 +145,4 @@ def test_images_that_are_not_listed_are_counted_by_name(tmp_path, files, listed,
     coco_of(tmp_path, listed, dict.fromkeys(listed, folder))
     splits = {split: CocoSplit(f"annotations/instances_{split}.json", folder) for split in listed}
     texts = [text for text in check_coco(tmp_path, splits).warnings if "not list" in text]
-    assert len(texts) == bool(unlisted) and all(f"holds {unlisted} photographs" in text for text in texts)
+    assert len(texts) == bool(unlisted) and all(f"contains {unlisted} images" in text for text in texts)

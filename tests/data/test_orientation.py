@@ -139,7 +139,7 @@ def test_boxes_on_the_stored_pixels_are_turned_or_it_is_said(tmp_path, orientati
     if orientation == 1:
         assert said == ([], [], [])
         return
-    words = f"Exif tag Orientation {orientation}", "are turned with them" if orientation > 4 else "are assumed"
+    words = f"Exif tag Orientation {orientation}", "are rotated with the image" if orientation > 4 else "is assumed"
     assert [len(texts) for texts in said] == [2, 1, 1] and all(
         word in text for texts in said for text in texts for word in words
     )

@@ -41,7 +41,7 @@ def test_one_object_by_hand():
     targets = make_targets(np.array([[2, 1, 7.5, 4]]), np.array([1]), 2, (8, 10), max_objects=3)
     assert targets.size.tolist() == [[5.5, 3], [0, 0], [0, 0]]
     assert targets.offset.tolist() == [[0.75, 0.5], [0, 0], [0, 0]]
-    assert targets.index.tolist() == [2 * 10 + 4, 0, 0]
+    assert targets.cell.tolist() == [2 * 10 + 4, 0, 0]
     assert targets.mask.tolist() == [1, 0, 0]
     assert targets.heatmap[0].max() == 0
     # ceil(3) x ceil(5.5): radius 1, so sigma is 3 / 6, and the Gaussian covers 3 x 3 cells.

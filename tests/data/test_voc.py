@@ -74,7 +74,7 @@ def test_boxes_outside_are_clipped_with_one_warning_each(tree, caplog):
     dataset = VOCDataset(tree.root, "train")
     assert dataset.load(0).boxes.tolist() == [[0, 4, 39, 8], [1, 2, 9, 11], [34, 24, 38, 29]]
     assert [record.name for record in caplog.records] == ["nnabla_detofa"] * 2
-    assert "a.xml: the box (0, 5, 41, 9) reaches outside 40 x 30 pixels" in caplog.text
+    assert "a.xml: the box (0, 5, 41, 9) extends outside the 40 x 30 pixels of the image" in caplog.text
 
 
 def test_boxes_without_area_are_left_out(tree, caplog):
@@ -82,7 +82,7 @@ def test_boxes_without_area_are_left_out(tree, caplog):
     tree.add("a", *(box_xml(corners=corners) for corners in without), box_xml("dog")).split("train", "a")
     dataset = VOCDataset(tree.root, "train")
     assert dataset.classes == ("cat", "dog") and dataset.load(0).labels.tolist() == [1]
-    assert "6 boxes without area are left out, in 1 files: a.xml" in caplog.text
+    assert "6 boxes without area are dropped, in 1 files: a.xml" in caplog.text
 
 
 def test_a_box_of_one_pixel_is_an_object(tree, caplog):
@@ -108,7 +108,7 @@ def test_what_a_run_cannot_use_is_found_before_it_starts(tree, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         f"dataloader.voc: 1 images of {split} are in train too: results on them look too good" for split in ("val", "test")
     ]
-    with pytest.raises(UserError, match="dataloader.voc.test must hold objects to find; all images there are empty"):
+    with pytest.raises(UserError, match="dataloader.voc.test must contain objects to detect, but all of its images are empty"):
         load("empty")
     (tree.root / "JPEGImages/b.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="b.jpg is not a readable image"):
@@ -136,7 +136,7 @@ EXTERNAL = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]><annotation>
         ("", "a.xml is not well-formed XML"),
         (ENTITIES, "a.xml declares XML entities"),
         (EXTERNAL, "a.xml declares XML entities"),
-        (f"<annotation>{SIZE}{box_xml('cow')}</annotation>", "a.xml has an object of class 'cow'; known are cat, dog"),
+        (f"<annotation>{SIZE}{box_xml('cow')}</annotation>", "a.xml has an object of class 'cow'; known classes are cat, dog"),
         (f"<annotation>{SIZE}{box_xml(corners=('x', 1, 2, 3))}</annotation>", "a.xml: <bndbox/xmin> of <object>.* got 'x'"),
         (f"<annotation>{SIZE}{box_xml(corners=(1, 'nan', 2, 3))}</annotation>", "a.xml: <bndbox/ymin> .* got 'nan'"),
         (f"<annotation>{SIZE}<object><name>cat</name></object></annotation>", "a.xml: <bndbox/xmin> .* got None"),
@@ -156,7 +156,7 @@ def test_missing_files_are_named(tree, tmp_path):
         VOCDataset(tree.root, "test")
     with pytest.raises(UserError, match=r"a\.jpg is missing .*train\.txt lists it"):
         VOCDataset(tree.root, "train")
-    with pytest.raises(UserError, match="must name at least one image"):
+    with pytest.raises(UserError, match="must list at least one image"):
         VOCDataset(tree.root, "empty")
     tree.add("a")
     with pytest.raises(UserError, match="is missing"):
@@ -270,12 +270,12 @@ def test_image_folder(folder):
 def test_image_folder_errors(folder):
     with pytest.raises(UserError, match="is not a folder"):
         ImageFolder(folder / "nowhere")
-    with pytest.raises(UserError, match="must hold the classes cat, cow, got cat, dog"):
+    with pytest.raises(UserError, match="must contain the classes cat, cow, got cat, dog"):
         ImageFolder(folder, ["cat", "cow"])
     with pytest.raises(UserError, match="has no subfolder"):
         ImageFolder(folder / "cat")
     (folder / "empty").mkdir()
-    with pytest.raises(UserError, match="empty must hold at least one JPEG or PNG image"):
+    with pytest.raises(UserError, match="empty must contain at least one JPEG or PNG image"):
         ImageFolder(folder)
 
 

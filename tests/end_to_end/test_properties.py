@@ -22,7 +22,7 @@ from nnabla_detofa.networks import weights
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
 from nnabla_detofa.space.paths import Path, PathBatch
 from nnabla_detofa.space.search_space import SearchSpace
-from nnabla_detofa.tools.search import COUNTS, EXAMPLES, LEAST, UNITS, parse_bound
+from nnabla_detofa.tools.bounds import COUNTS, EXAMPLES, LEAST, UNITS, parse_bound
 
 # The same examples each time, however slow the machine is; files that examples overwrite may stay between them.
 settings.register_profile(
@@ -284,7 +284,7 @@ def test_mutated_evaluated_paths_are_read_or_refused(tmp_path_factory, data):
 def test_a_bound_is_its_number_times_its_unit(name, number, data):
     unit = data.draw(st.sampled_from(sorted(UNITS[name])))
     if not unit and number < LEAST:
-        with pytest.raises(UserError, match=f"^--{name} .* without a unit is .*: give a unit, like {EXAMPLES[name]}$"):
+        with pytest.raises(UserError, match=f"^--{name} .* without a unit is .*; add a unit, as in {EXAMPLES[name]}$"):
             parse_bound(name, f" {number!r} ")
         return
     found = parse_bound(name, f" {number!r} {unit.lower()}")

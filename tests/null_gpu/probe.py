@@ -62,14 +62,15 @@ def step(config) -> dict:
     from nnabla_detofa.methods.build import make_model
     from nnabla_detofa.runs.phases import training_phases
     from nnabla_detofa.tools.data_facts import data_facts
-    from nnabla_detofa.tools.dry_run import SyntheticBatch, step_memory, synthetic
+    from nnabla_detofa.tools.graph_memory import step_memory
+    from nnabla_detofa.tools.synthetic import SyntheticBatch, synthetic
     from nnabla_detofa.training import loop as training
 
     device, counters = Device.open("cudnn"), Counters()
     facts = data_facts(config)
     phases = training_phases(config)
     model = make_model(config, facts.num_classes)
-    estimate = step_memory(config, facts, model, phases).total
+    estimate = step_memory(config, facts.num_classes, model, phases).total
     mini = config.hparams.mini_batch or config.hparams.batch_size
     arrays = [np.repeat(array, config.hparams.batch_size, 0) for array in synthetic(config, facts.num_classes)]
     inputs = [nn.Variable((mini, *array.shape[1:])) for array in arrays]
@@ -135,7 +136,7 @@ def evaluation(config) -> dict:
     """Re-estimation and validation of one path, as Algorithm 1 line 5 does it."""
     from nnabla_detofa.evaluation.validation import PathEvaluator
     from nnabla_detofa.methods.build import make_model
-    from nnabla_detofa.tools.dry_run import synthetic
+    from nnabla_detofa.tools.synthetic import synthetic
 
     Device.open("cudnn")
     counters = Counters()

@@ -408,9 +408,9 @@ def test_the_filters_tables_and_figure_8(done, folder, tmp_path):
 
 
 def test_figure_7_starts_from_the_fullnets_weights(done, folder, tmp_path):
-    """Those that `ship` copies from a pre-training of which only the largest path was trained."""
+    """Those that `export-weights` copies from a pre-training of which only the largest path was trained."""
     assert main(["-f", "p.json", "hparams.fullnet_epochs=1", "hparams.epochs=0", "hparams.paths=0", "-o", "largest"]) == 0
-    assert main(["ship", "largest", "weights", "--name", "tiny"]) == 0
+    assert main(["export-weights", "largest", "weights", "--name", "tiny"]) == 0
     assert [file.name for file in Path("weights").iterdir()] == ["tiny_fullnet.h5"]
     content = json.loads(Path("small.json").read_text())
     content["data_sets"]["digits"]["pretraining"]["fullnet"] = "weights/tiny_fullnet.h5"

@@ -99,18 +99,18 @@ def test_a_threshold_leaves_out(photographs, tmp_path):
 
 
 def test_files_that_must_not_be_given(photographs, tmp_path):
-    with pytest.raises(UserError, match="none of the 2 given is"):
+    with pytest.raises(UserError, match="none of the 2 given files is"):
         detect.detect(TwoCells(), [photographs / "c.jpg", photographs / "d.txt"], tmp_path / "out", note=lambda text: None)
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="--output must be another folder"):
         detect.detect(TwoCells(), [photographs / "a.png"], photographs)
-    with pytest.raises(UserError, match="files or folders that are there, got .*nothing"):
+    with pytest.raises(UserError, match="existing files or folders, got .*nothing"):
         find_images([photographs / "nothing"], print)
     notes = []
-    with pytest.raises(UserError, match="there is no file in .*subfolder: JPEG or PNG images are looked for"):
+    with pytest.raises(UserError, match="no file found in .*subfolder; JPEG or PNG images are expected"):
         find_images([photographs / "subfolder"], notes.append)
     assert not notes and find_images([photographs / "subfolder", photographs / "d.txt"], notes.append)
-    assert "holds no file" in notes[0]
+    assert "contains no file" in notes[0]
 
 
 def test_photographs_behind_links_are_kept(photographs, tmp_path):
@@ -160,7 +160,7 @@ def test_one_sentence_where_no_file_is_an_image(photographs, run, tmp_path, monk
     given = [str(photographs / name) for name in ("d.txt", "subfolder")]
     assert main(["detect", run, *given, "-c", "cpu", "-o", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: at least one file must be a JPEG or PNG image; none of the 1 given is: ")
+    assert said.startswith("error: at least one file must be a JPEG or PNG image, but none of the 1 given files is: ")
     assert said.count("\n") == 1 and "d.txt is not a readable image" in said
 
 
@@ -207,7 +207,7 @@ def test_the_command(photographs, tmp_path, capsys):
         (["--threshold", "2"], "--threshold must be in [0, 1], got 2"),
         (["--detector", "subnet_9"], "fullnet, subnet_1, subnet_2 or a JSON file with a path, got 'subnet_9'"),
         (["dataloader.voc.root=nowhere"], "nowhere is not a folder"),
-        (["nowhere.png"], "files or folders that are there, got nowhere.png"),
+        (["nowhere.png"], "existing files or folders, got nowhere.png"),
         (["-o", __file__], "--output must be a folder"),
     ],
 )

@@ -69,9 +69,9 @@ def test_everything_needed_is_known():
 @pytest.mark.parametrize(
     "content, state, word",
     [
-        ("from nnabla_detofa.cli import main", OK, "this package's"),
-        ("from nnabla_nas.main import main", WARNING, "nnabla-nas' own"),
-        (None, WARNING, "there is no command nnabla_nas"),
+        ("from nnabla_detofa.cli import main", OK, "belongs to this package"),
+        ("from nnabla_nas.main import main", WARNING, "belongs to nnabla-nas"),
+        (None, WARNING, "the command nnabla_nas is not installed"),
     ],
 )
 def test_whose_command_it_is(content, state, word, tmp_path, monkeypatch):
@@ -103,7 +103,7 @@ def test_what_stops_a_config(tmp_path, monkeypatch, capsys):
     file.write_text(json.dumps(content))
     monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(2**30, 2**30, 2**20))
     found = list(doctor.examine(str(file)))
-    for word in ("folder nowhere is not there", "supernet.h5 is missing", "filter.h5 cannot be read", "disk: 1 MiB free"):
+    for word in ("folder nowhere does not exist", "supernet.h5 is missing", "filter.h5 cannot be read", "disk: 1 MiB free"):
         assert one(found, word).state == PROBLEM
     assert "configs/imagenet_pretrain.json" in one(found, "supernet.h5").todo
     assert main(["doctor", "-f", str(file)]) == 2
@@ -145,7 +145,7 @@ def test_an_output_folder_that_the_run_would_not_get(tmp_path):
     (tmp_path / "file").write_text("a file")
     (tmp_path / "photographs").mkdir()
     (tmp_path / "photographs" / "1.jpg").write_text("no run")
-    assert found(tmp_path / "new" / "run") == (OK, f"output: {tmp_path / 'new' / 'run'}, a new run")
+    assert found(tmp_path / "new" / "run") == (OK, f"output: {tmp_path / 'new' / 'run'}; a new run")
     for folder, word in (("file", "is a file"), ("file/run", "is a file"), ("photographs", "something that is not a run")):
         state, text = found(tmp_path / folder)
         assert state == PROBLEM and word in text
@@ -154,7 +154,7 @@ def test_an_output_folder_that_the_run_would_not_get(tmp_path):
         ask = "import pathlib, sys; from nnabla_detofa.runs.lock import is_locked; print(is_locked(pathlib.Path(sys.argv[1])))"
         command = [sys.executable, "-c", ask, str(run)]
         assert subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout == "True\n"
-    assert found(run) == (OK, f"output: {run}, where the run of this config goes on")
+    assert found(run) == (OK, f"output: {run}; the run of this config will be resumed")
     state, text = found(run, "hparams.warmup_epochs=2")
     assert state == PROBLEM and "holds a run with another config (differing: hparams.warmup_epochs)" in text
 
@@ -186,13 +186,13 @@ def test_a_config_that_is_wrong_and_a_check_that_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "mpi", lambda: iter([][0]))
     found = list(doctor.examine(str(file)))
     assert one(found, "wrong.json cannot be used").state == PROBLEM
-    assert one(found, "could not be examined: IndexError").state == WARNING
+    assert one(found, "failed: IndexError").state == WARNING
 
 
 def test_what_a_config_needs_and_cannot_be_examined_is_a_problem(monkeypatch):
     monkeypatch.setattr(doctor, "disk", lambda config: iter([][0]))
     found = list(doctor.examine(str(tiny.config_file())))
-    assert one(found, "could not be examined: IndexError").state == PROBLEM
+    assert one(found, "failed: IndexError").state == PROBLEM
 
 
 @pytest.mark.parametrize("width", [40, 80])

@@ -34,8 +34,8 @@ def test_algorithm_1_without_data(tmp_path, monkeypatch, capsys):
     text = printed(tmp_path, monkeypatch, capsys, DETECTOR)
     assert "data folder: nowhere (missing)" in text and "none.h5 (missing)" in text and "path filter: none" in text
     assert "16000 training images (16551 less a holdout of 551)" in text and "published sizes of Pascal VOC" in text
-    assert "heatmap (1, 20, 16, 16)" in text and "index (1, 128)" in text
-    assert "batch 32: 500 iterations per epoch (assumed), 35000 in all" in text
+    assert "heatmap (1, 20, 16, 16)" in text and "cell (1, 128)" in text
+    assert "batch size 32: 500 steps per epoch (assumed), 35000 in total" in text
     steps = text[text.index("one step of each phase") :]
     assert all(f"  {name}: a path of" in steps for name in ("fullnet", "warm-up", "fine-tuning"))
 
@@ -50,7 +50,7 @@ def test_pre_training_without_data_tries_the_teacher(tmp_path, monkeypatch, caps
     }
     text = printed(tmp_path, monkeypatch, capsys, content)
     assert "1281167 training images" in text and "one of 32, 48" in text and "input (1, 3, 48, 48)" in text
-    assert "batch 512: 2502 iterations per epoch (assumed), 7506 in all" in text
+    assert "batch size 512: 2502 steps per epoch (assumed), 7506 in total" in text
     assert "2. depth: 3 epochs" in text and "distillation from the frozen fullnet, weight 1" in text
     assert "weights of the teacher" in text and "m = 2000 paths per bucket" in text
     assert "  depth with the teacher: a path of" in text and "  again with the teacher: a path of" in text
@@ -59,21 +59,23 @@ def test_pre_training_without_data_tries_the_teacher(tmp_path, monkeypatch, caps
 @pytest.mark.parametrize(
     ("name", "numbers"),
     [
-        ("voc", ["x 0.1 at epochs 45, 60", "batch 32: 485 ", "1. fullnet: 70 ", "2. warm-up: 5 ", "3. fine-tuning: 65 "]),
-        ("coco", ["cosine to 0", "batch 64: 1770 ", "1. fullnet: 140 ", "2. warm-up: 10 ", "3. fine-tuning: 60 "]),
+        ("voc", ["x 0.1 at epochs 45, 60", "batch size 32: 485 ", "1. fullnet: 70 ", "2. warm-up: 5 ", "3. fine-tuning: 65 "]),
+        ("coco", ["cosine to 0", "batch size 64: 1770 ", "1. fullnet: 140 ", "2. warm-up: 10 ", "3. fine-tuning: 60 "]),
     ],
 )
 def test_the_papers_numbers_are_there(name, numbers):
     config = configs.load(CONFIGS / f"{name}_detofa.json")
     facts = data_facts.data_facts(config)
     space, cost = ofa_resnet50(), make_cost(config, facts.num_classes, config.dataloader.image_size)
-    text = "\n".join([*dry_run.phase_lines(config, facts, training_phases(config)), *dry_run.detofa_lines(config, space, cost)])
+    text = "\n".join(
+        [*dry_run.phase_lines(facts, training_phases(config)), *dry_run.search_lines("detofa", config.hparams, space, cost)]
+    )
     numbers = [
         *numbers,
         "Adam, rate 0.0005 ",
         "m = 100 ",
-        "500 in all",
-        "80 to train and 20 to validate",
+        "500 in total",
+        "80 for training and 20 for validation",
         "r_op1 0.1 ",
         "r_op2 0.3 ",
         "r_path 0.25",
@@ -93,7 +95,11 @@ def test_an_unknown_split_is_named(tmp_path, monkeypatch, capsys):
     ("name", "override", "message"),
     [
         ("voc_detofa", 'hparams.search.budgets=["1M"]', r"holds 0.001 GFLOPs, which is below the smallest path; reachable are"),
-        ("voc_detofa", "hparams.batch_size=100000", "the batch of fullnet is 100000 images, and there are 15551 to train on"),
+        (
+            "voc_detofa",
+            "hparams.batch_size=100000",
+            "the batch size of the phase fullnet must be at most the 15551 training images, got 100000",
+        ),
         ("imagenet_pretrain", "hparams.paths=3", "hparams.paths must be 0, or at least 8 for each of the 5 buckets, got 3"),
         ("imagenet_pretrain", "network.ofa_resnet50.num_classes=-1", "num_classes must be"),
     ],

@@ -27,7 +27,15 @@ from nnabla_detofa.evaluation.reestimation import reestimate
 from nnabla_detofa.methods.build import make_model
 from nnabla_detofa.tools import export as exports
 from nnabla_detofa.tools.evaluate import alone, open_detector
-from nnabla_detofa.tools.export import StaticGraph, check_images, export, largest_difference, path_outputs, run_nnp, run_onnx
+from nnabla_detofa.tools.export import (
+    StaticGraph,
+    comparison_images,
+    export,
+    largest_difference,
+    path_outputs,
+    run_nnp,
+    run_onnx,
+)
 
 ROOT = FilePath(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "onnx_detect.py"
@@ -65,7 +73,7 @@ def test_a_static_network_is_the_path(opened, seed, fold, tmp_path):
     rng, size = np.random.default_rng(seed), (64, 96)
     path = opened.net.space.sample(rng)
     statistics = reestimate(opened.net, path, [rng.normal(size=(4, 3, 64, 64))])
-    pixels, images = check_images(opened.sets, size, batch=2)
+    pixels, images = comparison_images(opened.sets, size, batch=2)
     noise = rng.normal(size=images.shape).astype(np.float32)
     assert images.shape == pixels.shape == (2, 2, 3, *size) and pixels.max() > 100 > images.max()
     for normalize, inputs, normalized in ((True, pixels, images), (False, images, images), (False, noise, noise)):
@@ -128,7 +136,7 @@ def test_the_metadata(run, opened, tmp_path, capsys):
     assert re.match("commit [0-9a-f]{12}|version ", about["made_by"])
     assert 0 <= about["largest_difference"] < 1e-5 and about["compared_images"] == 6
     assert f"on 6 test images: {about['largest_difference']:.2g}\n" in printed and f"written: {file}, " in printed
-    [*outputs] = run_nnp(file, check_images(opened.sets, (64, 64), 3)[0])
+    [*outputs] = run_nnp(file, comparison_images(opened.sets, (64, 64), 3)[0])
     assert [list(output.shape[1:]) for output in outputs] == [shape[1:] for shape in about["outputs"].values()]
 
 
@@ -176,7 +184,7 @@ def test_a_file_that_differs_is_not_written(run, opened, tmp_path, monkeypatch):
         return heatmap, offset + 2e-4, size
 
     monkeypatch.setitem(exports.FORMATS, ".nnp", slightly_wrong)
-    with pytest.raises(UserError, match=r"path.nnp would differ from the supernet's path by 0.0002, more than 0.0001"):
+    with pytest.raises(UserError, match=r"path.nnp is not written: its outputs differ by 0.0002 .*, more than 0.0001"):
         export(opened, run, "subnet_2", tmp_path / "path.nnp")
     assert not list(tmp_path.iterdir())
 
@@ -223,8 +231,11 @@ def test_a_run_that_is_not_over(run, tmp_path, capsys):
     folder.mkdir()
     (folder / "config.json").write_text((run / "config.json").read_text())
     for detector, message in (
-        ("subnet_1", "must be fullnet or a JSON file with a path, got 'subnet_1'; subnets are known when the run is over"),
-        ("fullnet", f"has no weights of fullnet yet: {folder}/fullnet/weights.h5 is missing"),
+        (
+            "subnet_1",
+            "must be fullnet or a JSON file with a path, got 'subnet_1'; the subnets are available once the run has finished",
+        ),
+        ("fullnet", f"has no weights of fullnet yet: {folder}/fullnet/weights.h5 does not exist"),
     ):
         assert main(["export", str(folder), "--detector", detector, "-o", str(tmp_path / "x.nnp"), "-c", "cpu"]) == 2
         assert capsys.readouterr().err.splitlines()[-1].endswith(message)
@@ -309,7 +320,7 @@ def test_a_half_made_environment_is_none(tmp_path, monkeypatch):
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.touch()
-    with pytest.raises(UserError, match="is missing or half made: run make setup-export"):
+    with pytest.raises(UserError, match="is missing or incomplete; run make setup-export"):
         exports.export_python()
     (tmp_path / exports.COMPLETE).touch()
     assert exports.export_python() == python

@@ -15,7 +15,8 @@ from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.data.loader import Loader
 from nnabla_detofa.tools.evaluate import alone, detectors_of, open_detector
 from nnabla_detofa.tools.finetune import Tuner, tuning_config, tuning_phase
-from nnabla_detofa.tools.inspect import describe, text
+from nnabla_detofa.tools.inspect import describe
+from nnabla_detofa.tools.inspect_text import text
 from nnabla_detofa.training.loop import OnePath, new_optimizer, train
 
 
@@ -108,7 +109,7 @@ def test_what_its_folder_says(run, tuned, tmp_path, capsys):
     assert [(phase["name"], phase["state"]) for phase in found["phases"]] == [("before", "done"), ("finetuned", "done")]
     assert found["files"]["weights of the detector"].endswith("finetuned/weights.h5")
     shown = " ".join(text(found, 200).split())
-    assert f"{tuned}: fine-tuning of subnet_1 of the run tiny, epochs: 2, finished" in shown and "goes on" not in shown
+    assert f"{tuned}: fine-tuning of subnet_1 of the run tiny, epochs: 2, finished" in shown and "resume" not in shown
     for line, what in (
         (["compare", str(run), str(tuned)], "a comparison"),
         (["report", str(tuned), "-o", str(tmp_path / "out")], "a report"),
@@ -157,7 +158,7 @@ def test_a_stopped_fine_tuning_goes_on(run, tuned, tmp_path, monkeypatch, capsys
     assert not found["finished"] and [phase["state"] for phase in found["phases"]] == ["done", "under way"]
     shown = " ".join(text(found, 200).split())
     assert "not finished: 1 of 2 phases are done" in shown and "step 2 of 4" in shown
-    assert f"nnabla_nas finetune with the same arguments (--detector subnet_1 -o {folder} ...) goes on" in shown
+    assert f"resume it with nnabla_nas finetune with the same arguments (--detector subnet_1 -o {folder} ...)" in shown
     capsys.readouterr()
     assert main(command(run, folder)) == 0
     assert "finetuned resumes at step 2 of 4" in capsys.readouterr().out
@@ -171,11 +172,11 @@ def test_other_folders_are_left_alone(run, tuned, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(tuned, copy)
     for line, message in (
-        (command(run, run), f"{run} holds a run that is no fine-tuning: take another -o"),
-        (command(run, run, "--restart"), f"{run} holds a run that is no fine-tuning: take another -o"),
+        (command(run, run), f"{run} contains a run that is not a fine-tuning; choose another -o"),
+        (command(run, run, "--restart"), f"{run} contains a run that is not a fine-tuning; choose another -o"),
         (
             command(run, copy, "--detector", "subnet_2"),
-            "holds the fine-tuning of subnet_1 of tiny: take another -o, or --restart",
+            "contains the fine-tuning of subnet_1 of tiny; choose another -o, or discard it with --restart",
         ),
         (command(run, copy, "--epochs", "3"), "holds a run with another config (differing: hparams.epochs)"),
         (command(run, tmp_path / "new", "--epochs", "0"), "--epochs must be 1 or more, got 0"),

@@ -11,7 +11,8 @@ from small import pretrain_config
 from nnabla_detofa import config as configs
 from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
-from nnabla_detofa.tools.inspect import describe, duration, text
+from nnabla_detofa.tools.inspect import describe
+from nnabla_detofa.tools.inspect_text import duration, text
 
 
 @pytest.fixture
@@ -88,7 +89,8 @@ def test_under_way_in_training(cut):
     assert found["thresholds"] == pytest.approx(summary["thresholds"], abs=1e-4)  # from the log, which has four digits
     assert [row["name"] for row in found["detectors"]] == ["fullnet"]
     shown = " ".join(text(found, 100).split())
-    assert "under way 50%" in shown and "step 6 of 8" in shown and f"-f {folder}/config.json -o {folder} goes on" in shown
+    assert "under way 50%" in shown and "step 6 of 8" in shown
+    assert f"resume it with nnabla_nas -f {folder}/config.json -o {folder}" in shown
 
 
 @pytest.mark.parametrize("words", ["resumes", "goes on"])  # the second in logs of older versions

@@ -67,7 +67,7 @@ def test_a_table_goes_through_its_file_and_is_a_cost_like_others(counted, tmp_pa
     with pytest.raises(UserError, match="is for images of 64 x 96"):
         read(file, CostModel(64, 3, "detector", SMALL))
     file.write_text(json.dumps({"format": "another"}))
-    with pytest.raises(UserError, match="latency.json is not a latency table that can be read .*another"):
+    with pytest.raises(UserError, match="latency.json is not a valid latency table .*another"):
         read(file, MODELS[0])
     with pytest.raises(ValueError, match="shapes"):
         Latency.from_json(counted.to_json() | {"head": [1]})

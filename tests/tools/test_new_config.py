@@ -131,5 +131,5 @@ def test_data_with_problems_is_reported_whole(voc, folder, capsys):
     for file in sorted((folder / "broken/Annotations").iterdir())[:2]:
         file.unlink()
     assert main(["init", "--voc", "broken"]) == 2
-    assert "broken is not fit for training" in capsys.readouterr().err
+    assert "broken is not ready for training" in capsys.readouterr().err
     assert not (folder / "broken.yaml").exists()

@@ -35,9 +35,9 @@ def test_the_reports_table(result, columns, figures):
     text = markdown(found, rows, summary_of(result))
     assert f"| fullnet |  | 2.0000 | 3.000 | 1.500 | {' | '.join(figures)} |" in text
     others = [title for title in columns if title.startswith("AP50 (")]
-    assert text.count(" of each class:") == 1 + len(others)
+    assert text.count(" per class:") == 1 + len(others)
     for title in others:
-        assert f"{title} of each class:\n\n| detector | cat | dog |\n| --- | ---: | ---: |\n| fullnet | 0.375 | - |" in text
+        assert f"{title} per class:\n\n| detector | cat | dog |\n| --- | ---: | ---: |\n| fullnet | 0.375 | - |" in text
         assert f"{title} is " in text  # and what that is
 
 

@@ -20,9 +20,10 @@ from nnabla_detofa.space.costs import CostModel, cost_range
 from nnabla_detofa.space.geometry import HeadGeometry
 from nnabla_detofa.space.paths import Path, PathBatch
 from nnabla_detofa.space.search_space import Operation, ofa_resnet50
+from nnabla_detofa.tools.bounds import EXAMPLES, UNITS, parse_bound, result_name
 from nnabla_detofa.tools.evaluate import find_path
 from nnabla_detofa.tools.measure_latency import Latency, write
-from nnabla_detofa.tools.search import EXAMPLES, UNITS, find, load_run, parse_bound, table
+from nnabla_detofa.tools.search import find, load_run, table
 
 CONTENT = {
     "network": {"centernet_ofa_resnet50": {"width_scale": 0.0625, "strides": [1, 2, 2, 1], "deconv_channels": [8, 8]}},
@@ -86,7 +87,7 @@ def test_bounds_have_units(name, text, value):
     [("latency", "40"), ("latency", "3G"), ("flops", "3GB"), ("memory", "2M"), ("params", "-3M"), ("flops", "1e308T")],
 )
 def test_a_wrong_unit_is_one_sentence(name, text):
-    with pytest.raises(UserError, match=rf"--{name} must be a positive number with a unit \(.*\), like .*, got {text}"):
+    with pytest.raises(UserError, match=rf"--{name} must be a positive number with a unit \(.*\), such as .*, got {text}"):
         parse_bound(name, text)
 
 
@@ -157,7 +158,9 @@ def test_bounds_possible_alone_but_not_together(folder):
     bounds = {name: odd.costs[name].extremes(run.space)[0] for name in ("flops", "latency")}
     for name, most in bounds.items():
         assert find(odd, {name: most}, by_score=True)[name] == most
-    with pytest.raises(NoPath, match="FLOPs <= .* GFLOPs and latency <= .* ms; reachable, each alone, are FLOPs"):
+    with pytest.raises(
+        NoPath, match="FLOPs <= .* GFLOPs and latency <= .* ms; the reachable range of each cost alone is FLOPs"
+    ):
         find(odd, bounds, by_score=True)
 
 
@@ -178,7 +181,7 @@ def test_a_mix_that_no_pruned_path_meets_is_searched_in_a(folder, whole_front):
     bounds = {name: run.costs[name].extremes(run.space)[0] for name in ("flops", "depth")}
     found = find(run, bounds, by_score=True, whole_front=whole_front, note=heard.append)
     assert found["space"] == "A" and all(row[name] <= most for row in found["rows"] for name, most in bounds.items())
-    assert re.match("no path of A pruned was found with FLOPs <= .* and depth <= 1 layers: A is searched", heard[-1])
+    assert re.match("no path of A pruned was found with FLOPs <= .* and depth <= 1 layers; searching A instead", heard[-1])
 
 
 def test_a_cost_of_ones_own(folder):
@@ -192,7 +195,7 @@ def test_a_cost_of_ones_own(folder):
     found = names["frugal"](run, most)
     assert found["energy"] == 3 * found["flops"] <= most and found["bounds"] == {"energy": most}
     assert "| energy |" in table(found)
-    with pytest.raises(NoPath, match="energy <= 1e-09 mJ; reachable, each alone, are .* energy .* mJ"):
+    with pytest.raises(NoPath, match="energy <= 1e-09 mJ; the reachable range of each cost alone is .* energy .* mJ"):
         names["frugal"](run, 1.0)
     with pytest.raises(UserError, match="a bound must be on flops, params, memory or latency, got energy"):
         find(run, {"energy": most})
@@ -210,7 +213,7 @@ def test_a_program_gives_plain_numbers(folder, model, kind):
 @pytest.mark.parametrize("name", UNITS)
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), 10**400, True, [3], b"3", np.float32(-2)])
 def test_a_programs_wrong_number_is_named(folder, name, value):
-    with pytest.raises(UserError, match=f"^{name} must be a positive number, or a text like {EXAMPLES[name]}, got "):
+    with pytest.raises(UserError, match=f"^{name} must be a positive number, or a string such as {EXAMPLES[name]!r}, got "):
         nnabla_detofa.search(folder, **{name: value})
 
 
@@ -249,12 +252,22 @@ def test_a_pre_training_is_called_so(line, tmp_path, monkeypatch, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "run"]
 
 
+def test_results_are_named_by_their_bounds(folder, tmp_path, capsys):
+    """Two searches of a run do not overwrite each other."""
+    line = ["search", str(folder), "-c", "cpu", "--by-score", "--generations", "1", "-o", str(tmp_path)]
+    assert main([*line, "--params", "1M", "--memory", "1 MB"]) == 0 and main([*line, "--params", "2M"]) == 0 and main(line) == 0
+    names = ["found.json", "found_params_1M_memory_1MB.json", "found_params_2M.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
+    assert f"written: {tmp_path / names[1]}" in capsys.readouterr().out
+    assert result_name({"flops": "3G"}, front=True) == "front_flops_3G.json"
+
+
 def test_the_command_writes_a_path_that_evaluate_reads(folder, tmp_path, capsys):
     """Without weights and data the winners are compared by score, and that is said."""
     file = tmp_path / "found.json"
     assert main(["search", str(folder), "-c", "cpu", "--params", "1M", "--memory", "1MB", "-o", str(file)]) == 0
     printed = capsys.readouterr().out
-    assert "winners are compared by score, not by validation loss: " in printed and "| best |" in printed
+    assert "comparing winners by score instead of validation loss: " in printed and "| best |" in printed
     found, run = json.loads(file.read_text()), load_run(folder)
     assert found["bounds"] == {"params": 1e6, "memory": 1e6} and found["latency"] == found["flops"]
     (folder / "summary.json").write_text(json.dumps({"subnets": []}))
@@ -264,7 +277,7 @@ def test_the_command_writes_a_path_that_evaluate_reads(folder, tmp_path, capsys)
 def test_a_bound_on_latency_needs_a_table(folder):
     run = load_run(folder)
     run = replace(run, costs={name: cost for name, cost in run.costs.items() if name != "latency"})
-    with pytest.raises(UserError, match="needs a table of this device"):
+    with pytest.raises(UserError, match="needs a latency table of this device"):
         find(run, {"latency": 1e9})
 
 
@@ -281,9 +294,9 @@ def test_parameters_and_memory_are_the_detectors_whatever_the_flops_are_of(tmp_p
     assert (found["params"], found["memory"]) == (model.params([path])[0], model.memory([path])[0])
     assert found["latency"] == model.flops([path])[0]
     assert "GFLOPs of the backbone" in table(found) and "all but FLOPs are the whole detector's" in table(found)
-    with pytest.raises(NoPath, match="with FLOPs of the backbone <= .*, each alone, are FLOPs of the backbone"):
+    with pytest.raises(NoPath, match="with FLOPs of the backbone <= .* each cost alone is FLOPs of the backbone"):
         find(run, {"flops": 10.0})
-    with pytest.raises(UserError, match="hparams.cost_scope must be the run's, backbone"):
+    with pytest.raises(UserError, match="hparams.cost_scope must be backbone, for which"):
         load_run(run.folder, ["hparams.cost_scope=detector"])
 
 
@@ -294,7 +307,7 @@ def test_a_bound_below_the_pruned_space_is_searched_in_a(folder, name):
     assert least_of_all < least
     found = find(run, {name: least - 1}, by_score=True, note=heard.append)
     assert found["space"] == "A" and found[name] < least
-    assert any("was pruned: A is searched" in line for line in heard)
+    assert any("was pruned; searching A instead" in line for line in heard)
     assert find(run, {name: least}, by_score=True, note=heard.append)["space"] == "A pruned"
     heard.clear()
     with pytest.raises(NoPath):

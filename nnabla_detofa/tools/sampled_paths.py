@@ -1,13 +1,17 @@
-"""Evaluation of sampled paths of any supernet: creates or extends a file of evaluated paths."""
+"""Evaluation of paths sampled from a supernet, which creates or extends a file of evaluated paths."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
+from typing import Any
 
-from .. import config as configs
 from ..common.errors import UserError
+from ..config import Config
+from ..config.detection import detection_sections
+from ..data.sets import ClassificationSets, DetectionSets
 from ..evaluation.images import with_images
 from ..evaluation.path_sampling import distinct_in_buckets
 from ..evaluation.stored import StoredEvaluation, paths_in
@@ -15,11 +19,12 @@ from ..evaluation.validation import timing
 from ..methods.build import build
 from ..networks import weights
 from ..path_filter.evaluated_paths import EvaluatedPaths
+from ..space.costs import CostModel
 from ..space.counting import Buckets
 from ..space.search_space import SearchSpace
 
 
-def open_supernet(config: configs.Config, weights_file: str | PathLike):
+def open_supernet(config: Config, weights_file: str | PathLike) -> tuple[Any, DetectionSets | ClassificationSets, CostModel]:
     """Open the supernet of a config with the weights of a file, its datasets and its cost model.
 
     The weights file determines how images are normalized, not the config.
@@ -37,8 +42,8 @@ def open_supernet(config: configs.Config, weights_file: str | PathLike):
     return built
 
 
-def evaluate_sampled(
-    config: configs.Config,
+def evaluate_sampled_paths(
+    config: Config,
     weights_file: str | PathLike,
     output_file: str | PathLike,
     per_bucket: int,
@@ -54,8 +59,7 @@ def evaluate_sampled(
     """Evaluate `per_bucket` distinct paths, sampled uniformly inside each FLOPs bucket, and save them to a file.
 
     The paths depend only on the seed, `name`, `space` and `exclude`, and a larger `per_bucket` adds to the same paths. So
-    the same call resumes an interrupted one, and a call with a larger `per_bucket` extends the file. Networks are computed
-    in nnabla's default context.
+    the same call resumes an interrupted one, and a larger `per_bucket` extends the file. nnabla's default context is used.
 
     Args:
         config: the config of the supernet and its data.
@@ -65,11 +69,9 @@ def evaluate_sampled(
         name: name of the random stream, which together with the seed determines the paths.
         exclude: files of evaluated paths, whose paths are left out.
         space: the space to sample from; None is the whole search space A. FLOPs buckets are always computed from A.
-        images: number of validation images; None is the config's `val_images`.
-        bn_images: number of images for re-estimating BatchNorm statistics; None is the config's `bn_images`.
+        images, bn_images: numbers of images for validation and for re-estimating BatchNorm statistics; None: the config's.
         ap: also measure AP50 on the validation images.
-        progress: called with the numbers of finished and of all paths.
-        note: called with messages: seconds per path, and buckets with fewer paths than `per_bucket`.
+        progress, note: called with the numbers of finished and of all paths, and with messages for the user.
 
     Returns:
         All evaluated paths of the file, which may be more than the sampled ones.
@@ -81,24 +83,22 @@ def evaluate_sampled(
     if per_bucket < 1:
         raise UserError(f"per_bucket must be 1 or more, got {per_bucket}")
     if ap and config.args.runner == "pretrain":
-        raise UserError("AP is measured of detectors: this config describes a classification supernet")
+        raise UserError(f"AP needs a detector, but the config {config.name} is for a classification supernet")
     hparams = with_images(config.hparams, images, bn_images)
     model, sets, cost = open_supernet(config, weights_file)
     left_out = paths_in(exclude, model.space)
     buckets = Buckets(model.space, cost.flops, hparams.buckets)
-    metric = config.dataloader.ap_metric if ap else None
+    metric = detection_sections(config).data.ap_metric if ap else None
     evaluation = StoredEvaluation.of(model, sets, config.args, hparams, cost, buckets, metric)
     kept = evaluation.open(output_file)
     paths = distinct_in_buckets(buckets, per_bucket, config.args.seed, name, space or model.space, left_out, note)
     missing = evaluation.missing(kept, paths)
-    done = len(paths) - len(missing)
-    progress(done, len(paths))
+    done = itertools.count(len(paths) - len(missing))
 
     def on_path() -> None:
-        nonlocal done
-        done += 1
-        progress(done, len(paths))
+        progress(next(done), len(paths))
 
+    on_path()
     evaluations = evaluation.add(kept, missing, on_path)
     if evaluations:
         note(timing(evaluations, evaluation.evaluator.at_once))

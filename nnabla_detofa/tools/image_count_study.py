@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import config as configs
 from ..backend.compat import nn
 from ..common.errors import UserError
 from ..common.seeds import rng_for
+from ..config import Config
 from ..evaluation.forked import map_forked
 from ..evaluation.images import EvaluationImages, with_images
 from ..evaluation.path_sampling import distinct_in_buckets
@@ -25,9 +25,9 @@ from ..networks.detection_loss import OFFSET_WEIGHT, SIZE_WEIGHT
 from ..networks.layers import GivenStatistics
 from ..path_filter.metrics import kendall_tau, per_bucket
 from ..space.counting import Buckets
-from ..space.paths import Path
-from .evaluate_paths import open_supernet
+from ..space.paths import Path, PathBatch
 from .report import markdown_row
+from .sampled_paths import open_supernet
 
 VALIDATION_PAIRS = 20
 """Number of pairs of disjoint subsets of the validation images; they need no extra evaluation, because losses combine."""
@@ -70,7 +70,7 @@ def _divisor(counts: np.ndarray, slack: np.ndarray) -> np.ndarray:
     return np.maximum(counts, 1.0) + slack
 
 
-def image_losses(net, path: Path, statistics: Statistics, batches: Sequence[Sequence[np.ndarray]]) -> ImageLosses:
+def image_losses(net: Any, path: Path, statistics: Statistics, batches: Sequence[Sequence[np.ndarray]]) -> ImageLosses:
     """Compute a path's loss for every image of the batches, one image at a time.
 
     Args:
@@ -186,8 +186,8 @@ class _PathLosses(NamedTuple):
     by_statistics: np.ndarray
 
 
-def study(
-    config: configs.Config,
+def image_count_study(
+    config: Config,
     weights_file: str | PathLike,
     per_bucket: int,
     name: str = "paths",
@@ -204,7 +204,7 @@ def study(
     batch for re-estimation, or from 8 validation images, to half of all images.
 
     Args:
-        config, weights_file, per_bucket, name: see `evaluate_paths.evaluate_sampled`.
+        config, weights_file, per_bucket, name: see `sampled_paths.evaluate_sampled_paths`.
         images: number of validation images of the full evaluation; None is the config's number.
         bn_images: number of images for re-estimation of the full evaluation; None is four times the config's number.
         pairs: number of pairs of disjoint subsets of each size of the images for re-estimation; each subset costs one
@@ -224,19 +224,37 @@ def study(
     n_images, n_batches = sum(len(b[0]) for b in evaluator.validation_batches), len(evaluator.statistics_batches)
     if per_bucket < 2 or n_images < 16 or n_batches < 2:
         raise UserError(
-            "the study needs 2 paths of each bucket, 16 validation images and 2 batches for re-estimation, got "
+            "the study needs at least 2 paths per bucket, 16 validation images and 2 batches for re-estimation, got "
             f"{per_bucket}, {n_images} and {n_batches}"
         )
     paths = distinct_in_buckets(buckets, per_bucket, args.seed, name, model.space, (), note)
-    bucket = buckets.index(cost.flops(paths))
     bn_pairs = [(size, *_disjoint(n_batches, size, rng)) for size in _doubled(1, n_batches // 2) for _ in range(pairs)]
-    subsets = [np.arange(n_batches), *(subset for _, *pair in bn_pairs for subset in pair)]
+    found = _compute_losses(evaluator, paths, bn_pairs, batch, progress)
+    bucket, full = buckets.index(cost.flops(paths)), np.array([losses.by_statistics[0] for losses in found])
+    reestimation = _reestimation_rows(found, bn_pairs, full, bucket, batch)
+    validation = _validation_rows(found, full, bucket, batch, rng)
+    spread = math.sqrt(_variance_inside(full, bucket))
+    numbers = len(paths), per_bucket, n_images, n_batches * batch, batch
+    return Study(*numbers, validation, reestimation, spread, time.perf_counter() - start)
+
+
+Pairs = Sequence[tuple[int, np.ndarray, np.ndarray]]
+"""Pairs of disjoint subsets of the batches for re-estimation: number of batches in a subset, and the indices of both."""
+
+
+def _compute_losses(
+    evaluator: PathEvaluator, paths: PathBatch, pairs: Pairs, batch: int, progress: Callable[[int, int], None]
+) -> list[_PathLosses]:
+    """Compute the losses of every path, in several processes."""
+    model, batches, n_batches = evaluator.net, evaluator.validation_batches, len(evaluator.statistics_batches)
+    subsets = [np.arange(n_batches), *(subset for _, *pair in pairs for subset in pair)]
+    n_images = sum(len(arrays[0]) for arrays in batches)
 
     def losses_of(path: Path) -> _PathLosses:
         statistics = list(batch_statistics(model, path, evaluator.statistics_batches, Stopwatch()))
         chosen = [average(statistics[index] for index in subset) for subset in subsets]
-        by_statistics = [validation_loss(model, path, some, evaluator.validation_batches) for some in chosen[1:]]
-        images = image_losses(model, path, chosen[0], evaluator.validation_batches)
+        by_statistics = [validation_loss(model, path, some, batches) for some in chosen[1:]]
+        images = image_losses(model, path, chosen[0], batches)
         return _PathLosses(images, np.array([images.loss(np.arange(n_images), batch), *by_statistics]))
 
     found: list[_PathLosses] = []
@@ -244,25 +262,34 @@ def study(
     for losses in map_forked(losses_of, paths, evaluator.processes):
         found.append(losses)
         progress(len(found), len(paths))
+    return found
 
+
+def _reestimation_rows(
+    found: Sequence[_PathLosses], pairs: Pairs, full: np.ndarray, buckets: np.ndarray, batch: int
+) -> tuple[Row, ...]:
+    """Compute the row of each number of images for re-estimation; `full` (n,) are the losses of the full evaluation."""
     by_statistics = np.array([losses.by_statistics for losses in found])
-    full = by_statistics[:, 0]
-    columns = {size: [] for size, *_ in bn_pairs}
-    for number, (size, *_) in enumerate(bn_pairs):
-        columns[size].append((by_statistics[:, 2 * number + 1], by_statistics[:, 2 * number + 2]))
-    reestimation = tuple(_row(size * batch, two, full, bucket) for size, two in columns.items())
+    columns: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for number, (size, *_) in enumerate(pairs):
+        columns.setdefault(size, []).append((by_statistics[:, 2 * number + 1], by_statistics[:, 2 * number + 2]))
+    return tuple(_row(size * batch, two, full, buckets) for size, two in columns.items())
+
+
+def _validation_rows(
+    found: Sequence[_PathLosses], full: np.ndarray, buckets: np.ndarray, batch: int, rng: np.random.Generator
+) -> tuple[Row, ...]:
+    """Compute the row of each number of validation images; `full` (n,) are the losses of the full evaluation."""
+    n_images = len(found[0].images.sums)
 
     def losses_on(chosen: np.ndarray) -> np.ndarray:
         return np.array([losses.images.loss(chosen, batch) for losses in found])
 
-    validation = []
+    rows = []
     for size in _doubled(8, n_images // 2):
-        drawn = [_disjoint(n_images, size, rng) for _ in range(VALIDATION_PAIRS)]
-        validation.append(_row(size, [tuple(map(losses_on, pair)) for pair in drawn], full, bucket))
-    spread = math.sqrt(_variance_inside(full, bucket))
-    seconds = time.perf_counter() - start
-    numbers = len(paths), per_bucket, n_images, n_batches * batch, batch
-    return Study(*numbers, tuple(validation), reestimation, spread, seconds)
+        sampled = [_disjoint(n_images, size, rng) for _ in range(VALIDATION_PAIRS)]
+        rows.append(_row(size, [(losses_on(one), losses_on(other)) for one, other in sampled], full, buckets))
+    return tuple(rows)
 
 
 def _doubled(first: int, most: int) -> list[int]:
@@ -301,8 +328,8 @@ def markdown(result: Study, title: str, command: str) -> str:
     lines = [
         f"# {title}",
         "",
-        f"Made by `{command}` in {result.seconds:.0f} seconds: {result.paths} paths, {result.per_bucket} of each FLOPs bucket. "
-        f"Inside a bucket the full losses ({result.images} validation images, {result.bn_images} for re-estimation) have a "
+        f"Made by `{command}` in {result.seconds:.0f} seconds: {result.paths} paths, {result.per_bucket} per FLOPs bucket. "
+        f"Within a bucket, the full losses ({result.images} validation images, {result.bn_images} for re-estimation) have a "
         f"standard deviation of {result.spread:.4f}.",
     ]
     for heading, rows, other in (

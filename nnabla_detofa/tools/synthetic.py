@@ -1,0 +1,46 @@
+"""Synthetic training batches, for steps that need no data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..config import Config, DetofaHparams
+from ..config.detection import detection_sections
+from ..data.targets import make_targets
+
+
+class SyntheticBatch:
+    """Substitute for a `data.loader.Loader` that repeats one batch, made by `synthetic`."""
+
+    def __init__(self, arrays: list[np.ndarray]):
+        self.arrays = arrays
+
+    def batches(self, start: int) -> Iterator[list[np.ndarray]]:
+        """Yield the batch without end."""
+        while True:
+            yield self.arrays
+
+
+def synthetic(config: Config, num_classes: int) -> list[np.ndarray]:
+    """Make a batch of one image of Gaussian noise, with one object or label, in the format of the config's training batches.
+
+    Returns:
+        The image (1, 3, H, W) float32, then the targets: heatmap, size, offset, cell and mask of a detector
+        (`data.targets.Targets`), or the label (1, 1) of a classifier.
+    """
+    side = input_side(config)
+    image = np.random.default_rng(0).normal(size=(1, 3, side, side)).astype(np.float32)
+    if not isinstance(config.hparams, DetofaHparams):
+        return [image, np.zeros((1, 1))]
+    network, data, _ = detection_sections(config)
+    cells = side // network.head_geometry(num_classes).output_stride(network.geometry)
+    box = np.array([[0.25, 0.25, 0.75, 0.75]]) * cells
+    targets = make_targets(box, np.array([0]), num_classes, (cells, cells), data.max_objects)
+    return [image, *(array[None] for array in targets)]
+
+
+def input_side(config: Config) -> int:
+    """Return the side of the largest training input, in pixels."""
+    return max((*getattr(config.dataloader, "train_sizes", ()), 0)) or config.dataloader.image_size
