@@ -74,7 +74,7 @@ def test_what_is_not_run_says_why_and_what_is_run_is_short():
 def test_blocks_are_of_a_known_kind():
     for page in docs.PAGES:
         for line, language, text in docs.blocks(page):
-            assert language in ("sh", "python", "text"), f"{page}:{line}"
+            assert language in ("sh", "python", "text", "yaml"), f"{page}:{line}"
             if language == "python":
                 names = [
                     (node.module, alias.name)
