@@ -62,7 +62,7 @@ MORE = {
     "search": "--generations 5",
 }
 """Subcommand -> what is appended to make it short; the last of an option that is given twice counts."""
-STANDS_FOR = {"MYDATA": "data/cells", "FOLDER": "data/cells", "15ms": "10000ms"}
+STANDS_FOR = {"MYDATA": "data/cells", "MYYOLO": "data/yolo", "FOLDER": "data/cells", "15ms": "10000ms"}
 """What the reader replaces -> a VOC tree of 48 images with bccd_detofa.json's classes; a bound that any machine keeps."""
 WRITTEN = {"mydata.yaml": "configs/bccd_detofa.json", "digits_detofa": "configs/digits_detofa.json"}
 """A config that a command of the pages writes, or a shipped one by name -> a config like it."""
@@ -279,6 +279,18 @@ def _check_pip(words: list[str]) -> None:
 # --- Running ----------------------------------------------------------------------------------------------------------
 
 
+def write_yolo(voc: Path, root: Path) -> None:
+    """A data set in YOLO's layout of images of a VOC tree, each with one box in the middle."""
+    for split in ("train", "val", "test"):
+        images, labels = root / "images" / split, root / "labels" / split
+        images.mkdir(parents=True)
+        labels.mkdir(parents=True)
+        for name in (voc / "ImageSets/Main" / f"{split}.txt").read_text().split():
+            shutil.copy(voc / "JPEGImages" / f"{name}.jpg", images)
+            (labels / f"{name}.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+    (root / "data.yaml").write_text("train: images/train\nval: images/val\ntest: images/test\nnames: [thing]\n")
+
+
 def folder_like_a_checkout(folder: Path) -> Iterator[Command]:
     """Fill a folder with what a checkout has after `make demo`; yields what must still be run in it."""
     from nnabla_detofa.data.digits import write_digits
@@ -299,6 +311,7 @@ def folder_like_a_checkout(folder: Path) -> Iterator[Command]:
     for file in (folder / "data/cells/Annotations").iterdir():
         text = re.sub(r"<name>(\d)</name>", lambda name: f"<name>{classes[int(name[1]) % 3]}</name>", file.read_text())
         file.write_text(text)
+    write_yolo(folder / "data/digits", folder / "data/yolo")
     (folder / "photographs").mkdir()
     for place in ("photograph.jpg", "photographs"):
         shutil.copy(folder / "data/digits/JPEGImages/test_00003.jpg", folder / place)
