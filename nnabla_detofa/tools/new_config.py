@@ -257,7 +257,7 @@ def _plan(kind: str, root: Path, small: bool, sets: DetectionSets, held_out: boo
 
 
 def _header(plan: Plan, file: Path) -> list[str]:
-    about = f"Algorithm 1 on {plan.root.name}: {plan.training} training images, {len(plan.sets.classes)} classes"
+    about = f"Algorithm 1 on {plan.root.name}: {plan.training} training images, classes: {len(plan.sets.classes)}"
     return [
         f"# DetOFA's Algorithm 1 on {plan.root.name}, written by: detofa init --{plan.kind} {plan.root}",
         f"#   try:   detofa train {file} --dry-run    (sizes, memory, schedules, one step of each phase)",
