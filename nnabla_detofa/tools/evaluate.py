@@ -10,7 +10,7 @@ from typing import Any
 from ..common.errors import UserError
 from ..common.progress import ProgressBar
 from ..common.reading import read_json
-from ..config import Config, DetofaHparams
+from ..config import CenternetOfaResnet50, Config, DetofaHparams
 from ..config.detection import detection_sections
 from ..data.sets import DetectionSets
 from ..evaluation.detections import BoxDetector, average_precision
@@ -55,6 +55,11 @@ class OpenDetector:
     path: Path
 
     @property
+    def network(self) -> CenternetOfaResnet50:
+        """The section `network` of the config."""
+        return detection_sections(self.config).network
+
+    @property
     def hparams(self) -> DetofaHparams:
         """The hyperparameters of the config."""
         return detection_sections(self.config).hparams
@@ -85,7 +90,7 @@ def open_detector(run: FilePath, detector: str, overrides: Sequence[str] = ()) -
     assert isinstance(sets, DetectionSets)  # the run trains detectors
     check_classes(run, sets.classes)
     if detector == FINE_TUNED:
-        net = alone(config, net, path)
+        net = static_detector(detection_sections(config).network, net, path)
     weights.load(net, file)
     return OpenDetector(config, sets, cost, net, path)
 
@@ -98,17 +103,17 @@ def detector_weights(run: FilePath, detector: str, config: Config) -> FilePath:
     return file
 
 
-def alone(config: Config, net: Detector, path: Path, statistics: Statistics | None = None) -> Detector:
+def static_detector(network: CenternetOfaResnet50, net: Detector, path: Path, statistics: Statistics | None = None) -> Detector:
     """Copy one path out of a network into a static network, which is called like the original: `net(x, path)`.
 
     Args:
-        config: the config of the network.
-        net: the network.
+        network: section `network` of the config of the original.
+        net: the original.
         path: the path to copy.
         statistics: BatchNorm statistics of the path; None copies the stored ones (see `supernet.take_over`).
     """
     classes = net.get_parameters()["heatmap/conv2/_b"].shape[0]
-    cut_out = Detector(detection_sections(config).network.head_geometry(classes), config.network.geometry, path=path)
+    cut_out = Detector(network.head_geometry(classes), network.geometry, path=path)
     cut_out.space = net.space
     take_over(cut_out, net, statistics)
     return cut_out

@@ -32,7 +32,7 @@ from ..networks.layers import STORED, ConvBN, GivenStatistics, Plain
 from ..runs.provenance import revision
 from ..runs.run_folder import number, read_result, reading
 from ..space.paths import Path, PathBatch
-from .evaluate import OpenDetector, alone, detector_weights, detectors_of
+from .evaluate import OpenDetector, detector_weights, detectors_of, static_detector
 
 OUTPUTS = ("heatmap", "offset", "size")
 """Outputs of the network: heatmap (B, classes, h, w) in [0, 1]; offset x, y and size width, height (B, 2, h, w) in cells."""
@@ -98,7 +98,7 @@ class StaticGraph:
     """Static graph of one path.
 
     Args:
-        net: the static network of the path, with its statistics (`evaluate.alone`).
+        net: the static network of the path, with its statistics (`evaluate.static_detector`).
         path: the path.
         shape: shape of the input, (B, 3, H, W).
         normalize: True: the input is pixels from 0 to 255, which the graph normalizes; False: the input is normalized.
@@ -313,7 +313,7 @@ def export(
     cost = replace(opened.cost, scope="detector", image_size=size)
     check_memory(batch * int(cost.memory(one)[0]), size, batch)
     statistics = opened.statistics()
-    net = alone(opened.config, opened.net, path, statistics)
+    net = static_detector(opened.network, opened.net, path, statistics)
     graph = StaticGraph(net, path, (batch, 3, *size), normalize, statistics if fold else None)
     pixels, images = comparison_images(sets, size, batch)
     expected = path_outputs(opened.net, path, statistics, images)

@@ -21,7 +21,7 @@ from ..runs.run_folder import fine_tuned
 from ..space.paths import Path
 from ..training.loop import OnePath
 from ..training.start_up import start
-from .evaluate import OpenDetector, alone
+from .evaluate import OpenDetector, static_detector
 
 SLOWER = 10
 """Divisor of the run's learning rate, which gives the default initial learning rate."""
@@ -31,7 +31,7 @@ class Tuner(DetectorRunner):
     """Runner that trains one path alone and evaluates it before and after.
 
     Args:
-        model: the static network of the path (`evaluate.alone`).
+        model: the static network of the path (`evaluate.static_detector`).
         origin: run, detector, path and digest of the weights to start from, saved as origin.json (see `finetune`).
         args, kwargs: further arguments of `SupernetRunner`.
     """
@@ -101,7 +101,8 @@ def finetune(
         UserError: a number is not positive, or the folder holds something else or the fine-tuning of another detector.
     """
     check_request(output, epochs, lr)
-    config, net = tuning_config(opened.config, epochs, lr), alone(opened.config, opened.net, opened.path)
+    config = tuning_config(opened.config, epochs, lr)
+    net = static_detector(opened.network, opened.net, opened.path)
     origin = {
         "run": run.name,
         "detector": detector,

@@ -77,8 +77,7 @@ def evaluate_sampled_paths(
         All evaluated paths of the file, which may be more than the sampled ones.
 
     Raises:
-        UserError: the data, the weights or a file are missing or do not fit, a number is not positive, or `ap` is set for
-            a classification supernet.
+        UserError: the data, the weights, a file or a number is missing or not valid, or `ap` is set for a classifier.
     """
     if per_bucket < 1:
         raise UserError(f"per_bucket must be 1 or more, got {per_bucket}")

@@ -15,7 +15,7 @@ from nnabla_detofa.path_filter.model import PathFilter
 from nnabla_detofa.space.counting import Buckets
 from nnabla_detofa.space.pruning import OperationScores
 from nnabla_detofa.space.search_space import ofa_resnet50
-from nnabla_detofa.tools.evaluate import alone
+from nnabla_detofa.tools.evaluate import static_detector
 from nnabla_detofa.tools.measure_latency import Latency, write
 
 SPLITS = {"train": 8, "val": 4, "test": 4}
@@ -109,7 +109,7 @@ def _write_fine_tuning(folder: Path, config: configs.Config) -> None:
     origin = {"run": "run", "detector": "fullnet", "path": path, "weights": "0" * 16}
     results = dict.fromkeys(("before", "finetuned"), RESULT | {"path": path})
     _write_json(folder, {"config": config.to_dict(), "origin": origin, **results})
-    weights.save(alone(config, model, model.space.largest), folder / "finetuned" / "weights.h5")
+    weights.save(static_detector(config.network, model, model.space.largest), folder / "finetuned" / "weights.h5")
 
 
 def _write_run(run: Path, config: configs.Config) -> None:

@@ -26,7 +26,7 @@ from nnabla_detofa.evaluation.detections import BoxDetector
 from nnabla_detofa.evaluation.reestimation import reestimate
 from nnabla_detofa.methods.build import make_model
 from nnabla_detofa.tools import export as exports
-from nnabla_detofa.tools.evaluate import alone, open_detector
+from nnabla_detofa.tools.evaluate import open_detector, static_detector
 from nnabla_detofa.tools.export import (
     StaticGraph,
     comparison_images,
@@ -77,7 +77,7 @@ def test_a_static_network_is_the_path(opened, seed, fold, tmp_path):
     noise = rng.normal(size=images.shape).astype(np.float32)
     assert images.shape == pixels.shape == (2, 2, 3, *size) and pixels.max() > 100 > images.max()
     for normalize, inputs, normalized in ((True, pixels, images), (False, images, images), (False, noise, noise)):
-        net = alone(opened.config, opened.net, path, statistics)
+        net = static_detector(opened.network, opened.net, path, statistics)
         graph = StaticGraph(net, path, inputs.shape[1:], normalize, statistics if fold else None)
         expected = path_outputs(opened.net, path, statistics, normalized)
         assert [part.shape for part in expected] == [(4, channels, 16, 24) for channels in (10, 2, 2)]
@@ -106,7 +106,9 @@ def test_a_file_holds_its_own_slice_and_nothing_else(run, opened, fold, tmp_path
     learnt = sum(array.size for name, array in found.items() if not fixed.match(name))
     if fold:  # gamma is gone into the weights
         gammas = sum(
-            p.d.size for n, p in alone(opened.config, opened.net, opened.path).get_parameters().items() if "gamma" in n
+            p.d.size
+            for n, p in static_detector(opened.network, opened.net, opened.path).get_parameters().items()
+            if "gamma" in n
         )
         assert learnt == about["parameters"] - gammas
         return
@@ -284,7 +286,9 @@ def test_the_example_is_short():
 @pytest.mark.parametrize("fold", [False, True])
 def test_onnx_in_another_environment_finds_what_we_find(run, opened, fold, tmp_path):
     file, image = tmp_path / "path.onnx", photograph(opened, tmp_path)
-    gammas = {p.shape for n, p in alone(opened.config, opened.net, opened.path).get_parameters().items() if "gamma" in n}
+    gammas = {
+        p.shape for n, p in static_detector(opened.network, opened.net, opened.path).get_parameters().items() if "gamma" in n
+    }
     assert (1, 1, 1, 1) in gammas  # a layer of one channel, which the converter alone gets wrong
     about = export(opened, run, "subnet_2", file, size=(64, 96), fold=fold)
     assert about["largest_difference"] < 1e-5
@@ -307,7 +311,9 @@ def test_every_operation_of_the_full_width_converts(fold, tmp_path):
             parameter.d = rng.uniform(0.5, 1.5, parameter.shape).astype(np.float32)
     path, images = net.space.sample(rng), rng.normal(size=(1, 1, 3, 128, 128)).astype(np.float32)
     statistics = reestimate(net, path, [rng.normal(size=(2, 3, 128, 128))])
-    graph = StaticGraph(alone(config, net, path, statistics), path, (1, 3, 128, 128), False, statistics if fold else None)
+    graph = StaticGraph(
+        static_detector(config.network, net, path, statistics), path, (1, 3, 128, 128), False, statistics if fold else None
+    )
     graph.save(tmp_path / "voc.nnp")
     exports.convert(tmp_path / "voc.nnp", tmp_path / "voc.onnx", batch=1)
     found = run_onnx(tmp_path / "voc.onnx", images)

@@ -13,7 +13,7 @@ from nnabla_detofa import config as configs
 from nnabla_detofa.cli.program import main
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.data.loader import Loader
-from nnabla_detofa.tools.evaluate import alone, detectors_of, open_detector
+from nnabla_detofa.tools.evaluate import detectors_of, open_detector, static_detector
 from nnabla_detofa.tools.finetune import Tuner, tuning_config, tuning_phase
 from nnabla_detofa.tools.inspect import describe
 from nnabla_detofa.tools.inspect_text import text
@@ -49,7 +49,7 @@ def test_the_path_alone_learns_what_the_path_in_the_supernet_would(run):
     """Two steps of the same loop on the same batches: the slice of the supernet's weights, and the rest of it untouched."""
     opened = open_detector(run, "subnet_1")
     config, path, sets = tuning_config(opened.config, epochs=2), opened.path, opened.sets
-    net = alone(config, opened.net, path)
+    net = static_detector(config.network, opened.net, path)
     before = {name: p.d.copy() for name, p in opened.net.get_parameters().items()}
     phase = tuning_phase(config, opened.net.space)
     for trained_net in (net, opened.net):
@@ -97,7 +97,7 @@ def test_its_folder_is_a_runs(run, tuned, tmp_path, capsys):
     assert about["parameters"] == results["finetuned"]["params"]
 
     opened = open_detector(run, "subnet_1")
-    own = alone(opened.config, opened.net, opened.path).get_parameters()
+    own = static_detector(opened.network, opened.net, opened.path).get_parameters()
     assert {name: array.shape for name, array in trained(tuned).items()} == {name: p.shape for name, p in own.items()}
 
 
