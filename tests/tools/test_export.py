@@ -105,11 +105,8 @@ def test_a_file_holds_its_own_slice_and_nothing_else(run, opened, fold, tmp_path
     fixed = re.compile("normalize/|.*(_mean|_var)$")
     learnt = sum(array.size for name, array in found.items() if not fixed.match(name))
     if fold:  # gamma is gone into the weights
-        gammas = sum(
-            p.d.size
-            for n, p in static_detector(opened.network, opened.net, opened.path).get_parameters().items()
-            if "gamma" in n
-        )
+        parameters = static_detector(opened.network, opened.net, opened.path).get_parameters()
+        gammas = sum(parameter.d.size for name, parameter in parameters.items() if "gamma" in name)
         assert learnt == about["parameters"] - gammas
         return
     assert learnt == about["parameters"] < sum(p.d.size for n, p in supernet.items() if not fixed.match(n))
@@ -286,9 +283,8 @@ def test_the_example_is_short():
 @pytest.mark.parametrize("fold", [False, True])
 def test_onnx_in_another_environment_finds_what_we_find(run, opened, fold, tmp_path):
     file, image = tmp_path / "path.onnx", photograph(opened, tmp_path)
-    gammas = {
-        p.shape for n, p in static_detector(opened.network, opened.net, opened.path).get_parameters().items() if "gamma" in n
-    }
+    parameters = static_detector(opened.network, opened.net, opened.path).get_parameters()
+    gammas = {parameter.shape for name, parameter in parameters.items() if "gamma" in name}
     assert (1, 1, 1, 1) in gammas  # a layer of one channel, which the converter alone gets wrong
     about = export(opened, run, "subnet_2", file, size=(64, 96), fold=fold)
     assert about["largest_difference"] < 1e-5
@@ -311,9 +307,8 @@ def test_every_operation_of_the_full_width_converts(fold, tmp_path):
             parameter.d = rng.uniform(0.5, 1.5, parameter.shape).astype(np.float32)
     path, images = net.space.sample(rng), rng.normal(size=(1, 1, 3, 128, 128)).astype(np.float32)
     statistics = reestimate(net, path, [rng.normal(size=(2, 3, 128, 128))])
-    graph = StaticGraph(
-        static_detector(config.network, net, path, statistics), path, (1, 3, 128, 128), False, statistics if fold else None
-    )
+    static = static_detector(config.network, net, path, statistics)
+    graph = StaticGraph(static, path, (1, 3, 128, 128), False, statistics if fold else None)
     graph.save(tmp_path / "voc.nnp")
     exports.convert(tmp_path / "voc.nnp", tmp_path / "voc.onnx", batch=1)
     found = run_onnx(tmp_path / "voc.onnx", images)
