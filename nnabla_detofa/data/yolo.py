@@ -154,10 +154,15 @@ def read_description(root: Path, name: str = DESCRIPTION) -> Description:
     splits = {
         str(key): _paths(value, f"{key} in {file}")
         for key, value in content.items()
-        if key not in NOT_SPLITS and (isinstance(value, list) or (isinstance(value, str) and value))
+        if value and (key in SPLITS or (key not in NOT_SPLITS and _names_images(folder, value)))
     }
-    splits = {key: paths for key, paths in splits.items() if key in SPLITS or any(_found(folder, path) for path in paths)}
     return Description(file, folder, names, splits)
+
+
+def _names_images(folder: Path, value: Any) -> bool:
+    """Return whether the value of an unusual key is a path, or a list of paths, that exist."""
+    paths = value if isinstance(value, list) else [value]
+    return all(isinstance(path, str) and _found(folder, path) is not None for path in paths)
 
 
 def _class_names(names: Any, file: Path) -> tuple[str, ...]:

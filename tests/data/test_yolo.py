@@ -112,7 +112,7 @@ def test_a_polygon_is_its_box(layout):
         f"path: .\ntrain: images/train\n{NAMES}",
         f"path: ../datasets/set\ntrain: ../images/train\nnc: 2\n{NAMES}",  # as Roboflow writes it
         f"train: train.txt\n{NAMES}",
-        f"train: [images/train]\n{NAMES}roboflow: {{project: x}}\ndownload: |\n  import x\n",
+        f"train: [images/train]\n{NAMES}roboflow: {{project: x}}\nflip_idx: [0, 2, 1]\ndownload: |\n  import x\n",
         "train: images/train\nnames: {1: dog, 0: cat}\n",
     ],
 )
@@ -188,6 +188,7 @@ WRONG_DESCRIPTIONS = {
     f"val: images/val\n{NAMES}": r"split 'train' not found in .*data.yaml \(found: val\)",
     f"train: images/nothing\n{NAMES}": "train in .*data.yaml must be an existing folder or file .* got 'images/nothing'",
     f"train: /etc\n{NAMES}": "must be an existing folder or file below .* got '/etc'",
+    f"train: 3\n{NAMES}": "train in .*data.yaml must be a path or a list of paths, got 3",
     f"train: [images/train, 3]\n{NAMES}": "train in .*data.yaml must be a path or a list of paths, got 3",
     f"train: list.txt\n{NAMES}": "images/gone.png is missing, but .*list.txt lists it",
     f"train: empty\n{NAMES}": "split train of .*data.yaml must contain at least one JPEG or PNG image",
