@@ -16,8 +16,8 @@ from nnabla_detofa.data.loader import CachedDataset, Loader
 from nnabla_detofa.data.sets import DetectionSets
 from nnabla_detofa.data.voc import VOCDataset
 from nnabla_detofa.evaluation.validation import PathEvaluator
+from nnabla_detofa.path_filter.fitting import FitOptions, fit
 from nnabla_detofa.path_filter.model import PathFilter, PathScorer
-from nnabla_detofa.path_filter.ranking import FitOptions, fit
 from nnabla_detofa.runs.phases import Schedule
 from nnabla_detofa.space.costs import AdditiveCost
 from nnabla_detofa.space.counting import Buckets

@@ -142,8 +142,8 @@ def others(device, found: dict) -> None:
     from nnabla_detofa import config as configs
     from nnabla_detofa.methods.build import make_model
     from nnabla_detofa.networks.layers import BATCH
+    from nnabla_detofa.path_filter.fitting import fit
     from nnabla_detofa.path_filter.model import PathFilter
-    from nnabla_detofa.path_filter.ranking import fit
 
     classifier = make_model(configs.load(CLASSIFIER, ["network.ofa_resnet50.width_scale=0.125"]), 10)
     x = nn.Variable((4, 3, 132, 132))

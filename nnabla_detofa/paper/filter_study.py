@@ -19,10 +19,11 @@ from ..common.reading import parse_json, whole_lines
 from ..config import Filter
 from ..evaluation.forked import map_forked
 from ..path_filter.evaluated_paths import EvaluatedPaths
+from ..path_filter.fitting import FitResult, fit, fit_options, transfer
 from ..path_filter.metrics import baseline_scores
-from ..path_filter.model import PathFilter, Tokenizer
+from ..path_filter.model import PathFilter
 from ..path_filter.rankers import ENTROPY, GAUSSIAN, PAIRWISE, TREES, rival_scores, true_orders
-from ..path_filter.ranking import FitResult, fit, fit_options, transfer
+from ..path_filter.tokens import Tokenizer
 
 FORMAT = "scores of the filter study, version 2"
 START = b'{"format": "scores of the filter study'

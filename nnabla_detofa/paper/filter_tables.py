@@ -13,8 +13,9 @@ import numpy as np
 
 from ..common import figures
 from ..common.files import whole_text, write_text
+from ..path_filter.fitting import centered
 from ..path_filter.metrics import (
-    LEAST_PATHS,
+    MIN_PATHS,
     Measure,
     Weakest,
     bootstrap_interval,
@@ -25,7 +26,6 @@ from ..path_filter.metrics import (
     weakest,
 )
 from ..path_filter.rankers import ENTROPY, GAUSSIAN, PAIRWISE, TREES
-from ..path_filter.ranking import centered
 from ..tools.report import markdown_row
 from .filter_study import (
     BASELINES,
@@ -339,7 +339,7 @@ def notes(results: StudyResults, supernet: str, command: str) -> list[str]:
     """What is said under both tables."""
     inputs = results.inputs
     options = inputs.fingerprint["options"]
-    few = [b for b, count in enumerate(np.bincount(inputs.test.buckets, minlength=inputs.buckets)) if count < LEAST_PATHS]
+    few = [b for b, count in enumerate(np.bincount(inputs.test.buckets, minlength=inputs.buckets)) if count < MIN_PATHS]
     left_out = f"; left out: {', '.join(f'bucket {b + 1}' for b in few)}" if few else ""
     counts = ", ".join(f"{len(paths)} {name}" for name, paths in inputs.sets.items())
     missing = "" if inputs.pretraining else " There are no pre-training paths, so the settings with pre-training are missing."
@@ -349,7 +349,7 @@ def notes(results: StudyResults, supernet: str, command: str) -> list[str]:
         "brackets the least and the largest where they differ; of another supernet they say nothing. The interval is a "
         "bootstrap's over the test paths, drawn again inside each bucket, of the mean over seeds.",
         "- Weak are the paths with the largest measured losses of their bucket, predicted weak those with the least scores.",
-        f"- A mean of buckets is over those with at least {LEAST_PATHS} test paths{left_out}.",
+        f"- A mean of buckets is over those with at least {MIN_PATHS} test paths{left_out}.",
         "- Our options: " + ", ".join(f"{key} {value}" for key, value in options.items()) + f", buckets {inputs.buckets}. All "
         "other rows are the paper's letter: " + ", ".join(f"{key} {value}" for key, value in PAPER_LETTER.items()) + ".",
         *stem_notes(results),

@@ -1,4 +1,4 @@
-"""Evaluated paths on disk: JSON lines, one path a line, which grow as paths are evaluated and are shared by experiments."""
+"""Files of evaluated paths: JSON lines, one path per line, to which evaluations append and which experiments share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path as FilePath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -28,13 +28,14 @@ START = b'{"format": "evaluated paths'
 
 @dataclass(frozen=True)
 class EvaluatedPath:
-    """One path and what was measured.
+    """Path and its measurements.
 
     Attributes:
+        path: the path.
         bucket: FLOPs bucket, from 0.
         flops, params: multiply-accumulates and parameters.
         loss: validation loss with the path's own batch-normalization statistics.
-        ap: AP50 on the validation images, in [0, 1]; None where the file's settings say that it was not measured.
+        ap: AP50 on the validation images, in [0, 1]; None if the file's settings say that it was not measured.
     """
 
     path: Path
@@ -46,34 +47,38 @@ class EvaluatedPath:
 
 
 class EvaluatedPaths:
-    """The paths of one file; a path stands in it once.
+    """Distinct evaluated paths of one file.
 
-    The first line says what the losses belong to: the hash of the supernet's weights and the settings of the evaluation.
-    Every line is on disk before `append` returns. A torn last line is what a kill leaves behind; it is dropped.
-    Any number of processes may read the file, one may append: a second one is refused at its next path.
+    The first line identifies the supernet and the evaluation: the hash of the weights and the settings. Each line is on the
+    disk before `append` returns. An incomplete last line, as a killed process leaves, is ignored. Any number of processes may
+    read the file, and one may append to it: `append` of a second one raises.
 
     Attributes:
-        file: the file.
-        header: its first line.
-        items: the paths, in the order of the file.
-        geometry: the supernet that they are paths of.
+        file: path of the file.
+        header: content of its first line.
+        items: the evaluated paths, in the order of the file.
+        geometry: geometry of the supernet.
     """
 
-    def __init__(self, file: FilePath, header: Mapping, items: list[EvaluatedPath], geometry: Geometry, size: int):
+    def __init__(
+        self, file: FilePath, header: Mapping[str, Any], items: list[EvaluatedPath], geometry: Geometry, size: int
+    ) -> None:
         self.file, self.header, self.items, self.geometry = file, header, items, geometry
         self._known = {item.path for item in items}
-        self._size = size  # of the file in bytes, as far as this object knows it
+        self._size = size  # size of the file in bytes after the last read or write of this object
 
     @classmethod
     def open(cls, file: str | os.PathLike, weights: str, settings: Mapping, geometry: Geometry) -> EvaluatedPaths:
-        """Go on with the file, or begin it.
+        """Open the file for appending, or create it.
 
         Args:
+            file: path of the file.
             weights: hash of the supernet's weights.
-            settings: whatever else changes a path's loss or bucket, as plain JSON values.
+            settings: everything else that affects the loss or the bucket of a path, as JSON values.
+            geometry: geometry of the supernet.
 
         Raises:
-            UserError: the file belongs to other weights or settings, or is damaged before its last line; it is left as it is.
+            UserError: the file belongs to other weights or settings, or is damaged before its last line. It is not changed.
         """
         file = FilePath(file)
         header = {"format": FORMAT, "weights": weights, "settings": dict(settings), "geometry": asdict(geometry)}
@@ -83,7 +88,7 @@ class EvaluatedPaths:
             opened.seek(0)
             content = opened.read()
             if not content.startswith(START[: len(content)]):
-                raise UserError(f"{file} is not a file of evaluated paths: take another name")
+                raise UserError(f"{file} is not a file of evaluated paths: choose another name")
             whole = whole_lines(content)
             if not whole:
                 opened.truncate(0)
@@ -102,10 +107,11 @@ class EvaluatedPaths:
 
     @classmethod
     def read(cls, file: str | os.PathLike, geometry: Geometry | None = None) -> EvaluatedPaths:
-        """What the file holds, whatever weights and settings it belongs to.
+        """Read a file with any weights and settings.
 
         Args:
-            geometry: of the supernet that they must be paths of; None takes any.
+            file: path of the file.
+            geometry: geometry that the supernet must have; None: any.
 
         Raises:
             UserError: the file is missing, is of another format or geometry, or is damaged before its last line.
@@ -113,7 +119,7 @@ class EvaluatedPaths:
         file = FilePath(file)
         whole = whole_lines(read_bytes(file, "the evaluated paths", MAX_BYTES))
         if not whole:
-            raise UserError(f"{file} holds no evaluated paths, not even a first line that says of what")
+            raise UserError(f"{file} holds no evaluated paths and no complete first line")
         found = cls._parsed(file, whole)
         if geometry not in (None, found.geometry):
             raise UserError(f"{file} holds paths of {found.geometry}, not of {geometry}")
@@ -121,7 +127,7 @@ class EvaluatedPaths:
 
     @classmethod
     def _parsed(cls, file: FilePath, whole: bytes) -> EvaluatedPaths:
-        """What the file's whole lines hold; a UserError where they are damaged, or of another format."""
+        """Parse the complete lines of the file; raise UserError if they are damaged or have another format."""
         try:
             lines = whole.decode().splitlines()
         except UnicodeDecodeError as error:
@@ -141,25 +147,25 @@ class EvaluatedPaths:
                 else:
                     items.append(_checked(EvaluatedPath(**entry | {"path": Path.from_ofa(entry["path"], own)})))
                     if items[-1].path in known:
-                        raise UserError("its path is there twice")
+                        raise UserError("its path is duplicated")
                     known.add(items[-1].path)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise UserError(f"line {number} of {file} is not an evaluated path ({error})") from error
         return cls(file, header, items, own, len(whole))
 
     def append(self, item: EvaluatedPath) -> None:
-        """Add one path, to the file first.
+        """Append a path to the file and to `items`.
 
         Raises:
-            ValueError: the path is there already.
+            ValueError: the file contains the path already.
             UserError: its loss is not finite, or another process has changed the file.
         """
         if item.path in self._known:
             raise ValueError(f"{self.file} holds the path {item.path.to_ofa(self.geometry)} already")
         if not math.isfinite(item.loss):
             raise UserError(
-                f"the validation loss of the path {json.dumps(item.path.to_ofa(self.geometry))} is {item.loss}, and no ranking "
-                "can be learned from that: the supernet's training has diverged, a lower optimizer.train.lr may help"
+                f"the validation loss of the path {json.dumps(item.path.to_ofa(self.geometry))} is {item.loss}, from "
+                "which no ranking can be learned: the training of the supernet has diverged; try a lower optimizer.train.lr"
             )
         entry = {field.name: getattr(item, field.name) for field in fields(item)}
         with _locked(self.file) as opened:
@@ -173,16 +179,17 @@ class EvaluatedPaths:
         return len(self.items)
 
     def __contains__(self, path: Path) -> bool:
-        """Has the path been evaluated?"""
+        """Return whether the file contains the path."""
         return path in self._known
 
     @property
     def settings(self) -> Mapping:
-        """How the paths were evaluated."""
+        """Settings of the evaluation."""
         return self.header["settings"]
 
     @property
     def batch(self) -> PathBatch:
+        """The paths."""
         return PathBatch.from_paths([item.path for item in self.items], self.geometry)
 
     @property
@@ -202,21 +209,21 @@ class EvaluatedPaths:
 
     @property
     def aps(self) -> np.ndarray:
-        """(n,) AP50 of each path on the validation images, NaN where it was not measured."""
+        """(n,) AP50 of each path on the validation images, NaN if it was not measured."""
         return np.array([item.ap for item in self.items], float)
 
 
 def _checked(item: EvaluatedPath) -> EvaluatedPath:
-    """The item, or UserError where a value is not what it must be."""
+    """Return the item, or raise UserError if a value is not allowed."""
     for name in ("bucket", "flops", "params"):
         value = getattr(item, name)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
             raise UserError(f"{name} must be an integer of 0 or more, got {shown(value)}")
-    for name, least, most in (("loss", -sys.float_info.max, sys.float_info.max), ("ap", 0, 1)):
+    for name, low, high in (("loss", -sys.float_info.max, sys.float_info.max), ("ap", 0, 1)):
         value = getattr(item, name)
         if name == "ap" and value is None:
             continue
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
             wanted = "a finite number" if name == "loss" else "a number in [0, 1], or null"
             raise UserError(f"{name} must be {wanted}, got {shown(value)}")
     return item
@@ -224,14 +231,14 @@ def _checked(item: EvaluatedPath) -> EvaluatedPath:
 
 @contextmanager
 def _locked(file: FilePath) -> Iterator[BinaryIO]:
-    """The file, opened to read and append, for this process alone while the block runs."""
+    """Open the file for reading and appending, with an exclusive lock inside the block."""
     with naming(file), open(file, "a+b") as opened:
         fcntl.flock(opened, fcntl.LOCK_EX)
         yield opened
 
 
 def _write_line(opened: BinaryIO, entry: Mapping) -> int:
-    """Append an entry to the disk; the number of bytes."""
+    """Append a line, sync it to the disk, and return its size in bytes."""
     line = json.dumps(entry, allow_nan=False).encode() + b"\n"
     opened.write(line)
     opened.flush()
@@ -239,12 +246,12 @@ def _write_line(opened: BinaryIO, entry: Mapping) -> int:
     return len(line)
 
 
-def _tuple(value):
+def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
 def _first_difference(found: Mapping, wanted: Mapping, prefix: str = "") -> tuple[str, object, object]:
-    """(dotted name, found value, wanted value) of the first entry in which two unequal headers differ."""
+    """Return the dotted key and both values of the first difference between two headers."""
     for name in sorted(found.keys() | wanted.keys()):
         have, want = found.get(name), wanted.get(name)
         if have != want:

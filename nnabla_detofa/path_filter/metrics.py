@@ -1,37 +1,35 @@
-"""Measures of a ranking, their uncertainty, and the simple rankings that the path filter has to beat.
+"""Metrics of a ranking, their confidence intervals, and simple baseline rankings for the path filter.
 
-Losses are validation losses: lower is better. Scores are g's: higher is better.
+Losses are validation losses, lower is better. Scores are those of the path filter, higher is better.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from ..space.paths import PathBatch
-
-if TYPE_CHECKING:
-    from .model import Tokenizer
+from .tokens import Tokenizer, one_hot
 
 Measure = Callable[[np.ndarray, np.ndarray], float]
-"""(n,) scores and (n,) losses -> a number."""
-LEAST_PATHS = 5
-"""A bucket of fewer paths does not count in a mean over buckets."""
+"""Function of (n,) scores and (n,) losses that returns a number."""
+MIN_PATHS = 5
+"""Smallest number of paths of a bucket that is included in a mean over buckets."""
 
 
 def kendall_tau(scores: np.ndarray, losses: np.ndarray) -> float:
-    """Kendall's tau between score and negated loss: 1 where the order is right; NaN for fewer than two paths."""
+    """Return Kendall's tau of scores and negative losses: 1 for the correct order, NaN for fewer than two paths."""
     return float(stats.kendalltau(scores, -np.asarray(losses)).statistic) if len(scores) > 1 else math.nan
 
 
 def spearman_rho(scores: np.ndarray, losses: np.ndarray) -> float:
-    """Spearman's rho between score and negated loss: the correlation of their ranks; NaN for fewer than two paths.
+    """Return Spearman's rho of scores and negative losses, the correlation of their ranks.
 
-    NaN too where all scores or all losses are equal, as for Kendall's tau: then there is no order.
+    It is NaN for fewer than two paths, and, like Kendall's tau, if all scores or all losses are equal.
     """
     if len(scores) < 2:
         return math.nan
@@ -42,20 +40,20 @@ def spearman_rho(scores: np.ndarray, losses: np.ndarray) -> float:
 
 
 def per_bucket(measure: Measure, scores: np.ndarray, losses: np.ndarray, buckets: np.ndarray) -> dict[int, float]:
-    """Bucket -> `measure(scores, losses)` of its paths."""
+    """Return `measure(scores, losses)` of the paths of each bucket, by bucket."""
     return {int(b): measure(scores[buckets == b], losses[buckets == b]) for b in np.unique(buckets)}
 
 
 def over_buckets(
-    measure: Measure, scores: np.ndarray, losses: np.ndarray, buckets: np.ndarray, least: int = LEAST_PATHS
+    measure: Measure, scores: np.ndarray, losses: np.ndarray, buckets: np.ndarray, min_paths: int = MIN_PATHS
 ) -> float:
-    """Mean of `measure` over the buckets that hold at least `least` paths; NaN where none does.
+    """Return the mean of `measure` over the buckets that contain at least `min_paths` paths; NaN if there is none.
 
-    This is what counts for a filter of Eq. 6, which never compares paths of two buckets; the measure of all paths
-    together also says whether larger paths get higher scores.
+    This is the relevant metric for a filter trained with Eq. 6, which never compares paths of two buckets; the measure over
+    all paths also depends on whether larger paths have higher scores.
     """
     found = per_bucket(measure, scores, losses, buckets)
-    enough = [value for bucket, value in found.items() if np.sum(buckets == bucket) >= least]
+    enough = [value for bucket, value in found.items() if np.sum(buckets == bucket) >= min_paths]
     return float(np.mean(enough)) if enough else math.nan
 
 
@@ -66,19 +64,21 @@ def bootstrap_interval(
     resamples: int = 1000,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic of paths that are drawn again, with replacement, inside each bucket.
+    """Compute a percentile bootstrap interval of a statistic; paths are resampled with replacement inside each bucket.
 
     Args:
-        statistic: indices (n,) of the drawn paths -> a number; a NaN is left out.
+        statistic: function of the indices (n,) of the resampled paths that returns a number; NaN is ignored.
         buckets: (n,) FLOPs buckets of the paths.
-        level: share of the resamples that the interval holds.
+        rng: random generator.
+        resamples: number of resamples.
+        level: share of the resamples inside the interval.
 
     Returns:
-        low, high; NaN where no resample gave a number.
+        The interval (low, high); NaN if the statistic of all resamples is NaN.
     """
     groups = [np.flatnonzero(buckets == bucket) for bucket in np.unique(buckets)]
-    drawn = (np.concatenate([rng.choice(group, len(group)) for group in groups]) for _ in range(resamples))
-    values = np.array([statistic(indices) for indices in drawn])
+    resampled = (np.concatenate([rng.choice(group, len(group)) for group in groups]) for _ in range(resamples))
+    values = np.array([statistic(indices) for indices in resampled])
     values = values[~np.isnan(values)]
     if not len(values):
         return math.nan, math.nan
@@ -87,15 +87,15 @@ def bootstrap_interval(
 
 
 class Weakest(NamedTuple):
-    """How well the weakest paths were found; positive means among the weakest.
+    """Metrics of the detection of the weakest paths; positive means among the weakest.
 
     Attributes:
         accuracy: (TP + TN) / N.
-        precision: TP / (TP + FP); NaN where nothing was predicted.
-        recall: TP / (TP + FN).
-        share_of_right: TP / (TP + TN), the weak paths' share of those judged rightly; NaN where none is. The columns "recall"
-            of Tables 3 and A3 are nearest to this: accuracy 0.89 and precision 0.79 at 25% positives leave a recall of 0.76
-            and a TP of 0.19 of all paths, 0.214 of those judged rightly, and the column has 0.212.
+        precision: TP / (TP + FP); NaN without predicted positives.
+        recall: TP / (TP + FN); NaN without positives.
+        share_of_right: TP / (TP + TN), the share of weak paths among the correct predictions; NaN without any. The columns
+            "recall" of Tables 3 and A3 are closest to this: an accuracy of 0.89 and a precision of 0.79 at 25% positives imply
+            a recall of 0.76, and a TP of 0.19 of all paths, which is 0.214 of the correct predictions; the column has 0.212.
     """
 
     accuracy: float
@@ -111,16 +111,16 @@ def weakest(
     buckets: np.ndarray | None = None,
     thresholds: np.ndarray | None = None,
 ) -> Weakest:
-    """How well scores find the weakest `ratio` of the paths (Tables 3 and A3).
+    """Measure how well scores detect the weakest `ratio` of the paths (Tables 3 and A3).
 
-    Positive are the worst paths by loss, predicted the worst by score, the same number of both, so that precision and
-    recall agree; or those with a score below `thresholds`, as training drops them.
+    Positives are the worst paths by loss. Predicted positives are as many of the worst paths by score, so that precision and
+    recall are equal; or, with `thresholds`, the paths that training would reject.
 
     Args:
         scores, losses: (n,).
         ratio: share of positives, in (0, 1).
-        buckets: (n,) FLOPs buckets; then the weakest are taken inside each. None: among all.
-        thresholds: least kept score of each bucket, or of all paths together: one value.
+        buckets: (n,) FLOPs buckets, inside which the weakest are determined; None: among all paths.
+        thresholds: (buckets,) lowest kept score of each bucket; one value without `buckets`.
     """
     groups = np.zeros(len(scores), int) if buckets is None else np.asarray(buckets)
     actual = _worst(-np.asarray(losses), ratio, groups)
@@ -135,7 +135,7 @@ def weakest(
 
 
 def _worst(goodness: np.ndarray, ratio: float, groups: np.ndarray) -> np.ndarray:
-    """(n,) bool: the `ratio` of each group with the least goodness; of equal ones the first."""
+    """Return which paths are among the `ratio` of their group with the lowest goodness, (n,) bool; ties keep their order."""
     chosen = np.zeros(len(goodness), bool)
     for group in np.unique(groups):
         members = np.flatnonzero(groups == group)
@@ -152,22 +152,21 @@ def baseline_scores(
     flops: np.ndarray,
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
-    """Scores that the filter has to beat: name -> (n,) scores of `batch`.
+    """Compute the scores of simple baselines of the path filter.
 
-    "FLOPs" takes the larger path for the better; "ridge" regresses the training losses on one-hot tokens; "random" knows
-    nothing.
+    "FLOPs" prefers larger paths; "ridge" is a ridge regression of the training losses on one-hot tokens; "random" is random.
 
     Args:
-        train, train_losses: the evaluated paths that the filter was fitted to.
-        batch, flops: the paths to score and their FLOPs.
+        tokenizer: tokenizer of the paths.
+        train, train_losses: evaluated paths to which the filter was fitted, and their losses (n,).
+        batch, flops: paths to score, and their FLOPs (m,).
+        rng: random generator of "random".
+
+    Returns:
+        The (m,) scores of each baseline by name.
     """
     from sklearn.linear_model import Ridge
 
-    known, asked = (one_hot(tokenizer(paths), len(tokenizer.vocabulary)) for paths in (train, batch))
+    known, new = (one_hot(tokenizer(paths), len(tokenizer.vocabulary)) for paths in (train, batch))
     ridge = Ridge(alpha=1.0).fit(known, -np.asarray(train_losses))
-    return {"FLOPs": np.asarray(flops, float), "ridge": ridge.predict(asked), "random": rng.random(len(batch))}
-
-
-def one_hot(tokens: np.ndarray, vocabulary: int) -> np.ndarray:
-    """(n, L) tokens -> (n, L * vocabulary) one column for each token at each place."""
-    return (tokens[:, :, None] == np.arange(vocabulary)).reshape(len(tokens), -1).astype(float)
+    return {"FLOPs": np.asarray(flops, float), "ridge": ridge.predict(new), "random": rng.random(len(batch))}

@@ -1,11 +1,12 @@
-"""The path filter g(a): a path's layers as tokens, a transformer encoder, and one score; higher is better (section 3.1)."""
+"""The path filter g(a): a transformer encoder that predicts one score per path; higher is better (section 3.1)."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import h5py
 import numpy as np
@@ -15,156 +16,30 @@ from ..backend.graphs import CachedGraphs
 from ..common.errors import UserError
 from ..common.reading import parse_json
 from ..networks import weights
-from ..space.geometry import OFA_RESNET50, Geometry, choice_word, is_count
-from ..space.paths import Path, PathBatch, layer_stages
+from ..space.geometry import OFA_RESNET50, Geometry, is_count
+from ..space.paths import PathBatch
+from .encoder import Affine, EncoderLayer, constant, embedding, relu, swapped
+from .tokens import Tokenizer, positional_encoding
 
-SKIP = "SC"
 ENCODINGS = ("paper", "transformer")
 POOLINGS = ("mean", "concat")
 OLDER = {"pooling": "mean", "linear_skip": False, "ensemble": 1}
-"""Settings that older files do not name."""
+"""Settings that files of older versions lack."""
 CHUNKS = (256, 64, 16, 4)
-"""Paths of the graphs that score: as many of the largest as fit, and so on; the last of the smallest is padded."""
-
-
-class Tokenizer:
-    """Path -> one token per layer, "W{w}_E{e}", or SC where the layer is not active (section 3.1.1).
-
-    The paper's example has no stem. By default three tokens for it stand in front, since a path is not determined without
-    them: the width of its first convolutions, its residual convolution or SC, the width of its output.
-
-    Attributes:
-        geometry: the supernet.
-        vocabulary: the word of each token.
-        length: L, tokens of a path.
-        layers: (L,) layer index of each place, from 0; the stem's three are layers too.
-        blocks: (L,) block index of each place, from 0; the stem is a block of its own.
-    """
-
-    def __init__(self, geometry: Geometry = OFA_RESNET50, stem_tokens: bool = True):
-        self.geometry, self.stem_tokens = geometry, stem_tokens
-        words = [f"W{width}_{choice_word(ratio)}" for width in geometry.widths for ratio in geometry.ratios]
-        stem = [f"STEM_W{width}" for width in geometry.widths] + ["STEM_R"] + [f"OUT_W{width}" for width in geometry.widths]
-        self._skip = len(words)
-        self.vocabulary: tuple[str, ...] = (*words, SKIP, *(stem if stem_tokens else ()))
-        blocks = layer_stages(geometry)
-        self.blocks = np.concatenate([np.zeros(3, int), blocks + 1]) if stem_tokens else blocks
-        self.length = len(self.blocks)
-        self.layers = np.arange(self.length)
-
-    def __call__(self, batch: PathBatch) -> np.ndarray:
-        """(n, L) int32 tokens."""
-        geometry = self.geometry
-        widths = np.repeat(batch.widths[:, 2:].astype(np.int32), geometry.layers_per_stage, axis=1)
-        tokens = np.where(batch.ratios >= 0, widths * len(geometry.ratios) + batch.ratios, self._skip)
-        if self.stem_tokens:
-            stem = batch.widths[:, :2] + np.int32(self._skip + 1)
-            stem[:, 1] += len(geometry.widths) + 1
-            residual_token = self._skip + 1 + len(geometry.widths)
-            residual = np.where(batch.depths[:, 0] == max(geometry.depths), residual_token, self._skip)
-            tokens = np.column_stack([stem[:, 0], residual, stem[:, 1], tokens])
-        return tokens.astype(np.int32)
-
-    def words(self, path: Path) -> list[str]:
-        """The path's tokens in the paper's notation, the stem's first."""
-        return [self.vocabulary[token] for token in self(PathBatch.from_paths([path], self.geometry))[0]]
-
-
-def positional_encoding(indices: np.ndarray, dim: int, encoding: str = "paper") -> np.ndarray:
-    """(len(indices), dim) float32 sines and cosines of Eq. 4.
-
-    Args:
-        indices: index l of each place, from 0.
-        encoding: "paper" divides the exponent 2i by the largest index, as Eq. 4 does; "transformer" by `dim`.
-    """
-    divisor = dim if encoding == "transformer" else max(1, int(indices.max()))
-    even = np.arange(0, dim, 2)
-    angles = indices[:, None] / 10000.0 ** (even / divisor)
-    return np.stack([np.sin(angles), np.cos(angles)], axis=2).reshape(len(indices), -1)[:, :dim].astype(np.float32)
-
-
-class EncoderLayer(Mo.Module):
-    """One transformer encoder layer: self-attention, then two affine layers, each followed by residual and layer norm.
-
-    The paper cites the transformer: so the norm comes after the sum, and queries, keys and values have no bias. Layer
-    norms have no gain and bias either (paper is silent): they would be a third of the training time on the CPU.
-
-    Args:
-        dim: channels of a token; a multiple of `heads`.
-        heads: attention heads.
-        feed_forward: channels between the two affine layers.
-        rng: draws the weights.
-    """
-
-    def __init__(self, dim: int, heads: int, feed_forward: int, rng: np.random.Generator):
-        super().__init__()
-        self._heads = heads
-        self.query = Affine(dim, dim, rng, bias=False)
-        self.key = Affine(dim, dim, rng, bias=False)
-        self.value = Affine(dim, dim, rng, bias=False)
-        self.out = Affine(dim, dim, rng, scale=0.1)  # a layer changes little at first: few paths teach it less by heart
-        self.fc1 = Affine(dim, feed_forward, rng)
-        self.fc2 = Affine(feed_forward, dim, rng, scale=0.1)
-
-    def project(self, x: nn.Variable) -> list[nn.Variable]:
-        """(rows, dim) -> queries, keys and values, each (rows, dim)."""
-        return [self.query(x), self.key(x), self.value(x)]
-
-    def call(self, x: nn.Variable, parts: Sequence[nn.Variable], by_head: nn.Variable) -> nn.Variable:
-        """Tokens -> tokens.
-
-        Args:
-            x: (n * length, dim).
-            parts: queries, keys and values, each (rows, dim).
-            by_head: (n, heads, length) for each head of each token, which of the rows * heads parts is its own.
-        """
-        rows, dim = x.shape
-        n, heads, length = by_head.shape
-        # Looking rows up moves them 20 times as fast as `F.transpose` on the CPU, and the backward pass too.
-        q, k, v = (F.embed(by_head, F.reshape(part, (-1, dim // heads))) for part in parts)
-        attention = F.softmax(F.batch_matmul(q * (dim // heads) ** -0.5, k, transpose_b=True), axis=3)
-        mixed = F.reshape(F.batch_matmul(attention, v), (-1, dim // heads))
-        mixed = F.reshape(F.embed(constant(swapped(n, heads, length)), mixed), (rows, dim))
-        x = layer_norm(F.add2(x, self.out(mixed)))
-        return layer_norm(F.add2(x, self.fc2(relu(self.fc1(x)))))
-
-    def __call__(self, x, parts, by_head):
-        return self.call(x, parts, by_head)
-
-
-def swapped(n: int, first: int, second: int) -> np.ndarray:
-    """(n, second, first) the place of each entry in an array (n, first, second)."""
-    return np.arange(n * first * second).reshape(n, first, second).transpose(0, 2, 1)
-
-
-def relu(x: nn.Variable) -> nn.Variable:
-    """`F.relu`, but 20 times as fast on the CPU."""
-    return F.maximum_scalar(x, 0.0)
-
-
-class Affine(Mo.Module):
-    """An affine layer (rows, inputs) -> (rows, outputs) with Glorot-uniform weights, times `scale`."""
-
-    def __init__(self, inputs: int, outputs: int, rng: np.random.Generator, bias: bool = True, scale: float = 1.0):
-        super().__init__()
-        limit = scale * np.sqrt(6 / (inputs + outputs))
-        self._W = Parameter((inputs, outputs), initializer=rng.uniform(-limit, limit, (inputs, outputs)))
-        if bias:
-            self._b = Parameter((outputs,))
-
-    def __call__(self, x: nn.Variable) -> nn.Variable:
-        return F.affine(x, *self.parameters.values())
-
-
-def layer_norm(x: nn.Variable) -> nn.Variable:
-    """Each row of (rows, dim) brought to mean 0 and variance 1."""
-    return F.layer_normalization(x, None, None, batch_axis=0)
+"""Numbers of paths of the scoring graphs. Paths are split into as many of the largest chunks as fit, then of the next; the
+last chunk is padded to the smallest size."""
 
 
 class Member(Mo.Module):
-    """One network of the path filter (Figure 2): tokens -> a logit for each path; see `PathFilter` for the arguments."""
+    """One network of the path filter (Figure 2), from tokens to a logit per path.
 
-    def __init__(self, tokenizer: Tokenizer, settings: Mapping, rng: np.random.Generator):
+    Args:
+        tokenizer: tokenizer of the paths.
+        settings: arguments of `PathFilter`.
+        rng: random generator of the initial weights.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, settings: Mapping[str, Any], rng: np.random.Generator) -> None:
         super().__init__(name="path_filter")
         dim, encoding = settings["dim"], settings["encoding"]
         self._settings, self._tokenizer = settings, tokenizer
@@ -177,25 +52,31 @@ class Member(Mo.Module):
         sizes = dim, settings["heads"], settings["feed_forward"]
         self.encoder = Mo.ModuleList([EncoderLayer(*sizes, rng) for _ in range(settings["layers"])])
         self.fc1 = Affine(dim * (length + 1 if settings["pooling"] == "concat" else 1), dim, rng)
-        # Scores start almost equal. While nothing is learned yet the pair loss only grows with their spread, and from a
-        # wide one it drove all scores to one end of the sigmoid, where the gradient is 0, in some seeds for good.
+        # Initial scores are almost equal: before anything is learned, the pair loss only grows with their spread. With a wide
+        # initial spread, some seeds never recovered from scores at one end of the sigmoid, where the gradient is 0.
         self.fc2 = Affine(dim, 1, rng, scale=0.1)
         if settings["linear_skip"]:
             self.skip = Parameter((buckets + length * vocabulary, 1), initializer=np.zeros((buckets + length * vocabulary, 1)))
 
     def call(self, tokens: nn.Variable, buckets: nn.Variable, dropout: float = 0.0, seed: int = -1) -> nn.Variable:
-        """Tokens (n, L) and bucket indices (n,) -> logits (n,).
+        """Compute the logits of n paths.
 
         Args:
-            dropout: share of the pooled vector's entries that are set to 0, for training. seed: of that.
+            tokens: (n, L).
+            buckets: (n,) indices of FLOPs buckets.
+            dropout: dropout rate of the pooled vector, for training.
+            seed: seed of the dropout.
+
+        Returns:
+            (n,).
         """
         n, length = tokens.shape[0], tokens.shape[1] + 1
         vocabulary, dim = self.token_embedding.shape
         n_buckets, heads = self._settings["buckets"], self._settings["heads"]
-        # A token at a place is one of few vectors. Looking them up in a table of all spares a slow broadcast, and where
-        # the table is the smaller, the first layer projects it to queries, keys and values, not every path.
-        places = constant(self._positions[:, None])
-        placed = F.reshape(F.reshape(self.token_embedding, (1, vocabulary, dim)) + places, (-1, dim))
+        # A token at a position is one of few vectors. A lookup in the table of all these vectors avoids a slow broadcast; and
+        # if the table is smaller than the batch, the first layer projects the table instead of every path.
+        positions = constant(self._positions[:, None])
+        placed = F.reshape(F.reshape(self.token_embedding, (1, vocabulary, dim)) + positions, (-1, dim))
         table = F.concatenate(self.bucket_embedding, placed, axis=0)
         first_rows = constant(n_buckets + vocabulary * np.arange(length - 1)[None])
         rows = F.reshape(F.concatenate(F.reshape(buckets, (n, 1)), tokens + first_rows, axis=1), (n * length,))
@@ -215,46 +96,48 @@ class Member(Mo.Module):
             logits = logits + F.sum(F.reshape(F.embed(rows, self.skip), (n, length)), axis=1)
         return logits
 
-    def __call__(self, tokens, buckets, dropout=0.0, seed=-1):
+    def __call__(self, tokens: nn.Variable, buckets: nn.Variable, dropout: float = 0.0, seed: int = -1) -> nn.Variable:
         return self.call(tokens, buckets, dropout, seed)
 
     def scale(self, factor: float) -> None:
-        """Multiply every logit by `factor`."""
+        """Multiply all logits by `factor`."""
         last = list(self.fc2.get_parameters().values())
         for parameter in (*last, self.skip) if self._settings["linear_skip"] else last:
             parameter.d = parameter.d * factor
 
 
 class PathFilter:
-    """The path filter g(a) of Figure 2, a score for each path; only its order inside a FLOPs bucket means something.
+    """The path filter g(a) of Figure 2, which predicts a score for each path; scores rank only paths of one FLOPs bucket.
 
-    The index of the path's FLOPs bucket is a token too, the first. Tokens carry the encodings of their layer and of their
-    block; the bucket's carries none. "Two final FC layers with 128 dimensions" we read as pooled tokens -> dim, ReLU,
-    dim -> 1. Pooling is not given: the mean over all tokens, or all tokens side by side, so that each layer of the supernet
-    has weights of its own in the first FC layer. From the few hundred paths of the small experiments the latter learned to
-    rank better.
+    The first token is the index of the path's FLOPs bucket. The other tokens carry the encodings of their layer and of their
+    block; the bucket carries none. We read "two final FC layers with 128 dimensions" as pooled tokens -> dim, ReLU, dim -> 1.
+    The paper is silent on pooling: we offer the mean over all tokens, and their concatenation, with which the first FC layer
+    has separate weights for each layer of the supernet. In small experiments with a few hundred paths, concatenation ranked
+    better.
 
-    The paper's score is the sigmoid of a logit. We rank by the logit: the order is the same, and where a sigmoid in float32
-    is 1 for many paths their logits still differ.
+    The paper's score is the sigmoid of a logit. We rank by the logit: the order is the same, and logits still differ where
+    sigmoids in float32 are all 1.
 
-    Two parts are ours. With `linear_skip` a logit also has one weight for each token at each place, so that effects of
-    single layers, which add up, need not be learned by attention. With an `ensemble` a score is the mean of its members'
-    logits, each brought to mean 0 and variance 1 inside the FLOPs bucket (over the paths that were fitted).
+    Two options are ours. With `linear_skip`, a logit also contains one weight for each token at each position, so that
+    additive effects of single layers need not be learned by attention. With an `ensemble`, a score is the mean of the
+    members' logits, each standardized to mean 0 and variance 1 inside the FLOPs bucket (over the training paths).
 
     Args:
-        geometry: the supernet.
+        geometry: geometry of the supernet.
         buckets: number of FLOPs buckets.
-        dim, heads, layers, feed_forward: of the transformer (section 4.1).
+        dim, heads, layers, feed_forward: size of the transformer (section 4.1).
         stem_tokens: see `Tokenizer`.
         block_encoding: add the encoding of the block index.
         encoding: see `positional_encoding`.
         pooling: "mean" or "concat".
-        linear_skip: add a linear function of the one-hot tokens and of the one-hot bucket; at first it is 0.
-        ensemble: number of members, which differ by their first weights.
-        rng: draws the weights.
+        linear_skip: add a linear function of the one-hot tokens and of the one-hot bucket, initially 0.
+        ensemble: number of members, which differ in their initial weights.
+        rng: random generator of the initial weights.
 
     Attributes:
-        settings: all arguments but `rng`. tokenizer: of its paths. members: its networks.
+        settings: all arguments except `rng`.
+        tokenizer: tokenizer of the paths.
+        members: the networks.
 
     Raises:
         UserError: `dim` is not a multiple of `heads`, `ensemble` is below 1, or the encoding or the pooling is unknown.
@@ -276,7 +159,7 @@ class PathFilter:
         ensemble: int = 1,
         *,
         rng: np.random.Generator,
-    ):
+    ) -> None:
         if dim % heads:
             raise UserError(f"dim of the path filter must be a multiple of its {heads} heads, got {dim}")
         if encoding not in ENCODINGS:
@@ -285,7 +168,7 @@ class PathFilter:
             raise UserError(f"pooling of the path filter must be {' or '.join(POOLINGS)}, got {pooling!r}")
         if ensemble < 1:
             raise UserError(f"ensemble of the path filter must be 1 or more, got {ensemble}")
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "geometry": geometry,
             "buckets": buckets,
             "dim": dim,
@@ -306,7 +189,7 @@ class PathFilter:
         self._graphs = CachedGraphs(self._graph)
 
     def __call__(self, tokens: nn.Variable, buckets: nn.Variable) -> nn.Variable:
-        """Tokens (n, L) and bucket indices (n,) -> scores (n,): all members in one graph."""
+        """Build the graph of the scores, (n,), from tokens (n, L) and bucket indices (n,), with all members in one graph."""
         logits = [member(tokens, buckets) for member in self.members]
         if len(logits) == 1:
             return logits[0]
@@ -315,21 +198,23 @@ class PathFilter:
         means, spreads = (F.embed(buckets, F.transpose(values, (1, 0))) for values in (self._means, self._spreads))
         return F.mean((F.concatenate(*columns, axis=1) - means) / spreads, axis=1)
 
+    # --- Scores ---------------------------------------------------------------------------------------------------------
+
     def score(self, batch: PathBatch, buckets: np.ndarray) -> np.ndarray:
-        """(n,) float32 scores of paths in these FLOPs buckets."""
+        """Return the scores of n paths in these FLOPs buckets, (n,) float32."""
         return self._in_chunks(self.tokenizer(batch), np.asarray(buckets), None)
 
     def logits(self, batch: PathBatch, buckets: np.ndarray) -> np.ndarray:
-        """(members, n) float32 logits of each member."""
+        """Return the logits of each member, (members, n) float32."""
         tokens = self.tokenizer(batch)
         return np.stack([self.member_logits(number, tokens, buckets) for number in range(len(self.members))])
 
     def member_logits(self, number: int, tokens: np.ndarray, buckets: np.ndarray) -> np.ndarray:
-        """(n,) float32 logits of one member for paths as (n, L) tokens."""
+        """Return the logits of one member, (n,) float32, for paths given as (n, L) tokens."""
         return self._in_chunks(tokens, np.asarray(buckets), number)
 
     def _in_chunks(self, tokens: np.ndarray, buckets: np.ndarray, member: int | None) -> np.ndarray:
-        """(n,) scores, or the logits of a member, by graphs for `CHUNKS` of paths, each of which is built once."""
+        """Compute scores, or the logits of one member, (n,), in chunks of the sizes `CHUNKS`, whose graphs are cached."""
         found = np.empty(len(tokens), np.float32)
         start = 0
         while start < len(tokens):
@@ -340,7 +225,7 @@ class PathFilter:
         return found
 
     def _chunk(self, tokens: np.ndarray, buckets: np.ndarray, size: int, member: int | None) -> np.ndarray:
-        """As `_in_chunks`, of at most `size` paths."""
+        """Compute one chunk of `_in_chunks`, of at most `size` paths."""
         padding = size - len(tokens)
         with self._graphs.held((size, member)) as (token_input, bucket_input, output):
             token_input.d = np.pad(tokens, ((0, padding), (0, 0)))
@@ -349,22 +234,25 @@ class PathFilter:
             return output.d[: len(tokens)].copy()
 
     def _graph(self, key: tuple[int, int | None]) -> tuple[nn.Variable, nn.Variable, nn.Variable]:
-        """Tokens and buckets of so many paths, and their scores, or the logits of a member."""
+        """Build the graph for a number of paths and a member, or None for scores; return tokens, buckets and output."""
         size, member = key
-        inputs = nn.Variable((size, self.tokenizer.length)), nn.Variable((size,))
+        tokens, buckets = nn.Variable((size, self.tokenizer.length)), nn.Variable((size,))
         net = self if member is None else self.members[member]
-        return (*inputs, net(*inputs))
+        return tokens, buckets, net(tokens, buckets)
+
+    # --- Members --------------------------------------------------------------------------------------------------------
 
     def renew(self, number: int, rng: np.random.Generator) -> None:
-        """Give a member fresh weights."""
+        """Re-initialize the weights of one member."""
         fresh = Member(self.tokenizer, self.settings, rng).get_parameters()
         for name, parameter in self.members[number].get_parameters().items():
             parameter.d = fresh[name].d
 
     def standardize(self, batch: PathBatch, buckets: np.ndarray) -> None:
-        """Take the members' means and spreads in each FLOPs bucket from these paths; a filter of one member needs none.
+        """Set the mean and spread of each member's logits in each FLOPs bucket from these paths.
 
-        A bucket of fewer than two paths, or of equal logits, takes the mean of the others' spreads.
+        A bucket with fewer than two paths, or with equal logits, gets the mean spread of the others. A filter with one member
+        is not changed.
         """
         if len(self.members) == 1:
             return
@@ -375,27 +263,18 @@ class PathFilter:
             self._means.d[row] = [values.mean() if len(values) else logits.mean() for values in inside]
             self._spreads.d[row] = np.where(spreads > 0, spreads, usual)
 
-    def get_parameters(self) -> dict[str, nn.Variable]:
-        """Every parameter by its name in a file: those of a member of several are named member_<number>/..."""
-        if len(self.members) == 1:
-            return dict(self.members[0].get_parameters())
-        found = {"means": self._means, "spreads": self._spreads}
-        for number, member in enumerate(self.members, 1):
-            found |= {f"member_{number}/{name}": parameter for name, parameter in member.get_parameters().items()}
-        return found
-
     def copy(self) -> PathFilter:
-        """Another filter with the same settings and weights."""
+        """Return another filter with the same settings and weights."""
         return self.extended(self.settings["ensemble"], self.settings["linear_skip"])
 
     def extended(self, ensemble: int, linear_skip: bool) -> PathFilter:
-        """A filter of `ensemble` members that begins with the weights of these, each in turn.
+        """Return a filter of `ensemble` members, initialized with the weights of this filter's members in turn.
 
         Args:
-            linear_skip: of the new filter. Where this one has none, that of the new one is 0.
+            ensemble: number of members.
+            linear_skip: whether the new filter has a linear skip; it is 0 if this filter has none.
         """
-        settings = self.settings | {"ensemble": ensemble, "linear_skip": linear_skip}
-        other = PathFilter(**settings, rng=np.random.default_rng(0))
+        other = PathFilter(**self.settings | {"ensemble": ensemble, "linear_skip": linear_skip}, rng=np.random.default_rng(0))
         for number, member in enumerate(other.members):
             given = self.members[number % len(self.members)].get_parameters()
             for name, parameter in member.get_parameters().items():
@@ -406,29 +285,41 @@ class PathFilter:
             other._means.d, other._spreads.d = self._means.d[rows], self._spreads.d[rows]
         return other
 
+    # --- Weights --------------------------------------------------------------------------------------------------------
+
+    def get_parameters(self) -> dict[str, nn.Variable]:
+        """Return all parameters by their names in a file; in an ensemble these begin with member_<number>/."""
+        if len(self.members) == 1:
+            return dict(self.members[0].get_parameters())
+        found = {"means": self._means, "spreads": self._spreads}
+        for number, member in enumerate(self.members, 1):
+            found |= {f"member_{number}/{name}": parameter for name, parameter in member.get_parameters().items()}
+        return found
+
     def get_weights(self) -> dict[str, np.ndarray]:
-        """A copy of every parameter, by name."""
+        """Return a copy of all parameters, by name."""
         return {name: parameter.d.copy() for name, parameter in self.get_parameters().items()}
 
     def set_weights(self, arrays: dict[str, np.ndarray]) -> None:
-        """Take over what `get_weights` gave."""
+        """Set all parameters from the result of `get_weights`."""
         weights.fill(self.get_parameters(), arrays, "the path filter's weights")
 
     def save(self, file: str | os.PathLike) -> None:
-        """Write weights and settings into one .h5; the file appears complete or not at all."""
+        """Write weights and settings to an .h5 file atomically."""
         settings = json.dumps(self.settings | {"geometry": asdict(self.settings["geometry"])})
         weights.write(file, self.get_parameters(), path_filter=settings)
 
     @classmethod
-    def load(cls, file: str | os.PathLike, **expected) -> PathFilter:
-        """The filter that `save` wrote.
+    def load(cls, file: str | os.PathLike, **expected: Any) -> PathFilter:
+        """Load a filter from a file that `save` wrote.
 
         Args:
-            expected: settings, as the constructor names them, that the file's must equal. A geometry of a class of your
-                own must be among them, since a file does not name the class.
+            file: path of the file.
+            expected: settings, named as in the constructor, that the file must have. A geometry of a subclass must be among
+                them, since the file does not name the class.
 
         Raises:
-            UserError: the file is missing, damaged or not a path filter's, or was made with other settings.
+            UserError: the file is missing, damaged or not a path filter, or it has other settings.
         """
         arrays = weights.read(file)
         with h5py.File(file, "r") as opened:
@@ -448,8 +339,8 @@ class PathFilter:
         return loaded
 
 
-def _check_sizes(settings: Mapping, arrays: Mapping[str, np.ndarray]) -> None:
-    """Raise ValueError unless sizes are those of the arrays: a slip in one would build a filter of any size."""
+def _check_sizes(settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError if settings do not match the sizes of the arrays, since wrong ones could build a filter of any size."""
     members = {name.split("/")[0] for name in arrays if name.startswith("member_")}
     if not is_count(settings["ensemble"]) or settings["ensemble"] != max(1, len(members)):
         raise ValueError(f"its arrays are those of {max(1, len(members))} members")
@@ -462,7 +353,7 @@ def _check_sizes(settings: Mapping, arrays: Mapping[str, np.ndarray]) -> None:
     if any(not is_count(settings[name]) or settings[name] != size for name, size in found.items()):
         raise ValueError(f"its arrays are those of {found}")
     if not is_count(settings["heads"]) or not is_count(settings["feed_forward"]):
-        raise ValueError("heads and feed_forward are no numbers")
+        raise ValueError("heads and feed_forward must be positive integers")
     if not isinstance(settings["linear_skip"], bool) or settings["linear_skip"] != ("skip" in arrays):
         raise ValueError("its arrays are those of a filter with another linear_skip")
     if settings["feed_forward"] not in {
@@ -471,26 +362,14 @@ def _check_sizes(settings: Mapping, arrays: Mapping[str, np.ndarray]) -> None:
         raise ValueError("its arrays have another feed_forward")
 
 
-def embedding(rows: int, dim: int, rng: np.random.Generator) -> Parameter:
-    """A learned embedding (rows, dim), smaller at first than the positional encodings: it generalizes better."""
-    return Parameter((rows, dim), initializer=rng.normal(0, 0.3, (rows, dim)))
-
-
-def constant(array: np.ndarray) -> nn.Variable:
-    """A variable that holds `array` and keeps it when buffers are cleared."""
-    variable = nn.Variable.from_numpy_array(array)
-    variable.persistent = True
-    return variable
-
-
 @dataclass(frozen=True)
 class PathScorer:
-    """g(a) as a function of paths alone: what pruning and the search ask.
+    """The path filter g(a) as a function of paths alone, for pruning and search.
 
     Attributes:
         filter: the path filter.
-        cost_flops: paths -> (n,) FLOPs.
-        bucket_index: FLOPs -> indices of their buckets.
+        cost_flops: function of paths that returns (n,) FLOPs.
+        bucket_index: function of FLOPs that returns the indices of their buckets.
     """
 
     filter: PathFilter
@@ -498,5 +377,5 @@ class PathScorer:
     bucket_index: Callable[[np.ndarray], np.ndarray]
 
     def __call__(self, batch: PathBatch) -> np.ndarray:
-        """(n,) float32 scores."""
+        """Return the scores of n paths, (n,) float32."""
         return self.filter.score(batch, self.bucket_index(self.cost_flops(batch)))

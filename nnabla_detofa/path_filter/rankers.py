@@ -1,7 +1,6 @@
-"""Rankings that a reader will ask to see beside the path filter's: other regressions, a measure of the network alone, and
-what the true order itself would reach.
+"""Rankings for comparison with the path filter: other regressions, a training-free score, and the ceiling that noise sets.
 
-Losses are validation losses: lower is better. Scores: higher is better.
+Losses are validation losses, lower is better. For scores, higher is better.
 """
 
 from __future__ import annotations
@@ -10,48 +9,58 @@ import numpy as np
 
 from ..space.geometry import Geometry
 from ..space.paths import PathBatch
-from .metrics import one_hot
-from .model import Tokenizer
-from .ranking import centered
+from .fitting import centered
+from .tokens import Tokenizer, one_hot
 
 PAIRWISE, TREES, GAUSSIAN, ENTROPY = "ridge with pairs", "boosted trees", "Gaussian process", "entropy"
 PENALTIES = np.logspace(-4, 2, 25)
-"""Among which the pairwise ridge's is chosen, times the mean of its kernel's diagonal."""
+"""Penalties from which that of `pairwise_ridge` is chosen, relative to the mean of the kernel's diagonal."""
 
 
 def rival_scores(
     tokenizer: Tokenizer, train: PathBatch, train_losses: np.ndarray, batch: PathBatch, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Name -> (n,) scores of `batch`, by what was fitted to evaluated paths.
+    """Compute the scores of other rankings, fitted to evaluated paths.
 
-    All but the entropy are regressions of the negative loss on one-hot tokens: ridge on all tokens and all pairs of tokens;
-    gradient-boosted trees; and a Gaussian process with a squared-exponential kernel and noise, whose length, height and
-    noise maximize the likelihood.
+    All except the entropy are regressions of the negative loss on one-hot tokens: ridge regression on tokens and pairs of
+    tokens; gradient-boosted trees; and a Gaussian process with a squared-exponential kernel and noise, whose length scale,
+    amplitude and noise maximize the likelihood.
 
     Args:
-        train, train_losses: evaluated paths.
-        batch: the paths to score.
-        seed: of the trees.
+        tokenizer: tokenizer of the paths.
+        train, train_losses: evaluated paths and their losses (n,).
+        batch: m paths to score.
+        seed: seed of the trees.
+
+    Returns:
+        The (m,) scores of each ranking by name.
     """
     from sklearn.ensemble import GradientBoostingRegressor
 
-    known, asked = (one_hot(tokenizer(paths), len(tokenizer.vocabulary)) for paths in (train, batch))
+    known, new = (one_hot(tokenizer(paths), len(tokenizer.vocabulary)) for paths in (train, batch))
     goodness = -np.asarray(train_losses, float)
     goodness = (goodness - goodness.mean()) / (goodness.std() or 1.0)
     trees = GradientBoostingRegressor(n_estimators=300, learning_rate=0.05, max_depth=3, subsample=0.5, random_state=seed)
     return {
-        PAIRWISE: pairwise_ridge(known, goodness, asked, tokenizer.length),
-        TREES: trees.fit(known, goodness).predict(asked),
-        GAUSSIAN: gaussian_process(known, goodness, asked, tokenizer.length),
+        PAIRWISE: pairwise_ridge(known, goodness, new, tokenizer.length),
+        TREES: trees.fit(known, goodness).predict(new),
+        GAUSSIAN: gaussian_process(known, goodness, new, tokenizer.length),
         ENTROPY: entropy(batch),
     }
 
 
-def pairwise_ridge(known: np.ndarray, goodness: np.ndarray, asked: np.ndarray, length: int) -> np.ndarray:
-    """Ridge regression on one-hot columns and on all their products, as kernel ridge; (n,) predictions.
+def pairwise_ridge(known: np.ndarray, goodness: np.ndarray, new: np.ndarray, length: int) -> np.ndarray:
+    """Predict by kernel ridge regression on one-hot columns and all their products.
 
-    Two paths with s equal tokens have s columns and s * (s + 1) / 2 products in common. The penalty is the one with the
-    least error when each path is left out in turn.
+    Two paths with s equal tokens share s columns and s * (s + 1) / 2 products. The penalty minimizes the leave-one-out error.
+
+    Args:
+        known, new: one-hot columns of the evaluated and of the new paths, as `tokens.one_hot` returns them.
+        goodness: (n,) goodness of the evaluated paths.
+        length: number of tokens of a path.
+
+    Returns:
+        (m,) predicted goodness of the new paths.
     """
 
     def kernel(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -60,19 +69,19 @@ def pairwise_ridge(known: np.ndarray, goodness: np.ndarray, asked: np.ndarray, l
 
     inner = kernel(known, known)
     values, vectors = np.linalg.eigh(inner)
-    turned = vectors.T @ goodness
+    rotated = vectors.T @ goodness
     best, weights = np.inf, np.zeros_like(goodness)
     for penalty in PENALTIES * np.mean(np.diag(inner)):
         shrunk = 1 / (np.maximum(values, 0) + penalty)
-        dual = vectors @ (shrunk * turned)
+        dual = vectors @ (shrunk * rotated)
         error = np.mean((dual / np.einsum("ij,j,ij->i", vectors, shrunk, vectors)) ** 2)
         if error < best:
             best, weights = error, dual
-    return kernel(asked, known) @ weights
+    return kernel(new, known) @ weights
 
 
-def gaussian_process(known: np.ndarray, goodness: np.ndarray, asked: np.ndarray, length: int) -> np.ndarray:
-    """The mean of a Gaussian process that was fitted to one-hot columns; (n,)."""
+def gaussian_process(known: np.ndarray, goodness: np.ndarray, new: np.ndarray, length: int) -> np.ndarray:
+    """Predict by the mean of a Gaussian process on one-hot columns; arguments and result are as in `pairwise_ridge`."""
     import warnings
 
     from sklearn.exceptions import ConvergenceWarning
@@ -81,16 +90,16 @@ def gaussian_process(known: np.ndarray, goodness: np.ndarray, asked: np.ndarray,
 
     kernel = ConstantKernel(1.0, (1e-2, 1e3)) * RBF(float(np.sqrt(length)), (0.5, 100.0)) + WhiteKernel(0.2, (1e-4, 2.0))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # an optimum at a bound is one, too
-        return GaussianProcessRegressor(kernel, normalize_y=True).fit(known, goodness).predict(asked)
+        warnings.simplefilter("ignore", ConvergenceWarning)  # an optimum at a bound is accepted
+        return GaussianProcessRegressor(kernel, normalize_y=True).fit(known, goodness).predict(new)
 
 
 def entropy(batch: PathBatch) -> np.ndarray:
-    """(n,) the log variance of the backbone's last feature map, without any training.
+    """Compute the log variance of the last feature map of each path's untrained backbone, (n,).
 
-    This is the entropy of a random network, up to constants, by which MAE-DET and DAMO-YOLO's search rank backbones:
-    without normalization and shortcuts, with standard normal weights and input, each convolution multiplies the variance
-    by its inputs k * k * c, and a ReLU halves it.
+    Up to constants, this is the entropy by which MAE-DET and the search of DAMO-YOLO rank backbones: without normalization and
+    shortcuts, and with standard normal weights and inputs, each convolution multiplies the variance by its number of inputs
+    k * k * c, and each ReLU halves it.
     """
     geometry = batch.geometry
     middle, out = (np.array([of(w) for w in geometry.widths]) for of in (geometry.stem_mid, geometry.stem_out))
@@ -113,23 +122,32 @@ def entropy(batch: PathBatch) -> np.ndarray:
 
 
 def _gain(kernel: int, inputs: np.ndarray | int) -> np.ndarray:
-    """By how much a convolution and its ReLU raise the log variance."""
+    """Return the increase of the log variance by a convolution and its ReLU."""
     return np.log(kernel * kernel * np.asarray(inputs) / 2)
 
 
 def _middles(geometry: Geometry, stage: int) -> np.ndarray:
-    """(widths, ratios) middle channels of a stage's bottlenecks."""
+    """Return the middle channels of a stage's bottlenecks, (widths, ratios)."""
     return np.array(
         [[geometry.middle(geometry.stage_out(stage, width), ratio) for ratio in geometry.ratios] for width in geometry.widths]
     )
 
 
 def true_orders(losses: np.ndarray, buckets: np.ndarray, noise: float, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """(draws, n) scores: what the paths may be worth in truth, given their measured losses.
+    """Sample scores from the distribution of the true losses, given the measured losses.
 
-    Where the truth inside a bucket and the error of the measurement are normal and the error has the share `noise` of the
-    measured variance, the truth is normal around the shrunk loss. Ranked against the measured losses these scores
-    show what the true order would reach: the ceiling for every ranking.
+    If the true losses inside a bucket and the measurement errors are normally distributed, and the errors account for the
+    share `noise` of the measured variance, the true losses are normally distributed around shrunken measured losses. The
+    agreement of these scores with the measured losses is what the true order would reach: the ceiling of every ranking.
+
+    Args:
+        losses, buckets: (n,) measured losses and FLOPs buckets.
+        noise: share of the measured variance due to errors, in [0, 1].
+        draws: number of samples.
+        rng: random generator.
+
+    Returns:
+        (draws, n) scores.
     """
     inside = centered(losses, buckets)
     spread = np.sqrt(np.bincount(buckets, inside**2) / np.maximum(1, np.bincount(buckets)))[buckets]

@@ -293,7 +293,7 @@ def test_a_front_keeps_hard_bounds_and_depends_on_the_generator_alone():
 
 def test_a_front_without_pymoo_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "nnabla_detofa.evolution.nsga2", None)
-    with pytest.raises(UserError, match=r"a front needs pymoo, .* install nnabla-detofa\[search\]"):
+    with pytest.raises(UserError, match=r"a Pareto front needs pymoo, .* install nnabla-detofa\[search\]"):
         front(SPACE, additive_score(GEOMETRY), MODEL, np.random.default_rng(0))
 
 

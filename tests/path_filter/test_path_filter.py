@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from nnabla_detofa.common.errors import UserError
-from nnabla_detofa.path_filter.model import PathFilter, PathScorer, Tokenizer, positional_encoding
+from nnabla_detofa.path_filter.model import PathFilter, PathScorer
+from nnabla_detofa.path_filter.tokens import Tokenizer, positional_encoding
 from nnabla_detofa.space.paths import Path
 from nnabla_detofa.space.search_space import ofa_resnet50
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from nnabla_detofa.path_filter.metrics import kendall_tau, one_hot
-from nnabla_detofa.path_filter.model import Tokenizer
+from nnabla_detofa.path_filter.metrics import kendall_tau
 from nnabla_detofa.path_filter.rankers import (
     ENTROPY,
     GAUSSIAN,
@@ -15,6 +14,7 @@ from nnabla_detofa.path_filter.rankers import (
     rival_scores,
     true_orders,
 )
+from nnabla_detofa.path_filter.tokens import Tokenizer, one_hot
 from nnabla_detofa.space.paths import Path, PathBatch
 from nnabla_detofa.space.search_space import ofa_resnet50
 

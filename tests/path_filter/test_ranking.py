@@ -5,21 +5,10 @@ import numpy as np
 import pytest
 
 from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.path_filter.fitting import FitOptions, by_block, centered, fit, split, standardized, transfer
 from nnabla_detofa.path_filter.metrics import kendall_tau, per_bucket, weakest
 from nnabla_detofa.path_filter.model import PathFilter
-from nnabla_detofa.path_filter.ranking import (
-    FitOptions,
-    by_block,
-    centered,
-    fit,
-    pair_loss,
-    pair_loss_variable,
-    pair_weights,
-    pairs,
-    split,
-    standardized,
-    transfer,
-)
+from nnabla_detofa.path_filter.ranking import pair_loss, pair_loss_variable, pair_weights, pairs
 from nnabla_detofa.space.search_space import ofa_resnet50
 
 SPACE = ofa_resnet50()

@@ -14,7 +14,7 @@ from nnabla_detofa.path_filter.metrics import (
     spearman_rho,
     weakest,
 )
-from nnabla_detofa.path_filter.model import Tokenizer
+from nnabla_detofa.path_filter.tokens import Tokenizer
 from nnabla_detofa.space.search_space import ofa_resnet50
 
 
@@ -52,8 +52,8 @@ def test_the_mean_over_buckets_leaves_small_buckets_out():
     losses, buckets = np.array([1.0, 2, 3, 1, 2, 3, 9]), np.array([0, 0, 0, 1, 1, 1, 2])
     scores = np.array([3.0, 2, 1, 1, 2, 3, 0])
     assert per_bucket(kendall_tau, scores, losses, buckets) == pytest.approx({0: 1, 1: -1, 2: math.nan}, nan_ok=True)
-    assert over_buckets(kendall_tau, scores, losses, buckets, least=3) == pytest.approx(0)
-    assert math.isnan(over_buckets(kendall_tau, scores, losses, buckets, least=4))
+    assert over_buckets(kendall_tau, scores, losses, buckets, min_paths=3) == pytest.approx(0)
+    assert math.isnan(over_buckets(kendall_tau, scores, losses, buckets, min_paths=4))
 
 
 def test_the_weakest_of_each_bucket_and_of_all_differ():

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from nnabla_detofa.path_filter.fitting import FitOptions, fit
 from nnabla_detofa.path_filter.metrics import baseline_scores, kendall_tau, over_buckets, per_bucket, weakest
 from nnabla_detofa.path_filter.model import PathFilter
-from nnabla_detofa.path_filter.ranking import FitOptions, fit
 from nnabla_detofa.space.costs import CostModel
 from nnabla_detofa.space.counting import Buckets
 from nnabla_detofa.space.paths import PathBatch
