@@ -10,8 +10,9 @@ import numpy as np
 from ..common.errors import UserError
 from ..config import Filter
 from ..path_filter.evaluated_paths import EvaluatedPaths
-from ..path_filter.model import PathFilter, PathScorer, Tokenizer
-from ..path_filter.ranking import FitResult, fit, fit_options, transfer
+from ..path_filter.fitting import FitResult, fit, fit_options, transfer
+from ..path_filter.model import PathFilter, PathScorer
+from ..path_filter.tokens import Tokenizer
 from ..runs.phases import slug
 from ..space.geometry import Geometry
 
