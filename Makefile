@@ -23,7 +23,7 @@ STUDIES := $(TABLES) $(FIGURES) $(BESIDE) tables figures paper
 
 .NOTPARALLEL: # what needs both cores takes both
 .PHONY: help setup setup-cuda setup-export test test-null-gpu test-gpu test-slow test-faults test-export parity lint reference \
-    demo pretrain evaluation-study table1 filter-study report results claims pilot study docs test-docs test-page bench $(STUDIES) data/digits data/digits_1600 \
+    demo pretrain evaluation-study table1 filter-study report results claims pilot study docs notebook test-docs test-page bench $(STUDIES) data/digits data/digits_1600 \
     clean
 
 help: ## This list
@@ -82,6 +82,9 @@ docs: $(DOCS_READY) ## Build the site of the documents in site/; warnings are er
 demo: data/digits ## Run Algorithm 1 on the digits data set and show what it finds, in runs/demo (11 minutes)
 	$(BIN)/python -m nnabla_detofa train configs/digits_detofa.json -o runs/demo --processes auto
 	$(BIN)/python -m nnabla_detofa report runs/demo
+
+notebook: $(READY) ## Run the notebook docs/start/tour.ipynb on the demo's run, and store its outputs (half a minute)
+	$(BIN)/python tests/notebook.py docs/start/tour.ipynb
 
 pretrain: data/digits ## Train the weights that the demo and Figure 7 start from (30 minutes)
 	$(BIN)/python -m nnabla_detofa train configs/digits_pretrain.json -o runs/digits_pretrain --processes auto

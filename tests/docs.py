@@ -104,8 +104,10 @@ class Command:
 
 
 def blocks(page: str) -> list[tuple[int, str, str]]:
-    """(first line, language, text) of each fenced block."""
+    """(first line, language, text) of each fenced block, or of each code cell of a notebook."""
     text = (ROOT / page).read_text(encoding="utf-8")
+    if page.endswith(".ipynb"):
+        return [(1, "python", "".join(cell["source"])) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
     fenced = re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [(text.count("\n", 0, found.start()) + 2, found[1], found[2]) for found in fenced]
 
@@ -163,6 +165,7 @@ def everything() -> list[Command]:
         found += page_commands(page)
         if any(language == "python" for _, language, _ in blocks(page)):
             found.append(Command(page, "its Python code"))
+    found += [Command(str(file.relative_to(ROOT)), "its Python code") for file in sorted((ROOT / "docs").rglob("*.ipynb"))]
     for file in config_files():
         found += config_commands(file)
     return found + help_commands()
