@@ -48,11 +48,11 @@ def train(config, output=None, overrides=(), restart=False):
 
     from . import config as configs
     from .backend.compat import Device, own_modes
-    from .backend.process_state import given_back
+    from .backend.process_state import restored_state
     from .cli.train import RUNNERS
 
     loaded = configs.load(config, overrides)
-    with given_back(), own_modes():
+    with restored_state(), own_modes():
         device = Device.open(loaded.args.context, loaded.args.device_id)
         runner = importlib.import_module(RUNNERS[loaded.args.runner])
         return runner.run(loaded, device, Path(output or loaded.output_path), restart=restart)

@@ -52,7 +52,7 @@ def repair() -> None:
     # Check the disk, since find_spec(NETWORKS) would import the parent packages, which fails. The folder has no
     # __init__.py even in the sources of nnabla-nas, which is why the wheel lacks it.
     inner = Path(*NETWORKS.split(".")[1:], "ofa_resnet50.py")
-    if any((Path(place) / inner).is_file() for place in found.submodule_search_locations or ()):
+    if any((Path(folder) / inner).is_file() for folder in found.submodule_search_locations or ()):
         return
     package = ModuleType(NETWORKS, "Stands in for a package that the nnabla-nas wheel lacks.")
     package.__path__ = []
@@ -154,7 +154,7 @@ class Device:
 
     Attributes:
         name: "cpu" or "cudnn".
-        ctx: nnabla's current context after `Device.open`; `process_state.given_back` restores the previous one.
+        ctx: nnabla's current context after `Device.open`; `process_state.restored_state` restores the previous one.
         comm: communicator of the processes that train together.
         event: synchronizes data loading and computation on a GPU's stream; does nothing on the CPU.
     """
@@ -201,7 +201,7 @@ class Device:
         if ids is None:
             first = ranks if VISIBLE_GPUS is None else min(ranks, len(VISIBLE_GPUS.split(",")))
             ids = ",".join(map(str, range(first)))
-        visible = None if ids == "-1" else _visible_gpus(ids)  # also refused where no GPU is usable
+        visible = None if ids == "-1" else _visible_gpus(ids)  # checked even if no GPU is usable
         try:
             with cuda_libraries.quiet():
                 cuda_libraries.load()
@@ -283,20 +283,22 @@ def hydra_state(output_dir: str | Path) -> Iterator[Path]:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf, open_dict
 
-    place = Path(output_dir).resolve()
+    folder = Path(output_dir).resolve()
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"args.output_path must be a folder that can be made, got {output_dir} ({error.strerror})") from error
+        raise UserError(
+            f"args.output_path must be a folder that can be created, got {output_dir} ({error.strerror})"
+        ) from error
     config = OmegaConf.create({"hydra": OmegaConf.structured(HydraConf)})
     with open_dict(config):
-        config.hydra.run.dir = _literal(str(place))
+        config.hydra.run.dir = _literal(str(folder))
         config.hydra.output_subdir = ""  # part of the log's file name, log.txt
         config.hydra.runtime.cwd = _literal(os.getcwd())
     state = HydraConfig.instance()
     before = state.cfg
     state.set_config(config)
     try:
-        yield place
+        yield folder
     finally:
         state.cfg = before

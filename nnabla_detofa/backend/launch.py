@@ -73,10 +73,10 @@ def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
         yield
         return
     terminals = [stream for stream in (1, 2) if os.isatty(stream)]
-    heard: list[int] = []
+    received: list[int] = []
 
-    def hear(number: int, frame: FrameType | None) -> None:
-        heard.append(number)
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         handler(number, frame)
 
     def hang_up(number: int, frame: FrameType | None) -> None:
@@ -84,9 +84,9 @@ def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
         for stream in terminals:
             os.dup2(nowhere, stream)
         os.close(nowhere)
-        hear(number, frame)
+        receive(number, frame)
 
-    handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]] = dict.fromkeys(STOP_SIGNALS, hear)
+    handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]] = dict.fromkeys(STOP_SIGNALS, receive)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         del handlers[signal.SIGHUP]
     else:
@@ -95,7 +95,7 @@ def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
     try:
         yield
     except Exception as error:
-        if not heard:
+        if not received:
             raise
         raise Stopped from error
     finally:
@@ -167,13 +167,13 @@ def launch(processes: int, command: Sequence[str]) -> int:
         # In a container the user is root, and Open MPI regards a machine with few cores as full.
         options += ["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
     job: subprocess.Popen | None = None
-    told: list[int] = []
+    forwarded: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         if job is not None:
-            job.send_signal(signal.SIGTERM if told and number != signal.SIGHUP else signal.SIGUSR1)
+            job.send_signal(signal.SIGTERM if forwarded and number != signal.SIGHUP else signal.SIGUSR1)
         if number != signal.SIGHUP:  # one event may cause SIGHUP and another signal
-            told.append(number)
+            forwarded.append(number)
 
     with handling(forward):
         job = subprocess.Popen([launcher, *options, *command], start_new_session=True)

@@ -13,7 +13,7 @@ GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 @contextmanager
-def given_back() -> Iterator[None]:
+def restored_state() -> Iterator[None]:
     """Restore logging, NNabla's context and the visible GPUs after the block.
 
     NNabla is not imported here. If the block imports it, the context is reset to its default afterwards.

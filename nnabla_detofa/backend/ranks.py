@@ -100,16 +100,16 @@ class Communicator:
             return [function()]
         value: Any = None
         own: BaseException | None = None
-        told: BaseException | None = None
+        shared: BaseException | None = None
         try:
             value = function()
         except (UserError, OSError) as error:
-            own = told = error
+            own = shared = error
         except KeyboardInterrupt:
-            own = told = Stopped()
+            own = shared = Stopped()
         except Exception as error:
-            own, told = error, RuntimeError(f"rank {self.rank} failed:\n{traceback.format_exc()}")
-        outcomes: list[tuple[Any, BaseException | None]] = self.gather((value, told))
+            own, shared = error, RuntimeError(f"rank {self.rank} failed:\n{traceback.format_exc()}")
+        outcomes: list[tuple[Any, BaseException | None]] = self.gather((value, shared))
         for rank, (_, theirs) in enumerate(outcomes):
             if theirs is not None:
                 raise own if own is not None and rank == self.rank else theirs

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..backend import launch
-from ..backend.process_state import given_back
+from ..backend.process_state import restored_state
 from ..common.checked import nearest
 from ..common.errors import UserError
 from ..common.reading import short
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if argv[0].startswith("-"):
         argv.insert(0, DEFAULT)
-    with given_back():
+    with restored_state():
         return _main(program, argv)
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .figures import matplotlib
 
-SMALLEST_PICTURE = 640
+MIN_PICTURE_SIZE = 640
 """Smallest longer side of a picture in pixels: smaller images are enlarged so that class names fit beside boxes."""
 
 
@@ -65,7 +65,7 @@ def draw(image: np.ndarray, found: Sequence[Detection], classes: Sequence[str]) 
         classes: names of all classes, which determine the colors.
     """
     height, width = image.shape[:2]
-    factor = max(1, -(-SMALLEST_PICTURE // max(height, width)))
+    factor = max(1, -(-MIN_PICTURE_SIZE // max(height, width)))
     picture = Image.fromarray(image[:, :, ::-1]).resize((width * factor, height * factor), Image.Resampling.BICUBIC)
     longest = max(picture.size)
     line, canvas = max(2, round(longest / 250)), ImageDraw.Draw(picture)

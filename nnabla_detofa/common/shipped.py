@@ -45,7 +45,7 @@ def find_config(name: str | Path) -> Path:
     return path
 
 
-def beside(path: str, folder: Path) -> str:
+def locate(path: str, folder: Path) -> str:
     """Return where a file or folder named by a config is.
 
     Args:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from .values import Count, Natural, place, text
+from .values import Count, Natural, expand_home, text
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Args:
     context: Literal["auto", "cpu", "cudnn"] = "auto"
     device_id: Annotated[str, text] = "0"
     type_config: Literal["float"] = "float"
-    output_path: Annotated[str, text, place] | None = None
+    output_path: Annotated[str, text, expand_home] | None = None
     workers: Annotated[int, "[0, 256]"] = 2
     evaluation_processes: Annotated[int, "[1, 256]"] | None = None
     print_frequency: Count = 50

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from ..common.errors import UserError
 from ..common.normalization import COCO, IMAGENET, Normalization
 from ..common.reading import short
-from .values import Natural, Place, Scale, Side, UpToOne
+from .values import Natural, PathStr, Scale, Side, UpToOne
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class VocData(DetectionData):
             both.
     """
 
-    root: Place = "data/VOCdevkit"
+    root: PathStr = "data/VOCdevkit"
     train: tuple[str, ...] = ("VOC2007/trainval", "VOC2012/trainval")
     val: tuple[str, ...] = ()
     test: tuple[str, ...] = ("VOC2007/test",)
@@ -100,7 +100,7 @@ class CocoData(DetectionData):
         ap_metric: main metric, AP averaged over IoU thresholds from 0.5 to 0.95.
     """
 
-    root: Place = "data/coco"
+    root: PathStr = "data/coco"
     train: CocoSplit = CocoSplit("annotations/instances_train2017.json", "train2017")
     val: CocoSplit | None = None
     test: CocoSplit = CocoSplit("annotations/instances_val2017.json", "val2017")
@@ -124,7 +124,7 @@ class YoloData(DetectionData):
         ap_metric: main metric, AP averaged over IoU thresholds from 0.5 to 0.95.
     """
 
-    root: Place = "data/yolo"
+    root: PathStr = "data/yolo"
     description: str = "data.yaml"
     train: str = "train"
     val: str | None = "val"
@@ -152,7 +152,7 @@ class ImageFolderData:
         normalization: mean and std of the images with values in [0, 1], each for blue, green, red.
     """
 
-    root: Place
+    root: PathStr
     train: str = "train"
     val: str = "val"
     image_size: Side = 224

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from ..common.checked import listed
 from ..common.errors import UserError
 from ..space.geometry import OFA_RESNET50
-from .values import Count, Natural, NonNegative, Paths, Place, Positive, Scale, Share, UpToOne, flops
+from .values import Count, Natural, NonNegative, Paths, PathStr, Positive, Scale, Share, UpToOne, flops
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Filter:
         dropout: dropout rate of the pooled vector (paper is silent).
     """
 
-    weights: Place | None = None
+    weights: PathStr | None = None
     dim: Annotated[int, "[1, 4096]"] = 128
     heads: Count = 4
     layers: Annotated[int, "[1, 64]"] = 3

@@ -13,7 +13,7 @@ from typing import Any
 from ..common.checked import check_keys, kind_of, listed, read
 from ..common.errors import UserError
 from ..common.reading import parse_json, shown
-from ..common.shipped import beside, find_config
+from ..common.shipped import find_config, locate
 from . import older
 from .args import Args
 from .config import RUNNERS, Config
@@ -45,11 +45,11 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def _with_files_found(content: Any, folder: Path, key: str = "") -> Any:
-    """Replace paths of data and weights that do not exist by those found from `folder`; see `shipped.beside`."""
+    """Replace paths of data and weights that do not exist by those found from `folder`; see `shipped.locate`."""
     if isinstance(content, Mapping):
         return {name: _with_files_found(value, folder, f"{key}.{name}" if key else name) for name, value in content.items()}
     named = isinstance(content, str) and re.fullmatch(r"(network\.\w+|hparams\.filter)\.weights|dataloader\.\w+\.root", key)
-    return beside(content, folder) if named else content
+    return locate(content, folder) if named else content
 
 
 def from_run(content: Mapping[str, Any], name: str, overrides: Iterable[str] = ()) -> Config:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from ..common.errors import UserError
 from ..space.geometry import Geometry, HeadGeometry
-from .values import Channels, Classes, NonNegative, Place, UpToOne
+from .values import Channels, Classes, NonNegative, PathStr, UpToOne
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class OfaResnet50:
     strides: tuple[Annotated[int, "[1, 2]"], ...] = (1, 2, 2, 2)
     elastic_stem: bool = True
     zero_init_residual: bool = True
-    weights: Place | None = None
+    weights: PathStr | None = None
 
     def __post_init__(self) -> None:
         if len(self.strides) != 4:

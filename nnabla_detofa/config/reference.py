@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_orig
 
 from ..common.files import write_json, write_text
 from . import DATALOADERS, NETWORKS, RUNNERS, Args, Solvers
-from .values import place
+from .values import expand_home
 
 SCALARS = {int: "integer", float: "number", bool: "boolean", str: "string"}
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
@@ -145,7 +145,7 @@ def _schema(hint: Any) -> dict[str, Any]:
         inner = _schema(parts[0])
         for interval in (extra for extra in parts[1:] if isinstance(extra, str)):
             inner |= _bounds(interval)
-        converts = any(callable(extra) and extra is not place for extra in parts[1:])
+        converts = any(callable(extra) and extra is not expand_home for extra in parts[1:])
         return {"anyOf": [inner, {"type": ["string", "integer"]}]} if converts else inner
     if origin in (Union, types.UnionType):
         return {"anyOf": [_schema(parts[0]), {"type": "null"}]}

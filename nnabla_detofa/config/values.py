@@ -24,7 +24,7 @@ def text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def place(value: Any) -> Any:
+def expand_home(value: Any) -> Any:
     """Expand a leading ~ in the path of a file or folder to the home folder, since no shell expands it inside a config.
 
     Raises:
@@ -44,7 +44,7 @@ Share = Annotated[float, "[0, 1)"]
 UpToOne = Annotated[float, "(0, 1]"]
 Positive = Annotated[float, "(0, inf)"]
 NonNegative = Annotated[float, "[0, inf)"]
-Place = Annotated[str, place]
+PathStr = Annotated[str, expand_home]
 # Values that determine memory are bounded far above any sensible value, so that a typing error is rejected at once.
 Side = Annotated[int, "[32, 16384]"]
 Channels = Annotated[int, "[1, 8192]"]

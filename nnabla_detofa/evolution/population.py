@@ -104,14 +104,14 @@ def breed(
     make: Callable[[int], PathBatch], n: int, constraints: Sequence[Constraint], rounds: int = CHILD_ROUNDS
 ) -> list[PathBatch]:
     """Return `n` feasible paths among those that `make` samples, or fewer if `rounds` rounds of sampling are not enough."""
-    kept: list[PathBatch] = []
+    feasible: list[PathBatch] = []
     for number in range(rounds):
         if not n:
             break
         sampled = make(n * 4**number)
-        kept.append(sampled[feasible_paths(sampled, constraints)][:n])
-        n -= len(kept[-1])
-    return kept
+        feasible.append(sampled[feasible_paths(sampled, constraints)][:n])
+        n -= len(feasible[-1])
+    return feasible
 
 
 def best_paths(

@@ -23,15 +23,15 @@ CONFIG = "config.json"
 LOCK = ".lock"
 BEFORE = ".before"
 """Subfolder to which `--restart` moves the previous run while it checks the new one. Its config is moved last."""
-GONE = ".gone"
+DISCARDED = ".gone"
 """Name to which `BEFORE` is renamed before it is removed."""
-OURS = {LOCK, BEFORE, GONE, f"{CONFIG}.new"}
+OWN_FILES = {LOCK, BEFORE, DISCARDED, f"{CONFIG}.new"}
 MINI_BATCH = "mini_batch.json"
 """File of a run whose mini-batches, over which batch normalization computes its statistics, are not those of one process. It
 is written before the run's config, so every folder from which the run can be resumed contains it."""
-BEGUN = {MINI_BATCH, f"{MINI_BATCH}.new"}
+EARLY_FILES = {MINI_BATCH, f"{MINI_BATCH}.new"}
 """Files of a run that was killed before its config was written."""
-TRIES = 100
+MAX_ATTEMPTS = 100
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class LockedRun:
     def commit(self) -> None:
         """Remove the run that `--restart` replaces, after the new run has passed its checks."""
         if (self.folder / BEFORE).exists():
-            os.replace(self.folder / BEFORE, self.folder / GONE)
-            shutil.rmtree(self.folder / GONE)
+            os.replace(self.folder / BEFORE, self.folder / DISCARDED)
+            shutil.rmtree(self.folder / DISCARDED)
 
     def roll_back(self) -> None:
         """Restore the previous run, or empty the folder of a new run, after the new run has failed its checks."""
@@ -82,11 +82,11 @@ def locked_run(
             are not a run, or it is not writable. Nothing is changed then.
     """
     check(folder, config, restart)
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    created = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         with _holding_lock(folder):
             try:
-                shutil.rmtree(folder / GONE, ignore_errors=True)
+                shutil.rmtree(folder / DISCARDED, ignore_errors=True)
                 if (folder / BEFORE).exists():
                     _restore(folder)
                 check(folder, config, restart)  # check again, now that no other process can change it
@@ -99,8 +99,8 @@ def locked_run(
             yield LockedRun(folder, fresh)
     finally:
         with suppress(OSError):  # a folder is not empty
-            for place in made:
-                place.rmdir()
+            for parent in created:
+                parent.rmdir()
 
 
 def _begin(folder: FilePath, mini_batch: dict | None) -> None:
@@ -129,7 +129,7 @@ def check(folder: FilePath, config: configs.Config, restart: bool) -> None:
         return  # a restart was interrupted: checked after it is repaired
     file = folder / CONFIG
     if not file.is_file():
-        if folder.exists() and any(entry.name not in {*OURS, *BEGUN} for entry in folder.iterdir()):
+        if folder.exists() and any(entry.name not in {*OWN_FILES, *EARLY_FILES} for entry in folder.iterdir()):
             raise UserError(f"args.output_path {folder} holds files that are not a run: choose a new or empty folder")
         return
     try:
@@ -163,7 +163,7 @@ def _holding_lock(folder: FilePath) -> Iterator[None]:
 
 def _lock(folder: FilePath) -> int:
     """Open and lock the lock file; return its file descriptor."""
-    for _ in range(TRIES):
+    for _ in range(MAX_ATTEMPTS):
         opened = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -198,7 +198,7 @@ def _set_aside(folder: FilePath) -> None:
     """Move the files of a run into `BEFORE`, its config last: if the config is there, all files are."""
     before = folder / BEFORE
     before.mkdir()
-    for entry in _entries(folder):
+    for entry in _run_files(folder):
         if entry.name != CONFIG:
             os.replace(entry, before / entry.name)
     os.replace(folder / CONFIG, before / CONFIG)
@@ -217,13 +217,13 @@ def _restore(folder: FilePath) -> None:
 
 def _empty(folder: FilePath) -> None:
     """Remove all files and folders of a run, except the lock and what is set aside."""
-    for entry in _entries(folder):
+    for entry in _run_files(folder):
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
-def _entries(folder: FilePath) -> list[FilePath]:
+def _run_files(folder: FilePath) -> list[FilePath]:
     """Return the files and folders of a run, without the lock and what is set aside."""
-    return [entry for entry in sorted(folder.iterdir()) if entry.name not in OURS]
+    return [entry for entry in sorted(folder.iterdir()) if entry.name not in OWN_FILES]
 
 
 def differences(before: dict, now: dict, prefix: str = "") -> list[str]:

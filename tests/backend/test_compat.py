@@ -358,5 +358,5 @@ def test_runners_of_one_process_write_each_under_its_own_folder(tmp_path):
 
 def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="args.output_path must be a folder that can be made"), hydra_state(tmp_path / "file"):
+    with pytest.raises(UserError, match="must be a folder that can be created"), hydra_state(tmp_path / "file"):
         pass
