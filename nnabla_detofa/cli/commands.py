@@ -27,6 +27,7 @@ DATA = Group(
             data.digits_arguments,
             data.digits,
             ("", "--root data/digits_1600 --train 1600 --val 256 --test 2000 --no-crops"),
+            data.after_digits,
         ),
         "to-coco": Command(
             "copy a VOC tree in COCO's format",
@@ -46,6 +47,7 @@ PAPER = Group(
             paper.reproduce_arguments,
             paper.reproduce,
             ("table3 tableA3 figure8 --profile demo", "figure9 --profile bccd --set dataloader.voc.root=FOLDER --seeds 3"),
+            paper.after_results,
         ),
         "table1": Command(
             "make Table 1, the sizes of the search spaces, with exact counts", paper.table1_arguments, paper.table1, ("",)
@@ -67,12 +69,14 @@ PAPER = Group(
             paper.pilot_arguments,
             paper.pilot,
             ("--profile study",),
+            paper.after_pilot,
         ),
         "filter-study": Command(
             "measure how many paths the path filter needs, compared with other rankings",
             paper.filter_study_arguments,
             paper.filter_study,
             ("--profile demo",),
+            paper.after_results,
         ),
     },
     "reproduce",
@@ -136,6 +140,7 @@ COMMANDS: Mapping[str, Command | Group] = {
         runs.compare_arguments,
         runs.compare,
         ("runs/digits_detofa runs/digits_ofa -o front.png",),
+        runs.after_compare,
     ),
     "evaluate": Command(
         "compute the average precision of a run's detectors, class by class",
@@ -152,6 +157,7 @@ COMMANDS: Mapping[str, Command | Group] = {
             "runs/digits_detofa data/digits/JPEGImages/test_00000.jpg --detector subnet_2",
             "runs/bccd_detofa photographs/ --detector fullnet --threshold 0.4 -o found",
         ),
+        deploy.after_detect,
     ),
     "search": Command(
         "find the best subnet of a finished run under hard bounds",
@@ -168,6 +174,7 @@ COMMANDS: Mapping[str, Command | Group] = {
             "runs/digits_detofa --detector subnet_2 -o subnet_2.nnp",
             "runs/voc_detofa --detector found_flops_15G.json -o found.onnx",
         ),
+        deploy.after_export,
     ),
     "measure-latency": Command(
         "time the layers of a config's supernet on this device",
@@ -207,6 +214,7 @@ COMMANDS: Mapping[str, Command | Group] = {
         train.export_weights_arguments,
         train.export_weights,
         ("runs/digits_pretrain configs/weights",),
+        train.after_export_weights,
     ),
     "paper": PAPER,
 }

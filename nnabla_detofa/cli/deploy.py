@@ -125,6 +125,15 @@ def detect(args: argparse.Namespace) -> None:
     print(f"written: pictures of {detector.name} and {file.name} in {output}")
 
 
+def after_detect(args: argparse.Namespace) -> dict[str, str]:
+    return {} if args.exported else {f"evaluate {shlex.quote(args.run)}": "average precision on the test images"}
+
+
+def after_export(args: argparse.Namespace) -> dict[str, str]:
+    nnp = args.output.endswith(".nnp")
+    return {f"detect {shlex.quote(args.output)} IMAGE": "boxes in images, without the run and its data"} if nnp else {}
+
+
 def export_arguments(parser: argparse.ArgumentParser) -> None:
     detector_arguments(parser)
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="file to write, .nnp or .onnx")

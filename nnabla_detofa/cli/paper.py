@@ -87,6 +87,11 @@ def expanded(targets: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for target in targets for name in groups.get(target, [target])))
 
 
+def after_results(args: argparse.Namespace) -> dict[str, str]:
+    """Return the command that collects the results of a profile."""
+    return {f"paper page --profile {shlex.quote(args.profile)}": "all results as one HTML page"}
+
+
 def filter_study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="demo", help="demo, bccd, study, paper, or a .json file (default: %(default)s)")
     parser.add_argument(
@@ -148,6 +153,10 @@ def pilot(args: argparse.Namespace) -> None:
 
     profile = load(args.profile)
     print(run_pilot(profile, GRID, Device.open(args.context, args.device_id), args.all).read_text())
+
+
+def after_pilot(args: argparse.Namespace) -> dict[str, str]:
+    return {"paper controls architectures table2 figure5 --profile study --seeds 3": "the runs of the study"}
 
 
 def page_arguments(parser: argparse.ArgumentParser) -> None:

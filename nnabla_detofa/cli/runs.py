@@ -59,6 +59,10 @@ def compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="FILE", help="also plot AP against the budgets to this .png file")
 
 
+def after_compare(args: argparse.Namespace) -> dict[str, str]:
+    return {f"evaluate {shlex.quote(args.runs[0])}": "average precision of each class"}
+
+
 def compare(args: argparse.Namespace) -> None:
     """Print the AP of several runs at each budget, their differences, and whether the comparison is fair."""
     check_output_file(args.output)

@@ -138,6 +138,11 @@ def export_weights(args: argparse.Namespace) -> None:
     print(f"written: {', '.join(map(str, export_weights(Path(args.run), Path(args.folder), args.name)))}")
 
 
+def after_export_weights(args: argparse.Namespace) -> dict[str, str]:
+    weights = shlex.quote(f"network.centernet_ofa_resnet50.weights={args.folder}/{args.name}_supernet.h5")
+    return {f"train CONFIG {weights}": "start a detection supernet from them"}
+
+
 def import_ofa_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
