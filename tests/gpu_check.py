@@ -142,7 +142,7 @@ def others(device, found: dict) -> None:
     from nnabla_detofa import config as configs
     from nnabla_detofa.methods.build import make_model
     from nnabla_detofa.networks.layers import BATCH
-    from nnabla_detofa.path_filter.fitting import fit
+    from nnabla_detofa.path_filter.fitting import FitOptions, fit
     from nnabla_detofa.path_filter.model import PathFilter
 
     classifier = make_model(configs.load(CLASSIFIER, ["network.ofa_resnet50.width_scale=0.125"]), 10)
@@ -155,7 +155,8 @@ def others(device, found: dict) -> None:
     paths, rng = classifier.space.sample_many(np.random.default_rng(6), 100), np.random.default_rng(7)
     buckets = rng.integers(0, 5, 100)
     found["filter scores"] = path_filter.score(paths, buckets)
-    fitted = fit(path_filter, paths, buckets, rng.normal(size=100), np.random.default_rng(8), epochs=5, lr=1e-4)
+    options = FitOptions(epochs=5, lr=1e-4)
+    (fitted,) = fit(path_filter, paths, buckets, rng.normal(size=100), np.random.default_rng(8), options)
     found["filter losses"] = fitted.validation_losses
 
 
