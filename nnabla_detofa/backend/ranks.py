@@ -120,16 +120,36 @@ class Communicator:
         return self.each(function if self.rank == 0 else lambda: None)[0]
 
     def map(self, function: Callable[[Any], Any], items: Iterable) -> Iterator:
-        """Compute `map(function, items)` in parallel: of n ranks, rank r takes items r, r + n, ...; all get all results."""
+        """Compute `map(function, items)` in parallel: of n ranks, rank r takes items r, r + n, ...; all get all results.
+
+        Ranks exchange results about every `EXCHANGE` seconds, or after each item that takes longer, so that a rank with a
+        slow item does not keep the others waiting. The results do not depend on when that is.
+        """
         items, n = list(items), self.n_procs
-        for start in range(0, len(items), n):
-            mine = items[start : start + n][self.rank : self.rank + 1]
-            for results in self.each(partial(_mapped, function, mine)):
-                yield from results
+        if n == 1:
+            yield from map(function, items)
+        start, per_rank = 0, 1
+        while n > 1 and start < len(items):
+            block = items[start : start + n * per_rank]
+            found = self.each(partial(_timed, function, block[self.rank :: n]))
+            for place in range(len(block)):
+                results, _ = found[place % n]
+                yield results[place // n]
+            start += len(block)
+            slowest = max(seconds for _, seconds in found) / per_rank
+            per_rank = max(1, min(MAX_PER_RANK, int(EXCHANGE / max(slowest, 1e-9))))
 
 
-def _mapped(function: Callable[[Any], Any], items: Sequence) -> list:
-    return [function(item) for item in items]
+EXCHANGE = 4.0
+"""Seconds between the exchanges of `Communicator.map`: as much work as a rank may lose when the run is stopped."""
+MAX_PER_RANK = 64
+"""Maximum number of items of a rank between exchanges."""
+
+
+def _timed(function: Callable[[Any], Any], items: Sequence) -> tuple[list, float]:
+    """Return the results for the items and the seconds they took."""
+    start = time.perf_counter()
+    return [function(item) for item in items], time.perf_counter() - start
 
 
 def _communicators() -> ModuleType:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -65,6 +66,19 @@ def test_items_are_shared_out_and_come_back_in_order():
 
     assert values_of(together(work)) == [[(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)]] * 2
     assert work(Communicator()) == [(item, 0) for item in range(5)]
+
+
+def test_ranks_exchange_quick_results_in_blocks_and_slow_ones_at_once(monkeypatch):
+    monkeypatch.setattr("nnabla_detofa.backend.ranks.EXCHANGE", 0.05)
+
+    def work(comm):
+        exchanges, each = [], comm.each
+        comm.each = lambda function: (exchanges.append(1), each(function))[1]
+        slow = list(comm.map(lambda item: time.sleep(0.1 * (item < 4)) or item, range(100)))
+        return slow, len(exchanges)
+
+    for results, exchanges in values_of(together(work)):
+        assert results == list(range(100)) and 3 <= exchanges <= 10, "two for the slow items, few for the others"
 
 
 @pytest.mark.parametrize(
