@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,12 +60,7 @@ def front(
         NoPath: no path that satisfies the constraints was found.
     """
     check_arguments(population, generations, mutate_prob=mutate_prob)
-    try:
-        from .nsga2 import evolve
-    except ImportError as error:
-        raise UserError(
-            f"a Pareto front needs pymoo, which cannot be imported ({error}): install nnabla-detofa[search]"
-        ) from error
+    evolve = _nsga2()
     measured = Constraint("cost", layer_cost(cost) if isinstance(cost, (CostModel, LayerCost)) else cost, np.inf).costs
     scored: dict[bytes, float] = {}
     seen: list[PathBatch] = []
@@ -96,7 +91,27 @@ def front(
             progress(generation, max(scored.values()))
     every = PathBatch.concatenate(seen)
     costs, scores = np.asarray(measured(every)), np.array([scored[key] for key in every.keys.tolist()])
+    best = non_dominated(costs, scores)
+    return Front(every[best], scores[best], costs[best], len(scored))
+
+
+def _nsga2() -> Callable[..., Iterator[None]]:
+    """Import NSGA-II.
+
+    Raises:
+        UserError: pymoo is not installed.
+    """
+    try:
+        from .nsga2 import evolve
+    except ImportError as error:
+        raise UserError(
+            f"a Pareto front needs pymoo, which fails to import ({error}): install nnabla-detofa[search]"
+        ) from error
+    return evolve
+
+
+def non_dominated(costs: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return the indices of the points (n,) that no other point dominates, in ascending order of cost and score."""
     order = np.lexsort((-scores, costs))
     best_so_far = np.maximum.accumulate(np.concatenate([[-np.inf], scores[order][:-1]]))
-    kept = order[scores[order] > best_so_far]
-    return Front(every[kept], scores[kept], costs[kept], len(scored))
+    return order[scores[order] > best_so_far]
