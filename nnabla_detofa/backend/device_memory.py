@@ -29,6 +29,6 @@ def bounded_by(entry: str, images: int) -> Iterator[None]:
             raise
         lower = f", such as {entry}={images // 2}" if images > 1 else ""
         raise UserError(
-            f"the device's memory is not enough for {images} images at once: lower {entry}{lower}; results depend on it, so "
-            "the run starts over (--restart)"
+            f"the device has too little memory for {images} images at once: lower {entry}{lower}; results depend on it, so "
+            "start over with --restart"
         ) from error

@@ -205,7 +205,7 @@ class MpiCommunicator(Communicator):
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py finds no MPI library
             raise UserError(
-                "several ranks were launched, but on the CPU they talk through mpi4py, which does not load "
+                "several ranks were launched, but on the CPU they communicate through mpi4py, which cannot be loaded "
                 f"({' '.join(str(error).split())}): install nnabla-detofa[mpi], or start one process"
             ) from error
         self._world = MPI.COMM_WORLD

@@ -101,7 +101,7 @@ def _scalar(kind: type, value: Any, where: str, interval: str) -> Any:
     if kind is int and abs(value) > sys.maxsize:
         raise UserError(f"{where} must be at most {sys.maxsize}, got {shown(value)}")
     if kind is str and any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
-        raise UserError(f"{where} must be text without zero bytes and halves of characters, got {shown(value)}")
+        raise UserError(f"{where} must be text without zero bytes and surrogate characters, got {shown(value)}")
     return kind(value)
 
 

@@ -62,7 +62,7 @@ def detector(content: Any, geometry: Geometry, path: Path | None = None, where: 
     if "coco" in content:
         _number(_entry(content["coco"], "AP", f"{where}.coco"), f"{where}.coco.AP")
     if _path(_entry(content, "path", where), f"{where}.path", geometry) != path and path is not None:
-        raise UserError(f"{where}.path is another than this run's".removeprefix("it."))
+        raise UserError(f"{where}.path differs from that of this run".removeprefix("it."))
     return content
 
 

@@ -36,7 +36,7 @@ def read_result(run: FilePath, name: str, check: Callable[[Any], Any] = lambda c
     try:
         return check(content)
     except UserError as error:
-        raise UserError(f"{file} is damaged: it does not hold what a finished run leaves ({error})") from error
+        raise UserError(f"{file} is damaged: its content is not that of a finished run ({error})") from error
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def reading(file: FilePath) -> Iterator[None]:
     except UserError:
         raise
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        raise UserError(f"{file} is damaged: it does not hold what a finished run leaves ({short(repr(error))})") from error
+        raise UserError(f"{file} is damaged: its content is not that of a finished run ({short(repr(error))})") from error
 
 
 def number(value: Any, finite: bool = False) -> int | float:
@@ -96,7 +96,8 @@ def check_classes(run: FilePath, classes: Sequence[str]) -> None:
     trained = trained_classes(run)
     if trained != tuple(classes):
         raise UserError(
-            f"the detectors of {run} know the classes {', '.join(trained)}, in this order; the data have {', '.join(classes)}"
+            f"the detectors of {run} were trained for the classes {', '.join(trained)}, in this order; "
+            f"the data have {', '.join(classes)}"
         )
 
 
@@ -124,7 +125,7 @@ def run_config(run: FilePath, overrides: Sequence[str] = (), fixed: Sequence[str
     config = configs.from_run(content, run.name, overrides)
     for key in differences(before.to_dict(), config.to_dict()):
         if key == "args.runner" or key.startswith(("network.", *fixed)) and not key.endswith(".weights"):
-            raise UserError(f"{key} must be the run's: what {run} trained is made for it; leave out the override")
+            raise UserError(f"{key} must not be overridden: the results of {run} depend on it")
     return config
 
 
@@ -143,7 +144,7 @@ def run_weights(run: FilePath, config: configs.Config, named: str | None = None)
     if named is not None:
         found = next((file for file in (run / named, FilePath(named)) if file.is_file()), None)
         if found is None:
-            raise UserError(f"--weights must be a file in {run} or elsewhere, got {named}")
+            raise UserError(f"--weights must be an existing file, in {run} or elsewhere, got {named}")
         return found
     files = [run / slug(phase.name) / "weights.h5" for phase in reversed(training_phases(config))]
     found = next((file for file in files if file.is_file()), None)

@@ -17,7 +17,7 @@ NNABLA = "memory error in alloc\n/builds/src/nbla/memory/memory.cpp:39\nFailed `
     "message", [NNABLA, "CUDNN_STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation", "(2) out of memory: cudaMalloc"]
 )
 def test_a_failed_allocation_names_the_entry_and_half_of_it(message):
-    sentence = "the device's memory is not enough for 32 images at once: lower hparams.bn_batch, such as hparams.bn_batch=16"
+    sentence = "the device has too little memory for 32 images at once: lower hparams.bn_batch, such as hparams.bn_batch=16"
     with pytest.raises(UserError, match=re.escape(sentence)), bounded_by("hparams.bn_batch", 32):
         raise RuntimeError(message)
 

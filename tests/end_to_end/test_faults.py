@@ -224,7 +224,7 @@ def test_a_second_run_in_a_folder_is_refused_and_a_dead_one_holds_nothing(config
     try:
         for restart in (False, True):
             with (
-                pytest.raises(UserError, match="another process is running in .*: wait for its end"),
+                pytest.raises(UserError, match="another process is running in .*: wait until it ends"),
                 lock.locked_run(folder, settings, restart),
             ):
                 pass
@@ -404,7 +404,7 @@ def test_results_that_a_run_goes_on_with_are_checked_at_its_start(config, unbrok
         ("ledger.json", "[]", "it must be a mapping, got a list"),
         ("search.json", json.dumps({key: {"d": [0]}}), r"is not a path \(d of a path"),
         ("subnet_1.json", "[]", "it must be a mapping, got a list"),
-        ("fullnet.json", json.dumps(results["subnet_1.json"]), "path is another than this run's"),
+        ("fullnet.json", json.dumps(results["subnet_1.json"]), "path differs from that of this run"),
     ):
         before = (folder / name).read_text()
         (folder / name).write_text(content)

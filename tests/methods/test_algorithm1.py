@@ -156,7 +156,7 @@ def test_evaluate_repeats_the_figures_of_the_run(finished, tmp_path, capsys):
     renamed = 'dataloader.voc.classes=["9","8","7","6","5","4","3","2","1","0"]'
     for command in (["evaluate", str(finished)], ["search", str(finished), "-o", str(tmp_path / "other.json")]):
         assert main([*command, renamed]) == 2
-        assert "know the classes 0, 1, 2" in capsys.readouterr().err
+        assert "were trained for the classes 0, 1, 2" in capsys.readouterr().err
     assert main(["evaluate", str(finished), "-o", str(tmp_path / "no" / "x.json")]) == 2
     assert "--output must be a file in an existing folder" in capsys.readouterr().err
     (tmp_path / "config.json").write_text("{")

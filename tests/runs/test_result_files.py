@@ -110,14 +110,14 @@ def test_damage_is_named(check, where, value, message, tmp_path):
         check(content)
     assert str(error.value).startswith(message)
     (tmp_path / "it.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"it\.json is damaged: it does not hold what a finished run leaves \("):
+    with pytest.raises(UserError, match=r"it\.json is damaged: its content is not that of a finished run \("):
         read_result(tmp_path, "it", check)
 
 
 def test_a_loss_may_be_none_and_a_path_must_be_the_one_that_is_asked_for():
     content, other = DETECTOR | {"loss": float("inf")}, list(SPACE.sample_many(np.random.default_rng(0), 2))[1]
     assert detector(content) is content
-    with pytest.raises(UserError, match="^path is another than this run's"):
+    with pytest.raises(UserError, match="^path differs from that of this run"):
         result_files.detector(content, GEOMETRY, other)
     found = {"0 20": PATHS[0]}
     assert result_files.found_paths(found, GEOMETRY) is found

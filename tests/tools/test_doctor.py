@@ -146,7 +146,7 @@ def test_an_output_folder_that_the_run_would_not_get(tmp_path):
     (tmp_path / "photographs").mkdir()
     (tmp_path / "photographs" / "1.jpg").write_text("no run")
     assert found(tmp_path / "new" / "run") == (OK, f"output: {tmp_path / 'new' / 'run'}; a new run")
-    for folder, word in (("file", "is a file"), ("file/run", "is a file"), ("photographs", "something that is not a run")):
+    for folder, word in (("file", "is a file"), ("file/run", "is a file"), ("photographs", "files that are not a run")):
         state, text = found(tmp_path / folder)
         assert state == PROBLEM and word in text
     run = tmp_path / "run"
