@@ -9,7 +9,7 @@
 # and runs must be the same for all machines.
 #
 # A job that reaches its time limit is told so five minutes ahead: the run saves what it has and stops with status 130, and
-# this script submits itself again. Whatever else ends it, the same command goes on at the last checkpoint.
+# this script submits itself again. If anything else ends it, the same command resumes from the last checkpoint.
 #
 #SBATCH --job-name=detofa
 #SBATCH --nodes=1
@@ -27,7 +27,7 @@ output=${OUTPUT:-runs/$(basename "$config" .json)}
 
 # Images of one pass through the network, on one GPU. It is part of the config, so that one process, or another number of
 # GPUs, gives the same run: batch normalization sees mini-batches. The paper's batch of 32 is 8 on each of 4 GPUs; on 8 GPUs
-# it is 4. Keep it while a run goes on.
+# it is 4. Do not change it when a run is resumed.
 mini_batch=${MINI_BATCH:-8}
 
 # One process for each GPU, and every process sees all GPUs of its machine (so not --gpus-per-task): it takes the one whose
