@@ -125,7 +125,7 @@ def test_the_cpu_is_one_process_without_events():
         ("def get_device_count():\n    return 0", "CUDA reports no device"),
     ],
 )
-def test_without_a_usable_gpu_cudnn_is_refused_and_auto_is_the_cpu(source, reason, cuda, caplog):
+def test_without_a_usable_gpu_cudnn_is_rejected_and_auto_is_the_cpu(source, reason, cuda, caplog):
     cuda(cuda=source)
     with pytest.raises(UserError, match=f"args.context is cudnn, but .*{reason}") as caught:
         Device.open("cudnn")
@@ -224,7 +224,7 @@ def test_ranks_on_a_machine_without_a_gpu_need_none(monkeypatch):
     assert Device.open("auto").comm.n_procs == 2
 
 
-def test_ranks_that_cannot_talk_are_refused(cuda, monkeypatch):
+def test_ranks_that_cannot_communicate_are_rejected(cuda, monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(UserError, match="several ranks were launched, but on the CPU they communicate through"):
@@ -289,7 +289,7 @@ def test_ranks_on_cpus_add_up_or_average(inplace, monkeypatch):
     comm.all_reduce([], inplace=inplace)
 
 
-def test_another_mpi_than_the_launchers_is_refused(monkeypatch):
+def test_another_mpi_than_the_launchers_is_rejected(monkeypatch):
     monkeypatch.setenv("PMI_SIZE", "2")
     monkeypatch.setitem(sys.modules, "mpi4py", mpi(TwinWorld(size=1)))
     with pytest.raises(UserError, match="2 ranks were launched, but they find 1"):

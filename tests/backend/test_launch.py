@@ -13,7 +13,7 @@ from nnabla_detofa.backend.launch import STOP_SIGNALS, handling
 from nnabla_detofa.training.stop import StopRequest
 
 
-def test_every_stop_signal_is_heard_but_an_ignored_hang_up(monkeypatch):
+def test_every_stop_signal_is_handled_but_an_ignored_hang_up(monkeypatch):
     heard = []
     with handling(lambda number, frame: heard.append(number)):
         for number in STOP_SIGNALS:

@@ -416,7 +416,7 @@ def test_nnabla_finds_the_mpi_of_set_up():
 
 
 @needs_mpi
-def test_mistakes_through_mpirun_are_told_once(config_file, tmp_path):
+def test_mistakes_through_mpirun_are_reported_once(config_file, tmp_path):
     for wrong, message in (("hparams.epoch=3", "hparams.epoch is not a key"), ("dataloader.voc.root=nowhere", "nowhere")):
         done = by_mpi("-f", config_file, "-o", tmp_path / "run", wrong)
         assert done.returncode == 2 and done.stderr.count("error: ") == 1 and message in done.stderr

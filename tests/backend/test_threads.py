@@ -75,7 +75,7 @@ def test_a_restart_that_fails_before_its_first_step_brings_the_old_run_back(owne
     assert not (folder / ".before").exists()
 
 
-def test_a_second_run_in_another_thread_is_refused_and_changes_nothing(tmp_path, monkeypatch):
+def test_a_second_run_in_another_thread_is_rejected_and_changes_nothing(tmp_path, monkeypatch):
     step, second = training.step, []
 
     def step_beside_another_run(graph):

@@ -99,7 +99,7 @@ def test_a_file_keeps_its_permissions(tmp_path):
         ["table1", "-o"],
     ],
 )
-def test_a_target_that_cannot_be_written_is_refused_before_the_work(command, tmp_path, monkeypatch, capsys):
+def test_a_target_that_cannot_be_written_is_rejected_before_the_work(command, tmp_path, monkeypatch, capsys):
     def refused(*args, **options):
         raise PermissionError(13, "Permission denied")
 

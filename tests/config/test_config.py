@@ -146,7 +146,7 @@ def test_strings_in_a_list_need_no_quotes(source, classes, tmp_path):
 
 
 @pytest.mark.parametrize("source", ["[RBC", "[RBC,&a *a]", "[[RBC,WBC]", "RBC"])
-def test_what_is_no_list_is_an_error(source, tmp_path):
+def test_what_is_not_a_list_is_an_error(source, tmp_path):
     with pytest.raises(UserError, match="dataloader.voc.classes must be"):
         configs.load(write(tmp_path, **SMALLEST), [f"dataloader.voc.classes={source}"])
 
@@ -178,7 +178,7 @@ def test_another_network_or_data_set_replaces_that_of_the_base(tmp_path):
     assert (config.network_name, config.dataloader_name) == ("ofa_resnet50", "image_folder")
 
 
-def test_a_base_that_leads_back_is_refused(tmp_path):
+def test_a_base_that_leads_back_is_rejected(tmp_path):
     write(tmp_path, "one.json", base="two.json")
     with pytest.raises(UserError, match="is based on itself, through .*one.json"):
         configs.load(write(tmp_path, "two.json", base="one.json"))
@@ -252,7 +252,7 @@ KEYS = [
 
 
 @given(st.sampled_from(KEYS), JSON)
-def test_any_value_is_taken_or_refused_by_name(place, value):
+def test_any_value_is_taken_or_rejected_by_name(place, value):
     section, key = place
     try:
         config = configs.from_dict(SMALLEST | {section: {key: value} if key else value}, "run")

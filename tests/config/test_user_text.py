@@ -44,7 +44,7 @@ def test_yaml_names_are_what_is_written(name, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["010", "1:30", "0x10", "1_000", "yes"])
-def test_yaml_numbers_in_other_forms_than_jsons_are_refused(value, tmp_path):
+def test_yaml_numbers_in_other_forms_than_jsons_are_rejected(value, tmp_path):
     with pytest.raises(UserError, match=f"args.seed must be an integer in .*, got '{value}'"):
         yaml_config(tmp_path, f"args: {{seed: {value}}}")
 
@@ -109,7 +109,7 @@ def test_labels_of_figures_are_drawn_as_they_are_written(name, tmp_path):
         (["hparams.bn_batch=1"], "hparams.bn_batch must be at least 2"),
     ],
 )
-def test_one_value_for_batch_normalization_is_refused(overrides, key):
+def test_one_value_for_batch_normalization_is_rejected(overrides, key):
     content = detofa_config("data")
     content["dataloader"]["voc"]["image_size"] = 32
     content["network"]["centernet_ofa_resnet50"]["strides"] = [2, 2, 2, 1]

@@ -81,7 +81,7 @@ def test_the_same_generator_gives_the_same_search():
     assert one == two != other
 
 
-def test_progress_hears_of_each_generation():
+def test_progress_is_reported_for_each_generation():
     heard = []
     found = search(
         SPACE, additive_score(GEOMETRY), MODEL, 1e12, np.random.default_rng(0), 5, progress=lambda *news: heard.append(news)
@@ -137,13 +137,13 @@ def test_the_smallest_populations_climb_too(population):
     assert found.scored > 10 and found.history[-1] > found.history[0]
 
 
-def test_a_front_refuses_the_same_arguments():
+def test_a_front_rejects_the_same_arguments():
     for arguments in ({"mutate_prob": 2}, {"population": 0}, {"generations": -1}):
         with pytest.raises(UserError, match=next(iter(arguments)).rstrip("s")):
             front(SPACE, additive_score(GEOMETRY), MODEL, np.random.default_rng(0), **arguments)
 
 
-def test_a_score_of_nan_is_refused():
+def test_a_score_of_nan_is_rejected():
     with pytest.raises(ValueError, match="NaN"):
         search(SPACE, lambda batch: np.full(len(batch), np.nan), MODEL, 1e12, np.random.default_rng(0))
 
@@ -165,7 +165,7 @@ def test_parents_from_outside_the_space_have_children_inside():
     assert pruned.contains_many(child).all()
 
 
-def test_the_mutation_rate_is_the_share_of_redrawn_choices():
+def test_the_mutation_rate_is_the_share_of_resampled_choices():
     rng = np.random.default_rng(0)
     parents = A.sample_many(rng, 20_000)
     assert (mutate_many(A, parents, 0.0, rng).keys == parents.keys).all()
@@ -231,7 +231,7 @@ def test_bounds_on_memory_are_sampled_exactly_with_an_additive_one():
     assert set(drawn.keys.tolist()) == allowed
 
 
-def test_bounds_that_exclude_each_other_are_known_without_drawing():
+def test_bounds_that_exclude_each_other_are_known_without_sampling():
     model = CostModel(384, 20, "detector")
     least = model.memory([A.largest])[0] - 1
     bounds = (between(model, model.flops([A.largest])[0], np.inf), at_most(model.memory, least))
@@ -297,7 +297,7 @@ def test_a_front_without_pymoo_says_what_to_install(monkeypatch):
         front(SPACE, additive_score(GEOMETRY), MODEL, np.random.default_rng(0))
 
 
-def test_a_mix_that_drawing_misses_is_found_by_breeding():
+def test_a_combination_that_sampling_misses_is_found_by_breeding():
     """Of the third FLOPs bucket only a few of its smallest paths have so few parameters."""
     geometry = Geometry(width_scale=0.125, strides=(1, 2, 2, 1))
     space, model = ofa_resnet50(geometry), CostModel(112, 10, "detector", geometry, HeadGeometry(10, (64, 64), 16))

@@ -1,4 +1,4 @@
-"""Evaluated paths on disk: they come back, go on after a kill, and are refused where they do not belong."""
+"""Evaluated paths on disk: they come back, continue after a kill, and are rejected where they do not belong."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ def test_they_come_back_from_disk(tmp_path):
         again.append(evaluated(0))
 
 
-def test_a_torn_last_line_is_dropped_and_the_file_goes_on(tmp_path):
+def test_a_torn_last_line_is_dropped_and_the_file_continues(tmp_path):
     file = tmp_path / "paths.jsonl"
     opened(file).append(evaluated(0))
     with open(file, "a") as torn:
@@ -65,7 +65,7 @@ def test_a_last_line_that_wants_only_its_end_is_not_torn(tmp_path):
 
 
 @pytest.mark.parametrize("end", ["", '\n{"path": {"d"', "\n{}\n"])
-def test_a_file_that_is_refused_is_left_as_it_was(end, tmp_path):
+def test_a_file_that_is_rejected_is_left_as_it_was(end, tmp_path):
     file = tmp_path / "paths.jsonl"
     opened(file).append(evaluated(0))
     before = file.read_text().rstrip() + end
@@ -75,7 +75,7 @@ def test_a_file_that_is_refused_is_left_as_it_was(end, tmp_path):
     assert file.read_text() == before
 
 
-def test_a_torn_first_line_begins_the_file_anew(tmp_path):
+def test_a_torn_first_line_restarts_the_file(tmp_path):
     file = tmp_path / "paths.jsonl"
     file.write_text('{"format": "eval')
     assert len(opened(file)) == 0
@@ -97,7 +97,7 @@ def test_a_damaged_line_is_named(tmp_path):
         EvaluatedPaths.read(file)
 
 
-def test_other_weights_settings_and_supernets_are_refused(tmp_path):
+def test_other_weights_settings_and_supernets_are_rejected(tmp_path):
     file = tmp_path / "paths.jsonl"
     opened(file, bn_images=8, images={"validation": "a"})
     for settings, message in (
@@ -112,14 +112,14 @@ def test_other_weights_settings_and_supernets_are_refused(tmp_path):
         EvaluatedPaths.read(file, OFA_RESNET50)
 
 
-def test_a_file_of_another_format_is_refused(tmp_path):
+def test_a_file_of_another_format_is_rejected(tmp_path):
     file = tmp_path / "paths.jsonl"
     file.write_text('{"format": "evaluated paths, version 1"}\n')
     with pytest.raises(UserError, match="its format is 'evaluated paths, version 1'"):
         opened(file)
 
 
-def test_a_loss_that_is_not_finite_is_refused(tmp_path):
+def test_a_loss_that_is_not_finite_is_rejected(tmp_path):
     paths = opened(tmp_path / "paths.jsonl")
     with pytest.raises(UserError, match="is nan, and no ranking can be learned"):
         paths.append(evaluated(0, loss=math.nan))

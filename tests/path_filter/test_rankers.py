@@ -55,7 +55,7 @@ def test_the_entropy_by_hand():
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1, 0.3])
-def test_true_orders_have_the_noise_that_was_asked_for(noise):
+def test_true_orders_have_the_requested_noise(noise):
     """Truth and measured loss correlate as they must: the squared correlation is 1 - noise."""
     rng = np.random.default_rng(0)
     buckets = np.repeat([0, 1], 2000)

@@ -103,7 +103,7 @@ def test_fitting_noise_stops_early_and_keeps_the_best_weights():
     assert result.validation_losses.min() == result.validation_losses[result.best_epoch]
 
 
-def test_too_few_paths_are_refused():
+def test_too_few_paths_are_rejected():
     batch = SPACE.sample_many(np.random.default_rng(0), 5)
     path_filter = PathFilter(dim=16, layers=1, feed_forward=16, rng=np.random.default_rng(1))
     with pytest.raises(UserError, match="needs two training paths in a FLOPs bucket; got 5 paths"):

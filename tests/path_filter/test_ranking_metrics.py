@@ -73,7 +73,7 @@ def test_a_bootstrap_interval_is_that_of_the_mean_and_repeats_itself():
     assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1)
 
 
-def test_a_bootstrap_draws_inside_buckets():
+def test_a_bootstrap_resamples_inside_buckets():
     buckets, seen = np.array([0, 1, 1, 1]), []
     bootstrap_interval(lambda rows: seen.append(buckets[rows].tolist()) or 0.0, buckets, np.random.default_rng(0), 20)
     assert len(seen) == 20 and all(row == [0, 1, 1, 1] for row in seen)

@@ -29,7 +29,7 @@ def config(tmp_path, monkeypatch):
     return configs.load("c.json")
 
 
-def test_code_is_noted_when_it_goes_on_and_weights_when_it_begins(config, monkeypatch):
+def test_code_is_noted_when_it_resumes_and_weights_when_it_starts(config, monkeypatch):
     run = Path("run")
     provenance.record(run, config)
     first = provenance.recorded(run)

@@ -114,7 +114,7 @@ def test_damage_is_named(check, where, value, message, tmp_path):
         read_result(tmp_path, "it", check)
 
 
-def test_a_loss_may_be_none_and_a_path_must_be_the_one_that_is_asked_for():
+def test_a_loss_may_be_none_and_a_path_must_be_the_requested_one():
     content, other = DETECTOR | {"loss": float("inf")}, list(SPACE.sample_many(np.random.default_rng(0), 2))[1]
     assert detector(content) is content
     with pytest.raises(UserError, match="^path differs from that of this run"):

@@ -129,7 +129,7 @@ def test_many_paths_cost_what_each_costs():
     assert len(model.flops([])) == 0
 
 
-def test_paths_of_another_supernet_are_refused():
+def test_paths_of_another_supernet_are_rejected():
     with pytest.raises(ValueError, match="FLOPs are known for"):
         CostModel().flops(SPACE.sample_many(np.random.default_rng(0), 2))
     with pytest.raises(ValueError, match="FLOPs are known for"):

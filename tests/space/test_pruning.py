@@ -96,7 +96,7 @@ def test_the_largest_path_always_stays_and_the_rule_says_so():
 
 
 @pytest.mark.parametrize("name", ["r_op", "r_op1", "r_op2"])
-def test_ratios_outside_their_range_are_refused(name):
+def test_ratios_outside_their_range_are_rejected(name):
     with pytest.raises(UserError, match=rf"{name} must be in \[0, 1\), got 25"):
         prune_operations(table([1, 2], [1, 2]), "flops", SPACE.largest, np.random.default_rng(0), **{name: 25})
 
@@ -114,13 +114,13 @@ def test_an_empty_bucket_has_no_threshold():
     assert np.isfinite(thresholds[0]) and thresholds[4] == -np.inf
 
 
-def test_a_ratio_of_zero_refuses_no_path():
+def test_a_ratio_of_zero_rejects_no_path():
     """Figure 10's r = 0; the least of a few scores would refuse the paths below it."""
     thresholds = path_thresholds(score, SPACE, BUCKETS, 0.0, 5, np.random.default_rng(0))
     assert np.all(thresholds == -np.inf)
 
 
-def test_kept_paths_are_those_of_drawing_one_by_one():
+def test_kept_paths_are_those_of_sampling_one_by_one():
     thresholds = path_thresholds(score, SPACE, BUCKETS, 0.5, 400, np.random.default_rng(0))
     sampler = KeptPaths(SPACE, score, thresholds, bucket_of, np.random.default_rng(3))
     found = [sampler.next() for _ in range(300)]
@@ -138,7 +138,7 @@ def test_kept_paths_are_those_of_drawing_one_by_one():
 
 
 @pytest.mark.parametrize("taken", [0, 1, 100, 256, 300])
-def test_a_restored_sampler_goes_on_with_the_next_path(taken):
+def test_a_restored_sampler_continues_with_the_next_path(taken):
     def make(seed):
         thresholds = np.full(5, 0.4)
         return KeptPaths(SPACE, score, thresholds, bucket_of, np.random.default_rng(seed))
@@ -179,7 +179,7 @@ def test_a_sampler_that_rejects_everything_says_so():
         KeptPaths(SPACE, score, np.full(5, np.inf), bucket_of, np.random.default_rng(0)).next()
 
 
-def test_a_block_that_was_used_up_is_not_drawn_again():
+def test_a_block_that_was_used_up_is_not_sampled_again():
     sampler, other = UniformPaths(SPACE, np.random.default_rng(0)), UniformPaths(SPACE, np.random.default_rng(9))
     for _ in range(256):
         sampler.next()

@@ -168,7 +168,7 @@ def test_a_pruned_space_knows_its_parent_and_what_was_removed():
     assert again.parent is A and again.removed == pruned.removed | {Operation(3, 0, 0.65, 0.2)}
 
 
-def test_pruning_refuses_what_makes_no_space():
+def test_pruning_rejects_what_makes_no_space():
     with pytest.raises(UserError, match=r"stage 2 \(D2, W0.65, E0.2\) is not an operation of the space A pruned"):
         figure3().without([Operation(1, 2, 0.65, 0.2)])
     with pytest.raises(UserError, match="no operation left in stage 3"):
@@ -230,12 +230,12 @@ def test_damaged_json_is_one_sentence(damage):
         ({"base_depths": (), "stage_channels": (), "strides": ()}, "a number for each stage, got 0, 0, 0 numbers"),
     ],
 )
-def test_an_odd_geometry_is_refused(change, message):
+def test_an_odd_geometry_is_rejected(change, message):
     with pytest.raises(UserError, match=message):
         Geometry(**change)
 
 
-def test_odd_heads_are_refused():
+def test_odd_heads_are_rejected():
     for change in ({"num_classes": 2.5}, {"deconv_channels": (256, 0)}, {"head_channels": True}):
         with pytest.raises(UserError, match=f"{next(iter(change))} of the head must be integers of 1 or more"):
             HeadGeometry(**change)
