@@ -19,7 +19,8 @@ from ..data.augment import letterbox_matrix
 from ..evaluation.detections import boxes_in_images
 from ..networks.decoding import decode
 from .detect import check_image
-from .export import NETWORK, about_file
+from .export import about_file
+from .static_network import NETWORK
 
 SUFFIX = ".nnp"
 

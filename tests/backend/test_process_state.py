@@ -19,7 +19,7 @@ from nnabla_detofa.cli import main
 from nnabla_detofa.evaluation import forked
 from nnabla_detofa.networks import supernet
 from nnabla_detofa.path_filter import model as path_filter
-from nnabla_detofa.tools import export
+from nnabla_detofa.tools import static_network
 from nnabla_detofa.tools.evaluate import open_detector
 
 IMPORTS = """
@@ -89,7 +89,7 @@ def test_networks_and_filters_stay_out_of_the_parameter_scope():
         supernet.SearchNet(3, 0.0625)
         path_filter.PathFilter(dim=16, heads=2, layers=1, feed_forward=16, rng=np.random.default_rng(0))
         opened = open_detector(tiny.detofa_run(), "subnet_1")
-        export.StaticGraph(opened.net, opened.path, (1, 3, 64, 64), True, None)
+        static_network.StaticGraph(opened.net, opened.path, (1, 3, 64, 64), True, None)
         assert scope() == {}
     assert nn.parameter.current_scope is nn.parameter.root_scope
 

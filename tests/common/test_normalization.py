@@ -22,8 +22,8 @@ from nnabla_detofa.evaluation.detections import BoxDetector, detect_images
 from nnabla_detofa.methods.build import build
 from nnabla_detofa.networks import centernet, supernet, weights
 from nnabla_detofa.networks.layers import STORED
-from nnabla_detofa.tools.export import StaticGraph
 from nnabla_detofa.tools.sampled_paths import open_supernet
+from nnabla_detofa.tools.static_network import StaticGraph
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GRAY = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

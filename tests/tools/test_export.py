@@ -25,17 +25,10 @@ from nnabla_detofa.data.images import read_image
 from nnabla_detofa.evaluation.detections import BoxDetector
 from nnabla_detofa.evaluation.reestimation import reestimate
 from nnabla_detofa.methods.build import make_model
-from nnabla_detofa.tools import export as exports
+from nnabla_detofa.tools import static_network
 from nnabla_detofa.tools.evaluate import open_detector, static_detector
-from nnabla_detofa.tools.export import (
-    StaticGraph,
-    comparison_images,
-    export,
-    largest_difference,
-    path_outputs,
-    run_nnp,
-    run_onnx,
-)
+from nnabla_detofa.tools.export import TOLERANCE, comparison_images, export
+from nnabla_detofa.tools.static_network import StaticGraph, largest_difference, path_outputs, run_nnp, run_onnx
 
 ROOT = FilePath(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "onnx_detect.py"
@@ -43,7 +36,7 @@ EXAMPLE = ROOT / "examples" / "onnx_detect.py"
 
 def has_environment() -> bool:
     try:
-        return bool(exports.export_python())
+        return bool(static_network.export_python())
     except UserError:
         return False
 
@@ -182,7 +175,7 @@ def test_a_file_that_differs_is_not_written(run, opened, tmp_path, monkeypatch):
         heatmap, offset, size = run_nnp(file, batches)
         return heatmap, offset + 2e-4, size
 
-    monkeypatch.setitem(exports.FORMATS, ".nnp", slightly_wrong)
+    monkeypatch.setitem(static_network.FORMATS, ".nnp", slightly_wrong)
     with pytest.raises(UserError, match=r"path.nnp is not written: its outputs differ by 0.0002 .*, more than 0.0001"):
         export(opened, run, "subnet_2", tmp_path / "path.nnp")
     assert not list(tmp_path.iterdir())
@@ -205,7 +198,7 @@ def test_a_file_that_differs_is_not_written(run, opened, tmp_path, monkeypatch):
 )
 def test_what_cannot_be_written_is_one_sentence(run, options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(exports, "ENVIRONMENT", FilePath("nowhere"))
+    monkeypatch.setattr(static_network, "ENVIRONMENT", FilePath("nowhere"))
     assert main(["export", str(run), "--detector", "subnet_2", "-o", "x.nnp", "-c", "cpu", *options]) == 2
     assert re.fullmatch(f"error: {message}", capsys.readouterr().err.splitlines()[-1])
     assert not list(tmp_path.iterdir())
@@ -288,7 +281,7 @@ def test_onnx_in_another_environment_finds_what_we_find(run, opened, fold, tmp_p
     assert (1, 1, 1, 1) in gammas  # a layer of one channel, which the converter alone gets wrong
     about = export(opened, run, "subnet_2", file, size=(64, 96), fold=fold)
     assert about["largest_difference"] < 1e-5
-    command = [exports.export_python(), EXAMPLE, file, image, "0"]
+    command = [static_network.export_python(), EXAMPLE, file, image, "0"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.splitlines()
     boxes, scores, labels = expected_boxes(opened, cv2.imread(str(image)), (64, 96))
     assert [line.split()[0] for line in printed] == [opened.sets.classes[label] for label in labels]
@@ -310,25 +303,25 @@ def test_every_operation_of_the_full_width_converts(fold, tmp_path):
     static = static_detector(config.network, net, path, statistics)
     graph = StaticGraph(static, path, (1, 3, 128, 128), False, statistics if fold else None)
     graph.save(tmp_path / "voc.nnp")
-    exports.convert(tmp_path / "voc.nnp", tmp_path / "voc.onnx", batch=1)
+    static_network.convert(tmp_path / "voc.nnp", tmp_path / "voc.onnx", batch=1)
     found = run_onnx(tmp_path / "voc.onnx", images)
     assert found[0].shape == (1, 20, 32, 32)
-    assert largest_difference(found, path_outputs(net, path, statistics, images)) < exports.TOLERANCE
+    assert largest_difference(found, path_outputs(net, path, statistics, images)) < TOLERANCE
 
 
 def test_a_half_made_environment_is_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(exports, "ENVIRONMENT", tmp_path)
+    monkeypatch.setattr(static_network, "ENVIRONMENT", tmp_path)
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.touch()
     with pytest.raises(UserError, match="is missing or incomplete; run make setup-export"):
-        exports.export_python()
-    (tmp_path / exports.COMPLETE).touch()
-    assert exports.export_python() == python
+        static_network.export_python()
+    (tmp_path / static_network.COMPLETE).touch()
+    assert static_network.export_python() == python
 
 
 @needs_environment
 def test_what_the_converter_says_is_passed_on(tmp_path):
     (tmp_path / "x.nnp").write_text("not an archive")
     with pytest.raises(UserError, match="nnabla-converter could not write ONNX"):
-        exports.convert(tmp_path / "x.nnp", tmp_path / "x.onnx", batch=1)
+        static_network.convert(tmp_path / "x.nnp", tmp_path / "x.onnx", batch=1)
