@@ -8,7 +8,7 @@ from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.common.normalization import IMAGENET
 from nnabla_detofa.data import augment
 from nnabla_detofa.data.augment import Augmentation, crop_border, eval_transform, letterbox, train_transform, transform_boxes
-from nnabla_detofa.data.voc import Sample
+from nnabla_detofa.data.dataset import Sample
 
 STILL = Augmentation(scale=(1, 1), crop=False, flip=0, jitter=0, lighting=0)
 
