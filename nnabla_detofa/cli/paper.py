@@ -59,7 +59,8 @@ def reproduce(args: argparse.Namespace) -> None:
     output = Path(args.output or profile.results)
     check_output_folder(output)
     from ..backend.compat import Device
-    from ..paper.reproduce import Order, reproduce
+    from ..paper.reproduce import reproduce
+    from ..paper.target import Request
 
     if "table1" in (targets := expanded(args.targets)):
         table1(argparse.Namespace(output="results/table1"))
@@ -67,7 +68,7 @@ def reproduce(args: argparse.Namespace) -> None:
     cores = launch.cores() if device.name == "cpu" else 1  # each of two runs on one GPU would count the other's time as its own
     for file in reproduce(
         [name for name in targets if name != "table1"],
-        Order(profile, output, args.seeds, tuple(overrides), args.jobs or cores, cores),
+        Request(profile, output, args.seeds, tuple(overrides), args.jobs or cores, cores),
     ):
         print(file.read_text())
         written = [file.with_suffix(suffix) for suffix in (".md", ".csv", ".png")]

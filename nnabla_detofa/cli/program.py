@@ -39,8 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments. Default: those of the process.
 
     Returns:
-        The exit status: 0, or 2 for an error that the user can fix, 130 for a stopped run, 141 for a training command whose
-        output pipe was closed, or the status of the MPI launcher. `--help` of a command exits here, as usual for argparse.
+        The exit status: 0, or 2 for an error that the user can fix, 130 for a stopped run, 141 for a command of `UNFINISHED`
+        whose output pipe was closed, or the status of the MPI launcher. `--help` of a command exits here, as is usual for
+        argparse.
 
     Raises:
         Exception: a defect. With several ranks, its traceback is printed instead, and all ranks end with status 1.
@@ -90,12 +91,13 @@ def _main(program: str, argv: list[str]) -> int:
             status = command.run(arguments) or 0
         if rank == 0 and not status and not getattr(arguments, "json", False):
             _say_what_follows(program, command.following(arguments))
+        sys.stdout.flush()  # a closed pipe is noticed here at the latest
         return status
     except UserError as error:
         return _failed(f"error: {_one_line(str(error))}", 2)
     except BrokenPipeError:  # the reader of the output, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return _failed(_interrupted(name), 141) if name in TRAIN else 0
+        return _failed(_interrupted(name), 141) if name in UNFINISHED else 0
     except OSError as error:
         known = error.filename is not None or error.errno in DISK_ERRORS
         if not known and size == 1:
@@ -174,10 +176,10 @@ def _say_what_follows(program: str, following: Mapping[str, str]) -> None:
         print(f"{'     ' if number else 'next:'} {line:<{width}}  # {reason}")
 
 
-TRAIN = ("train", "finetune")
-"""Commands that are incomplete if their output pipe is closed: they exit with status 141, the shell's status for SIGPIPE."""
-RESUMABLE = (*TRAIN, "evaluate-paths", "paper reproduce", "paper pilot", "paper filter-study")
+RESUMABLE = ("train", "finetune", "evaluate-paths", "paper reproduce", "paper pilot", "paper filter-study")
 """Commands that save their work and, run again after an interruption, continue from it."""
+UNFINISHED = (*RESUMABLE, "paper results")
+"""Commands that are incomplete if their output pipe is closed: they exit with status 141, the shell's status for SIGPIPE."""
 
 
 def _interrupted(name: str, *saved: str) -> str:

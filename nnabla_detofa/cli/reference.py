@@ -91,7 +91,7 @@ def claims_table() -> list[str]:
         entries = found if isinstance(found, list) else [found]
         here = "; ".join(f"{_number(entry)} {entry['unit']}" for entry in entries) or "not measured yet"
         verdicts = ", ".join(dict.fromkeys(entry["verdict"] for entry in entries)) or "-"
-        lines.append(markdown_row([claim.name, claim.text.replace("ours", "DetOFA"), claim.where, here, verdicts]))
+        lines.append(markdown_row([claim.name, claim.text, claim.source, here, verdicts]))
     return lines
 
 

@@ -1,4 +1,4 @@
-"""What the found subnets look like, in numbers: depth and width of each stage under each budget (section 4.2)."""
+"""Architectures of the found subnets: depth and width of each stage under each budget (section 4.2)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from ..common.files import whole_text
 from ..space.geometry import Geometry
 from ..space.paths import Path
 from ..tools.report import markdown_row
+from .experiments import DETOFA, OFA
+from .run import Run
+from .run_results import runs_and_code, summary_of
+from .target import Request, Target, csv_file, picture_line, save_picture, write_markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,11 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Architectures:
-    """The found subnets of an experiment.
+    """Subnets found by the runs of one experiment.
 
     Attributes:
-        title: of the experiment. budgets: (b,) most FLOPs.
-        depths: (seeds, b, stages) choice of D. widths: (seeds, b, stages) choice of W. ratios: mean E of a stage's layers.
+        title: title of the experiment.
+        budgets: (b,) bounds on the FLOPs of a subnet.
+        depths: (seeds, b, stages) choice of D.
+        widths: (seeds, b, stages) choice of W.
+        ratios: (seeds, b, stages) mean E of a stage's layers.
     """
 
     title: str
@@ -37,7 +44,7 @@ class Architectures:
 
     @classmethod
     def of(cls, title: str, summaries: Sequence[Mapping], geometry: Geometry) -> Architectures:
-        """Of the summaries of an experiment's runs, one for each seed."""
+        """Return the subnets of an experiment from the content of summary.json of the run of each seed."""
         paths = [[Path.from_ofa(subnet["path"], geometry) for subnet in summary["subnets"]] for summary in summaries]
         return cls(
             title,
@@ -49,7 +56,7 @@ class Architectures:
 
 
 def table(found: Architectures) -> list[str]:
-    """Markdown lines: a row for each budget, D, W and mean E of each stage."""
+    """Return Markdown lines: D, W and mean E of each stage, by budget."""
     stages = range(1, 1 + found.depths.shape[2])
     header = ["budget", *(f"{name}, stage {stage}" for name in ("D", "W", "E") for stage in stages)]
     lines = [markdown_row(header), markdown_row(["---"] + ["---:"] * (len(header) - 1))]
@@ -60,7 +67,7 @@ def table(found: Architectures) -> list[str]:
 
 
 def draw(groups: Sequence[Architectures], title: str) -> Figure:
-    """D and W over the budgets, a line for each stage: a row of panels for each experiment."""
+    """Plot D and W against the budgets, with one line for each stage and one row of panels for each experiment."""
     figure, axes = figures.subplots(len(groups), 2, figsize=(9, 3.4 * len(groups)), squeeze=False, layout="constrained")
     for row, found in zip(axes, groups):
         for panel, values, name in zip(row, (found.depths, found.widths), ("depth D", "width W")):
@@ -73,7 +80,7 @@ def draw(groups: Sequence[Architectures], title: str) -> Figure:
 
 
 def write_csv(file: FilePath, groups: Sequence[Architectures]) -> None:
-    """One line for each experiment, seed, budget and stage."""
+    """Write one row for each experiment, seed, budget and stage."""
     with whole_text(file) as opened:
         writer = csv.writer(opened)
         writer.writerow(["experiment", "seed", "budget [FLOPs]", "stage", "D", "W", "mean E"])
@@ -82,3 +89,31 @@ def write_csv(file: FilePath, groups: Sequence[Architectures]) -> None:
                 place = (seed, number, stage)
                 values = [f"{found.depths[place]:g}", f"{found.widths[place]:g}", f"{found.ratios[place]:.3f}"]
                 writer.writerow([found.title, seed, f"{found.budgets[number]:.0f}", stage + 1, *values])
+
+
+def write(request: Request, target: Target, runs: Sequence[Run]) -> list[FilePath]:
+    """Write the architectures found by OFA (w/o PS) and DetOFA."""
+    ((_, data_set),) = request.profile.chosen(target.keys).items()
+    groups = [
+        Architectures.of(experiment.title, [summary_of(run) for run in own], own[0].config.network.geometry)
+        for experiment in (OFA, DETOFA)
+        if (own := [run for run in runs if run.experiment.name == experiment.name])
+    ]
+    save_picture(request, target, draw(groups, data_set.title))
+    write_csv(csv_file(request, target), groups)
+    lines = []
+    for group in groups:
+        lines += [f"## {group.title}", "", *table(group), ""]
+    lines += [picture_line(target), "", f"Means over the seeds. Runs: {runs_and_code(runs)}."]
+    return write_markdown(request, target, lines)
+
+
+TARGET = Target(
+    "architectures",
+    "Architectures: depth and width of the found subnets",
+    ("voc",),
+    (OFA, DETOFA),
+    write,
+    paper="small paths are better with larger depths and smaller channels on the output side (section 4.2).",
+    names_data=False,
+)

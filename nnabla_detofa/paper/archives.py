@@ -30,7 +30,7 @@ KEPT = (
     "fullnet",
     "mini_batch",
 )
-"""Names of the JSON files of a run's folder that are archived, besides those of the found subnets and all evaluated paths."""
+"""Names of the JSON files of a run's folder that are archived, besides the found subnets' and the evaluated paths."""
 MAX_BYTES = 1 << 28
 
 

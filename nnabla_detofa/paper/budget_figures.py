@@ -1,153 +1,196 @@
-"""AP over the FLOPs budgets, a curve for each experiment: Figures 5, 7, 9, 10, A1 and A2, from the summaries of runs alone."""
+"""Figures of AP against FLOPs budgets, with one curve for each experiment: Figures 5, 7, 9, 10, A1 and A2."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..common import figures
 from ..common.errors import UserError
 from ..common.files import whole_text
-from ..runs.run_folder import points
+from ..runs.run_folder import metric, searched_space
+from ..space.paths import Path
 from ..tools.report import markdown_row
+from .budget_curves import Curve, by_fullnet, with_range
+from .experiments import DETOFA, METHODS, Experiment
 from .intervals import Values
+from .profiles import Profile
+from .run import Run
+from .run_results import runs_and_code, summary_of
+from .standard_errors import standard_errors_of
+from .target import Request, Target, csv_file, picture_line, save_picture, write_markdown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+Panels = Sequence[tuple[str, Sequence[Experiment]]]
+"""Title and experiments of each panel of a figure."""
+INDEPENDENT_BUDGETS = (
+    "Each budget is searched independently, and a subnet found for a smaller budget is not a candidate for a larger one, so AP "
+    "can decrease when the budget increases."
+)
 
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """What an experiment's runs found.
 
-    Attributes:
-        title: of the experiment.
-        budgets: (b,) most FLOPs of the searched paths.
-        flops, ap: (seeds, b) FLOPs and AP, in points, of the subnet found for each budget.
-        fullnet: (seeds,) AP of the largest path after line 2, in points.
-        errors: (seeds, b) standard errors of AP over the test images, in points; None where they are not known.
+def budget_figure(
+    name: str,
+    title: str,
+    keys: tuple[str, ...],
+    panels: Callable[[Profile], Panels],
+    paper: str,
+    note: Callable[[Sequence[Run]], str] = lambda runs: "",
+    names_data: bool = True,
+) -> Target:
+    """Return the target of a figure with one panel for each group of experiments and each data set.
+
+    Args:
+        name, title, keys, paper, names_data: see `Target`.
+        panels: function of the profile that returns the groups of experiments.
+        note: function of the runs that returns a note for readers.
     """
 
-    title: str
-    budgets: np.ndarray
-    flops: np.ndarray
-    ap: np.ndarray
-    fullnet: np.ndarray
-    errors: np.ndarray | None = None
+    def experiments(profile: Profile) -> tuple[Experiment, ...]:
+        return tuple(experiment for _, group in panels(profile) for experiment in group)
 
-    @classmethod
-    def of(cls, title: str, summaries: Sequence[Mapping], errors: Sequence[Mapping[str, float]] = ()) -> Curve:
-        """The curve of the summaries of an experiment's runs, one for each seed.
-
-        Args:
-            errors: of each run, as `image_errors.errors_of` has them; may be empty.
-        """
-        subnets = [summary["subnets"] for summary in summaries]
-        if len({tuple(subnet["budget"] for subnet in found) for found in subnets}) > 1:
-            raise UserError(f"the budgets of the runs of {title} must be the same for all seeds")
-        return cls(
-            title,
-            np.array([subnet["budget"] for subnet in subnets[0]]),
-            np.array([[subnet["flops"] for subnet in found] for found in subnets]),
-            np.array([[points(subnet) for subnet in found] for found in subnets]),
-            np.array([points(summary["fullnet"]) for summary in summaries]),
-            _errors(errors, len(subnets[0])),
-        )
-
-    @property
-    def mean(self) -> np.ndarray:
-        """(b,) AP over the seeds."""
-        return self.ap.mean(axis=0)
+    return Target(name, title, keys, experiments, partial(write, panels, note), paper, names_data=names_data)
 
 
-def _errors(errors: Sequence[Mapping[str, float]], budgets: int) -> np.ndarray | None:
-    names = [f"subnet_{number}" for number in range(1, budgets + 1)]
-    whole = bool(errors) and all(name in one for one in errors for name in names)
-    return np.array([[one[name] for name in names] for one in errors]) if whole else None
+def write(
+    panels_of: Callable[[Profile], Panels],
+    note: Callable[[Sequence[Run]], str],
+    request: Request,
+    target: Target,
+    runs: Sequence[Run],
+) -> list[FilePath]:
+    """Write a figure, its table and a CSV file; see `budget_figure` and `Target.write`."""
+    panels, data_sets = panels_of(request.profile), request.profile.chosen(target.keys)
+    size = (5.2 * len(panels), 4.2 * len(data_sets))
+    figure, axes = figures.subplots(len(data_sets), len(panels), figsize=size, squeeze=False, layout="constrained")
+    experiments = target.of(request.profile)
+    colors = colors_of([experiment.title for experiment in experiments])
+    runs = [run for run in runs if run.experiment.name in {experiment.name for experiment in experiments}]
+    lines: list[str] = []
+    everything: list[Curve] = []
+    for row, (key, data_set) in zip(axes, data_sets.items()):
+        own = [run for run in runs if run.key == key]
+        measure = metric(summary_of(own[0]))
+        for panel, (title, group) in zip(row, panels):
+            curves = [curve_of(experiment, own) for experiment in group]
+            check_budgets(curves)
+            heading = ": ".join(part for part in (data_set.title, title) if part)
+            draw(panel, curves, measure, colors, heading)
+            lines += [f"## {heading}", "", table(curves, measure), "", ranking(curves), ""]
+            if group[-1].name == DETOFA.name:
+                lines += [gains(curves), ""]
+            lines += [fullnets(curves), ""]
+            everything += [Curve(f"{heading}: {c.title}", c.budgets, c.flops, c.ap, c.fullnet) for c in curves]
+    save_picture(request, target, figure)
+    write_csv(csv_file(request, target), everything)
+    lines += [picture_line(target), "", " ".join(filter(None, (note(runs), INDEPENDENT_BUDGETS))), ""]
+    return write_markdown(request, target, [*lines, *searched_in_a(runs), seeds_and_runs(request, runs)])
+
+
+def curve_of(experiment: Experiment, runs: Sequence[Run]) -> Curve:
+    """Return the curve of an experiment from its runs on one data set."""
+    own = [run for run in runs if run.experiment.name == experiment.name]
+    return Curve.of(experiment.title, [summary_of(run) for run in own], [standard_errors_of(run) for run in own])
+
+
+def colors_of(titles: Sequence[str]) -> dict[str, str]:
+    """Return a color for each title: the methods of Figure 5 have the same color in all figures."""
+    methods = {experiment.title: f"C{number}" for number, experiment in enumerate(METHODS)}
+    colors = {title: methods[title] for title in titles if title in methods}
+    free = iter(f"C{number}" for number in range(10) if f"C{number}" not in colors.values())
+    return {title: colors.get(title) or next(free) for title in dict.fromkeys(titles)}
 
 
 def check_budgets(curves: Sequence[Curve]) -> None:
-    """Raise UserError unless all curves have the same budgets, which their table has as columns."""
+    """Raise UserError unless all curves have the same budgets, which are the columns of their table."""
     for curve in curves[1:]:
         if not np.array_equal(curve.budgets, curves[0].budgets):
             names = [f"{one.title} has {', '.join(f'{budget:.0f}' for budget in one.budgets)}" for one in (curves[0], curve)]
-            raise UserError(f"the runs' budgets, in FLOPs, must be the same: {' and '.join(names)}")
+            raise UserError(f"all runs of a figure must have the same budgets (in FLOPs), but {' and '.join(names)}")
 
 
 def table(curves: Sequence[Curve], measure: str) -> str:
-    """Markdown: one row a curve, one column a budget, and the mean over the budgets; ranges over the seeds."""
+    """Return the Markdown table: a row for each curve, a column for each budget, and the mean over the budgets."""
     budgets = [f"≤ {budget / 1e9:.3g} G" for budget in curves[0].budgets]
     lines = [
         markdown_row([measure, *budgets, "mean"]),
         markdown_row(["---"] + ["---:"] * (len(budgets) + 1)),
     ]
     for curve in curves:
-        cells = [_with_range(column) for column in curve.ap.T]
-        lines.append(markdown_row([curve.title, *cells, _with_range(curve.ap.mean(axis=1))]))
+        cells = [with_range(column) for column in curve.ap.T]
+        lines.append(markdown_row([curve.title, *cells, with_range(curve.ap.mean(axis=1))]))
         if curve.errors is not None:
             shown = [f"{error:.1f}" for error in curve.errors.mean(axis=0)]
-            lines.append(markdown_row(["SE over the test images", *shown, ""]))
+            lines.append(markdown_row(["standard error over the test images", *shown, ""]))
     return "\n".join(lines)
 
 
-def _with_range(values: np.ndarray) -> str:
-    """The mean of the seeds' values, and between what they are."""
-    text = f"{values.mean():.1f}"
-    return text if len(values) == 1 else f"{text} ({values.min():.1f} to {values.max():.1f})"
-
-
-def order(curves: Sequence[Curve]) -> str:
-    """What was found, in a sentence: the curves by their mean AP, and how far seeds differ where there are several."""
+def ranking(curves: Sequence[Curve]) -> str:
+    """Rank the curves by mean AP in a sentence, with the standard deviation over the seeds if there are several."""
     means = [float(curve.ap.mean()) for curve in curves]
     ranked = ", ".join(f"{curves[index].title} ({means[index]:.1f})" for index in np.argsort(means)[::-1])
     seeds = len(curves[0].ap)
     if seeds == 1:
-        return f"Ours, mean over the budgets: {ranked}. One seed: nothing says how far another would differ."
+        return f"Mean AP over the budgets here: {ranked}. Single seed; variance unknown."
     spread = np.mean([curve.ap.mean(axis=1).std(ddof=1) for curve in curves])
-    return f"Ours, mean over the budgets: {ranked}; its standard deviation over the {seeds} seeds is {spread:.1f} on average."
+    return f"Mean AP over the budgets here: {ranked}; its standard deviation over the {seeds} seeds is {spread:.1f} on average."
 
 
 def gains(curves: Sequence[Curve]) -> str:
-    """The last curve against each other and against its fullnet, in a sentence; seeds are compared with their like.
+    """Compare the last curve with each other curve and with its fullnet in a sentence, seed by seed.
 
-    Of several seeds: the mean of the differences, its 95% t interval, and each seed's.
+    For several seeds, each difference has its mean, 95% t interval and values.
     """
     *others, last = curves
     mean = last.ap.mean(axis=1)
-    against = ", ".join(f"{_difference(mean - other.ap.mean(axis=1))} against {other.title}" for other in others)
+    against = ", ".join(f"{_difference(mean - other.ap.mean(axis=1))} compared with {other.title}" for other in others)
     best = _difference(last.ap.max(axis=1) - last.fullnet)
     title = last.title[0].upper() + last.title[1:]
-    return f"{title}, mean over the budgets: {against}. Its best subnet: {best} against its fullnet."
+    return f"{title}, mean over the budgets: {against}. Its best subnet: {best} compared with its fullnet."
 
 
 def _difference(values: np.ndarray) -> str:
-    """The mean of the seeds' differences, its t interval, and each of them."""
     return Values(tuple(map(float, values))).text()
 
 
-def by_fullnet(curves: Sequence[Curve]) -> list[list[Curve]]:
-    """The curves in groups that have one fullnet, seed by seed: another start gives another."""
-    groups: dict[bytes, list[Curve]] = {}
-    for curve in curves:
-        groups.setdefault(curve.fullnet.tobytes(), []).append(curve)
-    return list(groups.values())
-
-
 def fullnets(curves: Sequence[Curve]) -> str:
-    """What the fullnets have, in a sentence."""
+    """Give the AP of the fullnets in a sentence."""
     groups = by_fullnet(curves)
     if len(groups) == 1:
-        return f"The fullnet (line 2) has {_with_range(curves[0].fullnet)}."
-    each = "; ".join(f"{', '.join(c.title for c in group)} {_with_range(group[0].fullnet)}" for group in groups)
-    return f"The fullnets (line 2) have: {each}."
+        return f"AP of the fullnet (Algorithm 1, line 2): {with_range(curves[0].fullnet)}."
+    each = "; ".join(f"{', '.join(c.title for c in group)} {with_range(group[0].fullnet)}" for group in groups)
+    return f"AP of the fullnets (Algorithm 1, line 2): {each}."
+
+
+def searched_in_a(runs: Sequence[Run]) -> list[str]:
+    """Return a line that names subnets outside the pruned space, which had no path within their budget."""
+    found = []
+    for run in runs:
+        space = searched_space(run.folder, run.config)
+        for subnet in summary_of(run)["subnets"]:
+            if Path.from_ofa(subnet["path"], space.geometry) not in space:
+                found.append(f"{run.name} (≤ {subnet['budget'] / 1e9:.3g} G)")
+    if not found:
+        return []
+    return [f"After pruning, no path was within the budget, so the whole space A was searched: {', '.join(found)}.", ""]
+
+
+def seeds_and_runs(request: Request, runs: Sequence[Run]) -> str:
+    """Describe the seeds and the runs of a figure."""
+    seeds = ", ".join(str(seed) for seed in range(request.seeds))
+    about = "AP in points on the test images, of the subnet found for each budget, which is not fine-tuned."
+    return f"{about} Seeds: {seeds}. Runs: {runs_and_code(runs)}."
 
 
 def write_csv(file: FilePath, curves: Sequence[Curve]) -> None:
-    """One line for each experiment, seed and budget."""
+    """Write one row for each experiment, seed and budget."""
     with whole_text(file) as opened:
         writer = csv.writer(opened)
         writer.writerow(["experiment", "seed", "budget [FLOPs]", "FLOPs", "AP [points]"])
@@ -159,19 +202,43 @@ def write_csv(file: FilePath, curves: Sequence[Curve]) -> None:
 
 
 def draw(axes: Axes, curves: Sequence[Curve], measure: str, colors: Mapping[str, str], title: str = "") -> None:
-    """The curves into a panel, and their fullnets dotted; bars go from the least to the largest of the seeds.
+    """Plot the curves, and their fullnets as dotted lines; error bars span the seeds.
 
     Args:
-        colors: of the curves, by their titles.
+        axes: the panel.
+        curves: the curves.
+        measure: name of the metric.
+        colors: color of each curve by title.
+        title: title of the panel.
     """
     for curve in curves:
         spread = np.stack([curve.mean - curve.ap.min(axis=0), curve.ap.max(axis=0) - curve.mean])
-        seeds = {"yerr": spread} if len(curve.ap) > 1 else {}
-        axes.errorbar(curve.budgets / 1e9, curve.mean, marker="o", color=colors[curve.title], label=curve.title, **seeds)
+        bars = spread if len(curve.ap) > 1 else None
+        axes.errorbar(curve.budgets / 1e9, curve.mean, yerr=bars, marker="o", color=colors[curve.title], label=curve.title)
     groups = by_fullnet(curves)
     for group in groups:
         color, label = ("0.6", "fullnet") if len(groups) == 1 else (colors[group[0].title], f"fullnet of {group[0].title}, …")
-        axes.axhline(group[0].fullnet.mean(), color=color, linestyle=":", label=label)
+        axes.axhline(float(group[0].fullnet.mean()), color=color, linestyle=":", label=label)
     axes.set(xlabel="budget [GFLOPs, multiply-accumulates]", ylabel=f"{measure} [points]", title=title)
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     axes.grid(alpha=0.3)
+
+
+# --- Notes ------------------------------------------------------------------------------------------------------------
+
+SAME_SEARCH = (
+    "All methods are searched in the same way, by a path filter fitted to the same number of paths of their final supernet."
+)
+
+
+def search_note(runs: Sequence[Run]) -> str:
+    """Describe the search of methods that have the same pre-training."""
+    start = (
+        "from the pre-trained filter" if pretrained_filter(runs) else "from random weights, because no filter is pre-trained"
+    )
+    return f"{SAME_SEARCH} In Algorithm 1 it was fitted to the paths of line 4 before; in the baselines it starts {start}."
+
+
+def pretrained_filter(runs: Sequence[Run]) -> bool:
+    """Return whether any run starts with a pre-trained filter."""
+    return any(run.config.hparams.filter.weights for run in runs)

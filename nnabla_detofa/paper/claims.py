@@ -1,29 +1,23 @@
-"""The paper's claims C1 to C8, each as numbers with an interval over seeds and a verdict (ours).
+"""The paper's claims C1 to C8, each as numbers with an interval over seeds and a verdict.
 
-Every number is made of runs that are there; none is started. The verdict's rule is `intervals.verdict`, with the direction that
-the paper claims and a margin below which a difference counts as none. A number of fewer than two seeds is not decidable.
+The numbers come from existing runs; none is started. A verdict (`intervals.verdict`) depends on the direction that the paper
+claims, and on a margin within which a difference counts as none. With fewer than two seeds, a number is not decidable. The
+paper has no such verdicts.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path as FilePath
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..common import figures
 from ..common.errors import UserError
-from ..common.files import write_json, write_text
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.metrics import weakest
-from ..runs import result_files
-from ..runs.run_folder import points, read_result
-from ..tools.report import markdown_row
-from . import table2
+from ..runs.run_folder import read_result
+from .control_paths import RunResults
 from .controls import training_gain
 from .experiments import (
     COMPOFA,
@@ -38,15 +32,14 @@ from .experiments import (
     path_ratios,
 )
 from .intervals import Direction, Values, verdict
+from .method_costs import StepCost, cost_of_runs
 from .profiles import Profile
 from .run import Run
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .run_results import ledger_of, subnet_points, summary_of, supernet_steps
 
 AP_MARGIN = 0.5
-"""Points of AP below which a difference counts as none: less than the least of the paper's own, 0.45 on COCO, needs more runs
-than these; 0.85 on Pascal VOC does not."""
+"""Points of AP within which a difference counts as none. The paper's smallest difference, 0.45 on COCO, would need more runs;
+its 0.85 on Pascal VOC does not."""
 PRECISION_MARGIN = 0.05
 MAX_SEEDS = 20
 
@@ -56,12 +49,12 @@ class Number:
     """One number of a claim.
 
     Attributes:
-        name: what it is, such as "ours above OFA (w/o PS)".
+        name: description, such as "DetOFA minus OFA (w/o PS)".
         paper: the paper's number, in words.
-        values: one for each of the seeds.
+        values: the value of each seed.
         direction, no_effect, margin: see `intervals.verdict`.
-        seeds: of the values.
-        unit: of the values.
+        seeds: the seeds of the values.
+        unit: unit of the values.
     """
 
     name: str
@@ -75,10 +68,15 @@ class Number:
 
     @property
     def verdict(self) -> str:
+        """Whether the values reproduce the claim."""
         return verdict(self.values.interval, self.direction, self.no_effect, self.margin)
 
     def to_json(self, claim: str) -> dict:
-        """An entry of claims.json; the interval is null where one seed gives none."""
+        """Return the number's object in claims.json; "interval" is null for a single seed.
+
+        Args:
+            claim: text of the claim.
+        """
         interval = self.values.interval
         return {
             "claim": f"{claim}: {self.name}",
@@ -95,54 +93,39 @@ class Number:
         }
 
 
-@dataclass(frozen=True)
-class Claim:
-    """One of the paper's claims.
-
-    Attributes:
-        name: "C1" to "C8". text: the claim. where: its place in the paper. make: the numbers, of what there is.
-    """
-
-    name: str
-    text: str
-    where: str
-    make: Callable[[Evidence], Sequence[Number]]
-
-
 @dataclass(eq=False)
 class Evidence:
-    """What there is of a profile's runs, on its one data set.
+    """Results of a profile's runs on its only data set.
 
     Attributes:
-        summary_of: (run) -> its summary. steps_of: (run) -> training steps of its supernet, None where they are not known.
-        precisions_of: (run) -> Table 3's rows in the paper's order -> (fits,) precision; empty without a filter study.
-        controls_of: (experiment) -> what `controls.evidence_of` has for the runs whose controls were measured.
-        used: the runs that were looked at, by their names.
+        profile: the scale.
+        key: key of the data set.
+        overrides: "key=value" strings from the command line.
+        precisions_of: function of a run that returns (fits,) precisions by row of Table 3, in the paper's order; empty without
+            a filter study.
+        controls_of: function of an experiment that returns the results of the runs whose control paths were evaluated.
     """
 
     profile: Profile
     key: str
     overrides: tuple[str, ...]
-    summary_of: Callable[[Run], dict]
-    steps_of: Callable[[Run], int | None]
     precisions_of: Callable[[Run], dict[str, np.ndarray]]
-    controls_of: Callable[[Experiment], list]
-    used: dict[str, Run] = field(default_factory=dict)
+    controls_of: Callable[[Experiment], Sequence[RunResults]]
+    _finished: dict[str, Run] = field(default_factory=dict)
 
     def runs(self, experiment: Experiment) -> dict[int, Run]:
-        """Seed -> the finished run of an experiment."""
+        """Return the finished runs of an experiment by seed, up to the first missing seed."""
         found = {}
         for seed in range(MAX_SEEDS):
             run = Run(self.profile, self.key, experiment, seed, self.overrides)
             if not run.finished:
                 break
-            found[seed] = self.used.setdefault(run.name, run)
+            found[seed] = self._finished.setdefault(run.name, run)
         return found
 
     def aps(self, experiment: Experiment) -> dict[int, np.ndarray]:
-        """Seed -> (b,) AP of the found subnets, in points."""
-        summaries = {seed: self.summary_of(run) for seed, run in self.runs(experiment).items()}
-        return {seed: np.array([points(subnet) for subnet in found["subnets"]]) for seed, found in summaries.items()}
+        """Return the (b,) AP of the found subnets, in points, by seed."""
+        return {seed: subnet_points(summary_of(run)) for seed, run in self.runs(experiment).items()}
 
     def difference(
         self,
@@ -151,54 +134,85 @@ class Evidence:
         paper: str,
         direction: Direction = "above",
         part: slice = slice(None),
-        where: str = "mean over the budgets",
+        budgets: str = "mean over the budgets",
     ) -> list[Number]:
-        """`one` minus `other` for the seeds that both have, of the budgets of `part`; nothing where there are none."""
+        """Return the AP of `one` minus the AP of `other`, for the seeds that both have; empty if there are none.
+
+        Args:
+            one, other: the experiments.
+            paper: the paper's number, in words.
+            direction: see `intervals.verdict`.
+            part: budgets over which the AP is averaged.
+            budgets: description of `part`.
+        """
         first, second = self.aps(one), self.aps(other)
         seeds = tuple(sorted(first.keys() & second.keys()))
         values = Values(tuple(float((first[seed] - second[seed])[part].mean()) for seed in seeds))
-        name = f"{one.title} minus {other.title}, {where}"
-        return [Number(name, paper, values, direction, seeds=seeds)] if seeds else []
+        return [Number(f"{one.title} minus {other.title}, {budgets}", paper, values, direction, seeds=seeds)] if seeds else []
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One of the paper's claims.
+
+    Attributes:
+        name: "C1" to "C8".
+        text: the claim.
+        source: section, table or figure of the paper.
+        numbers: function of the evidence that returns the numbers of the claim.
+    """
+
+    name: str
+    text: str
+    source: str
+    numbers: Callable[[Evidence], Sequence[Number]]
 
 
 def costs(found: Evidence) -> list[Number]:
-    """Ours' cost as a share of that of OFA (w/ PS): in core (or GPU) time, and in training steps."""
+    """Return the cost of DetOFA relative to OFA (w/ PS), in device time and in training steps."""
     hours: dict[int, float] = {}
     steps: dict[int, float] = {}
-    ours, shrinking = found.runs(DETOFA), found.runs(OFA_PS)
-    for seed in sorted(ours.keys() & shrinking.keys()):
-        both = []
-        for run in (ours[seed], shrinking[seed]):
-            ledger = read_result(run.folder, "ledger", result_files.ledger)
-            both.append(table2.cost_of_runs(run.experiment.title, run.experiment.name, found.key, [ledger]))
-        if both[0].unit == both[1].unit and both[1].total:
-            hours[seed] = both[0].total / both[1].total
-        lengths = [found.steps_of(run) for run in (ours[seed], shrinking[seed])]
-        if all(lengths) and all(cost.hours["training"] for cost in both):
-            totals = [table2.StepCost.of(cost, length).total for cost, length in zip(both, lengths)]
-            steps[seed] = totals[0] / totals[1]
+    detofa, shrinking = found.runs(DETOFA), found.runs(OFA_PS)
+    for seed in sorted(detofa.keys() & shrinking.keys()):
+        runs = detofa[seed], shrinking[seed]
+        one, other = (cost_of_runs(run.experiment.title, run.experiment.name, found.key, [ledger_of(run)]) for run in runs)
+        if one.unit == other.unit and other.total:
+            hours[seed] = one.total / other.total
+        lengths = [supernet_steps(run) for run in runs]
+        if lengths[0] and lengths[1] and one.hours["training"] and other.hours["training"]:
+            steps[seed] = StepCost.of(one, lengths[0]).total / StepCost.of(other, lengths[1]).total
     paper = "0.70 on Pascal VOC, 0.37 on COCO (Table 2)"
     return [
-        Number(name, paper, Values(tuple(values.values())), "below", 1.0, 0.05, tuple(values), "share")
-        for name, values in (
-            ("cost of ours as a share of that of OFA (w/ PS), in device time", hours),
-            ("cost of ours as a share of that of OFA (w/ PS), in training steps", steps),
+        Number(
+            f"cost of DetOFA / cost of OFA (w/ PS), in {unit}",
+            paper,
+            _of_seeds(values),
+            "below",
+            1.0,
+            0.05,
+            tuple(values),
+            "ratio",
         )
+        for unit, values in (("device time", hours), ("training steps", steps))
         if values
     ]
 
 
+def _of_seeds(values: Mapping[int, float]) -> Values:
+    return Values(tuple(values.values()))
+
+
 def same_paths(found: Evidence) -> list[Number]:
-    """Ours above OFA (w/o PS) on the same random paths, where the controls were measured."""
+    """Return the difference in AP of DetOFA and OFA (w/o PS) on the same random paths, if they were evaluated."""
     gain = training_gain(found.controls_of(DETOFA), found.controls_of(OFA))
     if gain is None:
         return []
-    name = "ours minus OFA (w/o PS), the same 25 random paths under both supernets"
+    name = "DetOFA minus OFA (w/o PS), the same random paths under both supernets"
     return [Number(name, "not given", gain, seeds=tuple(range(len(gain.values))))]
 
 
 def pretraining(found: Evidence) -> list[Number]:
-    """Figures 7 and A1."""
+    """Return differences between initial weights (Figures 7 and A1)."""
     supernet, supernet_ps, fullnet, _, scratch, scratch_ps = PRETRAININGS
     return [
         *found.difference(supernet, scratch, "6.55 on Pascal VOC, 1.85 on COCO"),
@@ -210,7 +224,7 @@ def pretraining(found: Evidence) -> list[Number]:
 
 
 def held_out_precision(found: Evidence) -> list[Number]:
-    """Precision for the weakest 25% of each bucket of the held-out paths, by the filter that searched."""
+    """Return the precision for the weakest 25% of each bucket of the held-out paths, by the filter of the search."""
     values = {}
     for seed, run in found.runs(DETOFA).items():
         with suppress(UserError):
@@ -222,40 +236,40 @@ def held_out_precision(found: Evidence) -> list[Number]:
     return [_precision(name, "0.79", values, "not below", 0.79)] if values else []
 
 
-def parts(found: Evidence) -> list[Number]:
-    """Table 3's rows, each against the one before: of one supernet, a value for each fit."""
+def filter_parts(found: Evidence) -> list[Number]:
+    """Return the gain of each part of the filter (Table 3), with one value for each fit to the paths of one supernet."""
     run = found.runs(DETOFA).get(0)
     precisions = found.precisions_of(run) if run else {}
     names = list(precisions)
-    papers = ("+0.08", "+0.01", "+0.36")
     numbers = []
-    for before, after, paper in zip(names, names[1:], papers):
+    for before, after, paper in zip(names, names[1:], ("+0.08", "+0.01", "+0.36")):
         gains = dict(enumerate((precisions[after] - precisions[before]).tolist()))
         numbers.append(_precision(f"precision: {after} minus {before} (fits to one supernet)", paper, gains))
     return numbers
 
 
-def _precision(name: str, paper: str, values: dict[int, float], direction: Direction = "above", no_effect=0.0) -> Number:
-    of = Values(tuple(values.values()))
-    return Number(name, paper, of, direction, no_effect, PRECISION_MARGIN, tuple(values), "precision")
+def _precision(
+    name: str, paper: str, values: Mapping[int, float], direction: Direction = "above", no_effect: float = 0.0
+) -> Number:
+    return Number(name, paper, _of_seeds(values), direction, no_effect, PRECISION_MARGIN, tuple(values), "precision")
 
 
 def small_budgets(found: Evidence) -> list[Number]:
-    """CompOFA* against ours under the two smallest budgets, and how that differs from the two largest."""
-    ours, other = found.aps(DETOFA), found.aps(COMPOFA)
-    seeds = tuple(sorted(ours.keys() & other.keys()))
-    small = found.difference(COMPOFA, DETOFA, "weaker (Fig. 5)", "below", slice(0, 2), "two smallest budgets")
-    large = found.difference(COMPOFA, DETOFA, "performs well (Fig. 5)", "not below", slice(-2, None), "two largest budgets")
+    """Return differences between CompOFA* and DetOFA under the two smallest budgets, the two largest, and between these."""
+    detofa, other = found.aps(DETOFA), found.aps(COMPOFA)
+    seeds = tuple(sorted(detofa.keys() & other.keys()))
     if not seeds:
         return []
-    gaps = [other[seed] - ours[seed] for seed in seeds]
+    small = found.difference(COMPOFA, DETOFA, "weaker (Fig. 5)", "below", slice(0, 2), "two smallest budgets")
+    large = found.difference(COMPOFA, DETOFA, "performs well (Fig. 5)", "not below", slice(-2, None), "two largest budgets")
+    gaps = [other[seed] - detofa[seed] for seed in seeds]
     values = Values(tuple(float(gap[:2].mean() - gap[-2:].mean()) for gap in gaps))
-    name = "CompOFA* minus ours, the two smallest budgets less the two largest"
+    name = "CompOFA* minus DetOFA, two smallest budgets minus two largest"
     return [*small, *large, Number(name, "below 0 (Fig. 5)", values, "below", seeds=seeds)]
 
 
-def ratios(found: Evidence) -> list[Number]:
-    """Figures 9 and 10."""
+def pruning(found: Evidence) -> list[Number]:
+    """Return differences between strategies and ratios of pruning (Figures 9 and 10)."""
     flops, per_bucket, all_scores = STRATEGIES
     numbers = [
         *found.difference(all_scores, per_bucket, "best (Fig. 9)"),
@@ -266,102 +280,54 @@ def ratios(found: Evidence) -> list[Number]:
         own = next(one for one in experiments if one.name == DETOFA.name)
         for other in (experiments[0], experiments[-1]):
             if other is not own:
-                pruned = [Number(f"{what} pruned: {n.name}", n.paper, n.values, seeds=n.seeds) for n in
-                          found.difference(own, other, "above (Fig. 10)")]  # fmt: skip
-                numbers += pruned
+                differences = found.difference(own, other, "above (Fig. 10)")
+                numbers += [Number(f"{what} pruned: {n.name}", n.paper, n.values, seeds=n.seeds) for n in differences]
     return numbers
 
 
 CLAIMS = (
-    Claim("C1", "ours finds better subnets than OFA (w/o PS)", "4.2, Figure 5", lambda found: [
-        *found.difference(DETOFA, OFA, "0.85 on Pascal VOC, 0.45 on COCO"), *same_paths(found)]),
-    Claim("C2", "ours is at least as good as OFA (w/ PS), at less cost", "4.2, Table 2, Figure 5", lambda found: [
-        *found.difference(DETOFA, OFA_PS, "above under most budgets (Fig. 5)", "not below"), *costs(found)]),
+    Claim(
+        "C1",
+        "DetOFA finds better subnets than OFA (w/o PS)",
+        "4.2, Figure 5",
+        lambda found: [*found.difference(DETOFA, OFA, "0.85 on Pascal VOC, 0.45 on COCO"), *same_paths(found)],
+    ),
+    Claim(
+        "C2",
+        "DetOFA is at least as good as OFA (w/ PS), at lower cost",
+        "4.2, Table 2, Figure 5",
+        lambda found: [
+            *found.difference(DETOFA, OFA_PS, "above under most budgets (Fig. 5)", "not below"),
+            *costs(found),
+        ],
+    ),
     Claim("C3", "CompOFA* is weak under small budgets", "4.2, Figure 5", small_budgets),
-    Claim("C4", "pre-training: supernet above fullnet above scratch; PS is needed from scratch only", "4.3, Figures 7 and A1",
-          pretraining),
+    Claim(
+        "C4",
+        "initial weights: supernet better than fullnet, and fullnet better than scratch; PS helps only from scratch",
+        "4.3, Figures 7 and A1",
+        pretraining,
+    ),
     Claim("C5", "the path filter finds the weakest paths", "4.4, Table 3", held_out_precision),
-    Claim("C6", "block encoding, FLOPs-bounded loss and pre-training each make it better", "4.4, Table 3", parts),
-    Claim("C7", "pruning paths by score is better than uniform pruning, and that better than none", "D.3, Figure A2",
-          lambda found: [*found.difference(PATH_PRUNINGS[2], PATH_PRUNINGS[1], "best (Fig. A2)"),
-                         *found.difference(PATH_PRUNINGS[1], PATH_PRUNINGS[0], "better (Fig. A2)")]),
-    Claim("C8", "FLOPs & score (all) is the best strategy, and pruning is better than none or too much", "4.5, Figures 9, 10",
-          ratios),
-)  # fmt: skip
-
-
-def write(found: Evidence, output: FilePath, page: FilePath, made_by: str) -> list[FilePath]:
-    """Write claims.json and a picture of each claim into `output`, and the page that shows them.
-
-    Args:
-        page: the Markdown file. made_by: what made them, in words.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    content, lines, rows = {}, [], []
-    for claim in CLAIMS:
-        numbers = list(claim.make(found))
-        entries = [number.to_json(claim.text) for number in numbers]
-        content[claim.name] = entries[0] if len(entries) == 1 else entries
-        outcome = "; ".join(dict.fromkeys(number.verdict for number in numbers)) or "not run so far"
-        rows.append(markdown_row([f"[{claim.name}](#{claim.name.lower()})", claim.text, claim.where, outcome]))
-        lines += [f"## {claim.name}", "", f"{claim.text[0].upper()}{claim.text[1:]} ({claim.where}).", ""]
-        if not numbers:
-            lines += ["No runs of it so far.", ""]
-            continue
-        lines += [markdown_row(["number", "the paper", "here: mean [95% interval] (seeds)", "verdict"])]
-        lines += [markdown_row(["---"] * 4)]
-        lines += [markdown_row([n.name, n.paper, f"{n.values.text()} {n.unit}", _why(n)]) for n in numbers]
-        picture = output / f"{claim.name}.png"
-        figure = draw(claim, numbers)
-        figures.save(figure, picture, dpi=110)
-        lines += ["", f"![{claim.name}]({_relative(picture, page.parent)})", ""]
-    write_json(output / "claims.json", content)
-    titles = ", ".join(data_set.title for data_set in found.profile.data_sets.values())
-    head = [
-        f"# The paper's claims on {titles}",
-        "",
-        markdown_row(["", "claim", "in the paper", "verdict"]),
-        markdown_row(["---"] * 4),
-        *rows,
-        "",
-        "The rule: a claim's number is *reproduced* where its 95% t interval over seeds excludes no effect in the paper's "
-        "direction, *not reproduced* where it excludes it in the other one or lies wholly within the margin "
-        f"({AP_MARGIN:g} points of AP, {PRECISION_MARGIN:g} of precision), and otherwise *not decidable* at this scale. For "
-        '"at least as good" the interval must lie above minus the margin, for "alike" within it. Seeds are paired: data, first '
-        "weights and draws are the same for all methods of a seed.",
-        "",
-    ]
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write_text(page, "\n".join([*head, *lines, f"Made by {made_by}.", ""]))
-    return [page, output / "claims.json"]
-
-
-def _why(number: Number) -> str:
-    """The verdict, and why there is none where there is none."""
-    if number.values.interval is None:
-        return f"{number.verdict}: one seed"
-    return number.verdict
-
-
-def _relative(file: FilePath, start: FilePath) -> str:
-    return FilePath(os.path.relpath(file, start)).as_posix()
-
-
-def draw(claim: Claim, numbers: Sequence[Number]) -> Figure:
-    """A row for each number: its seeds as points, mean and interval, no effect as a line, and the margin as a band."""
-    figure, axes = figures.subplots(
-        len(numbers), 1, figsize=(8, 0.9 + 0.95 * len(numbers)), squeeze=False, layout="constrained"
-    )
-    for panel, number in zip(axes[:, 0], numbers):
-        values = number.values
-        panel.axvspan(number.no_effect - number.margin, number.no_effect + number.margin, color="0.93")
-        panel.axvline(number.no_effect, color="0.4", linewidth=1)
-        panel.scatter(values.values, [0] * len(values.values), s=24, color="C0", zorder=3)
-        if values.interval:
-            panel.plot(values.interval, [0.35, 0.35], color="C1", linewidth=3, solid_capstyle="butt")
-        panel.scatter([values.mean], [0.35], marker="D", s=30, color="C1", zorder=4)
-        panel.set(yticks=[], ylim=(-0.4, 0.8))
-        panel.set_title(f"{number.name} [{number.unit}]: {number.verdict}", fontsize=8, loc="left")
-        panel.tick_params(labelsize=8)
-    figure.suptitle(f"{claim.name}: {claim.text}", fontsize=9)
-    return figure
+    Claim(
+        "C6",
+        "block encoding, FLOPs-bounded loss and pre-training each improve the path filter",
+        "4.4, Table 3",
+        filter_parts,
+    ),
+    Claim(
+        "C7",
+        "pruning paths by score is better than uniform pruning, and uniform pruning is better than none",
+        "D.3, Figure A2",
+        lambda found: [
+            *found.difference(PATH_PRUNINGS[2], PATH_PRUNINGS[1], "best (Fig. A2)"),
+            *found.difference(PATH_PRUNINGS[1], PATH_PRUNINGS[0], "better (Fig. A2)"),
+        ],
+    ),
+    Claim(
+        "C8",
+        "FLOPs & score (all) is the best strategy, and pruning is better than none and than too much",
+        "4.5, Figures 9 and 10",
+        pruning,
+    ),
+)

@@ -1,50 +1,30 @@
-"""Controls of the comparison (ours, not in the paper): what more steps gain, what training and what the choice of paths gain.
+"""Controls of the comparison: gains from more training steps, from training, and from the choice of paths.
 
-Methods and `experiments.CONTROLS` are compared by what they found; and under the final weights of each, paths that are not its
-own are evaluated on the test images: the largest one, random paths of A, the same for all methods of a seed, and in the
-supernet of OFA (w/o PS) the paths that ours found.
+The methods and `experiments.CONTROLS` are compared by their found subnets and by `control_paths`. The paper has no controls.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from ..common import figures
-from ..common.files import whole_text, write_json
-from ..common.reading import read_json
-from ..common.seeds import rng_for
-from ..evaluation.detections import BoxDetector, average_precision
-from ..evaluation.images import EvaluationImages
-from ..evaluation.path_sampling import sample_in_buckets
-from ..evaluation.reestimation import reestimate
-from ..methods.build import make_cost
-from ..runs.phases import training_phases
-from ..runs.run_folder import final_weights, points
-from ..space.counting import Buckets
-from ..space.paths import Path
-from ..space.search_space import ofa_resnet50
+from ..common.files import whole_text
 from ..tools.report import markdown_row
-from ..tools.sampled_paths import open_supernet
+from .control_paths import FOUND_BY_DETOFA, LARGEST, RANDOM, RANDOM_PATHS, RunResults, results_of
 from .experiments import CONTROLS, DETOFA, DETOFA_LONG, METHODS, OFA, OFA_PS, UNIFORM_LONG, UNIFORM_RESTARTS
-from .image_errors import standard_error
 from .intervals import Values, differences
-from .run import Run, profile_folder
+from .run import Run
+from .run_results import runs_and_code
+from .target import Request, Target, csv_file, picture_line, save_picture, write_markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RANDOM_PATHS = 5
-"""Of each FLOPs bucket of A, the same for all methods of a seed."""
-FILE = "controls.json"
-LARGEST, RANDOM, OURS_FOUND = "largest", "random", "found by ours"
-EXPERIMENTS = (*METHODS, *CONTROLS)
 PAIRS = (
     (DETOFA, OFA),
     (DETOFA, OFA_PS),
@@ -53,214 +33,123 @@ PAIRS = (
     (DETOFA_LONG, OFA_PS),
     (DETOFA_LONG, UNIFORM_LONG),
 )
-"""Whose differences are shown: the second is what the first is compared with."""
+"""Pairs of experiments whose differences are shown, the first minus the second."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A path to evaluate under the final weights of a run.
-
-    Attributes:
-        kind: `LARGEST`, `RANDOM` or `OURS_FOUND`. place: FLOPs bucket or budget that it is of, from 1.
-    """
-
-    kind: str
-    place: int
-    path: Path
-
-
-def asked_of(run: Run, ours: Mapping | None) -> list[Asked]:
-    """What is evaluated under a run's final weights.
-
-    Args:
-        ours: the summary of our method's run of the same seed.
-    """
-    config = run.config
-    geometry = config.network.geometry
-    space = ofa_resnet50(geometry, config.network.elastic_stem)
-    found = [Asked(LARGEST, config.hparams.buckets, space.largest)]
-    if run.experiment.name not in (DETOFA.name, OFA.name, OFA_PS.name):  # CompOFA* has not trained A's paths
-        return found
-    side, classes = config.dataloader.image_size, 1  # the number of classes moves all edges alike
-    buckets = Buckets(space, make_cost(config, classes, (side, side)).flops, config.hparams.buckets)
-    paths = sample_in_buckets(buckets, RANDOM_PATHS, rng_for(run.seed, "controls"), space, tqdm.write)
-    found += [Asked(RANDOM, 1 + number // RANDOM_PATHS, path) for number, path in enumerate(paths)]
-    if run.experiment.name == OFA.name and ours:
-        subnets = enumerate(ours["subnets"], 1)
-        found += [Asked(OURS_FOUND, number, Path.from_ofa(subnet["path"], geometry)) for number, subnet in subnets]
-    return found
-
-
-def measured(run: Run, asked: Sequence[Asked]) -> list[dict]:
-    """The paths with their AP on the test images, in points, and its standard error: {"kind", "place", "ap", "se", "path"}.
-
-    What was measured before is kept; where results are made from kept files, that is all there is.
-    """
-    if run.profile.archives:
-        file = run.folder / FILE
-        return read_json(file, "the controls") if file.is_file() else []
-    file, geometry = controls_file(run), run.config.network.geometry
-    known = read_json(file, "the controls") if file.is_file() else []
-    if known and file.stat().st_mtime < (run.folder / "summary.json").stat().st_mtime:
-        known = []  # of a run that was begun again
-    done = [(entry["kind"], entry["place"], Path.from_ofa(entry["path"], geometry)) for entry in known]
-    missing = [item for item in asked if (item.kind, item.place, item.path) not in done]
-    if not missing:
-        return known
-    model, sets, _ = open_supernet(run.config, final_weights(run.folder, run.config))
-    hparams = run.config.hparams
-    images = EvaluationImages.choose(sets, hparams, run.seed).statistics_batches()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    for item in tqdm(missing, desc=f"{run.name}: controls", unit="path", dynamic_ncols=True):
-        detector = BoxDetector(model, item.path, reestimate(model, item.path, images), flip=hparams.flip_test)
-        metric = run.config.dataloader.ap_metric
-        multiple = run.config.network.geometry.total_stride
-        ap, detections = average_precision(
-            detector, sets, hparams.bn_batch, metric, lambda count: None, scales=hparams.test_scales, multiple=multiple
-        )
-        error = standard_error(detections, sets, metric)
-        place = {"kind": item.kind, "place": item.place, "path": item.path.to_ofa(geometry)}
-        known.append({**place, "ap": round(points(ap), 3), "se": error and round(error, 3)})
-        write_json(file, known)
-    return known
-
-
-def controls_file(run: Run) -> FilePath:
-    """Where they are kept."""
-    return profile_folder(run.profile) / "controls" / f"{run.folder.name}.json"
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """What one run has for the controls, in points.
-
-    Attributes:
-        title: of its experiment. name: of its experiment. seed: of the run.
-        steps: that its supernet was trained for, without the fullnet's; None where the data do not say.
-        found: (b,) AP of the found subnets. fullnet: that of the largest path after line 2. measured: see `measured`.
-    """
-
-    title: str
-    name: str
-    seed: int
-    steps: int | None
-    found: np.ndarray
-    fullnet: float
-    measured: Sequence[Mapping]
-
-    def of(self, kind: str, place: int | None = None) -> np.ndarray:
-        """AP of the measured paths of a kind."""
-        chosen = (entry for entry in self.measured if entry["kind"] == kind and place in (None, entry["place"]))
-        return np.array([entry["ap"] for entry in chosen], float)
-
-
-def evidence_of(run: Run, summary: Mapping, ours: Mapping | None, images: int | None) -> Evidence:
-    """Evaluate what is missing, and read the rest.
-
-    Args:
-        summary: of the run. ours: of our method's run of the same seed. images: for training.
-    """
-    found = np.array([points(subnet) for subnet in summary["subnets"]])
-    measured_now = measured(run, asked_of(run, ours))
-    steps = training_steps(run, images)
-    return Evidence(run.experiment.title, run.experiment.name, run.seed, steps, found, points(summary["fullnet"]), measured_now)
-
-
-def training_steps(run: Run, images: int | None) -> int | None:
-    """Steps of the supernet, without the fullnet's; None where neither the config nor `images` says how long an epoch is."""
-    if images is None and run.config.hparams.steps_per_epoch is None:
-        return None
-    phases = [phase for phase in training_phases(run.config) if not phase.largest_only]
-    return sum(len(phase.epochs) * phase.steps_per_epoch(images or 0) for phase in phases)
-
-
-def by_experiment(evidence: Sequence[Evidence]) -> dict[str, list[Evidence]]:
-    """Experiment -> its runs, by seed."""
-    groups: dict[str, list[Evidence]] = {}
-    for item in sorted(evidence, key=lambda item: item.seed):
+def by_experiment(results: Sequence[RunResults]) -> dict[str, list[RunResults]]:
+    """Group runs by experiment, in the order of their seeds."""
+    groups: dict[str, list[RunResults]] = {}
+    for item in sorted(results, key=lambda item: item.seed):
         groups.setdefault(item.name, []).append(item)
     return groups
 
 
-def tables(evidence: Sequence[Evidence]) -> list[str]:
-    """Markdown: what each found for its steps, the differences, and the paths under its final weights."""
-    groups = by_experiment(evidence)
-    header = ["method", "steps", "found, mean over the budgets", "fullnet", "largest path under the final weights", "25 random"]
-    lines = ["## Steps", "", markdown_row(header), markdown_row(["---"] + ["---:"] * 5)]
-    for runs in groups.values():
-        cells = [Values(tuple(run.found.mean() for run in runs)), Values(tuple(run.fullnet for run in runs))]
-        cells += [_values(runs, LARGEST), _values(runs, RANDOM)]
-        steps = "-" if runs[0].steps is None else str(runs[0].steps)
-        lines.append(markdown_row([runs[0].title, steps, *(cell.text(1, False) if cell else "-" for cell in cells)]))
-    lines += ["", "## Differences of the found subnets, mean over the budgets", ""]
+def tables(results: Sequence[RunResults]) -> list[str]:
+    """Return Markdown lines: AP by method, differences, and control paths under the final weights."""
+    groups = by_experiment(results)
+    lines = ["## Training steps and AP", "", *method_table(groups), "", "## Differences of the found subnets", ""]
     for one, other in PAIRS:
         if one.name in groups and other.name in groups:
             gain = paired(groups[one.name], groups[other.name])
-            lines.append(f"- {one.title} above {other.title}: {gain.text()}")
+            lines.append(f"- {one.title} minus {other.title}, mean over the budgets: {gain.text()}")
     if {DETOFA.name, OFA.name} <= set(groups):
-        lines += ["", *_training_and_choice(groups[DETOFA.name], groups[OFA.name])]
-    lines += ["", "## Random paths of A beside the found ones", ""]
-    places = range(1, 1 + max(len(item.found) for item in evidence))
-    lines += [markdown_row(["AP, mean of random; found", *map(str, places)]), markdown_row(["---"] + ["---:"] * len(places))]
+        lines += ["", "## Gains from training and from the choice of paths", ""]
+        lines += training_and_choice(groups[DETOFA.name], groups[OFA.name])
+    return [*lines, "", "## Random paths and found subnets", "", *random_table(groups)]
+
+
+def method_table(groups: dict[str, list[RunResults]]) -> list[str]:
+    """Return Markdown lines: training steps and AP of each method."""
+    header = ["method", "steps", "found, mean over the budgets", "fullnet", "largest path, final weights"]
+    header += ["random paths, final weights"]
+    lines = [markdown_row(header), markdown_row(["---"] + ["---:"] * 5)]
+    for runs in groups.values():
+        cells: list[Values | None] = [
+            Values(tuple(run.found.mean() for run in runs)),
+            Values(tuple(run.fullnet for run in runs)),
+        ]
+        cells += [_values(runs, LARGEST), _values(runs, RANDOM)]
+        steps = "-" if runs[0].steps is None else str(runs[0].steps)
+        lines.append(markdown_row([runs[0].title, steps, *(cell.text(1, False) if cell else "-" for cell in cells)]))
+    return lines
+
+
+def _values(runs: Sequence[RunResults], kind: str) -> Values | None:
+    found = [run.of(kind) for run in runs]
+    return Values(tuple(values.mean() for values in found)) if all(map(len, found)) else None
+
+
+def random_table(groups: dict[str, list[RunResults]]) -> list[str]:
+    """Return Markdown lines: mean AP of the random paths of each FLOPs bucket, and of the subnets found for its budget."""
+    places = range(1, 1 + max(len(run.found) for runs in groups.values() for run in runs))
+    lines = [
+        markdown_row(["AP: mean of random paths; found", *(f"bucket {place}" for place in places)]),
+        markdown_row(["---"] + ["---:"] * len(places)),
+    ]
     for runs in groups.values():
         cells = []
         for place in places:
-            drawn = np.concatenate([run.of(RANDOM, place) for run in runs])
+            sampled = np.concatenate([run.of(RANDOM, place) for run in runs])
             found = np.mean([run.found[place - 1] for run in runs])
-            cells.append(f"{f'{drawn.mean():.1f}' if len(drawn) else '-'}; {found:.1f}")
+            cells.append(f"{f'{sampled.mean():.1f}' if len(sampled) else '-'}; {found:.1f}")
         lines.append(markdown_row([runs[0].title, *cells]))
     return lines
 
 
-def paired(one: Sequence[Evidence], other: Sequence[Evidence]) -> Values:
-    """Mean AP of what was found, `one` minus `other`, for the seeds that both have."""
+def paired(one: Sequence[RunResults], other: Sequence[RunResults]) -> Values:
+    """Return the mean AP of the found subnets, `one` minus `other`, for the seeds that both have."""
     others = {run.seed: run.found.mean() for run in other}
     both = [run for run in one if run.seed in others]
     return differences([run.found.mean() for run in both], [others[run.seed] for run in both])
 
 
-def _values(runs: Sequence[Evidence], kind: str) -> Values | None:
-    found = [run.of(kind) for run in runs]
-    return Values(tuple(values.mean() for values in found)) if all(map(len, found)) else None
+def training_gain(detofa: Sequence[RunResults], ofa: Sequence[RunResults], kind: str = RANDOM) -> Values | None:
+    """Return the mean AP of the same paths under the weights of DetOFA minus under the weights of OFA (w/o PS), seed by seed.
 
+    Args:
+        detofa, ofa: runs of the two methods.
+        kind: `RANDOM`, or `FOUND_BY_DETOFA` for the subnets that DetOFA found.
 
-def training_gain(ours: Sequence[Evidence], ofa: Sequence[Evidence], kind: str = RANDOM) -> Values | None:
-    """AP of the same paths under ours' weights above that under OFA's, seed by seed: the 25 random ones, or ours' found."""
+    Returns:
+        The differences; None if the paths were not evaluated.
+    """
     others = {run.seed: run for run in ofa}
     gains = []
-    for run in ours:
-        theirs = others[run.seed].of(kind) if run.seed in others else []
+    for run in detofa:
+        theirs = others[run.seed].of(kind) if run.seed in others else np.array([])
         own = run.of(RANDOM) if kind == RANDOM else run.found
         if len(theirs) == len(own) and len(own):
             gains.append(float(np.mean(own - theirs)))
     return Values(tuple(gains)) if gains else None
 
 
-def _training_and_choice(ours: Sequence[Evidence], ofa: Sequence[Evidence]) -> list[str]:
-    """What training gained against what the choice of paths gained."""
-    lines = ["## Training and choice", ""]
-    random, found = training_gain(ours, ofa), training_gain(ours, ofa, OURS_FOUND)
+def training_and_choice(detofa: Sequence[RunResults], ofa: Sequence[RunResults]) -> list[str]:
+    """Return Markdown lines: the gains from training, and from the choice of paths in the supernet of OFA (w/o PS)."""
     others = {run.seed: run for run in ofa}
     choice = [
-        float(others[run.seed].of(OURS_FOUND).mean() - others[run.seed].found.mean())
-        for run in ours
-        if run.seed in others and len(others[run.seed].of(OURS_FOUND))
+        float(others[run.seed].of(FOUND_BY_DETOFA).mean() - others[run.seed].found.mean())
+        for run in detofa
+        if run.seed in others and len(others[run.seed].of(FOUND_BY_DETOFA))
     ]
+    lines = []
     for what, gain in (
-        ("Training, on the same random paths: ours' supernet above that of OFA (w/o PS)", random),
-        ("Training, on the paths that ours found", found),
-        ("Choice: those paths above the ones that OFA (w/o PS) found, both in its supernet", Values(tuple(choice))),
+        ("Training: the same random paths, supernet of DetOFA minus supernet of OFA (w/o PS)", training_gain(detofa, ofa)),
+        ("Training: the subnets that DetOFA found, likewise", training_gain(detofa, ofa, FOUND_BY_DETOFA)),
+        (
+            "Choice of paths: subnets found by DetOFA minus those found by OFA (w/o PS), both in the supernet of OFA (w/o PS)",
+            Values(tuple(choice)),
+        ),
     ):
         lines.append(f"- {what}: {gain.text() if gain and gain.values else 'not measured'}")
     return lines
 
 
-def write_csv(file: FilePath, evidence: Sequence[Evidence]) -> None:
-    """One line for each path: those found, the fullnet, and those under the final weights."""
+def write_csv(file: FilePath, results: Sequence[RunResults]) -> None:
+    """Write one row for each path: the fullnet, the found subnets, and the control paths under the final weights."""
     with whole_text(file) as opened:
         writer = csv.writer(opened)
         writer.writerow(["experiment", "seed", "steps", "path", "bucket or budget", "AP [points]", "SE over the test images"])
-        for run in evidence:
+        for run in results:
             start = [run.title, run.seed, run.steps]
             writer.writerow([*start, "fullnet", "", f"{run.fullnet:.3f}", ""])
             writer.writerows([*start, "found", place, f"{ap:.3f}", ""] for place, ap in enumerate(run.found, 1))
@@ -268,10 +157,10 @@ def write_csv(file: FilePath, evidence: Sequence[Evidence]) -> None:
                 writer.writerow([*start, entry["kind"], entry["place"], entry["ap"], entry["se"]])
 
 
-def draw(evidence: Sequence[Evidence]) -> Figure:
-    """Mean AP of the found subnets over the steps of training, a point for each run."""
+def draw(results: Sequence[RunResults]) -> Figure:
+    """Plot the mean AP of the found subnets against the training steps, with one point for each run."""
     figure, axes = figures.subplots(figsize=(6.5, 4.5), layout="constrained")
-    for number, runs in enumerate(by_experiment(evidence).values()):
+    for number, runs in enumerate(by_experiment(results).values()):
         steps = [run.steps if run.steps is not None else np.nan for run in runs]
         aps = [run.found.mean() for run in runs]
         axes.scatter(steps, aps, s=26, color=f"C{number}", label=runs[0].title)
@@ -279,3 +168,32 @@ def draw(evidence: Sequence[Evidence]) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure
+
+
+def write(request: Request, target: Target, runs: Sequence[Run]) -> list[FilePath]:
+    """Write the controls; missing control paths are evaluated."""
+    ordered = [run for experiment in (*METHODS, *CONTROLS) for run in runs if run.experiment.name == experiment.name]
+    results = results_of(ordered)
+    save_picture(request, target, draw(results))
+    write_csv(csv_file(request, target), results)
+    lines = [
+        *tables(results),
+        "",
+        picture_line(target),
+        "",
+        "AP in points on the test images. With several seeds: mean, 95% t interval in brackets, and the value of each seed. "
+        f"The random paths are {RANDOM_PATHS} of each FLOPs bucket of the search space A, the same for all methods of a seed. "
+        f"PS is OFA's progressive shrinking. Runs: {runs_and_code(runs)}.",
+    ]
+    return write_markdown(request, target, lines)
+
+
+TARGET = Target(
+    "controls",
+    "Controls: gains from more steps, from training and from the choice of paths",
+    ("voc",),
+    (*METHODS, *CONTROLS),
+    write,
+    evaluates=True,
+    names_data=False,
+)

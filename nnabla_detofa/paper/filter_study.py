@@ -1,21 +1,19 @@
-"""The path filter's own study: each of its parts switched on in turn, with several seeds, on measured paths (section 4.4)."""
+"""The filter study (section 4.4): each part of the path filter switched on in turn, fitted with several seeds."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path as FilePath
+from typing import Literal
 
 import numpy as np
 
 from ..common.errors import UserError
-from ..common.files import write_bytes
-from ..common.reading import parse_json, whole_lines
 from ..config import Filter
 from ..evaluation.forked import map_forked
 from ..path_filter.evaluated_paths import EvaluatedPaths
@@ -24,74 +22,87 @@ from ..path_filter.metrics import baseline_scores
 from ..path_filter.model import PathFilter
 from ..path_filter.rankers import ENTROPY, GAUSSIAN, PAIRWISE, TREES, rival_scores, true_orders
 from ..path_filter.tokens import Tokenizer
+from .score_file import ScoreFile
 
-FORMAT = "scores of the filter study, version 2"
-START = b'{"format": "scores of the filter study'
 RANDOM, FLOPS, RIDGE = "random", "FLOPs", "ridge"
 BASELINES = (RANDOM, FLOPS, ENTROPY, RIDGE, PAIRWISE, GAUSSIAN, TREES)
 CEILING, PRUNED_BY = "true order", "the filter that pruned"
-"""Two rows that nothing is fitted for: what noise leaves possible, and the filter of the run whose supernet is studied."""
+"""Rows without a fit: the best ranking that the noise of the losses allows, and the filter of the studied run itself."""
 CEILING_DRAWS = 20
-PAPER_LETTER = {
-    "linear_skip": False,
-    "ensemble": 1,
-    "margin": "score",
-    "regression": 0.0,
-    "patience": 30,
-    "weight_decay": 0.0,
-    "dropout": 0.0,
-}
-"""Options of a filter that has nothing of ours; `pairs` is the business of a setting."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Which parts the path filter has.
+    """Parts of the path filter that are switched on.
 
     Attributes:
-        name: the row of the table.
-        pretraining: fit it to paths of the classification supernet first.
-        flops_bounded: Eq. 6 compares only paths of one FLOPs bucket.
-        block_encoding: tokens carry the encoding of their block.
-        encoding: see `path_filter.positional_encoding`.
-        fine_tuning: fit it to paths of the detection supernet; without, the pre-trained filter is taken as it is.
-        ours: with the study's options, such as an ensemble and its pairs; without, by the paper's letter.
+        name: key of the row in tables and in scores.jsonl.
+        pretraining: fit the filter to paths of the classification supernet first.
+        flops_bounded: the loss (Eq. 6) compares only paths of one FLOPs bucket.
+        block_encoding: tokens have the encoding of their block.
+        encoding: positional encoding; see `config.Filter`.
+        fine_tuning: fit the filter to paths of the detection supernet; otherwise the pre-trained filter is used.
+        configured: use all options of the config, such as an ensemble; otherwise those that the paper describes.
     """
 
     name: str
     pretraining: bool = False
     flops_bounded: bool = False
     block_encoding: bool = False
-    encoding: str = "paper"
+    encoding: Literal["paper", "transformer"] = "paper"
     fine_tuning: bool = True
-    ours: bool = False
+    configured: bool = False
 
     @property
     def pretrained(self) -> str:
-        """A name of the pre-trained filter that this setting starts from; settings with one name share it."""
+        """Part of the file name of the pre-trained filter; settings with the same value share it."""
         loss, block = "bounded" if self.flops_bounded else "all_pairs", "block" if self.block_encoding else "no_block"
-        return f"{self.encoding}_{block}_{'ours' if self.ours else loss}"
+        return f"{self.encoding}_{block}_{'ours' if self.configured else loss}"
 
-    def options(self, given: Filter, letter_epochs: int = 200) -> Filter:
-        """The filter and its fitting, where the study's options are `given`; see `StudyInputs`."""
-        parts = {"block_encoding": self.block_encoding, "encoding": self.encoding}
-        if self.ours:
-            return replace(given, **parts)
-        pairs = "bounded" if self.flops_bounded else "all"
-        return replace(given, **parts, **PAPER_LETTER, epochs=letter_epochs, pairs=pairs)
+    def options(self, given: Filter, paper_epochs: int = 200) -> Filter:
+        """Return the options of the filter, where those of the config are `given`; see `StudyInputs`."""
+        given = replace(given, block_encoding=self.block_encoding, encoding=self.encoding)
+        if self.configured:
+            return given
+        return replace(as_in_paper(given), epochs=paper_epochs, pairs="bounded" if self.flops_bounded else "all")
+
+    def to_json(self) -> dict:
+        """Return the parts as written to scores.jsonl, where `configured` is called "ours"."""
+        parts = asdict(self)
+        parts["ours"] = parts.pop("configured")
+        return parts
 
 
-OURS, OURS_FRESH = "ours", "ours, fresh"
+EXTENSIONS = ("linear_skip", "ensemble", "margin", "regression", "patience", "weight_decay", "dropout")
+"""Filter options that `as_in_paper` sets."""
+
+
+def as_in_paper(given: Filter) -> Filter:
+    """Return filter options without extensions of the paper's filter; where the paper is silent, they are switched off."""
+    return replace(
+        given,
+        linear_skip=False,
+        ensemble=1,
+        margin="score",
+        regression=0.0,
+        patience=30,
+        weight_decay=0.0,
+        dropout=0.0,
+    )
+
+
+CONFIGURED, CONFIGURED_FRESH = "ours", "ours, fresh"
+"""Keys of the settings with all options of the config, with and without pre-training."""
 EVERYTHING = Setting("all three", pretraining=True, flops_bounded=True, block_encoding=True)
 SETTINGS = (
-    # Table 3, by our reading of its check marks, see `filter_tables.READING`
+    # the rows of Table 3 as interpreted in `table3.READING`
     Setting("none"),
     Setting("block encoding", block_encoding=True),
     Setting("block encoding, FLOPs-bounded loss", block_encoding=True, flops_bounded=True),
     EVERYTHING,
     # not in the paper
-    Setting(OURS_FRESH, block_encoding=True, flops_bounded=True, ours=True),
-    Setting(OURS, True, True, True, ours=True),
+    Setting(CONFIGURED_FRESH, block_encoding=True, flops_bounded=True, configured=True),
+    Setting(CONFIGURED, True, True, True, configured=True),
     Setting("all three, usual positions", True, True, True, encoding="transformer"),
     Setting("all three, not fine-tuned", True, True, True, fine_tuning=False),
 )
@@ -99,22 +110,21 @@ SETTINGS = (
 
 @dataclass(frozen=True, eq=False)
 class StudyInputs:
-    """What is studied.
+    """Evaluated paths and filter options of a study.
 
     Attributes:
-        label: of what the paths are, such as "digits, detection supernet after warm-up".
-        train: paths of the detection supernet to fit to.
-        test: others of the same supernet, on which the filter is judged.
-        options: the filter and its fitting; its parts are the settings' business: `weights`, `block_encoding` and
-            `encoding` do not count.
-        pretraining: paths of the classification supernet; None leaves the settings with pre-training out.
+        label: description of the paths, such as "digits, detection supernet after warm-up".
+        train: paths of the detection supernet that filters are fitted to.
+        test: other paths of the same supernet, on which filters are judged.
+        options: filter options of the config. `weights`, `block_encoding` and `encoding` are determined by the settings.
+        pretraining: paths of the classification supernet; None omits the settings with pre-training.
         buckets: number of FLOPs buckets.
-        letter_epochs: of a filter by the paper's letter, which learns more slowly than ours.
-        noise: the share of the test losses' variance inside a bucket that is noise; None: it is not known.
-        pruned_by: file of the path filter of the run whose supernet this is; None: there is none.
+        paper_epochs: epochs of a filter as in the paper, which learns more slowly than an extended one.
+        noise: share of the variance of the test losses inside a bucket that is noise; None: unknown.
+        pruned_by: file of the path filter of the run whose supernet is studied; None: there is none.
 
     Raises:
-        UserError: the sets do not fit together.
+        UserError: the sets do not match.
     """
 
     label: str
@@ -123,62 +133,59 @@ class StudyInputs:
     options: Filter
     pretraining: EvaluatedPaths | None = None
     buckets: int = 5
-    letter_epochs: int = 200
+    paper_epochs: int = 200
     noise: float | None = None
     pruned_by: FilePath | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for paths in self.sets.values():
             if paths.geometry != self.train.geometry:
-                raise UserError(f"the paths of {paths.file} are of another search space than those of {self.train.file}")
+                raise UserError(f"the paths of {paths.file} and {self.train.file} must have the same search space")
             if not len(paths):
-                raise UserError(f"{paths.file} holds no paths, and the filter study needs some")
+                raise UserError(f"{paths.file} must have at least one path for the filter study, got none")
             if paths.buckets.max() >= self.buckets:
-                raise UserError(
-                    f"{paths.file} holds a path of FLOPs bucket {paths.buckets.max()}; "
-                    f"with {self.buckets} buckets 0 to {self.buckets - 1} are allowed"
-                )
+                raise UserError(f"the FLOPs buckets of {paths.file} must be 0 to {self.buckets - 1}, got {paths.buckets.max()}")
         if self.test.header["weights"] != self.train.header["weights"]:
-            raise UserError(f"the paths of {self.test.file} are of another supernet than those of {self.train.file}")
+            raise UserError(f"the paths of {self.test.file} and {self.train.file} must be of the same supernet")
         shared = sum(item.path in self.train for item in self.test.items)
         if shared:
-            raise UserError(f"{shared} of the test paths of {self.test.file} are among the training paths of {self.train.file}")
+            raise UserError(f"{shared} of the test paths of {self.test.file} are also training paths in {self.train.file}")
 
     @property
     def sets(self) -> dict[str, EvaluatedPaths]:
-        """The sets there are, by name."""
+        """The existing sets of paths by name."""
         sets = {"train": self.train, "test": self.test, "pretraining": self.pretraining}
         return {name: paths for name, paths in sets.items() if paths is not None}
 
     @property
     def settings(self) -> tuple[Setting, ...]:
-        """The settings that these paths allow."""
+        """The settings that are possible with these paths."""
         return tuple(setting for setting in SETTINGS if self.pretraining or not setting.pretraining)
 
     @cached_property
     def fingerprint(self) -> dict:
-        """Whatever changes a score, besides setting and seed, as plain JSON values."""
+        """Everything that affects scores apart from setting and seed, as JSON values."""
         parts = ("weights", "block_encoding", "encoding")
         options = {name: value for name, value in asdict(self.options).items() if name not in parts}
         digests = {name: digest(paths) for name, paths in self.sets.items()}
-        letter = {"letter_epochs": self.letter_epochs}
-        return {"paths": {"pretraining": None} | digests, "options": options, "buckets": self.buckets} | letter
+        epochs = {"letter_epochs": self.paper_epochs}
+        return {"paths": {"pretraining": None} | digests, "options": options, "buckets": self.buckets} | epochs
 
     @property
     def pretraining_digest(self) -> str:
-        """A short hash of whatever changes a pre-trained filter, besides setting and seed."""
+        """A short checksum of everything that affects a pre-trained filter apart from setting and seed."""
         seen = self.fingerprint | {"paths": self.fingerprint["paths"]["pretraining"]}
         return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True, eq=False)
 class StudyResults:
-    """Scores of the test paths.
+    """Scores of the n test paths.
 
     Attributes:
-        inputs: what was studied.
-        seeds: of each row of the scores.
-        scores: name of a setting or a baseline -> (seeds, n); and those of `given_scores`.
+        inputs: inputs of the study.
+        seeds: seed of each row of the scores.
+        scores: (seeds, n) scores by name of the setting or baseline, and the rows of `given_scores`.
     """
 
     inputs: StudyInputs
@@ -196,54 +203,64 @@ def run(
 ) -> StudyResults:
     """Fit the filter with every setting and seed, and score the test paths.
 
-    What is done already is kept in the folder's scores.jsonl, and pre-trained filters beside the folder. All settings of one
-    seed start from the same weights and see the same split and minibatches, so that they differ by their parts alone.
+    Scores are stored in scores.jsonl in the folder, and pre-trained filters beside the folder; both are reused. For one seed,
+    all settings have the same initial weights, validation split and mini-batches, so they differ only by their parts.
 
     Args:
-        seeds: everything random comes from them.
-        progress: hears of each setting and seed that is done, in a line.
-        processes: fits are shared out over so many, which are forked: for the CPU.
-        settings: of the filter, those that the paths allow; None: all of `SETTINGS`.
+        inputs: the paths.
+        seeds: seeds of everything random.
+        folder: folder of the study.
+        progress: called with a line of text for each finished setting and seed.
+        processes: number of forked processes that share the fits, for the CPU.
+        settings: settings of the filter, as far as the paths allow them; None: all of `SETTINGS`.
 
     Raises:
-        UserError: the folder holds scores of other paths or options, or is damaged; no seed was given, or one twice.
+        UserError: the folder has scores of other paths or options, or is damaged; or the seeds are not distinct.
     """
     seeds = tuple(seeds)
     if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"the filter study needs one or more seeds, each once, got {list(seeds)}")
+        raise UserError(f"the filter study needs one or more distinct seeds, got {list(seeds)}")
     chosen = [setting for setting in inputs.settings if settings is None or setting in settings]
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "scores.jsonl"
-    known = read_scores(file, inputs)
+    store = score_file(folder, inputs)
     for seed in seeds:
-        if any((name, seed) not in known for name in BASELINES):
-            batch, test = inputs.train.batch, inputs.test
-            tokenizer = Tokenizer(inputs.train.geometry, inputs.options.stem_tokens)
-            rng = seeded(seed, RANDOM)
-            rivals = rival_scores(tokenizer, batch, inputs.train.losses, test.batch, seed)
-            simple = baseline_scores(tokenizer, batch, inputs.train.losses, test.batch, test.flops, rng)
-            for name, scores in {**rivals, **simple}.items():
-                _keep(file, known, name, seed, {}, scores)
-    jobs: dict[tuple[int, str], list[Setting]] = {}  # settings that share a pre-trained filter are one job
+        if any((name, seed) not in store.known for name in BASELINES):
+            for name, scores in _baselines(inputs, seed).items():
+                store.append(name, seed, {}, scores)
+    jobs: dict[tuple[int, str], list[Setting]] = {}  # settings that share a pre-trained filter form one job
     for seed in seeds:
         for setting in chosen:
-            if (setting.name, seed) not in known:
+            if (setting.name, seed) not in store.known:
                 jobs.setdefault((seed, setting.pretrained if setting.pretraining else setting.name), []).append(setting)
 
     def work(job: tuple[int, str]) -> list[tuple[np.ndarray, str]]:
         return [_scores(inputs, setting, job[0], folder) for setting in jobs[job]]
 
-    for (seed, _), settings, results in zip(jobs, jobs.values(), map_forked(work, list(jobs), min(processes, len(jobs)))):
-        for setting, (scores, text) in zip(settings, results):
-            _keep(file, known, setting.name, seed, asdict(setting), scores)
+    for (seed, _), group, results in zip(jobs, jobs.values(), map_forked(work, list(jobs), min(processes, len(jobs)))):
+        for setting, (scores, text) in zip(group, results):
+            store.append(setting.name, seed, setting.to_json(), scores)
             progress(f"{setting.name}, seed {seed}: {text}")
     names = (*BASELINES, *(setting.name for setting in chosen))
-    scores = {name: np.stack([known[name, seed] for seed in seeds]) for name in names}
-    return StudyResults(inputs, seeds, scores | given_scores(inputs))
+    found = {name: np.stack([store.known[name, seed] for seed in seeds]) for name in names}
+    return StudyResults(inputs, seeds, found | given_scores(inputs))
+
+
+def score_file(folder: FilePath, inputs: StudyInputs) -> ScoreFile:
+    """Open or create the file with a study's scores; see `ScoreFile`."""
+    parts = {name: {} for name in BASELINES} | {setting.name: setting.to_json() for setting in SETTINGS}
+    return ScoreFile(folder / "scores.jsonl", inputs.fingerprint, parts, len(inputs.test))
+
+
+def _baselines(inputs: StudyInputs, seed: int) -> dict[str, np.ndarray]:
+    """Return (n,) scores of the test paths by each of `BASELINES`."""
+    batch, losses, test = inputs.train.batch, inputs.train.losses, inputs.test
+    tokenizer = Tokenizer(inputs.train.geometry, inputs.options.stem_tokens)
+    rivals = rival_scores(tokenizer, batch, losses, test.batch, seed)
+    return {**rivals, **baseline_scores(tokenizer, batch, losses, test.batch, test.flops, seeded(seed, RANDOM))}
 
 
 def given_scores(inputs: StudyInputs) -> dict[str, np.ndarray]:
-    """Rows that nothing is fitted for: name -> (draws, n) or (1, n) scores."""
+    """Return the scores of rows without a fit: (1, n) of the run's own filter, (draws, n) of possible true orders."""
     test, scores = inputs.test, {}
     if inputs.pruned_by is not None:
         path_filter = PathFilter.load(inputs.pruned_by, geometry=test.geometry, buckets=inputs.buckets)
@@ -254,20 +271,20 @@ def given_scores(inputs: StudyInputs) -> dict[str, np.ndarray]:
 
 
 def _scores(inputs: StudyInputs, setting: Setting, seed: int, folder: FilePath) -> tuple[np.ndarray, str]:
-    """Scores of the test paths by the filter of a setting, and how its fit went."""
+    """Return the (n,) scores of the test paths by a setting's filter, and a description of its fit."""
     path_filter = pretrained(inputs, setting, seed, folder) if setting.pretraining else fresh(inputs, setting, seed)
-    text = "as it was pre-trained"
+    text = "pre-trained only"
     if setting.fine_tuning:
         rng, given = seeded(seed, "fine-tuning"), inputs.train
         moved = transfer(path_filter, given.batch, given.buckets, given.losses, rng) if setting.pretraining else "fresh"
-        options = setting.options(inputs.options, inputs.letter_epochs)
+        options = setting.options(inputs.options, inputs.paper_epochs)
         text = f"{moved}; {outcome(_fit(path_filter, given, options, rng, setting.pretraining))}"
     return path_filter.score(inputs.test.batch, inputs.test.buckets), text
 
 
 def fresh(inputs: StudyInputs, setting: Setting, seed: int) -> PathFilter:
-    """The setting's filter with the seed's first weights."""
-    options = setting.options(inputs.options, inputs.letter_epochs)
+    """Return a setting's filter with the initial weights of a seed."""
+    options = setting.options(inputs.options, inputs.paper_epochs)
     return PathFilter(
         inputs.train.geometry,
         inputs.buckets,
@@ -286,12 +303,13 @@ def fresh(inputs: StudyInputs, setting: Setting, seed: int) -> PathFilter:
 
 
 def pretrained(inputs: StudyInputs, setting: Setting, seed: int, folder: FilePath) -> PathFilter:
-    """The filter fitted to the classification supernet's paths, kept beside `folder`, where other studies find it too."""
+    """Return a setting's filter fitted to the classification supernet's paths; it is stored beside `folder` and reused."""
     file = folder.parent / f"pretrained_{setting.pretrained}_seed{seed}_{inputs.pretraining_digest}.h5"
     if file.exists():
         return PathFilter.load(file)
-    path_filter = fresh(inputs, setting, seed)
-    _fit(path_filter, inputs.pretraining, setting.options(inputs.options, inputs.letter_epochs), seeded(seed, "pre-training"))
+    assert inputs.pretraining is not None  # `StudyInputs.settings` omits such settings otherwise
+    path_filter, options = fresh(inputs, setting, seed), setting.options(inputs.options, inputs.paper_epochs)
+    _fit(path_filter, inputs.pretraining, options, seeded(seed, "pre-training"))
     path_filter.save(file)
     return path_filter
 
@@ -308,60 +326,19 @@ def _fit(
 
 
 def outcome(results: Sequence[FitResult]) -> str:
-    """How a fit went, in a few words."""
+    """Describe a fit: its epochs, the best of them, and its validation loss."""
     best = " and ".join(str(result.best_epoch) for result in results)
     epochs = sum(len(result.validation_losses) - 1 for result in results)
     validation = np.mean([result.validation_losses[result.best_epoch] for result in results])
-    return f"best of {epochs} epochs {'is' if len(results) == 1 else 'are'} {best}, validation loss {validation:.4f}"
+    return f"{epochs} epochs, best {best}, validation loss {validation:.4f}"
 
 
 def seeded(seed: int, name: str) -> np.random.Generator:
-    """The generator of everything random that is called `name`, whatever was drawn before."""
+    """Return the random number generator of a seed and a purpose; it does not depend on numbers drawn before."""
     return np.random.default_rng((seed, zlib.crc32(name.encode())))
 
 
 def digest(paths: EvaluatedPaths) -> str:
-    """SHA-256 of what a fit sees of evaluated paths."""
+    """Return the SHA-256 checksum of everything that a fit uses of evaluated paths."""
     rows = [(item.path.to_ofa(paths.geometry), item.bucket, item.flops, item.loss) for item in paths.items]
     return hashlib.sha256(json.dumps([asdict(paths.geometry), rows]).encode()).hexdigest()
-
-
-def read_scores(file: FilePath, inputs: StudyInputs) -> dict[tuple[str, int], np.ndarray]:
-    """(setting or baseline, seed) -> scores, of the settings as they are now; a new file is begun, a torn line dropped.
-
-    Raises:
-        UserError: the file holds scores of other paths or options or something else, or is damaged before its last line; it
-            is left as it is.
-    """
-    wanted = json.loads(json.dumps({"format": FORMAT} | inputs.fingerprint))
-    content = file.read_bytes() if file.exists() else b""
-    if not content.startswith(START[: len(content)]):
-        raise UserError(f"{file} is not a file of the filter study's scores: remove or rename it")
-    whole = whole_lines(content)
-    known = {}
-    parts = {name: {} for name in BASELINES} | {setting.name: asdict(setting) for setting in SETTINGS}
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            entry = parse_json(line.decode())
-            if number == 1:
-                changed = [name for name in sorted(wanted | entry) if entry.get(name) != wanted.get(name)]
-            elif entry["parts"] == parts.get(entry["name"]):
-                known[entry["name"], entry["seed"]] = np.array(entry["scores"], float).reshape(len(inputs.test))
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"line {number} of {file} is not a result of the filter study ({error})") from error
-        if changed:
-            raise UserError(f"{file} holds scores of a study with other {' and '.join(changed)}: remove or rename it")
-    whole = whole or (json.dumps(wanted) + "\n").encode()
-    if whole != content:
-        write_bytes(file, whole)
-    return known
-
-
-def _keep(file: FilePath, known: dict, name: str, seed: int, parts: dict, scores: np.ndarray) -> None:
-    """Add scores to the file first, then to `known`."""
-    entry = {"name": name, "seed": seed, "parts": parts, "scores": np.asarray(scores, float).tolist()}
-    with open(file, "a", encoding="utf-8") as opened:
-        opened.write(json.dumps(entry, allow_nan=False) + "\n")
-        opened.flush()
-        os.fsync(opened.fileno())
-    known[name, seed] = np.asarray(scores, float)

@@ -1,7 +1,7 @@
-"""Differences over paired seeds: their values, mean and t interval, and what these say about a claim (ours).
+"""Statistics over paired seeds: mean, t interval, and the verdict on a claim of the paper.
 
-A claim is about a number whose value of no effect is known: 0 for a difference, 1 for a ratio. `verdict` has the one rule by
-which numbers of several seeds speak for or against the paper.
+A claim is about a number that has a known value without an effect: 0 for a difference, 1 for a ratio. `verdict` is the only
+rule that decides whether the numbers of several seeds reproduce the claim. The paper has no such rule.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ Direction = Literal["above", "below", "not below", "alike"]
 
 @dataclass(frozen=True)
 class Values:
-    """A number, one value for each seed.
+    """A number that was measured once for each seed.
 
     Attributes:
-        values: of the seeds, in their order.
+        values: the values, in the order of the seeds.
     """
 
     values: tuple[float, ...]
 
     @property
     def mean(self) -> float:
+        """The mean over the seeds."""
         return float(np.mean(self.values))
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The t interval of the mean; None of a single seed, which says nothing about others."""
+        """The 95% t interval of the mean; None for a single seed."""
         count = len(self.values)
         if count < 2:
             return None
@@ -42,7 +43,7 @@ class Values:
         return self.mean - half, self.mean + half
 
     def text(self, digits: int = 2, sign: bool = True) -> str:
-        """Such as "+1.50 [-4.85, +7.85] (+1.00, +2.00)": mean, interval and the seeds' values."""
+        """Format as "+1.50 [-4.85, +7.85] (+1.00, +2.00)": mean, interval and values; or only the mean for a single seed."""
         form = f"{'+' if sign else ''}.{digits}f"
         if self.interval is None:
             return f"{self.mean:{form}}"
@@ -52,13 +53,14 @@ class Values:
 
 
 def verdict(interval: tuple[float, float] | None, direction: Direction, no_effect: float, margin: float) -> str:
-    """What an interval says about the paper's direction.
+    """Decide whether an interval reproduces the direction that the paper claims.
 
-    Above (below): reproduced where the interval lies wholly above (below) `no_effect`; not reproduced where it lies wholly on
-    the other side, or wholly within `margin` of `no_effect`: the effect is then too small to matter. Not below: the paper's
-    number is at least the other one; reproduced where the interval lies wholly above `no_effect` - `margin`, not reproduced
-    where it lies wholly below `no_effect`. Alike: reproduced where the interval lies wholly within `margin`, not reproduced
-    where it lies wholly outside. Otherwise, and without an interval, not decidable.
+    - above (below): reproduced if the interval lies above (below) `no_effect`; not reproduced if it lies on the other side, or
+      within `margin` of `no_effect`, because the effect is then too small to matter.
+    - not below: reproduced if the interval lies above `no_effect` - `margin`; not reproduced if it lies below `no_effect`.
+    - alike: reproduced if the interval lies within `margin` of `no_effect`; not reproduced if it lies outside.
+
+    In all other cases, and without an interval, the claim is not decidable.
     """
     if interval is None:
         return NOT_DECIDABLE
@@ -75,5 +77,5 @@ def verdict(interval: tuple[float, float] | None, direction: Direction, no_effec
 
 
 def differences(one: Sequence[float], other: Sequence[float]) -> Values:
-    """`one` minus `other`, seed by seed."""
+    """Return `one` minus `other`, seed by seed."""
     return Values(tuple(float(a - b) for a, b in zip(one, other, strict=True)))

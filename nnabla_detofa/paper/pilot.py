@@ -1,29 +1,29 @@
-"""The pilot of a study: in which regime of images, steps and augmentation can methods differ at all? (ours)
+"""Pilot of the study: the choice of training images, steps and augmentation for which methods can differ at all.
 
-Criteria that never look at our method, each measured in one cell of a grid with a seed that no result uses:
+The criteria do not depend on DetOFA. Each is measured in one cell of a grid, with a seed that no result uses:
 
-(a) the fullnet's validation loss still falls at its last epoch: no plateau by overfitting;
-(b) there is room: random paths under the weights of OFA (w/o PS), one of each FLOPs bucket, have at least `ROOM` points of AP50
-    less than the same paths trained alone, from the same fullnet and for as many steps;
+(a) the validation loss of the fullnet still decreases in its last epoch, so it does not overfit;
+(b) there is room for improvement: random paths under the weights of OFA (w/o PS), one of each FLOPs bucket, have an AP50 at
+    least `ROOM` points below that of the same paths trained alone, from the same fullnet and for as many steps;
 (c) random paths differ: the standard deviation of their validation losses inside a bucket is at least `SPREAD` times its noise,
-    which two halves of the validation images tell.
+    which is measured from two halves of the validation images.
 
-The smallest regime that meets all three is chosen.
+The smallest cell that meets all criteria is chosen. The paper has no pilot.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path as FilePath
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from .. import config as configs
 from ..backend.compat import Device
 from ..common.files import write_json, write_text
+from ..common.progress import ProgressBar
 from ..common.reading import read_json
 from ..data.digits import write_digits
 from ..evaluation.path_sampling import sample_in_buckets
@@ -36,6 +36,7 @@ from ..path_filter.model import PathFilter
 from ..runs.cost_ledger import totals
 from ..runs.provenance import revision
 from ..runs.run_folder import points
+from ..space.paths import Path
 from ..space.search_space import SearchSpace
 from ..tools.report import markdown_row
 from ..training.loop import OnePath
@@ -45,18 +46,20 @@ SEED = 9
 ROOM = 2.0
 SPREAD = 3.0
 PATHS = 8
-"""Random paths of each bucket, for the third criterion."""
+"""Random paths of each bucket, for criterion (c)."""
 AUGMENTATION = {True: ("true", "[0.8, 1.2]", "true"), False: ("false", "[1.0, 1.0]", "false")}
-"""Whether images are augmented -> the data's crop, scale_range and color."""
+"""Whether images are augmented -> crop, scale_range and color of the data section."""
 FOLDER = FilePath("runs", "pilot")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A regime.
+    """A cell of the grid.
 
     Attributes:
-        images: for training. steps_per_epoch: of 14 epochs, for the fullnet and again for the supernet. augmented: or not.
+        images: number of training images.
+        steps_per_epoch: training steps of an epoch, for the fullnet and for the supernet.
+        augmented: whether images are augmented.
     """
 
     images: int
@@ -67,18 +70,20 @@ class Cell:
     def name(self) -> str:
         return f"{self.images}-{self.steps_per_epoch}-{'augmented' if self.augmented else 'plain'}"
 
-    def shorter(self, other: Cell) -> bool:
-        """Is `other` this regime with fewer steps?"""
+    def has_fewer_steps(self, other: Cell) -> bool:
+        """Return whether `other` is this cell with fewer steps."""
         same = (self.images, self.augmented) == (other.images, other.augmented)
         return same and other.steps_per_epoch < self.steps_per_epoch
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells, from the smallest regime on, and the data that they share: a set of more images begins with the same ones.
+    """All cells and their data. A larger training set starts with the images of a smaller one.
 
     Attributes:
-        val, test, image_size: see `data.digits.write_digits`. folder: of the data sets.
+        cells: the cells, from the smallest.
+        val, test, image_size: see `data.digits.write_digits`.
+        folder: folder of the data sets.
     """
 
     cells: tuple[Cell, ...]
@@ -88,9 +93,16 @@ class Grid:
     folder: FilePath = FilePath("data")
 
     def data(self, cell: Cell) -> FilePath:
-        """The data set of a cell, written where it is not there."""
-        sizes = {"train": cell.images, "val": self.val, "test": self.test, "image_size": self.image_size}
-        return write_digits(self.folder / f"digits_{cell.images}", **sizes, crops_train=0, crops_val=0)
+        """Return the data set of a cell, which is written if it does not exist."""
+        return write_digits(
+            self.folder / f"digits_{cell.images}",
+            train=cell.images,
+            val=self.val,
+            test=self.test,
+            image_size=self.image_size,
+            crops_train=0,
+            crops_val=0,
+        )
 
 
 GRID = Grid(
@@ -98,11 +110,11 @@ GRID = Grid(
         Cell(images, steps, augmented) for steps in (32, 64, 128) for images in (400, 1600, 4000) for augmented in (False, True)
     )
 )
-"""14 epochs: 448, 896 and 1,792 steps."""
+"""With the 14 epochs of the study: 448, 896 and 1,792 steps."""
 
 
 def cell_config(profile: Profile, cell: Cell, root: FilePath) -> configs.Config:
-    """The profile's config in a cell; AP is measured on the validation images, and our method has no part in it."""
+    """Return the profile's config for a cell. AP is measured on the validation images, and the method is OFA (w/o PS)."""
     data_set = next(iter(profile.data_sets.values()))
     section = f"dataloader.{configs.load(data_set.config).dataloader_name}"
     crop, scale, color = AUGMENTATION[cell.augmented]
@@ -122,16 +134,16 @@ def cell_config(profile: Profile, cell: Cell, root: FilePath) -> configs.Config:
 
 
 class PilotSearcher(BaselineSearcher):
-    """OFA (w/o PS) without its search: random paths are evaluated instead, and some of them trained alone."""
+    """OFA (w/o PS) that evaluates random paths, and trains some of them alone, instead of the search."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments: Any):
         super().__init__(*arguments)
         alone = [f"alone {bucket + 1}" for bucket in range(self.buckets.n)]
         self.phases = (*self.training, "random paths", *alone)
         self.fullnet_losses: list[float] = self.files.read("fullnet_losses", [])
 
     def callback_on_epoch_end(self) -> None:
-        """Validation loss of the fullnet after each of its epochs; an epoch that is done again gives the same."""
+        """Store the fullnet's validation loss after each of its epochs; a repeated epoch gives the same loss."""
         if self.costs.phase != "fullnet":
             return
         statistics = reestimate(self.model, self.space.largest, self.evaluator.statistics_batches)
@@ -141,7 +153,7 @@ class PilotSearcher(BaselineSearcher):
             self.files.write("fullnet_losses", self.fullnet_losses)
 
     def find_subnets(self, space: SearchSpace, path_filter: PathFilter, seen: Sequence = ()) -> dict:
-        """What the criteria need, in pilot.json."""
+        """Measure what the criteria need, and store it in pilot.json."""
         paths = sample_in_buckets(self.buckets, PATHS, self.rng("pilot paths"), space, self.log)
         buckets = self.buckets.index(self.cost.flops(paths)).tolist()
         first = {bucket: buckets.index(bucket) for bucket in sorted(set(buckets))}
@@ -161,10 +173,10 @@ class PilotSearcher(BaselineSearcher):
         self.files.write("pilot", found)
         return found
 
-    def train_alone(self, name: str, path) -> float:
-        """AP, in points, of a path that was trained alone from the fullnet, for the supernet's steps."""
-        whole = self.training["fine-tuning"]
-        phase = replace(whole, name=name, epochs=range(whole.schedule_epochs), continues="")
+    def train_alone(self, name: str, path: Path) -> float:
+        """Train a path alone, from the fullnet and for as many steps as the supernet, and return its AP in points."""
+        schedule = self.training["fine-tuning"]
+        phase = replace(schedule, name=name, epochs=range(schedule.schedule_epochs), continues="")
         with self.phase(name):
             weights.load(
                 self.model, self.folder / "fullnet" / "weights.h5", weights.read(self.folder / "fullnet" / "weights.h5")
@@ -175,13 +187,15 @@ class PilotSearcher(BaselineSearcher):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a cell has for the criteria.
+    """Measurements in a cell.
 
     Attributes:
-        last, best_before: validation loss of the fullnet after its last epoch, and the least before.
-        room: points of AP50 that the paths trained alone have more, on average.
-        spread, noise: of the random paths' losses inside a bucket.
-        seconds: of the device for a training step of the fullnet. unit: of these.
+        cell: the cell.
+        last, best_before: validation loss of the fullnet after its last epoch, and the lowest before.
+        room: mean AP50, in points, of the paths trained alone minus that in the supernet.
+        spread, noise: standard deviation of the random paths' losses inside a bucket, and its noise.
+        seconds: device time of a training step of the fullnet.
+        unit: unit of `seconds`.
     """
 
     cell: Cell
@@ -195,19 +209,25 @@ class Outcome:
 
     @property
     def met(self) -> tuple[bool, bool, bool]:
-        """The criteria (a), (b) and (c)."""
+        """Whether the criteria (a), (b) and (c) are met."""
         return self.last < self.best_before, self.room >= ROOM, self.spread >= SPREAD * self.noise
 
     @classmethod
     def of(cls, cell: Cell, found: Mapping, steps: int) -> Outcome:
-        """From a cell's pilot.json; `steps` are the fullnet's."""
+        """Return the outcome from the content of a cell's pilot.json.
+
+        Args:
+            cell: the cell.
+            found: the content.
+            steps: training steps of the fullnet.
+        """
         losses = found["fullnet_losses"]
         halves, buckets = np.array(found["halves"], float), np.array(found["buckets"])
         spreads, noises = [], []
         for bucket in np.unique(buckets):
             inside = halves[buckets == bucket]
             spreads.append(inside.mean(axis=1).var(ddof=1))
-            noises.append((inside[:, 0] - inside[:, 1]).var(ddof=1) / 4)  # of the mean of two halves
+            noises.append((inside[:, 0] - inside[:, 1]).var(ddof=1) / 4)  # variance of the mean of two halves
         return cls(
             cell,
             losses[-1],
@@ -221,31 +241,37 @@ class Outcome:
 
 
 def run_pilot(
-    profile: Profile, grid: Grid, device: Device, everything: bool = False, log: Callable[[str], None] = tqdm.write
+    profile: Profile, grid: Grid, device: Device, everything: bool = False, log: Callable[[str], None] | None = None
 ) -> FilePath:
-    """Run the cells one by one, from the smallest on, until one meets all criteria; what was done before is kept.
+    """Run the cells in order until one meets all criteria; finished cells are not repeated.
 
-    A cell is skipped where the same images for fewer steps have failed (a) or (b): more steps overfit more and leave less room.
+    A cell is skipped if the same images with fewer steps did not meet (a) or (b), because more steps overfit more and leave
+    less room.
 
     Args:
-        everything: go on where a cell meets all criteria, and skip none.
+        profile: profile whose first data set's config is varied.
+        grid: the cells.
+        device: device of the runs.
+        everything: run all cells.
+        log: called with each message; None: printed above the progress bar.
 
     Returns:
-        pilot.md among the profile's results; pilot.json beside it has the numbers.
+        pilot.md among the profile's results. The measurements are in pilot.json beside it.
     """
     outcomes: list[Outcome] = []
     skipped: list[Cell] = []
     work = sum(cell.steps_per_epoch for cell in grid.cells)
-    with tqdm(total=work, desc="pilot", unit="steps of an epoch", dynamic_ncols=True) as bar:
+    with ProgressBar(total=work, desc="pilot", unit="steps of an epoch") as bar:
+        say = log or bar.write
         for cell in grid.cells:
-            failed = [o for o in outcomes if cell.shorter(o.cell) and not all(o.met[:2])]
+            failed = [o for o in outcomes if cell.has_fewer_steps(o.cell) and not all(o.met[:2])]
             if failed and not everything:
                 skipped.append(cell)
-                log(f"{cell.name} is skipped: {failed[0].cell.name} has failed with fewer steps")
+                say(f"{cell.name} is skipped because {failed[0].cell.name}, with fewer steps, did not meet (a) and (b)")
             else:
                 outcomes.append(measure(profile, grid, cell, device))
-                passed = ", ".join(f"({name}) {ok}" for name, ok in zip("abc", _words(outcomes[-1])))
-                log(f"{cell.name}: {passed}; {outcomes[-1].seconds:.3g} {outcomes[-1].unit} a step of the fullnet")
+                met = ", ".join(f"({name}) {ok}" for name, ok in zip("abc", _words(outcomes[-1])))
+                say(f"{cell.name}: {met}; {outcomes[-1].seconds:.3g} {outcomes[-1].unit} per step of the fullnet")
                 file = write(profile, outcomes, skipped, grid)
                 if all(outcomes[-1].met) and not everything:
                     break
@@ -254,58 +280,75 @@ def run_pilot(
 
 
 def measure(profile: Profile, grid: Grid, cell: Cell, device: Device) -> Outcome:
-    """Run a cell to its end, or read what it left."""
+    """Run a cell, or read the results of an earlier run."""
     config, folder = cell_config(profile, cell, grid.data(cell)), FOLDER / profile.name / cell.name
     file = folder / "pilot.json"
     if not file.is_file():
-        partial(algorithm1.run, searcher=PilotSearcher)(config, device, folder)
+        algorithm1.run(config, device, folder, searcher=PilotSearcher)
     return Outcome.of(cell, read_json(file, "the pilot's cell"), config.hparams.fullnet_epochs * cell.steps_per_epoch)
 
 
 def chosen(outcomes: Sequence[Outcome]) -> Outcome | None:
-    """The smallest regime that meets all criteria: fewest steps, then fewest images."""
+    """Return the smallest cell that meets all criteria: with the fewest steps, then the fewest images; None if none does."""
     good = [outcome for outcome in outcomes if all(outcome.met)]
     return min(good, key=lambda o: (o.cell.steps_per_epoch, o.cell.images, o.cell.augmented), default=None)
 
 
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+INTRODUCTION = (
+    f"Seed {SEED}, which no other result uses; only OFA (w/o PS) and its fullnet. (a): the fullnet's validation loss still "
+    f"decreases in its last epoch. (b): paths trained alone are at least {ROOM:g} points above the same paths in the supernet. "
+    f"(c): the spread of random paths inside a bucket is at least {SPREAD:g} times its noise."
+)
+
+
 def write(profile: Profile, outcomes: Sequence[Outcome], skipped: Sequence[Cell], grid: Grid) -> FilePath:
-    """The table of the cells so far, and the choice."""
+    """Write pilot.md, the table of the finished cells with the choice, and pilot.json; return pilot.md."""
     epochs = configs.load(next(iter(profile.data_sets.values())).config).hparams.fullnet_epochs
     header = ["images", "steps", "augmented", "fullnet's loss: last; best before", "(a)", "room [AP50 points]", "(b)"]
-    header += ["spread; noise", "(c)", "a step of the fullnet"]
+    header += ["spread; noise", "(c)", "step of the fullnet"]
     lines = [
-        f"# Pilot of the profile {profile.name}: the regime of the study",
+        f"# Pilot of the profile {profile.name}",
         "",
-        f"Seed {SEED}, which no other result uses; OFA (w/o PS) and its fullnet alone, {grid.val} validation images. (a): the "
-        f"fullnet's validation loss still falls at its last epoch. (b): paths trained alone have at least {ROOM:g} points more "
-        f"than under the supernet. (c): random paths spread inside a bucket at least {SPREAD:g} times the noise.",
+        f"{INTRODUCTION} There are {grid.val} validation images.",
         "",
         markdown_row(header),
         markdown_row(["---:"] * len(header)),
+        *(_row(outcome, epochs) for outcome in outcomes),
+        "",
+        choice(outcomes, skipped, grid),
+        "",
+        f"Made by `make pilot PROFILE={profile.name}` at {revision()}.",
+        "",
     ]
-    for outcome in outcomes:
-        cell, (falls, room, spread) = outcome.cell, _words(outcome)
-        numbers = [str(cell.images), str(epochs * cell.steps_per_epoch), "yes" if cell.augmented else "no"]
-        numbers += [f"{outcome.last:.3f}; {outcome.best_before:.3f}", falls, f"{outcome.room:+.1f}", room]
-        numbers += [f"{outcome.spread:.3f}; {outcome.noise:.3f}", spread, f"{outcome.seconds:.3g} {outcome.unit}"]
-        lines.append(markdown_row(numbers))
-    best = chosen(outcomes)
-    if best:
-        values = f"{best.cell.images} images, hparams.steps_per_epoch={best.cell.steps_per_epoch}"
-        verdict = f"Chosen: {values}, {'with' if best.cell.augmented else 'without'} augmentation, the smallest that meets all."
-    else:
-        verdict = "No cell so far meets all three."
-    left = len(grid.cells) - len(outcomes) - len(skipped)
-    if skipped:
-        verdict += f" Skipped, since fewer steps have failed (a) or (b): {', '.join(cell.name for cell in skipped)}."
-    verdict += f" Not run: {left} of {len(grid.cells)} cells."
-    lines += ["", verdict, "", f"Made by `make pilot PROFILE={profile.name}` at {revision()}.", ""]
     profile.results.mkdir(parents=True, exist_ok=True)
-    kept = [{"cell": vars(o.cell), **{k: v for k, v in vars(o).items() if k != "cell"}, "met": o.met} for o in outcomes]
-    write_json(profile.results / "pilot.json", kept)
+    content = [{"cell": vars(o.cell), **{k: v for k, v in vars(o).items() if k != "cell"}, "met": o.met} for o in outcomes]
+    write_json(profile.results / "pilot.json", content)
     file = profile.results / "pilot.md"
     write_text(file, "\n".join(lines))
     return file
+
+
+def _row(outcome: Outcome, epochs: int) -> str:
+    cell, (decreases, room, spread) = outcome.cell, _words(outcome)
+    cells = [str(cell.images), str(epochs * cell.steps_per_epoch), "yes" if cell.augmented else "no"]
+    cells += [f"{outcome.last:.3f}; {outcome.best_before:.3f}", decreases, f"{outcome.room:+.1f}", room]
+    cells += [f"{outcome.spread:.3f}; {outcome.noise:.3f}", spread, f"{outcome.seconds:.3g} {outcome.unit}"]
+    return markdown_row(cells)
+
+
+def choice(outcomes: Sequence[Outcome], skipped: Sequence[Cell], grid: Grid) -> str:
+    """Describe the chosen cell, the skipped cells, and how many are not run."""
+    if best := chosen(outcomes):
+        values = f"{best.cell.images} images, hparams.steps_per_epoch={best.cell.steps_per_epoch}"
+        augmentation = "with" if best.cell.augmented else "without"
+        text = f"Chosen: {values}, {augmentation} augmentation, the smallest cell that meets all criteria."
+    else:
+        text = "So far no cell meets all criteria."
+    if skipped:
+        text += f" Skipped because fewer steps did not meet (a) or (b): {', '.join(cell.name for cell in skipped)}."
+    return f"{text} Not run: {len(grid.cells) - len(outcomes) - len(skipped)} of {len(grid.cells)} cells."
 
 
 def _words(outcome: Outcome) -> list[str]:

@@ -1,6 +1,6 @@
-"""Profiles: at which scale the paper's tables and figures are made, and from which configs and weights.
+"""Profiles: the scale at which the paper's tables and figures are made, with its configs and weights.
 
-A profile is a JSON file in configs/profiles; the dataclasses below are its schema.
+A profile is a JSON file in configs/profiles. The dataclasses of this module are its schema.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from ..common.shipped import shipped
 from ..config import Count, Share
 
 FOLDER = FilePath("configs/profiles")
-
-RATIOS = {"path_ratios": 0.25, "operation_ratios": 0.3}
-"""Entries of Figure 10, and the ratio of our method among them."""
-PARTS = ("whole run", "branch", "filter study")
-"""Of the work, whose minutes a profile may tell."""
-
-
 ShippedFile = Annotated[str, lambda value: str(shipped(value)) if isinstance(value, str) else value]
 """A file of the user, or one that is shipped with this package."""
+
+RATIOS = {"path_ratios": 0.25, "operation_ratios": 0.3}
+"""Keys with the ratios of Figure 10 -> the ratio of Algorithm 1 itself, which must be among them."""
+PARTS = ("whole run", "branch", "filter study")
+"""Parts of the work whose duration a profile may state in `minutes`."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """A file or folder that has to be there, and the command, or what else, that brings it.
+    """A required file or folder.
 
     Attributes:
-        targets: the tables and figures that need it; none stands for all.
+        path: the file or folder.
+        command: command or other instruction that creates it.
+        targets: the tables and figures that need it; empty means all.
     """
 
     path: str
@@ -45,33 +45,37 @@ class Need:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What a data set's runs start from.
+    """What the runs on a data set start from.
 
     Attributes:
-        config: of the pre-training.
+        config: config of the pre-training.
         supernet: weights file of the classification supernet.
-        path_filter: the filter pre-trained on it.
-        fullnet: weights file of a classifier of which only the largest path was trained. fullnet_command: what makes it.
-        paths: file of its evaluated paths; None evaluates some anew.
+        path_filter: the path filter pre-trained on that supernet.
+        fullnet: weights file of a classifier of which only the largest path was trained.
+        fullnet_command: command or other instruction that creates it.
+        paths: file of the supernet's evaluated paths; None: new paths are evaluated.
     """
 
     config: str
     supernet: ShippedFile
     path_filter: ShippedFile
     fullnet: ShippedFile
-    fullnet_command: str = "train it and name it in the profile"
+    fullnet_command: str = "train it, and set pretraining.fullnet in the profile"
     paths: str | None = None
 
-    def load(self) -> configs.Config:
-        """The config.
+    def load(self) -> tuple[configs.Config, configs.PretrainHparams]:
+        """Load the config, and return it with its section `hparams`.
 
         Raises:
-            UserError: it is not one of a pre-training, or is not right.
+            UserError: the config is invalid or not that of a pre-training.
         """
         config = configs.load(self.config)
-        if config.args.runner != "pretrain":
-            raise UserError(f"pretraining.config of a profile must have args.runner=pretrain, got {self.config}")
-        return config
+        if not isinstance(config.hparams, configs.PretrainHparams):
+            raise UserError(
+                f"pretraining.config of a profile must have args.runner=pretrain, got {self.config} with args.runner="
+                f"{config.args.runner}"
+            )
+        return config, config.hparams
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,10 @@ class DataSet:
     """A detection data set of a profile.
 
     Attributes:
-        title: what tables call it.
-        config: of Algorithm 1 on it.
-        needs: checked before anything starts.
+        title: its name in tables.
+        config: config of Algorithm 1 on it.
+        pretraining: what the runs start from.
+        needs: files that are checked before any work starts.
     """
 
     title: str
@@ -92,15 +97,15 @@ class DataSet:
 
 @dataclass(frozen=True)
 class FilterStudySizes:
-    """How large Tables 3 and A3 are made.
+    """Sizes of the filter study, from which Tables 3 and A3 are made.
 
     Attributes:
-        seeds: fits of each setting of the filter.
-        test_paths_per_bucket: paths that judge it.
-        pretraining_paths_per_bucket: paths of the classification supernet that pre-train it.
-        pilots: seeds of the supernets of the learning curves; no other result is made from them, so options can be chosen
-            on them.
-        pilot_paths: paths of each FLOPs bucket that rankings are fitted to, one point of the curves each, in rising order.
+        seeds: number of fits of each setting of the filter.
+        test_paths_per_bucket: test paths of each FLOPs bucket.
+        pretraining_paths_per_bucket: paths of each FLOPs bucket of the classification supernet, to pre-train the filter.
+        pilots: seeds of the supernets of the learning curves. No other result uses these seeds, so options of the filter may
+            be chosen on them.
+        pilot_paths: fitted paths of each FLOPs bucket, one value for each point of the learning curves, in ascending order.
     """
 
     seeds: Count = 3
@@ -109,11 +114,11 @@ class FilterStudySizes:
     pilots: tuple[Count, ...] = (11, 12, 13)
     pilot_paths: tuple[Annotated[int, "[7, 100000]"], ...] = (7, 14, 28, 56, 112)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("pilots", "pilot_paths"):
             values = getattr(self, name)
             if not values or list(values) != sorted(set(values)):
-                raise UserError(f"{name} must be one or more numbers that rise, got {list(values)}")
+                raise UserError(f"{name} must be one or more numbers in ascending order, got {list(values)}")
 
 
 @dataclass(frozen=True)
@@ -121,15 +126,16 @@ class Profile:
     """A scale at which the tables and figures are made.
 
     Attributes:
-        name: stem of the file's name, and of the folders of its runs and its results.
-        source: what it was loaded by, that name or the file's path.
-        about: what its author says of it.
-        data_sets: by their key; a table of the paper's about one of several data sets takes it by "voc" or "coco", a
-            profile with one data set makes all of them on that.
-        starts_runs: missing runs are started; otherwise their commands are printed.
-        minutes: how long the parts take on two cores, for what is said before they start.
-        path_ratios, operation_ratios: the shares that Figure 10 prunes of each bucket.
-        archives: where results are made from the kept files of runs alone: their folder.
+        name: stem of the file's name; the folders of its runs and results have the same name.
+        source: the name or the path that it was loaded from.
+        about: description by its author.
+        data_sets: data sets by key. If there are several, their keys are "voc" and "coco", the paper's data sets. If there is
+            only one, all tables and figures are made on it.
+        starts_runs: whether missing runs are started; otherwise their commands are printed.
+        filter_study: sizes of the filter study.
+        minutes: duration of parts of the work on two cores, announced before they start.
+        path_ratios, operation_ratios: shares of each FLOPs bucket that Figure 10 prunes.
+        archives: folder of archives if results are made from these instead of from runs; else None.
     """
 
     name: str
@@ -145,15 +151,15 @@ class Profile:
 
     @property
     def results(self) -> FilePath:
-        """Where its tables and figures go, unless another folder is named."""
+        """Default folder of its tables and figures."""
         return FilePath("results", self.name)
 
     def chosen(self, keys: Sequence[str]) -> dict[str, DataSet]:
-        """The data sets for a table that the paper has for those of `keys`."""
+        """Return the data sets for a table that the paper makes on the data sets with these keys."""
         return dict(self.data_sets) if len(self.data_sets) == 1 else {key: self.data_sets[key] for key in keys}
 
     def own_overrides(self, data_set: DataSet, overrides: Sequence[str]) -> tuple[str, ...]:
-        """Those of the entries that replace something of a data set's config: not another one's `dataloader.coco.root`."""
+        """Return the overrides that apply to a data set, without those for the data section of another one."""
         if not any(entry.startswith("dataloader.") for entry in overrides):
             return tuple(overrides)
         names = {configs.load(other.config).dataloader_name for other in self.data_sets.values()}
@@ -161,7 +167,7 @@ class Profile:
         return tuple(entry for entry in overrides if not any(entry.startswith(f"dataloader.{name}.") for name in others))
 
     def check(self, data_set: DataSet, overrides: Sequence[str] = (), targets: Sequence[str] = ()) -> None:
-        """Raise UserError if something is not there that these targets need, or their runs on the data set."""
+        """Raise UserError if a file is missing that some targets, or their runs on the data set, need."""
         root = configs.load(data_set.config, self.own_overrides(data_set, overrides)).dataloader.root
         written = configs.load(data_set.config).dataloader.root
         missing = [
@@ -175,26 +181,29 @@ class Profile:
 
 
 def load(name: str) -> Profile:
-    """Read a profile: a name, like "demo", of a file in configs/profiles, or the path of a .json file.
+    """Load a profile.
+
+    Args:
+        name: name of a file in configs/profiles, like "demo", or path of a .json file.
 
     Raises:
-        UserError: there is none of that name, or a key or a value is not allowed.
+        UserError: the file does not exist, or a key or value is not allowed.
     """
     file = FilePath(name) if name.endswith(".json") else shipped(FOLDER / f"{name}.json")
     if not file.is_file():
-        known = sorted(found.stem for found in shipped(FOLDER).glob("*.json"))
-        found = f"{FOLDER} has {listed(known, 'and')}" if known else f"there is no {FOLDER} in this folder"
-        raise UserError(f"--profile must be one of {FOLDER}, or a .json file, got {name}; {found}")
-    known = shipped(FOLDER / f"{file.stem}.json")
-    if known.is_file() and not known.samefile(file):  # its runs and results would be taken for the other's
-        raise UserError(f"the profile {file} must have another name than those in {FOLDER}, got {file.stem}")
+        known = sorted(other.stem for other in shipped(FOLDER).glob("*.json"))
+        found = f"{FOLDER} has {listed(known, 'and')}" if known else f"the working folder has no {FOLDER}"
+        raise UserError(f"--profile must be a name in {FOLDER} or a .json file, got {name}; {found}")
+    named = shipped(FOLDER / f"{file.stem}.json")
+    if named.is_file() and not named.samefile(file):  # both would have the same folders of runs and results
+        raise UserError(f"the profile {file} must not have the name of one in {FOLDER}, got {file.stem}: rename it")
     source = read_text(file, "the profile")
     try:
         content = parse_json(source, configs.without_duplicates)
     except ValueError as error:
         raise UserError(f"the profile {file} does not parse: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"the profile {file} must hold a mapping")
+        raise UserError(f"the profile {file} must be a mapping, got {kind_of(content)}")
     try:
         return _profile(file.stem, name, content)
     except UserError as error:
@@ -205,15 +214,16 @@ def _profile(name: str, source: str, content: Mapping[str, Any]) -> Profile:
     check_keys("", content, ("about", "data_sets", "starts_runs", "filter_study", "minutes", *RATIOS))
     data_sets, minutes = content.get("data_sets"), content.get("minutes", {})
     if not isinstance(data_sets, dict) or not data_sets:
-        raise UserError("data_sets must map the key of each data set to its config, its pretraining and its needs")
+        raise UserError("data_sets must map the key of each data set to its title, config, pretraining and needs")
     if len(data_sets) > 1 and set(data_sets) != {"voc", "coco"}:
-        raise UserError(f"data_sets must be one, or voc and coco, got {listed(data_sets, 'and')}")
+        raise UserError(f"data_sets must have one key, or voc and coco, got {listed(data_sets, 'and')}")
     for key in data_sets:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", key):  # a part of the names of folders
-            raise UserError(f"a name in data_sets must be letters, digits, - or _, got {shown(key)}")
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", key):  # part of the names of folders
+            raise UserError(f"a key of data_sets must consist of letters, digits, - or _, got {shown(key)}")
     if not isinstance(minutes, dict):
-        raise UserError(f"minutes must map parts to numbers, got {kind_of(minutes)}")
+        raise UserError(f"minutes must map parts of the work to numbers, got {kind_of(minutes)}")
     check_keys("minutes", minutes, PARTS)
+    ratios = {name: _ratios(content.get(name, getattr(Profile, name)), name) for name in RATIOS}
     return Profile(
         name,
         source,
@@ -222,13 +232,16 @@ def _profile(name: str, source: str, content: Mapping[str, Any]) -> Profile:
         read(bool, content.get("starts_runs", True), "starts_runs"),
         read(FilterStudySizes, content.get("filter_study", {}), "filter_study"),
         {key: read(configs.Positive, value, f"minutes.{key}") for key, value in minutes.items()},
-        **{name: _ratios(content[name], name) for name in RATIOS if name in content},
+        path_ratios=ratios["path_ratios"],
+        operation_ratios=ratios["operation_ratios"],
     )
 
 
 def _ratios(content: Any, name: str) -> tuple[float, ...]:
-    """Shares to prune; the paper's own is among them, since it is our method's run."""
-    found = read(tuple[Share, ...], content, name)
+    """Check the ratios of Figure 10, which must include that of Algorithm 1 itself."""
+    found: tuple[float, ...] = read(tuple[Share, ...], content, name)
     if list(found) != sorted(set(found)) or RATIOS[name] not in found:
-        raise UserError(f"{name} must rise and hold {RATIOS[name]:g}, which is the method's own, got {shown(list(found))}")
+        raise UserError(
+            f"{name} must be in ascending order and include {RATIOS[name]:g}, Algorithm 1's ratio, got {shown(list(found))}"
+        )
     return found

@@ -75,7 +75,7 @@ class Run:
         return detection_hparams(self.config)
 
     @property
-    def dataloader(self) -> configs.VocData | configs.CocoData:
+    def dataloader(self) -> configs.VocData | configs.CocoData | configs.YoloData:
         """Section `dataloader` of the config, which is a detection data set."""
         section = self.config.dataloader
         if isinstance(section, configs.ImageFolderData):

@@ -87,7 +87,8 @@ def test_a_reader_that_has_gone_is_no_folder_that_cannot_be_written(tmp_path):
     os.close(reading)
     command = [sys.executable, "-m", "nnabla_detofa"]
     training = ["-f", tiny.config_file(), "-o", tmp_path / "run", "args.runner=fullnet"]
-    for line, status in (training, 141), (["inspect", tiny.detofa_run()], 0):
+    paper = ["paper", "tableA1", "--profile", "demo", "-o", tmp_path / "tables"]
+    for line, status in (training, 141), (paper, 141), (["inspect", tiny.detofa_run()], 0):
         done = subprocess.run([*command, *map(str, line)], stdout=writing, stderr=subprocess.PIPE, text=True)
         assert done.returncode == status and "cannot be written" not in done.stderr and "Traceback" not in done.stderr
     os.close(writing)

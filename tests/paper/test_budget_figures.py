@@ -3,7 +3,8 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from nnabla_detofa.paper.budget_figures import Curve, by_fullnet, draw, fullnets, gains, order, table
+from nnabla_detofa.paper.budget_curves import Curve, by_fullnet
+from nnabla_detofa.paper.budget_figures import draw, fullnets, gains, ranking, table
 
 
 def curve(title: str, ap, fullnet) -> Curve:
@@ -18,21 +19,21 @@ SCRATCH = curve("scratch", [[20, 30], [20, 30]], [40, 42])
 
 def test_gains_compare_seeds_with_their_like():
     says = gains([ONE, OURS])
-    assert says.startswith("Ours, mean over the budgets: +1.50 [-4.85, +7.85] (+2.00, +1.00) against OFA.")
-    assert says.endswith("Its best subnet: -7.00 [-19.71, +5.71] (-8.00, -6.00) against its fullnet.")
+    assert says.startswith("Ours, mean over the budgets: +1.50 [-4.85, +7.85] (+2.00, +1.00) compared with OFA.")
+    assert says.endswith("Its best subnet: -7.00 [-19.71, +5.71] (-8.00, -6.00) compared with its fullnet.")
     one_seed = [curve(c.title, c.ap[:1], c.fullnet[:1]) for c in (ONE, OURS)]
-    assert gains(one_seed).startswith("Ours, mean over the budgets: +2.00 against OFA.")
+    assert gains(one_seed).startswith("Ours, mean over the budgets: +2.00 compared with OFA.")
 
 
 def test_means_ranges_and_deviation_are_over_seeds():
     assert "| OFA | 52.0 (50.0 to 54.0) | 62.0 (60.0 to 64.0) | 57.0 (55.0 to 59.0) |" in table([ONE], "AP50")
     deviation = (np.std([55, 59], ddof=1) + np.std([57, 60], ddof=1)) / 2
-    assert f"over the 2 seeds is {deviation:.1f} on average" in order([ONE, OURS])
+    assert f"over the 2 seeds is {deviation:.1f} on average" in ranking([ONE, OURS])
 
 
 def test_another_start_has_a_fullnet_of_its_own():
     """One mean of them would be nobody's."""
-    assert fullnets([ONE, OURS]) == "The fullnet (line 2) has 71.0 (70.0 to 72.0)."
+    assert fullnets([ONE, OURS]) == "AP of the fullnet (Algorithm 1, line 2): 71.0 (70.0 to 72.0)."
     assert fullnets([ONE, OURS, SCRATCH]).endswith("OFA, ours 71.0 (70.0 to 72.0); scratch 41.0 (40.0 to 42.0).")
     assert by_fullnet([ONE, SCRATCH, OURS]) == [[ONE, OURS], [SCRATCH]]
     figure, axes = plt.subplots()

@@ -23,13 +23,15 @@ from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.common.version import __version__
 from nnabla_detofa.data import content
 from nnabla_detofa.data.digits import write_digits
-from nnabla_detofa.paper import branching, budget_figures, execution, experiments, profiles, reproduce
+from nnabla_detofa.paper import branching, budget_figures, execution, experiments, profiles, reproduce, table2
 from nnabla_detofa.paper import run as paper_run
 from nnabla_detofa.paper.branching import shared_phases
+from nnabla_detofa.paper.budget_curves import Curve
 from nnabla_detofa.paper.experiments import DETOFA, OFA, PATH_PRUNINGS, PATH_RATIOS, STRATEGIES
-from nnabla_detofa.paper.filter_paths import study_folder
-from nnabla_detofa.paper.reproduce import TARGETS, Order
+from nnabla_detofa.paper.reproduce import TARGETS
 from nnabla_detofa.paper.run import Run, plan
+from nnabla_detofa.paper.study_paths import study_folder
+from nnabla_detofa.paper.target import Request, data_note
 from nnabla_detofa.runs import provenance
 from nnabla_detofa.runs.phases import phase_names, training_phases
 from nnabla_detofa.runs.run_folder import run_config, searched_space
@@ -84,7 +86,7 @@ def test_what_experiments_and_seeds_differ_in_cannot_be_replaced(profile):
 
 
 def test_tables_made_of_one_run_ask_for_one_however_many_seeds(profile):
-    order = Order(profile, profile.results, seeds=3)
+    order = Request(profile, profile.results, seeds=3)
     assert [len(order.runs(TARGETS[name])) for name in ("table3", "tableA3", "figure8")] == [1, 1, 1]
     assert len(order.runs(TARGETS["figure9"])) == 3 * 3
 
@@ -100,21 +102,21 @@ def test_what_changes_no_result_changes_no_folder(profile):
 
 
 def test_a_file_says_the_seeds_that_it_is_made_of(profile):
-    order = Order(profile, profile.results, seeds=3)
-    assert order.command("figure9").endswith("SEEDS=3") and order.command("table3").endswith("SEEDS=1")
+    order = Request(profile, profile.results, seeds=3)
+    assert order.command(TARGETS["figure9"]).endswith("SEEDS=3") and order.command(TARGETS["table3"]).endswith("SEEDS=1")
 
 
 def test_the_papers_data_sets_are_named_where_ours_are_others(profile):
-    assert reproduce.other_data(Order(profile, profile.results), TARGETS["figure5"]) == [
-        "In the paper on Pascal VOC and COCO, here on digits.",
+    assert data_note(Request(profile, profile.results), TARGETS["figure5"]) == [
+        "Data set in the paper: Pascal VOC and COCO; here: digits.",
         "",
     ]
     titles = {"voc": "Pascal VOC", "coco": "COCO"}
     papers = replace(profile, data_sets={key: replace(profile.data_sets["digits"], title=titles[key]) for key in titles})
-    assert reproduce.other_data(Order(papers, papers.results), TARGETS["figure5"]) == []
+    assert data_note(Request(papers, papers.results), TARGETS["figure5"]) == []
     mine = replace(profile, data_sets={"voc": replace(profile.data_sets["digits"], title="my cells")})
-    assert reproduce.other_data(Order(mine, mine.results), TARGETS["figureA1"])[0] == "In the paper on COCO, here on my cells."
-    assert reproduce.other_data(Order(mine, mine.results), TARGETS["figure9"])[0].startswith("The paper does not say on which")
+    assert data_note(Request(mine, mine.results), TARGETS["figureA1"])[0] == "Data set in the paper: COCO; here: my cells."
+    assert data_note(Request(mine, mine.results), TARGETS["figure9"])[0].startswith("The paper does not name the data set")
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_runs(profile, monkeypatch, capsys):
@@ -136,14 +138,14 @@ def test_missing_data_are_named_before_runs_that_are_only_welcome(profile, monke
     poor = replace(profile, name="poor", data_sets={"digits": replace(data_set, needs=(need,))})
     monkeypatch.setattr(reproduce, "complete", None)
     with pytest.raises(UserError, match=r"needs files for digits that are missing: nowhere \(make it\)"):
-        reproduce.reproduce(["table2"], Order(poor, Path("poor")))
+        reproduce.reproduce(["table2"], Request(poor, Path("poor")))
 
 
 def test_where_no_runs_are_started_what_can_be_made_is_made_first(profile, tmp_path):
     silent = replace(profile, name="silent", starts_runs=False)
     lines = []
     with pytest.raises(UserError, match="3 of 3 runs are missing, and the profile silent does not start runs"):
-        reproduce.reproduce(["figure9", "tableA1"], Order(silent, tmp_path, 1, ("hparams.epochs=4",)), lines.append)
+        reproduce.reproduce(["figure9", "tableA1"], Request(silent, tmp_path, 1, ("hparams.epochs=4",)), lines.append)
     assert f"written: {tmp_path / 'tableA1.md'}" in lines and not (tmp_path / "figure9.md").exists()
     assert sum("nnabla_nas -f tiny.json" in line for line in lines) == 3
 
@@ -156,8 +158,10 @@ def test_replaced_entries_may_hold_spaces_and_quotes(profile, monkeypatch):
     given = " ".join(entries)
     for _ in range(2):
         assert main(["reproduce", "figure9", "--profile", "small.json", "--set", given]) == 0
-        assert orders[-1].overrides == entries and orders[-1].command("figure9").startswith("make figure9 PROFILE=small.json ")
-        given = shlex.split(orders[-1].command("figure9"))[-1].removeprefix("SET=")
+        assert orders[-1].overrides == entries and orders[-1].command(TARGETS["figure9"]).startswith(
+            "make figure9 PROFILE=small.json "
+        )
+        given = shlex.split(orders[-1].command(TARGETS["figure9"]))[-1].removeprefix("SET=")
 
 
 def test_changes_beside_the_code_are_told(tmp_path, monkeypatch):
@@ -274,9 +278,7 @@ def test_changed_data_and_a_changed_config_have_folders_of_their_own(done, profi
 def test_entries_of_one_data_set_are_not_those_of_the_other(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     paper = profiles.load("paper")
-    voc, coco = plan(
-        paper, ("voc", "coco"), [DETOFA], 1, ["dataloader.voc.root=elsewhere", "hparams.checkpoint_every_epochs=2"]
-    )
+    voc, coco = plan(paper, ("voc", "coco"), [DETOFA], 1, ["dataloader.voc.root=elsewhere", "hparams.epochs=2"])
     assert (voc.config.dataloader.root, coco.config.dataloader.root) == ("elsewhere", "data/coco")
     assert {run.config.hparams.epochs for run in (voc, coco)} == {2}
     paper.check(replace(paper.data_sets["coco"], needs=()), ["dataloader.voc.root=elsewhere"])
@@ -296,7 +298,7 @@ def test_a_profile_has_a_name_of_its_own(profile, capsys):
     shutil.copy("small.json", "configs/profiles/taken.json")
     shutil.copy("small.json", "taken.json")
     assert main(["reproduce", "tableA1", "--profile", "taken.json"]) == 2
-    assert "taken.json must have another name than those in configs/profiles" in capsys.readouterr().err
+    assert "taken.json must not have the name of one in configs/profiles" in capsys.readouterr().err
     assert profiles.load("taken").name == profiles.load("configs/profiles/taken.json").name == "taken"
     shutil.rmtree("configs")
 
@@ -321,10 +323,10 @@ def test_budgets_that_differ_are_refused():
     subnet = {"flops": 1, "ap50": 0.5}
 
     def curve(*budgets):
-        return budget_figures.Curve.of("one", [{"subnets": [{**subnet, "budget": b}], "fullnet": subnet} for b in budgets])
+        return Curve.of("one", [{"subnets": [{**subnet, "budget": b}], "fullnet": subnet} for b in budgets])
 
     budget_figures.check_budgets([curve(2), curve(2, 2)])
-    with pytest.raises(UserError, match="budgets of the runs of one must be the same"):
+    with pytest.raises(UserError, match="the runs of one must have the same budgets for all seeds"):
         curve(2, 3)
     with pytest.raises(UserError, match="one has 2 and one has 3"):
         budget_figures.check_budgets([curve(2), curve(3)])
@@ -362,18 +364,22 @@ def test_table_2_and_figures_3_to_6(done, folder, tmp_path, capsys):
     assert (
         "ESTIMATE" not in costs and "total [core hours]" in costs and costs.count("| OFA (w/") == 4
     )  # in core hours, and in training steps
-    assert "In the paper on Pascal VOC and COCO, here on digits." in costs and "GPU days, Pascal VOC" in costs
+    assert "Data set in the paper: Pascal VOC and COCO; here: digits." in costs and "GPU days, Pascal VOC" in costs
     figure = (tmp_path / "figure5.md").read_text()
     assert [title in figure for title in ("| OFA (w/ PS) |", "| OFA (w/o PS) |", "| CompOFA* |", "| DetOFA |")] == [True] * 4
-    assert "against OFA (w/ PS)" in figure and "against its fullnet" in figure and "had line 4's paths before" in figure
+    assert (
+        "compared with OFA (w/ PS)" in figure
+        and "compared with its fullnet" in figure
+        and "the paths of line 4 before" in figure
+    )
     kept = (tmp_path / "figure3.md").read_text()
     spared = json.loads((done[0].folder / "operations.json").read_text())["spared"]
-    assert all(entry in kept for entry in spared) and ("Kept against the strategy" in kept) == bool(spared)
+    assert all(entry in kept for entry in spared) and ("Kept although the strategy" in kept) == bool(spared)
     out = capsys.readouterr()
-    assert "up to 75 random paths are to be evaluated, about" in out.out + out.err
+    assert "evaluating up to 75 random paths, about" in out.out + out.err
     rows = (tmp_path / "figure6.csv").read_text().splitlines()
     assert sum(",OFA (w/o PS)," in row for row in rows) == 5 * 15 and any(",DetOFA," in row for row in rows)
-    assert "DetOFA above OFA (w/o PS), mean AP" in (tmp_path / "figure6.md").read_text()
+    assert "Mean AP of DetOFA minus OFA (w/o PS)" in (tmp_path / "figure6.md").read_text()
     operations = json.loads((done[0].folder / "operations.json").read_text())
     rows = [row.split(",") for row in (tmp_path / "figure3.csv").read_text().splitlines()[1:]]
     assert len(rows) == len(operations["operations"]) and sum(row[-1] == "1" for row in rows) == len(operations["removed"])
@@ -398,7 +404,7 @@ def test_the_filters_tables_and_figure_8(done, folder, tmp_path):
     row = next(line for line in (tmp_path / "tableA3.md").read_text().splitlines() if line.startswith("| 0.4 |"))
     assert [row.split(" | ")[place] for place in (2, 4, 8)] == ["0.830", "0.792", "0.360"]
     figure = (tmp_path / "figure8.md").read_text()
-    assert figure.count("| digits, after warm-up |") == 4 and "Ours: rho of score and FLOPs" in figure
+    assert figure.count("| digits, after warm-up |") == 4 and "Here rho of score and FLOPs" in figure
     assert len((tmp_path / "figure8.csv").read_text().splitlines()) == 1 + 2 * 108
     study = folder / "runs" / "profiles" / "small" / "digits-filter"
     before = {file: file.stat().st_mtime_ns for file in study.rglob("*") if file.is_file()}
@@ -423,7 +429,7 @@ def test_figure_7_starts_from_the_fullnets_weights(done, folder, tmp_path):
     assert (configured["fullnet-ofa"], configured["scratch-ofa"]) == ("weights/tiny_fullnet.h5", None)
     assert "detofa-0`" not in (tmp_path / "figure7.md").read_text(), "no curve is of it"
     text = (tmp_path / "figure7.md").read_text()
-    assert f"(seed 0), computed by {provenance.revision()}." in text and "so each starts anew" in text
+    assert f"(seed 0), computed by {provenance.revision()}." in text and "so each starts from random weights" in text
     shutil.copy("largest/supernet.h5", "weights/tiny_fullnet.h5")  # in single precision now
     again = plan(profiles.load("with_fullnet.json"), ("voc",), experiments.PRETRAININGS[2:], 1, [])
     for before, now in zip(runs, again):
@@ -467,12 +473,12 @@ def test_a_subnet_of_a_where_pruning_left_none_is_named(done):
     summary = json.loads((ours.folder / "summary.json").read_text())
     space = searched_space(ours.folder, ours.config)
     outside = next(path for path in ofa_resnet50(space.geometry).sample_many(np.random.default_rng(0), 99) if path not in space)
-    assert reproduce.searched_in_a([ofa]) == []
+    assert budget_figures.searched_in_a([ofa]) == []
     before = (ours.folder / "summary.json").read_text()
     summary["subnets"][0]["path"] = outside.to_ofa(space.geometry)
     (ours.folder / "summary.json").write_text(json.dumps(summary))
     try:
-        assert f"so A was searched instead: {ours.name} (≤ " in reproduce.searched_in_a(done)[0]
+        assert f"so the whole space A was searched: {ours.name} (≤ " in budget_figures.searched_in_a(done)[0]
     finally:
         (ours.folder / "summary.json").write_text(before)
 
@@ -504,10 +510,10 @@ def test_times_that_a_ledger_lost_are_said_and_nothing_fails_for_them(profile, t
     kept = json.loads((run.folder / "ledger.json").read_text())
     assert kept["phases"] == {"warm-up": ledger["phases"]["warm-up"]}
     assert json.loads((run.folder / "seconds.json").read_text()) == {"fullnet": 1}
-    said = reproduce.times_lost(run, kept)
-    assert said.startswith(f"{run.name} has no time of fullnet, fine-tuning, paths again, ") and "warm-up" not in said
+    said = table2.missing_phases(run, kept)
+    assert said.startswith(f"{run.name} lacks fullnet, fine-tuning, paths again, ") and "warm-up" not in said
     whole = {"phases": dict.fromkeys(phase_names(run.config, training_phases(run.config)), {"seconds": 1.0})}
-    assert reproduce.times_lost(run, whole) == ""
+    assert table2.missing_phases(run, whole) == ""
 
 
 def test_a_run_that_fails_is_named_with_its_last_words(profile):
@@ -615,7 +621,7 @@ def test_the_time_that_runs_will_take_is_said_or_that_it_is_not_known(profile, m
 
 def test_missing_weights_are_named_before_anything_starts(profile):
     runs = plan(profile, ("voc",), experiments.PRETRAININGS, 1, ["hparams.epochs=3"])
-    with pytest.raises(UserError, match=r"digits-fullnet-ofa-0\S* needs .* does not exist: train it and name it"):
+    with pytest.raises(UserError, match=r"digits-fullnet-ofa-0\S* needs .* does not exist: train it, and set"):
         execution.complete([run for run in runs if run.name.startswith("digits-fullnet")], 1, lambda line: None)
 
 
@@ -632,11 +638,11 @@ def test_profiles_are_checked(tmp_path, monkeypatch):
     entry = {"title": "t", "config": "c", "pretraining": pretraining}
     assert "does not parse" in error("{")
     assert "data_sets must map" in error({})
-    assert "must be one, or voc and coco, got a and b" in error({"data_sets": {"a": entry, "b": entry}})
+    assert "must have one key, or voc and coco, got a and b" in error({"data_sets": {"a": entry, "b": entry}})
     assert "data_sets.a.config is missing" in error({"data_sets": {"a": {"title": "t"}}})
     assert "minutes.branch must be in (0, inf), got 0" in error({"data_sets": {"a": entry}, "minutes": {"branch": 0}})
     assert "did you mean starts_runs?" in error({"data_sets": {"a": entry}, "start_runs": True})
-    with pytest.raises(UserError, match="must be one of configs/profiles"):
+    with pytest.raises(UserError, match="must be a name in configs/profiles"):
         profiles.load("demo")
 
 

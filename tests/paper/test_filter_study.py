@@ -11,7 +11,7 @@ import small
 
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.config import Filter
-from nnabla_detofa.paper import filter_curves, filter_study, filter_tables
+from nnabla_detofa.paper import filter_curves, filter_scores, filter_study, table3, table_a3
 from nnabla_detofa.paper.filter_study import EVERYTHING, SETTINGS, StudyInputs, StudyResults, run
 from nnabla_detofa.paper.profiles import load
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
@@ -40,7 +40,7 @@ def inputs(tmp_path) -> StudyInputs:
     train, test, before = (
         evaluated(tmp_path, *what) for what in (("train", 0, 50), ("test", 50, 24), ("before", 100, 60, 2.0))
     )
-    return StudyInputs("made up", train, test, TINY, before, buckets=2, letter_epochs=2)
+    return StudyInputs("made up", train, test, TINY, before, buckets=2, paper_epochs=2)
 
 
 def test_the_four_rows_of_table_3_add_one_part_after_the_other():
@@ -88,7 +88,7 @@ def test_a_stopped_study_goes_on_and_settings_share_what_was_pre_trained(inputs,
 
 def test_without_pre_training_paths_its_settings_are_left_out(inputs):
     without = StudyInputs("made up", inputs.train, inputs.test, TINY, buckets=2)
-    assert [setting.name for setting in without.settings] == [*(s.name for s in SETTINGS[:3]), filter_study.OURS_FRESH]
+    assert [setting.name for setting in without.settings] == [*(s.name for s in SETTINGS[:3]), filter_study.CONFIGURED_FRESH]
 
 
 def test_scores_of_other_paths_or_options_are_refused(inputs, tmp_path):
@@ -96,8 +96,8 @@ def test_scores_of_other_paths_or_options_are_refused(inputs, tmp_path):
     for change in ({"pretraining": None}, {"options": Filter(dim=16)}):
         sets = {"train": inputs.train, "test": inputs.test, "options": TINY, "pretraining": inputs.pretraining} | change
         changed = "paths" if "pretraining" in change else "options"
-        with pytest.raises(UserError, match=rf"scores\.jsonl holds scores of a study with other {changed}"):
-            run(StudyInputs("made up", buckets=2, letter_epochs=2, **sets), (0,), tmp_path / "study")
+        with pytest.raises(UserError, match=rf"scores\.jsonl has scores of a study with other {changed}"):
+            run(StudyInputs("made up", buckets=2, paper_epochs=2, **sets), (0,), tmp_path / "study")
     lines = (tmp_path / "study" / "scores.jsonl").read_text().splitlines()
     lines[2] = lines[2][:-5]
     (tmp_path / "study" / "scores.jsonl").write_text("\n".join(lines) + "\n")
@@ -121,12 +121,12 @@ def test_scores_that_are_refused_are_left_as_they_were(inputs, tmp_path):
     ):
         file.write_text(content)
         with pytest.raises(UserError, match=message):
-            filter_study.read_scores(file, asked)
+            filter_study.score_file(file.parent, asked)
         assert file.read_text() == content
     file.write_text(whole[:-1])
-    assert len(filter_study.read_scores(file, inputs)) == len(lines) and file.read_text() == whole
+    assert len(filter_study.score_file(file.parent, inputs).known) == len(lines) and file.read_text() == whole
     file.write_text(first[:60])
-    assert not filter_study.read_scores(file, inputs) and file.read_text() == first + "\n"
+    assert not filter_study.score_file(file.parent, inputs).known and file.read_text() == first + "\n"
 
 
 def test_a_filter_pre_trained_on_other_paths_is_not_used(inputs, tmp_path):
@@ -141,25 +141,25 @@ def test_a_filter_pre_trained_on_other_paths_is_not_used(inputs, tmp_path):
 def test_scores_of_a_setting_that_has_changed_are_not_used(inputs, tmp_path, monkeypatch):
     """A row's name may come to mean something else: the line says which parts it had."""
     run(inputs, (0,), tmp_path)
-    known = filter_study.read_scores(tmp_path / "scores.jsonl", inputs)
+    known = filter_study.score_file(tmp_path, inputs).known
     monkeypatch.setattr(filter_study, "SETTINGS", (filter_study.Setting("none", block_encoding=True), *SETTINGS[1:]))
-    assert known.keys() - filter_study.read_scores(tmp_path / "scores.jsonl", inputs).keys() == {("none", 0)}
+    assert known.keys() - filter_study.score_file(tmp_path, inputs).known.keys() == {("none", 0)}
 
 
 def test_inputs_that_do_not_fit_are_named(inputs, tmp_path):
-    with pytest.raises(UserError, match="24 of the test paths .* are among the training paths"):
+    with pytest.raises(UserError, match="24 of the test paths .* are also training paths"):
         StudyInputs("made up", inputs.test, inputs.test, TINY, buckets=2)
-    with pytest.raises(UserError, match="holds a path of FLOPs bucket 1; with 1 buckets"):
+    with pytest.raises(UserError, match="FLOPs buckets of .* must be 0 to 0, got 1"):
         StudyInputs("made up", inputs.train, inputs.test, TINY, buckets=1)
-    with pytest.raises(UserError, match="holds no paths"):
+    with pytest.raises(UserError, match="must have at least one path"):
         StudyInputs("made up", inputs.train, EvaluatedPaths.open(tmp_path / "none.jsonl", "", {}, small.GEOMETRY), TINY)
-    with pytest.raises(UserError, match=r"each once, got \[1, 1\]"):
+    with pytest.raises(UserError, match=r"distinct seeds, got \[1, 1\]"):
         run(inputs, (1, 1), tmp_path / "study")
 
 
 def results_of(inputs: StudyInputs, **scores) -> StudyResults:
     """Results with these scores (n,) or (seeds, n); rows that are not named rank as FLOPs do."""
-    rows = filter_tables.row_names(StudyResults(inputs, (0,), {}))
+    rows = filter_scores.row_names(StudyResults(inputs, (0,), {}))
     given = {name: np.atleast_2d(scores.get(name.replace(" ", "_"), inputs.test.flops.astype(float))) for name in rows}
     return StudyResults(inputs, tuple(range(len(next(iter(scores.values()))))), given)
 
@@ -167,7 +167,7 @@ def results_of(inputs: StudyInputs, **scores) -> StudyResults:
 def test_table_3_from_perfect_and_reversed_scores(inputs, tmp_path):
     right = -inputs.test.losses
     results = results_of(inputs, all_three=np.stack([right, right]), random=np.stack([-right, right]))
-    files = filter_tables.table3(results, tmp_path, "theirs", "make it", np.random.default_rng(0))
+    files = table3.write_table(results, tmp_path, "theirs", "make it", np.random.default_rng(0))
     assert [file.name for file in files] == ["table3.md", "table3.csv", "table3.png"] and all(f.stat().st_size for f in files)
     rows = {row["setting"]: row for row in csv.DictReader(files[1].open())}
     found = rows["all three"]
@@ -177,28 +177,28 @@ def test_table_3_from_perfect_and_reversed_scores(inputs, tmp_path):
     assert (float(rows["random order"]["precision_min"]), float(rows["random order"]["precision_max"])) == (0, 1)
     text = files[0].read_text()
     assert "| all three | 0.890 | 1.000 | 0.790 | 1.000 | 1.00 to 1.00 | 1.000 | 0.212 | 0.250 |" in text
-    assert "The filter with all three beats random order in precision for the weakest 25%: +0.50" in text
+    assert "The filter with all three is better than random order in precision for the weakest 25%: +0.50" in text
     for said in ("check marks", "TP / (TP + TN)", "make it", "50 train, 24 test, 60 pretraining", "2 seeds (0, 1)", "dim 8"):
         assert said in text
 
 
 def test_table_3_says_where_the_filter_beats_nothing(inputs, tmp_path):
     results = results_of(inputs, all_three=inputs.test.losses[None], random=-inputs.test.losses[None])
-    text = filter_tables.table3(results, tmp_path, "theirs", "make it", np.random.default_rng(0))[0].read_text()
-    assert "DOES NOT BEAT random order in precision for the weakest 25%: -1.00" in text
-    assert "DOES NOT BEAT FLOPs alone" in text
+    text = table3.write_table(results, tmp_path, "theirs", "make it", np.random.default_rng(0))[0].read_text()
+    assert "IS NOT BETTER than random order in precision for the weakest 25%: -1.00" in text
+    assert "IS NOT BETTER than FLOPs alone" in text
 
 
 def test_too_few_test_paths_decide_nothing(inputs, tmp_path):
     """A quarter of one path in each bucket is none: there is no precision, nor who beats whom."""
     few = StudyInputs("made up", inputs.train, evaluated(tmp_path, "few", 50, 2), TINY, inputs.pretraining, buckets=2)
     results = results_of(few, all_three=np.zeros((1, 2)))
-    files = filter_tables.table3(results, tmp_path, "theirs", "make it", np.random.default_rng(0))
-    files += filter_tables.table_a3(results, tmp_path, "theirs", "make it", np.random.default_rng(0))
+    files = table3.write_table(results, tmp_path, "theirs", "make it", np.random.default_rng(0))
+    files += table_a3.write_table(results, tmp_path, "theirs", "make it", np.random.default_rng(0))
     for file in files:
         if file.suffix != ".png":
             assert "nan" not in file.read_text()
-    assert "decide nothing" in files[0].read_text() and "BEAT" not in files[0].read_text()
+    assert "Undecided" in files[0].read_text() and "better" not in files[0].read_text().lower()
 
 
 def test_table_a3_by_hand(inputs, tmp_path):
@@ -208,7 +208,7 @@ def test_table_a3_by_hand(inputs, tmp_path):
         members = np.flatnonzero(inputs.test.buckets == bucket)
         worst = members[np.argsort(scores[members], kind="stable")[:2]]
         scores[worst] = scores[worst[::-1]]
-    files = filter_tables.table_a3(
+    files = table_a3.write_table(
         results_of(inputs, all_three=scores[None]), tmp_path, "theirs", "make it", np.random.default_rng(0)
     )
     rows = [row for row in csv.DictReader(files[1].open()) if row["filter"] == "all three"]
@@ -221,7 +221,7 @@ def test_table_a3_by_hand(inputs, tmp_path):
 
 def test_the_letter_of_the_paper_has_nothing_of_ours():
     given = Filter(linear_skip=True, ensemble=4, margin="logit", pairs="both", regression=1.0, epochs=7, dropout=0.5)
-    letter, ours = EVERYTHING.options(given), filter_study.Setting("x", ours=True).options(given)
+    letter, ours = EVERYTHING.options(given), filter_study.Setting("x", configured=True).options(given)
     assert letter == Filter() and (ours.ensemble, ours.pairs, ours.epochs, ours.block_encoding) == (4, "both", 7, False)
     assert SETTINGS[0].options(given).pairs == SETTINGS[1].options(given).pairs == "all"
 
@@ -230,13 +230,13 @@ def test_at_equal_stem_depth_a_score_that_is_the_stem_alone_ranks_nothing(inputs
     """It explains a share of the losses' variance, here all that is between the two groups of a bucket."""
     stem = (inputs.test.batch.depths[:, 0] == 1).astype(float)
     results = results_of(inputs, all_three=(stem + 1e-6 * np.arange(24))[None])
-    groups = filter_tables.stem_groups(results)
+    groups = filter_scores.stem_groups(results)
     assert set(groups % 2) == {0, 1} and (groups // 2 == inputs.test.buckets).all()
-    share = filter_tables.stem_share(results)
+    share = filter_scores.stem_share(results)
     between = [np.var([np.mean(inputs.test.losses[groups == g]) for g in groups[groups // 2 == b]]) for b in (0, 1)]
     total = [np.var(inputs.test.losses[inputs.test.buckets == b]) for b in (0, 1)]
     assert share == pytest.approx(np.sum(between) / np.sum(total))  # both buckets hold 12 paths
-    text = filter_tables.table3(results, tmp_path, "theirs", "make it", np.random.default_rng(0))[0].read_text()
+    text = table3.write_table(results, tmp_path, "theirs", "make it", np.random.default_rng(0))[0].read_text()
     assert f"stem alone explains {share:.0%} of the variance" in text and "at equal stem depth" in text
 
 
@@ -249,10 +249,10 @@ def test_the_runs_own_filter_and_the_ceiling_are_rows(inputs, tmp_path):
     assert found[filter_study.CEILING].shape == (filter_study.CEILING_DRAWS, 24)
     results = dataclasses.replace(results_of(inputs, all_three=np.zeros((1, 24))), inputs=known)
     results.scores.update(found)
-    files = filter_tables.table3(results, tmp_path, "theirs", "make it", np.random.default_rng(0))
-    files += filter_tables.table_a3(results, tmp_path, "theirs", "make it", np.random.default_rng(0))
+    files = table3.write_table(results, tmp_path, "theirs", "make it", np.random.default_rng(0))
+    files += table_a3.write_table(results, tmp_path, "theirs", "make it", np.random.default_rng(0))
     for file in (files[0], files[3]):
-        for said in ("the run's own filter, which pruned", "the true order itself", "20% of the variance"):
+        for said in ("the run's own filter, which pruned", "true order, given the noise", "20% of the variance"):
             assert said in file.read_text()
 
 
@@ -271,15 +271,17 @@ def test_curves_are_written_from_points_of_several_pilots_and_sizes(inputs, tmp_
     files = filter_curves.write(points, tmp_path, "make it", resamples=5)
     assert [file.name for file in files] == ["filter_study.md", "filter_study.csv", "filter_study.png"]
     rows = {(row["measure"], row["ranking"], row["paths"]): row for row in csv.DictReader(files[1].open())}
-    ridge, ours = (rows["Kendall's tau", name, "14"] for name in ("ridge on one-hot tokens", "all three and our options"))
+    ridge, ours = (
+        rows["Kendall's tau", name, "14"] for name in ("ridge on one-hot tokens", "all three and the config's options")
+    )
     assert [float(ridge[key]) for key in ("mean", "pilot_1", "pilot_2")] == pytest.approx([0, 1, -1])
     assert float(ours["mean"]) == pytest.approx(1) and float(ours["low"]) == pytest.approx(1)
-    assert "| all three and our options: Kendall's tau | +1.000 (+1.00 to +1.00) |" in files[0].read_text()
+    assert "| all three and the config's options: Kendall's tau | +1.000 (+1.00 to +1.00) |" in files[0].read_text()
 
 
 def test_a_profile_that_starts_no_runs_has_no_curves(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
-    with pytest.raises(UserError, match="the profile paper starts no runs"):
+    with pytest.raises(UserError, match="the profile paper does not start runs"):
         filter_curves.curves(load("paper"), None)
 
 

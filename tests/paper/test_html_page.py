@@ -14,10 +14,10 @@ from small import detofa_config
 
 from nnabla_detofa.cli.program import main
 from nnabla_detofa.paper import page as html_page
-from nnabla_detofa.paper.page import in_paper_order
+from nnabla_detofa.paper.page import in_order
 from nnabla_detofa.tools import report
 
-NAMES = in_paper_order(html_page.TITLES)
+NAMES = in_order(html_page.TITLES)
 WIDE = "| setting | " + " | ".join(f"column {number}" for number in range(30)) + " |\n|" + "---|" * 31 + "\n"
 WIDE += "| ours | " + " | ".join(["0.123"] * 30) + " |\n"
 
@@ -70,10 +70,9 @@ def headings(html: str) -> list[str]:
 
 
 def test_the_order_is_the_papers():
-    appendix = ["tableA1", "tableA2", "tableA3", "figureA1", "figureA2"]
     figures = [f"figure{number}" for number in range(3, 11)]
     beside = ["controls", "architectures"]  # what the paper does not have comes last
-    assert ["table1", "table2", "table3", *figures, *appendix, *beside] == NAMES
+    assert [*figures, "figureA1", "figureA2", "table1", "table2", "table3", "tableA1", "tableA2", "tableA3", *beside] == NAMES
 
 
 def test_every_result_is_there_or_named_with_its_command(folder):
@@ -83,7 +82,7 @@ def test_every_result_is_there_or_named_with_its_command(folder):
     missing = html.partition('<h2 id="missing">')[2].partition("</section>")[0].replace("<wbr>", "")
     commands = re.findall("<code>make (.*?)</code>", missing)
     rest = [name for name in NAMES if name not in ("figure9", "tableA2")]
-    assert commands == ["table1", *(f"{name} PROFILE=small.json SEEDS=1" for name in rest[1:])]
+    assert commands == ["table1" if name == "table1" else f"{name} PROFILE=small.json SEEDS=1" for name in rest]
     assert "detofa report" in missing and f"2 of the paper's {len(NAMES) - 2}" in html
     for name in NAMES:
         assert html.count(f'<h2 id="{name}">') == html.count(f'href="#{name}"') == (name in ("figure9", "tableA2"))
@@ -98,10 +97,40 @@ def test_table_1_the_main_run_and_second_files_of_a_target(folder):
         (folder / f"{name}.md").write_text("# Table 3\n\nnumbers\n")
         figure(name)
     html = made()
-    expected = ["The run of Algorithm 1", html_page.TITLES["table1"], "Table 3", "Table 3 (classification)"]
-    assert headings(html)[:4] == expected
+    figure9 = "Figure 9: operations < paths & more"
+    expected = ["The run of Algorithm 1", figure9, html_page.TITLES["table1"], "Table 3", "Table 3 (classification)"]
+    assert headings(html)[:5] == expected
     assert html.count("<img ") == 4 and 'alt="pareto"' in html and 'alt="table3_classification"' in html
     assert '<td style="text-align:right">7</td>' in html and html.count('class="wide"') == 4, "all are 1200 pixels wide"
+
+
+def test_verdicts_come_first(folder, capsys):
+    """From claims.json, in which a claim has no number, one, or several."""
+    number = {"claim": "it is better: A minus B", "paper": "0.85", "values": [1.0, 2.0], "mean": 1.5, "interval": [-4.85, 7.85]}
+    number |= {"verdict": "not decidable", "unit": "points of AP"}
+    single = number | {"claim": "it is better: A < C", "mean": 3.0, "interval": None}
+    content = {f"C{place}": [] for place in range(1, 9)} | {"C1": number, "C2": [number, single]}
+    (folder / "claims.json").write_text(json.dumps(content))
+    figure("C1")
+    html = made()
+    assert headings(html)[0] == "Verdicts on the paper's claims"
+    verdicts = html.partition('<h2 id="verdicts">')[2].partition("</section>")[0]
+    decided = "<td>A minus B</td><td>0.85</td><td>+1.50 [-4.85, +7.85] points of AP</td><td><strong>not decidable</strong></td>"
+    assert (
+        verdicts.count(decided) == 2 and "<td>A &lt; C</td><td>0.85</td><td>+3.00 (single seed) points of AP</td>" in verdicts
+    )
+    assert verdicts.count("<td>not run yet</td>") == 6 and verdicts.count("<img ") == 1
+    for damaged in ({"C1": []}, content | {"C3": [{}]}, []):
+        (folder / "claims.json").write_text(json.dumps(damaged))
+        assert "claims.json is damaged" in error(capsys)
+
+
+def test_detections_are_shown_whole_and_plots_scroll(folder):
+    (folder / "table.md").write_text("| detector | AP50 |\n| --- | ---: |\n| fullnet | 0.5 |\n")
+    for name in ("pareto", "detections"):
+        figure(name)
+    classes = dict(re.findall(r'<img src="[^"]*"( class="wide")? alt="(pareto|detections)">', made()))
+    assert classes == {' class="wide"': "pareto", "": "detections"}
 
 
 def test_nothing_is_loaded_and_text_stays_text(folder):
@@ -150,13 +179,13 @@ def test_settings_are_what_differs_from_the_defaults(folder):
     found = rows(html)
     assert found["hparams.epochs"] == ["2", "65"] and found["hparams.filter.dim"] == ["16", "128"]
     assert found["dataloader.voc.flip"] == ["false", "true"] and found["dataloader.voc.val"] == ['["val"]', "[]"]
-    assert "args.seed" not in found and "tiny.json as it is now" in html.replace("<wbr>", "")
+    assert "args.seed" not in found and "current tiny.json" in html.replace("<wbr>", "")
     (folder / "config.json").write_text(json.dumps(detofa_config("elsewhere") | {"args": {"seed": 5}}))
     html = made()
     (folder / "table.md").write_text("The run was computed by commit a.\n\nMade by `detofa report r -o s` at commit b.\n")
     assert "<td>5</td><td>commit a</td><td>commit b</td>" in made()
     assert rows(html)["args.seed"] == ["5", "0"] and rows(html)["dataloader.voc.root"][0] == '"elsewhere"'
-    assert "as it is now" not in html
+    assert "current tiny.json" not in html
 
 
 def test_the_same_files_give_the_same_bytes(folder):
@@ -168,21 +197,21 @@ def test_faults_are_one_sentence(folder, capsys):
     assert "got nowhere.json" in error(capsys, "--profile", "nowhere.json")
     text = error(capsys, "--results", "results/none")
     assert "no results in results/none" in text and text.endswith(
-        "made by: detofa paper tableA1 --profile small.json --seeds 1 -o results/none\n"
+        "run: detofa paper tableA1 --profile small.json --seeds 1 -o results/none\n"
     )
     assert "--output must be a file" in error(capsys, "-o", "none/report.html")
     before = (folder / "figure9.md").read_text()
     assert "name ends in .html, got results/small/figure9.md" in error(capsys, "-o", "results/small/figure9.md")
     assert (folder / "figure9.md").read_text() == before
     (folder / "figure9.png").write_bytes(b"GIF89a")
-    assert "figure9.png is damaged: it is not a whole PNG file" in error(capsys)
+    assert "figure9.png is damaged: it is not a complete PNG file" in error(capsys)
     Image.new("1", (14000, 14000)).save(folder / "figure9.png")  # more pixels than a picture may have
-    assert "figure9.png is damaged: it is not a whole PNG file" in error(capsys)
+    assert "figure9.png is damaged: it is not a complete PNG file" in error(capsys)
     figure("figure9")
     (folder / "figure9.png").write_bytes((folder / "figure9.png").read_bytes()[:-100])
-    assert "figure9.png is damaged: it is not a whole PNG file" in error(capsys)
+    assert "figure9.png is damaged: it is not a complete PNG file" in error(capsys)
     (folder / "figure9.png").unlink()
-    assert "figure9.md shows figure9.png, which must be a PNG file" in error(capsys)
+    assert "figure9.md shows figure9.png, but results/small/figure9.png is missing" in error(capsys)
     (folder / "figure9.md").write_bytes(b"\xff\xfe\x00")
     assert "figure9.md is damaged: it is not UTF-8 text" in error(capsys)
     (folder / "figure9.md").write_text("\n")
@@ -239,4 +268,4 @@ def test_what_is_wrong_in_a_browser_is_found(folder, chromium):
     Path("broken.html").write_text(html, encoding="utf-8")
     found = faults(measure(chromium, Path("broken.html"), 360, Path("page.png")), html)
     assert len(found) == 4 and "TABLE." in found[0] and found[1] == "picture 1 did not load"
-    assert found[2].startswith("it has 1 scripts") and "the results of the profile small" in found[3]
+    assert found[2].startswith("it has 1 scripts") and "DetOFA reproduction: results on digits" in found[3]

@@ -37,9 +37,11 @@ def test_the_table_counts_and_averages(found):
 
 
 def test_only_buckets_with_both_kinds_are_compared(found):
-    assert comparison(found).startswith("Kept paths are +25.0 points of AP above pruned ones, as the mean over the 1 buckets")
+    assert comparison(found).startswith(
+        "The mean AP of kept paths minus that of pruned paths is +25.0 points, averaged over the 1 buckets"
+    )
     everything = FilteredPaths(found.paths, found.scores, np.full(3, np.nan), found.edges)
-    assert comparison(everything) == "No bucket holds both kept and pruned paths."
+    assert comparison(everything) == "No bucket has both kept and pruned paths."
 
 
 def test_the_picture_and_the_csv_have_every_path(found, tmp_path):

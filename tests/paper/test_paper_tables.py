@@ -10,9 +10,11 @@ from small import detofa_config
 from nnabla_detofa import config as configs
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
-from nnabla_detofa.paper.space_tables import PAPER_CHOICES, PAPER_EPOCHS, table_a1, table_a2
-from nnabla_detofa.paper.table2 import StepTime, cost_of_runs, estimate, table
+from nnabla_detofa.paper import table_a1, table_a2
+from nnabla_detofa.paper.method_costs import StepTime, cost_of_runs, estimate
+from nnabla_detofa.paper.table2 import table
 from nnabla_detofa.runs import cost_ledger as ledger
+from nnabla_detofa.runs.phases import training_phases
 
 CONFIGS = FilePath(__file__).parents[2] / "configs"
 
@@ -56,7 +58,7 @@ def test_the_overhead_is_line_4_and_what_every_method_needs_for_its_search_stand
 
 def test_hours_of_two_kinds_of_device_have_no_mean():
     seeds = [of(fine_tuning=3600), of(fine_tuning=3600) | {"unit": "GPU seconds"}]
-    with pytest.raises(UserError, match="the runs of ours count GPU hours and core hours, which have no mean"):
+    with pytest.raises(UserError, match="the runs of ours count GPU hours and core hours, which cannot be averaged"):
         cost_of_runs("ours", "detofa", "digits", seeds)
 
 
@@ -104,8 +106,9 @@ def test_an_estimate_follows_epochs_and_flops():
 
 def test_tables_a1_and_a2_are_the_papers_at_its_scale():
     config = configs.load(CONFIGS / "voc_detofa.json", ["args.runner=ofa_ps"])
-    _, (_, *stages) = table_a1(config)
-    assert [row[1] for row in stages] == [row[2] for row in stages] == list(PAPER_CHOICES)
+    phases = training_phases(config)[1:]
+    _, (_, *stages) = table_a1.table(phases)
+    assert [row[1] for row in stages] == [row[2] for row in stages] == list(table_a1.PAPER_CHOICES)
     assert [int(row[3]) for row in stages] == sorted(int(row[3]) for row in stages)
-    _, (_, *epochs) = table_a2(config, "Pascal VOC")
-    assert [int(row[2]) for row in epochs] == list(PAPER_EPOCHS)
+    _, (_, *epochs) = table_a2.table(phases, "Pascal VOC")
+    assert [int(row[2]) for row in epochs] == list(table_a2.PAPER_EPOCHS)

@@ -16,7 +16,19 @@ from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.evaluation.metrics import bootstrap_ap, voc_ap, voc_matches
-from nnabla_detofa.paper import archives, claims, controls, experiments, intervals, pilot, profiles, results, table2
+from nnabla_detofa.paper import (
+    archives,
+    claims,
+    claims_page,
+    control_paths,
+    experiments,
+    intervals,
+    method_costs,
+    pilot,
+    profiles,
+    results,
+    table2,
+)
 from nnabla_detofa.paper.execution import complete
 from nnabla_detofa.paper.experiments import COMPOFA, CONTROLS, DETOFA, OFA, OFA_PS
 from nnabla_detofa.paper.intervals import Values, verdict
@@ -86,14 +98,14 @@ def test_a_resampled_ap_is_that_of_the_repeated_images(metric):
 
 def test_the_length_at_which_the_papers_ratio_is_reached():
     """Ours: 100 steps and 44 of overhead; PS: 300. At 40 steps: (40 + 44) / 120 = 0.7."""
-    ours = table2.StepCost("ours", "detofa", 100, 44.0, 0.0)
-    shrinking = table2.StepCost("OFA (w/ PS)", "ofa-ps", 300, 0.0, 0.0)
-    assert table2.steps_for_ratio(ours, shrinking) == pytest.approx(40)
+    ours = method_costs.StepCost("ours", "detofa", 100, 44.0, 0.0)
+    shrinking = method_costs.StepCost("OFA (w/ PS)", "ofa-ps", 300, 0.0, 0.0)
+    assert method_costs.steps_for_ratio(ours, shrinking, table2.PAPER_RATIO) == pytest.approx(40)
     lines = table2.step_table([shrinking, ours])
-    assert lines[3] == "| ours | 100 | 44 | 0 | 144 | 0.48 |" and "ours trains for 40 steps, here 100" in lines[-1]
-    assert table2.steps_for_ratio(ours, replace(shrinking, steps=140)) is None
-    cost = table2.cost_of_runs("ours", "detofa", "digits", [_ledger(training=7200, overhead=3600)])
-    assert table2.StepCost.of(cost, 100).overhead == pytest.approx(50)
+    assert lines[3] == "| ours | 100 | 44 | 0 | 144 | 0.48 |" and "would be reached with 40 training steps" in lines[-1]
+    assert method_costs.steps_for_ratio(ours, replace(shrinking, steps=140), table2.PAPER_RATIO) is None
+    cost = method_costs.cost_of_runs("ours", "detofa", "digits", [_ledger(training=7200, overhead=3600)])
+    assert method_costs.StepCost.of(cost, 100).overhead == pytest.approx(50)
 
 
 def _ledger(training, overhead):
@@ -130,7 +142,7 @@ def test_ratios_of_a_profile_hold_the_methods_own(tmp_path):
     content = json.loads((REPOSITORY / "configs/profiles/study.json").read_text())
     for name, value in (("path_ratios", [0, 0.5]), ("operation_ratios", [0.5, 0.3])):
         (tmp_path / "p.json").write_text(json.dumps(content | {name: value}))
-        with pytest.raises(UserError, match=f"{name} must rise and hold"):
+        with pytest.raises(UserError, match=f"{name} must be in ascending order and include"):
             profiles.load(str(tmp_path / "p.json"))
 
 
@@ -176,7 +188,7 @@ class Known(claims.Evidence):
     """Evidence of given APs: experiment -> seed -> AP under each budget."""
 
     def __init__(self, profile, known):
-        super().__init__(profile, "digits", (), None, None, lambda run: {}, lambda experiment: [])
+        super().__init__(profile, "digits", (), lambda run: {}, lambda experiment: [])
         self.known = known
 
     def runs(self, experiment):
@@ -195,7 +207,7 @@ def test_claims_are_paired_and_say_what_was_not_run(monkeypatch, tmp_path):
     compofa = {seed: np.array(ours[seed]) - [4, 4, 2, 0, 0] for seed in (0, 1)}
     known = Known(profile, {"ofa": ofa, "detofa": ours, "compofa": compofa})
     page, command = tmp_path / "docs" / "page.md", "`make claims`"
-    claims.write(known, tmp_path / "results", page, command)
+    claims_page.write(known, tmp_path / "results", page, command)
     content = json.loads((tmp_path / "results" / "claims.json").read_text())
     one = content["C1"]
     assert one["values"] == [2, 3, 4] and one["seeds"] == [0, 1, 2] and one["mean"] == 3
@@ -207,11 +219,11 @@ def test_claims_are_paired_and_say_what_was_not_run(monkeypatch, tmp_path):
     assert [content[name] for name in ("C2", "C5", "C6")] == [[], [], []]
     text = page.read_text()
     assert "| [C1](#c1) |" in text and "| reproduced |" in text and "![C1](../results/C1.png)" in text
-    assert "| not run so far |" in text and text.endswith("Made by `make claims`.\n")
+    assert "| not run yet |" in text and text.endswith("Made by `make claims`.\n")
     known = Known(profile, {"ofa": {0: [1.0] * 5}, "detofa": {0: [9.0] * 5}})
-    claims.write(known, tmp_path / "results", page, command)
+    claims_page.write(known, tmp_path / "results", page, command)
     one = json.loads((tmp_path / "results" / "claims.json").read_text())["C1"]
-    assert one["interval"] is None and one["verdict"] == "not decidable" and "not decidable: one seed" in page.read_text()
+    assert one["interval"] is None and one["verdict"] == "not decidable" and "not decidable: single seed" in page.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -242,13 +254,9 @@ def profile(folder, monkeypatch):
 def test_two_seeds_go_from_runs_to_claims_and_results_need_no_runs(profile, folder):
     runs = plan(profile, ("voc",), [DETOFA, OFA], 2, ())
     complete(runs, 2, lambda line: None)
-    for run in runs:
-        summary = json.loads((run.folder / "summary.json").read_text())
-        ours = next(r for r in runs if r.experiment == DETOFA and r.seed == run.seed)
-        summaries = json.loads((ours.folder / "summary.json").read_text())
-        found = controls.evidence_of(run, summary, summaries, 16)
+    for run, found in zip(runs, control_paths.results_of(runs)):
         kinds = [entry["kind"] for entry in found.measured]
-        assert kinds.count("largest") == 1 and kinds.count("random") == 2 * controls.RANDOM_PATHS
+        assert kinds.count("largest") == 1 and kinds.count("random") == 2 * control_paths.RANDOM_PATHS
         assert kinds.count("found by ours") == (2 if run.experiment == OFA else 0) and found.steps == 4
     assert main(["results", "--profile", "tinystudy.json", "--seeds", "2"]) == 0
     kept = sorted(path.name for path in Path("results/tinystudy/runs").iterdir())
@@ -267,7 +275,7 @@ def test_two_seeds_go_from_runs_to_claims_and_results_need_no_runs(profile, fold
     assert first["values"] == pytest.approx(gains, abs=1e-3) and first["mean"] == pytest.approx(np.mean(gains), abs=1e-3)
     assert first["verdict"] in ("reproduced", "not reproduced", "not decidable") and len(first["interval"]) == 2
     page = Path("results/tinystudy/claims.md").read_text()
-    assert "| [C1](#c1) |" in page and "![C1](C1.png)" in page and "not run so far" in page
+    assert "| [C1](#c1) |" in page and "![C1](C1.png)" in page and "not run yet" in page
     made = {path.name: path.read_bytes() for path in Path("results/tinystudy").glob("*.csv")}
     assert {"architectures.csv", "figure3.csv"} <= set(made)
     for gone in ("runs", "digits"):
@@ -286,9 +294,9 @@ def test_two_seeds_go_from_runs_to_claims_and_results_need_no_runs(profile, fold
 
 def test_an_unknown_result_and_a_profile_without_runs_are_named(profile, capsys):
     assert main(["results", "figure77", "--profile", "tinystudy.json"]) == 2
-    assert "there is no result figure77; known are controls, " in capsys.readouterr().err
+    assert "unknown result figure77; known are table2, " in capsys.readouterr().err
     empty = replace(profile, name="empty")
-    with pytest.raises(UserError, match="nothing is kept in results/empty/runs"):
+    with pytest.raises(UserError, match="there are no archives in results/empty/runs"):
         results.make_results(empty, collecting=False)
 
 

@@ -1,4 +1,4 @@
-"""The evaluated paths that Tables 3 and A3 are made of, measured once and kept with a profile's runs."""
+"""Evaluated paths of the filter study (Tables 3 and A3). They are evaluated once and stored with a profile's runs."""
 
 from __future__ import annotations
 
@@ -27,54 +27,61 @@ from .filter_study import StudyInputs
 from .run import Run, profile_folder
 
 NOISE_PATHS = 6
-"""Of each FLOPs bucket, from which the noise of an evaluation is measured."""
+"""Paths of each FLOPs bucket from which the noise of an evaluation is measured."""
+NOISE_SPLITS = 20
+"""Random splits of the validation images into halves."""
 
 
 def study_folder(run: Run) -> FilePath:
-    """Where what is measured and fitted for the tables is kept."""
+    """Return the folder of the filter study on a run's supernet."""
     if run.profile.archives:
         return archives.unpacked(archives.archive(run.profile.archives, study_name(run)))
     return profile_folder(run.profile) / f"{study_name(run)}{run.variant}"
 
 
 def study_name(run: Run) -> str:
-    """What the study's folder and archive are called."""
+    """Return the name of the study's folder and archive."""
     return f"{run.key}-filter{run.suffix}"
 
 
 def detection_paths(run: Run) -> StudyInputs:
-    """Paths of the supernet after warm-up: those that Algorithm 1 fitted its filter to, and others to test it on."""
-    fitted, config = run.folder / "paths.jsonl", run.config
-    count = run.profile.filter_study.test_paths_per_bucket
-    test = evaluated(run, config, run.folder / "warm_up" / "weights.h5", "test", count, [fitted])
-    label = f"{run.data_set.title}, detection supernet after warm-up"
-    train = EvaluatedPaths.read(fitted, config.network.geometry)
-    noise = noise_of(config, run.folder / "warm_up" / "weights.h5", test)
-    options, buckets = config.hparams.filter, config.hparams.buckets
-    known = {
-        "noise": noise,
-        "pruned_by": None if run.profile.archives else run.folder / "path_filter.h5",
-    }  # weights are not kept
-    return StudyInputs(label, train, test, options, pretraining_paths(run), buckets, **known)
+    """Return paths of the supernet after warm-up: those that the run fitted its filter to, and new test paths."""
+    fitted, weights, config = run.folder / "paths.jsonl", run.folder / "warm_up" / "weights.h5", run.config
+    test = evaluated(run, config, weights, "test", run.profile.filter_study.test_paths_per_bucket, [fitted])
+    return StudyInputs(
+        label=f"{run.data_set.title}, detection supernet after warm-up",
+        train=EvaluatedPaths.read(fitted, config.network.geometry),
+        test=test,
+        options=run.hparams.filter,
+        pretraining=pretraining_paths(run),
+        buckets=run.hparams.buckets,
+        noise=noise_of(config, weights, test),
+        pruned_by=None if run.profile.archives else run.folder / "path_filter.h5",  # archives hold no weights
+    )
 
 
 def classification_paths(run: Run) -> StudyInputs:
-    """Paths of the classification supernet: as many to fit and to test as of the detection supernet, and those before."""
+    """Return paths of the classification supernet: as many to fit and to test as of the detection supernet, all of them new."""
     source, pretraining = run.data_set.pretraining, pretraining_paths(run)
-    config = source.load()
-    count = run.config.hparams.paths_per_bucket
-    train = evaluated(run, config, source.supernet, "classification_train", count, [pretraining.file])
+    config, hparams = source.load()
+    train = evaluated(run, config, source.supernet, "classification_train", run.hparams.paths_per_bucket, [pretraining.file])
     count = run.profile.filter_study.test_paths_per_bucket
     test = evaluated(run, config, source.supernet, "classification_test", count, [pretraining.file, train.file])
-    label = f"{config.name}, classification supernet"
-    noise = noise_of(config, source.supernet, test)
-    return StudyInputs(label, train, test, config.hparams.filter, pretraining, config.hparams.buckets, noise=noise)
+    return StudyInputs(
+        label=f"{config.name}, classification supernet",
+        train=train,
+        test=test,
+        options=hparams.filter,
+        pretraining=pretraining,
+        buckets=hparams.buckets,
+        noise=noise_of(config, source.supernet, test),
+    )
 
 
 def pretraining_paths(run: Run) -> EvaluatedPaths:
-    """Paths of the classification supernet that the filter is pre-trained on."""
+    """Return the paths of the classification supernet that the filter is pre-trained on."""
     source = run.data_set.pretraining
-    config = source.load()
+    config, _ = source.load()
     if source.paths is not None:
         return EvaluatedPaths.read(source.paths, config.network.geometry)
     count = run.profile.filter_study.pretraining_paths_per_bucket
@@ -82,16 +89,21 @@ def pretraining_paths(run: Run) -> EvaluatedPaths:
 
 
 def noise_of(config: configs.Config, weights: str | FilePath, paths: EvaluatedPaths) -> float:
-    """The share of the paths' variance inside a FLOPs bucket that is noise of the validation images, measured once.
+    """Return the share of the variance of losses inside a FLOPs bucket that is noise of the validation images.
 
-    The first `NOISE_PATHS` paths of each bucket are evaluated image by image; losses on disjoint halves of the images say
-    how large the noise of a half is, and that of all images is half as large.
+    The first `NOISE_PATHS` paths of each bucket are evaluated image by image, and their losses on disjoint halves of the images
+    are compared. The noise of all images is half as large as that of a half. The share is measured once and stored.
+
+    Args:
+        config: config of the supernet.
+        weights: its weights file.
+        paths: its evaluated paths.
     """
     file = FilePath(paths.file).with_name(f"noise_{FilePath(paths.file).stem}.json")
     known = read_json(file, "the noise of evaluated paths") if file.exists() else {}
     if known.get("weights") == paths.header["weights"]:
-        return known["share"]
-    model, sets, cost = open_supernet(config, weights)
+        return float(known["share"])
+    model, sets, _ = open_supernet(config, weights)
     buckets, images = paths.buckets, EvaluationImages.choose(sets, config.hparams, config.args.seed)
     evaluator = PathEvaluator.on(model, images, config.args.evaluation_processes)
     first = np.concatenate([np.flatnonzero(buckets == bucket)[:NOISE_PATHS] for bucket in np.unique(buckets)])
@@ -107,16 +119,28 @@ def noise_of(config: configs.Config, weights: str | FilePath, paths: EvaluatedPa
         for losses in map_forked(losses_of, list(first), processes):
             found.append(losses)
             bar.update()
-    images, shares = len(found[0].counts), []
-    for _ in range(20):
-        order = rng_for(config.args.seed, f"halves {len(shares)}").permutation(images)
-        halves = np.sort(order[: images // 2]), np.sort(order[images // 2 : 2 * (images // 2)])
-        pair = [np.array([losses.loss(half, config.hparams.bn_batch) for losses in found]) for half in halves]
-        shares.append(noise_share(*pair, buckets[first]))
-    half = float(np.clip(np.mean(shares), 0, 1))
-    share = half / (2 - half)
-    write_json(file, {"weights": paths.header["weights"], "share": share, "paths": len(first), "images": images})
+    share = _noise_share(found, buckets[first], config)
+    count = len(found[0].counts)
+    write_json(file, {"weights": paths.header["weights"], "share": share, "paths": len(first), "images": count})
     return share
+
+
+def _noise_share(found: Sequence[ImageLosses], buckets: np.ndarray, config: configs.Config) -> float:
+    """Return the mean share of noise over `NOISE_SPLITS` random splits of the images.
+
+    Args:
+        found: losses of each path, image by image.
+        buckets: FLOPs bucket of each path.
+        config: config with the seed and the batch size.
+    """
+    images, shares = len(found[0].counts), []
+    for split in range(NOISE_SPLITS):
+        order = rng_for(config.args.seed, f"halves {split}").permutation(images)
+        halves = np.sort(order[: images // 2]), np.sort(order[images // 2 : 2 * (images // 2)])
+        one, other = (np.array([losses.loss(half, config.hparams.bn_batch) for losses in found]) for half in halves)
+        shares.append(noise_share(one, other, buckets))
+    half = float(np.clip(np.mean(shares), 0, 1))
+    return half / (2 - half)
 
 
 def evaluated(
@@ -129,9 +153,14 @@ def evaluated(
     space: SearchSpace | None = None,
     ap: bool = False,
 ) -> EvaluatedPaths:
-    """Paths of each FLOPs bucket of a supernet, evaluated into a file of the study's folder.
+    """Evaluate paths of each FLOPs bucket of a supernet into <name>.jsonl in the study's folder; stored paths are reused.
 
     Args:
+        run: run to which the study belongs.
+        config: config of the supernet.
+        weights: its weights file.
+        name: name of the paths, which also determines their random numbers.
+        per_bucket: number of paths of each FLOPs bucket.
         exclude, space, ap: see `sampled_paths.evaluate_sampled_paths`.
     """
     if run.profile.archives:
@@ -149,7 +178,7 @@ def evaluated_into(
     space: SearchSpace | None = None,
     ap: bool = False,
 ) -> EvaluatedPaths:
-    """As `evaluated`, into this file."""
+    """Evaluate paths like `evaluated`, into a given file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with ProgressBar(desc=f"{name} paths", unit="path") as bar:
 

@@ -1,4 +1,7 @@
-"""Standard errors of a run's APs over its test images: what another draw of as many images would change (ours)."""
+"""Standard errors of AP over the test images: how much AP would vary with another sample of as many test images.
+
+They are estimated by a bootstrap over the images. The paper reports none.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..common.errors import UserError
 from ..common.files import write_json
 from ..common.reading import read_json
 from ..common.seeds import rng_for
@@ -18,10 +22,11 @@ from .run import Run, profile_folder
 
 REPEATS = 200
 FILE = "bootstrap.json"
+"""Name in a run's archive."""
 
 
 def standard_error(detections: Detections, sets: DetectionSets, metric: str) -> float | None:
-    """The standard deviation of AP50, in points, over `REPEATS` resamplings of the test images; None of COCO's metric."""
+    """Return the standard deviation of AP50, in points, over `REPEATS` resamplings of the test images; None for COCO's AP."""
     if metric == "coco":
         return None
     samples = [sets.test.load(index) for index in range(len(sets.test))]
@@ -31,34 +36,44 @@ def standard_error(detections: Detections, sets: DetectionSets, metric: str) -> 
     return float(100 * np.nanstd(bootstrap_ap(matches, weights, metric), ddof=1))
 
 
-def errors_of(run: Run) -> dict[str, float]:
-    """Detector, such as "fullnet" or "subnet_1" -> the standard error of its AP in points; empty where none is known.
+def standard_errors_of(run: Run) -> dict[str, float]:
+    """Return the standard errors of a run's APs, in points, by detector ("fullnet", "subnet_1", ...).
 
-    Taken from the run's kept detections and the test images, or from what was found before.
+    They are computed from the run's detections and the test images and then stored. The result is empty if neither stored
+    values nor the data exist.
     """
     if run.profile.archives:
         file = run.folder / FILE
         return read_json(file, "the standard errors") if file.is_file() else {}
-    file = profile_folder(run.profile) / "bootstrap" / f"{run.folder.name}.json"
+    file, metric = stored_file(run), run.dataloader.ap_metric
     names = [name for name in _detectors(run) if (run.folder / f"{name}_detections.json").is_file()]
-    known = read_json(file, "the standard errors") if file.is_file() else {}
+    known: dict[str, float] = read_json(file, "the standard errors") if file.is_file() else {}
     if known and file.stat().st_mtime < (run.folder / "summary.json").stat().st_mtime:
-        known = {}  # of a run that was begun again
-    if set(names) <= set(known) or run.config.dataloader.ap_metric == "coco" or not _data_is_there(run):
+        known = {}  # the run was restarted since
+    if set(names) <= set(known) or metric == "coco" or not FilePath(run.dataloader.root).exists():
         return known
     sets = open_sets(run.config)
+    if not isinstance(sets, DetectionSets):
+        raise UserError(f"{run.folder} must be a run that trains detectors, got args.runner={run.config.args.runner}")
     for name in names:
         content = read_result(run.folder, f"{name}_detections")
         with reading(run.folder / f"{name}_detections.json"):
             found = as_arrays(content)
-        known[name] = round(standard_error(found, sets, run.config.dataloader.ap_metric), 3)
+        error = standard_error(found, sets, metric)
+        assert error is not None  # only COCO's AP has none
+        known[name] = round(error, 3)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, known)
     return known
 
 
+def stored_file(run: Run) -> FilePath:
+    """Return the file in which a run's standard errors are stored."""
+    return profile_folder(run.profile) / "bootstrap" / f"{run.folder.name}.json"
+
+
 def as_arrays(content: Any) -> Detections:
-    """The detections that a run keeps, as `metrics` takes them."""
+    """Convert the content of a run's file of detections for the functions of `metrics`."""
     return [
         (
             np.array(entry["boxes"], float).reshape(-1, 4),
@@ -72,7 +87,3 @@ def as_arrays(content: Any) -> Detections:
 def _detectors(run: Run) -> Sequence[str]:
     subnets = [file.stem for file in sorted(run.folder.glob("subnet_*.json")) if not file.stem.endswith("_detections")]
     return ("fullnet", *subnets)
-
-
-def _data_is_there(run: Run) -> bool:
-    return FilePath(run.config.dataloader.root).exists()

@@ -1,0 +1,33 @@
+"""Random paths of a run's final supernet with their AP, which Figures 4 and 6 show."""
+
+from __future__ import annotations
+
+from tqdm import tqdm
+
+from ..path_filter.evaluated_paths import EvaluatedPaths
+from ..runs.run_folder import final_weights, searched_space
+from .run import Run
+from .run_results import ledger_of
+from .study_paths import evaluated, study_folder
+
+RANDOM_PATHS = 15
+"""Random paths of each FLOPs bucket. In the paper, the caption of Figure 6 and section 4.2 differ on whether the number is that
+of one bucket or of all five."""
+
+
+def random_paths(run: Run) -> EvaluatedPaths:
+    """Evaluate random paths of a run's final supernet, sampled from the space that it trained; stored paths are reused."""
+    weights, space = final_weights(run.folder, run.config), searched_space(run.folder, run.config)
+    name = f"random_{run.experiment.name}"
+    if not run.profile.archives and not (study_folder(run) / f"{name}.jsonl").exists():
+        tqdm.write(f"{run.name}: evaluating up to {RANDOM_PATHS * run.hparams.buckets} random paths, {_duration(run)}")
+    return evaluated(run, run.config, weights, name, RANDOM_PATHS, [], space, ap=True)
+
+
+def _duration(run: Run) -> str:
+    """Describe how long the evaluation will take, judging by the paths that the run itself has evaluated."""
+    ledger, before = ledger_of(run), EvaluatedPaths.read(run.folder / "paths_again.jsonl")
+    if not len(before) or "paths again" not in ledger["phases"]:
+        return "duration unknown to its ledger"
+    each = ledger["phases"]["paths again"]["seconds"] / len(before)
+    return f"about {RANDOM_PATHS * run.hparams.buckets * each / 60:.1f} {ledger['unit'].replace('seconds', 'minutes')}"
