@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 FILE = "claims.json"
 NOT_RUN = "not run yet"
 RULE = (
-    "Rule: a number is *reproduced* if its 95% t interval over seeds excludes no effect in the paper's direction. It is *not "
-    "reproduced* if the interval excludes no effect in the opposite direction, or lies within the margin "
+    "Rule: a number is *reproduced* if its 95% t interval over seeds lies on the side of no effect that the paper claims, and "
+    "*not reproduced* if the interval lies on the other side, or within the margin around no effect "
     f'({AP_MARGIN:g} points of AP, {PRECISION_MARGIN:g} of precision). Otherwise it is *not decidable* at this scale. For "at '
     'least as good", the interval must lie above minus the margin; for "alike", within the margin. Seeds are paired: all '
     "methods of a seed have the same data, initial weights and random numbers."

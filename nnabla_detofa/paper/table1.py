@@ -60,8 +60,8 @@ def rows(geometry: Geometry = OFA_RESNET50) -> list[tuple[str, ...]]:
             "10^20",
             "((3^2 + 3^2) (3^3 + 3^3) (3^4 + 3^4))^4",
             f"{ofa_formula()} = {ofa_formula():.1e}",
-            "a stage has one of three D, whose numbers of choices add up, but the formula multiplies them, and one of three W: "
-            "3 (3^2 + 3^3 + 3^4); the third stage has 4 to 6 layers",
+            "a stage has one of three D, so their numbers of choices add up, but the formula multiplies them; it also has one "
+            "of three W: 3 (3^2 + 3^3 + 3^4); the third stage has 4 to 6 layers",
         ),
         row(
             compofa(geometry),
