@@ -242,7 +242,7 @@ def _missing(name: str, folder: Path, list_file: Path) -> str:
     """Return the error message for a listed name without an image."""
     if is_below(name):
         return f"{folder / short(name)}.jpg (or .jpeg or .png) is missing, but {list_file} lists it"
-    return f"{list_file} lists {short(name)}; names must be paths below {folder}, without .. or a leading /"
+    return f"{short(name)} is missing: {list_file} lists it, but names must be paths below {folder}, without .. or a leading /"
 
 
 def find_images(root: Path, splits: Sequence[str], warn: bool = True) -> list[VOCFile]:

@@ -96,13 +96,13 @@ def foreign() -> Iterator[Case]:
     for command in (SEARCH, REPORT):
         yield Case(kind, f"a fine-tuning's for {command[0]}", of(command, "tuned"), words, parts=parts)
     yield Case(kind, "a fine-tuning's for compare", ("compare", "run", "tuned"), words, parts=parts)
-    yield Case(kind, "a report into the run", (*REPORT, "-o", "run"), ("--output", "another folder", "run"), parts=WITH_DATA)
+    yield Case(kind, "a report into the run", (*REPORT, "-o", "run"), ("--output", "folder of the run", "run"), parts=WITH_DATA)
     own = (*REPORT, "-o", "link")
     yield Case(
         kind,
         "a report into the run, by a link",
         own,
-        ("--output", "another folder", "link"),
+        ("--output", "folder of the run", "link"),
         lambda folder: os.symlink("run", folder / "link"),
         WITH_DATA,
     )
@@ -136,7 +136,7 @@ def images() -> Iterator[Case]:
     yield Case(kind, "an empty folder", detect, words, lambda folder: (folder / "given").mkdir(), WITH_DATA)
     yield Case(kind, "missing", detect, ("existing files or folders", "given"), parts=WITH_DATA)
     into = (*detect[:-1], "given")
-    words = ("--output must be another folder", "given")
+    words = ("--output must not be a folder of the images", "given")
 
     def link(folder: Path) -> None:
         (folder / "given").mkdir()
@@ -144,7 +144,7 @@ def images() -> Iterator[Case]:
 
     yield Case(kind, "links to photographs, drawn over", into, words, link, WITH_DATA)
     own = ("detect", "run", "voc/JPEGImages", "-c", "cpu", "-o", "voc/JPEGImages")
-    yield Case(kind, "photographs drawn over", own, ("--output must be another folder",), parts=WITH_DATA)
+    yield Case(kind, "photographs drawn over", own, ("--output must not be a folder of the images",), parts=WITH_DATA)
 
 
 def cases() -> Iterator[Case]:

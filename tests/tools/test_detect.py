@@ -102,7 +102,7 @@ def test_files_that_must_not_be_given(photographs, tmp_path):
     with pytest.raises(UserError, match="none of the 2 given files is"):
         detect.detect(TwoCells(), [photographs / "c.jpg", photographs / "d.txt"], tmp_path / "out", note=lambda text: None)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="--output must be another folder"):
+    with pytest.raises(UserError, match="--output must not be a folder of the images"):
         detect.detect(TwoCells(), [photographs / "a.png"], photographs)
     with pytest.raises(UserError, match="existing files or folders, got .*nothing"):
         find_images([photographs / "nothing"], print)
@@ -119,7 +119,7 @@ def test_photographs_behind_links_are_kept(photographs, tmp_path):
         folder.mkdir()
         (folder / "a.png").symlink_to(photographs / "a.png")
     for folder in (links, photographs):
-        with pytest.raises(UserError, match="--output must be another folder"):
+        with pytest.raises(UserError, match="--output must not be a folder of the images"):
             detect.detect(TwoCells(), [links / "a.png"], folder)
     detect.detect(TwoCells(), [links / "a.png"], out)
     assert (photographs / "a.png").read_bytes() == original
