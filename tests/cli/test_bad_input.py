@@ -53,7 +53,7 @@ def test_a_process_answers_the_same(case, template, tmp_path):
 
 def test_a_good_input_is_not_refused(template, tmp_path):
     """What the cases break was whole: otherwise they would be refused for something else."""
-    for case in ("voc", "coco", "classes"):
+    for case in ("voc", "coco", "yolo", "classes"):
         scratch = tmp_path / case
         scratch.mkdir()
         good = next(found for found in CASES if found.parts == (case, f"{case}.json"))

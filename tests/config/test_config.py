@@ -98,7 +98,7 @@ def test_runners_are_the_same_everywhere():
         ("dataloader.voc.scale_range=[1]", "dataloader.voc.scale_range must be a list of 2 values, got 1"),
         ('dataloader.voc.val=["val"]', "dataloader.voc.val must name the split that evaluates paths, or else set holdout; got"),
         ("dataloader.voc.root=3", "dataloader.voc.root must be a string, got 3"),
-        ("dataloader.coco.holdout=3", "dataloader must have exactly one entry, voc or coco, got voc and coco"),
+        ("dataloader.coco.holdout=3", "dataloader must have exactly one entry, voc, coco or yolo, got voc and coco"),
         ("about=[1]", "about[0] must be a string, got 1"),
         ("epochs", "an override must look like hparams.epochs=3, got 'epochs'"),
         ("hparams..epochs=3", "an override must look like hparams.epochs=3"),

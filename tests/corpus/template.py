@@ -41,12 +41,14 @@ def image(suffix: str, *sides: int) -> bytes:
 
 
 def make(folder: Path) -> Path:
-    """Write all of it: voc, coco and classes with their configs, folders of each kind of run, weights, and a profile."""
+    """Write all of it: voc, coco, yolo and classes with their configs, folders of each kind of run, weights, and a profile."""
     folder.mkdir()
     _write_data(folder)
     contents = {"voc": detofa_config("voc"), "coco": detofa_config("coco"), "classes": pretrain_config("classes")}
     split = {name: {"annotations": f"{name}.json", "images": name} for name in SPLITS}
     contents["coco"]["dataloader"] = {"coco": {"root": "coco", "image_size": SIDE, "max_objects": 8, **split}}
+    contents["yolo"] = detofa_config("yolo")
+    contents["yolo"]["dataloader"] = {"yolo": {"root": "yolo", "image_size": SIDE, "max_objects": 8}}
     for name, content in contents.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     config, pretraining = (configs.from_dict(contents[name], name) for name in ("voc", "classes"))
@@ -86,9 +88,16 @@ def _write_data(folder: Path) -> None:
             box = [BOX[0], BOX[1], BOX[2] - BOX[0], BOX[3] - BOX[1]]
             found.append({"id": number, "image_id": index, "category_id": cls, "bbox": box, "area": 1209, "iscrowd": 0})
             number += 1
+            for part in ("images", "labels"):
+                (folder / "yolo" / part / split).mkdir(parents=True, exist_ok=True)
+            (folder / f"yolo/images/{split}/{name}.jpg").write_bytes(picture)
+            center, sides = ((BOX[0] + BOX[2]) / 2 / SIDE, (BOX[1] + BOX[3]) / 2 / SIDE), (box[2] / SIDE, box[3] / SIDE)
+            (folder / f"yolo/labels/{split}/{name}.txt").write_text(" ".join(map(str, (cls, *center, *sides))) + "\n")
         categories = [{"id": index, "name": name} for index, name in enumerate(CLASSES)]
         content = {"images": images, "annotations": found, "categories": categories}
         (folder / f"coco/{split}.json").write_text(json.dumps(content))
+    splits = "".join(f"{split}: images/{split}\n" for split in SPLITS)
+    (folder / "yolo/data.yaml").write_text(f"{splits}names: {list(CLASSES)}\n")
     for split in ("train", "val"):
         for name in CLASSES:
             (folder / "classes" / split / name).mkdir(parents=True)
@@ -98,6 +107,8 @@ def _write_data(folder: Path) -> None:
 
 def _write_json(folder: Path, contents: dict) -> None:
     folder.mkdir()
+    contents["yolo"] = detofa_config("yolo")
+    contents["yolo"]["dataloader"] = {"yolo": {"root": "yolo", "image_size": SIDE, "max_objects": 8}}
     for name, content in contents.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
 
