@@ -16,7 +16,7 @@ from ..common.errors import UserError
 from ..config import VocData
 from .images import ImageHeader, inspect_image, read_image
 from .objects import NORMALIZED, check_boxes
-from .sets import crowded, heard, thin, undetectable
+from .sets import alike, crowded, heard, thin, undetectable
 
 PARTS = {"trainval": {"train", "val"}, "train": {"trainval"}, "val": {"trainval"}}
 """Splits of VOC that share images because one contains the other."""
@@ -110,6 +110,8 @@ def _natural(name: str) -> tuple[int, int, str]:
 
 def warn_with_defaults(report: DataReport, key: str, opened: Callable[[str], Any]) -> None:
     """Add warnings about the objects of each split that a config with default settings would drop."""
+    if not report.fatal:
+        report.warnings += alike(sorted({name for split in report.splits for name in split.objects}))
     for split in () if report.fatal else report.splits:
         with heard(quiet=True):  # the report already has these warnings
             dataset = report.attempt(opened, split.name)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -285,7 +286,7 @@ def object_warnings(sets: DetectionSets, key: str) -> list[str]:
         sets: the opened datasets.
         key: key of the dataset in the config, such as `dataloader.voc`.
     """
-    texts = []
+    texts = alike(sets.classes)
     for part, dataset in (("train", sets.train), ("val", sets.val)):
         texts += crowded(part, dataset, sets.max_objects, key)
         texts += thin(part, dataset)
@@ -306,6 +307,19 @@ def object_warnings(sets: DetectionSets, key: str) -> list[str]:
             "out fewer"
         )
     return texts + undetectable("test", sets.test)
+
+
+def alike(classes: Sequence[str]) -> list[str]:
+    """Return a warning for each pair of class names that differ only in case, spaces, "-" or "_"."""
+    first: dict[str, str] = {}
+    texts = []
+    for name in classes:
+        other = first.setdefault("".join(re.split(r"[\s_-]+", name.casefold())), name)
+        if other != name:
+            texts.append(
+                f"{other!r} and {name!r} are different classes; if they are the same, use one spelling in all annotations"
+            )
+    return texts
 
 
 def crowded(part: str, dataset: Any, max_objects: int, key: str) -> list[str]:

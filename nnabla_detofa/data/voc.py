@@ -280,6 +280,8 @@ PARSED = {"utf-8", "utf8", "utf-16", "us-ascii", "iso-8859-1"}
 """Encodings that the XML parser supports."""
 SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc-kr": "cp949", "ks_c_5601-1987": "cp949"}
 """Declared encoding -> the larger encoding that files with this declaration often use."""
+NUMBER = re.compile(r"\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*")
+"""Numbers in annotations. Python's `float` accepts others, such as 1_0."""
 MAX_SPLIT = 1 << 26
 """Largest size of a split file in bytes."""
 MAX_PIXELS = 1 << 20
@@ -309,12 +311,12 @@ def read_annotation(file: VOCFile, header: ImageHeader) -> Annotation:
     root = _parse(path)
     if root.tag != "annotation":
         raise UserError(f"{path} must contain an <annotation> element in VOC format, got <{short(root.tag)}>")
-    objects = root.findall("object")
+    objects = _objects(root, path)
     corners = [[_number(o, f"bndbox/{corner}", path) for corner in ("xmin", "ymin", "xmax", "ymax")] for o in objects]
-    names = tuple(composed((o.findtext("name") or "").strip()) for o in objects)
+    names = tuple(composed((_text(o, "name", path) or "").strip()) for o in objects)
     if not all(names):
         raise UserError(f"{path}: <name> of <object> must be the name of a class, but is empty in object {names.index('') + 1}")
-    difficult = np.array([(o.findtext("difficult") or "0").strip().lower() in ("1", "true") for o in objects], bool)
+    difficult = np.array([_flag(o, "difficult", path) for o in objects], bool)
     # A few tools omit the size or write 0; then only the size of the image is known.
     height, width = (int(_number(root, f"size/{side}", path, missing=0)) for side in ("height", "width"))
     for side, pixels in (("height", height), ("width", width)):
@@ -347,14 +349,45 @@ def _parse(path: Path) -> Element:
         raise UserError(f"{path} is not well-formed XML: {error}") from error
 
 
+def _objects(root: Element, path: Path) -> list[Element]:
+    """Return the <object> elements.
+
+    Raises:
+        UserError: objects are in another place or spelled in another way, and would be ignored.
+    """
+    for parent in root.iter():
+        for child in parent:
+            if child.tag.rpartition("}")[2].lower() == "object" and not (parent is root and child.tag == "object"):
+                place = f"<{short(child.tag)}> in <{short(parent.tag)}>"
+                raise UserError(f"{path}: objects must be <object> elements directly in <annotation>, got {place}")
+    return root.findall("object")
+
+
+def _text(element: Element, tag: str, path: Path) -> str | None:
+    """Return the text of the element `tag` below `element`, or None if there is none.
+
+    Raises:
+        UserError: there are several, of which only one would be read.
+    """
+    found = element.findall(tag)
+    if len(found) > 1:
+        raise UserError(f"{path}: <{element.tag}> must have only one <{tag}>, got {len(found)}")
+    return (found[0].text or "") if found else None
+
+
+def _flag(element: Element, tag: str, path: Path) -> bool:
+    """Return whether a flag is set: a number other than 0, or true. Some tools write Unspecified for an unset flag."""
+    text = (_text(element, tag, path) or "").strip().lower()
+    if text in ("", "false", "unspecified"):
+        return False
+    return text == "true" or _number(element, tag, path) != 0
+
+
 def _number(element: Element, tag: str, path: Path, missing: float | None = None) -> float:
-    text = element.findtext(tag)
+    text = _text(element, tag, path)
     if text is None and missing is not None:
         return missing
-    try:
-        number = float(text or "")
-    except ValueError:
-        number = math.nan
+    number = float(text) if text and NUMBER.fullmatch(text) else math.nan
     if not abs(number) <= MAX_PIXELS:
         wanted = f"a number from -{MAX_PIXELS} to {MAX_PIXELS}"
         raise UserError(f"{path}: <{tag}> of <{element.tag}> must be {wanted}, got {shown(text)}")

@@ -1,6 +1,7 @@
 """What training or evaluation leaves out of a data set is said before, in the check and in the run, with what to set."""
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -96,6 +97,11 @@ CASES = {
         "class dog has no object to learn from in train, and 1 in test",
     ),
     "no object in val": ({"val": []}, {}, "no image of val has an object"),
+    "a class in two spellings": (
+        {"train": [box_xml(), box_xml("traffic light"), box_xml("Traffic_Light")]},
+        {},
+        "'Traffic_Light' and 'traffic light' are different classes; if they are the same, use one spelling in all annotations",
+    ),
     "other classes": (
         {"train": [box_xml(), box_xml("dog"), box_xml("dog"), box_xml("cow")]},
         {"classes": ["cat"], "ignore_other_classes": True},
@@ -119,6 +125,50 @@ def test_the_run_and_the_check_say_what_is_left_out(tmp_path, caplog, name):
         assert "ignored, of other classes      3" in str(report)
     else:
         assert any(text in line for line in report.warnings) and caplog.messages == logged  # and nothing on the screen
+
+
+UNREAD = {
+    "objects in a list": ("<objects>" + box_xml() + "</objects>", "got <object> in <objects>"),
+    "objects in another spelling": (box_xml().replace("object>", "Object>"), "got <Object> in <annotation>"),
+    "objects in a namespace": (box_xml().replace("<object>", '<object xmlns="x">'), "got <{x}object> in <annotation>"),
+    "objects in an object": (box_xml(extra=box_xml()), "got <object> in <object>"),
+    "a second box": (box_xml(extra="<bndbox><xmin>1</xmin></bndbox>"), "must have only one <bndbox/xmin>, got 2"),
+    "a second name": (box_xml(extra="<name>dog</name>"), "must have only one <name>, got 2"),
+    "a second size": ("<size><width>9</width><height>9</height></size>", "must have only one <size/height>, got 2"),
+    "a second flag": (
+        box_xml(extra="<difficult>0</difficult><difficult>1</difficult>"),
+        "must have only one <difficult>, got 2",
+    ),
+    "a flag in words": (box_xml(extra="<difficult>yes</difficult>"), "<difficult> of <object> must be a number"),
+    "a number in Python's form": (box_xml(corners=("1_0", 3, 20, 12)), "<bndbox/xmin> of <object> must be a number"),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_what_would_not_be_read_of_an_annotation_is_refused(tmp_path, name):
+    content, text = UNREAD[name]
+    config = config_of(tree_of(tmp_path / "voc", train=[box_xml(), content]))
+    with pytest.raises(UserError, match=re.escape(text)):
+        open_sets(config)
+    assert len(check_config(config).fatal) == 1 and text in check_config(config).fatal[0]
+
+
+@pytest.mark.parametrize(
+    ("written", "difficult"),
+    [
+        ("", False),
+        ("0", False),
+        ("Unspecified", False),
+        ("false", False),
+        ("1", True),
+        ("2", True),
+        (" True ", True),
+        ("1.0", True),
+    ],
+)
+def test_a_flag_is_read_in_its_usual_forms(tmp_path, written, difficult):
+    tree = tree_of(tmp_path / "voc", train=[box_xml(extra=f"<difficult>{written}</difficult>")])
+    assert VOCDataset(tree.root, "train").objects(0)[2].tolist() == [difficult]
 
 
 def test_the_check_without_a_config_takes_the_defaults(tmp_path):
