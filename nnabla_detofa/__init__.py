@@ -107,10 +107,13 @@ def load_detector(run, name=None, overrides=()):
     Raises:
         UserError: the run or the detector does not exist, or its data or weights are missing.
     """
+    from .common.errors import UserError
     from .tools.detect import load_detector
     from .tools.exported import is_exported, load_exported
 
     if is_exported(run):
+        if name or overrides:
+            raise UserError(f"{run} is one detector with its own settings: leave out {'name' if name else 'overrides'}")
         return load_exported(run)
     return load_detector(run, name, overrides)
 

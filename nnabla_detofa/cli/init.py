@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import shlex
+import tempfile
 from pathlib import Path
 
 from ..common.errors import UserError
@@ -38,7 +39,8 @@ def init(args: argparse.Namespace) -> None:
     """Look at a dataset and write a config for it."""
     kind = next(name for name in LAYOUTS if getattr(args, name))
     root = Path(getattr(args, kind))
-    file = Path(args.output or f"{re.sub(r'[^A-Za-z0-9_-]+', '_', root.resolve().name) or kind}.yaml")
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", root.resolve().name).lstrip("-")  # a leading dash would look like an option
+    file = Path(args.output or f"{name or kind}.yaml")
     if file.suffix not in (".yaml", ".yml"):
         raise UserError(f"--output must end in .yaml, got {file}")
     if file.exists() and not args.force:
@@ -46,6 +48,7 @@ def init(args: argparse.Namespace) -> None:
     check_output_file(file)
     if args.make_splits and kind != "voc":
         raise UserError("--make-splits is for --voc")
+    from .. import config as configs
     from ..common.files import write_text
     from ..tools.new_config import write_config, write_splits
 
@@ -55,10 +58,11 @@ def init(args: argparse.Namespace) -> None:
         root = Path(os.path.abspath(root))
     text, report = write_config(kind, root, args.size, args.weights, file)
     print(report)
+    with tempfile.TemporaryDirectory() as folder:  # a config that cannot be read replaces nothing
+        draft = Path(folder, f"draft{file.suffix}")
+        write_text(draft, text)
+        configs.load(draft)
     write_text(file, text)
-    from .. import config as configs
-
-    configs.load(file)
     print(f"written: {file}")
     args.written = file
 

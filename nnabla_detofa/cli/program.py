@@ -85,7 +85,7 @@ def _main(program: str, argv: list[str]) -> int:
         with redirect_stderr(sys.stderr if rank == 0 else io.StringIO()):  # only rank 0 reports usage errors
             arguments = parsed(program, found, rest)
         arguments.command_line = [*found, *rest]
-        arguments.exported = name == "detect" and arguments.run.endswith(".nnp")
+        arguments.exported = name == "detect" and arguments.run.endswith(".nnp") and not Path(arguments.run).is_dir()
         check_runs_exist(arguments)
         with _terminated_as_interrupted():
             status = command.run(arguments) or 0

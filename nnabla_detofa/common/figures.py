@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
@@ -15,29 +15,54 @@ from .files import write_bytes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+FOLDERS = {"XDG_CONFIG_HOME": ".config", "XDG_CACHE_HOME": ".cache"}
+"""Variable that names a folder of Matplotlib's -> its default in the home folder."""
+
 
 @contextmanager
-def _folder_for_settings() -> Iterator[None]:
-    """Set MPLCONFIGDIR to a temporary folder while Matplotlib is imported, if the user has no home folder."""
-    try:
-        FilePath.home()
-        missing = False
-    except RuntimeError:
-        missing = "MPLCONFIGDIR" not in os.environ
-    if not missing:
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix="matplotlib-") as folder:
-        os.environ["MPLCONFIGDIR"] = folder
+def _default_settings() -> Iterator[None]:
+    """Import Matplotlib inside this block, so that figures do not depend on the user's Matplotlib settings.
+
+    A user's matplotlibrc could switch on LaTeX or be unreadable, and MPLBACKEND could name a backend that is not installed. The
+    folder for the font cache is temporary if Matplotlib could not write to its own.
+    """
+    changed: dict[str, str | None] = {"MPLBACKEND": None, "MATPLOTLIBRC": os.devnull}
+    with ExitStack() as stack:
+        if not _has_settings_folder():
+            changed["MPLCONFIGDIR"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="matplotlib-"))
+        before = {name: os.environ.get(name) for name in changed}
         try:
+            _set_environment(changed)
             yield
         finally:
-            del os.environ["MPLCONFIGDIR"]
+            _set_environment(before)
+
+
+def _has_settings_folder() -> bool:
+    """Return whether Matplotlib can write to its folders for settings and caches, or create them."""
+    try:
+        home = FilePath.home()
+    except RuntimeError:
+        home = FilePath(os.devnull)
+    places = [FilePath(os.environ.get(name) or home / folder) for name, folder in FOLDERS.items()]
+    if os.environ.get("MPLCONFIGDIR"):
+        places = [FilePath(os.environ["MPLCONFIGDIR"])]
+    existing = [next(folder for folder in (place, *place.absolute().parents) if folder.exists()) for place in places]
+    return all(folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) for folder in existing)
+
+
+def _set_environment(values: Mapping[str, str | None]) -> None:
+    """Set environment variables; None removes a variable."""
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def matplotlib() -> Any:
     """Import and return Matplotlib; no other function imports it."""
-    with _folder_for_settings():
+    with _default_settings():
         import matplotlib
         import matplotlib.backends.backend_agg
         import matplotlib.figure

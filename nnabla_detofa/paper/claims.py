@@ -229,7 +229,7 @@ def held_out_precision(found: Evidence) -> list[Number]:
     for seed, run in found.runs(DETOFA).items():
         with suppress(UserError):
             paths = EvaluatedPaths.read(run.folder / "held_out_paths.jsonl", run.config.network.geometry)
-            scores = np.array(read_result(run.folder, "scores")["scores"], float)
+            scores = np.array(read_result(run.folder, "scores", result_files.scores), float)
             if len(paths):
                 values[seed] = weakest(scores, paths.losses, 0.25, paths.buckets).precision
     name = "precision for the weakest 25% of the held-out paths"

@@ -6,7 +6,6 @@ import fcntl
 import json
 import math
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -23,6 +22,8 @@ from ..space.paths import Path, PathBatch
 
 FORMAT = "evaluated paths, version 2"
 MAX_BYTES = 1 << 31
+MAX_BUCKETS, MAX_COST, MAX_LOSS = 1000, 10**18, float(np.finfo(np.float32).max)
+"""Largest numbers in a file: buckets as in `hparams.buckets`, costs whose sums do not overflow, and losses in float32."""
 START = b'{"format": "evaluated paths'
 
 
@@ -215,16 +216,16 @@ class EvaluatedPaths:
 
 def _checked(item: EvaluatedPath) -> EvaluatedPath:
     """Return the item, or raise UserError if a value is not allowed."""
-    for name in ("bucket", "flops", "params"):
+    for name, most in (("bucket", MAX_BUCKETS - 1), ("flops", MAX_COST), ("params", MAX_COST)):
         value = getattr(item, name)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
-            raise UserError(f"{name} must be an integer of 0 or more, got {shown(value)}")
-    for name, low, high in (("loss", -sys.float_info.max, sys.float_info.max), ("ap", 0, 1)):
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+            raise UserError(f"{name} must be an integer from 0 to {most}, got {shown(value)}")
+    for name, low, high in (("loss", -MAX_LOSS, MAX_LOSS), ("ap", 0, 1)):
         value = getattr(item, name)
         if name == "ap" and value is None:
             continue
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-            wanted = "a finite number" if name == "loss" else "a number in [0, 1], or null"
+            wanted = "a finite number in float32" if name == "loss" else "a number in [0, 1], or null"
             raise UserError(f"{name} must be {wanted}, got {shown(value)}")
     return item
 

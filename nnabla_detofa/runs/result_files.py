@@ -17,14 +17,17 @@ from ..space.geometry import Geometry
 from ..space.paths import Path
 from ..space.search_space import ofa_resnet50
 
-MEASURED = ("flops", "params", "loss", "ap50")
-"""Measurements of an evaluated detector; the loss may be NaN or infinite if the training has diverged."""
+SECONDS, COST, SHARE = "[-1e12, 1e12]", "[0, 1e18]", "[0, 1.001]"
+"""Intervals of times, of FLOPs and parameters, and of average precisions, whose sums cannot overflow. Core seconds are
+differences that may be negative, and average precisions may have rounding errors."""
+MEASURED = {"flops": COST, "params": COST, "loss": "", "ap50": SHARE}
+"""Measurement of an evaluated detector -> its interval; the loss may be NaN or infinite if the training has diverged."""
 
 
 def seconds(content: Any) -> dict[str, float]:
     """Check seconds.json: the seconds of each phase."""
     for name, value in _mapping(content, "it").items():
-        _number(value, f"the time of {name}")
+        _number(value, f"the time of {name}", SECONDS)
     return content
 
 
@@ -32,7 +35,7 @@ def ledger(content: Any) -> dict:
     """Check ledger.json: the device seconds of each phase (see `cost_ledger.entry`), and their unit."""
     checked.read(str, _entry(content, "unit", "it"), "unit")
     for name, entry in _mapping(_entry(content, "phases", "it"), "phases").items():
-        _number(_entry(entry, "seconds", f"phases.{name}"), f"phases.{name}.seconds")
+        _number(_entry(entry, "seconds", f"phases.{name}"), f"phases.{name}.seconds", SECONDS)
     return content
 
 
@@ -52,18 +55,35 @@ def detector(content: Any, geometry: Geometry, path: Path | None = None, where: 
         path: path that the detector must have; None: any.
         where: name of the content in error messages.
     """
-    for name in MEASURED:
-        _number(_entry(content, name, where), f"{where}.{name}", finite=name != "loss")
+    for name, interval in MEASURED.items():
+        _number(_entry(content, name, where), f"{where}.{name}", interval, finite=name != "loss")
     _mapping(_entry(content, "ap50_per_class", where), f"{where}.ap50_per_class")
     for key in ("ap50_11point", "ap50_area"):
         if key in content:
-            _number(content[key], f"{where}.{key}")
+            _number(content[key], f"{where}.{key}", SHARE)
             _mapping(_entry(content, f"{key}_per_class", where), f"{where}.{key}_per_class")
     if "coco" in content:
-        _number(_entry(content["coco"], "AP", f"{where}.coco"), f"{where}.coco.AP")
+        _number(_entry(content["coco"], "AP", f"{where}.coco"), f"{where}.coco.AP", SHARE)
     if _path(_entry(content, "path", where), f"{where}.path", geometry) != path and path is not None:
         raise UserError(f"{where}.path differs from that of this run".removeprefix("it."))
     return content
+
+
+def measured(content: Any, geometry: Geometry) -> dict:
+    """Check what every version has written of an evaluated detector, whose path, if recorded, must be one of the supernet."""
+    for name in ("flops", "params", "loss"):
+        _number(_entry(content, name, "it"), name, MEASURED[name], finite=name != "loss")
+    if "path" in content:
+        _path(content["path"], "path", geometry)
+    return content
+
+
+def scores(content: Any) -> list[float]:
+    """Check scores.json, and return the path scores of the held-out paths."""
+    found = _list(content, "scores")
+    for number, value in enumerate(found):
+        _number(value, f"scores[{number}]", "[-1e6, 1e6]")
+    return found
 
 
 def summary(content: Any, geometry: Geometry, budgets: int) -> dict:
@@ -153,9 +173,9 @@ def _entry(content: Any, name: str, where: str) -> Any:
     return content[name]
 
 
-def _number(value: Any, where: str, finite: bool = True) -> None:
+def _number(value: Any, where: str, interval: str = "", finite: bool = True) -> None:
     if finite or not (isinstance(value, float) and not math.isfinite(value)):
-        checked.read(float, value, where.removeprefix("it."))
+        checked.read(float, value, where.removeprefix("it."), interval)
 
 
 def _path(content: Any, where: str, geometry: Geometry) -> Path:

@@ -2,68 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 
 from ..backend.compat import nn
+from ..backend.graphs import CachedGraphs
+from ..common import checked
 from ..common.drawing import Detection, in_pixels
 from ..common.errors import UserError
-from ..common.reading import read_json
+from ..common.normalization import Normalization
+from ..common.reading import read_json, short
 from ..common.shipped import shipped
+from ..config.values import Side
 from ..data.augment import letterbox_matrix
 from ..evaluation.detections import boxes_in_images
 from ..networks.decoding import decode
 from .detect import check_image
-from .export import about_file
-from .static_network import NETWORK
+from .export import MAX_BATCH, about_file
+from .static_network import read_network
 
 SUFFIX = ".nnp"
 
 
 def is_exported(place: str | FilePath) -> bool:
     """Return whether this is an exported detector, and not a run."""
-    return FilePath(place).suffix == SUFFIX
+    return FilePath(place).suffix == SUFFIX and not FilePath(place).is_dir()
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a detector needs of the metadata beside its file; see `export.export`.
+
+    Attributes:
+        classes: class names, in the order of the labels.
+        shape: shape of the input, (batch, 3, height, width).
+        outputs: names of the outputs: heatmap, offset and size. Files of older versions have other names.
+        stride: input pixels per heatmap cell.
+        normalized_by_user: whether the input is normalized by `normalization`; otherwise it is pixels from 0 to 255.
+    """
+
+    classes: tuple[str, ...]
+    shape: tuple[Annotated[int, f"[1, {MAX_BATCH}]"], Annotated[int, "[3, 3]"], Side, Side]
+    outputs: tuple[str, str, str]
+    stride: Annotated[int, "[1, 64]"]
+    normalized_by_user: bool
+    normalization: Normalization
+
+    @classmethod
+    def from_json(cls, content: Any) -> Metadata:
+        """Check the content of a metadata file.
+
+        Raises:
+            UserError: a value is missing or not allowed.
+        """
+        try:
+            takes = content["input"]
+            values = {name: content[name] for name in ("classes", "stride")} | {"shape": takes["shape"]}
+            values["outputs"] = list(content["outputs"])
+            older = takes.get("normalised_by_user", False)
+            values["normalized_by_user"] = takes.get("normalized_by_user", older)
+            values["normalization"] = {name: takes[name] for name in ("mean", "std")}
+        except (LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"a value is missing ({short(repr(error))})") from error
+        return checked.read(cls, values, "it")
 
 
 @dataclass(frozen=True)
 class ExportedDetector:
-    """An NNP file that `export` wrote, as a function of one image; see `detect.ImageDetector`.
+    """An NNP file that `export` wrote, as a function of one image; see `detect.ImageDetector`. Threads may share it.
 
     Attributes:
         name: the file.
         about: its metadata.
-        network: the graph, with the input "image" and the outputs of `about`.
+        network: the graph, with the input "image" and the outputs of `about`, by the shape of its input.
     """
 
     name: str
-    about: Mapping[str, Any]
-    network: Any = field(repr=False)
+    about: Metadata
+    network: CachedGraphs[tuple[int, ...], Any] = field(repr=False)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names, in the order of the labels."""
-        return tuple(self.about["classes"])
+        return self.about.classes
 
     def __call__(self, image: np.ndarray, threshold: float = 0.3) -> list[Detection]:
         """Detect the objects in an image; see `detect.ImageDetector`."""
         check_image(image)
-        takes = self.about["input"]
-        batch, _, height, width = takes["shape"]
+        batch, _, height, width = self.about.shape
         rows, columns = image.shape[:2]
         matrix = letterbox_matrix((rows, columns), (height, width))
         pixels = cv2.warpAffine(image, matrix, (width, height)).astype(np.float32)
-        if takes.get("normalized_by_user", takes.get("normalised_by_user")):  # the second is the key of older exports
-            pixels = (pixels / 255 - np.float32(takes["mean"])) / np.float32(takes["std"])
-        self.network.inputs["image"].d = np.repeat(pixels.transpose(2, 0, 1)[None], batch, axis=0)
-        outputs = [self.network.outputs[name] for name in self.about["outputs"]]  # older files have other names
-        nn.forward_all(outputs)
-        decoded = decode(*(output.d[:1].copy() for output in outputs))
-        (found,) = boxes_in_images(decoded, matrix[None], self.about["stride"])
+        inputs = self.about.normalization(pixels / 255) if self.about.normalized_by_user else pixels.transpose(2, 0, 1)
+        with self.network.held(self.about.shape) as network:
+            network.inputs["image"].d = np.repeat(inputs[None], batch, axis=0)
+            outputs = [network.outputs[name] for name in self.about.outputs]
+            nn.forward_all(outputs)
+            decoded = decode(*(output.d[:1].copy() for output in outputs))
+        (found,) = boxes_in_images(decoded, matrix[None], self.about.stride)
         return in_pixels(found, self.classes, rows, columns, threshold)
 
 
@@ -76,11 +116,16 @@ def load_exported(file: str | FilePath) -> ExportedDetector:
     found = shipped(file)
     if not found.is_file():
         raise UserError(f"{file} is not an exported detector: the file does not exist")
-    about = read_json(about_file(found), "the metadata of the exported detector")
+    content = read_json(about_file(found), "the metadata of the exported detector")
     try:
-        from nnabla.utils.nnp_graph import NnpLoader
-
-        network = NnpLoader(str(found)).get_network(NETWORK, batch_size=about["input"]["shape"][0])
-        return ExportedDetector(str(file), about, network)
+        about = Metadata.from_json(content)
+    except UserError as error:
+        raise UserError(f"{about_file(found)} is damaged ({error}): export the detector again") from error
+    try:
+        network = read_network(found, about.shape[0])
+        shapes = network.inputs["image"].shape, network.outputs[about.outputs[0]].shape[:2]
+        if shapes != (about.shape, (about.shape[0], len(about.classes))):
+            raise ValueError(f"its metadata do not describe it: it has the shapes {shapes}")
+        return ExportedDetector(str(file), about, CachedGraphs(lambda shape: network))
     except Exception as error:  # the reader raises errors of many kinds for a damaged archive
         raise UserError(f"{found} is damaged, or was not written by export ({error}): export the detector again") from error

@@ -159,12 +159,12 @@ def _detectors(run: FilePath, config: Config, summary: Mapping) -> list[dict]:
     named: dict[str, float | None] = {"fullnet": None, **dict.fromkeys(names), **dict(zip(names, budgets))}
     if fine_tuned(run):
         named = {"before": None, FINE_TUNED: None}
-    return [_detector(run, name, budget) for name, budget in named.items() if (run / f"{name}.json").exists()]
+    return [_detector(run, config, name, budget) for name, budget in named.items() if (run / f"{name}.json").exists()]
 
 
-def _detector(run: FilePath, name: str, budget: float | None) -> dict:
+def _detector(run: FilePath, config: Config, name: str, budget: float | None) -> dict:
     """Return one row of "detectors" from <name>.json."""
-    result = read_result(run, name)
+    result = read_result(run, name, lambda content: result_files.measured(content, config.network.geometry))
     with reading(run / f"{name}.json"):
         row = {"name": name, "budget": budget, **{key: number(result[key]) for key in ("flops", "params", "loss")}}
         for key in ap_keys(result):

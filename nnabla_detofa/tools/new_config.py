@@ -6,6 +6,7 @@ The rules are ours, of the scale of the configs in configs/: they give a run tha
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from .. import config as configs
 from ..common.checked import listed
 from ..common.errors import UserError
+from ..common.files import write_text
 from ..config import CocoSplit, Config
 from ..data.check import check_coco, check_voc, check_yolo
 from ..data.check_report import DataReport
@@ -159,12 +161,18 @@ def write_splits(root: Path) -> list[Path]:
     if len(names) < 10:
         raise UserError(f"--make-splits needs at least 10 annotations in {root / 'Annotations'}, got {len(names)}")
     order = [names[index] for index in np.random.default_rng(0).permutation(len(names))]
-    folder.mkdir(parents=True, exist_ok=True)
+    chosen = {}
     for name, share in SHARES.items():
         count = max(1, round(share * len(names)))
-        files[name].write_text("".join(f"{image}\n" for image in sorted(order[:count])), encoding="utf-8")
-        order = order[count:]
-    files["train"].write_text("".join(f"{image}\n" for image in sorted(order)), encoding="utf-8")
+        chosen[name], order = order[:count], order[count:]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for name, file in files.items():
+            write_text(file, "".join(f"{image}\n" for image in sorted(chosen.get(name, order))))
+    except OSError:
+        for file in files.values():  # the others would be taken for splits of the user's own
+            file.unlink(missing_ok=True)
+        raise
     return list(files.values())
 
 
@@ -258,10 +266,11 @@ def _plan(kind: str, root: Path, small: bool, sets: DetectionSets, held_out: boo
 
 def _header(plan: Plan, file: Path) -> list[str]:
     about = f"Algorithm 1 on {plan.root.name}: {plan.training} training images, classes: {len(plan.sets.classes)}"
+    name, root, config = map(_comment, (plan.root.name, shlex.quote(str(plan.root)), shlex.quote(str(file))))
     return [
-        f"# DetOFA's Algorithm 1 on {plan.root.name}, written by: detofa init --{plan.kind} {plan.root}",
-        f"#   try:   detofa train {file} --dry-run    (sizes, memory, schedules, one step of each phase)",
-        f"#   train: detofa train {file}",
+        f"# DetOFA's Algorithm 1 on {name}, written by: detofa init --{plan.kind} {root}",
+        f"#   try:   detofa train {config} --dry-run    (sizes, memory, schedules, one step of each phase)",
+        f"#   train: detofa train {config}",
         "# docs/config.md explains every key; keys that are not given here have the paper's values.",
         f"about: {_yaml(about)}",
         "",
@@ -296,7 +305,7 @@ def _data_lines(plan: Plan, chosen: Chosen) -> list[str]:
     reached = f"{1 - plan.smaller:.0%} of the objects are at least {LEAST_PIXELS} pixels large"
     lines += [
         f"    image_size: {plan.side}  # {reached}" + (": larger is not tried" if plan.smaller > SMALLER else ""),
-        f"    max_objects: {max(16, -(-plan.most // 8) * 8)}  # the most in one image: {plan.most}",
+        f"    max_objects: {min(10000, max(16, -(-plan.most // 8) * 8))}  # the most in one image: {plan.most}",
         "    flip: true  # false where left and right matter, as in text",
     ]
     if plan.small:
@@ -332,5 +341,11 @@ def _training_lines(plan: Plan) -> list[str]:
 
 
 def _yaml(value: Any) -> str:
-    """Format a value as YAML on one line; JSON is YAML."""
-    return json.dumps(value, ensure_ascii=False)
+    """Format a value as YAML on one line: as JSON, with YAML's escapes of characters that must not be in a YAML file."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in text)
+
+
+def _comment(text: str) -> str:
+    """Escape characters such as line breaks, which would end a comment."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

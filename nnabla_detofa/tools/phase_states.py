@@ -10,8 +10,9 @@ from ..common.errors import UserError
 from ..common.reading import parse_json
 from ..config import Config, DetofaHparams
 from ..data.sets import open_sets
+from ..runs import result_files
 from ..runs.phases import FINE_TUNED, TUNING_PHASES, TrainingPhase, phase_names, slug, training_phases, tuning_phase
-from ..runs.run_folder import fine_tuned, number, read_result, reading
+from ..runs.run_folder import fine_tuned, read_result
 from ..space.search_space import ofa_resnet50
 
 KEPT = {
@@ -125,16 +126,11 @@ def phase_seconds(run: FilePath) -> dict[str, float]:
     """Return the wall-clock seconds of each phase so far."""
     if not (run / "seconds.json").exists():
         return {}
-    seconds = read_result(run, "seconds")
-    with reading(run / "seconds.json"):
-        return {name: number(value, finite=True) for name, value in seconds.items()}
+    return read_result(run, "seconds", result_files.seconds)
 
 
 def read_ledger(run: FilePath) -> dict | None:
     """Return the content of ledger.json for `cost_ledger.totals`; None if the file does not exist yet."""
     if not (run / "ledger.json").exists():
         return None
-    ledger = read_result(run, "ledger")
-    with reading(run / "ledger.json"):
-        phases = {name: {"seconds": number(entry["seconds"], finite=True)} for name, entry in ledger["phases"].items()}
-        return {"unit": str(ledger["unit"]), "phases": phases}
+    return read_result(run, "ledger", result_files.ledger)

@@ -11,6 +11,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
+from typing import Any
 
 import numpy as np
 
@@ -134,11 +135,17 @@ class StaticGraph:
 # --- Running exported files -------------------------------------------------------------------------------------------
 
 
-def run_nnp(file: FilePath, batches: np.ndarray) -> list[np.ndarray]:
-    """Run an NNP file that `export` wrote on images (n, B, 3, H, W); returns an array (n * B, ...) per output of `OUTPUTS`."""
+def read_network(file: FilePath, batch: int) -> Any:
+    """Read the network of an NNP file, for inputs of `batch` images. NNabla's global parameters are left unchanged."""
     from nnabla.utils.nnp_graph import NnpLoader
 
-    network = NnpLoader(str(file)).get_network(NETWORK, batch_size=batches.shape[1])
+    with nn.parameter_scope("", OrderedDict()):  # the reader puts the network's parameters into the current scope
+        return NnpLoader(str(file)).get_network(NETWORK, batch_size=batch)
+
+
+def run_nnp(file: FilePath, batches: np.ndarray) -> list[np.ndarray]:
+    """Run an NNP file that `export` wrote on images (n, B, 3, H, W); returns an array (n * B, ...) per output of `OUTPUTS`."""
+    network = read_network(file, batches.shape[1])
     outputs, found = [network.outputs[name] for name in OUTPUTS], []
     for batch in batches:
         network.inputs["image"].d = batch

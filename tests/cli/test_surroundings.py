@@ -55,6 +55,41 @@ def test_commands_work_without_a_home_folder_and_a_user(tmp_path):
     assert (tmp_path / "front.png").exists() and (tmp_path / "report" / "pareto.png").exists()
 
 
+DRAW = """
+import os, sys
+before = dict(os.environ)
+from nnabla_detofa.common import figures
+figure, axes = figures.subplots(figsize=(1, 1))
+axes.set_title("a_b")
+figures.save(figure, sys.argv[1])
+assert dict(os.environ) == before
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MPLBACKEND", "nothing"),
+        ("MATPLOTLIBRC", b"\xff\xfe"),
+        ("MATPLOTLIBRC", b"text.usetex: true"),
+        ("MATPLOTLIBRC", b"savefig.transparent: true"),
+        ("HOME", b"a file"),
+        ("MPLCONFIGDIR", b"a file"),
+    ],
+)
+def test_figures_do_not_depend_on_the_users_settings_of_matplotlib(name, value, tmp_path):
+    drawn = []
+    for changed in (value, None):
+        environment = {key: text for key, text in os.environ.items() if key != name}
+        if isinstance(changed, bytes):
+            (tmp_path / "file").write_bytes(changed)
+            changed = str(tmp_path / "file")
+        done = run(DRAW, tmp_path / "drawn.png", env=environment | ({name: changed} if changed else {}), cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        drawn.append((tmp_path / "drawn.png").read_bytes())
+    assert drawn[0] == drawn[1]
+
+
 CLOSED = "import os, sys; [os.close(number) for number in map(int, sys.argv[1].split())]; "
 COMMAND = "os.execv(sys.executable, [sys.executable, '-m', 'nnabla_detofa', *sys.argv[2:]])"
 

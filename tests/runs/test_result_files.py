@@ -29,6 +29,14 @@ def detector(content):
     return result_files.detector(content, GEOMETRY)
 
 
+def measured(content):
+    return result_files.measured(content, GEOMETRY)
+
+
+def scores(content):
+    return content if result_files.scores(content) else None
+
+
 def summary(content):
     return result_files.summary(content, GEOMETRY, 1)
 
@@ -45,6 +53,8 @@ WHOLE = {
     result_files.seconds: {"fullnet": 1, "search": 2.5},
     ledger: {"unit": "core seconds", "phases": {"fullnet": {"kind": "fullnet", "seconds": 1.5}}},
     detector: DETECTOR,
+    measured: DETECTOR,
+    scores: {"scores": [0.5, 1]},
     summary: SUMMARY,
     thresholds: SUMMARY,
     operations: OPERATIONS,
@@ -69,23 +79,31 @@ def test_a_whole_file_passes_as_it_is_and_another_kind_of_value_does_not(check):
 @pytest.mark.parametrize(
     ("check", "where", "value", "message"),
     [
-        (result_files.seconds, ["fullnet"], "1", "the time of fullnet must be a number, got '1'"),
-        (result_files.seconds, ["fullnet"], float("nan"), "the time of fullnet must be finite, got nan"),
+        (result_files.seconds, ["fullnet"], "1", "the time of fullnet must be a number in [-1e12, 1e12], got '1'"),
+        (result_files.seconds, ["fullnet"], float("nan"), "the time of fullnet must be in [-1e12, 1e12], got nan"),
         (ledger, ["unit"], GONE, "unit is missing"),
         (ledger, ["unit"], 3, "unit must be a string, got 3"),
         (ledger, ["phases", "fullnet"], [], "phases.fullnet must be a mapping, got a list"),
-        (ledger, ["phases", "fullnet", "seconds"], True, "phases.fullnet.seconds must be a number, got True"),
+        (ledger, ["phases", "fullnet", "seconds"], True, "phases.fullnet.seconds must be a number in [-1e12, 1e12], got"),
+        (ledger, ["phases", "fullnet", "seconds"], 1e308, "phases.fullnet.seconds must be in [-1e12, 1e12], got 1e+308"),
+        (detector, ["flops"], -1, "flops must be in [0, 1e18], got -1"),
+        (detector, ["params"], 10**400, "params must be in [0, 1e18], got 1000"),
+        (detector, ["ap50"], 2.0, "ap50 must be in [0, 1.001], got 2.0"),
+        (measured, ["path", "w", 0], float("nan"), "path is not a path"),
+        (measured, ["flops"], 1e308, "flops must be in [0, 1e18], got 1e+308"),
+        (scores, ["scores", 1], -1e308, "scores[1] must be in [-1e6, 1e6], got -1e+308"),
+        (scores, ["scores", 0], "x", "scores[0] must be a number in [-1e6, 1e6], got 'x'"),
         (detector, ["loss"], None, "loss must be a number, got None"),
         (detector, ["ap50_per_class"], [], "ap50_per_class must be a mapping, got a list"),
         (detector, ["coco"], {}, "coco.AP is missing"),
         (detector, ["path"], GONE, "path is missing"),
         (detector, ["path", "d"], [0], "path is not a path (d of a path must be a list of 3 values"),
         (detector, ["path", "w", 0], [], "path is not a path"),
-        (summary, ["fullnet", "ap50"], "x", "fullnet.ap50 must be a number, got 'x'"),
+        (summary, ["fullnet", "ap50"], "x", "fullnet.ap50 must be a number in [0, 1.001], got 'x'"),
         (summary, ["subnets"], [], "subnets must be a list of 1 values, got 0"),
         (summary, ["subnets", 0], 3, "subnets[0] must be a mapping, got 3"),
         (summary, ["subnets", 0, "budget"], GONE, "subnets[0].budget is missing"),
-        (summary, ["subnets", 0, "flops"], None, "subnets[0].flops must be a number, got None"),
+        (summary, ["subnets", 0, "flops"], None, "subnets[0].flops must be a number in [0, 1e18], got None"),
         (thresholds, ["thresholds"], {}, "thresholds must be a list, got a mapping"),
         (thresholds, ["thresholds", 1], "x", "thresholds[1] must be a number, got 'x'"),
         (operations, ["removed", 0], 3, "removed must hold lists of numbers, got 3"),

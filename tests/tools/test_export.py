@@ -1,11 +1,13 @@
 """A path in a file of its own is the supernet's path; its metadata are right; what cannot be written says why."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path as FilePath
 from types import SimpleNamespace
 
@@ -17,6 +19,7 @@ from tiny_run import finished_run
 
 from nnabla_detofa import config as configs
 from nnabla_detofa import load_detector
+from nnabla_detofa.backend.compat import nn
 from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.augment import letterbox
@@ -27,7 +30,7 @@ from nnabla_detofa.evaluation.reestimation import reestimate
 from nnabla_detofa.methods.build import make_model
 from nnabla_detofa.tools import static_network
 from nnabla_detofa.tools.evaluate import open_detector, static_detector
-from nnabla_detofa.tools.export import TOLERANCE, comparison_images, export
+from nnabla_detofa.tools.export import TOLERANCE, about_file, comparison_images, export
 from nnabla_detofa.tools.static_network import StaticGraph, largest_difference, path_outputs, run_nnp, run_onnx
 
 ROOT = FilePath(__file__).parents[2]
@@ -149,12 +152,54 @@ def test_an_exported_detector_finds_what_the_run_finds(run, opened, tmp_path, ca
     assert "leave out --detector" in capsys.readouterr().err
 
 
+def test_an_exported_detector_leaves_the_process_as_it_was_and_is_shared_by_threads(opened, run, tmp_path):
+    export(opened, run, "subnet_2", tmp_path / "two.nnp")
+    own = nn.parameter.get_parameter_or_create("backbone/input_stem/0/conv/conv/_W", (1,))
+    before = dict(nn.get_parameters(grad_only=False))
+    detector, images = load_detector(tmp_path / "two.nnp"), [read_image(file) for file in opened.sets.test.files]
+    after = nn.get_parameters(grad_only=False)
+    assert after.keys() == before.keys() and all(after[name] is before[name] for name in before) and own.shape == (1,)
+    nn.parameter.pop_parameter("backbone/input_stem/0/conv/conv/_W")
+    alone = [detector(image, 0.0) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda number: detector(images[number % len(images)], 0.0), range(40))) == (alone * 40)[:40]
+    with pytest.raises(UserError, match="leave out name"):
+        load_detector(tmp_path / "two.nnp", "subnet_1")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda about: about.clear(), "a value is missing"),
+        (lambda about: about.update(classes=3), "classes must be a list"),
+        (lambda about: about.update(classes=["a"]), "its metadata do not describe it"),
+        (lambda about: about.update(stride=0), "stride must be an integer in [1, 64], got 0"),
+        (lambda about: about.update(outputs={"heatmap": 1}), "outputs must be a list of 3 values"),
+        (lambda about: about["input"].update(shape=[10**9, 3, 64, 64]), "must be an integer in [1, 1024], got 1000000000"),
+        (lambda about: about["input"].update(shape=[1, 3, 64, 96]), "its metadata do not describe it"),
+        (lambda about: about["input"].update(std=[0, 1, 1]), "std[0] must be a number in [0.001, 1], got 0"),
+        (lambda about: about["input"].update(mean=[math.nan, 0, 0]), "mean[0] must be"),
+        (lambda about: about["input"].pop("mean"), "a value is missing (KeyError('mean'))"),
+    ],
+)
+def test_damaged_metadata_of_an_exported_detector(opened, run, tmp_path, change, words):
+    file = tmp_path / "two.nnp"
+    export(opened, run, "subnet_2", file)
+    about = json.loads(about_file(file).read_text())
+    change(about)
+    about_file(file).write_text(json.dumps(about))
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_detector(file)
+
+
 def test_a_damaged_or_missing_exported_detector(opened, tmp_path, capsys):
     image = str(opened.sets.test.files[0])
     assert main(["detect", str(tmp_path / "none.nnp"), image, "-c", "cpu", "-o", str(tmp_path / "out")]) == 2
     assert "none.nnp is not an exported detector: the file does not exist" in capsys.readouterr().err
     (tmp_path / "broken.nnp").write_bytes(b"PK")
-    (tmp_path / "broken.nnp.json").write_text('{"input": {"shape": [1, 3, 64, 64]}}')
+    takes = {"shape": [1, 3, 64, 64], "mean": [0, 0, 0], "std": [1, 1, 1]}
+    about = {"classes": ["a"], "stride": 4, "outputs": {"heatmap": 1, "offset": 1, "size": 1}, "input": takes}
+    (tmp_path / "broken.nnp.json").write_text(json.dumps(about))
     assert main(["detect", str(tmp_path / "broken.nnp"), image, "-c", "cpu", "-o", str(tmp_path / "out")]) == 2
     assert "broken.nnp is damaged, or was not written by export" in capsys.readouterr().err
 

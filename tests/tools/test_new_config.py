@@ -89,6 +89,30 @@ def test_splits_are_written_for_a_tree_without(voc, folder, capsys):
     assert "--make-splits is for data without splits" in capsys.readouterr().err
 
 
+def test_splits_are_written_all_or_none(voc, folder, monkeypatch):
+    shutil.copytree(voc, "bare")
+    shutil.rmtree("bare/ImageSets")
+
+    def write(file, text):
+        if file.name == "test.txt":
+            raise OSError(28, "No space left on device", str(file))
+        file.write_text(text)
+
+    monkeypatch.setattr(new_config, "write_text", write)
+    with pytest.raises(OSError, match="No space left"):
+        new_config.write_splits(folder / "bare")
+    assert list((folder / "bare/ImageSets/Main").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a\nb: c", "a # b", "a\x7fb", "{a}: 'b\"", "\u2028", "-f", "~", "é\U0001f600"])
+def test_any_name_of_a_folder_is_written_as_it_is(voc, folder, name):
+    shutil.copytree(voc, folder / name)
+    assert main(["init", "--voc", str(folder / name), "-o", "out.yaml"]) == 0
+    assert configs.load("out.yaml").dataloader.root == str(folder / name)
+    assert main(["init", "--voc", str(folder / name)]) == 0
+    assert not any(file.name.startswith("-") for file in folder.glob("*.yaml"))
+
+
 @pytest.mark.parametrize(
     ("names", "parts"),
     [
