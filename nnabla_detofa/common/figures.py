@@ -66,7 +66,8 @@ def matplotlib() -> Any:
         import matplotlib
         import matplotlib.backends.backend_agg
         import matplotlib.figure
-        import matplotlib.font_manager  # noqa: F401
+        import matplotlib.font_manager
+        import matplotlib.text  # noqa: F401
 
     return matplotlib
 
@@ -88,7 +89,7 @@ def subplots(
 
 
 def save(figure: Figure, file: str | os.PathLike, **options: Any) -> None:
-    """Write a figure as a PNG file atomically.
+    """Write a figure as a PNG file atomically, with its titles and labels drawn literally.
 
     Args:
         figure: the figure.
@@ -98,12 +99,21 @@ def save(figure: Figure, file: str | os.PathLike, **options: Any) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    _draw_text_literally(figure)
     content = io.BytesIO()
     figure.savefig(content, format="png", **options)
     write_bytes(file, content.getvalue())
 
 
+def _draw_text_literally(figure: Figure) -> None:
+    """Switch off formulas between dollar signs in all text but tick labels, because titles and labels may be a user's."""
+    axes = [axis for one in figure.axes for axis in (one.xaxis, one.yaxis)]
+    ticks = {label for axis in axes for tick in (*axis.majorTicks, *axis.minorTicks) for label in (tick.label1, tick.label2)}
+    for text in figure.findobj(matplotlib().text.Text):
+        if text not in ticks and text not in {axis.offsetText for axis in axes}:
+            text.set_parse_math(False)
+
+
 def plain(text: str) -> str:
-    """Escape a string so that Matplotlib draws it literally: no formula at a dollar sign, no label hidden by a leading "_"."""
-    escaped = text.replace("$", r"\$")
-    return f"\u200b{escaped}" if escaped.startswith("_") else escaped
+    """Return a label of a legend that Matplotlib draws literally: a leading "_" would hide it. See `save` for formulas."""
+    return f"\u200b{text}" if text.startswith("_") else text

@@ -129,6 +129,6 @@ def _unused_annotations(report: DataReport, root: Path) -> None:
     for folder in sorted([*root.glob("Annotations"), *root.glob("*/Annotations")]):
         images = folder.parent / "JPEGImages"
         present = Listing(images, EXTENSIONS)
-        for file in sorted(folder.rglob("*.xml")):
+        for file in sorted(file for file in folder.rglob("*") if file.suffix.lower() == ".xml"):
             if present.find(file.relative_to(folder).with_suffix("").as_posix()) is None:
                 report.warnings.append(f"{file} has no image in {images}")

@@ -157,7 +157,9 @@ def write_splits(root: Path) -> list[Path]:
     files = {name: folder / f"{name}.txt" for name in ("train", *SHARES)}
     if there := [file for file in files.values() if file.exists()]:
         raise UserError(f"--make-splits is for data without splits, and there is {there[0]}")
-    names = sorted(file.stem for file in (root / "Annotations").glob("*.xml"))
+    below = root / "Annotations"
+    found = (file for file in below.rglob("*") if file.suffix.lower() == ".xml" and file.is_file())
+    names = sorted(file.relative_to(below).with_suffix("").as_posix() for file in found)
     if len(names) < 10:
         raise UserError(f"--make-splits needs at least 10 annotations in {root / 'Annotations'}, got {len(names)}")
     order = [names[index] for index in np.random.default_rng(0).permutation(len(names))]

@@ -94,8 +94,13 @@ def test_labels_of_figures_are_drawn_as_they_are_written(name, tmp_path):
     axes.plot([0, 1], [0, 1], label=figures.plain(name))
     legend = axes.legend()
     assert len(legend.get_texts()) == 1
+    title, note = axes.set_title(name), axes.text(0, 0, name)
+    axes.set(xlabel=name, xscale="log")
     figures.save(figure, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    for text in (title, note, axes.xaxis.label, *legend.get_texts()):
+        assert text._preprocess_math(text.get_text()) == (text.get_text(), False)
+    assert any(label.get_parse_math() for label in axes.get_xticklabels())  # powers of ten are formulas
 
 
 # --- Settings that mean nothing together ------------------------------------------------------------------------------

@@ -79,6 +79,9 @@ def test_coco_as_roboflow_exports_it(voc, folder):
 def test_splits_are_written_for_a_tree_without(voc, folder, capsys):
     shutil.copytree(voc, "bare")
     shutil.rmtree("bare/ImageSets")
+    for folder_name, ending in (("Annotations", ".xml"), ("JPEGImages", ".jpg")):  # names that a config may list too
+        (folder / "bare" / folder_name / "sub").mkdir()
+        (folder / "bare" / folder_name / f"train_00001{ending}").rename(f"bare/{folder_name}/sub/train_00001{ending.upper()}")
     assert main(["init", "--voc", "bare"]) == 2
     assert "split" in capsys.readouterr().err
     assert main(["init", "--voc", "bare", "--make-splits"]) == 0
