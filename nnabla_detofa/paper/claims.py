@@ -16,6 +16,7 @@ import numpy as np
 from ..common.errors import UserError
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.metrics import weakest
+from ..runs import result_files
 from ..runs.run_folder import read_result
 from .control_paths import RunResults
 from .controls import training_gain
