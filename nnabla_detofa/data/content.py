@@ -22,12 +22,17 @@ def content_digest(data: AnyData) -> str | None:
     VOC: the names and sizes in bytes of the listed images, and the content of their annotations. COCO: the content of the
     annotation files, which list the images. YOLO: the description, the names and sizes in bytes of the images, and the
     content of their labels. Image folders: the names of the images. Images that changed under the same name
-    are therefore detected in the VOC layout only, by their size. The digest is computed once per process.
+    are therefore detected in the VOC layout only, by their size. The digest is computed once, until `forget_digests`.
     """
     try:
         return _digest(data, Path(data.root).absolute())
     except (OSError, ValueError, UserError):  # the dataset classes report what is wrong with the data
         return None
+
+
+def forget_digests() -> None:
+    """Let `content_digest` read the data again: a process may start several runs, between which the data may change."""
+    _digest.cache_clear()
 
 
 @functools.lru_cache(maxsize=64)

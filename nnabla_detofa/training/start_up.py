@@ -13,6 +13,7 @@ from ..backend.launch import Stopped
 from ..backend.ranks import Communicator
 from ..common.errors import UserError
 from ..config import Config
+from ..data.content import forget_digests
 from ..data.sets import read_all
 from ..evaluation.images import Sets
 from ..runs import provenance
@@ -89,6 +90,7 @@ def _lock(held: ExitStack, config: Config, mini: int, processes: int, output: Fi
     locked = held.enter_context(
         locked_run(output, config, restart, None if own else {"mini_batch": mini, "processes": processes})
     )
+    forget_digests()
     if not locked.fresh:
         provenance.check_inputs_unchanged(output, config)
     return locked

@@ -251,7 +251,7 @@ def test_changed_data_and_a_changed_config_have_folders_of_their_own(done, profi
     """The run that is there is not used, not gone on with and not lost; with what there was it is used again."""
 
     def ours() -> Run:
-        content._digest.cache_clear()
+        content.forget_digests()
         return plan(profiles.load("small.json"), ("voc",), [], 1, [])[0]
 
     annotation = next(Path("digits", "Annotations").glob("train*"))

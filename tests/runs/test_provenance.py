@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data import content
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.runs import provenance
+from nnabla_detofa.training import start_up
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ def test_changed_data_are_named_and_gone_ones_are_not(tmp_path, monkeypatch):
     Path("c.json").write_text(json.dumps(detofa_config(root)))
 
     def changed() -> list[str]:
-        content._digest.cache_clear()
+        content.forget_digests()
         return provenance.changed_inputs(run, configs.load("c.json"))
 
     provenance.record(run, configs.load("c.json"))
@@ -90,6 +92,19 @@ def test_changed_data_are_named_and_gone_ones_are_not(tmp_path, monkeypatch):
     assert changed() == []
 
 
+def test_data_that_changed_between_two_runs_of_a_process_are_noticed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run, root = Path("run"), write_digits("data", train=3, val=2, test=2, image_size=64, crops_train=10, crops_val=10)
+    run.mkdir()
+    config = configs.from_dict(detofa_config(root), "c")
+    (run / "config.json").write_text(json.dumps(config.to_dict()))
+    provenance.record(run, config)
+    annotation = next(Path(root, "Annotations").iterdir())
+    annotation.write_bytes(annotation.read_bytes() + b"\n")
+    with ExitStack() as held, pytest.raises(UserError, match="run holds a run that began before the data in data changed"):
+        start_up._lock(held, config, config.hparams.batch_size, 1, run, False)
+
+
 def test_what_is_not_read_of_the_data_does_not_count(tmp_path):
     """A thumbnail's database beside the photographs, or another photograph that no list names."""
     root = write_digits(tmp_path / "data", train=3, val=2, test=2, image_size=64, crops_train=10, crops_val=10)
@@ -102,7 +117,7 @@ def test_what_is_not_read_of_the_data_does_not_count(tmp_path):
     )
 
     def digests() -> list[str | None]:
-        content._digest.cache_clear()
+        content.forget_digests()
         return [content.content_digest(data) for data in kinds]
 
     before = digests()
