@@ -11,7 +11,7 @@ import numpy as np
 
 from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
-from .images import EXTENSIONS, check_whole, read_image
+from .images import EXTENSIONS, MAX_PIXELS, check_whole, read_image
 from .names import composed
 
 log = logging.getLogger("nnabla_detofa")
@@ -161,9 +161,16 @@ def center_crop(image: np.ndarray, size: int, share: float = 0.875, normalizatio
     shorter = round(size / share)
     factor = shorter / min(image.shape[:2])
     height, width = (max(size, round(side * factor)) for side in image.shape[:2])
-    top, left = (height - size) // 2, (width - size) // 2
-    resized = _resize(image, height, width)
-    return normalization(resized[top : top + size, left : left + size].astype(np.float32) / 255)
+    if height * width > MAX_PIXELS:  # of a long image or a small share: the rest of the image is not worth the memory
+        side = max(1, round(min(image.shape[:2]) * share))
+        return normalization(_resize(_center(image, side), size, size).astype(np.float32) / 255)
+    return normalization(_center(_resize(image, height, width), size).astype(np.float32) / 255)
+
+
+def _center(image: np.ndarray, side: int) -> np.ndarray:
+    """Return the central square of an image."""
+    top, left = ((length - side) // 2 for length in image.shape[:2])
+    return image[top : top + side, left : left + side]
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -267,6 +267,15 @@ def test_image_folder(folder):
     assert len(ImageFolder(folder, ["cat", "dog"])) == 4
 
 
+@pytest.mark.parametrize(("shape", "share"), [((3, 30000, 3), 0.875), ((30000, 1, 3), 1.0), ((40, 40, 3), 1e-6)])
+def test_the_central_crop_of_any_image_takes_no_more_memory_than_an_image(shape, share, monkeypatch):
+    sizes, resize = [], cv2.resize
+    monkeypatch.setattr(cv2, "resize", lambda image, size, **options: sizes.append(size) or resize(image, size, **options))
+    crop = center_crop(np.full(shape, 255, np.uint8), 224, share)
+    assert crop.shape == (3, 224, 224) and np.allclose(crop[0], (1 - 0.406) / 0.225)
+    assert max(map(np.prod, sizes)) <= 1 << 26
+
+
 def test_image_folder_errors(folder):
     with pytest.raises(UserError, match="is not a folder"):
         ImageFolder(folder / "nowhere")
