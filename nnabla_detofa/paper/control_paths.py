@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 
 import numpy as np
-from tqdm import tqdm
 
 from ..common.errors import UserError
 from ..common.files import write_json
@@ -123,7 +122,7 @@ def control_paths(run: Run, detofa: Mapping | None) -> list[ControlPath]:
         return found
     side, classes = config.dataloader.image_size, 1  # the number of classes shifts all bucket edges equally
     buckets = Buckets(space, make_cost(config, classes, (side, side)).flops, hparams.buckets)
-    paths = sample_in_buckets(buckets, RANDOM_PATHS, rng_for(run.seed, "controls"), space, tqdm.write)
+    paths = sample_in_buckets(buckets, RANDOM_PATHS, rng_for(run.seed, "controls"), space, ProgressBar.write)
     found += [ControlPath(RANDOM, 1 + number // RANDOM_PATHS, path) for number, path in enumerate(paths)]
     if run.experiment.name == OFA.name and detofa:
         subnets = enumerate(detofa["subnets"], 1)

@@ -9,7 +9,6 @@ from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from ..backend.compat import nn
 from ..backend.launch import cores
@@ -77,7 +76,7 @@ def prepare_studies(run: Run, names: Sequence[str]) -> None:
     minutes = run.profile.minutes.get("filter study")
     left = sum(1 - _stored_lines(run, name) / (1 + _fits(run)) for name in names)
     if minutes and left > 0:
-        tqdm.write(f"filter study, including its paths: at most about {left * minutes / 2:.0f} minutes on two cores")
+        ProgressBar.write(f"filter study, including its paths: at most about {left * minutes / 2:.0f} minutes on two cores")
 
 
 def all_fits_stored(run: Run, name: str) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from tqdm import tqdm
-
+from ..common.progress import ProgressBar
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..runs.run_folder import final_weights, searched_space
 from .run import Run
@@ -20,7 +19,7 @@ def random_paths(run: Run) -> EvaluatedPaths:
     weights, space = final_weights(run.folder, run.config), searched_space(run.folder, run.config)
     name = f"random_{run.experiment.name}"
     if not run.profile.archives and not (study_folder(run) / f"{name}.jsonl").exists():
-        tqdm.write(f"{run.name}: evaluating up to {RANDOM_PATHS * run.hparams.buckets} random paths, {_duration(run)}")
+        ProgressBar.write(f"{run.name}: evaluating up to {RANDOM_PATHS * run.hparams.buckets} random paths, {_duration(run)}")
     return evaluated(run, run.config, weights, name, RANDOM_PATHS, [], space, ap=True)
 
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 
-from tqdm import tqdm
-
 from ..common.files import whole_text
+from ..common.progress import ProgressBar
 from ..common.seeds import rng_for
 from ..runs.cost_ledger import KINDS
 from ..runs.phases import phase_names, training_phases
@@ -64,7 +63,7 @@ class Collected:
             self.costs.append(cost_of_runs(experiment.title, experiment.name, key, ledgers))
             return
         if key not in self.steps:
-            tqdm.write(f"measuring a training step of the largest path on {data_set.title}: at most two minutes")
+            ProgressBar.write(f"measuring a training step of the largest path on {data_set.title}: at most two minutes")
             self.steps[key] = StepTime.measure(own[0].config)
         rng = rng_for(0, f"estimate {key}")
         self.costs.append(estimate(experiment.title, experiment.name, key, own[0].config, self.steps[key], rng))

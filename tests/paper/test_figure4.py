@@ -37,9 +37,7 @@ def test_the_table_counts_and_averages(found):
 
 
 def test_only_buckets_with_both_kinds_are_compared(found):
-    assert comparison(found).startswith(
-        "The mean AP of kept paths minus that of pruned paths is +25.0 points, averaged over the 1 buckets"
-    )
+    assert comparison(found).endswith("+25.0 points, averaged over the 1 buckets that have both; positive in 1.")
     everything = FilteredPaths(found.paths, found.scores, np.full(3, np.nan), found.edges)
     assert comparison(everything) == "No bucket has both kept and pruned paths."
 

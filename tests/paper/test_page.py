@@ -152,7 +152,7 @@ def test_names_of_classes_stay_names(folder):
     result = {"ap50_per_class": dict.fromkeys(names, 0.5)}
     summary = {"fullnet": result, "subnets": [], "seconds": {}}
     (folder / "table.md").write_text(report.markdown(report.COLUMNS, [("fullnet",) * 6], summary))
-    cells = re.findall("<th[^>]*>(.*?)</th>", made().partition("AP50 of each class")[2].partition("</thead>")[0])
+    cells = re.findall("<th[^>]*>(.*?)</th>", made().partition("AP50 per class")[2].partition("</thead>")[0])
     assert [unescape(cell) for cell in cells] == ["detector", *names]
 
 
