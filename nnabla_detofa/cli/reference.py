@@ -16,7 +16,7 @@ import nnabla_detofa
 from ..common.files import write_text
 from ..common.reading import parse_json
 from ..paper.claims import CLAIMS
-from ..tools.report import markdown_row
+from ..tools.report import COLUMNS, markdown_row
 from .commands import OTHER_NAMES
 from .program import _overview, _parser, all_commands
 
@@ -76,9 +76,9 @@ DEMO, STUDY = Path("results/demo/table.csv"), Path("results/study/claims.json")
 
 
 def demo_table() -> list[str]:
-    """The detectors of the demo, as the report has them."""
+    """The detectors of the demo with their main metric, from the report."""
     with DEMO.open(newline="") as opened:
-        head, *rows = csv.reader(opened)
+        head, *rows = [row[: len(COLUMNS)] for row in csv.reader(opened)]
     return [markdown_row(head), markdown_row(["---"] + ["---:"] * (len(head) - 1)), *map(markdown_row, rows)]
 
 
