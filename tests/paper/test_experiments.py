@@ -643,7 +643,7 @@ def test_profiles_are_checked(tmp_path, monkeypatch):
     assert "minutes.branch must be in (0, inf), got 0" in error({"data_sets": {"a": entry}, "minutes": {"branch": 0}})
     assert "did you mean starts_runs?" in error({"data_sets": {"a": entry}, "start_runs": True})
     with pytest.raises(UserError, match="must be a name in configs/profiles"):
-        profiles.load("demo")
+        profiles.load("nowhere")
 
 
 def test_the_profiles_beside_the_configs_load():
