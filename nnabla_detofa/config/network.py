@@ -1,11 +1,17 @@
 """Section `network` of a config: the supernets."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from ..common.errors import UserError
 from ..space.geometry import Geometry, HeadGeometry
 from .values import Channels, Classes, NonNegative, PathStr, UpToOne
+
+if TYPE_CHECKING:
+    from ..space.costs import CostModel
+    from ..space.search_space import SearchSpace
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,39 @@ class OfaResnet50:
         """Geometry of the backbone."""
         return Geometry(strides=self.strides, width_scale=self.width_scale)
 
+    @property
+    def space(self) -> SearchSpace:
+        """The search space A of all paths."""
+        from ..space.search_space import ofa_resnet50
+
+        return ofa_resnet50(self.geometry, self.elastic_stem)
+
+    @property
+    def coupled_space(self) -> SearchSpace:
+        """The search space of the baseline CompOFA*, with coupled choices."""
+        from ..space.search_space import compofa
+
+        return compofa(self.geometry, self.elastic_stem)
+
+    @property
+    def shrinking_stages(self) -> tuple[SearchSpace, ...]:
+        """The growing search spaces of the baseline OFA with progressive shrinking on detection data (Table A1)."""
+        from ..space.search_space import shrinking_stages
+
+        return shrinking_stages(self.geometry, self.elastic_stem)
+
+    def part(self, name: str, depths: tuple[int, ...], widths: tuple[float, ...], ratios: tuple[float, ...]) -> SearchSpace:
+        """Return the search space `name` of all paths with these depths, widths and expand ratios."""
+        from ..space.search_space import product_space
+
+        return product_space(name, depths, widths, ratios, self.geometry, self.elastic_stem)
+
+    def cost_model(self, image_size: int | tuple[int, int], num_classes: int, scope: str) -> CostModel:
+        """Return the cost model of paths; see `CostModel` for the arguments."""
+        from ..space.costs import CostModel
+
+        return CostModel(image_size, num_classes, scope, self.geometry)
+
 
 @dataclass(frozen=True)
 class CenternetOfaResnet50(OfaResnet50):
@@ -64,6 +103,13 @@ class CenternetOfaResnet50(OfaResnet50):
     def head_geometry(self, num_classes: int) -> HeadGeometry:
         """Return the geometry of the heads for a dataset of `num_classes` classes, unless the config sets their number."""
         return HeadGeometry(self.num_classes or num_classes, self.deconv_channels, self.head_channels)
+
+    def cost_model(self, image_size: int | tuple[int, int], num_classes: int, scope: str) -> CostModel:
+        """Return the cost model of paths; see `CostModel` for the arguments."""
+        from ..space.costs import CostModel
+
+        head = HeadGeometry(num_classes, self.deconv_channels, self.head_channels)
+        return CostModel(image_size, num_classes, scope, self.geometry, head)
 
 
 NETWORKS = {"ofa_resnet50": OfaResnet50, "centernet_ofa_resnet50": CenternetOfaResnet50}

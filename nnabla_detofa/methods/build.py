@@ -72,7 +72,5 @@ def make_cost(config: Config, num_classes: int, image_size: int | tuple[int, int
         image_size: side of the square input, or (height, width), in pixels.
     """
     network = config.network
-    if isinstance(network, CenternetOfaResnet50) and isinstance(config.hparams, DetofaHparams):
-        head = network.head_geometry(num_classes)
-        return CostModel(image_size, head.num_classes, config.hparams.cost_scope, network.geometry, head)
-    return CostModel(image_size, num_classes, "backbone", network.geometry)
+    scope = config.hparams.cost_scope if isinstance(config.hparams, DetofaHparams) else "backbone"
+    return network.cost_model(image_size, num_classes, scope)

@@ -26,7 +26,6 @@ from ..methods.build import make_cost
 from ..runs.run_folder import final_weights, points
 from ..space.counting import Buckets
 from ..space.paths import Path
-from ..space.search_space import ofa_resnet50
 from ..tools.sampled_paths import open_supernet
 from .experiments import DETOFA, OFA, OFA_PS
 from .run import Run, profile_folder
@@ -116,7 +115,7 @@ def control_paths(run: Run, detofa: Mapping | None) -> list[ControlPath]:
     """
     config, hparams = run.config, run.hparams
     geometry = config.network.geometry
-    space = ofa_resnet50(geometry, config.network.elastic_stem)
+    space = config.network.space
     found = [ControlPath(LARGEST, hparams.buckets, space.largest)]
     if run.experiment.name not in (DETOFA.name, OFA.name, OFA_PS.name):  # CompOFA* does not train the paths of A
         return found

@@ -15,7 +15,6 @@ from ..path_filter.model import PathFilter, PathScorer
 from ..runs.run_folder import trained_classes
 from ..space.counting import Buckets
 from ..space.pruning import operation_scores
-from ..space.search_space import ofa_resnet50
 from ..tools.report import markdown_row
 from ..tools.search import load_run
 from .experiments import DETOFA
@@ -37,7 +36,7 @@ DISTINCT = 0.1
 def pretrained_operations(pretraining: Pretraining, count: int) -> ScoredOperations:
     """Compute operation scores with the pre-trained path filter, over `count` paths of its own supernet."""
     config, hparams = pretraining.load()
-    space = ofa_resnet50(config.network.geometry, config.network.elastic_stem)
+    space = config.network.space
     path_filter = PathFilter.load(pretraining.path_filter, geometry=space.geometry, buckets=hparams.buckets)
     cost = make_cost(config, 1, config.dataloader.image_size)  # the backbone's FLOPs do not depend on the classes
     scorer = PathScorer(path_filter, cost.flops, Buckets(space, cost.flops, hparams.buckets).index)

@@ -15,7 +15,6 @@ from ..methods.build import make_cost, make_model
 from ..runs.cost_ledger import KINDS, DeviceClock, totals
 from ..runs.phases import training_phases
 from ..space.paths import PathBatch
-from ..space.search_space import ofa_resnet50
 from ..tools.data_facts import DataFacts, data_facts
 from ..tools.synthetic import SyntheticBatch, synthetic
 from ..training.loop import OnePath, new_optimizer, train
@@ -166,7 +165,7 @@ def estimate(title: str, experiment: str, key: str, config: Config, step: StepTi
         paths = paths if phase.largest_only else phase.space.sample_many(rng, 200)
         images = len(phase.epochs) * phase.steps_per_epoch(facts.train) * phase.batch_size
         seconds["fullnet" if phase.largest_only else "training"] += step.of(float(cost.flops(paths).mean()), images)
-    space = ofa_resnet50(config.network.geometry, config.network.elastic_stem)
+    space = config.network.space
     middle = sum(cost.flops.extremes(space)) / 2  # the paths are evenly spread over the FLOPs buckets
     evaluation = EVALUATION_SHARE * step.of(middle, _evaluated_images(detection_hparams(config), facts))
     seconds["path evaluation"] = evaluation if config.args.runner == "detofa" else 0.0

@@ -79,8 +79,14 @@ class FitResult:
     kept: float = 1.0
 
 
+MIN_SPLIT = 4
+"""Paths of a bucket from which none is taken to make a pair for validation."""
+
+
 def split(buckets: np.ndarray, rng: np.random.Generator, validation: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
     """Split paths randomly into training and validation paths, with the same share of each bucket (section 3.1.2).
+
+    The paper is silent on few paths: if no bucket would give two, which make a pair, those of more than `MIN_SPLIT` paths do.
 
     Args:
         buckets: (n,) FLOPs buckets of the paths.
@@ -91,9 +97,11 @@ def split(buckets: np.ndarray, rng: np.random.Generator, validation: float = 0.2
         Indices of the training and of the validation paths, in ascending order.
     """
     train, held = [], []
-    for bucket in np.unique(buckets):
+    sizes = {bucket: round(validation * np.sum(buckets == bucket)) for bucket in np.unique(buckets)}
+    pairs = max(sizes.values()) > 1
+    for bucket, size in sizes.items():
         members = rng.permutation(np.flatnonzero(buckets == bucket))
-        n_held = round(validation * len(members))
+        n_held = size if pairs or len(members) <= MIN_SPLIT else 2
         held.append(members[:n_held])
         train.append(members[n_held:])
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(held))

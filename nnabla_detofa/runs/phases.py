@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import Config, DetofaHparams, PretrainHparams, Solver
-from ..space.search_space import SearchSpace, compofa, ofa_resnet50, product_space, shrinking_stages
+from ..space.search_space import SearchSpace
 from .schedule import Schedule
 
 GIVEN = "start"
@@ -91,7 +91,7 @@ def slug(name: str) -> str:
 
 def training_phases(config: Config) -> tuple[TrainingPhase, ...]:
     """Return the training phases of a config's run, in order."""
-    space = ofa_resnet50(config.network.geometry, config.network.elastic_stem)
+    space = config.network.space
     if not isinstance(config.hparams, DetofaHparams):
         return _pretrain(config, config.hparams, space)
     return (_fullnet(config, space), *_supernet(config, config.hparams, space))
@@ -158,11 +158,11 @@ def _supernet(config: Config, hparams: DetofaHparams, space: SearchSpace) -> tup
         )
 
     first, second, whole = range(warm), range(warm, total), range(total)
-    runner, stem = config.args.runner, config.network.elastic_stem
+    runner = config.args.runner
     if runner == "fullnet":
         return ()
     if runner == "ofa_ps":
-        stages = list(shrinking_stages(space.geometry, stem))
+        stages = list(config.network.shrinking_stages)
         names, parts = [stage.name for stage in stages], (whole, first, second, first, second)
         continued = ("", "", names[1], "", names[3])
         if not hparams.shrinking_spaces:
@@ -174,7 +174,7 @@ def _supernet(config: Config, hparams: DetofaHparams, space: SearchSpace) -> tup
             for name, stage, epochs, before, sorting in zip(names, stages, parts, continued, sortings)
         )
     if runner in ("ofa", "compofa"):
-        trained = compofa(space.geometry, stem) if runner == "compofa" else space
+        trained = config.network.coupled_space if runner == "compofa" else space
         words = f"uniform paths of {trained.name}"
         return phase("warm-up", words, trained, first), phase("fine-tuning", words, trained, second, "warm-up")
     kept = {
@@ -213,16 +213,15 @@ def _pretrain(config: Config, hparams: PretrainHparams, space: SearchSpace) -> t
             epoch_steps=hparams.steps_per_epoch,
         )
         return fullnet, uniform
-    geometry, stem = config.network.geometry, config.network.elastic_stem
     phases = [fullnet]
-    trained: tuple[float, ...] = (max(geometry.ratios),)
+    trained: tuple[float, ...] = (max(space.geometry.ratios),)
     for part in hparams.shrinking:
         words = f"uniform paths of D {list(part.depths)} x W {list(part.widths)} x E {list(part.ratios)}"
         phases.append(
             TrainingPhase(
                 part.name,
                 words,
-                product_space(part.name, part.depths, part.widths, part.ratios, geometry, stem),
+                config.network.part(part.name, part.depths, part.widths, part.ratios),
                 range(part.epochs),
                 part.epochs,
                 dataclasses.replace(solver, lr=part.lr or solver.lr, warmup_steps=0),

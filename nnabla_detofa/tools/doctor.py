@@ -252,12 +252,11 @@ def _run_size(config: Any) -> int:
     from ..methods.build import make_cost
     from ..runs.phases import training_phases
     from ..space.paths import PathBatch
-    from ..space.search_space import ofa_resnet50
 
     detection = isinstance(config.hparams, DetofaHparams)
     classes = config.network.num_classes or (20 if detection else 1000)
     cost = make_cost(config, classes, config.dataloader.image_size)
-    space = ofa_resnet50(config.network.geometry)
+    space = config.network.space
     whole = replace(cost, scope="detector" if detection else "classifier")
     (params,) = whole.params(PathBatch.from_paths([space.largest], space.geometry))
     return int(3 * 4 * params * (len(training_phases(config)) + 2)) + 50 * 2**20  # for logs, evaluated paths, detections

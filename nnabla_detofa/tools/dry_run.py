@@ -29,7 +29,7 @@ from ..space.costs import CostModel
 from ..space.counting import Buckets
 from ..space.paths import Path, PathBatch
 from ..space.pruning import UniformPaths
-from ..space.search_space import SearchSpace, ofa_resnet50
+from ..space.search_space import SearchSpace
 from ..training.loop import OnePath, Progress, new_optimizer, train
 from .data_facts import DataFacts, data_facts
 from .graph_memory import step_memory
@@ -158,8 +158,7 @@ def network_lines(config: Config, facts: DataFacts, model: Any, cost: CostModel)
     yield "  outputs: " + ", ".join(f"{name} {output.shape}" for name, output in named)
     names = Targets._fields if detection else ("label",)
     yield "  targets: " + ", ".join(f"{name} {array.shape}" for name, array in zip(names, arrays[1:]))
-    head = cost.head if detection else None
-    whole = CostModel(cost.image_size, facts.num_classes, "detector" if detection else "classifier", cost.backbone, head)
+    whole = config.network.cost_model(cost.image_size, facts.num_classes, "detector" if detection else "classifier")
     ends = PathBatch.from_paths([space.largest, smallest_path(space)], space.geometry)
     params, flops = whole.params(ends), cost.flops(ends)
     yield f"  parameters, whole network: {params[0] / 1e6:.4g} M on the largest path, {params[1] / 1e6:.4g} M on the smallest"
@@ -325,7 +324,7 @@ def step_lines(
     """Run one training step of every phase that has epochs, and report its path, loss, gradients and duration."""
     yield "one step of each phase on the CPU: random weights, one synthetic image, forward, backward, update"
     arrays, rng = synthetic(config, facts.num_classes), np.random.default_rng((config.args.seed, 2))
-    largest = ofa_resnet50(config.network.geometry, config.network.elastic_stem).largest
+    largest = config.network.space.largest
     fullnet = {name: parameter.d.copy() for name, parameter in model.get_parameters().items()}
     for phase in phases:
         if not phase.epochs:

@@ -34,7 +34,7 @@ from ..runs.run_folder import (
 )
 from ..space.costs import CostModel
 from ..space.paths import Path
-from ..space.search_space import SearchSpace, ofa_resnet50
+from ..space.search_space import SearchSpace
 from .report import markdown_row
 
 
@@ -84,7 +84,7 @@ def open_detector(run: FilePath, detector: str, overrides: Sequence[str] = ()) -
     """Open a detector of a run with its weights and data; for arguments and errors see `evaluate`."""
     config = run_config(run, overrides)
     check_has_detectors(run, config, "a detector")
-    path = find_path(run, detector, ofa_resnet50(config.network.geometry, config.network.elastic_stem))
+    path = find_path(run, detector, config.network.space)
     file = detector_weights(run, detector, config)
     net, sets, cost = build(config, pretrained=False)
     assert isinstance(sets, DetectionSets)  # the run trains detectors

@@ -18,7 +18,7 @@ from ..runs.cost_ledger import totals
 from ..runs.phases import FINE_TUNED
 from ..runs.provenance import recorded
 from ..runs.run_folder import final_weights, fine_tuned, number, read_result, reading, run_config, searched_space
-from ..space.search_space import PrunedSpace, ofa_resnet50
+from ..space.search_space import PrunedSpace
 from .phase_states import phase_states, read_ledger
 
 
@@ -140,7 +140,7 @@ def _pruned(run: FilePath, config: Config) -> dict | None:
     if config.args.runner != "detofa" or not (run / "operations.json").exists():
         return None
     space = searched_space(run, config)
-    everything = ofa_resnet50(config.network.geometry, config.network.elastic_stem)
+    everything = config.network.space
     return {
         "removed": len(everything.operations - space.operations),
         "total": len(everything.operations),

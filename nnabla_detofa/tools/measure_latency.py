@@ -131,9 +131,8 @@ def model_of(config: Config, image_size: tuple[int, int] | None = None, num_clas
         stride = network.geometry.total_stride
         if any(pixels < 1 or pixels % stride for pixels in size):
             raise UserError(f"--image-size must be multiples of the detector's stride {stride}, got {' '.join(map(str, size))}")
-        head = HeadGeometry(classes, network.deconv_channels, network.head_channels)
-        return CostModel(size, classes, "detector", network.geometry, head)
-    return CostModel(size, classes, "classifier", network.geometry)
+        return network.cost_model(size, classes, "detector")
+    return network.cost_model(size, classes, "classifier")
 
 
 def network_of(model: CostModel, path: Path) -> Detector | Classifier:

@@ -24,7 +24,6 @@ from ..data.check_report import DataReport
 from ..data.sets import DetectionSets, open_sets
 from ..methods.build import make_cost
 from ..space.costs import cost_range
-from ..space.search_space import ofa_resnet50
 
 SHIPPED = "configs/weights/digits_supernet.h5"
 """Weights that small networks start from."""
@@ -223,7 +222,7 @@ def _object_sizes(sets: DetectionSets) -> tuple[np.ndarray, int]:
 
 def _budgets(config: Config, classes: int) -> list[str]:
     cost = make_cost(config, classes, config.dataloader.image_size)
-    space = ofa_resnet50(config.network.geometry, config.network.elastic_stem)
+    space = config.network.space
     least, most = cost_range(space, cost.flops)
     return [f"{(least + share * (most - least)) / 1e6:.3g}M" for share in BUDGETS]
 

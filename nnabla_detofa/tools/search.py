@@ -33,7 +33,7 @@ from ..runs.run_folder import (
 from ..space.costs import LayerCost, cost_range
 from ..space.counting import Buckets
 from ..space.paths import Path, PathBatch
-from ..space.search_space import SearchSpace, ofa_resnet50
+from ..space.search_space import SearchSpace
 from . import measure_latency as latency
 from .report import markdown_row
 
@@ -107,7 +107,7 @@ def load_run(folder: FilePath, overrides: Sequence[str] = (), latency_table: Fil
     side = config.dataloader.image_size
     model = make_cost(config, len(classes), (side, side))
     whole = replace(model, scope="detector")
-    everything = ofa_resnet50(config.network.geometry, config.network.elastic_stem)
+    everything = config.network.space
     buckets = Buckets(everything, model.flops, hparams.buckets)
     costs: dict[str, LayerCost] = {"flops": model.flops, "params": whole.params, "memory": whole.memory}
     if latency_table is not None or (folder / "latency.json").exists():

@@ -45,6 +45,9 @@ def test_the_split_is_80_to_20_in_each_bucket():
     train, validation = split(buckets, np.random.default_rng(0))
     assert np.bincount(buckets[validation], minlength=5).tolist() == [2, 4, 0, 0, 1]
     assert sorted([*train, *validation]) == list(range(35))
+    few = np.repeat([0, 2, 3], [7, 5, 4])
+    train, validation = split(few, np.random.default_rng(0))
+    assert np.bincount(few[validation], minlength=4).tolist() == [2, 0, 2, 1], "one path of a bucket makes no pair"
 
 
 def test_a_fit_learns_a_known_ranking_and_repeats_itself():
@@ -155,7 +158,7 @@ def test_a_fresh_filter_takes_the_place_of_one_that_ranks_the_wrong_way_round():
     kept = path_filter.get_weights()["member_2/token_embedding"]
     path_filter.members[0].scale(-1.0)
     text = transfer(path_filter, batch, buckets, losses, np.random.default_rng(4))
-    assert text.startswith("member 1: fresh, as") and "member 2: transferred, logits times" in text
+    assert text.startswith("member 1: re-initialized, since") and "member 2: transferred, logits times" in text
     assert np.abs(path_filter.logits(batch, buckets)[0]).max() < 1
     np.testing.assert_array_equal(path_filter.get_weights()["member_2/token_embedding"], kept)
 

@@ -61,7 +61,7 @@ def test_changed_inputs_are_named_and_gone_ones_are_not(config):
     provenance.record(run, config)
     provenance.check_inputs_unchanged(run, config)
     Path("net.h5").write_bytes(b"eno")  # as long as before
-    with pytest.raises(UserError, match=r"run holds a run that began before net.h5 changed: put back"):
+    with pytest.raises(UserError, match=r"run holds a run that began before net.h5 changed: restore the previous files"):
         provenance.check_inputs_unchanged(run, config)
     Path("net.h5").unlink()
     provenance.check_inputs_unchanged(run, config)
