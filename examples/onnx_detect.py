@@ -13,8 +13,7 @@ def detect(network: str, image: np.ndarray, least: float = 0, top: int = 100) ->
     with open(network + ".json") as file:
         about = json.load(file)
     (batch, _, *size), takes = about["input"]["shape"], about["input"]
-    # The whole image into the middle of the input, its shape kept and black beside it.
-    zoom = min(inside / side for inside, side in zip(size, image.shape))
+    zoom = min(inside / side for inside, side in zip(size, image.shape))  # the whole image, centered on black
     shift = [size[1] / 2 - zoom * image.shape[1] / 2, size[0] / 2 - zoom * image.shape[0] / 2]
     x = cv2.warpAffine(image, np.array([[zoom, 0, shift[0]], [0, zoom, shift[1]]]), size[::-1]).astype(np.float32)
     if takes.get("normalized_by_user", takes.get("normalised_by_user")):  # the second is the key of older exports
