@@ -4,8 +4,9 @@ import pytest
 import tiny
 
 from nnabla_detofa import config as configs
-from nnabla_detofa.runs.phases import phase_names, training_phases
+from nnabla_detofa.runs.phases import FINE_TUNED, phase_names, training_phases, tuning_phase
 from nnabla_detofa.runs.time_left import EVALUATION_COST, Work, in_words, seconds_left, work
+from nnabla_detofa.space.search_space import ofa_resnet50
 
 PLAN = {"fullnet": Work(100), "paths": Work(evaluated=300), "fine-tuning": Work(50)}
 
@@ -34,6 +35,13 @@ def test_the_work_is_that_of_phases_of_the_run(runner):
     planned = work(config, training, {"train": 24, "val": 8, "test": 8})
     assert set(planned) <= set(phase_names(config, training)) and planned["fullnet"].trained > 0
     assert all(sum(item) > 0 for item in planned.values())
+
+
+def test_a_fine_tuning_trains_its_own_phase_alone():
+    config = configs.load(tiny.config_file())
+    phase = tuning_phase(config, ofa_resnet50(config.network.geometry))
+    planned = work(config, [phase], {"train": 24, "val": 8, "test": 8})
+    assert planned[FINE_TUNED].trained == len(phase.epochs) * 24 and "fullnet" not in planned
 
 
 @pytest.mark.parametrize(
