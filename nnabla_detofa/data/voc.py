@@ -241,7 +241,7 @@ def list_split(root: Path, split: str) -> ListedSplit:
 def _missing(name: str, folder: Path, list_file: Path) -> str:
     """Return the error message for a listed name without an image."""
     if is_below(name):
-        return f"{folder / short(name)}.jpg (or .jpeg or .png) is missing, but {list_file} lists it"
+        return f"{folder / short(name)}.jpg is missing (no .jpeg or .png either), but {list_file} lists it"
     return f"{short(name)} is missing: {list_file} lists it, but names must be paths below {folder}, without .. or a leading /"
 
 

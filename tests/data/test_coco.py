@@ -56,7 +56,7 @@ def test_a_file_by_hand(opened, caplog):
     assert sample.labels.tolist() == [1, 0, 0] and sample.difficult.tolist() == [False, True, False]
     assert dataset.areas(1).tolist() == [77.5, 1200, 100]  # of the mask where it is told, else of the box
     assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
-        "1 boxes reach outside their images: clipped",
+        "1 boxes extend outside their images and are clipped",
         "1 boxes without area are dropped",
     ]
     assert dataset.load(0).boxes.shape == (0, 4)
@@ -118,7 +118,7 @@ def test_unreadable_files_are_named(opened, content, tmp_path):
     with pytest.raises(UserError, match="a.jpg is not a readable image"):
         opened().check_images()
     content["images"][0]["width"] = 41
-    with pytest.raises(UserError, match=r"b.jpg is 30 x 40 pixels \(height x width\), its annotations say 30 x 41"):
+    with pytest.raises(UserError, match=r"b.jpg is 30 x 40 pixels \(height x width\), but its annotations say 30 x 41"):
         opened().load(0)
     with pytest.raises(UserError, match="has the category 'cat'; known classes are dog, toothbrush"):
         opened(classes=("dog", "toothbrush"))
@@ -126,7 +126,7 @@ def test_unreadable_files_are_named(opened, content, tmp_path):
     for name, message in (("b.json", "are not JSON"), ("c.json", "cannot read the annotations .*cocodataset.org")):
         with pytest.raises(UserError, match=message):
             COCODataset(tmp_path / name, tmp_path / "images")
-    with pytest.raises(UserError, match="other is not a folder: .*cocodataset.org"):
+    with pytest.raises(UserError, match="other is not a folder; .*cocodataset.org"):
         COCODataset(tmp_path / "a.json", tmp_path / "other")
 
 

@@ -99,7 +99,7 @@ def test_an_existing_tree_is_left_alone_or_replaced_on_request(tmp_path):
 
 def test_what_is_not_ours_is_never_replaced(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(UserError, match="it holds something else"):
+    with pytest.raises(UserError, match="but contains something else"):
         write_digits(tmp_path, **SMALL, overwrite=True)
     assert (tmp_path / "letter.txt").read_text() == "dear"
 

@@ -169,7 +169,7 @@ def test_a_size_that_tells_nothing_is_a_warning_by_the_tag(tmp_path, size, caplo
 
 def test_coco_refuses_a_size_that_is_neither(tmp_path):
     coco = in_coco(tmp_path / "coco", 6, (30, 50))
-    message = r"a.jpg is 40 x 20 pixels \(height x width\) \(with its Exif tag Orientation 6\), its annotations say 30 x 50"
+    message = r"a.jpg is 40 x 20 pixels \(height x width\) \(with its Exif tag Orientation 6\), but its annotations say 30 x 50"
     with pytest.raises(UserError, match=message):
         COCODataset(coco / "annotations/instances_train.json", coco / "train")
     assert any("with its Exif tag Orientation 6" in text for text in check_coco(coco).fatal)

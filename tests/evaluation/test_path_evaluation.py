@@ -202,7 +202,7 @@ def _maps(batch) -> tuple[np.ndarray, np.ndarray]:
 def test_a_classification_supernet_has_losses_but_no_ap(classification, tmp_path):
     file = written(classification, tmp_path / "supernet.h5")
     assert len(evaluate_sampled_paths(classification, file, tmp_path / "paths.jsonl", 1, images=10, bn_images=4)) == 5
-    with pytest.raises(UserError, match="AP is measured of detectors"):
+    with pytest.raises(UserError, match="AP needs a detector"):
         evaluate_sampled_paths(classification, file, tmp_path / "ap.jsonl", 1, ap=True)
 
 
@@ -258,7 +258,7 @@ def test_wrong_use_is_one_sentence(classification, run, tmp_path, capsys):
         ([str(run), "-f", str(config)], "either the folder of a run or -f"),
         ([], "either the folder of a run or -f"),
         (["-f", str(config)], "-f needs --weights"),
-        (["-f", str(config), "--weights", file, "--ap"], "AP is measured of detectors"),
+        (["-f", str(config), "--weights", file, "--ap"], "AP needs a detector"),
         (["-f", str(config), "--weights", file, "--pruned"], "--pruned draws from the pruned space of a run"),
         (["-f", str(config), "--weights", str(run / "warm_up" / "weights.h5")], "this network lacks|lacks the parameter"),
         ([str(run), "--exclude", str(tmp_path / "none.jsonl")], "cannot read the evaluated paths .*none.jsonl"),

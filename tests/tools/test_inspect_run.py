@@ -102,7 +102,7 @@ def test_a_run_that_was_resumed_counts_from_its_checkpoint(cut, words):
     with open(folder / "log.txt", "a") as log:
         log.write(f"fine-tuning {words} at step 5 of 8\n")
     assert under_way(describe(folder))["share"] == 0.25
-    assert "step 5 of 8; a checkpoint at step 5" in under_way(describe(folder))["detail"]
+    assert "step 5 of 8; checkpoint at step 5" in under_way(describe(folder))["detail"]
 
 
 def test_under_way_in_its_first_phase(cut):

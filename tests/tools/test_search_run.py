@@ -131,7 +131,7 @@ def test_a_front_for_each_bucket(folder):
 def test_an_impossible_mix_names_what_is_reachable(folder, flags, capsys):
     assert main(["search", str(folder), "-c", "cpu", *flags]) == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith("error: no path of ") and "reachable, each alone, are FLOPs " in message
+    assert message.startswith("error: no path of ") and "the reachable range of each cost alone is FLOPs " in message
     assert all(unit in message for unit in ("GFLOPs", "M parameters", "MB", "ms"))
 
 
@@ -293,7 +293,7 @@ def test_parameters_and_memory_are_the_detectors_whatever_the_flops_are_of(tmp_p
     assert found["flops_of"] == "backbone" and found["flops"] == replace(model, scope="backbone").flops([path])[0]
     assert (found["params"], found["memory"]) == (model.params([path])[0], model.memory([path])[0])
     assert found["latency"] == model.flops([path])[0]
-    assert "GFLOPs of the backbone" in table(found) and "all but FLOPs are the whole detector's" in table(found)
+    assert "GFLOPs of the backbone" in table(found) and "all costs but FLOPs are of the whole detector" in table(found)
     with pytest.raises(NoPath, match="with FLOPs of the backbone <= .* each cost alone is FLOPs of the backbone"):
         find(run, {"flops": 10.0})
     with pytest.raises(UserError, match="hparams.cost_scope must be backbone, for which"):
