@@ -151,8 +151,8 @@ def write(request: Request, target: Target, runs: Sequence[Run]) -> list[FilePat
         picture_line(target),
         "",
         f"{RANDOM_PATHS} uniformly sampled paths of each FLOPs bucket of the pruned space (fewer if a bucket does not have as "
-        "many), with their AP50 on the validation images under the final weights. The scores are by the filter of lines 5 to "
-        f"14. One run: {runs_and_code([run])}.",
+        "many), with their AP50 on the validation images under the final weights. The filter of lines 5 to 14 computed the "
+        f"scores. One run: {runs_and_code([run])}.",
     ]
     return write_markdown(request, target, lines)
 

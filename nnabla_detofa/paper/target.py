@@ -117,7 +117,7 @@ def data_note(request: Request, target: Target) -> list[str]:
     papers = [PAPER_DATA_SETS[key] for key in target.keys]
     used = " and ".join(titles)
     if not target.names_data:
-        return [f"The paper does not name the data set; {used} is used here.", ""]
+        return [f"The paper does not name the data set; here: {used}.", ""]
     return [] if titles == papers else [f"Data set in the paper: {' and '.join(papers)}; here: {used}.", ""]
 
 
