@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..common import figures
+from ..common.errors import UserError
 from ..common.seeds import rng_for
 from ..methods.build import make_cost
 from ..path_filter.model import PathFilter, PathScorer
@@ -122,6 +123,8 @@ def _draw_stage(panel: Axes, net: ScoredOperations, stage: int) -> AxesImage:
 def write(request: Request, target: Target, runs: Sequence[Run]) -> list[FilePath]:
     """Write Figure 8 from the pre-trained filter on the classification supernet, and from the run of seed 0."""
     run, count = runs[0], runs[0].hparams.paths_per_operation
+    if run.profile.archives:
+        raise UserError("Figure 8 needs the path filters, which are not archived: make it where the run is")
     after = f"{run.data_set.title}, after warm-up"
     supernets = [
         pretrained_operations(run.data_set.pretraining, count),
