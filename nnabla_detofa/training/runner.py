@@ -124,9 +124,9 @@ class SupernetRunner(Runner):
     def phase(self, name: str) -> Iterator[None]:
         """Log the start of a phase, and record its cost at its end or interruption."""
         self.costs.start(name)
-        left = self.time_left(0.0)
-        number = self.phases.index(name) + 1
-        self.log(f"[{number}/{len(self.phases)}] {name}" + (f" ({left} left for the whole run)" if left else ""))
+        self.log(f"[{self.phases.index(name) + 1}/{len(self.phases)}] {name}")  # `tools.phase_states` reads this line
+        if left := self.time_left(0.0):
+            self.log(f"{left} left for the whole run")
         try:
             yield
         except BaseException:

@@ -240,7 +240,7 @@ def test_a_run_of_two_ranks_is_that_of_one_process_with_their_mini_batches(confi
     """Half of it by two ranks, the second of which is told to stop, and half by one process that goes on."""
     folder, config = tmp_path / "two", configs.load(config_file)
     stopped = together(lambda comm: algorithm1.run(config, device(comm), folder, searcher=StoppedOnRank1))
-    assert [error for _, error in stopped] == ["Stopped: "] * 2
+    assert [error for _, error in stopped] == ["Stopped: checkpoint saved"] * 2
     assert json.loads((folder / "mini_batch.json").read_text()) == {"mini_batch": 2, "processes": 2}
     assert json.loads((folder / "checkpoint" / "fine_tuning" / "state.json").read_text())["step"] == 2 * 3 - 2
     assert len(list(folder.glob("log*.txt"))) == 1 and len(list((folder / "tensorboard").iterdir())) == 1
