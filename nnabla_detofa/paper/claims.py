@@ -305,7 +305,8 @@ CLAIMS = (
     Claim("C3", "CompOFA* is weak under small budgets", "4.2, Figure 5", small_budgets),
     Claim(
         "C4",
-        "initial weights: supernet better than fullnet, and fullnet better than scratch; PS helps only from scratch",
+        "starting from the supernet is better than from the fullnet, and both are better than from scratch; PS helps only from "
+        "scratch",
         "4.3, Figures 7 and A1",
         pretraining,
     ),

@@ -60,7 +60,8 @@ def write_page(profile: Profile, results: FilePath, output: FilePath) -> int:
     files = {name: target_files(results, name) for name in in_order(TITLES)}
     made = [name for name, several in files.items() if several]
     main_run = results / f"{MAIN_RUN}.md"
-    sections = verdicts(results / CLAIMS_FILE) if (results / CLAIMS_FILE).is_file() else []
+    lead = verdicts(results / CLAIMS_FILE) if (results / CLAIMS_FILE).is_file() else None
+    sections = []
     if main_run.is_file():
         sections.append(from_markdown(main_run, MAIN_RUN_TITLE, MAIN_RUN_PICTURES))
     for name in made:
@@ -79,7 +80,7 @@ def write_page(profile: Profile, results: FilePath, output: FilePath) -> int:
     count = f"{len(set(made) & set(in_paper))} of the paper's {len(in_paper)} tables and figures are on this page."
     data_sets = " and ".join(data_set.title for data_set in profile.data_sets.values())
     title = f"DetOFA reproduction: results on {data_sets} (profile {profile.name})"
-    write_text(output, document(title, [escape(" ".join(profile.about)), count], sections))
+    write_text(output, document(title, [escape(" ".join(profile.about)), count], sections, lead))
     return len(made)
 
 
@@ -113,7 +114,7 @@ def main_run_commands(profile: Profile, results: FilePath) -> list[str]:
 # --- Verdicts ---------------------------------------------------------------------------------------------------------
 
 
-def verdicts(file: FilePath) -> list[Section]:
+def verdicts(file: FilePath) -> Section:
     """Return the section of the verdicts on the paper's claims, from claims.json and the pictures beside it.
 
     Raises:
@@ -126,22 +127,30 @@ def verdicts(file: FilePath) -> list[Section]:
             found = content[claim.name]
             numbers = [found] if isinstance(found, dict) else list(found)
             if not numbers:
-                rows.append((claim.name, escape(claim.text), "", "", "", NOT_RUN))
+                rows.append((claim.name, NOT_RUN, escape(claim.text), "", "", ""))
             for place, number in enumerate(numbers):
-                rows.append(((claim.name, escape(claim.text)) if place == 0 else ("", "")) + verdict_cells(number))
+                verdict, *cells = verdict_cells(number, claim.text)
+                name, text = (claim.name, escape(claim.text)) if place == 0 else ("", "")
+                rows.append((name, verdict, text, *cells))
             if numbers and (file.parent / f"{claim.name}.png").is_file():
                 pictures.append(image(file, f"{claim.name}.png"))
-    head = ("claim", "of the paper", "number", "paper", "here: mean [95% interval]", "verdict")
-    return [Section("verdicts", "Verdicts on the paper's claims", table(head, rows) + "".join(pictures))]
+    head = ("", "verdict", "claim", "number", "here: mean [95% interval]", "paper")
+    return Section("verdicts", "Verdicts on the paper's claims", table(head, rows) + "".join(pictures))
 
 
-def verdict_cells(number: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    """Return the cells of a number of claims.json: its name, the paper's, its mean with the interval, the verdict."""
-    name = str(number["claim"]).partition(": ")[2]
+def verdict_cells(number: Mapping[str, Any], claim: str) -> tuple[str, str, str, str]:
+    """Return the cells of a number of claims.json: verdict, name, mean with the interval, and the paper's number.
+
+    Args:
+        number: an object of the file.
+        claim: text of the claim, which precedes the number's name.
+    """
+    name = str(number["claim"]).removeprefix(f"{claim}: ")
     low, high = number["interval"] or (None, None)
     bounds = "(single seed)" if low is None else f"[{low:+.2f}, {high:+.2f}]"
     value = f"{number['mean']:+.2f} {bounds} {number.get('unit', '')}"
-    return escape(name), escape(str(number["paper"])), escape(value), f"<strong>{escape(str(number['verdict']))}</strong>"
+    verdict = f"<strong>{escape(str(number['verdict']))}</strong>"
+    return verdict, escape(name), escape(value), escape(str(number["paper"]))
 
 
 # --- Origins and settings ---------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ h1 { font-size: 1.6rem; line-height: 1.2; }
 h2 { font-size: 1.25rem; line-height: 1.3; margin: 2.5rem 0 .5rem; padding-top: .75rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1.05rem; }
 a { color: var(--link); }
-nav ul { list-style: none; padding: 0; }
+nav ul { columns: 24rem; list-style: none; max-width: none; padding: 0; }
 nav a { display: block; padding: .3rem 0; }
 .table { overflow-x: auto; margin: 1rem 0; border: 1px solid var(--line); /* a shadow on the right where there is more */
   background: linear-gradient(to left, var(--back) 50%, transparent) right / 3rem 100% no-repeat local,
@@ -67,6 +67,10 @@ class Section:
     anchor: str
     title: str
     body: str
+
+    def html(self) -> str:
+        """Return the section as HTML."""
+        return f'<section>\n<h2 id="{escape(self.anchor)}">{self.title}</h2>\n{self.body}</section>\n'
 
 
 TABLE_OPEN = '<div class="table" tabindex="0"><table>\n'
@@ -167,18 +171,16 @@ def picture(file: FilePath, name: str) -> dict[str, str | int | float]:
     return found | ({"class": "wide"} if wide else {})
 
 
-def document(title: str, about: Sequence[str], sections: Sequence[Section]) -> str:
+def document(title: str, about: Sequence[str], sections: Sequence[Section], lead: Section | None = None) -> str:
     """Return the whole page.
 
     Args:
         title: plain text.
         about: paragraphs before the contents, HTML.
         sections: the sections.
+        lead: section before the contents.
     """
     contents = "".join(f'<li><a href="#{escape(part.anchor)}">{part.title}</a></li>\n' for part in sections)
-    parts = "".join(
-        f'<section>\n<h2 id="{escape(part.anchor)}">{part.title}</h2>\n{part.body}</section>\n' for part in sections
-    )
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -191,10 +193,10 @@ def document(title: str, about: Sequence[str], sections: Sequence[Section]) -> s
 <body>
 <h1>{escape(title)}</h1>
 {"".join(f"<p>{line}</p>" for line in about)}
-<nav aria-label="Contents"><ul>
+{lead.html() if lead else ""}<nav aria-label="Contents"><ul>
 {contents}</ul></nav>
 <main>
-{parts}</main>
+{"".join(part.html() for part in sections)}</main>
 </body>
 </html>
 """
