@@ -121,7 +121,8 @@ def verdicts(file: FilePath) -> Section:
         UserError: claims.json or a picture is damaged.
     """
     content = read_json(file, "the claims")
-    rows, pictures = [], []
+    rows: list[tuple[str, ...]] = []
+    pictures = []
     with reading(file):
         for claim in CLAIMS:
             found = content[claim.name]
