@@ -45,6 +45,8 @@ def check_output(file: FilePath) -> None:
         raise UserError(f"the name of an exported detector must end in {' or '.join(FORMATS)}, got {file}")
     if file.is_dir() or not file.absolute().parent.is_dir():
         raise UserError(f"--output must be a file in an existing folder, got {file}")
+    if about_file(file).is_dir():
+        raise UserError(f"the metadata are written to {about_file(file)}, which is a folder: choose another --output")
     if file.suffix == ".onnx":
         export_python()
 

@@ -215,6 +215,12 @@ def test_a_path_from_a_file_at_another_size(run, opened, tmp_path):
     assert about["flops"] * 2 * 4 == opened.cost.flops([opened.path])[0] * 3 * 2  # 8 x 24 cells instead of 16 x 16
 
 
+def test_a_folder_in_the_place_of_the_metadata_is_refused_before_the_work(run, opened, tmp_path, capsys):
+    (tmp_path / "x.nnp.json").mkdir()
+    assert main(["export", str(run), "--detector", "subnet_2", "-o", str(tmp_path / "x.nnp"), "-c", "cpu"]) == 2
+    assert "x.nnp.json, which is a folder" in capsys.readouterr().err and not (tmp_path / "x.nnp").exists()
+
+
 def test_a_file_that_differs_is_not_written(run, opened, tmp_path, monkeypatch):
     def slightly_wrong(file, batches):
         heatmap, offset, size = run_nnp(file, batches)
