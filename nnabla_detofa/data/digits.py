@@ -102,13 +102,21 @@ def write_digits(
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
         made = Path(scratch) / "made"
         _write_tree(made, settings)
-        if overwrite:
-            with contextlib.suppress(FileNotFoundError):
-                root.rename(Path(scratch) / "replaced")
+        replaced = Path(scratch) / "replaced"
         try:
+            if overwrite:
+                with contextlib.suppress(FileNotFoundError):
+                    root.rename(replaced)
             made.rename(root)
-        except OSError as error:  # another process was faster and may have written the same tree
-            if not _is_made(root, settings, overwrite=False):
+        except BaseException as error:
+            restored = False
+            with contextlib.suppress(OSError):
+                replaced.rename(root)
+                restored = True
+            if not isinstance(error, OSError):
+                raise
+            # Another process may have been faster, and have written the same tree.
+            if restored or not _is_made(root, settings, overwrite=False):
                 raise UserError(f"{root} cannot be written: {error.strerror}") from error
     return root
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +125,21 @@ def test_digits_can_be_augmented_without_mirroring(root):
     sample = VOCDataset(root, "train", DIGIT_CLASSES).load(0)
     image, _, matrix = train_transform(sample, (128, 128), np.random.default_rng(0), Augmentation(flip=0))
     assert image.shape == (3, 128, 128) and matrix[0, 0] > 0
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"), [(OSError(5, "Input/output error"), UserError), (KeyboardInterrupt(), KeyboardInterrupt)]
+)
+def test_a_tree_that_cannot_be_replaced_is_brought_back(root, tmp_path, monkeypatch, error, raised):
+    shutil.copytree(root, tmp_path / "digits")
+    before, rename = contents(tmp_path / "digits"), Path.rename
+
+    def failing(self, target):
+        if self.name == "made":
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(raised):
+        write_digits(tmp_path / "digits", **SMALL, seed=1, overwrite=True)
+    assert contents(tmp_path) == {f"digits/{name}": content for name, content in before.items()}
