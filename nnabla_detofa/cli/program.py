@@ -23,7 +23,7 @@ from ..backend import launch
 from ..backend.process_state import restored_state
 from ..common.checked import nearest
 from ..common.errors import UserError
-from ..common.reading import short
+from ..common.reading import one_line, short
 from ..common.version import __version__
 from .commands import COMMANDS, DEFAULT, OTHER_NAMES, SECTIONS
 from .shared import Command, Group, settle_config
@@ -80,7 +80,7 @@ def _main(program: str, argv: list[str]) -> int:
             return 0 if asked else 2
         if size > 1 and name != DEFAULT:
             raise UserError(f"{size} ranks were launched, but only train is shared out: start {name} as one process")
-        logging.basicConfig(format="%(message)s")
+        logging.basicConfig(handlers=[_log_handler()])
         logging.getLogger("nnabla_detofa").setLevel(logging.INFO if rank == 0 else logging.ERROR)
         with redirect_stderr(sys.stderr if rank == 0 else io.StringIO()):  # only rank 0 reports usage errors
             arguments = parsed(program, found, rest)
@@ -94,7 +94,7 @@ def _main(program: str, argv: list[str]) -> int:
         sys.stdout.flush()  # a closed pipe is noticed here at the latest
         return status
     except UserError as error:
-        return _failed(f"error: {_one_line(str(error))}", 2)
+        return _failed(f"error: {one_line(str(error))}", 2)
     except BrokenPipeError:  # the reader of the output, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _failed(_interrupted(name), 141) if name in UNFINISHED else 0
@@ -103,7 +103,7 @@ def _main(program: str, argv: list[str]) -> int:
         if not known and size == 1:
             raise
         sentence = f"{error.filename or 'a file cannot be written'}: {error.strerror}"
-        return _failed(f"error: {_one_line(sentence)}" if known else traceback.format_exc(), 2 if known else 1)
+        return _failed(f"error: {one_line(sentence)}" if known else traceback.format_exc(), 2 if known else 1)
     except launch.Stopped as error:
         if rank == 0:
             print(_interrupted(name, *error.args), file=sys.stderr)
@@ -196,9 +196,18 @@ def _failed(message: str, status: int) -> int:
     return status
 
 
-def _one_line(message: str) -> str:
-    """Escape line breaks and terminal control characters, which a message may quote from user input or files."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
+class _Formatter(logging.Formatter):
+    """Formats log messages without terminal control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(one_line, super().format(record).split("\n")))
+
+
+def _log_handler() -> logging.Handler:
+    """Return the handler that prints log messages to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(message)s"))
+    return handler
 
 
 class _Parser(argparse.ArgumentParser):

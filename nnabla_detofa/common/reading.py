@@ -118,6 +118,11 @@ def short(text: str, length: int = 120) -> str:
     return text if len(text) <= length else f"{text[: length - 40]}...{text[-37:]}"
 
 
+def one_line(text: str) -> str:
+    """Escape line breaks and terminal control characters, which names from a user's files may contain."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def shown_names(names: Sequence[str], limit: int = 20) -> str:
     """Join names for a log message: at most `limit` of them, and their total number if there are more."""
     more = f", ... ({len(names)} in all)" if len(names) > limit else ""

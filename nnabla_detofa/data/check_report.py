@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..common.errors import UserError
+from ..common.reading import one_line
 from ..config import VocData
 from .images import ImageHeader, inspect_image, read_image
 from .objects import NORMALIZED, check_boxes
@@ -86,7 +87,7 @@ class DataReport:
         lines += ["  ".join([row[0].ljust(wide[0]), *map(str.rjust, row[1:], wide[1:])]).rstrip() for row in rows]
         lines += [f"problem: {text}" for text in self.fatal]
         lines += [f"warning: {text}" for text in self.warnings]
-        return "\n".join([*lines, _verdict(self)])
+        return "\n".join(map(one_line, [*lines, _verdict(self)]))
 
 
 def _verdict(report: DataReport) -> str:
@@ -105,7 +106,7 @@ def usual_order(name: str) -> tuple[str, int]:
 
 def _natural(name: str) -> tuple[int, int, str]:
     """Sort key for class names: numbers by value, then other names."""
-    return (0, int(name), "") if name.isdecimal() else (1, 0, name)
+    return (0, int(name), "") if name.isdecimal() and len(name) < 20 else (1, 0, name)
 
 
 def warn_with_defaults(report: DataReport, key: str, opened: Callable[[str], Any]) -> None:

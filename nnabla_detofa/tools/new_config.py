@@ -18,6 +18,7 @@ from .. import config as configs
 from ..common.checked import listed
 from ..common.errors import UserError
 from ..common.files import write_text
+from ..common.reading import one_line
 from ..config import CocoSplit, Config
 from ..data.check import check_coco, check_voc, check_yolo
 from ..data.check_report import DataReport
@@ -267,7 +268,7 @@ def _plan(kind: str, root: Path, small: bool, sets: DetectionSets, held_out: boo
 
 def _header(plan: Plan, file: Path) -> list[str]:
     about = f"Algorithm 1 on {plan.root.name}: {plan.training} training images, classes: {len(plan.sets.classes)}"
-    name, root, config = map(_comment, (plan.root.name, shlex.quote(str(plan.root)), shlex.quote(str(file))))
+    name, root, config = map(one_line, (plan.root.name, shlex.quote(str(plan.root)), shlex.quote(str(file))))
     return [
         f"# DetOFA's Algorithm 1 on {name}, written by: detofa init --{plan.kind} {root}",
         f"#   try:   detofa train {config} --dry-run    (sizes, memory, schedules, one step of each phase)",
@@ -345,8 +346,3 @@ def _yaml(value: Any) -> str:
     """Format a value as YAML on one line: as JSON, with YAML's escapes of characters that must not be in a YAML file."""
     text = json.dumps(value, ensure_ascii=False)
     return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in text)
-
-
-def _comment(text: str) -> str:
-    """Escape characters such as line breaks, which would end a comment."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

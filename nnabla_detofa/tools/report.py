@@ -15,6 +15,7 @@ from ..common import figures
 from ..common.drawing import class_colors
 from ..common.errors import UserError
 from ..common.files import whole_text, write_bytes, write_text
+from ..common.reading import one_line
 from ..data.dataset import Sample
 from ..data.sets import DetectionSets, open_sets
 from ..evaluation.metrics import AP_TITLES, ap_keys
@@ -149,7 +150,7 @@ def plain(text: str) -> str:
 
 def markdown_row(cells: Sequence[str]) -> str:
     """Format one row of a Markdown table; vertical bars and line breaks inside a cell are escaped or replaced."""
-    return "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\\|", " ".join(cell.splitlines())) for cell in cells) + " |"
+    return "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\\|", one_line(" ".join(cell.splitlines()))) for cell in cells) + " |"
 
 
 def draw_pareto(summary: dict) -> Figure:

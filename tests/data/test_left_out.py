@@ -1,6 +1,7 @@
 """What training or evaluation leaves out of a data set is said before, in the check and in the run, with what to set."""
 
 import json
+import logging
 import re
 import shutil
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 from voc_tree import Tree, box_xml
 
 from nnabla_detofa import config as configs
+from nnabla_detofa.cli.program import _Formatter
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.check import check_coco, check_config, check_folders, check_voc
 from nnabla_detofa.data.coco import write_coco
@@ -344,3 +346,17 @@ def test_json_of_the_copy_is_read_as_it_was(tmp_path):
     tree = tree_of(tmp_path / "voc", train=[box_xml("a|b")])
     content = json.loads((write_coco(tree.root, tmp_path / "coco", ["train"]) / "annotations/instances_train.json").read_text())
     assert [entry["name"] for entry in content["categories"]] == ["a|b"]
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(tmp_path, capsys):
+    name = "cat\x1b[2J\nready for training, no warnings"
+    copy = write_coco(tree_of(tmp_path / "voc").root, tmp_path / "coco", SPLITS)
+    for split in SPLITS:
+        file = copy / f"annotations/instances_{split}.json"
+        file.write_text(file.read_text().replace('"cat"', json.dumps(name)))
+    lines = str(check_coco(copy)).splitlines()
+    assert "\x1b" not in "".join(lines) and lines[:-1].count("ready for training, no warnings") == 0
+    assert any(r"cat\x1b[2J\nready for training, no warnings" in line for line in lines)
+    assert markdown_row([name]) == r"| cat\x1b[2J ready for training, no warnings |"
+    record = logging.LogRecord("", logging.WARNING, "", 0, "two\nlines of %s", (name.replace("\n", ""),), None)
+    assert _Formatter("%(message)s").format(record) == "two\nlines of cat\\x1b[2Jready for training, no warnings"
