@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -139,6 +140,11 @@ def can_launch() -> bool:
     return mpirun() is not None and importlib.util.find_spec("mpi4py") is not None
 
 
+def rank_environment() -> dict[str, str]:
+    """Return the environment of ranks: this process's, with a HOME, without which Open MPI ends a process that imports it."""
+    return {"HOME": tempfile.gettempdir(), **os.environ}
+
+
 def launch(processes: int, command: Sequence[str]) -> int:
     """Run a command as several ranks on this machine, and wait until they end.
 
@@ -162,7 +168,7 @@ def launch(processes: int, command: Sequence[str]) -> int:
             "run make setup, install nnabla-detofa[mpi], or start one process"
         )
     options = ["-n", str(processes)]
-    version = subprocess.run([launcher, "--version"], capture_output=True, text=True).stdout
+    version = subprocess.run([launcher, "--version"], capture_output=True, text=True, env=rank_environment()).stdout
     if "Open MPI" in version or "OpenRTE" in version:
         # In a container the user is root, and Open MPI regards a machine with few cores as full.
         options += ["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
@@ -176,6 +182,6 @@ def launch(processes: int, command: Sequence[str]) -> int:
             forwarded.append(number)
 
     with handling(forward):
-        job = subprocess.Popen([launcher, *options, *command], start_new_session=True)
+        job = subprocess.Popen([launcher, *options, *command], start_new_session=True, env=rank_environment())
         status = job.wait()
     return status if status >= 0 else 128 - status

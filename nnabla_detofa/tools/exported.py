@@ -120,7 +120,9 @@ def load_exported(file: str | FilePath) -> ExportedDetector:
     try:
         about = Metadata.from_json(content)
     except UserError as error:
-        raise UserError(f"{about_file(found)} is damaged ({error}): export the detector again") from error
+        raise UserError(
+            f"{about_file(found)} is damaged ({str(error).removeprefix('it.')}): export the detector again"
+        ) from error
     try:
         network = read_network(found, about.shape[0])
         shapes = network.inputs["image"].shape, network.outputs[about.outputs[0]].shape[:2]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backend import cuda_libraries
+from ..backend.launch import mpirun, rank_environment
 from ..common.shipped import ROOT
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -172,6 +173,14 @@ def _import_error(module: str) -> str:
     return ""
 
 
+def _error_in_another_process(module: str) -> str:
+    """Return why a module cannot be imported, or an empty string. MPI ends the whole process if it cannot start."""
+    command = [sys.executable, "-c", f"import {module}"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=rank_environment())
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    return (lines[-1] if lines else f"status {done.returncode}") if done.returncode else ""
+
+
 def wheel() -> Iterator[Finding]:
     """Check that nnabla-nas can be imported after `compat.repair`."""
     if installed("nnabla-nas") is None and importlib.util.find_spec("nnabla_nas") is None:
@@ -252,10 +261,8 @@ def _gpu_names() -> str:
 
 def mpi() -> Iterator[Finding]:
     """Check mpi4py and the MPI launcher, which only runs with several processes need."""
-    from ..backend.launch import mpirun
-
     launcher = mpirun() or shutil.which("mpiexec")
-    error = _import_error("mpi4py.MPI")
+    error = _error_in_another_process("mpi4py.MPI")
     several = "runs with several processes"
     if not error and launcher:
         yield Finding(OK, f"MPI: mpi4py and {launcher}")

@@ -9,7 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from nnabla_detofa.backend import launch
 from nnabla_detofa.backend.launch import STOP_SIGNALS, handling
+from nnabla_detofa.tools import installation
 from nnabla_detofa.training.stop import StopRequest
 
 
@@ -103,3 +105,21 @@ def test_a_signal_inside_a_callback_of_nnabla_is_a_stop():
 def test_an_error_without_a_signal_stays_itself():
     with pytest.raises(ZeroDivisionError), handling(lambda number, frame: None):
         1 / 0  # noqa: B018
+
+
+needs_mpi = pytest.mark.skipif(not launch.can_launch(), reason="needs mpirun and mpi4py: make setup")
+
+
+@needs_mpi
+def test_ranks_are_launched_without_a_home_folder(monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    assert launch.launch(2, [sys.executable, "-c", "import mpi4py.MPI"]) == 0
+    assert "HOME" not in os.environ
+
+
+def test_a_module_that_ends_the_process_is_a_finding_of_the_doctor(monkeypatch, tmp_path):
+    (tmp_path / "ending.py").write_text("import os; os._exit(14)")
+    (tmp_path / "failing.py").write_text("raise ImportError('no such library')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = [installation._error_in_another_process(name) for name in ("ending", "failing", "json")]
+    assert found == ["status 14", "ImportError: no such library", ""]
