@@ -57,8 +57,8 @@ def search(args: argparse.Namespace) -> None:
     if output.is_dir() or not args.output:
         output /= result_name(texts, args.front)
     check_output_file(output)
-    if args.generations is not None and args.generations < 0:
-        raise UserError(f"--generations must be 0 or more, got {args.generations}")
+    if args.generations is not None and not 0 <= args.generations <= 10**6:
+        raise UserError(f"--generations must be from 0 to {10**6}, got {args.generations}")
     from ..backend.compat import Device
     from ..common.files import write_json
     from ..common.progress import ProgressBar

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from ..common.checked import listed
 from ..common.errors import UserError
 from ..space.geometry import OFA_RESNET50
-from .values import Count, Natural, NonNegative, Paths, PathStr, Positive, Scale, Share, UpToOne, flops
+from .values import Count, Epochs, NonNegative, Paths, PathStr, Positive, Rounds, Scale, Share, UpToOne, flops
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Filter:
     pairs: Literal["bounded", "all", "both"] = "bounded"
     regression: NonNegative = 0.0
     lr: Positive = 3e-4
-    epochs: Count = 200
+    epochs: Rounds = 200
     batch_size: Annotated[int, "[1, 65536]"] = 32
     patience: Count = 30
     weight_decay: Share = 0.0
@@ -95,7 +95,7 @@ class Search:
     """
 
     budgets: tuple[Annotated[float, flops, "(0, inf)"], ...] = ()
-    generations: Count = 500
+    generations: Rounds = 500
     population: Annotated[int, "[1, 100000]"] = 100
     parent_ratio: UpToOne = 0.25
     mutate_prob: Annotated[float, "[0, 1]"] = 0.1
@@ -128,7 +128,7 @@ class CommonHparams:
 
     batch_size: Count = 32
     mini_batch: Count | None = None
-    steps_per_epoch: Count | None = None
+    steps_per_epoch: Annotated[int, "[1, 1000000000]"] | None = None
     buckets: Annotated[int, "[1, 1000]"] = 5
     bn_images: Count = 256
     bn_batch: Count = 32
@@ -167,9 +167,9 @@ class DetofaHparams(CommonHparams):
             simple baselines is reported.
     """
 
-    fullnet_epochs: Natural = 70
-    warmup_epochs: Natural = 5
-    epochs: Natural = 65
+    fullnet_epochs: Epochs = 70
+    warmup_epochs: Epochs = 5
+    epochs: Epochs = 65
     paths_per_bucket: Annotated[int, "[8, 1000000]"] = 100
     paths_per_operation: Paths = 100
     operation_pruning: OperationPruning = OperationPruning()
@@ -214,11 +214,11 @@ class Shrinking:
     depths: tuple[int, ...]
     widths: tuple[float, ...]
     ratios: tuple[float, ...]
-    epochs: Natural
+    epochs: Epochs
     lr: Positive | None = None
-    warmup_epochs: Natural = 0
+    warmup_epochs: Epochs = 0
     batch_size: Count | None = None
-    paths_per_step: Count = 1
+    paths_per_step: Annotated[int, "[1, 10000]"] = 1
     sort_channels: bool = False
 
     def __post_init__(self) -> None:
@@ -249,8 +249,8 @@ class PretrainHparams(CommonHparams):
         paths: number of paths over all FLOPs buckets that are evaluated to pre-train the path filter.
     """
 
-    fullnet_epochs: Natural = 0
-    epochs: Natural = 90
+    fullnet_epochs: Epochs = 0
+    epochs: Epochs = 90
     shrinking: tuple[Shrinking, ...] = ()
     kd_ratio: NonNegative = 0.0
     label_smoothing: Share = 0.1

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..common.errors import UserError
-from .values import Count, Natural, NonNegative, Positive, UpToOne
+from .values import Count, NonNegative, Positive, Steps, UpToOne
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Solver:
     schedule: Literal["step", "cosine", "constant"] = "step"
     milestones: tuple[Count, ...] = (45, 60)
     gamma: UpToOne = 0.1
-    warmup_steps: Natural = 0
+    warmup_steps: Steps = 0
     weight_decay: NonNegative = 0.0
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ from ..training.loop import OnePath
 from ..training.start_up import start
 from .evaluate import OpenDetector, static_detector
 
+MAX_EPOCHS = 10**6
 SLOWER = 10
 """Divisor of the run's learning rate, which gives the default initial learning rate."""
 
@@ -116,8 +117,8 @@ def finetune(
 
 def check_request(output: FilePath, epochs: int, lr: float | None) -> None:
     """Raise UserError if `epochs` or `lr` is not positive, or if the folder holds a run that is not a fine-tuning."""
-    if epochs < 1:
-        raise UserError(f"--epochs must be 1 or more, got {epochs}")
+    if not 1 <= epochs <= MAX_EPOCHS:
+        raise UserError(f"--epochs must be from 1 to {MAX_EPOCHS}, got {epochs}")
     if lr is not None and not 0 < lr < float("inf"):
         raise UserError(f"--lr must be positive, got {lr}")
     if not fine_tuned(output) and (output / "config.json").exists():
