@@ -102,7 +102,8 @@ def _main(program: str, argv: list[str]) -> int:
         known = error.filename is not None or error.errno in DISK_ERRORS
         if not known and size == 1:
             raise
-        sentence = f"{error.filename or 'a file cannot be written'}: {error.strerror}"
+        named = "a file cannot be written" if error.filename is None else short(str(error.filename))
+        sentence = f"{named}: {error.strerror}"
         return _failed(f"error: {one_line(sentence)}" if known else traceback.format_exc(), 2 if known else 1)
     except launch.Stopped as error:
         if rank == 0:

@@ -38,7 +38,10 @@ def read(kind: Any, value: Any, where: str, interval: str = "") -> Any:
     if origin is Annotated:
         for extra in parts[1:]:
             if callable(extra):
-                value = extra(value)
+                try:
+                    value = extra(value)
+                except UserError as error:  # the function does not know the key
+                    raise UserError(f"{where}: {error}") from None
             else:
                 interval = extra
         return read(parts[0], value, where, interval)

@@ -6,6 +6,7 @@ configs/ in both cases.
 
 from __future__ import annotations
 
+from os.path import exists, isfile  # unlike pathlib's, these return False for names that are too long
 from pathlib import Path
 
 from .checked import nearest
@@ -24,7 +25,7 @@ LEVELS = 3
 def shipped(path: str | Path) -> Path:
     """Return a relative path as it is if it exists, otherwise the shipped file or folder of that path if there is one."""
     path = Path(path)
-    return path if path.exists() or not (ROOT / path).exists() else ROOT / path
+    return path if exists(path) or not exists(ROOT / path) else ROOT / path
 
 
 def find_config(name: str | Path) -> Path:
@@ -34,7 +35,7 @@ def find_config(name: str | Path) -> Path:
         UserError: `name` has no suffix of a config file, and no shipped config has this name.
     """
     path = shipped(name)
-    if path.is_file() or path.suffix in SUFFIXES:
+    if isfile(path) or path.suffix in SUFFIXES:
         return path
     known = {file.stem: file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.json")) if file.stem != "schema"}
     if str(name) in known:
@@ -56,7 +57,7 @@ def locate(path: str, folder: Path) -> str:
         `path` if it exists; otherwise the path relative to `folder` or to a folder above it, or the shipped file, if one of
         these exists; otherwise `path`.
     """
-    if path.startswith("~") or Path(path).exists() or Path(path).is_absolute():
+    if path.startswith("~") or exists(path) or Path(path).is_absolute():
         return path
     above = [folder, *folder.absolute().parents][:LEVELS]
-    return str(next((place / path for place in (*above, ROOT) if (place / path).exists()), path))
+    return str(next((place / path for place in (*above, ROOT) if exists(place / path)), path))

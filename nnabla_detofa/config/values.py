@@ -9,6 +9,9 @@ from ..common.reading import short
 
 UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
+MAX_PATH, MAX_NAME = 4000, 255
+"""Limits of Linux for the length of a path and of a name in it."""
+
 
 def flops(value: Any) -> Any:
     """Convert a number of multiply-accumulates with a unit, such as "3G" or "250M", to a float; other values are unchanged."""
@@ -28,9 +31,14 @@ def expand_home(value: Any) -> Any:
     """Expand a leading ~ in the path of a file or folder to the home folder, since no shell expands it inside a config.
 
     Raises:
-        UserError: the user has no home folder.
+        UserError: the user has no home folder, or no file can have such a long path.
     """
-    if not isinstance(value, str) or not (value == "~" or value.startswith("~/")):
+    if not isinstance(value, str):
+        return value
+    if len(value) > MAX_PATH or any(len(part.encode(errors="replace")) > MAX_NAME for part in value.split("/")):
+        limits = f"at most {MAX_PATH} characters, with names of at most {MAX_NAME} bytes"
+        raise UserError(f"a path must have {limits}, got {short(value)}")
+    if not (value == "~" or value.startswith("~/")):
         return value
     try:
         return str(Path(value).expanduser())

@@ -76,6 +76,15 @@ def test_a_tilde_is_the_home_folder_in_every_place_of_a_config(key, monkeypatch,
     assert [value(text) for text in ("a~", "x/~/y", "~x")] == ["a~", "x/~/y", "~x"]
 
 
+@pytest.mark.parametrize("key", PLACES)
+@pytest.mark.parametrize("value", ["a" * 5000, "a" * 256, "/b/" + "é" * 128, "a/" * 3000])
+def test_a_path_that_no_file_can_have_is_one_sentence(key, value):
+    with pytest.raises(
+        UserError, match=rf"^{key}: a path must have at most 4000 characters, with names of at most 255 bytes, got"
+    ):
+        configs.load(config_file(), [f"{key}={value}"])
+
+
 def test_a_tilde_without_a_home_folder_is_one_sentence(monkeypatch):
     import pwd
 
