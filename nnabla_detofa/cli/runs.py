@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import math
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 from ..common.errors import UserError
 from .shared import check_output_file, check_output_folder
@@ -34,6 +36,19 @@ def after_report(args: argparse.Namespace) -> dict[str, str]:
     }
 
 
+def strict_json(content: Any) -> str:
+    """Format plain values as JSON, with null for NaN and infinity, which a diverged loss may be and JSON does not have."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [finite(inner) for inner in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(content), indent=1, allow_nan=False)
+
+
 def inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of any run, finished or not")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, for programs")
@@ -46,7 +61,7 @@ def inspect(args: argparse.Namespace) -> None:
 
     found = describe(Path(args.run))
     args.finished = found["finished"]
-    print(json.dumps(found, indent=1) if args.json else text(found))
+    print(strict_json(found) if args.json else text(found))
 
 
 def after_inspect(args: argparse.Namespace) -> dict[str, str]:
@@ -71,7 +86,7 @@ def compare(args: argparse.Namespace) -> None:
     from ..tools.compare import compare, draw, table
 
     found = compare([Path(run) for run in args.runs])
-    print(json.dumps(found, indent=1) if args.json else table(found))
+    print(strict_json(found) if args.json else table(found))
     if args.output:
         from ..common.figures import save
 

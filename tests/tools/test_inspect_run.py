@@ -10,6 +10,7 @@ from small import pretrain_config
 
 from nnabla_detofa import config as configs
 from nnabla_detofa.cli.program import main
+from nnabla_detofa.cli.runs import strict_json
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.tools.inspect import describe
 from nnabla_detofa.tools.inspect_text import duration, text
@@ -149,6 +150,13 @@ def test_the_command_as_json(capsys):
     assert main(["inspect", str(tiny.detofa_run()), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["phases"] == describe(tiny.detofa_run())["phases"]
+
+
+def test_json_has_no_word_for_a_diverged_loss():
+    assert json.loads(strict_json({"loss": [float("nan"), 1.5], "ap": (float("inf"), None)})) == {
+        "loss": [None, 1.5],
+        "ap": [None, None],
+    }
 
 
 def test_files_that_vanish_do_not_matter(cut):
