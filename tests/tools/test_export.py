@@ -192,6 +192,14 @@ def test_damaged_metadata_of_an_exported_detector(opened, run, tmp_path, change,
         load_detector(file)
 
 
+def test_the_shipped_detector_finds_digits(tmp_path):
+    write_digits(tmp_path / "digits", train=1, val=1, test=6, crops_train=0, crops_val=0)
+    detector = load_detector("configs/weights/digits_detector.nnp")
+    images = sorted((tmp_path / "digits/JPEGImages").glob("test_*.jpg"))
+    found = [detector(read_image(image)) for image in images]
+    assert detector.classes == tuple("0123456789") and sum(map(len, found)) >= len(images)
+
+
 def test_a_damaged_or_missing_exported_detector(opened, tmp_path, capsys):
     image = str(opened.sets.test.files[0])
     assert main(["detect", str(tmp_path / "none.nnp"), image, "-c", "cpu", "-o", str(tmp_path / "out")]) == 2
