@@ -17,6 +17,8 @@ import numpy as np
 from on_digits import digits, fitted_scorer, train_steps
 
 from nnabla_detofa.backend.kernels import leading
+from nnabla_detofa.common.normalization import IMAGENET
+from nnabla_detofa.config import OwnDetector
 from nnabla_detofa.evolution import search
 from nnabla_detofa.networks.centernet import Detector
 from nnabla_detofa.networks.layers import ConvBN
@@ -77,6 +79,33 @@ class KernelBottleneck(Bottleneck):
 
 class KernelResNet50(ElasticResNet50):
     layer_type = KernelBottleneck
+
+
+@dataclass(frozen=True)
+class KernelCenterNet(OwnDetector):
+    """The network of a config: `"network": {"kernel_choice:KernelCenterNet": {"kernels": [3, 5]}}`.
+
+    Attributes:
+        ratios, kernels: expand ratios, and sides of the middle kernels, that a layer chooses from.
+    """
+
+    ratios: tuple[float, ...] = (0.2, 0.35)
+    kernels: tuple[int, ...] = (3, 5)
+
+    @property
+    def geometry(self) -> KernelGeometry:
+        ratios = tuple(Choice(ratio, kernel) for ratio in self.ratios for kernel in self.kernels)
+        return KernelGeometry(strides=self.strides, width_scale=self.width_scale, ratios=ratios)
+
+    def cost_model(self, image_size, num_classes: int, scope: str) -> KernelCost:
+        return KernelCost(image_size, num_classes, scope, self.geometry, self.head_geometry(num_classes))
+
+    def detector(self, num_classes: int, path=None, rng=None, normalization=IMAGENET) -> Detector:
+        backbone = KernelResNet50(self.geometry, self.zero_init_residual, rng, path)
+        head = self.head_geometry(num_classes)
+        return Detector(
+            head, self.geometry, heatmap_std=self.heatmap_std, rng=rng, backbone=backbone, normalization=normalization
+        )
 
 
 GEOMETRY = KernelGeometry(width_scale=0.0625, strides=(1, 2, 2, 1))

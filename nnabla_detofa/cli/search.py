@@ -194,11 +194,11 @@ def measure_latency(args: argparse.Namespace) -> None:
 
     from ..backend.compat import Device
     from ..common.progress import ProgressBar
-    from ..tools.measure_latency import measure, model_of, validate, write
+    from ..tools.measure_latency import maker_of, measure, model_of, validate, write
 
     size = (args.image_size * 2)[:2] if args.image_size else None
     model = model_of(config, size and tuple(size), args.classes)
-    device = Device.open(args.context, args.device_id)
+    make, device = maker_of(config, model), Device.open(args.context, args.device_id)
     synchronize = device.event.default_stream_synchronize
     with ProgressBar(desc="layers", unit="layer") as bar:
 
@@ -206,8 +206,9 @@ def measure_latency(args: argparse.Namespace) -> None:
             bar.total = total
             bar.update()
 
-        latency = measure(model, args.repeats, synchronize, on_layer)
-    found = validate(latency, model, np.random.default_rng(config.args.seed), args.paths, args.repeats, synchronize)
+        latency = measure(model, args.repeats, synchronize, on_layer, make)
+    rng = np.random.default_rng(config.args.seed)
+    found = validate(latency, model, rng, args.paths, args.repeats, synchronize, config.network.space, make)
     write(Path(args.output), latency, model, device.name, args.repeats, found)
     correlation = found["rank_correlation"]
     print(

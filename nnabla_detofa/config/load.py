@@ -20,7 +20,7 @@ from .config import RUNNERS, Config
 from .dataloader import DATALOADERS, AnyData, ImageFolderData
 from .files import merged, parse_yaml, read_config
 from .hparams import DetofaHparams, PretrainHparams
-from .network import NETWORKS, CenternetOfaResnet50, OfaResnet50
+from .network import NETWORKS, CenternetOfaResnet50, OfaResnet50, own_network
 from .optimizer import Solvers
 
 SECTIONS = ("about", "args", "network", "dataloader", "optimizer", "hparams")
@@ -48,7 +48,7 @@ def _with_files_found(content: Any, folder: Path, key: str = "") -> Any:
     """Replace paths of data and weights that do not exist by those found from `folder`; see `shipped.locate`."""
     if isinstance(content, Mapping):
         return {name: _with_files_found(value, folder, f"{key}.{name}" if key else name) for name, value in content.items()}
-    named = isinstance(content, str) and re.fullmatch(r"(network\.\w+|hparams\.filter)\.weights|dataloader\.\w+\.root", key)
+    named = isinstance(content, str) and re.fullmatch(r"(network\.[\w.:]+|hparams\.filter)\.weights|dataloader\.\w+\.root", key)
     return locate(content, folder) if named else content
 
 
@@ -67,13 +67,19 @@ def overridden(content: dict[str, Any], override: str) -> dict[str, Any]:
         UserError: the override has another form.
     """
     key, equals, source = override.partition("=")
-    names = key.split(".")
+    names = _names(key)
     if not equals or not all(names):
         raise UserError(f"an override must look like hparams.epochs=3, got {shown(override)}")
     value = _override_value(source)
     for name in reversed(names):
         value = {name: value}
     return merged(older.current(content), older.current(value))
+
+
+def _names(key: str) -> list[str]:
+    """Split a dotted key into names; the import path of a network, which has dots itself, is one name."""
+    own = re.fullmatch(r"network\.([\w.]+:\w+)(?:\.(.*))?", key)
+    return ["network", own[1], *((own[2] or "").split(".") if own[2] is not None else [])] if own else key.split(".")
 
 
 def _override_value(source: str) -> Any:
@@ -138,8 +144,12 @@ def _one_entry(
     if not isinstance(entries, Mapping) or len(entries) != 1:
         got = listed(entries, "and") if isinstance(entries, Mapping) and entries else kind_of(entries) if entries else "none"
         raise UserError(f"{section} must have exactly one entry, {listed(usable, 'or')}, got {got}")
-    check_keys(section, entries, known)
     ((name, settings),) = entries.items()
+    if section == "network" and isinstance(name, str) and ":" in name:
+        if "centernet_ofa_resnet50" not in usable:
+            raise UserError(f"network must be {listed(usable, 'or')} for the runner {runner}, got {name}")
+        return name, read(own_network(name), settings, f"{section}.{name}")
+    check_keys(section, entries, known)
     if name not in usable:
         raise UserError(f"{section} must be {listed(usable, 'or')} for the runner {runner}, got {name}")
     return name, read(known[name], settings, f"{section}.{name}")

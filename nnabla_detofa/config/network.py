@@ -1,16 +1,23 @@
-"""Section `network` of a config: the supernets."""
+"""Section `network` of a config: the supernets, ours by name and others by the import path of their class."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass, is_dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any
 
+from ..common.checked import nearest
 from ..common.errors import UserError
+from ..common.normalization import IMAGENET, Normalization
+from ..common.reading import short
 from ..space.geometry import Geometry, HeadGeometry
 from .values import Channels, Classes, NonNegative, PathStr, UpToOne
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..space.costs import CostModel
+    from ..space.paths import Path
     from ..space.search_space import SearchSpace
 
 
@@ -110,6 +117,55 @@ class CenternetOfaResnet50(OfaResnet50):
 
         head = HeadGeometry(num_classes, self.deconv_channels, self.head_channels)
         return CostModel(image_size, num_classes, scope, self.geometry, head)
+
+
+@dataclass(frozen=True)
+class OwnDetector(CenternetOfaResnet50):
+    """Base class of a detection supernet of your own, which a config names by its import path: "package.module:Class".
+
+    A subclass is a frozen dataclass. Its fields, the inherited ones included, are the keys of the config's section. It must
+    override `detector`, and where its paths differ from OFA-ResNet50's also `geometry`, `cost_model` and the spaces.
+    """
+
+    def detector(
+        self,
+        num_classes: int,
+        path: Path | None = None,
+        rng: np.random.Generator | None = None,
+        normalization: Normalization = IMAGENET,
+    ) -> Any:
+        """Create the supernet, a `networks.centernet.Detector`, or with `path` the static network of one path.
+
+        Args:
+            num_classes: number of classes.
+            path: if given, only the weights of this path are allocated.
+            rng: random generator of the initial weights.
+            normalization: normalization of the input images.
+        """
+        raise UserError(f"the class {type(self).__name__} must define detector(num_classes, path, rng, normalization)")
+
+
+def own_network(name: str) -> type[OwnDetector]:
+    """Import the class of a network that is named by its import path.
+
+    Raises:
+        UserError: the module or the class cannot be imported, or the class is not a dataclass based on `OwnDetector`.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        found = import_module(module)
+    except Exception as error:  # whatever the module raises
+        reason = short(f"{type(error).__name__}: {error}")
+        raise UserError(
+            f"network {name}: the module {module} cannot be imported ({reason}); install its package or add its folder to "
+            "PYTHONPATH"
+        ) from error
+    kind = getattr(found, attribute, None)
+    if kind is None:
+        raise UserError(f"network {name}: the module {module} has no class {attribute}{nearest(attribute, vars(found))}")
+    if not (isinstance(kind, type) and issubclass(kind, OwnDetector) and is_dataclass(kind)):
+        raise UserError(f"network {name}: {attribute} must be a frozen dataclass based on nnabla_detofa.config.OwnDetector")
+    return kind
 
 
 NETWORKS = {"ofa_resnet50": OfaResnet50, "centernet_ofa_resnet50": CenternetOfaResnet50}

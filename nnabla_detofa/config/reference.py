@@ -13,6 +13,8 @@ from ..common.files import write_json, write_text
 from . import DATALOADERS, NETWORKS, RUNNERS, Args, Solvers
 from .values import expand_home
 
+OWN_NETWORK = r"^[\w.]+:\w+$"
+"""Pattern of the import path of a network of the user's own."""
 SCALARS = {int: "integer", float: "number", bool: "boolean", str: "string"}
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
 
@@ -29,7 +31,7 @@ def json_schema() -> dict[str, Any]:
         "about": {"description": "description for people", "anyOf": [{"type": "string"}, _array({"type": "string"})]},
         "base": {"type": "string", "description": "path of another config, relative to this file, that this one modifies"},
         "args": _section_schema(Args),
-        "network": _one_of(NETWORKS),
+        "network": _one_of(NETWORKS) | {"patternProperties": {OWN_NETWORK: {"type": "object"}}},
         "dataloader": _one_of(DATALOADERS),
         "optimizer": _section_schema(Solvers),
         "hparams": {"anyOf": hparams},

@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from ..common.errors import UserError
-from ..config import CenternetOfaResnet50, Config, DetofaHparams, PretrainHparams
+from ..config import CenternetOfaResnet50, Config, DetofaHparams, OwnDetector, PretrainHparams
 from ..data.sets import open_sets
 from ..evaluation.images import Sets
 from ..networks import centernet, supernet
+from ..networks import weights as weights_files
 from ..space.costs import CostModel
 
-SearchNet = supernet.SearchNet | centernet.SearchNet
+Supernet = supernet.SearchNet | centernet.Detector
 
 
-def build(config: Config, pretrained: bool = True) -> tuple[SearchNet, Sets, CostModel]:
+def build(config: Config, pretrained: bool = True) -> tuple[Supernet, Sets, CostModel]:
     """Create the supernet, the datasets and the cost model of a config.
 
     Args:
@@ -33,7 +34,7 @@ def build(config: Config, pretrained: bool = True) -> tuple[SearchNet, Sets, Cos
     return model, sets, make_cost(config, classes, sets.image_size)
 
 
-def make_model(config: Config, num_classes: int, weights: str | None = None) -> SearchNet:
+def make_model(config: Config, num_classes: int, weights: str | None = None) -> Supernet:
     """Create the supernet of a config.
 
     Args:
@@ -52,12 +53,24 @@ def make_model(config: Config, num_classes: int, weights: str | None = None) -> 
             f"got {network.num_classes}"
         )
     rng, normalization = np.random.default_rng((config.args.seed, 1)), config.dataloader.normalization
+    if isinstance(network, OwnDetector):
+        return _own_model(config, network, num_classes, weights)
     common = num_classes, network.width_scale, network.strides, network.elastic_stem, network.zero_init_residual
     if isinstance(network, CenternetOfaResnet50):
         head = network.deconv_channels, network.head_channels, network.heatmap_std
         return centernet.SearchNet(*common, *head, weights, rng, normalization)
     smoothing = config.hparams.label_smoothing if isinstance(config.hparams, PretrainHparams) else 0.0
     return supernet.SearchNet(*common, weights, smoothing, rng, normalization)
+
+
+def _own_model(config: Config, network: OwnDetector, num_classes: int, weights: str | None) -> centernet.Detector:
+    """Create a supernet of the user's own, see `make_model`."""
+    rng = np.random.default_rng((config.args.seed, 1))
+    net = network.detector(num_classes, rng=rng, normalization=config.dataloader.normalization)
+    net.space, net.network = network.space, config.network_name
+    if weights:
+        weights_files.load_backbone(net, weights)
+    return net
 
 
 def make_cost(config: Config, num_classes: int, image_size: int | tuple[int, int]) -> CostModel:

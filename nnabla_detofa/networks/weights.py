@@ -104,6 +104,8 @@ def _check_item(item: h5py.Dataset, name: str, file: FilePath, most: int) -> Non
         raise UserError(f"the parameter {name} in {file} declares {item.nbytes} bytes, but the file stores only {stored}")
 
 
+NETWORK = "network"
+"""Attribute of a weights file: the import path of the class of a network of the user's own; ours have none."""
 STRIDES, NORMALIZATION = "strides", "normalization"
 """Attributes of a weights file that its shapes do not determine: the strides of the supernet's stages, and the mean and
 standard deviation of its images, (2, 3)."""
@@ -139,8 +141,9 @@ def write(
 
 def save(net: Mo.Module, file: str | os.PathLike) -> None:
     """Write the parameters of a network, and the attributes that `load` and `loading.load_supernet` need."""
-    space = getattr(net, "space", None)
-    write(file, net.get_parameters(), space and space.geometry.strides, getattr(net, "normalization", None))
+    space, network = getattr(net, "space", None), getattr(net, NETWORK, None)
+    attributes = {NETWORK: network} if network else {}
+    write(file, net.get_parameters(), space and space.geometry.strides, getattr(net, "normalization", None), **attributes)
 
 
 def strides_of(file: str | os.PathLike) -> tuple[int, ...] | None:
@@ -175,6 +178,16 @@ def normalization_of(file: str | os.PathLike) -> Normalization:
         raise UserError(f"the normalization stored in {file} must be a mean and a std of 3 numbers each, got {shown(stored)}")
     mean, std = np.asarray(stored, float).tolist()
     return checked.read(Normalization, {"mean": mean, "std": std}, f"the normalization stored in {file}")
+
+
+def check_network(net: Mo.Module, file: str | os.PathLike) -> None:
+    """Raise UserError if a weights file holds another network than `net`, or the network of another search space."""
+    with h5py.File(file, "r") as opened:
+        stored = opened.attrs.get(NETWORK)
+    own = getattr(net, NETWORK, None)
+    if stored != own:
+        names = [shown(name) if name else "one of this package" for name in (stored, own)]
+        raise UserError(f"{file} holds weights of the network {names[0]}, but the config's network is {names[1]}")
 
 
 def convert(source: str | os.PathLike, target: str | os.PathLike, dtype: np.typing.DTypeLike) -> None:
@@ -230,6 +243,7 @@ def load(net: Mo.Module, file: str | os.PathLike, arrays: Mapping[str, np.ndarra
             false; nothing is loaded in this case.
     """
     parameters, arrays = net.get_parameters(), read(file) if arrays is None else arrays
+    check_network(net, file)
     extra = [name for name in arrays if name not in parameters]
     if extra:
         raise UserError(f"{file} holds {len(extra)} parameters that this network lacks, the first is {extra[0]}")

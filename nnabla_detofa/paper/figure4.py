@@ -128,7 +128,11 @@ def path_scores(run: Run, paths: EvaluatedPaths) -> np.ndarray:
         if run.profile.archives:
             raise UserError(f"the archives of {run.profile.name} do not have the path scores of Figure 4 for {run.name}")
         searched = load_run(run.folder)
-        scorer = PathScorer(PathFilter.load(run.folder / "path_filter.h5"), searched.costs["flops"], searched.buckets.index)
+        scorer = PathScorer(
+            PathFilter.load(run.folder / "path_filter.h5", type(run.config.network.geometry)),
+            searched.costs["flops"],
+            searched.buckets.index,
+        )
         write_json(file, scorer(paths.batch).tolist())
     return np.array(read_json(file, "the path scores"), float)
 

@@ -48,7 +48,11 @@ def pretrained_operations(pretraining: Pretraining, count: int) -> ScoredOperati
 def same_stem_operations(run: Run, title: str, count: int) -> list[ScoredOperations]:
     """Compute operation scores with the run's path filter, over `count` paths of each stem depth separately."""
     searched, geometry = load_run(run.folder), run.config.network.geometry
-    scorer = PathScorer(PathFilter.load(run.folder / "path_filter.h5"), searched.costs["flops"], searched.buckets.index)
+    scorer = PathScorer(
+        PathFilter.load(run.folder / "path_filter.h5", type(run.config.network.geometry)),
+        searched.costs["flops"],
+        searched.buckets.index,
+    )
     side = run.config.dataloader.image_size
     stage_flops = make_cost(run.config, len(trained_classes(run.folder)), (side, side)).stage_flops
     nets = []

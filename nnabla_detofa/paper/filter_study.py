@@ -306,7 +306,7 @@ def pretrained(inputs: StudyInputs, setting: Setting, seed: int, folder: FilePat
     """Return a setting's filter fitted to the classification supernet's paths; it is stored beside `folder` and reused."""
     file = folder.parent / f"pretrained_{setting.pretrained}_seed{seed}_{inputs.pretraining_digest}.h5"
     if file.exists():
-        return PathFilter.load(file)
+        return PathFilter.load(file, type(inputs.test.geometry))
     assert inputs.pretraining is not None  # `StudyInputs.settings` omits such settings otherwise
     path_filter, options = fresh(inputs, setting, seed), setting.options(inputs.options, inputs.paper_epochs)
     _fit(path_filter, inputs.pretraining, options, seeded(seed, "pre-training"))

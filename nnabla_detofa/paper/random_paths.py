@@ -25,7 +25,7 @@ def random_paths(run: Run) -> EvaluatedPaths:
 
 def _duration(run: Run) -> str:
     """Describe how long the evaluation will take, judging by the paths that the run itself has evaluated."""
-    ledger, before = ledger_of(run), EvaluatedPaths.read(run.folder / "paths_again.jsonl")
+    ledger, before = ledger_of(run), EvaluatedPaths.read(run.folder / "paths_again.jsonl", run.config.network.geometry)
     if not len(before) or "paths again" not in ledger["phases"]:
         return "duration unknown to its ledger"
     each = ledger["phases"]["paths again"]["seconds"] / len(before)

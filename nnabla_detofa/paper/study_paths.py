@@ -164,7 +164,7 @@ def evaluated(
         exclude, space, ap: see `sampled_paths.evaluate_sampled_paths`.
     """
     if run.profile.archives:
-        return EvaluatedPaths.read(study_folder(run) / f"{name}.jsonl")
+        return EvaluatedPaths.read(study_folder(run) / f"{name}.jsonl", config.network.geometry)
     return evaluated_into(study_folder(run) / f"{name}.jsonl", config, weights, name, per_bucket, exclude, space, ap)
 
 

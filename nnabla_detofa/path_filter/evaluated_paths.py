@@ -95,7 +95,7 @@ class EvaluatedPaths:
                 opened.truncate(0)
                 size = _write_line(opened, wanted)
                 return cls(file, wanted, [], geometry, size)
-            found = cls._parsed(file, whole)
+            found = cls._parsed(file, whole, type(geometry))
             if found.header != wanted:
                 name, have, want = _first_difference(found.header, wanted)
                 raise UserError(
@@ -121,13 +121,13 @@ class EvaluatedPaths:
         whole = whole_lines(read_bytes(file, "the evaluated paths", MAX_BYTES))
         if not whole:
             raise UserError(f"{file} holds no evaluated paths and no complete first line")
-        found = cls._parsed(file, whole)
+        found = cls._parsed(file, whole, Geometry if geometry is None else type(geometry))
         if geometry not in (None, found.geometry):
             raise UserError(f"{file} holds paths of {found.geometry}, not of {geometry}")
         return found
 
     @classmethod
-    def _parsed(cls, file: FilePath, whole: bytes) -> EvaluatedPaths:
+    def _parsed(cls, file: FilePath, whole: bytes, kind: type[Geometry]) -> EvaluatedPaths:
         """Parse the complete lines of the file; raise UserError if they are damaged or have another format."""
         try:
             lines = whole.decode().splitlines()
@@ -142,7 +142,7 @@ class EvaluatedPaths:
                     header = entry
                     if header["format"] != FORMAT:
                         raise UserError(f"its format is {header['format']!r}, not {FORMAT!r}: evaluate its paths again")
-                    own = Geometry(**{key: _tuple(value) for key, value in header["geometry"].items()})
+                    own = kind(**{key: _tuple(value) for key, value in header["geometry"].items()})
                     if not isinstance(header["weights"], str) or not isinstance(header["settings"], dict):
                         raise UserError("weights must be their hash, and settings a mapping")
                 else:
@@ -248,7 +248,8 @@ def _write_line(opened: BinaryIO, entry: Mapping) -> int:
 
 
 def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    """Convert lists to tuples, at any depth: a choice of a layer may be a tuple itself."""
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
 def _first_difference(found: Mapping, wanted: Mapping, prefix: str = "") -> tuple[str, object, object]:

@@ -310,13 +310,13 @@ class PathFilter:
         weights.write(file, self.get_parameters(), path_filter=settings)
 
     @classmethod
-    def load(cls, file: str | os.PathLike, **expected: Any) -> PathFilter:
+    def load(cls, file: str | os.PathLike, geometry_type: type[Geometry] | None = None, **expected: Any) -> PathFilter:
         """Load a filter from a file that `save` wrote.
 
         Args:
             file: path of the file.
-            expected: settings, named as in the constructor, that the file must have. A geometry of a subclass must be among
-                them, since the file does not name the class.
+            geometry_type: class of the geometry, which the file does not name; None: that of the expected geometry.
+            expected: settings, named as in the constructor, that the file must have.
 
         Raises:
             UserError: the file is missing, damaged or not a path filter, or it has other settings.
@@ -326,7 +326,8 @@ class PathFilter:
             text = opened.attrs.get("path_filter")
         try:
             settings = parse_json(text)
-            geometry = type(expected.get("geometry", OFA_RESNET50)).from_json(settings["geometry"])
+            kind = geometry_type or type(expected.get("geometry", OFA_RESNET50))
+            geometry = kind.from_json(settings["geometry"])
             settings = OLDER | settings | {"geometry": geometry}
             _check_sizes(settings, arrays)
             loaded = cls(**settings, rng=np.random.default_rng(0))

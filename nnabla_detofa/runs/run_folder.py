@@ -164,7 +164,7 @@ def searched_space(run: FilePath, config: configs.Config) -> SearchSpace:
     content = read_result(run, "operations")
     with reading(run / "operations.json"):
         try:
-            return SearchSpace.from_json(content["space"])
+            return SearchSpace.from_json(content["space"], type(config.network.geometry))
         except UserError as error:
             raise UserError(f"{run} holds a damaged operations.json: {error}") from error
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..common.errors import UserError
 from ..common.progress import ProgressBar
 from ..common.reading import read_json
-from ..config import CenternetOfaResnet50, Config, DetofaHparams
+from ..config import CenternetOfaResnet50, Config, DetofaHparams, OwnDetector
 from ..config.detection import detection_sections
 from ..data.sets import DetectionSets
 from ..evaluation.detections import BoxDetector, average_precision
@@ -113,7 +113,10 @@ def static_detector(network: CenternetOfaResnet50, net: Detector, path: Path, st
         statistics: BatchNorm statistics of the path; None copies the stored ones (see `supernet.take_over`).
     """
     classes = net.get_parameters()["heatmap/conv2/_b"].shape[0]
-    cut_out = Detector(network.head_geometry(classes), network.geometry, path=path)
+    if isinstance(network, OwnDetector):
+        cut_out = network.detector(classes, path)
+    else:
+        cut_out = Detector(network.head_geometry(classes), network.geometry, path=path)
     cut_out.space = net.space
     take_over(cut_out, net, statistics)
     return cut_out

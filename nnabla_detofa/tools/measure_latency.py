@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from numbers import Real
 from pathlib import Path as FilePath
 
 import numpy as np
@@ -22,7 +23,7 @@ from ..backend.compat import F, nn
 from ..common.errors import UserError
 from ..common.files import write_text
 from ..common.reading import read_json
-from ..config import CenternetOfaResnet50, Config
+from ..config import CenternetOfaResnet50, Config, OwnDetector
 from ..networks.centernet import Detector
 from ..networks.layers import STORED
 from ..networks.resnet50 import Bottleneck, ElasticResNet50, LayerPlan, Plan
@@ -52,13 +53,13 @@ class Latency(AdditiveCost):
         }
 
     @classmethod
-    def from_json(cls, data: dict) -> Latency:
-        """Restore a table from the values that `to_json` returned.
+    def from_json(cls, data: dict, geometry_type: type[Geometry] = Geometry) -> Latency:
+        """Restore a table from the values that `to_json` returned, for a geometry of this class.
 
         Raises:
             ValueError: a table has the wrong shape, or holds a value that is not an integer.
         """
-        geometry = Geometry.from_json(data["geometry"])
+        geometry = geometry_type.from_json(data["geometry"])
         stem, head = (_whole(data[name]) for name in ("stem", "head"))
         first, other = (tuple(map(_whole, data[name])) for name in ("first", "other"))
         w, e = len(geometry.widths), len(geometry.ratios)
@@ -90,7 +91,7 @@ def read(file: FilePath, model: CostModel) -> Latency:
         data = read_json(file, "the latency table")
         if data["format"] != FORMAT:
             raise ValueError(f"its format is {data['format']!r}")
-        latency, size = Latency.from_json(data), tuple(int(side) for side in data["image_size"])
+        latency, size = Latency.from_json(data, type(model.backbone)), tuple(int(side) for side in data["image_size"])
         if len(size) != 2 or any(np.min(table) < 0 for table in (latency.stem, latency.head, *latency.first, *latency.other)):
             raise ValueError("an image size must have two sides, and latencies must not be negative")
         measured = {"scope": data["scope"], "num_classes": data["num_classes"], "head": data["head_filters"]}
@@ -135,8 +136,20 @@ def model_of(config: Config, image_size: tuple[int, int] | None = None, num_clas
     return network.cost_model(size, classes, "classifier")
 
 
+Make = Callable[[Path], Detector | Classifier]
+"""Function that makes the static network of a path."""
+
+
+def maker_of(config: Config, model: CostModel) -> Make:
+    """Return the function that makes the static networks of a config."""
+    network = config.network
+    if isinstance(network, OwnDetector):
+        return lambda path: network.detector(model.num_classes, path)
+    return partial(network_of, model)
+
+
 def network_of(model: CostModel, path: Path) -> Detector | Classifier:
-    """Make the static network of one path."""
+    """Make the static network of one path of OFA-ResNet50."""
     if model.scope == "detector":
         return Detector(model.head or HeadGeometry(model.num_classes), model.backbone, path=path)
     return Classifier(model.num_classes, model.backbone, path=path)
@@ -173,13 +186,13 @@ class Layer:
     places: list[tuple[np.ndarray, tuple[int, ...]]]
 
 
-def layers_of(model: CostModel, latency: Latency) -> list[Layer]:
+def layers_of(model: CostModel, latency: Latency, make: Make) -> list[Layer]:
     """Return every distinct layer of the model's networks with its cells in the tables of `latency`."""
     layers: dict[tuple, Layer] = {}
     for key, build, table, index in (
-        *_stems(model, latency.stem),
-        *_bottlenecks(model, latency.first, latency.other),
-        *_heads(model, latency.head),
+        *_stems(model, latency.stem, make),
+        *_bottlenecks(model, latency.first, latency.other, make),
+        *_heads(model, latency.head, make),
     ):
         layers.setdefault(key, Layer(build, [])).places.append((table, index))
     return list(layers.values())
@@ -197,15 +210,12 @@ def _smallest_path(net: Geometry, stem_depth: int, stem_widths: tuple[float, flo
     return Path(stem_depth, stem_widths, (depth,) * net.stages, widths, ratios)
 
 
-def _stems(model: CostModel, table: np.ndarray) -> Iterator[Cell]:
+def _stems(model: CostModel, table: np.ndarray, make: Make) -> Iterator[Cell]:
     """Yield the cells of the stem: residual layer, width of the first and of the second convolution."""
     net = model.backbone
 
     def build(path: Path) -> nn.Variable:
-        static = network_of(model, path)
-        backbone = static.backbone if isinstance(static, Detector) else static
-        assert isinstance(backbone, ElasticResNet50)  # `network_of` makes no other
-        return backbone.stem(image_of(3, *model.size), Plan.of(path, net))
+        return _backbone(make(path)).stem(image_of(3, *model.size), Plan.of(path, net))
 
     for residual, depth in enumerate(net.stem_depths):
         for w0, first in enumerate(net.widths):
@@ -219,9 +229,20 @@ def _stems(model: CostModel, table: np.ndarray) -> Iterator[Cell]:
                 )
 
 
-def _bottlenecks(model: CostModel, first: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> Iterator[Cell]:
+def _backbone(static: Detector | Classifier) -> ElasticResNet50:
+    """Return the backbone of a static network; raises UserError if it has no layers of OFA-ResNet50's kind."""
+    backbone = static.backbone if isinstance(static, Detector) else static
+    if not isinstance(backbone, ElasticResNet50):
+        raise UserError(
+            f"latency is measured layer by layer, which needs a backbone based on ElasticResNet50, got {type(backbone)}"
+        )
+    return backbone
+
+
+def _bottlenecks(model: CostModel, first: Sequence[np.ndarray], other: Sequence[np.ndarray], make: Make) -> Iterator[Cell]:
     """Yield the cells of the bottlenecks of each stage: of its first layer, and of a later layer."""
     net = model.backbone
+    kind = _backbone(make(ofa_resnet50(net).largest)).layer_type
     size = _strided(model.size, 4)
     inputs = [net.stem_out(width) for width in net.widths]
     for stage, stride in enumerate(net.strides):
@@ -230,21 +251,22 @@ def _bottlenecks(model: CostModel, first: Sequence[np.ndarray], other: Sequence[
         for w, out in enumerate(outputs):
             for e, ratio in enumerate(net.ratios):
                 mid = net.middle(out, ratio)
-                later = LayerPlan(out, mid, out), 1, False, after
-                yield later, partial(_bottleneck, *later), other[stage], (w, e)
+                later = LayerPlan(out, mid, out, ratio), 1, False, after
+                kept = None if isinstance(ratio, Real) else ratio  # a number only says how many channels
+                yield (*later, kept), partial(_bottleneck, kind, *later), other[stage], (w, e)
                 for before, channels in enumerate(inputs):
-                    entry = LayerPlan(channels, mid, out), stride, True, size
-                    yield entry, partial(_bottleneck, *entry), first[stage], (before, w, e)
+                    entry = LayerPlan(channels, mid, out, ratio), stride, True, size
+                    yield (*entry, kept), partial(_bottleneck, kind, *entry), first[stage], (before, w, e)
         inputs, size = outputs, after
 
 
-def _bottleneck(plan: LayerPlan, stride: int, first: bool, size: tuple[int, int]) -> nn.Variable:
+def _bottleneck(kind: type[Bottleneck], plan: LayerPlan, stride: int, first: bool, size: tuple[int, int]) -> nn.Variable:
     """Build the graph of one bottleneck on an input of (height, width)."""
-    layer = Bottleneck("layer", plan, stride, first, False, np.random.default_rng(0))
+    layer = kind("layer", plan, stride, first, False, np.random.default_rng(0))
     return layer(image_of(plan.inputs, *size), plan, STORED)
 
 
-def _heads(model: CostModel, table: np.ndarray) -> Iterator[Cell]:
+def _heads(model: CostModel, table: np.ndarray, make: Make) -> Iterator[Cell]:
     """Yield the cells of everything after the last stage: its width."""
     net = model.backbone
     size = model.size
@@ -252,7 +274,7 @@ def _heads(model: CostModel, table: np.ndarray) -> Iterator[Cell]:
         size = _strided(size, stride)
 
     def build(path: Path, channels: int) -> nn.Variable:
-        static, x = network_of(model, path), image_of(channels, *size)
+        static, x = make(path), image_of(channels, *size)
         if isinstance(static, Detector):
             return F.sink(*static.heads(static.up(x)))
         return static.classifier(F.mean(x, axis=(2, 3)))
@@ -270,7 +292,11 @@ def _strided(size: tuple[int, int], stride: int) -> tuple[int, int]:
 
 
 def measure(
-    model: CostModel, repeats: int, synchronize: Synchronize, progress: Callable[[int, int], None] = lambda done, total: None
+    model: CostModel,
+    repeats: int,
+    synchronize: Synchronize,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    make: Make | None = None,
 ) -> Latency:
     """Time every distinct layer of the model's networks in nnabla's default context.
 
@@ -279,6 +305,7 @@ def measure(
         repeats: number of timed forward passes per layer; the table holds their median.
         synchronize: waits until the device has finished; on the CPU it does nothing.
         progress: called after each layer with the numbers of finished and of all layers.
+        make: makes the static network of a path, see `maker_of`; None: of OFA-ResNet50.
 
     Returns:
         The table of latencies in nanoseconds.
@@ -295,7 +322,7 @@ def measure(
         tuple(np.zeros((w, e + 1), np.int64) for _ in range(net.stages)),
         np.zeros(w, np.int64),
     )
-    layers = layers_of(model, latency)
+    layers = layers_of(model, latency, make or partial(network_of, model))
     for number, layer in enumerate(layers, 1):
         nanoseconds = forward_time(layer.build(), repeats, synchronize)
         for table, index in layer.places:
@@ -312,6 +339,7 @@ def validate(
     repeats: int,
     synchronize: Synchronize,
     space: SearchSpace | None = None,
+    make: Make | None = None,
 ) -> dict:
     """Compare predicted latencies of random paths with measured latencies of their whole networks.
 
@@ -322,15 +350,17 @@ def validate(
         paths: number of paths.
         repeats, synchronize: see `measure`.
         space: the space to sample from; None is the whole search space.
+        make: see `measure`.
 
     Returns:
         A dict with "mean_relative_error", "rank_correlation" (Spearman's; None if all predicted or all measured values are
         equal), and the lists "predicted_ms" and "measured_ms", in milliseconds.
     """
     batch = (space or ofa_resnet50(model.backbone)).sample_many(rng, paths)
+    make = make or partial(network_of, model)
     times = []
     for path in batch:
-        outputs = network_of(model, path)(image_of(3, *model.size), path)
+        outputs = make(path)(image_of(3, *model.size), path)
         output = F.sink(*outputs) if model.scope == "detector" else outputs
         times.append(forward_time(output, repeats, synchronize))
     predicted, measured = latency(batch), np.array(times)

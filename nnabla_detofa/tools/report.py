@@ -170,7 +170,8 @@ def draw_pareto(summary: dict) -> Figure:
 
 def draw_scores(run: FilePath, summary: dict) -> Figure:
     """Plot the path scores of the held-out paths against their measured losses, with one color per FLOPs bucket."""
-    paths, scores = EvaluatedPaths.read(run / "held_out_paths.jsonl"), np.array(read_result(run, "scores", result_files.scores))
+    paths = EvaluatedPaths.read(run / "held_out_paths.jsonl", run_config(run).network.geometry)
+    scores = np.array(read_result(run, "scores", result_files.scores))
     figure, axes = figures.subplots(figsize=(5.5, 4))
     for bucket, tau in enumerate(summary["kendall_tau"]):
         inside = paths.buckets == bucket

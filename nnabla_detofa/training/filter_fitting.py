@@ -48,8 +48,9 @@ def given_filter(options: Filter, buckets: int, geometry: Geometry) -> PathFilte
         UserError: the file cannot be read, or its filter has other settings or belongs to another search space.
     """
     assert options.weights is not None
-    expected = {key: value for key, value in _settings(options, buckets).items() if key in (*TRANSFERRED_SETTINGS, "buckets")}
-    loaded = PathFilter.load(options.weights, **expected)
+    settings = _settings(options, buckets)
+    expected = {key: settings[key] for key in (*TRANSFERRED_SETTINGS, "buckets")}
+    loaded = PathFilter.load(options.weights, type(geometry), **expected)
     ours, theirs = Tokenizer(geometry, options.stem_tokens), loaded.tokenizer
     if ours.vocabulary != theirs.vocabulary or ours.blocks.tolist() != theirs.blocks.tolist():
         raise UserError(f"the path filter in {options.weights} was trained for another search space than this run's")
@@ -82,7 +83,7 @@ def fit_filter(
 
     def weights() -> dict[str, np.ndarray]:
         if file.exists():
-            return PathFilter.load(file).get_weights()
+            return PathFilter.load(file, type(start.tokenizer.geometry)).get_weights()
         if transferred:
             how = transfer(fitted, paths.batch, paths.buckets, paths.losses, run.rng(f"{name}, fresh weights"))
             run.log(f"{name}: {how}")
