@@ -12,7 +12,9 @@ from nnabla_detofa.config import reference
 ROOT = Path(__file__).parents[2]
 SCHEMA = reference.json_schema()
 CONFIGS = [
-    file for file in sorted((ROOT / "configs").rglob("*.json")) if "profiles" not in file.parts and file.stem != "schema"
+    file
+    for file in sorted((ROOT / "configs").rglob("*.json"))
+    if not {"profiles", "weights"} & set(file.parts) and file.stem != "schema"
 ]
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
