@@ -22,7 +22,7 @@ BESIDE := controls architectures
 STUDIES := $(TABLES) $(FIGURES) $(BESIDE) tables figures paper
 
 .NOTPARALLEL: # what needs both cores takes both
-.PHONY: help setup setup-cuda setup-export test test-null-gpu test-gpu test-slow test-faults test-export parity lint reference \
+.PHONY: help setup setup-cuda setup-export check test test-null-gpu test-gpu test-slow test-faults test-export parity lint reference \
     demo pretrain evaluation-study table1 filter-study report results claims pilot study docs notebook test-docs test-page bench $(STUDIES) data/digits data/digits_1600 \
     clean
 
@@ -42,8 +42,13 @@ setup-cuda: $(READY) ## Add NNabla's CUDA extension and NVIDIA's libraries to .v
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements-cuda$(CUDA).lock
 	@$(BIN)/python -c 'from nnabla_detofa.tools import doctor; print(*map(doctor.lines, doctor.gpu()), sep="\n")'
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: lint ## Check style and types, and run the tests but those that take seconds
+	$(PYTEST) -m "not slow and not thorough"
+
 test: $(READY) ## Run the tests (11 minutes)
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(PYTEST) -m "not slow"
 
 test-slow: $(READY) ## Run the tests that take minutes (6 in all)
 	$(BIN)/python -m pytest -m slow -s

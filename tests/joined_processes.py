@@ -39,7 +39,7 @@ def child(function, rank, pipes, result):
         result.send((None, f"{type(error).__name__}: {error}"))
 
 
-def together(function, ranks=2, seconds=120):
+def together(function, ranks=2, seconds=1200):
     """[(what function(comm) returned, its exception in words)] of each rank."""
     fork = multiprocessing.get_context("fork")
     pairs = [fork.Pipe() for _ in range(ranks - 1)]

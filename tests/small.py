@@ -1,5 +1,6 @@
 """A search space small enough to list, for tests that compare with a full enumeration."""
 
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -46,6 +47,7 @@ def random_geometry(rng: np.random.Generator) -> Geometry:
     )
 
 
+@cache
 def every_path(space: SearchSpace) -> PathBatch:
     """All canonical paths of the space, in no meaningful order: OFA's notation run through, then filtered."""
     geometry = space.geometry
@@ -58,8 +60,10 @@ def every_path(space: SearchSpace) -> PathBatch:
     return PathBatch.from_paths([path for path in paths if path in space], geometry)
 
 
-def probabilities(space: SearchSpace, batch: PathBatch) -> np.ndarray:
-    """(n,) the probability of each path under uniform sampling, from the definition."""
+@cache
+def probabilities(space: SearchSpace) -> np.ndarray:
+    """(n,) the probability of each of `every_path` under uniform sampling, from the definition."""
+    batch = every_path(space)
     stem = len(space.stem_depths) * len(space.stem_widths[0]) * len(space.stem_widths[1])
     result = np.full(len(batch), 1 / stem)
     for index, path in enumerate(batch):

@@ -11,6 +11,8 @@ from corpus.case import answer, fault, inside
 from corpus.results import finished
 from corpus.template import make
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -44,7 +46,6 @@ def test_a_process_answers_the_same(case, template, tmp_path):
             [sys.executable, "-m", "nnabla_detofa", *case.command],
             capture_output=True,
             text=True,
-            timeout=120,
             env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         )
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, answer(case, scratch / "case")[2].splitlines()[-1])

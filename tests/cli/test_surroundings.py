@@ -41,6 +41,7 @@ def run(program, *arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, **options)
 
 
+@pytest.mark.thorough
 def test_commands_work_without_a_home_folder_and_a_user(tmp_path):
     folder, image = tiny.detofa_run(), next((tiny.digits() / "JPEGImages").iterdir())
     lines = [
@@ -94,6 +95,7 @@ CLOSED = "import os, sys; [os.close(number) for number in map(int, sys.argv[1].s
 COMMAND = "os.execv(sys.executable, [sys.executable, '-m', 'nnabla_detofa', *sys.argv[2:]])"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("closed", ["2", "1", "0 1 2"])
 def test_closed_streams_are_no_error_and_no_file_takes_their_place(closed, tmp_path):
     arguments = ["-f", tiny.config_file(), "-o", tmp_path / "run", "args.runner=fullnet", "hparams.fullnet_epochs=1"]
@@ -117,6 +119,7 @@ def test_a_removed_working_folder_is_one_sentence(tmp_path):
         assert done.returncode == 2 and done.stderr.startswith("error: the working folder was removed: "), done.stderr
 
 
+@pytest.mark.thorough
 def test_a_reader_that_has_gone_is_no_folder_that_cannot_be_written(tmp_path):
     reading, writing = os.pipe()
     os.close(reading)

@@ -141,7 +141,9 @@ def test_closing_ends_the_threads_and_only_a_few_batches_are_made_ahead():
 
     batches = Loader(list(range(100)), counting, 2, seed=0, workers=3, ahead=2).batches()
     next(batches)
-    time.sleep(0.05)
+    while len(made) < 2 * (1 + 2):
+        time.sleep(0.001)
+    time.sleep(0.05)  # for more that should not come
     assert len(made) == 2 * (1 + 2)
     assert threading.active_count() > before
     batches.close()

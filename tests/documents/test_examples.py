@@ -26,6 +26,8 @@ from nnabla_detofa.space.paths import Path as ArchPath
 from nnabla_detofa.space.paths import PathBatch
 from nnabla_detofa.space.search_space import SearchSpace, ofa_resnet50
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PROGRAMS = [file for file in EXAMPLES if file.stem not in ("on_digits", "onnx_detect")]  # a library; needs onnxruntime

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 import shutil
 import signal
@@ -27,6 +26,8 @@ from nnabla_detofa.space.paths import Path
 from nnabla_detofa.space.search_space import SearchSpace
 from nnabla_detofa.tools.dry_run import written_files
 from nnabla_detofa.tools.report import write_report
+
+pytestmark = pytest.mark.thorough
 
 GEOMETRY = Geometry(width_scale=0.0625, strides=(1, 2, 2, 1))
 REPOSITORY = FilePath(__file__).parents[2]
@@ -266,8 +267,8 @@ def test_a_box_outside_its_image_is_clipped_with_a_warning(data, tmp_path, caplo
     assert dataset.load(0).boxes[:, 2].max() <= 63
 
 
-def test_the_paper_scale_config_without_data_says_what_is_missing(capsys):
-    os.chdir(REPOSITORY)
+def test_the_paper_scale_config_without_data_says_what_is_missing(capsys, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
     if not FilePath("data/VOCdevkit").exists():
         error = refused(capsys, "-f", "configs/voc_detofa.json", "-c", "cpu")
         assert "VOCdevkit" in error and np.char.count(error, "\n") == 0

@@ -51,6 +51,7 @@ def test_the_spaces_are_the_papers():
     assert training_phases(configs.load(VOC, ["args.runner=compofa"]))[1].space == compofa()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("runner", ["fullnet", "compofa", "ofa_ps"])
 def test_a_baseline_runs_to_its_end(runner, tmp_path):
     root = write_digits(tmp_path / "digits", train=16, val=6, test=6, image_size=64, crops_train=40, crops_val=20)

@@ -68,6 +68,7 @@ def finished(overrides, tmp_path_factory):
     return folder
 
 
+@pytest.mark.thorough
 def test_every_phase_is_run_with_the_teacher(finished):
     log = (finished / "log.txt").read_text()
     assert log.index("[1/4] fullnet") < log.index("[2/4] depth") < log.index("[3/4] expand") < log.index("[4/4] width")
@@ -77,11 +78,13 @@ def test_every_phase_is_run_with_the_teacher(finished):
     assert not np.array_equal(before["classifier/0/linear/linear/_b"], after["classifier/0/linear/linear/_b"])
 
 
+@pytest.mark.thorough
 def test_the_dry_run_knows_the_files(finished, overrides):
     expected = {name.rstrip("/") for name in written_files(configs.load(CONFIG, overrides))}
     assert {file.name for file in finished.iterdir()} == expected
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_stopped_in_a_phase_goes_on_to_the_same_weights(finished, overrides, tmp_path):
     command = [sys.executable, "-m", "nnabla_detofa", "run", "-f", str(CONFIG), "-o", str(tmp_path / "run"), *overrides]
     for wait_for in ("fullnet", "expand"):
@@ -95,6 +98,7 @@ def test_a_run_that_was_stopped_in_a_phase_goes_on_to_the_same_weights(finished,
     assert all(np.array_equal(expected[name], found[name]) for name in expected)
 
 
+@pytest.mark.thorough
 def test_given_weights_are_not_trained_and_a_filter_for_them_is_shipped_with_them(finished, overrides, tmp_path):
     """As README.md has it for the published supernet."""
     given = [f"network.ofa_resnet50.weights={finished / 'supernet.h5'}", "hparams.kd_ratio=0", "hparams.shrinking=[]"]

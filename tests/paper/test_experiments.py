@@ -37,6 +37,8 @@ from nnabla_detofa.runs.phases import phase_names, training_phases
 from nnabla_detofa.runs.run_folder import run_config, searched_space
 from nnabla_detofa.space.search_space import ofa_resnet50
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -337,7 +339,7 @@ def test_a_stop_waits_until_a_started_process_is_known(tmp_path):
     started = {}
     with pytest.raises(KeyboardInterrupt), execution._stopping_all(started) as stop:
         with stop.held():
-            process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+            process = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], start_new_session=True)
             os.kill(os.getpid(), signal.SIGHUP)
             started["it"] = process
         raise AssertionError("the stop was not honored")
@@ -559,7 +561,7 @@ def test_a_run_that_another_process_does_is_not_done_twice(profile):
     (run,) = plan(profile, ("voc",), [], 1, ["hparams.epochs=5"])
     with pytest.MonkeyPatch.context() as patch:
         sleeping = Path("sleeper")
-        sleeping.write_text("#!/bin/sh\nsleep 60\n")
+        sleeping.write_text("#!/bin/sh\nexec sleep 3600\n")
         sleeping.chmod(0o755)
         patch.setattr(execution.sys, "executable", str(sleeping.resolve()))
         process = execution._start(run, 1)
@@ -585,18 +587,17 @@ def test_stopping_stops_the_runs_and_the_command_goes_on(profile, number):
     stopped = Path(f"stopped-{int(number)}.json")
     stopped.write_text(Path("small.json").read_text())
     command = [sys.executable, "-m", "nnabla_detofa", "reproduce", "figure8", "--profile", str(stopped)]
-    command += ["--set", "hparams.warmup_epochs=30"]
+    command += ["--set", "hparams.warmup_epochs=300"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     folder = Path("runs", "profiles", stopped.stem)
 
     def printed() -> str:
         return "".join(log.read_text() for log in folder.glob("digits-detofa-0*.txt"))
 
-    deadline = time.monotonic() + 60
-    while "warm-up:" not in printed() and time.monotonic() < deadline:
-        time.sleep(0.2)
+    while "warm-up:" not in printed() and process.poll() is None:
+        time.sleep(0.1)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert process.returncode == 130 and "Run the same command again to resume." in errors
     assert "checkpoint saved" in printed()
 

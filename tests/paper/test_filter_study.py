@@ -16,6 +16,8 @@ from nnabla_detofa.paper.filter_study import EVERYTHING, SETTINGS, StudyInputs, 
 from nnabla_detofa.paper.profiles import load
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
 
+pytestmark = pytest.mark.thorough
+
 TINY = Filter(
     dim=8, heads=2, layers=1, feed_forward=8, epochs=2, lr=2e-3, linear_skip=True, ensemble=2, margin="logit", pairs="both"
 )

@@ -341,6 +341,7 @@ def test_cells_are_skipped_where_fewer_steps_have_failed_and_the_first_that_meet
     assert seen[2:] == list(cells)
 
 
+@pytest.mark.thorough
 def test_a_cell_is_measured_once(profile, monkeypatch):
     grid = pilot.Grid((pilot.Cell(16, 2, False),), val=6, test=6, image_size=64, folder=Path("pilot-data"))
     file = pilot.run_pilot(profile, grid, Device.open("cpu", "0"), log=lambda line: None)

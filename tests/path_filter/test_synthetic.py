@@ -17,6 +17,8 @@ from nnabla_detofa.space.counting import Buckets
 from nnabla_detofa.space.paths import PathBatch
 from nnabla_detofa.space.search_space import ofa_resnet50
 
+pytestmark = pytest.mark.thorough
+
 SPACE = ofa_resnet50()
 COST = CostModel(384, 20, "detector")
 BUCKETS = Buckets(SPACE, COST)

@@ -95,11 +95,11 @@ def test_a_stage_may_be_one_layer():
         assert cost.stages([SMALLEST]).tolist() == same.stages([SMALLEST]).tolist()
 
 
-def test_a_million_paths_cost_two_seconds_or_less():
-    batch, model = A.sample_many(np.random.default_rng(0), 1_000_000), CostModel(384, 20, "detector")
+def test_a_hundred_thousand_paths_cost_a_second_or_less():
+    batch, model = A.sample_many(np.random.default_rng(0), 100_000), CostModel(384, 20, "detector")
     start = time.process_time()
     model.flops(batch), model.params(batch), model.memory(batch)
-    assert time.process_time() - start < 2  # 0.9 on the machine it was written on
+    assert time.process_time() - start < 1  # 0.09 on the machine it was written on
 
 
 def test_ten_thousand_paths_of_the_top_bucket_take_ten_seconds_or_less():
@@ -161,7 +161,7 @@ SMALL_SPACES = [SPACE, PRUNED, compofa(GEOMETRY), *shrinking_stages(GEOMETRY)]
 @pytest.mark.parametrize("cost", [SMALL_MODEL.flops, SMALL_MODEL.params], ids=lambda cost: cost.name)
 def test_counts_and_shares_are_those_of_the_enumeration(space, cost):
     paths = every_path(space)
-    costs, chances = cost(paths), probabilities(space, paths)
+    costs, chances = cost(paths), probabilities(space)
     assert cost_range(space, cost) == (costs.min(), costs.max())
     assert count_within(space, cost, -math.inf, math.inf) == space.size()
     # Bounds on, just above and just below costs that exist, and between them.
@@ -184,7 +184,7 @@ def test_random_spaces_are_counted_as_their_enumeration_is(seed):
     model = CostModel(tuple(rng.integers(5, 70, 2).tolist()), 3, str(rng.choice(("backbone", "detector"))), space.geometry)
     paths = every_path(space)
     assert len(paths) == space.size()
-    memory, chances = model.memory(paths), probabilities(space, paths)
+    memory, chances = model.memory(paths), probabilities(space)
     assert cost_range(space, model.memory) == (memory.min(), memory.max())
     for cost in (model.flops, model.params):
         costs = cost(paths)
@@ -207,12 +207,11 @@ def test_random_spaces_are_counted_as_their_enumeration_is(seed):
 @pytest.mark.parametrize("bucket", [0, 2, 4])
 def test_bucket_sampling_is_uniform_sampling_given_the_bucket(space, bucket):
     buckets = Buckets(SPACE, SMALL_MODEL)
-    paths = every_path(space)
-    paths = paths[buckets.index(SMALL_MODEL.flops(paths)) == bucket]
+    inside = buckets.index(SMALL_MODEL.flops(every_path(space))) == bucket
+    paths, chances = every_path(space)[inside], probabilities(space)[inside]
     if not len(paths):
         assert buckets.count(bucket, space) == 0
         return
-    chances = probabilities(space, paths)
     assert buckets.count(bucket, space) == len(paths)
     assert buckets.share(bucket, space) == pytest.approx(chances.sum())
     n = 20 * len(paths)
@@ -228,7 +227,7 @@ def test_paths_that_keep_a_bound_on_memory_too_are_sampled_uniformly():
     most, (low, high) = np.median(memory), np.quantile(flops, [0.3, 0.7])
     cost = SMALL_MODEL.memory.forbid(SMALL_MODEL.flops, most)
     inside = (flops >= low) & (flops < high) & (memory <= most)
-    chances = probabilities(SPACE, paths)[inside]
+    chances = probabilities(SPACE)[inside]
     assert 0 < count_within(SPACE, cost, low, high) == inside.sum() < ((flops >= low) & (flops < high)).sum()
     n = 20 * inside.sum()
     drawn = sample_within(SPACE, cost, low, high, n, np.random.default_rng(0))

@@ -33,6 +33,8 @@ from nnabla_detofa.tools.evaluate import open_detector, static_detector
 from nnabla_detofa.tools.export import TOLERANCE, about_file, comparison_images, export
 from nnabla_detofa.tools.static_network import StaticGraph, largest_difference, path_outputs, run_nnp, run_onnx
 
+pytestmark = pytest.mark.thorough
+
 ROOT = FilePath(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "onnx_detect.py"
 
