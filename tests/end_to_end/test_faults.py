@@ -36,6 +36,8 @@ from nnabla_detofa.training.checkpoint import Checkpoint, write_moments
 from nnabla_detofa.training.loop import train
 
 REPOSITORY = Path(__file__).parents[2]
+pytestmark = pytest.mark.thorough
+
 SHORT = ("args.runner=fullnet", "hparams.fullnet_epochs=2")
 """Overrides that leave one phase of training and its evaluation."""
 
@@ -44,8 +46,6 @@ import os, resource, signal, sys
 from nnabla_detofa.cli.program import main
 from nnabla_detofa.path_filter import evaluated_paths
 from nnabla_detofa.training import loop as training
-
-pytestmark = pytest.mark.thorough
 
 fault, *arguments = sys.argv[1:]
 kind, _, name = fault.partition(":")
