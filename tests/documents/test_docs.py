@@ -58,7 +58,7 @@ def test_a_wrong_command_is_noticed(text, message):
 
 def test_a_recipe_of_make_is_parsed_too():
     lines = docs.recipe(["tables", "PROFILE=bccd", "SET=dataloader.voc.root=FOLDER"])
-    (line,) = (line for line in lines if "reproduce" in line)
+    (line,) = (line for line in lines if "paper" in line and "--set" in line)
     assert line.endswith("--set dataloader.voc.root=FOLDER") and "table2" in line
 
 
