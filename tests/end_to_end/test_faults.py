@@ -450,7 +450,7 @@ def test_a_damaged_checkpoint_of_a_phase_without_hashes_falls_back(config, unbro
         assert [file for file in differing(unbroken_short, folder) if "fullnet.old" not in file] == ["fullnet/state.json"]
         (folder / "summary.json").unlink()
     (folder / "fullnet" / "state.json").write_text(json.dumps(old))
-    assert main(["-f", str(config), "-o", str(folder), *SHORT]) == 0 and "going on from" not in capsys.readouterr().out
+    assert main(["-f", str(config), "-o", str(folder), *SHORT]) == 0 and "resuming from" not in capsys.readouterr().out
 
 
 def test_the_moments_are_written_as_nnabla_does(tmp_path):
