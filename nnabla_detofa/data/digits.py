@@ -102,23 +102,31 @@ def write_digits(
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
         made = Path(scratch) / "made"
         _write_tree(made, settings)
-        replaced = Path(scratch) / "replaced"
-        try:
-            if overwrite:
-                with contextlib.suppress(FileNotFoundError):
-                    root.rename(replaced)
-            made.rename(root)
-        except BaseException as error:
-            restored = False
-            with contextlib.suppress(OSError):
-                replaced.rename(root)
-                restored = True
-            if not isinstance(error, OSError):
-                raise
-            # Another process may have been faster, and have written the same tree.
-            if restored or not _is_made(root, settings, overwrite=False):
-                raise UserError(f"{root} cannot be written: {error.strerror}") from error
+        _move(made, root, Path(scratch) / "replaced", settings, overwrite)
     return root
+
+
+def _move(made: Path, root: Path, replaced: Path, settings: dict, overwrite: bool) -> None:
+    """Rename the new tree `made` to `root`; an existing one moves to `replaced`, and back if the new one cannot be moved.
+
+    Raises:
+        UserError: the tree cannot be moved, and no other process has written the same one.
+    """
+    try:
+        if overwrite:
+            with contextlib.suppress(FileNotFoundError):
+                root.rename(replaced)
+        made.rename(root)
+    except BaseException as error:
+        restored = False
+        with contextlib.suppress(OSError):
+            replaced.rename(root)
+            restored = True
+        if not isinstance(error, OSError):
+            raise
+        # Another process may have been faster, and have written the same tree.
+        if restored or not _is_made(root, settings, overwrite=False):
+            raise UserError(f"{root} cannot be written: {error.strerror}") from error
 
 
 def _write_tree(root: Path, settings: dict) -> None:
