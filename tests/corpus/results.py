@@ -107,7 +107,7 @@ PATHS: dict[str, tuple] = {
     "an AP of 2": (line(2, values(ap=2)), "line 3", "ap", "2"),
     "an AP that is a string": (line(2, values(ap="x")), "line 3", "ap", "'x'"),
     "an unknown entry": (line(2, values(speed=1)), "line 3", "speed"),
-    "a path twice": (repeated, "line 6", "twice"),
+    "a path twice": (repeated, "line 6", "duplicated"),
 }
 
 DETECTORS: dict[str, tuple] = {
@@ -420,7 +420,7 @@ def profiles() -> Iterator[Case]:
             parts,
         )
     twice = put("profile.json", '{"minutes": {}, "minutes": {}}')
-    yield Case(kind, "a key twice", make, ("profile.json", "twice"), twice, parts)
+    yield Case(kind, "a key twice", make, ("profile.json", "duplicated"), twice, parts)
     unknown = ("reproduce", "table2", "-c", "cpu", "--profile")
     yield Case(kind, "no such profile", (*unknown, "nothing"), ("--profile", "nothing"))
     yield Case(kind, "no such file", (*unknown, "nothing.json"), ("--profile", "nothing.json"))
