@@ -32,7 +32,7 @@ def test_a_written_config_passes_the_dry_run(voc, folder, capsys):
     assert "written: mine.yaml\nnext: python -m nnabla_detofa train mine.yaml --dry-run" in capsys.readouterr().out
     assert main(["train", "mine.yaml", "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "the dry run is complete" in said and "10 classes, 20 training images" in said
+    assert "dry run complete" in said and "10 classes, 20 training images" in said
     assert "digits_supernet.h5 (found)" in said
 
 
