@@ -296,7 +296,7 @@ def test_all_cores_are_taken_as_far_as_the_numbers_stay_the_same(config_file, tm
     monkeypatch.setattr(launch, "can_launch", lambda: True)
     monkeypatch.setattr(launch, "launch", lambda processes, command: started.append((processes, command[3:])) or 0)
     line = ["-f", str(config_file), "-c", "cpu", "-o", str(tmp_path / "run"), "--processes", "auto", "hparams.mini_batch=2"]
-    assert main(line) == 0 and started == [(2, ["run", *line])]
+    assert main(line) == 0 and started == [(2, ["train", *line])]
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_tools_and_the_dry_run_are_one_process(config_file, monkeypatch, capsys)
             monkeypatch.delenv(name)
     monkeypatch.setenv("PMI_SIZE", "2")
     for line, message in (
-        (["table1"], "2 ranks were launched, but only run is shared out: start table1 as one process"),
+        (["table1"], "2 ranks were launched, but only train is shared out: start paper table1 as one process"),
         (["-f", str(config_file), "--dry-run"], "2 ranks were launched, and --dry-run is one process"),
         (["-f", str(config_file), "--processes", "3"], "2 ranks were launched, and --processes is 3"),
     ):

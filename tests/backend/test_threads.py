@@ -81,7 +81,7 @@ def test_a_second_run_in_another_thread_is_rejected_and_changes_nothing(tmp_path
     def step_beside_another_run(graph):
         if not second:
             second.append(None)
-            with pytest.raises(UserError, match="another run is in progress in this process: wait until it ends"):
+            with pytest.raises(UserError, match="another run is being trained in this process: wait for its end"):
                 in_thread(lambda: nnabla_detofa.train(tiny.config_file(), tmp_path / "second", FULLNET))
         step(graph)
 

@@ -182,7 +182,7 @@ def change(root, function):
 COCO_FATAL = {
     "bbox must be four finite numbers": lambda c: c["annotations"][0].update(bbox=[1, 2, 3]),
     "image_id must be the id of a listed image": lambda c: c["annotations"][1].update(image_id=999),
-    "category_id must be the id of one": lambda c: c["annotations"][2].update(category_id=999),
+    "category_id must be the id of a listed category": lambda c: c["annotations"][2].update(category_id=999),
     "must have a unique integer id": lambda c: c["annotations"][3].update(id=c["annotations"][4]["id"]),
     "none.jpg is missing": lambda c: c["images"][0].update(file_name="none.jpg"),
     "file_name must be a path below": lambda c: c["images"][1].update(file_name="../x.jpg"),
@@ -240,11 +240,11 @@ def test_folders_of_classes(tmp_path):
 @pytest.mark.parametrize(
     "line, message",
     [
-        ([], "needs one of --voc FOLDER, --coco FOLDER and -f CONFIG"),
+        ([], "needs one of CONFIG, --voc FOLDER, --coco FOLDER and --yolo FOLDER"),
         (["--voc", "nowhere"], "nowhere is not a folder"),
         (["--coco", "nowhere"], "nowhere is not a folder"),
-        (["--coco", "tests", "--splits", "train"], "--splits are those of --voc"),
-        (["--voc", "x", "a.b=1"], "entries of a config need the config"),
+        (["--coco", "tests", "--splits", "train"], "--splits needs --voc"),
+        (["--voc", "x", "a.b=1"], "overrides need a config"),
         (["-f", "none.json"], "none.json"),
     ],
 )

@@ -163,7 +163,7 @@ def test_boxes_on_the_turned_pixels_stay_as_they_are(tmp_path, orientation, capl
 def test_a_size_that_tells_nothing_is_a_warning_by_the_tag(tmp_path, size, caplog):
     voc = in_voc(tmp_path / "voc", 6, size)
     VOCDataset(voc, "train")
-    assert "has the Exif tag Orientation 6" in caplog.text and "are assumed" in caplog.text
+    assert "has the Exif tag Orientation 6" in caplog.text and "rotated is assumed" in caplog.text
     assert any("has the Exif tag Orientation 6" in text for text in check_voc(voc).warnings)
 
 

@@ -483,7 +483,7 @@ def test_a_loss_that_is_not_finite_names_the_step_the_path_and_the_checkpoint(co
     arguments = ["-f", str(config), "-o", str(tmp_path / "run"), *SHORT]
     assert main(arguments) == 2
     error = the_error(capsys.readouterr().err)
-    assert re.search(r"fullnet: the loss became nan at step 5, .* on the path \{.*checkpoint is .*fullnet, of step 4", error)
+    assert re.search(r"fullnet: the loss became nan at step 5, .* on the path \{.*checkpoint, of step 4, is .*fullnet", error)
 
 
 def test_a_photograph_that_vanishes_is_named_and_no_step_is_lost(config, data, tmp_path, monkeypatch, capsys):

@@ -253,7 +253,7 @@ def test_wrong_use_is_one_sentence(classification, run, tmp_path, capsys):
     for line, message in (
         ([str(tmp_path / "none")], "none is not the folder of a run: config.json is missing"),
         ([str(tmp_path / "begun")], "begun has no weights yet: no training phase has finished"),
-        ([str(run), "--weights", "nowhere.h5"], "--weights must be a file in .*, got nowhere.h5"),
+        ([str(run), "--weights", "nowhere.h5"], "--weights must be an existing file, in .*, got nowhere.h5"),
         ([str(run), "--pruned"], "operations.json is missing"),
         ([str(run), "-f", str(config)], "either the folder of a run or -f"),
         ([], "either the folder of a run or -f"),

@@ -312,7 +312,7 @@ def test_imagenets_phases_are_those_of_the_recipe():
         ({"depths": []}, r"hparams.shrinking\[0\].depths must be one or more of 0, 1, 2"),
         ({"name": "../x"}, r"hparams.shrinking\[0\].name must be letters, digits"),
         ({"name": "fullnet"}, r"hparams.shrinking\[0\].name must be .* got 'fullnet'"),
-        ({"paths_per_step": 0}, r"hparams.shrinking\[0\].paths_per_step must be in \[1, inf\), got 0"),
+        ({"paths_per_step": 0}, r"hparams.shrinking\[0\].paths_per_step must be in \[1, 10000\], got 0"),
         ({"name": "width"}, "hparams.shrinking must have a different name for each phase, got width, expand, width"),
     ],
 )

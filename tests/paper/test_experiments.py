@@ -401,7 +401,7 @@ def test_the_filters_tables_and_figure_8(done, folder, tmp_path):
     assert main(command) == 0
     table = (tmp_path / "table3.md").read_text()
     assert "detection supernet after warm-up" in table and "40 train, 25 test, 40 pretraining" in table
-    assert "reproduce table3 --profile small.json --seeds 1 -o" in table and "2 seeds (0, 1)" in table
+    assert "paper table3 --profile small.json --seeds 1 -o" in table and "2 seeds (0, 1)" in table
     assert "classification supernet" in (tmp_path / "table3_classification.md").read_text()
     row = next(line for line in (tmp_path / "tableA3.md").read_text().splitlines() if line.startswith("| 0.4 |"))
     assert [row.split(" | ")[place] for place in (2, 4, 8)] == ["0.830", "0.792", "0.360"]

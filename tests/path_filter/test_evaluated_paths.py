@@ -121,7 +121,7 @@ def test_a_file_of_another_format_is_rejected(tmp_path):
 
 def test_a_loss_that_is_not_finite_is_rejected(tmp_path):
     paths = opened(tmp_path / "paths.jsonl")
-    with pytest.raises(UserError, match="is nan, and no ranking can be learned"):
+    with pytest.raises(UserError, match="is nan, from which no ranking can be learned"):
         paths.append(evaluated(0, loss=math.nan))
     assert len(opened(tmp_path / "paths.jsonl")) == 0
 

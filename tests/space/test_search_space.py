@@ -225,7 +225,7 @@ def test_damaged_json_is_one_sentence(damage):
         ({"widths": (0, 1.0)}, "widths of the geometry must be positive and finite"),
         ({"width_scale": float("nan")}, "width_scale of the geometry must be positive and finite, got nan"),
         ({"strides": (1, 2, 0, 2)}, "strides of the geometry must be integers of 1 or more, got 1, 2, 0, 2"),
-        ({"stem_channels": 0.5}, "stem_channels of the geometry must be 1 or more"),
+        ({"stem_channels": 0.5}, "stem_channels of the geometry must be integers of 1 or more"),
         ({"strides": (1, 2, 2)}, "base_depths, stage_channels, strides .* a number for each stage, got 4, 4, 3 numbers"),
         ({"base_depths": (), "stage_channels": (), "strides": ()}, "a number for each stage, got 0, 0, 0 numbers"),
     ],
@@ -250,7 +250,7 @@ def test_a_stem_must_be_a_choice_of_the_geometry():
     with pytest.raises(UserError, match="the stem of the space odd"):
         SearchSpace("odd", A.operations, stem_depths=(1,))
     for widths in ((0.65, 0.65), (1.0, 0.65), ()):
-        with pytest.raises(UserError, match="the stem of the space odd .* rising"):
+        with pytest.raises(UserError, match="the stem of the space odd .* in ascending order"):
             SearchSpace("odd", A.operations, stem_widths=(widths, (1.0,)))
     assert product_space("any order", (2, 0), (1.0, 0.65), (0.2,)) == product_space("any order", (0, 2), (0.65, 1.0), (0.2,))
     small = product_space("no stem depth left", (1,), (0.65,), (0.2,))
