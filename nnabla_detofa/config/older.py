@@ -39,8 +39,14 @@ def hashed(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def completed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the current content of a run's config.json, with the normalization of runs that did not record one."""
+    """Return the current content of a run's config.json, with the values that runs had before their keys existed.
+
+    Images were normalized by `UNRECORDED`, and progressive shrinking on detection data did not sort channels.
+    """
     content = dict(current(content))
+    args, hparams = content.get("args"), content.get("hparams")
+    if isinstance(args, Mapping) and args.get("runner") == "ofa_ps" and isinstance(hparams, Mapping):
+        content["hparams"] = {"shrinking_sort": False} | dict(hparams)
     section = content.get("dataloader")
     if not isinstance(section, Mapping):
         return content

@@ -228,6 +228,18 @@ def test_the_hash_is_that_of_the_result():
     assert configs.from_dict(SMALLEST, "run").config_hash == configs.from_dict(SMALLEST | {"about": "x"}, "other").config_hash
 
 
+@pytest.mark.parametrize(("runner", "sorts"), [("ofa_ps", False), ("detofa", True)])
+def test_a_run_from_before_channels_were_sorted_is_not_taken_for_one_of_today(runner, sorts):
+    """Its progressive shrinking did not sort them; a config file without the entry means today's default."""
+    content = configs.load(CONFIGS / "coco_detofa.json", [f"args.runner={runner}"]).to_dict()
+    today = configs.from_run(content, "run").config_hash
+    del content["hparams"]["shrinking_sort"]
+    before = configs.from_run(content, "run")
+    assert before.hparams.shrinking_sort is sorts and (before.config_hash == today) is sorts
+    assert configs.from_dict(content, "new").config_hash == today
+    assert configs.from_run(content, "run", ["hparams.shrinking_sort=true"]).config_hash == today
+
+
 def test_older_keys_are_read_everywhere_and_keep_the_hash(tmp_path):
     """`colour` became `color` and `heat_map_std` `heatmap_std`: in files, bases, overrides, run folders; the hash stays."""
     current = configs.load(CONFIGS / "digits_detofa.json")

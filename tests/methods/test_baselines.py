@@ -1,14 +1,18 @@
 """The baselines: Table A2's schedule, CompOFA*'s coupling, and that each runs to its end."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path as FilePath
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from small import detofa_config
 
 from nnabla_detofa import config as configs
 from nnabla_detofa.cli.program import main
 from nnabla_detofa.data.digits import write_digits
+from nnabla_detofa.methods import baselines
 from nnabla_detofa.runs.phases import training_phases
 from nnabla_detofa.space.paths import Path
 from nnabla_detofa.space.search_space import compofa
@@ -42,6 +46,35 @@ def test_channels_are_sorted_before_a_smaller_w_or_e_is_trained():
     without = training_phases(configs.load(VOC, ["args.runner=ofa_ps", "hparams.shrinking_sort=false"]))
     assert not any(stage.sorted_ratios for stage in without)
     assert not any(phase.sorted_ratios for phase in training_phases(configs.load(VOC)))
+
+
+@pytest.mark.parametrize("sorts", [True, False])
+def test_channels_are_sorted_right_before_each_stage_with_the_moments_that_it_goes_on_with(sorts, monkeypatch):
+    """An optimizer that trains two stages has the channels of both."""
+    training = training_phases(configs.load(VOC, ["args.runner=ofa_ps", f"hparams.shrinking_sort={json.dumps(sorts)}"]))
+    names, events = [phase.name for phase in training[1:]], []
+    run = SimpleNamespace(
+        training={phase.name: phase for phase in training},
+        optimizer={},
+        model="net",
+        space=None,
+        train_fullnet=lambda space: None,
+        new_optimizer=lambda phase: f"optimizer of {phase.name}",
+        phase=nullcontext,
+        rng=lambda name: np.random.default_rng(0),
+        train_phase=lambda phase, paths, optimizer: events.append((phase.name, paths.space, optimizer)),
+        find_subnets=lambda space, path_filter: space,
+        new_filter=lambda: None,
+    )
+    monkeypatch.setattr(baselines, "sort_middle_channels", lambda *arguments: events.append(arguments))
+    assert baselines.BaselineSearcher.run(run) == training[-1].space
+    optimizers = [f"optimizer of {names[index]}" for index in (0, 1, 1, 3, 3)]
+    expected = []
+    for phase, optimizer in zip(training[1:], optimizers):
+        if sorts and phase.name != names[0]:
+            expected.append(("net", phase.sorted_ratios, phase.sorted_widths, optimizer))
+        expected.append((phase.name, phase.space, optimizer))
+    assert events == expected
 
 
 def test_the_spaces_are_the_papers():
