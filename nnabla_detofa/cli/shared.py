@@ -1,6 +1,7 @@
 """Arguments and checks shared by several commands."""
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -55,18 +56,28 @@ def config_arguments(parser: argparse.ArgumentParser, help: str) -> None:
 def settle_config(args: argparse.Namespace) -> None:
     """Set `args.file` to the config given as an argument or after -f, and `args.overrides` to the rest.
 
+    After -f, an argument is another config only if it names one; all others are overrides, checked as such.
+
     Raises:
         UserError: two configs are given.
     """
     given = vars(args).pop("config", None)
     if given is None:
         return
-    if re.match(r"[a-z_]+\.[\w.]+=", given):
-        args.overrides = [given, *args.overrides]
-    elif args.file:
+    override = re.match(r"[\w.:]*=", given) and not os.path.isfile(given)
+    if args.file is None and not override:
+        args.file = given
+    elif not override and _is_config(given):
         raise UserError(f"one config is allowed, got {args.file} and {given}")
     else:
-        args.file = given
+        args.overrides = [given, *args.overrides]
+
+
+def _is_config(text: str) -> bool:
+    """Return whether an argument names a config file, which need not exist, or a shipped config."""
+    from ..common.shipped import SUFFIXES, shipped_configs
+
+    return text.endswith(SUFFIXES) or text in shipped_configs()
 
 
 def count_or_auto(text: str) -> int | str:

@@ -28,6 +28,11 @@ def shipped(path: str | Path) -> Path:
     return path if exists(path) or not exists(ROOT / path) else ROOT / path
 
 
+def shipped_configs() -> dict[str, Path]:
+    """Return the files of the shipped configs by name."""
+    return {file.stem: file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.json")) if file.stem != "schema"}
+
+
 def find_config(name: str | Path) -> Path:
     """Return the file of a config: a path, or the name of a shipped config, such as "digits_detofa".
 
@@ -37,7 +42,7 @@ def find_config(name: str | Path) -> Path:
     path = shipped(name)
     if isfile(path) or path.suffix in SUFFIXES:
         return path
-    known = {file.stem: file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.json")) if file.stem != "schema"}
+    known = shipped_configs()
     if str(name) in known:
         return known[str(name)]
     if path.parent == Path("."):
