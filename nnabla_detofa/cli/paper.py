@@ -84,7 +84,7 @@ def expanded(targets: Sequence[str]) -> list[str]:
     for target in targets:
         if target not in groups and target not in groups["all"]:
             known = (*groups["all"], *groups)
-            raise UserError(f"there is no target {target}{nearest(target, known)}; known are {', '.join(known)}")
+            raise UserError(f"there is no target {shlex.quote(target)}{nearest(target, known)}; known are {', '.join(known)}")
     return list(dict.fromkeys(name for target in targets for name in groups.get(target, [target])))
 
 

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from shlex import quote
 from typing import NoReturn
 
 from ..backend import launch
@@ -131,7 +132,7 @@ def find(argv: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
     place = OTHER_NAMES.get(name, (name,))
     if place[0] not in COMMANDS:
         names = (*COMMANDS, *OTHER_NAMES)
-        raise UserError(f"there is no command {short(name)}{nearest(name, names)}; known are {', '.join(COMMANDS)}")
+        raise UserError(f"there is no command {quote(short(name))}{nearest(name, names)}; known are {', '.join(COMMANDS)}")
     group = COMMANDS[place[0]]
     if not isinstance(group, Group) or len(place) > 1 or not rest or rest[0] in ("-h", "--help"):
         return place, rest
@@ -140,7 +141,7 @@ def find(argv: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
     if group.other and not rest[0].startswith("-"):
         return (*place, group.other), rest
     known = ", ".join(group.commands)
-    raise UserError(f"there is no command {name} {short(rest[0])}{nearest(rest[0], group.commands)}; known are {known}")
+    raise UserError(f"there is no command {name} {quote(short(rest[0]))}{nearest(rest[0], group.commands)}; known are {known}")
 
 
 def command_of(place: Sequence[str]) -> Command | Group:

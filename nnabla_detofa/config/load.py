@@ -12,7 +12,7 @@ from typing import Any
 
 from ..common.checked import check_keys, kind_of, listed, read
 from ..common.errors import UserError
-from ..common.reading import parse_json, shown
+from ..common.reading import MAX_LEVELS, parse_json, shown
 from ..common.shipped import find_config, locate
 from . import older
 from .args import Args
@@ -64,11 +64,11 @@ def overridden(content: dict[str, Any], override: str) -> dict[str, Any]:
     """Return `content` with the value of an override "key.sub=value".
 
     Raises:
-        UserError: the override has another form.
+        UserError: the override has another form, or its key is nested too deeply.
     """
     key, equals, source = override.partition("=")
     names = _names(key)
-    if not equals or not all(names):
+    if not equals or not all(names) or len(names) > MAX_LEVELS:
         raise UserError(f"an override must look like hparams.epochs=3, got {shown(override)}")
     value = _override_value(source)
     for name in reversed(names):

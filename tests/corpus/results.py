@@ -196,7 +196,7 @@ def cases() -> Iterator[Case]:
     yield Case(kind, "no path filter", SEARCH, ("path_filter_again.h5", "missing"), without("path_filter_again.h5"), ("run",))
     text = put("run/path_filter_again.h5", "text")
     yield Case(kind, "a path filter that is text", SEARCH, ("path_filter_again.h5", "HDF5"), text, ("run",))
-    yield Case(kind, "no weights", EVALUATE, ("fullnet", "missing"), without("fullnet/weights.h5"), WITH_DATA)
+    yield Case(kind, "no weights", EVALUATE, ("fullnet", "does not exist"), without("fullnet/weights.h5"), WITH_DATA)
     yield Case(kind, "weights that are text", EVALUATE, ("weights.h5", "HDF5"), put("run/fullnet/weights.h5", "x"), WITH_DATA)
     classes = changed("run/fullnet.json", lambda f: f.update(ap50_per_class={"cow": 1.0}))
     yield Case(kind, "other classes", EVALUATE, ("cow", "cat, dog"), classes, WITH_DATA)
