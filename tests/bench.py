@@ -230,15 +230,15 @@ def p3(options) -> dict:
         running.found, sums = {}, {}
         chosen = np.arange(STRAIGHT_IMAGES // batch * batch) % len(sets.train)
         for images, *_ in eval_batches(sets, sets.train, chosen, batch):
-            output = net.trunk(nn.Variable.from_numpy_array(images), path, running)
+            output = net.trunk(nn.Variable.from_numpy_array(np.asarray(images)), path, running)
             output.forward(clear_buffer=True)
             for name, found in running.found.items():
                 sums[name] = [total + each.d.astype(float) for total, each in zip(sums.get(name, (0.0, 0.0)), found)]
         running.kept = {name: [np.float32(total * batch / len(chosen)) for total in pair] for name, pair in sums.items()}
         total = 0.0
         for images, *targets in eval_batches(sets, sets.val, np.arange(len(sets.val)), batch):
-            outputs = net(nn.Variable.from_numpy_array(images), path, running)
-            loss = net.loss(outputs, [nn.Variable.from_numpy_array(target) for target in targets])
+            outputs = net(nn.Variable.from_numpy_array(np.asarray(images)), path, running)
+            loss = net.loss(outputs, [nn.Variable.from_numpy_array(np.asarray(target)) for target in targets])
             loss.forward(clear_buffer=True)
             total += len(images) * float(loss.d)
         return total / len(sets.val)

@@ -45,11 +45,20 @@ GROWTH = 2**20
 # --- What both devices compute -----------------------------------------------------------------------------------------
 
 
-def batch(config, classes: int, count: int) -> list[np.ndarray]:
+def repeated(array, count: int):
+    """A batch of one item `count` times, sparse if the item is."""
+    from nnabla_detofa.data.compact import Sparse
+
+    if not isinstance(array, Sparse):
+        return np.repeat(array, count, 0)
+    return Sparse.stack([Sparse(array.places, array.values, array.shape[1:])] * count)
+
+
+def batch(config, classes: int, count: int) -> list:
     """A batch of noise with one object in each image."""
     from nnabla_detofa.tools.synthetic import synthetic
 
-    arrays = [np.repeat(array, count, 0) for array in synthetic(config, classes)]
+    arrays = [repeated(array, count) for array in synthetic(config, classes)]
     arrays[0] = np.random.default_rng(0).normal(size=arrays[0].shape).astype(np.float32)
     return arrays
 

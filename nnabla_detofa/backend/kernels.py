@@ -8,7 +8,7 @@ as fast and, unlike a BLAS, give the same bits on every x86 machine. Convolution
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import nnabla as nn
 import nnabla.functions as F
@@ -117,6 +117,64 @@ class Multiply(CpuFunction):
                 _give(variable, add, np.multiply, outputs[0].g, other.d)
 
 
+# --- Inputs in a compact form -----------------------------------------------------------------------------------------
+
+
+def scatter(variable: nn.Variable, places: np.ndarray, values: np.ndarray) -> None:
+    """Set elements of a variable's array, and all others to 0; on a GPU only the elements are copied to it.
+
+    Args:
+        variable: the variable, with k axes.
+        places: (k, n) int32, indices of the elements, each once.
+        values: (n,) float32.
+    """
+    if not values.size:
+        variable.data.zero()
+        return
+    indices = nn.NdArray.from_numpy_array(places)
+    variable.data = F.scatter_nd(nn.NdArray.from_numpy_array(values), indices, shape=variable.shape)
+
+
+def scale_and_shift(variable: nn.Variable, levels: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> None:
+    """Set a variable's array to levels * scale + shift; on a GPU the levels are copied to it with 8 bits.
+
+    Args:
+        variable: the variable.
+        levels: (..., C, H, W) uint8, of its shape.
+        scale, shift: (C, 1, 1) float32.
+    """
+    scale, shift = (
+        nn.NdArray.from_numpy_array(values.reshape((1,) * (levels.ndim - 3) + values.shape)) for values in (scale, shift)
+    )
+    variable.data = F.add2(F.mul2(nn.NdArray.from_numpy_array(levels), scale), shift)
+
+
+# --- Losses -----------------------------------------------------------------------------------------------------------
+
+
+class ScalarLog:
+    """Collects the scalars of several forward passes. On a GPU they stay there until they are read, all at once.
+
+    Reading a scalar waits for the GPU. A scalar must be added before its variable is computed again.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list = []
+
+    def add(self, variables: Sequence[nn.Variable]) -> None:
+        """Add the values of computed scalar variables as a row; every row has the same length."""
+        if on_cpu():
+            self._rows.append([float(variable.d) for variable in variables])
+        else:
+            self._rows.append(F.stack(*(variable.data for variable in variables)))
+
+    def read(self) -> np.ndarray:
+        """Return the rows, (rows, length) float64."""
+        if not self._rows or on_cpu():
+            return np.array(self._rows, float)
+        return F.stack(*self._rows).data.astype(float)
+
+
 # --- Slices of parameters ---------------------------------------------------------------------------------------------
 
 
@@ -158,8 +216,13 @@ class Leading(CpuFunction):
 
 # --- Batch normalization ----------------------------------------------------------------------------------------------
 
-Read = Callable[[], tuple[np.ndarray, np.ndarray]]
-"""Function that returns the mean and variance, (1, C, 1, 1) each, of the last forward pass of a batch normalization."""
+
+class Measurement(Protocol):
+    """Source of the batch statistics of a batch normalization."""
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the mean and variance, (1, C, 1, 1) each, of the last forward pass."""
+        ...
 
 
 def batch_normalization(x: nn.Variable, gamma: nn.Variable, beta: nn.Variable, relu: bool = False) -> nn.Variable:
@@ -178,31 +241,123 @@ def batch_normalization(x: nn.Variable, gamma: nn.Variable, beta: nn.Variable, r
 
 def measured_batch_normalization(
     x: nn.Variable, gamma: nn.Variable, beta: nn.Variable, relu: bool = False
-) -> tuple[nn.Variable, Read]:
-    """Apply `batch_normalization`; also return a function that reads the batch statistics of the last forward pass."""
+) -> tuple[nn.Variable, Measurement]:
+    """Apply `batch_normalization`; also return the source of its batch statistics."""
     if on_cpu():
         function = BatchNormalization(relu)
-        return function(x, gamma, beta), function.read
+        return function(x, gamma, beta), function
     channels = x.shape[1]
-    gamma, beta, mean, var = leading(gamma, 1, channels), leading(beta, 1, channels), *_zeros(channels)
+    gamma, beta, running = leading(gamma, 1, channels), leading(beta, 1, channels), RunningStatistics(channels, x.size)
     # Do not use output_stat: it makes NNabla replace cuDNN by two kernel launches per channel forward and four backward.
-    y = F.batch_normalization(x, beta, gamma, mean, var, decay_rate=0.0, eps=EPSILON, batch_stat=True)
-    count = x.size // channels
-
-    def read() -> tuple[np.ndarray, np.ndarray]:
-        # With decay_rate 0 the running statistics equal the statistics of the last batch, with the variance times n / (n - 1).
-        return mean.d.copy(), var.d * np.float32((count - 1) / count) if count > 1 else np.zeros(var.shape, np.float32)
-
-    return F.relu(y, inplace=True) if relu else y, read
+    y = F.batch_normalization(x, beta, gamma, running.mean, running.var, decay_rate=0.0, eps=EPSILON, batch_stat=True)
+    return F.relu(y, inplace=True) if relu else y, running
 
 
-def _zeros(channels: int) -> tuple[nn.Variable, nn.Variable]:
-    """Return running statistics that NNabla updates. They are zeroed, since NaN in unset memory times 0 stays NaN."""
-    found = tuple(nn.Variable((1, channels, 1, 1)) for _ in range(2))
-    for variable in found:
-        variable.data.zero()
-        variable.persistent = True
-    return found
+class RunningStatistics:
+    """Running statistics of a batch normalization on a GPU, with a decay rate of 0.
+
+    They equal the statistics of the last batch, but with the variance times n / (n - 1).
+
+    Args:
+        channels: number of channels.
+        size: number of elements of the input.
+
+    Attributes:
+        mean, var: (1, channels, 1, 1), which NNabla updates. They are zeroed, since NaN in unset memory times 0 stays NaN.
+    """
+
+    def __init__(self, channels: int, size: int):
+        self.mean, self.var = (nn.Variable((1, channels, 1, 1)) for _ in range(2))
+        for variable in (self.mean, self.var):
+            variable.data.zero()
+            variable.persistent = True
+        count = size // channels
+        self._share = np.float32((count - 1) / count)
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the mean and variance, (1, channels, 1, 1) each, of the last forward pass."""
+        return self.unpacked(self.mean.d, self.var.d)
+
+    def unpacked(self, mean: np.ndarray, var: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and variance from values of `mean` and `var`, in shape (1, channels, 1, 1)."""
+        shape = self.mean.shape
+        # The variance of one element is 0, and NNabla's is a division by 0.
+        return mean.reshape(shape).copy(), var.reshape(shape) * self._share if self._share else np.zeros(shape, np.float32)
+
+
+class StatisticsSum:
+    """Sum of the batch statistics of several forward passes on a GPU, which the host reads once.
+
+    Args:
+        layers: running statistics of each batch normalization.
+    """
+
+    def __init__(self, layers: Sequence[RunningStatistics]):
+        self._layers, self._count = layers, 0
+        self._sum: nn.NdArray | None = None
+
+    def add(self) -> None:
+        """Add the statistics of the last forward pass."""
+        arrays = [variable.data for layer in self._layers for variable in (layer.mean, layer.var)]
+        found = F.concatenate(*arrays, axis=1)
+        if self._sum is None:
+            self._sum = found
+        else:
+            self._sum += found
+        self._count += 1
+
+    def mean(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the mean over the forward passes: for each layer its mean and variance."""
+        assert self._sum is not None
+        values = self._sum.data / np.float32(self._count)
+        ends = np.cumsum([variable.size for layer in self._layers for variable in (layer.mean, layer.var)])
+        parts = np.split(values, ends[:-1], axis=1)
+        return [layer.unpacked(*pair) for layer, *pair in zip(self._layers, parts[::2], parts[1::2])]
+
+
+def fold(
+    weight: nn.Variable, gamma: nn.Variable, beta: nn.Variable, mean: np.ndarray, var: np.ndarray, axis: int
+) -> tuple[nn.Variable, nn.Variable]:
+    """Fold a batch normalization with given statistics into the convolution before it.
+
+    The results are copies, on which later changes of the weights have no effect.
+
+    Args:
+        weight: weight of the convolution, with C output channels on `axis`.
+        gamma, beta: (1, C or more, 1, 1); the first C channels are used.
+        mean, var: (1, C, 1, 1).
+
+    Returns:
+        the weight, in the same shape, and the bias (C,).
+    """
+    channels = mean.shape[1]
+    if on_cpu():
+        weights, gammas, betas = (_computed(variable).data for variable in (weight, gamma, beta))
+        gammas, betas = gammas[:, :channels], betas[:, :channels]
+        scale = gammas / np.sqrt(var + EPSILON)
+        folded = weights * np.moveaxis(scale, 1, axis), (betas - mean * scale).ravel()
+        return tuple(map(nn.Variable.from_numpy_array, folded))
+    gammas, betas = (_computed(leading(variable, 1, channels)) for variable in (gamma, beta))
+    means, variances = map(nn.NdArray.from_numpy_array, (mean, var))
+    scale = F.mul2(gammas, F.pow_scalar(F.add_scalar(variances, EPSILON), -0.5))
+    shape = [1] * weight.ndim
+    shape[axis] = channels
+    folded = F.mul2(_computed(weight), F.reshape(scale, shape, inplace=False))
+    bias = F.reshape(F.sub2(betas, F.mul2(means, scale)), (channels,), inplace=False)
+    return _variable(folded), _variable(bias)
+
+
+def _computed(variable: nn.Variable) -> nn.NdArray:
+    """Return the array of a parameter, or of a slice of one, which is computed."""
+    if variable.parent is not None:
+        variable.forward()
+    return variable.data
+
+
+def _variable(array: nn.NdArray) -> nn.Variable:
+    variable = nn.Variable(array.shape)
+    variable.data = array
+    return variable
 
 
 class BatchNormalization(CpuFunction):

@@ -97,7 +97,7 @@ def train_transform(
         # Column x of the input becomes column W - x, not W - 1 - x. This matches CenterNet, which mirrors the image (x ->
         # width - 1 - x) and the center before warping.
         matrix = matrix * [[-1.0], [1.0]] + [[0, 0, input_size[1]], [0, 0, 0]]
-    image = _warp(sample.image, matrix, input_size)
+    image = _warp(sample.image, matrix, input_size).astype(np.float32) / 255
     image = shift_lighting(jitter_colors(image, rng, options.jitter), rng, options.lighting)
     return normalization(image), transform_boxes(sample.boxes, matrix), matrix
 
@@ -122,9 +122,15 @@ def letterbox(
     Returns:
         the normalized image, (3, height, width) float32, and the (2, 3) affine map from image to input.
     """
+    pixels, matrix = letterbox_pixels(image, input_size)
+    return normalization(pixels.astype(np.float32) / 255), matrix
+
+
+def letterbox_pixels(image: np.ndarray, input_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the image of `letterbox` before normalization, (height, width, 3) uint8, and the affine map."""
     height, width = image.shape[:2]
     matrix = letterbox_matrix((height, width), input_size)
-    return normalization(_warp(image, matrix, input_size)), matrix
+    return _warp(image, matrix, input_size), matrix
 
 
 def letterbox_matrix(image_size: tuple[int, int], input_size: tuple[int, int]) -> np.ndarray:
@@ -191,5 +197,5 @@ def shift_lighting(image: np.ndarray, rng: np.random.Generator, deviation: float
 
 
 def _warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Apply an affine map, with black outside the image; returns (H, W, 3) float32 in [0, 1]."""
-    return cv2.warpAffine(image, matrix, size[::-1], flags=cv2.INTER_LINEAR).astype(np.float32) / 255
+    """Apply an affine map to an image (H, W, 3) uint8, with black outside the image; returns the same type in `size`."""
+    return cv2.warpAffine(image, matrix, size[::-1], flags=cv2.INTER_LINEAR)

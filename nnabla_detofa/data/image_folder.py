@@ -158,13 +158,18 @@ def center_crop(image: np.ndarray, size: int, share: float = 0.875, normalizatio
     Returns:
         (3, size, size) float32, normalized.
     """
+    return normalization(center_pixels(image, size, share).astype(np.float32) / 255)
+
+
+def center_pixels(image: np.ndarray, size: int, share: float = 0.875) -> np.ndarray:
+    """Return the image of `center_crop` before normalization, (size, size, 3) uint8."""
     shorter = round(size / share)
     factor = shorter / min(image.shape[:2])
     height, width = (max(size, round(side * factor)) for side in image.shape[:2])
     if height * width > MAX_PIXELS:  # of a long image or a small share: the rest of the image is not worth the memory
         side = max(1, round(min(image.shape[:2]) * share))
-        return normalization(_resize(_center(image, side), size, size).astype(np.float32) / 255)
-    return normalization(_center(_resize(image, height, width), size).astype(np.float32) / 255)
+        return _resize(_center(image, side), size, size)
+    return _center(_resize(image, height, width), size)
 
 
 def _center(image: np.ndarray, side: int) -> np.ndarray:

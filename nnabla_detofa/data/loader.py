@@ -3,16 +3,18 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from ..common.errors import UserError
+from .compact import AnyArray, CompactArray, stacked
 
-Arrays = tuple[np.ndarray, ...]
+Arrays = tuple[AnyArray, ...]
 Transform = Callable[[Any, int, np.random.Generator], Arrays]
-"""(dataset, index, random generator) -> the arrays of one item; every item has the same shapes."""
+"""(dataset, index, random generator) -> the arrays of one item; every item has the same shapes and types."""
 
 
 class Loader:
@@ -95,7 +97,11 @@ class Loader:
 
     def batch(self, step: int) -> Arrays:
         """Compute batch `step` in this thread: each array of the transform, stacked along a new first axis."""
-        return _stack([self.item(step, index) for index in self.indices(step)])
+        stack = _Stack()
+        indices = self.indices(step)
+        for row, index in enumerate(indices):
+            stack.add(row, len(indices), self.item(step, index))
+        return stack.arrays()
 
     def batches(self, start_step: int = 0) -> "Batches":
         """Iterate over batches `start_step`, `start_step` + 1, ... endlessly, epoch after epoch."""
@@ -122,7 +128,7 @@ class Batches:
     def __init__(self, loader: Loader, start_step: int):
         self._loader, self._step = loader, start_step
         self._pool = ThreadPoolExecutor(loader.workers, thread_name_prefix="loader") if loader.workers else None
-        self._pending: deque[list[Future]] = deque()
+        self._pending: deque[tuple[_Stack, list[Future]]] = deque()
         self._closed = False
 
     def __iter__(self) -> "Batches":
@@ -132,7 +138,7 @@ class Batches:
         if self._closed:
             raise StopIteration
         try:
-            return self._prepared() if self._pool else self._made_here()
+            return self._prepared(self._pool) if self._pool else self._made_here()
         except BaseException:
             self.close()
             raise
@@ -141,12 +147,19 @@ class Batches:
         self._step += 1
         return self._loader.batch(self._step - 1)
 
-    def _prepared(self) -> Arrays:
+    def _prepared(self, pool: ThreadPoolExecutor) -> Arrays:
         while len(self._pending) <= self._loader.ahead:
-            loader, step = self._loader, self._step
-            self._pending.append([self._pool.submit(loader.item, step, index) for index in loader.indices(step)])
+            stack, indices = _Stack(), self._loader.indices(self._step)
+            add = partial(self._add, stack, self._step, len(indices))
+            self._pending.append((stack, [pool.submit(add, row, index) for row, index in enumerate(indices)]))
             self._step += 1
-        return _stack([future.result() for future in self._pending.popleft()])
+        stack, futures = self._pending.popleft()
+        for future in futures:
+            future.result()
+        return stack.arrays()
+
+    def _add(self, stack: "_Stack", step: int, count: int, row: int, index: int) -> None:
+        stack.add(row, count, self._loader.item(step, index))
 
     def close(self) -> None:
         """Stop the threads after their current items; the iterator is then exhausted."""
@@ -196,5 +209,35 @@ class CachedDataset:
         return item
 
 
-def _stack(items: list[Arrays]) -> Arrays:
-    return tuple(np.stack(arrays) for arrays in zip(*items))
+class _Stack:
+    """Stacks the arrays of items along a new first axis; each thread copies its own items, so that none copies a batch."""
+
+    def __init__(self) -> None:
+        self._columns: list[np.ndarray | list] = []
+        self._lock = Lock()
+
+    def add(self, row: int, count: int, item: Arrays) -> None:
+        """Make an item the row `row` of `count`.
+
+        Raises:
+            ValueError: its arrays have other shapes or types than those of another item.
+        """
+        with self._lock:
+            if not self._columns:
+                self._columns = [_rows(array, count) for array in item]
+        for column, array in zip(self._columns, item, strict=True):
+            if isinstance(column, np.ndarray) and (column.shape[1:], column.dtype) != (array.shape, array.dtype):
+                raise ValueError(
+                    f"the items of a batch must have equal shapes and types, got {array.dtype} {array.shape} beside "
+                    f"{column.dtype} {column.shape[1:]}"
+                )
+            column[row] = array
+
+    def arrays(self) -> Arrays:
+        """Return the batch, once every row is there."""
+        return tuple(column if isinstance(column, np.ndarray) else stacked(column) for column in self._columns)
+
+
+def _rows(array: AnyArray, count: int) -> np.ndarray | list:
+    """Return `count` unset rows for arrays like this one: an array, or for compact arrays, whose sizes differ, a list."""
+    return [None] * count if isinstance(array, CompactArray) else np.empty((count, *array.shape), array.dtype)

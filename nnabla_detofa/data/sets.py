@@ -19,10 +19,11 @@ from tqdm import tqdm
 from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
 from ..config import AnyDetectionData, CocoData, CocoSplit, Config, ImageFolderData, VocData, YoloData
-from .augment import Augmentation, eval_transform, letterbox_matrix, train_transform, transform_boxes
+from .augment import Augmentation, letterbox_matrix, letterbox_pixels, train_transform, transform_boxes
 from .coco import COCODataset
+from .compact import AnyArray, Pixels, stacked
 from .dataset import DetectionDataset
-from .image_folder import CHECKED, ImageFolder, center_crop, random_crop
+from .image_folder import CHECKED, ImageFolder, center_pixels, random_crop
 from .images import read_image
 from .loader import CachedDataset
 from .targets import MAX_DETECTIONS, clip_to_map, make_targets
@@ -31,7 +32,7 @@ from .yolo import YOLODataset
 
 log = logging.getLogger("nnabla_detofa")
 
-Arrays = tuple[np.ndarray, ...]
+Arrays = tuple[AnyArray, ...]
 
 
 class Subset:
@@ -43,7 +44,7 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def load(self, index: int):
+    def load(self, index: int) -> Any:
         """Load image `index` of the subset."""
         return self.dataset.load(int(self.indices[index]))
 
@@ -52,7 +53,7 @@ class Subset:
         """Paths of the images, by index."""
         return [self.dataset.files[index] for index in self.indices]
 
-    def objects(self, index: int):
+    def objects(self, index: int) -> Any:
         """Return the objects of image `index`, without reading the image."""
         return self.dataset.objects(int(self.indices[index]))
 
@@ -103,17 +104,18 @@ class DetectionSets:
         objects = self.max_objects
         return [[len(self.classes), *self.map_size], [objects, 2], [objects, 2], [objects], [objects]]
 
-    def train_item(self, dataset, index: int, rng: np.random.Generator) -> Arrays:
+    def train_item(self, dataset: Any, index: int, rng: np.random.Generator) -> Arrays:
         """Return an augmented image (3, H, W) and its targets, the transform of a `Loader`."""
         sample = dataset.load(index)
         image, boxes, _ = train_transform(sample, self.image_size, rng, self.augmentation, self.normalization)
         return (image, *self.targets(boxes / self.stride, sample.labels))
 
-    def eval_item(self, dataset, index: int) -> Arrays:
-        """Return the whole image fitted into the input (3, H, W), and its targets."""
+    def eval_item(self, dataset: Any, index: int) -> Arrays:
+        """Return the whole image fitted into the input (3, H, W), as 8-bit `Pixels`, and its targets."""
         sample = dataset.load(index)
-        image, boxes, _ = eval_transform(sample, self.image_size, self.normalization)
-        return (image, *self.targets(boxes / self.stride, sample.labels))
+        image, matrix = letterbox_pixels(sample.image, self.image_size)
+        boxes = transform_boxes(sample.boxes, matrix)
+        return (Pixels.of(image, self.normalization), *self.targets(boxes / self.stride, sample.labels))
 
     def targets(self, boxes: np.ndarray, labels: np.ndarray) -> Arrays:
         """Compute CenterNet's targets of one image. Override this and `target_shapes` for a detector with other heads.
@@ -154,16 +156,16 @@ class ClassificationSets:
         """Return the shape of one image's target, its label."""
         return [[1]]
 
-    def train_item(self, dataset, index: int, rng: np.random.Generator, size: int | None = None) -> Arrays:
+    def train_item(self, dataset: Any, index: int, rng: np.random.Generator, size: int | None = None) -> Arrays:
         """Return a random crop (3, H, W) and its label (1,); `size` replaces the side given by `image_size`."""
         image, label = dataset.load(index)
         side, flip = size or self.image_size[0], 0.5 * self.flip
         return random_crop(image, side, rng, self.crop_area, flip, self.normalization), np.array([label])
 
-    def eval_item(self, dataset, index: int) -> Arrays:
-        """Return the center crop (3, H, W) and the label (1,)."""
+    def eval_item(self, dataset: Any, index: int) -> Arrays:
+        """Return the center crop (3, H, W), as 8-bit `Pixels`, and the label (1,)."""
         image, label = dataset.load(index)
-        return center_crop(image, self.image_size[0], self.center_share, self.normalization), np.array([label])
+        return Pixels.of(center_pixels(image, self.image_size[0], self.center_share), self.normalization), np.array([label])
 
 
 def open_sets(config: Config, stride: int | None = None) -> DetectionSets | ClassificationSets:
@@ -228,55 +230,59 @@ def heard(quiet: bool = False) -> Iterator[list[str]]:
 
 def _open(config: Config, stride: int | None) -> DetectionSets | ClassificationSets:
     data = config.dataloader
-    size = (data.image_size, data.image_size)
     if isinstance(data, ImageFolderData):
-        train = ImageFolder(f"{data.root}/{data.train}")
-        val = ImageFolder(f"{data.root}/{data.val}", train.classes)
-        for folder in (train, val):
-            folder.check_images()
-        return ClassificationSets(
-            train.classes,
-            CachedDataset(train),
-            CachedDataset(val),
-            size,
-            data.flip,
-            data.crop_area,
-            data.center_share,
-            data.normalization,
-        )
+        return _open_classification(data)
     name = config.dataloader_name
     everything, train, val, test = _open_detection(data)
+    chosen: Any = train  # a `Subset` if validation images are held out
+    held_out: Any = val
     if val is None:
         if data.holdout >= len(train):
             raise UserError(f"dataloader.{name}.holdout must be less than the {len(train)} training images, got {data.holdout}")
         order = np.random.default_rng(config.args.seed).permutation(len(train))
-        train, val = Subset(train, np.sort(order[data.holdout :])), Subset(train, np.sort(order[: data.holdout]))
+        chosen, held_out = (Subset(train, np.sort(part)) for part in (order[data.holdout :], order[: data.holdout]))
     else:
         _warn_of_overlap(name, val=val, train=everything)
     _warn_of_overlap(name, test=test, train=everything)
-    if not any(len(train.objects(index)[0]) for index in range(len(train))):
+    if not any(len(chosen.objects(index)[0]) for index in range(len(chosen))):
         raise UserError(f"dataloader.{name}.train must contain objects to learn from; all images there are empty")
     if all(test.objects(index)[2].all() for index in range(len(test))):
         raise UserError(f"dataloader.{name}.test must contain objects to detect, but all of its images are empty")
-    augmentation = Augmentation(
+    sets = DetectionSets(
+        everything.classes,
+        CachedDataset(chosen),
+        CachedDataset(held_out),
+        CachedDataset(test),
+        (data.image_size, data.image_size),
+        stride or 4,
+        data.max_objects,
+        _augmentation(data),
+        data.normalization,
+    )
+    for text in object_warnings(sets, f"dataloader.{name}"):
+        log.warning("%s", text)
+    return sets
+
+
+def _open_classification(data: ImageFolderData) -> ClassificationSets:
+    train = ImageFolder(f"{data.root}/{data.train}")
+    val = ImageFolder(f"{data.root}/{data.val}", train.classes)
+    for folder in (train, val):
+        folder.check_images()
+    size = (data.image_size, data.image_size)
+    datasets = CachedDataset(train), CachedDataset(val)
+    return ClassificationSets(train.classes, *datasets, size, data.flip, data.crop_area, data.center_share, data.normalization)
+
+
+def _augmentation(data: AnyDetectionData) -> Augmentation:
+    """Return the augmentation that a config sets; its switches turn off parts of CenterNet's."""
+    return Augmentation(
         scale=data.scale_range,
         crop=data.crop,
         flip=0.5 * data.flip,
         jitter=Augmentation.jitter * data.color,
         lighting=Augmentation.lighting * data.color,
     )
-    sets = DetectionSets(
-        everything.classes,
-        *map(CachedDataset, (train, val, test)),
-        size,
-        stride or 4,
-        data.max_objects,
-        augmentation,
-        data.normalization,
-    )
-    for text in object_warnings(sets, f"dataloader.{name}"):
-        log.warning("%s", text)
-    return sets
 
 
 def object_warnings(sets: DetectionSets, key: str) -> list[str]:
@@ -420,8 +426,10 @@ def _warn_of_overlap(name: str, **two: DetectionDataset) -> None:
         log.warning("dataloader.%s: %d images of %s are in %s too: results on them look too good", name, shared, one, other)
 
 
-def eval_batches(sets, dataset, indices, batch: int) -> Iterator[Arrays]:
+def eval_batches(
+    sets: DetectionSets | ClassificationSets, dataset: Any, indices: Sequence[int] | np.ndarray, batch: int
+) -> Iterator[Arrays]:
     """Yield stacked batches of the `eval_item`s at `indices`, `batch` items each; the last may be smaller."""
     for start in range(0, len(indices), batch):
         items = [sets.eval_item(dataset, int(index)) for index in indices[start : start + batch]]
-        yield tuple(np.stack(arrays) for arrays in zip(*items))
+        yield tuple(stacked(arrays) for arrays in zip(*items))

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .compact import Sparse
+
 MAX_DETECTIONS = 100
 """Largest number of detections per image that are evaluated, as in CenterNet and COCO."""
 
@@ -13,14 +15,14 @@ class Targets(NamedTuple):
     """Targets of one image on an output map of (h, w) cells, with room for M objects. The loader stacks each field.
 
     Attributes:
-        heatmap: (classes, h, w) float32 in [0, 1]; 1 at the cell of each object's center, with a Gaussian around it.
+        heatmap: (classes, h, w) float32 in [0, 1], sparse; 1 at the cell of each object's center, with a Gaussian around it.
         size: (M, 2) float32, width and height of each object in cells.
         offset: (M, 2) float32 in [0, 1), the fractional part of each object's center (x, y) in cells.
         cell: (M,) int64, the cell of each center, y * w + x.
         mask: (M,) float32, 1 for rows that hold an object. These rows come first; all other rows of every field are 0.
     """
 
-    heatmap: np.ndarray
+    heatmap: Sparse
     size: np.ndarray
     offset: np.ndarray
     cell: np.ndarray
@@ -74,7 +76,6 @@ def make_targets(
     keep = np.flatnonzero(seen)[:max_objects]
     boxes, labels, count = boxes[keep], labels[keep], len(keep)
 
-    heatmap = np.zeros((num_classes, height, width), np.float32)
     size, offset = np.zeros((2, max_objects, 2), np.float32)
     cell, mask = np.zeros(max_objects, np.int64), np.zeros(max_objects, np.float32)
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -83,10 +84,20 @@ def make_targets(
     offset[:count] = centers - cells
     cell[:count] = cells[:, 1] * width + cells[:, 0]
     mask[:count] = 1
-    for label, (x, y), (box_width, box_height) in zip(labels, cells, size):
+    return Targets(_heatmap(labels, cells, size, (num_classes, height, width)), size, offset, cell, mask)
+
+
+def _heatmap(labels: np.ndarray, cells: np.ndarray, sizes: np.ndarray, shape: tuple[int, int, int]) -> Sparse:
+    """Draw the heatmap of the objects: labels (n,), cells (n, 2) as x y, sizes (n or more, 2) as width height in cells."""
+    _, height, width = shape
+    classes = np.unique(labels)
+    maps = np.zeros((len(classes), height, width), np.float32)
+    for label, (x, y), (box_width, box_height) in zip(np.searchsorted(classes, labels), cells, sizes):
         radius = max(0, int(gaussian_radius(math.ceil(box_height), math.ceil(box_width))))
-        draw_gaussian(heatmap[label], int(x), int(y), radius)
-    return Targets(heatmap, size, offset, cell, mask)
+        draw_gaussian(maps[label], int(x), int(y), radius)
+    places = np.flatnonzero(maps)
+    label, cell = np.divmod(places, height * width)
+    return Sparse(classes[label] * (height * width) + cell, maps.reshape(-1)[places], shape)
 
 
 def clip_to_map(boxes: np.ndarray, map_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from ..common.errors import UserError
 from ..common.seeds import rng_for
 from ..config import DetofaHparams, PretrainHparams
 from ..data.augment import letterbox_matrix
+from ..data.compact import AnyArray
 from ..data.sets import ClassificationSets, DetectionSets, eval_batches
 from .detections import ValidationTruth
 
@@ -49,11 +50,11 @@ class EvaluationImages:
         whole = max(1, len(statistics) // batch) * batch
         return cls(sets, statistics[:whole], np.sort(validation), batch)
 
-    def statistics_batches(self) -> list[np.ndarray]:
+    def statistics_batches(self) -> list[AnyArray]:
         """Load batches of training images (B, 3, H, W), for `reestimation.reestimate`."""
         return [arrays[0] for arrays in eval_batches(self.sets, self.sets.train, self.statistics, self.batch)]
 
-    def validation_batches(self) -> list[tuple[np.ndarray, ...]]:
+    def validation_batches(self) -> list[tuple[AnyArray, ...]]:
         """Load batches of validation images with their targets, for `validation.validation_loss`."""
         return list(eval_batches(self.sets, self.sets.val, self.validation, self.batch))
 

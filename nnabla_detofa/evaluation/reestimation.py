@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from ..backend import kernels
 from ..backend.compat import Mo, nn
+from ..data.compact import AnyArray, put
 from ..networks.layers import CollectedStatistics
 from ..space.paths import Path
 
@@ -32,7 +34,7 @@ class Stopwatch:
         self._last = now
 
 
-def batch_statistics(net: Mo.Module, path: Path, batches: Sequence[np.ndarray], watch: Stopwatch) -> Iterator[Statistics]:
+def batch_statistics(net: Mo.Module, path: Path, batches: Sequence[AnyArray], watch: Stopwatch) -> Iterator[Statistics]:
     """Yield, for each batch of images, the mean and variance of every batch normalization layer of `path`.
 
     Args:
@@ -41,11 +43,10 @@ def batch_statistics(net: Mo.Module, path: Path, batches: Sequence[np.ndarray], 
         batches: images (B, 3, H, W), with the same B in each batch.
         watch: measures the time.
     """
-    images, collected = nn.Variable(batches[0].shape), CollectedStatistics()
-    output = net.trunk(images, path, collected)
+    images, output, collected = _trunk(net, path, batches[0].shape)
     watch.lap("graph")
     for batch in batches:
-        images.d = batch
+        put(images, batch)
         output.forward(clear_buffer=True)
         yield collected.read()
     watch.lap("re-estimation")
@@ -60,8 +61,10 @@ def average(found: Iterable[Statistics]) -> Statistics:
     }
 
 
-def reestimate(net: Mo.Module, path: Path, batches: Sequence[np.ndarray], watch: Stopwatch | None = None) -> Statistics:
+def reestimate(net: Mo.Module, path: Path, batches: Sequence[AnyArray], watch: Stopwatch | None = None) -> Statistics:
     """Re-estimate the batch normalization statistics of a path: the average over the statistics of the batches, as in OFA.
+
+    On a GPU the statistics are added up there, and the host reads them once.
 
     Args:
         net: supernet.
@@ -72,4 +75,22 @@ def reestimate(net: Mo.Module, path: Path, batches: Sequence[np.ndarray], watch:
     Returns:
         Mean and variance of each layer.
     """
-    return average(batch_statistics(net, path, batches, watch or Stopwatch()))
+    watch = watch or Stopwatch()
+    if kernels.on_cpu():
+        return average(batch_statistics(net, path, batches, watch))
+    images, output, collected = _trunk(net, path, batches[0].shape)
+    watch.lap("graph")
+    total = collected.sum()
+    for batch in batches:
+        put(images, batch)
+        output.forward(clear_buffer=True)
+        total.add()
+    found = dict(zip(collected.names, total.mean()))
+    watch.lap("re-estimation")
+    return found
+
+
+def _trunk(net: Mo.Module, path: Path, shape: tuple[int, ...]) -> tuple[nn.Variable, nn.Variable, CollectedStatistics]:
+    """Build the graph of a path up to its last batch normalization: images, output and their statistics."""
+    images, collected = nn.Variable(shape), CollectedStatistics()
+    return images, net.trunk(images, path, collected), collected

@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..backend import kernels
 from ..backend.compat import Mo, nn
 from ..backend.device_memory import bounded_by
 from ..backend.launch import cores
 from ..backend.ranks import Communicator
+from ..data.compact import AnyArray, put
 from ..networks.layers import GivenStatistics
 from ..space.paths import Path
 from .detections import ValidationTruth
@@ -24,7 +26,7 @@ def validation_loss(
     net: Mo.Module,
     path: Path,
     statistics: Statistics,
-    batches: Iterable[Sequence[np.ndarray]],
+    batches: Iterable[Sequence[AnyArray]],
     watch: Stopwatch | None = None,
     on_outputs: Callable | None = None,
 ) -> float:
@@ -40,7 +42,7 @@ def validation_loss(
     """
     watch = watch or Stopwatch()
     graphs: dict[int, tuple] = {}
-    total = images = 0.0
+    losses, sizes = kernels.ScalarLog(), []
     for batch in batches:
         size = len(batch[0])
         if size not in graphs:
@@ -53,14 +55,15 @@ def validation_loss(
             watch.lap("graph")
         inputs, outputs, loss = graphs[size]
         for variable, array in zip(inputs, batch):
-            variable.d = array
+            put(variable, array)
         loss.forward(clear_buffer=True)
-        total += size * float(loss.d)
-        images += size
+        losses.add([loss])
+        sizes.append(size)
         if on_outputs:
             on_outputs(outputs)
+    total = sum(size * loss for size, (loss,) in zip(sizes, losses.read().tolist()))
     watch.lap("validation")
-    return total / images
+    return total / sum(sizes)
 
 
 class Evaluation(NamedTuple):
@@ -86,8 +89,8 @@ class PathEvaluator:
     """
 
     net: Mo.Module
-    statistics_batches: Sequence[np.ndarray]
-    validation_batches: Sequence[Sequence[np.ndarray]]
+    statistics_batches: Sequence[AnyArray]
+    validation_batches: Sequence[Sequence[AnyArray]]
     processes: int = 1
     truth: ValidationTruth | None = None
     comm: Communicator = field(default_factory=Communicator)

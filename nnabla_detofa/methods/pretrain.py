@@ -13,6 +13,7 @@ import numpy as np
 from ..backend.compat import Device, nn
 from ..common.errors import UserError
 from ..config import Config, PretrainHparams
+from ..data.compact import put
 from ..evaluation.reestimation import reestimate
 from ..networks import weights
 from ..networks.distillation import Distillation
@@ -85,7 +86,9 @@ class PretrainSearcher(SupernetRunner):
         given = GivenStatistics(reestimate(self.model, path, evaluator.statistics_batches))
         right = total = 0
         for images, labels in evaluator.validation_batches:
-            logits = self.model(nn.Variable.from_numpy_array(images), path, given)
+            inputs = nn.Variable(images.shape)
+            put(inputs, images)
+            logits = self.model(inputs, path, given)
             logits.forward(clear_buffer=True)
             right += int(np.sum(logits.d.argmax(axis=1) == labels[:, 0]))
             total += len(labels)

@@ -18,6 +18,7 @@ from ..backend import kernels
 from ..backend.compat import F, Mo, Model, Parameter, nn
 from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
+from ..data.compact import nonzero
 from ..space.geometry import OFA_RESNET50, Geometry, HeadGeometry
 from ..space.paths import Path
 from ..space.search_space import ofa_resnet50
@@ -202,7 +203,7 @@ class Detector(Model):
     def counts(self, targets: Sequence[np.ndarray]) -> tuple[int, int]:
         """Count what the losses are divided by: heatmap cells that are centers, and objects."""
         heatmap, *_, mask = targets
-        return int(np.sum(heatmap >= 1)), int(np.sum(mask))
+        return int(np.sum(nonzero(heatmap) >= 1)), int(np.sum(mask))
 
     def loss(self, outputs: Outputs, targets: Sequence[nn.Variable], loss_weights: None = None) -> nn.Variable:
         """Return the total loss, by which paths are compared."""

@@ -114,7 +114,7 @@ class CollectedStatistics(BatchStatistics):
     """Batch statistics that are also recorded: after a forward pass, `read` returns the mean and variance of each layer."""
 
     def __init__(self) -> None:
-        self._found: dict[str, kernels.Read] = {}
+        self._found: dict[str, kernels.Measurement] = {}
 
     def __call__(
         self,
@@ -130,7 +130,16 @@ class CollectedStatistics(BatchStatistics):
 
     def read(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Return layer name -> (mean, variance) of the last batch, (1, C, 1, 1) each."""
-        return {name: read() for name, read in self._found.items()}
+        return {name: measured.read() for name, measured in self._found.items()}
+
+    def sum(self) -> kernels.StatisticsSum:
+        """Return a sum of the statistics of several batches, in the order of `names`; only on a GPU."""
+        return kernels.StatisticsSum([found for found in self._found.values() if isinstance(found, kernels.RunningStatistics)])
+
+    @property
+    def names(self) -> list[str]:
+        """The layers, in the order of their calls."""
+        return list(self._found)
 
 
 class GivenStatistics(Quick):
@@ -154,19 +163,8 @@ class GivenStatistics(Quick):
         beta: nn.Variable,
         relu: bool = False,
     ) -> nn.Variable:
-        mean, var = self.statistics[layer.name]
-        weight, gamma, beta = map(_value, (weight, gamma, beta))
-        gamma, beta = gamma[:, : mean.shape[1]], beta[:, : mean.shape[1]]
-        scale = gamma / np.sqrt(var + EPSILON)
-        folded = weight * np.moveaxis(scale, 1, layer.output_axis), (beta - mean * scale).ravel()
-        y = convolve(*map(nn.Variable.from_numpy_array, folded))
+        y = convolve(*kernels.fold(weight, gamma, beta, *self.statistics[layer.name], layer.output_axis))
         return self.relu(y) if relu else y
-
-
-def _value(variable: nn.Variable) -> np.ndarray:
-    if variable.parent is not None:  # a slice of a parameter that has not been computed yet
-        variable.forward()
-    return variable.d
 
 
 STORED = StoredStatistics()

@@ -15,6 +15,7 @@ from ..backend.compat import nn
 from ..common.errors import UserError
 from ..common.seeds import rng_for
 from ..config import Config
+from ..data.compact import AnyArray
 from ..evaluation.forked import map_forked
 from ..evaluation.images import EvaluationImages, with_images
 from ..evaluation.path_sampling import distinct_in_buckets
@@ -70,7 +71,7 @@ def _divisor(counts: np.ndarray, slack: np.ndarray) -> np.ndarray:
     return np.maximum(counts, 1.0) + slack
 
 
-def image_losses(net: Any, path: Path, statistics: Statistics, batches: Sequence[Sequence[np.ndarray]]) -> ImageLosses:
+def image_losses(net: Any, path: Path, statistics: Statistics, batches: Sequence[Sequence[AnyArray]]) -> ImageLosses:
     """Compute a path's loss for every image of the batches, one image at a time.
 
     Args:

@@ -8,22 +8,23 @@ import numpy as np
 
 from ..config import Config, DetofaHparams
 from ..config.detection import detection_sections
+from ..data.compact import AnyArray
 from ..data.targets import make_targets
 
 
 class SyntheticBatch:
     """Substitute for a `data.loader.Loader` that repeats one batch, made by `synthetic`."""
 
-    def __init__(self, arrays: list[np.ndarray]):
+    def __init__(self, arrays: list[AnyArray]):
         self.arrays = arrays
 
-    def batches(self, start: int) -> Iterator[list[np.ndarray]]:
+    def batches(self, start: int) -> Iterator[list[AnyArray]]:
         """Yield the batch without end."""
         while True:
             yield self.arrays
 
 
-def synthetic(config: Config, num_classes: int) -> list[np.ndarray]:
+def synthetic(config: Config, num_classes: int) -> list[AnyArray]:
     """Make a batch of one image of Gaussian noise, with one object or label, in the format of the config's training batches.
 
     Returns:

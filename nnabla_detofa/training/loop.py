@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
 from typing import Any, Protocol
 
 import numpy as np
 
+from ..backend import kernels
 from ..backend.compat import Mo, Optimizer, nn
 from ..backend.device_memory import bounded_by
 from ..backend.ranks import Communicator
 from ..common.errors import UserError
 from ..config import Solver
+from ..data.compact import AnyArray, put
 from ..data.loader import Loader
 from ..networks.layers import BATCH
 from ..runs.schedule import Schedule
@@ -124,13 +128,13 @@ def build(
     return Graph(inputs, (total, *losses), parts if counts else 1)
 
 
-def load(graph: Graph, batch: Sequence[np.ndarray]) -> None:
+def load(graph: Graph, batch: Sequence[AnyArray]) -> None:
     """Copy the arrays of a mini-batch into the graph's inputs."""
     for variable, array in zip(graph.inputs, batch, strict=True):
-        variable.d = array
+        put(variable, array)
 
 
-def fit_shapes(inputs: Sequence[nn.Variable], batch: Sequence[np.ndarray]) -> None:
+def fit_shapes(inputs: Sequence[nn.Variable], batch: Sequence[AnyArray]) -> None:
     """Reshape the inputs to the shapes of a mini-batch's arrays, because the image size may change from step to step."""
     for variable, array in zip(inputs, batch, strict=True):
         if variable.shape != array.shape:
@@ -143,25 +147,23 @@ def step(graph: Graph) -> None:
     graph.losses[0].backward(clear_buffer=True)
 
 
-def count(net: Mo.Module, targets: Sequence[np.ndarray], comm: Communicator) -> tuple[nn.Variable, ...]:
-    """Compute the normalizers of the losses of a whole batch, summed over all processes.
+def own_counts(net: Mo.Module, targets: Sequence[AnyArray]) -> Sequence[float]:
+    """Count what the losses of these targets are divided by; empty if the network has no `counts`.
 
     A detector divides its losses by numbers of objects. If each mini-batch were divided by its own number of objects, an
     object in a mini-batch with few objects would have a larger weight than in the undivided batch. Networks whose losses are
     means over images have no `counts`, because all mini-batches have the same size.
+    """
+    return net.counts(targets) if hasattr(net, "counts") else ()
 
-    Args:
-        net: network.
-        targets: targets of this process' part of the batch.
-        comm: processes that share the batch.
+
+def normalizers(counts: Sequence[Sequence[float]]) -> tuple[nn.Variable, ...]:
+    """Create the normalizers of the losses of a whole batch from the `own_counts` of all processes.
 
     Returns:
         Scalar variables for `net.losses`; empty if the network has no `counts`.
     """
-    if not hasattr(net, "counts"):
-        return ()
-    totals = np.sum(comm.gather(net.counts(targets)), axis=0)
-    variables = tuple(nn.Variable.from_numpy_array(np.float32(total)) for total in totals)
+    variables = tuple(nn.Variable.from_numpy_array(np.float32(total)) for total in np.sum(counts, axis=0))
     for variable in variables:
         variable.persistent = True  # read by all mini-batches of the step
     return variables
@@ -217,6 +219,101 @@ class Progress:
     path: search_space.Path  # the last path of the step
     losses: tuple[float, ...]  # means over mini-batches and paths, in the order of `net.losses` or of the objective
     rate: float
+    paths: dict  # state of the sampler, from which it returns the paths of the next step
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a step trains on: this process' part of the batch, the paths, and the normalizers of the losses.
+
+    `state` is the state of the sampler before the paths were sampled.
+    """
+
+    batch: Sequence[AnyArray]
+    paths: Sequence[search_space.Path]
+    counts: Sequence[nn.Variable]
+    state: dict
+
+
+def draw(
+    net: Mo.Module, paths: PathSampler, batches: Iterator, comm: Communicator, paths_per_step: int, counted: bool
+) -> Drawn:
+    """Take the next batch and sample the paths of the next step. All processes must call this.
+
+    Args:
+        net: supernet.
+        paths: sampler, used on rank 0.
+        batches: the loader's batches.
+        comm: processes that share each batch.
+        paths_per_step: number of paths to sample.
+        counted: whether the losses are divided by the counts of the whole batch, see `own_counts`.
+    """
+    batch: Sequence = ()
+    state = paths.state()
+
+    def here() -> tuple:
+        nonlocal batch
+        batch = next(batches)
+        chosen = [paths.next() for _ in range(paths_per_step)] if comm.rank == 0 else []
+        return chosen, own_counts(net, batch[1:]) if counted else ()
+
+    found = comm.each(here)  # one exchange between the processes
+    return Drawn(batch, found[0][0], normalizers([counts for _, counts in found]), state)
+
+
+class _Step:
+    """One step of training.
+
+    Its graphs are built and its first mini-batch is loaded while a GPU computes the step before, whose losses are read after
+    that, all at once. So the sampler is a step ahead of the weights; see `Progress.paths`.
+
+    Args:
+        net, objective: see `train`.
+        in_turn: sets of inputs for the graphs; successive steps use different ones, since the device may still read them.
+        accumulate: number of mini-batches that this process computes.
+        parts: number of mini-batches in the batch of all processes.
+        drawn: batch and paths of the step.
+    """
+
+    def __init__(
+        self,
+        net: Mo.Module,
+        objective: Objective | None,
+        in_turn: Iterator[Sequence[nn.Variable]],
+        accumulate: int,
+        parts: int,
+        drawn: Drawn,
+    ):
+        self.drawn, self._size = drawn, len(drawn.batch[0]) // accumulate
+        self._starts = range(0, self._size * accumulate, self._size)
+        inputs = next(in_turn)
+        fit_shapes(inputs, [array[: self._size] for array in drawn.batch])
+        self._graphs = [build(net, path, inputs, parts, objective, drawn.counts) for path in drawn.paths]
+        self._load(0)
+
+    def _load(self, start: int) -> None:
+        for graph in self._graphs[:1]:  # the graphs of all paths have the same inputs
+            load(graph, [array[start : start + self._size] for array in self.drawn.batch])
+
+    def run(self, parameters: dict[str, nn.Variable]) -> kernels.ScalarLog:
+        """Compute the gradients of all mini-batches; return the losses of each mini-batch and path, which are not read yet."""
+        gradients, seen = GradientSum(parameters), kernels.ScalarLog()
+        for start in self._starts:
+            if start:
+                self._load(start)
+            for graph in self._graphs:
+                step(graph)
+                seen.add(graph.losses[1:])
+            if len(self._starts) > 1:
+                gradients.take()
+        if len(self._starts) > 1:
+            gradients.give()
+        return seen
+
+    def losses(self, seen: kernels.ScalarLog, comm: Communicator) -> tuple[float, ...]:
+        """Return the losses, as means over mini-batches, paths and processes. This waits for the device."""
+        several = comm.gather((seen.read() * self._graphs[0].scale).tolist())
+        return tuple(np.mean([values for part in several for values in part], axis=0).tolist())
 
 
 def train(
@@ -260,40 +357,40 @@ def train(
         NotFinite: the loss is NaN or infinite. It is raised on all processes, and the weights are those before the update.
         UserError: a batch cannot be loaded, or device memory is exhausted. The weights are those of the last complete step.
     """
-    comm = comm or Communicator()
-    parts = accumulate * comm.n_procs
+    if not steps:
+        return
+    comm, parameters = comm or Communicator(), optimizer.get_parameters()
+    parts, in_turn = accumulate * comm.n_procs, cycle((inputs, [nn.Variable(variable.shape) for variable in inputs]))
     with closing(loader.batches(steps.start)) as batches, bounded_by("hparams.mini_batch", inputs[0].shape[0]):
+        drawn = partial(draw, net, paths, batches, comm, paths_per_step, parts > 1 and not objective)
+        prepared = partial(_Step, net, objective, in_turn, accumulate, parts)
+        upcoming = prepared(drawn())
         for number in steps:
+            current, following = upcoming, drawn() if number + 1 in steps else None
+            state = following.state if following else paths.state()
             optimizer.zero_grad()
-            batch = next(batches)
-            size = len(batch[0]) // accumulate
-            fit_shapes(inputs, [array[:size] for array in batch])
-            chosen = [comm.once(paths.next) for _ in range(paths_per_step)]
-            counts = count(net, batch[1:], comm) if parts > 1 and not objective else ()
-            graphs = [build(net, path, inputs, parts, objective, counts) for path in chosen]
-            gradients, seen = GradientSum(optimizer.get_parameters()), []
-            for start in range(0, size * accumulate, size):
-                for graph in graphs:
-                    load(graph, [array[start : start + size] for array in batch])
-                    step(graph)
-                    seen.append([float(loss.d) * graph.scale for loss in graph.losses[1:]])
-                if accumulate > 1:
-                    gradients.take()
-            if accumulate > 1:
-                gradients.give()
-            losses = tuple(np.mean([values for part in comm.gather(seen) for values in part], axis=0).tolist())
-            if not math.isfinite(losses[0]):
-                raise NotFinite(
-                    f"the loss became {losses[0]} at step {number}, learning rate {optimizer.get_learning_rate():.3g}, on the "
-                    f"path {json.dumps(chosen[-1].to_ofa())}: a lower optimizer.train.lr may help"
-                )
-            if comm.n_procs > 1:
-                if event is not None:
-                    event.default_stream_synchronize()
-                used = touched(optimizer.get_parameters())
-                comm.all_reduce([parameter.grad for parameter in used.values()], inplace=False)
-            rate = optimizer.get_learning_rate()
-            optimizer.update()
-            if event is not None:
-                event.add_default_stream_event()
-            on_step(Progress(number, chosen[-1], losses, rate))
+            seen, path = current.run(parameters), current.drawn.paths[-1]
+            upcoming = prepared(following) if following else current
+            losses, rate = current.losses(seen, comm), optimizer.get_learning_rate()
+            _check_finite(losses[0], number, rate, path)
+            _update(optimizer, parameters, comm, event)
+            on_step(Progress(number, path, losses, rate, state))
+
+
+def _check_finite(loss: float, number: int, rate: float, path: search_space.Path) -> None:
+    if not math.isfinite(loss):
+        raise NotFinite(
+            f"the loss became {loss} at step {number}, learning rate {rate:.3g}, on the path {json.dumps(path.to_ofa())}: a "
+            "lower optimizer.train.lr may help"
+        )
+
+
+def _update(optimizer: Optimizer, parameters: dict[str, nn.Variable], comm: Communicator, event: Any) -> None:
+    """Add the gradients of all processes, and update the weights."""
+    if comm.n_procs > 1:
+        if event is not None:
+            event.default_stream_synchronize()
+        comm.all_reduce([parameter.grad for parameter in touched(parameters).values()], inplace=False)
+    optimizer.update()
+    if event is not None:
+        event.add_default_stream_event()

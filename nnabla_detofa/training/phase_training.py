@@ -46,7 +46,7 @@ class PhaseTraining:
         self.steps_per_epoch = phase.steps_per_epoch(len(run.dataloader["train"]))
         self.steps = range(phase.epochs.start * self.steps_per_epoch, phase.epochs.stop * self.steps_per_epoch)
         self.config_hash = run.config.config_hash
-        self.state = self._state(self.steps.start)
+        self.state = self._state(self.steps.start, paths.state())
         self.saved_step: int | None = None
 
     def train(self) -> None:
@@ -100,7 +100,7 @@ class PhaseTraining:
         """Report a training step, and save a checkpoint if one is due or a stop was requested."""
         run, step = self.run, progress.step + 1
         run.mark_started()
-        self.state = self._state(step)
+        self.state = self._state(step, progress.paths)
         bar.update()
         self._report(progress, bar)
         if step % self.steps_per_epoch == 0:
@@ -123,15 +123,15 @@ class PhaseTraining:
 
     # --- States -----------------------------------------------------------------------------------------------------
 
-    def _state(self, step: int) -> dict:
-        """Return the state after `step` steps of the schedule, without weights and optimizer."""
+    def _state(self, step: int, paths: dict) -> dict:
+        """Return the state after `step` steps of the schedule, with that of the sampler, without weights and optimizer."""
         return {
             "phase": self.phase.name,
             "line": self.run.lines.get(self.phase.name),
             "config": self.config_hash,
             "epoch": step // self.steps_per_epoch,
             "step": step,
-            "paths": self.paths.state(),
+            "paths": paths,
         }
 
     def _save(self, where: Checkpoint) -> None:
@@ -154,7 +154,7 @@ class PhaseTraining:
                 f"the checkpoint {self.checkpoint.folder} belongs to a run with another config: remove it to start this phase "
                 "over"
             )
-        self.state = self._state(state["step"])
+        self.state = self._state(state["step"], self.paths.state())
         self.saved_step = state["step"]
         self.run.log(f"{self.phase.name} resumes at step {state['step']} of {self.steps.stop}")
 

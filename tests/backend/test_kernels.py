@@ -117,11 +117,11 @@ def test_measured_statistics_by_hand():
     """Channel 0 holds 1, 2, 3, 4 twice, channel 1 one number; the second pass sees another batch."""
     x = nn.Variable((2, 2, 2, 2))
     ones = nn.Variable.from_numpy_array(np.ones((1, 2, 1, 1)))
-    y, read = kernels.measured_batch_normalization(x, ones, ones)
+    y, measured = kernels.measured_batch_normalization(x, ones, ones)
     for shift in (0, 10):
         x.d = np.stack([np.stack([np.arange(1, 5).reshape(2, 2), np.full((2, 2), 5)])] * 2) + shift
         y.forward(clear_buffer=True)
-        mean, var = read()
+        mean, var = measured.read()
         assert_allclose(mean.ravel(), [2.5 + shift, 5 + shift])
         assert_allclose(var.ravel(), [1.25, 0], atol=1e-6)
 
@@ -130,7 +130,8 @@ def test_a_gpu_gets_nnablas_functions(monkeypatch):
     """With two inputs and outputs as cuDNN takes them: the statistics come out of the running averages."""
     monkeypatch.setattr(kernels, "on_cpu", lambda: False)
     x, gamma, beta = (nn.Variable.from_numpy_array(v) for v in (MAPS["map"], normal(1, 5, 1, 1), normal(1, 5, 1, 1)))
-    y, read = kernels.measured_batch_normalization(x, gamma, beta, relu=True)
+    y, measured = kernels.measured_batch_normalization(x, gamma, beta, relu=True)
+    total = kernels.StatisticsSum([measured, measured])
     kinds = []
     kernels.add_relu(y, kernels.multiply(y, y)).visit(
         lambda function: kinds.append((function.info.type_name, len(function.outputs)))
@@ -139,13 +140,57 @@ def test_a_gpu_gets_nnablas_functions(monkeypatch):
     for scale in (1, 3):
         x.d = MAPS["map"] * scale
         y.forward(clear_buffer=True)
-        mean, var = read()
+        total.add()
+        mean, var = measured.read()
         assert_allclose(mean.ravel(), x.d.mean((0, 2, 3)), rtol=1e-5)
         assert_allclose(var.ravel(), x.d.var((0, 2, 3)), rtol=1e-5)
+    for mean, var in total.mean():  # of the maps times 1 and times 3
+        assert mean.shape == var.shape == (1, 3, 1, 1)
+        assert_allclose(mean.ravel(), MAPS["map"].mean((0, 2, 3)) * 2, rtol=1e-5)
+        assert_allclose(var.ravel(), MAPS["map"].var((0, 2, 3)) * 5, rtol=1e-5)
     one = nn.Variable.from_numpy_array(normal(1, 2, 1, 1))
-    y, read = kernels.measured_batch_normalization(one, gamma, beta)
+    y, measured = kernels.measured_batch_normalization(one, gamma, beta)
     y.forward()
-    assert_array_equal(read()[1].ravel(), [0, 0])
+    assert_array_equal(measured.read()[1].ravel(), [0, 0])
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_a_folded_batch_normalization_is_the_original(axis, on_cpu, monkeypatch):
+    """The output channels are on axis 0 of a weight, on axis 1 of a transposed convolution's; later changes do not count."""
+    monkeypatch.setattr(kernels, "on_cpu", lambda: on_cpu)
+    shape = (4, 3, 2, 2) if axis == 0 else (3, 4, 2, 2)
+    whole = nn.Variable.from_numpy_array(normal(6, 6, 2, 2))
+    weight = kernels.leading(whole, *shape[:2])
+    gamma, beta = (nn.Variable.from_numpy_array(normal(1, 6, 1, 1)) for _ in range(2))
+    mean, var = normal(1, 4, 1, 1), normal(1, 4, 1, 1) ** 2
+    x = nn.Variable.from_numpy_array(normal(2, 3, 5, 5))
+    convolve = F.convolution if axis == 0 else F.deconvolution
+    y = convolve(x, *kernels.fold(weight, gamma, beta, mean, var, axis))
+    plain = convolve(x, nn.Variable.from_numpy_array(whole.d[: shape[0], : shape[1]].copy()))
+    plain.forward()
+    scale = gamma.d[:, :4] / np.sqrt(var + kernels.EPSILON)
+    wanted = (plain.d - mean) * scale + beta.d[:, :4]
+    for variable in (whole, gamma, beta):
+        variable.d = 7
+    y.forward()
+    assert_allclose(y.d, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_scalars_are_those_of_their_forward_passes(on_cpu, monkeypatch):
+    monkeypatch.setattr(kernels, "on_cpu", lambda: on_cpu)
+    x, log = nn.Variable((2,)), kernels.ScalarLog()
+    y, z = F.sum(x), F.sum(x * x)
+    for first in (1, 3):
+        x.d = [first, 2]
+        nn.forward_all([y, z])
+        log.add([y, z])
+    found = log.read()
+    assert found.dtype == np.float64 and found.tolist() == [[3, 5], [5, 13]]
+    alone = kernels.ScalarLog()
+    alone.add([y])
+    assert alone.read().tolist() == [[5]] and kernels.ScalarLog().read().size == 0
 
 
 @pytest.mark.parametrize("outputs", [(3, 2, 2), (1,), (4, 5)])

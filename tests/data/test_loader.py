@@ -11,6 +11,8 @@ import pytest
 from nnabla_detofa import config as configs
 from nnabla_detofa.backend.ranks import Communicator
 from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.data import loader as loading
+from nnabla_detofa.data.compact import Sparse
 from nnabla_detofa.data.loader import CachedDataset, Loader
 from nnabla_detofa.runs.phases import training_phases
 from nnabla_detofa.training import runner
@@ -130,6 +132,31 @@ def test_errors_surface_in_the_consumer_and_end_the_threads():
     with pytest.raises(UserError, match="image 6 is broken"):
         next(batches)
     assert next(batches, None) is None
+
+
+def test_threads_stack_their_own_items_and_items_have_one_shape(monkeypatch):
+    names, add = set(), loading._Stack.add
+    monkeypatch.setattr(loading._Stack, "add", lambda *given: names.add(threading.current_thread().name) or add(*given))
+    with make_loader(workers=2).batches() as batches:
+        next(batches)
+    assert names and all(name.startswith("loader") for name in names)
+
+    def ragged(dataset, index, rng):
+        return (np.zeros(1 + index % 2),)
+
+    with pytest.raises(ValueError, match=r"equal shapes and types, got float64 \(.,\) beside float64 \(.,\)"):
+        Loader(range(4), ragged, 4, seed=0).batch(0)
+
+
+def test_sparse_arrays_of_different_sizes_are_stacked():
+    def item(dataset, index, rng):
+        return np.array([index]), Sparse(np.arange(index), np.ones(index, np.float32), (2, 3))
+
+    for workers in (0, 2):
+        with Loader(range(4), item, 4, seed=0, shuffle=False, workers=workers).batches() as batches:
+            numbers, arrays = next(batches)
+        assert numbers.ravel().tolist() == [0, 1, 2, 3] and arrays.shape == (4, 2, 3)
+        assert np.asarray(arrays).sum((1, 2)).tolist() == [0, 1, 2, 3]
 
 
 def test_closing_ends_the_threads_and_only_a_few_batches_are_made_ahead():

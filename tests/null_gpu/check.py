@@ -42,13 +42,15 @@ class Checks:
         return json.loads(done.stdout.splitlines()[-1])
 
     def step(self, name: str, config: str, *overrides: str, kernels: int, copies: int, gib: float | None = None) -> None:
-        """A training step of the largest path: launches, copies, memory, and where its functions are computed."""
+        """A training step of the largest path: launches, copies, reads, memory, and where its functions are computed."""
         found = self.probe("step", config, *overrides)
         if found is None:
             return
         peak, estimate = found["peak"] / GIB, found["estimate"] / GIB
         self.say(found["kernels"] < kernels, f"{name}: {found['kernels']} kernels (fewer than {kernels})")
         self.say(found["copies"] < copies, f"{name}: {found['copies']} copies between host and device (fewer than {copies})")
+        self.say(found["reads"] == 1, f"{name}: {found['reads']} read of the device by the host (1)")
+        print(f"        {name}: {found['copied'] / 2**20:.1f} MiB copied between host and device")
         if gib:
             self.say(peak < gib, f"{name}: peak of device memory {peak:.2f} GiB (below {gib})")
         near = abs(estimate / peak - 1) <= TOLERANCE
@@ -73,6 +75,8 @@ def main() -> int:
         if found := checks.probe("evaluation", VOC):
             # 32 batches of 32 images to re-estimate, and 32 to validate
             checks.say(found["kernels"] < 40_000, f"a path on 2 x 1024 images: {found['kernels']} kernels (fewer than 40000)")
+            reads, copies = found["reads"], found["copies"]
+            checks.say(reads == 2, f"a path: {reads} reads of the device by the host (2), of {copies} copies")
         for name, status in (checks.probe("commands", folder) or {}).items():
             checks.say(status == 0, f"{name} ends with status {status}")
         if found := checks.probe("algorithm1", f"{folder}/two", "-c", "auto", "--processes", "2"):

@@ -3,7 +3,7 @@
 python probe.py step configs/voc_detofa.json [KEY=VALUE ...]
 python probe.py evaluation configs/voc_detofa.json [KEY=VALUE ...]
 python probe.py commands FOLDER
-python probe.py ranks FOLDER
+python probe.py algorithm1 FOLDER [OPTION ...]
 """
 
 import ctypes
@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from gpu_check import repeated
 
 from nnabla_detofa.backend.compat import Device
 from nnabla_detofa.config import load
@@ -43,6 +44,7 @@ class Counters:
             "kernels": found["launches"] + sum(calls.values()),
             "peak": found["peak"],
             "copies": copies["host to device"][0] + copies["device to host"][0],
+            "reads": copies["device to host"][0],
             "copied": copies["host to device"][1] + copies["device to host"][1],
             "most": sorted(found["kernels"], key=lambda item: -item[1])[:5],
         }
@@ -55,15 +57,22 @@ def elsewhere(variable) -> set[str]:
     return {name for name in names if "Cuda" not in name and name not in VIEWS}
 
 
+def batch(config, classes: int, count: int) -> list:
+    """A batch of `count` images in the form in which the loader gives it."""
+    from nnabla_detofa.tools.synthetic import synthetic
+
+    return [repeated(array, count) for array in synthetic(config, classes)]
+
+
 def step(config) -> dict:
-    """The second of two training steps on the largest path, by the training loop itself."""
+    """The second of three training steps on the largest path, by the training loop itself."""
     import nnabla as nn
 
     from nnabla_detofa.methods.build import make_model
     from nnabla_detofa.runs.phases import training_phases
     from nnabla_detofa.tools.data_facts import data_facts
     from nnabla_detofa.tools.graph_memory import step_memory
-    from nnabla_detofa.tools.synthetic import SyntheticBatch, synthetic
+    from nnabla_detofa.tools.synthetic import SyntheticBatch
     from nnabla_detofa.training import loop as training
 
     device, counters = Device.open("cudnn"), Counters()
@@ -72,7 +81,7 @@ def step(config) -> dict:
     model = make_model(config, facts.num_classes)
     estimate = step_memory(config, facts.num_classes, model, phases).total
     mini = config.hparams.mini_batch or config.hparams.batch_size
-    arrays = [np.repeat(array, config.hparams.batch_size, 0) for array in synthetic(config, facts.num_classes)]
+    arrays = batch(config, facts.num_classes, config.hparams.batch_size)
     inputs = [nn.Variable((mini, *array.shape[1:])) for array in arrays]
     phase = phases[0]
     optimizer = training.new_optimizer(model, phase.solver, phase.schedule(facts.train))
@@ -89,7 +98,7 @@ def step(config) -> dict:
         training.OnePath(model.space.largest),
         SyntheticBatch(arrays),
         inputs,
-        range(2),
+        range(3),
         accumulate=config.hparams.batch_size // mini,
         comm=device.comm,
         event=device.event,
@@ -97,7 +106,7 @@ def step(config) -> dict:
     )
     graph = training.build(model, model.space.largest, inputs)
     peak = max(found["peak"] for found in measured)
-    return measured[-1] | {"peak": peak, "estimate": estimate, "elsewhere": sorted(elsewhere(graph.losses[0]))}
+    return measured[1] | {"peak": peak, "estimate": estimate, "elsewhere": sorted(elsewhere(graph.losses[0]))}
 
 
 def commands(folder: Path) -> dict:
@@ -134,17 +143,20 @@ def algorithm1(folder: Path, *options: str) -> dict:
 
 def evaluation(config) -> dict:
     """Re-estimation and validation of one path, as Algorithm 1 line 5 does it."""
+    from nnabla_detofa.data.compact import Pixels
     from nnabla_detofa.evaluation.validation import PathEvaluator
     from nnabla_detofa.methods.build import make_model
-    from nnabla_detofa.tools.synthetic import synthetic
 
     Device.open("cudnn")
     counters = Counters()
     model = make_model(config, 20)
-    arrays = [np.repeat(array, config.hparams.bn_batch, 0) for array in synthetic(config, 20)]
+    images, *targets = batch(config, 20, config.hparams.bn_batch)
+    images = Pixels(np.zeros(images.shape, np.uint8), model.normalization)
     batches = config.hparams.bn_images // config.hparams.bn_batch
-    evaluator = PathEvaluator(model, [arrays[0]] * batches, [arrays] * batches)
+    evaluator = PathEvaluator(model, [images] * batches, [[images, *targets]] * batches)
     evaluator.evaluate(model.space.largest)
+    counters.reset()
+    evaluator.evaluate(model.space.sample(np.random.default_rng(0)))
     return counters.read()
 
 

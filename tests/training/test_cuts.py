@@ -3,7 +3,7 @@
 import nnabla as nn
 import numpy as np
 import pytest
-from joined_processes import together, values_of
+from joined_processes import PipeCommunicator, together, values_of
 
 from nnabla_detofa.backend.ranks import Communicator
 from nnabla_detofa.config import Solver
@@ -16,7 +16,7 @@ from nnabla_detofa.runs.phases import Schedule
 from nnabla_detofa.space.geometry import Geometry, HeadGeometry
 from nnabla_detofa.space.pruning import UniformPaths
 from nnabla_detofa.space.search_space import ofa_resnet50
-from nnabla_detofa.training.loop import build, count, new_optimizer, train
+from nnabla_detofa.training.loop import build, new_optimizer, normalizers, own_counts, train
 
 SMALL = Geometry(
     depths=(0, 1),
@@ -78,6 +78,9 @@ class OneDeep:
 
     def next(self):
         return next(self.paths, SHALLOW)
+
+    def state(self):
+        return {}
 
 
 def trained(comm, make=classifier, solver="Adam", mini_batch=8, steps=20, paths_per_step=1, sampler=UniformPaths):
@@ -153,6 +156,41 @@ def test_a_skipped_layer_stays_exactly_as_it_is(solver, mini_batch):
             check(weights)
 
 
+class NcclRule(PipeCommunicator):
+    """Reduces as nnabla's communicator does through NCCL: all arrays that are not zeroed, as one block.
+
+    Blocks are added number by number, so ranks that reduce different arrays mix them up; NCCL itself would hang if the sizes
+    differ.
+    """
+
+    def __init__(self, comm):
+        super().__init__(comm.rank, comm.pipes)
+
+    def all_reduce(self, arrays, division=False, inplace=True):
+        written = [array for array in arrays if not array.zeroing]
+        sizes = nn.NdArray.from_numpy_array(np.eye(self.n_procs)[self.rank] * sum(array.size for array in written))
+        super().all_reduce([sizes])
+        assert len(set(sizes.data.tolist())) == 1, f"ranks reduce {sizes.data} values"
+        if written:
+            block = nn.NdArray.from_numpy_array(np.concatenate([array.data.ravel() for array in written]))
+            super().all_reduce([block], division)
+            ends = np.cumsum([array.size for array in written])
+            for array, part in zip(written, np.split(block.data, ends[:-1])):
+                array.data = part.reshape(array.shape)
+
+
+@pytest.mark.parametrize("options", [{}, {"solver": "Nesterov"}, {"paths_per_step": 2}, {"mini_batch": 4}])
+def test_ranks_that_reduce_as_nccl_does_leave_skipped_layers_as_they_are(options):
+    """And train what one process does; the other layers' gradients are there on all ranks, even if those of a rank are 0."""
+    options = {"mini_batch": 2, "sampler": OneDeep, "steps": 4} | options
+    expected = trained(ALONE, **options)
+    for weights, losses in values_of(together(lambda comm: trained(NcclRule(comm), **options))):
+        assert_near((weights, losses), expected)
+        for name in weights[0]:
+            if name.startswith(SKIPPED) and options.get("paths_per_step", 1) == 1:
+                np.testing.assert_array_equal(weights[0][name], weights[-1][name], err_msg=name)
+
+
 def test_a_mini_batch_has_its_share_of_the_loss_of_a_batch():
     """One with few objects, or none, weighs less: the shares add up to the loss of the whole batch."""
     net = detector()
@@ -163,16 +201,16 @@ def test_a_mini_batch_has_its_share_of_the_loss_of_a_batch():
     assert net.counts(targets)[1] == 12 and net.counts([array[:2] for array in targets]) == (0, 0)
 
     def loss(chosen, parts, counts=()):
-        inputs = [nn.Variable.from_numpy_array(array[chosen]) for array in (images, *targets)]
+        inputs = [nn.Variable.from_numpy_array(np.asarray(array[chosen])) for array in (images, *targets)]
         total = build(net, SPACE.largest, inputs, parts, counts=counts).losses[0]
         total.forward()
         return float(total.d)
 
-    counts = count(net, targets, ALONE)
+    counts = normalizers([own_counts(net, [array[part] for array in targets]) for part in (slice(3), slice(3, 8))])
     shares = [loss(slice(start, start + 2), 4, counts) for start in range(0, 8, 2)]
     assert sum(shares) == pytest.approx(loss(slice(0, 8), 1), rel=1e-5)
     assert sum(loss(slice(start, start + 2), 4) for start in range(0, 8, 2)) != pytest.approx(sum(shares), rel=1e-2)
 
 
 def test_classifiers_have_no_counts():
-    assert count(classifier(), [np.zeros((4, 1))], ALONE) == ()
+    assert normalizers([own_counts(classifier(), [np.zeros((4, 1))])] * 2) == ()

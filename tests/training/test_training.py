@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tiny_training import SMALL, SPACE, Uniform, inputs, parts, values
 
+from nnabla_detofa.backend import kernels
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.config import Solver
 from nnabla_detofa.networks import weights
@@ -14,6 +15,7 @@ from nnabla_detofa.networks.centernet import Detector
 from nnabla_detofa.networks.supernet import Classifier
 from nnabla_detofa.runs.phases import Schedule
 from nnabla_detofa.space.geometry import HeadGeometry
+from nnabla_detofa.training import loop
 from nnabla_detofa.training.checkpoint import Checkpoint
 from nnabla_detofa.training.loop import NotFinite, OnePath, new_optimizer, train
 
@@ -71,6 +73,72 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
     train(second, optimizer, paths, loader, inputs(), range(state["step"], 6))
     for name, value in values(whole).items():
         np.testing.assert_array_equal(value, second.get_parameters()[name].d)
+
+
+def test_a_run_that_ends_between_two_steps_goes_on_with_the_next_path():
+    """The sampler is a step ahead; `Progress.paths` is its state before that."""
+    whole, optimizer, loader = parts()
+    states, chosen = [], []
+    train(
+        whole,
+        optimizer,
+        Uniform(),
+        loader,
+        inputs(),
+        range(6),
+        on_step=lambda p: (states.append(p.paths), chosen.append(p.path)),
+    )
+    for number, state in enumerate(states[:-1]):
+        paths = Uniform(seed=5)
+        paths.restore(state)
+        assert paths.next() == chosen[number + 1]
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"paths_per_step": 2}])
+def test_a_step_is_that_of_a_plain_loop_to_the_last_bit(options):
+    parts_of_batch, several = options.get("accumulate", 1), options.get("paths_per_step", 1)
+    fast, optimizer, loader = parts()
+    losses = []
+    given = inputs(4 // parts_of_batch)
+    train(fast, optimizer, Uniform(), loader, given, range(4), on_step=lambda p: losses.append(p.losses), **options)
+
+    plain, optimizer, loader = parts()
+    paths, given, size = Uniform(), inputs(4 // parts_of_batch), 4 // parts_of_batch
+    for number in range(4):
+        optimizer.zero_grad()
+        batch, chosen, seen = loader.batch(number), [paths.next() for _ in range(several)], []
+        gradients = loop.GradientSum(optimizer.get_parameters())
+        for start in range(0, 4, size):
+            for path in chosen:
+                graph = loop.build(plain, path, given, parts_of_batch)
+                loop.load(graph, [array[start : start + size] for array in batch])
+                loop.step(graph)
+                seen.append(float(graph.losses[1].d))
+            if parts_of_batch > 1:
+                gradients.take()
+        if parts_of_batch > 1:
+            gradients.give()
+        optimizer.update()
+        assert losses[number] == (np.mean(seen),)
+    for name, value in values(plain).items():
+        np.testing.assert_array_equal(value, fast.get_parameters()[name].d, err_msg=name)
+
+
+def test_the_next_step_is_prepared_before_the_losses_are_read_and_the_weights_are_updated(monkeypatch):
+    net, optimizer, loader = parts()
+    events, read = [], kernels.ScalarLog.read
+
+    def recorded(name, function):
+        return lambda *args, **options: events.append(name) or function(*args, **options)
+
+    for name in ("build", "step"):
+        monkeypatch.setattr(loop, name, recorded(name, getattr(loop, name)))
+    monkeypatch.setattr(kernels.ScalarLog, "read", recorded("read", read))
+    optimizer.update = recorded("update", optimizer.update)
+    train(net, optimizer, OnePath(SPACE.largest), loader, inputs(2), range(3), accumulate=2)
+    step = ["step", "step"]
+    following = ["build", "read", "update"]
+    assert events == ["build", *step, *following, *step, *following, *step, "read", "update"]
 
 
 def test_a_checkpoint_survives_being_replaced_halfway(tmp_path):
