@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import nnabla as nn
-import nnabla.functions as F
 import numpy as np
-from nnabla.function import PythonFunction
+
+from .compat import F, nn
 
 Variables = Sequence[nn.Variable]
 EPSILON = 1e-5
@@ -25,7 +24,7 @@ def on_cpu() -> bool:
     return nn.get_current_context().backend[0].startswith("cpu")
 
 
-class CpuFunction(PythonFunction):
+class CpuFunction(nn.function.PythonFunction):
     """Base class of functions with one output, which has the shape of the first input."""
 
     def __init__(self) -> None:
