@@ -76,7 +76,7 @@ lint: $(READY) ## Check style, formatting, layers and types
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-reference: $(READY) ## Write configs/schema.json, docs/config.md, docs/reference/ and README's tables from code and results
+reference: $(READY) ## Write configs/schema.json, docs/reference/ and README's tables from code and results
 	$(BIN)/python -m nnabla_detofa.config.reference
 	$(BIN)/python -m nnabla_detofa.cli.reference
 

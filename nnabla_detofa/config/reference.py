@@ -200,4 +200,4 @@ def _array(items: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     write_json("configs/schema.json", json_schema())
-    write_text("docs/config.md", markdown())
+    write_text("docs/reference/config.md", markdown())

@@ -273,7 +273,7 @@ def _header(plan: Plan, file: Path) -> list[str]:
         f"# DetOFA's Algorithm 1 on {name}, written by: detofa init --{plan.kind} {root}",
         f"#   try:   detofa train {config} --dry-run    (sizes, memory, schedules, one step of each phase)",
         f"#   train: detofa train {config}",
-        "# docs/config.md explains every key; keys that are not given here have the paper's values.",
+        "# docs/reference/config.md explains every key; keys that are not given here have the paper's values.",
         f"about: {_yaml(about)}",
         "",
     ]
