@@ -136,18 +136,18 @@ DATA_OF_study := data/digits data/digits_1600
 DATA_OF_demo := data/digits
 DATA_OF_bccd := data/digits
 $(STUDIES): $(or $(DATA_OF_$(PROFILE)),$(READY))
-	$(BIN)/python -m nnabla_detofa paper $(or $(GROUP_$@),$@) --profile $(call quoted,$(PROFILE)) --seeds $(call quoted,$(SEEDS)) $(if $(SET),--set "$$SET")
+	$(BIN)/python -m nnabla_detofa paper $(or $(GROUP_$@),$@) --profile $(call quoted,$(PROFILE)) --seeds $(call quoted,$(SEEDS)) $(if $(KEPT),--kept) $(if $(SET),--set "$$SET")
 
 pilot: data/digits ## Choose the regime of the study on a grid (PROFILE=study); hours, goes on where it was stopped
 	$(BIN)/python -m nnabla_detofa paper pilot --profile $(if $(filter demo,$(PROFILE)),study,$(call quoted,$(PROFILE)))
 
 study: data/digits data/digits_1600 ## The study: methods and controls of seeds 0 to 2, variants of VARIANT_SEEDS=1, results (hours)
-	$(BIN)/python -m nnabla_detofa paper controls architectures table2 figure5 --profile study --seeds 3
+	$(BIN)/python -m nnabla_detofa paper controls architectures table2 figure5 --profile study --seeds 3 $(if $(KEPT),--kept)
 	$(BIN)/python -m nnabla_detofa paper results claims --profile study
-	$(BIN)/python -m nnabla_detofa paper $(TABLES) $(FIGURES) --profile study --seeds $(call quoted,$(VARIANT_SEEDS))
+	$(BIN)/python -m nnabla_detofa paper $(TABLES) $(FIGURES) --profile study --seeds $(call quoted,$(VARIANT_SEEDS)) $(if $(KEPT),--kept)
 	$(BIN)/python -m nnabla_detofa paper results --profile study
 
-# KEPT=1 looks for no runs and takes what results/<profile>/runs holds
+# KEPT=1 looks for no runs and takes what results/<profile>/runs holds; above it starts only runs that are not held there
 RESULTS_FLAGS = --profile $(call quoted,$(PROFILE)) $(if $(filter-out 1,$(SEEDS)),--seeds $(call quoted,$(SEEDS))) $(if $(KEPT),--kept)
 results: $(READY) ## All tables, figures, claims and the page of PROFILE, from the kept files of its runs alone (a minute)
 	$(if $(filter demo,$(PROFILE)),$(if $(wildcard runs/demo/summary.json),$(BIN)/python -m nnabla_detofa report runs/demo -o results/demo))

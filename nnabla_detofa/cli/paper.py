@@ -4,6 +4,7 @@ import argparse
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..backend import launch
@@ -39,6 +40,7 @@ def reproduce_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="override a key of the configs")
     parser.add_argument("--profile", default="demo", help="demo, bccd, study, paper, or a .json file (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="run the seeds 0 to N - 1 (default: %(default)s)")
+    parser.add_argument("--kept", action="store_true", help="do not repeat runs that have an archive in results/<profile>/runs")
     parser.add_argument("--jobs", type=int, metavar="N", help="simultaneous runs (default: one for each core, or one on a GPU)")
     parser.add_argument(
         "-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="device to run on (default: %(default)s)"
@@ -53,6 +55,8 @@ def reproduce(args: argparse.Namespace) -> None:
 
     check_numbers(args, seeds=1000, jobs=256)
     profile = load(args.profile)
+    if args.kept:
+        profile = replace(profile, archives=profile.results / "runs")
     overrides = [entry for text in args.set for entry in re.split(r"\s+(?=[\w.]+=)", text.strip())]  # values may have spaces
     flags = {"context": args.context, "device_id": args.device_id}
     overrides += [f"args.{key}={value}" for key, value in flags.items() if value not in ("auto", "0")]

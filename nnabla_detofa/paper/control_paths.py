@@ -137,7 +137,7 @@ def measured(run: Run, paths: Sequence[ControlPath]) -> list[dict]:
     Returns:
         Dictionaries with the keys "kind", "place", "path" (in OFA's notation), "ap" and its standard error "se" (in points).
     """
-    if run.profile.archives:
+    if run.archive:
         file = run.folder / FILE
         return read_json(file, "the controls") if file.is_file() else []
     file, geometry = stored_file(run), run.config.network.geometry

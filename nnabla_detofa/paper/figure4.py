@@ -125,7 +125,7 @@ def path_scores(run: Run, paths: EvaluatedPaths) -> np.ndarray:
     """Return the (n,) scores of paths by the filter that pruned in a run; they are computed once and stored."""
     file = study_folder(run) / f"figure4_{paths.header['weights'][:8]}.json"
     if not file.is_file():
-        if run.profile.archives:
+        if run.archive:
             raise UserError(f"the archives of {run.profile.name} do not have the path scores of Figure 4 for {run.name}")
         searched = load_run(run.folder)
         scorer = PathScorer(

@@ -127,7 +127,7 @@ def _draw_stage(panel: Axes, net: ScoredOperations, stage: int) -> AxesImage:
 def write(request: Request, target: Target, runs: Sequence[Run]) -> list[FilePath]:
     """Write Figure 8 from the pre-trained filter on the classification supernet, and from the run of seed 0."""
     run, count = runs[0], runs[0].hparams.paths_per_operation
-    if run.profile.archives:
+    if run.archive:
         raise UserError("Figure 8 needs the path filters, which are not archived: make it where the run is")
     after = f"{run.data_set.title}, after warm-up"
     supernets = [

@@ -71,7 +71,7 @@ def prepare_studies(run: Run, names: Sequence[str]) -> None:
     Raises:
         UserError: results are made from archives, which lack fits.
     """
-    if run.profile.archives and not all(all_fits_stored(run, name) for name in names):
+    if run.archive and not all(all_fits_stored(run, name) for name in names):
         raise UserError(f"the archives of {run.profile.name} do not have all fits of the filter study")
     minutes = run.profile.minutes.get("filter study")
     left = sum(1 - _stored_lines(run, name) / (1 + _fits(run)) for name in names)

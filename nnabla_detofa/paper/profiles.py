@@ -135,7 +135,8 @@ class Profile:
         filter_study: sizes of the filter study.
         minutes: duration of parts of the work on two cores, announced before they start.
         path_ratios, operation_ratios: shares of each FLOPs bucket that Figure 10 prunes.
-        archives: folder of archives if results are made from these instead of from runs; else None.
+        archives: folder of archives from which results are made: all results if the profile does not start runs, else those
+            of runs that have an archive with an equal config; None: no archives are read.
     """
 
     name: str

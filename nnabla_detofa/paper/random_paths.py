@@ -18,7 +18,7 @@ def random_paths(run: Run) -> EvaluatedPaths:
     """Evaluate random paths of a run's final supernet, sampled from the space that it trained; stored paths are reused."""
     weights, space = final_weights(run.folder, run.config), searched_space(run.folder, run.config)
     name = f"random_{run.experiment.name}"
-    if not run.profile.archives and not (study_folder(run) / f"{name}.jsonl").exists():
+    if not run.archive and not (study_folder(run) / f"{name}.jsonl").exists():
         ProgressBar.write(f"{run.name}: evaluating up to {RANDOM_PATHS * run.hparams.buckets} random paths, {_duration(run)}")
     return evaluated(run, run.config, weights, name, RANDOM_PATHS, [], space, ap=True)
 

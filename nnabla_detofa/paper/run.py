@@ -101,13 +101,28 @@ class Run:
         return profile_folder(self.profile) / self.name
 
     @cached_property
+    def archive(self) -> FilePath | None:
+        """Archive from which the run's results are read; None if they are read from its folder.
+
+        If the profile starts runs, only archives of runs with an equal config are used.
+        """
+        if not self.profile.archives:
+            return None
+        file = archives.archive(self.profile.archives, self.name)
+        return file if not self.profile.starts_runs or self._is_equal(archives.unpacked(file)) else None
+
+    def _is_equal(self, folder: FilePath) -> bool:
+        """Return whether a folder has the files of a complete run with an equal config; weights and data do not count."""
+        return (folder / "summary.json").exists() and _hash(folder / "config.json") == self.config.config_hash
+
+    @cached_property
     def folder(self) -> FilePath:
         """Folder of the run: the usual one if it exists, else that of a finished run with an equal config, else a new one.
 
-        If results are made from archives, the folder to which its archive is unpacked.
+        If its results are read from an archive, the folder to which that is unpacked.
         """
-        if self.profile.archives:
-            return archives.unpacked(archives.archive(self.profile.archives, self.name))
+        if self.archive:
+            return archives.unpacked(self.archive)
         own = self.usual_folder.with_name(self.usual_folder.name + self.variant)
         if not own.exists():
             for file in sorted([*RUNS.glob("*/config.json"), *RUNS.glob("profiles/*/*/config.json")]):
@@ -119,7 +134,7 @@ class Run:
     def variant(self) -> str:
         """Suffix of folder names if the usual folder holds a run with an earlier version of the config, weights or data."""
         usual = self.usual_folder
-        if self.profile.archives:
+        if self.archive:
             return ""
         if not (usual / "config.json").exists() or _is_of(usual, self.config):
             return ""
@@ -129,14 +144,14 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the run is complete."""
-        if self.profile.archives:  # its initial weights and data need not exist here
-            return (self.folder / "summary.json").exists() and _hash(self.folder / "config.json") == self.config.config_hash
+        if self.archive:  # its initial weights and data need not exist here
+            return self._is_equal(self.folder)
         return _is_finished(self.folder, self.config)
 
     @property
     def location(self) -> str:
         """Where a reader finds the run: its folder, or its archive."""
-        return str(archives.archive(self.profile.archives, self.name) if self.profile.archives else self.folder)
+        return str(self.archive or self.folder)
 
     @property
     def command(self) -> str:

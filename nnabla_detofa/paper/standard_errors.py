@@ -42,7 +42,7 @@ def standard_errors_of(run: Run) -> dict[str, float]:
     They are computed from the run's detections and the test images and then stored. The result is empty if neither stored
     values nor the data exist.
     """
-    if run.profile.archives:
+    if run.archive:
         file = run.folder / FILE
         return read_json(file, "the standard errors") if file.is_file() else {}
     file, metric = stored_file(run), run.dataloader.ap_metric

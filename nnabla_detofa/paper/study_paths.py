@@ -34,8 +34,8 @@ NOISE_SPLITS = 20
 
 def study_folder(run: Run) -> FilePath:
     """Return the folder of the filter study on a run's supernet."""
-    if run.profile.archives:
-        return archives.unpacked(archives.archive(run.profile.archives, study_name(run)))
+    if run.archive:
+        return archives.unpacked(archives.archive(run.archive.parent, study_name(run)))
     return profile_folder(run.profile) / f"{study_name(run)}{run.variant}"
 
 
@@ -56,7 +56,7 @@ def detection_paths(run: Run) -> StudyInputs:
         pretraining=pretraining_paths(run),
         buckets=run.hparams.buckets,
         noise=noise_of(config, weights, test),
-        pruned_by=None if run.profile.archives else run.folder / "path_filter.h5",  # archives hold no weights
+        pruned_by=None if run.archive else run.folder / "path_filter.h5",  # archives hold no weights
     )
 
 
@@ -163,7 +163,7 @@ def evaluated(
         per_bucket: number of paths of each FLOPs bucket.
         exclude, space, ap: see `sampled_paths.evaluate_sampled_paths`.
     """
-    if run.profile.archives:
+    if run.archive:
         return EvaluatedPaths.read(study_folder(run) / f"{name}.jsonl", config.network.geometry)
     return evaluated_into(study_folder(run) / f"{name}.jsonl", config, weights, name, per_bucket, exclude, space, ap)
 

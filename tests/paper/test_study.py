@@ -292,6 +292,22 @@ def test_two_seeds_go_from_runs_to_claims_and_results_need_no_runs(profile, fold
             shutil.move(f"{gone}-gone", gone)
 
 
+def test_a_study_continues_on_another_machine_from_the_archives_of_equal_runs(profile, tmp_path):
+    kept = replace(profile, archives=tmp_path / "runs")
+    (run, other) = plan(kept, ("voc",), [DETOFA], 2, ())
+    assert run.archive is None and not run.finished and run.folder == run.usual_folder
+    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "config.json").write_text(json.dumps(run.config.to_dict()))
+    files = {name: tmp_path / name for name in ("summary.json", "config.json")}
+    for name in (run.name, other.name):  # the second archive is of a run with another config
+        archives.pack(archives.archive(tmp_path / "runs", name), files)
+    (run, other) = plan(kept, ("voc",), [DETOFA], 2, ())
+    assert run.finished and run.location == str(tmp_path / "runs" / f"{run.name}.tar.xz")
+    assert not other.finished and other.folder == other.usual_folder
+    assert not plan(profile, ("voc",), [DETOFA], 1, ())[0].finished, "archives are read on demand only"
+    complete([run], 1)
+
+
 def test_an_unknown_result_and_a_profile_without_runs_are_named(profile, capsys):
     assert main(["results", "figure77", "--profile", "tinystudy.json"]) == 2
     assert "unknown result figure77; known are table2, " in capsys.readouterr().err
