@@ -19,7 +19,7 @@ class Args:
         device_id: number of the GPU, or comma-separated numbers, one for each rank. With the context "auto", "0" is the first
             GPU for each rank.
         type_config: "float", 32-bit precision. "half" is not allowed, since the losses would overflow without mixed precision.
-        output_path: folder of the run; null: runs/<name of the config>.
+        output_path: folder of the run; null: the folder in runs/ that has the name of the config.
         workers: number of threads that load data; 0: data are loaded between the training steps.
         evaluation_processes: number of processes that share the evaluation of paths on the CPU; null: one per core.
         print_frequency: number of training steps between two lines of the log.

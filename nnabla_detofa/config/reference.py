@@ -49,7 +49,7 @@ def markdown() -> str:
         "# Config reference",
         "",
         "Every key of a config, with its default. Generated from the schema in `nnabla_detofa/config` by `make reference`.",
-        "On the command line a key is replaced by its dotted name: `hparams.search.generations=100`.",
+        "Override a key on the command line by its dotted name: `hparams.search.generations=100`.",
         "",
     ]
     users: dict[type, list[str]] = {}
