@@ -26,6 +26,7 @@ from ..common.checked import nearest
 from ..common.errors import UserError
 from ..common.reading import one_line, short
 from ..common.version import __version__
+from . import neighbor
 from .commands import COMMANDS, DEFAULT, OTHER_NAMES, SECTIONS
 from .shared import Command, Group, settle_config
 
@@ -60,6 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] == "--version":
         print(__version__)
         return 0
+    if program == "nnabla_nas" and neighbor.is_meant(argv, _parser(program, (DEFAULT,))._option_string_actions):
+        try:
+            return neighbor.hand_over(argv)
+        except UserError as error:
+            return _failed(f"error: {one_line(str(error))}", 2)
     if argv[0].startswith("-"):
         argv.insert(0, DEFAULT)
     with restored_state():
@@ -294,6 +300,8 @@ def _overview(program: str) -> str:
     ]
     for title, names in SECTIONS.items():
         lines += ["", f"{title}:", *(f"  {name:<18}{COMMANDS[name].help}" for name in names)]
+    if program == "nnabla_nas":
+        lines.append(f"NNablaNAS' command of this name: {neighbor.OFFER}; there, nnabla_nas experiment=... starts it too.")
     return "\n".join([*lines, f"first steps: {program} doctor, then {program} init --voc MYDATA"])
 
 
