@@ -142,7 +142,8 @@ pilot: data/digits ## Choose the regime of the study on a grid (PROFILE=study); 
 	$(BIN)/python -m nnabla_detofa paper pilot --profile $(if $(filter demo,$(PROFILE)),study,$(call quoted,$(PROFILE)))
 
 study: data/digits data/digits_1600 ## The study: methods and controls of seeds 0 to 2, variants of VARIANT_SEEDS=1, results (hours)
-	$(BIN)/python -m nnabla_detofa paper controls architectures table2 figure5 --profile study --seeds 3 $(if $(KEPT),--kept)
+	$(BIN)/python -m nnabla_detofa paper table2 figure5 architectures --profile study --seeds 3 $(if $(KEPT),--kept)
+	$(BIN)/python -m nnabla_detofa paper controls --profile study --seeds 3 $(if $(KEPT),--kept)
 	$(BIN)/python -m nnabla_detofa paper results claims --profile study
 	$(BIN)/python -m nnabla_detofa paper $(TABLES) $(FIGURES) --profile study --seeds $(call quoted,$(VARIANT_SEEDS)) $(if $(KEPT),--kept)
 	$(BIN)/python -m nnabla_detofa paper results --profile study
