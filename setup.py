@@ -1,7 +1,7 @@
 """The package, its dependencies and its commands `detofa` and `nnabla_nas`.
 
-A wheel also contains the configs, the profiles and the pre-trained weights, in nnabla_detofa/shipped; a package in a clone
-reads them from the clone (see common/shipped.py).
+A wheel also contains the configs, profiles, pre-trained weights and lock files, in nnabla_detofa/shipped; a package in
+a clone reads them from the clone (see common/shipped.py).
 
 `make setup` installs the exact versions of requirements.lock first and this package after them: nnabla-nas brings a
 command of the same name that cannot work, and the last one installed stays.
@@ -17,7 +17,7 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 README = HERE / "README.md"
 VERSION = HERE / "nnabla_detofa" / "common" / "version.py"
-SHIPPED = ("configs", "requirements.lock")
+SHIPPED = ("configs", *(f"requirements{use}.lock" for use in ("", "-cuda116", "-cuda120", "-export")))
 
 
 class BuildPy(build_py):

@@ -19,6 +19,8 @@ from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from ..common.shipped import INSTALLED, ROOT, install_command
+
 DRIVER = "libcuda.so.1"
 """Library of NVIDIA's driver, the only one that no PyPI package contains."""
 ORDER = (
@@ -35,8 +37,9 @@ ORDER = (
     "nccl/lib/libnccl.so.2",
 )
 """Libraries in loading order, each after its dependencies; cuDNN finds its own parts in its folder."""
-SETUP = "make setup-cuda (CUDA=116 for drivers older than 525.60)"
-UPDATE = "install NVIDIA's driver 525.60 or newer, or 450.80 for make setup-cuda CUDA=116"
+OLDER = "for drivers older than 525.60: "
+SETUP = f"{install_command('setup-cuda')} ({OLDER}{'requirements-cuda116.lock' if ROOT == INSTALLED else 'CUDA=116'})"
+UPDATE = "install NVIDIA's driver 525.60 or newer, or 450.80 for CUDA 11.6"
 HARMLESS = (
     "library is not found, distribution training feature is disabled.",  # MPI or NCCL: one process needs neither
     "GPU compatibility could not be verified",  # NVML is missing

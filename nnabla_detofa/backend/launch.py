@@ -165,7 +165,7 @@ def launch(processes: int, command: Sequence[str]) -> int:
     if launcher is None:
         raise UserError(
             f"{processes} processes need mpirun, which is neither beside {sys.executable} nor on the PATH: "
-            "run make setup, install nnabla-detofa[mpi], or start one process"
+            "install nnabla-detofa[mpi], which make setup does, or start one process"
         )
     options = ["-n", str(processes)]
     version = subprocess.run([launcher, "--version"], capture_output=True, text=True, env=rank_environment()).stdout

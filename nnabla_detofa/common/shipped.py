@@ -15,11 +15,23 @@ from .version import REPOSITORY
 
 INSTALLED = Path(__file__).parents[1] / "shipped"
 ROOT = INSTALLED if INSTALLED.is_dir() else REPOSITORY
-"""Folder that contains configs/ and requirements.lock."""
+"""Folder that contains configs/ and the lock files of requirements."""
 SUFFIXES = (".json", ".yaml", ".yml")
 FOLDERS = ("configs", "configs/baselines")
+PIP = {
+    "setup": "pip install -r {}/requirements.lock",
+    "setup-cuda": "pip install --no-deps -r {}/requirements-cuda120.lock",
+    "setup-export": "python -m venv .venv-export && .venv-export/bin/pip install -r {}/requirements-export.lock"
+    " && touch .venv-export/.ready",
+}
+"""Target of the Makefile -> the command that does the same where a wheel is installed; {}: `ROOT`."""
 LEVELS = 3
 """How many folders upwards a file is looked for from the folder of the config that names it."""
+
+
+def install_command(target: str) -> str:
+    """Return the command that installs what a target of the Makefile installs: make in a clone, otherwise pip."""
+    return PIP[target].format(ROOT) if ROOT == INSTALLED else f"make {target}"
 
 
 def shipped(path: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""Checks of an installation and of everything that a config needs: `python -m nnabla_detofa doctor`.
+"""Checks of an installation and of everything that a config needs: `detofa doctor`.
 
 This module must load in a broken installation, so third-party packages are imported inside the checks.
 """
@@ -81,7 +81,7 @@ def known_data() -> Iterator[Finding]:
             yield Finding(state, f"{finding.text} [{names}]", finding.todo)
     if missing:
         what = f"data: not found: {', '.join(missing)}; only runs of the configs that name them need them"
-        yield Finding(OK, what, "python -m nnabla_detofa doctor -f CONFIG checks the data of one config")
+        yield Finding(OK, what, "detofa doctor CONFIG checks the data of one config")
 
 
 def config_data(config: Any) -> Iterator[Finding]:
@@ -103,9 +103,7 @@ def config_data(config: Any) -> Iterator[Finding]:
 
             facts = data_facts(config)
             if facts.problem:
-                yield Finding(
-                    PROBLEM, f"data: {facts.problem}", f"python -m nnabla_detofa data check --help; {_where_from(config)}"
-                )
+                yield Finding(PROBLEM, f"data: {facts.problem}", f"detofa data check lists all; {_where_from(config)}")
                 return
             found = {"train": facts.train, "val": facts.val, "test": facts.test}
             listed = ", ".join(f"{count} {name}" for name, count in found.items() if count is not None)
@@ -116,7 +114,7 @@ def config_data(config: Any) -> Iterator[Finding]:
         yield Finding(PROBLEM, f"data: {error}", _where_from(config))
         return
     counts = ", ".join(f"{split.images} {split.name}" for split in report.splits)
-    more = "python -m nnabla_detofa data check lists all"
+    more = "detofa data check lists all"
     if report.fatal:
         rest = f" (and {len(report.fatal) - 1} more)" if len(report.fatal) > 1 else ""
         yield Finding(PROBLEM, f"data: {root}: {report.fatal[0]}{rest}", more)
@@ -151,7 +149,7 @@ def _where_from(config: Any) -> str:
     root = config.dataloader.root
     if Path(root).name == "classification" and "digits" in root or Path(root).name == "digits":
         place = Path(root).parent if Path(root).name == "classification" else root
-        return f"python -m nnabla_detofa data digits --root {place}"
+        return f"detofa data digits --root {place}"
     key = f"dataloader.{config.dataloader_name}.root"
     return f"copy the dataset to this folder, or set {key}=FOLDER"
 
@@ -168,7 +166,7 @@ def weights(config: Any) -> Iterator[Finding]:
         elif not Path(file).is_file():
             folder = Path(file).parent
             run = folder.name if folder.parent.name == "runs" else ""
-            todo = f"nnabla_nas -f configs/{run}.json writes it" if run else "train it, or name another file"
+            todo = f"detofa train configs/{run}.json writes it" if run else "train it, or name another file"
             yield Finding(PROBLEM, f"{what}: {file} is missing", todo)
         else:
             try:
@@ -274,7 +272,7 @@ def memory(config: Any) -> Iterator[Finding]:
         facts = data_facts(config)
     except UserError:
         yield Finding(
-            WARNING, "memory: not estimated, because the dataset is unknown", "nnabla_nas -f CONFIG --dry-run gives the reason"
+            WARNING, "memory: not estimated, because the dataset is unknown", "detofa train CONFIG --dry-run gives the reason"
         )
         return
     model = make_model(config, facts.num_classes)

@@ -1,4 +1,4 @@
-"""Dry run of a config, without its data, its weights or a GPU: `nnabla_nas -f CONFIG --dry-run`.
+"""Dry run of a config, without its data, its weights or a GPU: `detofa train CONFIG --dry-run`.
 
 A dry run builds the full-size networks at the config's input size. Each training phase runs one step of the real training
 loop (forward, backward, update) on the CPU, with a batch of one synthetic image. Nothing is written.

@@ -67,10 +67,10 @@ def _say_state(page: _Page, found: Mapping) -> None:
     """Add the lines about the kind and the state of the run, and how to resume it."""
     tuned, phases = found["fine_tuning"], found["phases"]
     what = f"runner {found['runner']}"
-    resume = f"nnabla_nas -f {found['run']}/config.json -o {found['run']}"
+    resume = f"detofa train {found['run']}/config.json -o {found['run']}"
     if tuned:
         what = f"fine-tuning of {tuned['detector']} of the run {tuned['run']}, epochs: {tuned['epochs']}"
-        resume = f"nnabla_nas finetune with the same arguments (--detector {tuned['detector']} -o {found['run']} ...)"
+        resume = f"detofa finetune with the same arguments (--detector {tuned['detector']} -o {found['run']} ...)"
     state = "finished"
     if not found["finished"]:
         done = sum(phase["state"] == "done" for phase in phases)

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..backend import cuda_libraries
 from ..backend.launch import mpirun, rank_environment
-from ..common.shipped import ROOT
+from ..common.shipped import ROOT, install_command
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 """States of a finding."""
@@ -45,7 +45,7 @@ MODULES = {
 
 
 PYTHON = (3, 10)
-INSTALL = "make setup, or pip install -r requirements.lock and then pip install --no-deps -e ."
+INSTALL = install_command("setup")
 
 
 @dataclass(frozen=True)
@@ -78,23 +78,22 @@ def python() -> Iterator[Finding]:
         yield Finding(
             PROBLEM,
             f"Python {found}, but nnabla 1.39 has wheels up to Python 3.10 only",
-            "use Python 3.10; make setup finds it",
+            f"use Python 3.10: {INSTALL}",
         )
 
 
 def packages() -> Iterator[Finding]:
-    """Compare installed versions with requirements.lock and setup.py, and import every required package."""
+    """Compare the versions of required packages with requirements.lock and setup.py, and import each."""
     lock, needed = locked(), required()
     missing, other, unfit = [], [], []
     with _quiet():
         _import_error("nnabla_detofa.backend.compat")  # imported first: it keeps nnabla from changing the root logger
         failed = {name: _import_error(module) for name, module in MODULES.items() if installed(name)}
-    for name in sorted({*lock, *map(_plain, MODULES), "nnabla-nas"}):
+    for name in sorted(needed):
         version = installed(name)
         if version is None:
-            if name in needed:
-                missing.append(name)
-        elif name in needed and not _fits(version, needed[name]):
+            missing.append(name)
+        elif not _fits(version, needed[name]):
             unfit.append(f"{name} {version} (needed: {needed[name]})")
         elif name in lock and version != lock[name]:
             other.append(f"{name} {version} (tested: {lock[name]})")
@@ -207,7 +206,7 @@ def command() -> Iterator[Finding]:
     if not found.is_file():
         yield Finding(WARNING, "the command nnabla_nas is not installed", f"{INSTALL}; or {todo}")
     elif "nnabla_detofa" not in found.read_text(errors="replace"):
-        again = "pip install --no-deps --force-reinstall -e . replaces it"
+        again = "install nnabla-detofa again, with pip's options --no-deps and --force-reinstall"
         yield Finding(
             WARNING, f"the command {found} belongs to nnabla-nas instead of this package, and does not work", f"{again}; {todo}"
         )
@@ -268,7 +267,7 @@ def mpi() -> Iterator[Finding]:
         yield Finding(OK, f"MPI: mpi4py and {launcher}")
     elif not error or installed("mpi4py"):
         lacks = f"mpi4py cannot be imported ({error})" if error else "mpirun is neither next to this Python nor on the PATH"
-        yield Finding(WARNING, f"MPI: {lacks}; only {several} need it", "run make setup, or install the extra mpi")
+        yield Finding(WARNING, f"MPI: {lacks}; only {several} need it", f"{INSTALL}; or install the extra mpi")
     else:
         which = "mpi4py is not installed" if launcher else "mpi4py and mpirun are not installed"
         yield Finding(OK, f"MPI: {which}; only {several} need the extra mpi")

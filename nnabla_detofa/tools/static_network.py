@@ -17,6 +17,7 @@ import numpy as np
 
 from ..backend.compat import F, nn
 from ..common.errors import UserError
+from ..common.shipped import install_command
 from ..common.version import REPOSITORY
 from ..evaluation.reestimation import Statistics
 from ..networks.centernet import Detector
@@ -174,7 +175,8 @@ def export_python() -> FilePath:
     found = next((place for place in places if (place / COMPLETE).exists()), None)
     if found is None:
         raise UserError(
-            f"writing ONNX needs the environment {ENVIRONMENT}, which is missing or incomplete; run make setup-export"
+            f"writing ONNX needs the environment {ENVIRONMENT}, which is missing or incomplete; "
+            f"run {install_command('setup-export')}"
         )
     return (found / "bin" / "python").absolute()
 

@@ -1,6 +1,8 @@
 """Files that are found without a clone: shipped configs and weights, and what lies beside a config."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +57,11 @@ def test_profiles_name_shipped_files(tmp_path, monkeypatch):
     pretraining = profiles.load("demo").data_sets["digits"].pretraining
     assert pretraining.supernet == str(shipped.ROOT / "configs/weights/digits_supernet.h5")
     assert configs.load(pretraining.config).args.runner == "pretrain"
+
+
+def test_a_wheel_is_told_to_use_pip(monkeypatch):
+    assert shipped.install_command("setup-cuda") == "make setup-cuda"
+    monkeypatch.setattr(shipped, "INSTALLED", shipped.ROOT)
+    for target in shipped.PIP:
+        lock = re.search(r"-r (\S+)", shipped.install_command(target))[1]
+        assert Path(lock).parent == shipped.ROOT and Path(lock).is_file()

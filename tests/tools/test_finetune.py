@@ -158,7 +158,7 @@ def test_a_stopped_fine_tuning_goes_on(run, tuned, tmp_path, monkeypatch, capsys
     assert not found["finished"] and [phase["state"] for phase in found["phases"]] == ["done", "under way"]
     shown = " ".join(text(found, 200).split())
     assert "not finished: 1 of 2 phases are done" in shown and "step 2 of 4" in shown
-    assert f"resume it with nnabla_nas finetune with the same arguments (--detector subnet_1 -o {folder} ...)" in shown
+    assert f"resume it with detofa finetune with the same arguments (--detector subnet_1 -o {folder} ...)" in shown
     capsys.readouterr()
     assert main(command(run, folder)) == 0
     assert "finetuned resumes at step 2 of 4" in capsys.readouterr().out

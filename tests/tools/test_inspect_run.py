@@ -91,7 +91,7 @@ def test_under_way_in_training(cut):
     assert [row["name"] for row in found["detectors"]] == ["fullnet"]
     shown = " ".join(text(found, 100).split())
     assert "under way 50%" in shown and "step 6 of 8" in shown
-    assert f"resume it with nnabla_nas -f {folder}/config.json -o {folder}" in shown
+    assert f"resume it with detofa train {folder}/config.json -o {folder}" in shown
 
 
 @pytest.mark.parametrize("words", ["resumes", "goes on"])  # the second in logs of older versions
