@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ..common.errors import UserError
-from .shared import check_output_file, check_output_folder, detector_arguments
+from .shared import check_output_file, check_output_folder, detector_arguments, device_arguments
 
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,10 +27,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="input sizes relative to the training size; the detections are merged by soft-NMS",
     )
-    parser.add_argument(
-        "-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="device to run on (default: %(default)s)"
-    )
-    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="number of the GPU (default: %(default)s)")
+    device_arguments(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="also write the results as JSON")
 
 
@@ -74,10 +71,7 @@ def detect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold", type=float, default=0.3, metavar="SCORE", help="lowest score of a detection (default: %(default)s)"
     )
-    parser.add_argument(
-        "-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="device to run on (default: %(default)s)"
-    )
-    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="number of the GPU (default: %(default)s)")
+    device_arguments(parser)
     parser.add_argument(
         "-o",
         "--output",

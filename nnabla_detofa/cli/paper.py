@@ -10,7 +10,7 @@ from pathlib import Path
 from ..backend import launch
 from ..common.checked import nearest
 from ..common.errors import UserError
-from .shared import check_numbers, check_output_file, check_output_folder
+from .shared import check_numbers, check_output_file, check_output_folder, device_arguments
 
 
 def table1_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,10 +42,7 @@ def reproduce_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="run the seeds 0 to N - 1 (default: %(default)s)")
     parser.add_argument("--kept", action="store_true", help="do not repeat runs that have an archive in results/<profile>/runs")
     parser.add_argument("--jobs", type=int, metavar="N", help="simultaneous runs (default: one for each core, or one on a GPU)")
-    parser.add_argument(
-        "-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="device to run on (default: %(default)s)"
-    )
-    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="number of the GPU (default: %(default)s)")
+    device_arguments(parser)
     parser.add_argument("-o", "--output", metavar="FOLDER", help="folder of the results (default: results/<profile>)")
 
 
@@ -99,10 +96,7 @@ def after_results(args: argparse.Namespace) -> dict[str, str]:
 
 def filter_study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="demo", help="demo, bccd, study, paper, or a .json file (default: %(default)s)")
-    parser.add_argument(
-        "-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="device to run on (default: %(default)s)"
-    )
-    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="number of the GPU (default: %(default)s)")
+    device_arguments(parser)
     parser.add_argument("-o", "--output", metavar="FOLDER", help="folder of the results (default: results/<profile>)")
 
 
@@ -144,10 +138,7 @@ def results(args: argparse.Namespace) -> None:
 def pilot_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="study", help="profile whose config is varied (default: %(default)s)")
     parser.add_argument("--all", action="store_true", help="run every cell, even if a smaller one meets all criteria")
-    parser.add_argument(
-        "-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="device to run on (default: %(default)s)"
-    )
-    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="number of the GPU (default: %(default)s)")
+    device_arguments(parser)
 
 
 def pilot(args: argparse.Namespace) -> None:

@@ -5,7 +5,15 @@ import shlex
 from pathlib import Path
 
 from ..common.errors import UserError
-from .shared import check_numbers, check_output_file, config_arguments, progress_of, supernet_arguments, supernet_of
+from .shared import (
+    check_numbers,
+    check_output_file,
+    config_arguments,
+    device_arguments,
+    progress_of,
+    supernet_arguments,
+    supernet_of,
+)
 
 
 def search_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,10 +43,7 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare winners of buckets by score, as hparams.search.across_buckets=score does; needs no weights and data",
     )
     parser.add_argument("--generations", type=int, metavar="N", help="generations of each search (default: the run's)")
-    parser.add_argument(
-        "-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="device to run on (default: %(default)s)"
-    )
-    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="number of the GPU (default: %(default)s)")
+    device_arguments(parser)
     parser.add_argument(
         "-o",
         "--output",
@@ -172,10 +177,7 @@ def measure_latency_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--paths", type=int, default=20, metavar="N", help="whole networks to compare with (default: %(default)s)"
     )
-    parser.add_argument(
-        "-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="device to run on (default: %(default)s)"
-    )
-    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="number of the GPU (default: %(default)s)")
+    device_arguments(parser)
 
 
 def measure_latency(args: argparse.Namespace) -> None:

@@ -122,6 +122,14 @@ def check_numbers(args: argparse.Namespace, **most: int) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be in [1, {limit}], got {value}")
 
 
+def device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of a command that opens a device."""
+    parser.add_argument(
+        "-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="device to run on (default: %(default)s)"
+    )
+    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="number of the GPU (default: %(default)s)")
+
+
 def supernet_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that select a supernet (of a run, or of a config and a weights file), paths and images."""
     parser.add_argument("run", nargs="?", metavar="RUN", help="the folder of a run; otherwise give -f and --weights")
@@ -140,10 +148,7 @@ def supernet_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bn-images", type=int, metavar="N", help="images for re-estimating statistics (default: the config's)"
     )
-    parser.add_argument(
-        "-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="device to run on (default: %(default)s)"
-    )
-    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="number of the GPU (default: %(default)s)")
+    device_arguments(parser)
 
 
 def supernet_of(args: argparse.Namespace):
@@ -192,7 +197,4 @@ def detector_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="fullnet, subnet_1, ..., finetuned, or a JSON file with a path in OFA's notation (what search writes)",
     )
-    parser.add_argument(
-        "-c", "--context", choices=("cpu", "cudnn", "auto"), default="auto", help="device to run on (default: %(default)s)"
-    )
-    parser.add_argument("-d", "--device-id", metavar="DEVICE", default="0", help="number of the GPU (default: %(default)s)")
+    device_arguments(parser)
