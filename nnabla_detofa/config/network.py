@@ -127,6 +127,11 @@ class OwnDetector(CenternetOfaResnet50):
     override `detector`, and where its paths differ from OFA-ResNet50's also `geometry`, `cost_model` and the spaces.
     """
 
+    @property
+    def sets_type(self) -> Any:
+        """Subclass of `data.sets.DetectionSets` that computes the targets of the detector's own heads; None: CenterNet's."""
+        return None
+
     def detector(
         self,
         num_classes: int,

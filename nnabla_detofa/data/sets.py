@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
-from ..config import AnyDetectionData, CocoData, CocoSplit, Config, ImageFolderData, VocData, YoloData
+from ..config import AnyDetectionData, CocoData, CocoSplit, Config, ImageFolderData, OwnDetector, VocData, YoloData
 from .augment import Augmentation, letterbox_matrix, letterbox_pixels, train_transform, transform_boxes
 from .coco import COCODataset
 from .compact import AnyArray, Pixels, stacked
@@ -248,7 +248,7 @@ def _open(config: Config, stride: int | None) -> DetectionSets | ClassificationS
         raise UserError(f"dataloader.{name}.train must contain objects to learn from; all images there are empty")
     if all(test.objects(index)[2].all() for index in range(len(test))):
         raise UserError(f"dataloader.{name}.test must contain objects to detect, but all of its images are empty")
-    sets = DetectionSets(
+    sets = (sets_type(config) or DetectionSets)(
         everything.classes,
         CachedDataset(chosen),
         CachedDataset(held_out),
@@ -262,6 +262,11 @@ def _open(config: Config, stride: int | None) -> DetectionSets | ClassificationS
     for text in object_warnings(sets, f"dataloader.{name}"):
         log.warning("%s", text)
     return sets
+
+
+def sets_type(config: Config) -> type[DetectionSets] | None:
+    """Return the class of the datasets of a network of the user's own, if its heads have targets of their own."""
+    return config.network.sets_type if isinstance(config.network, OwnDetector) else None
 
 
 def _open_classification(data: ImageFolderData) -> ClassificationSets:

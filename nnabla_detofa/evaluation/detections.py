@@ -9,7 +9,6 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
-from scipy.special import expit
 
 from ..backend.compat import nn
 from ..backend.device_memory import bounded_by
@@ -20,7 +19,7 @@ from ..data.augment import invert, letterbox, transform_boxes
 from ..data.sets import DetectionSets
 from ..data.targets import MAX_DETECTIONS
 from ..networks.centernet import Detector
-from ..networks.decoding import decode, soft_nms
+from ..networks.decoding import soft_nms
 from ..networks.layers import GivenStatistics
 from ..space.paths import Path
 from .metrics import summarize
@@ -117,16 +116,16 @@ class ValidationTruth:
     metric: str
     areas: Sequence[np.ndarray] | None = None
 
-    def ap50(self, maps: Iterable[Sequence[np.ndarray]]) -> float | None:
+    def ap50(self, decoded: Iterable[Sequence[Iterable[np.ndarray]]]) -> float | None:
         """Compute the AP at IoU 0.5; None if the images contain no object.
 
         Args:
-            maps: heatmap logits, offset and size of the images, for each batch.
+            decoded: detections of the images, as returned by `Detector.decode`, for each batch.
         """
         detections: list = []
-        for logits, offset, size in maps:
-            matrices = self.matrices[len(detections) : len(detections) + len(logits)]
-            detections += boxes_in_images(decode(expit(logits), offset, size), matrices, self.stride)
+        for boxes, scores, labels in decoded:
+            matrices = self.matrices[len(detections) :]
+            detections += boxes_in_images((boxes, scores, labels), matrices, self.stride)
         return summarize(detections, self.objects, self.classes, self.metric, self.areas)["ap50"]
 
 

@@ -28,7 +28,7 @@ def validation_loss(
     statistics: Statistics,
     batches: Iterable[Sequence[AnyArray]],
     watch: Stopwatch | None = None,
-    on_outputs: Callable | None = None,
+    on_maps: Callable | None = None,
 ) -> float:
     """Compute the mean loss of a path over batches; each batch is weighted by its number of images.
 
@@ -38,7 +38,7 @@ def validation_loss(
         statistics: re-estimated batch normalization statistics of the path.
         batches: arrays (images, targets ...); the last batch may be smaller.
         watch: measures the time.
-        on_outputs: called with the network's outputs of each batch, which it must copy.
+        on_maps: called with a detector's maps (`Detector.maps`) of each batch, which it must copy.
     """
     watch = watch or Stopwatch()
     graphs: dict[int, tuple] = {}
@@ -49,18 +49,19 @@ def validation_loss(
             watch.lap("validation")
             inputs = [nn.Variable(array.shape) for array in batch]
             outputs = net(inputs[0], path, GivenStatistics(statistics))
-            for output in outputs if on_outputs else ():
+            maps = net.maps(outputs) if on_maps else ()
+            for output in maps:
                 output.persistent = True
-            graphs[size] = inputs, outputs, net.loss(outputs, inputs[1:])
+            graphs[size] = inputs, maps, net.loss(outputs, inputs[1:])
             watch.lap("graph")
-        inputs, outputs, loss = graphs[size]
+        inputs, maps, loss = graphs[size]
         for variable, array in zip(inputs, batch):
             put(variable, array)
-        loss.forward(clear_buffer=True)
+        nn.forward_all([loss, *maps], clear_buffer=True)
         losses.add([loss])
         sizes.append(size)
-        if on_outputs:
-            on_outputs(outputs)
+        if on_maps:
+            on_maps(maps)
     total = sum(size * loss for size, (loss,) in zip(sizes, losses.read().tolist()))
     watch.lap("validation")
     return total / sum(sizes)
@@ -123,11 +124,11 @@ class PathEvaluator:
     def evaluate(self, path: Path) -> Evaluation:
         """Evaluate a path with its own batch normalization statistics; AP50 is measured if `truth` is given."""
         watch, maps = Stopwatch(), []
-        keep = None if self.truth is None else lambda outputs: maps.append([output.d.copy() for output in outputs])
+        keep = None if self.truth is None else lambda found: maps.append([output.d.copy() for output in found])
         with bounded_by("hparams.bn_batch", len(self.statistics_batches[0])):
             statistics = reestimate(self.net, path, self.statistics_batches, watch)
             loss = validation_loss(self.net, path, statistics, self.validation_batches, watch, keep)
-        ap = None if self.truth is None else self.truth.ap50(maps)
+        ap = None if self.truth is None else self.truth.ap50(map(self.net.decode, maps))
         watch.lap("validation")
         return Evaluation(loss, ap, watch.seconds)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -130,8 +130,8 @@ class Backbone(Protocol):
 class Detector(Model):
     """The detection supernet f^trg: elastic backbone, up-convolutions and CenterNet's heads (section 4.1).
 
-    To use other heads, subclass it and override `make_heads`, `heads` and `losses`, and for inference `maps`,
-    `with_mirrored` and `decode`.
+    To use other heads, subclass it and override `make_heads`, `heads`, `losses` and `counts`, and for inference `maps`,
+    `with_mirrored` and `decode`, with the names of losses and maps.
 
     Args:
         head: numbers of channels of up-convolutions and heads, and number of classes.
@@ -140,7 +140,15 @@ class Detector(Model):
             with few channels learn only with about 0.1.
         backbone: a backbone that replaces the one defined by `geometry`, `zero_init_residual` and `path`.
         normalization: normalization of the input images.
+
+    Attributes:
+        num_classes: number of classes.
     """
+
+    loss_names: ClassVar[tuple[str, ...]] = ("loss", "heatmap", "offset", "size")
+    """Names of the results of `losses` in logs."""
+    map_names: ClassVar[tuple[str, ...]] = ("heatmap", "offset", "size")
+    """Names of the results of `maps`, the outputs of an exported detector."""
 
     def __init__(
         self,
@@ -154,7 +162,7 @@ class Detector(Model):
         normalization: Normalization = IMAGENET,
     ):
         super().__init__(name="")
-        self.normalization = normalization
+        self.normalization, self.num_classes = normalization, head.num_classes
         rng = rng or np.random.default_rng(0)
         self.backbone = backbone or ElasticResNet50(geometry, zero_init_residual, rng, path)
         channels = self.backbone.channels

@@ -176,21 +176,36 @@ def slice_channels(p: nn.Variable, channels: int) -> nn.Variable:
     return kernels.leading(p, 1, channels)
 
 
+def center(weight: nn.Variable, kernel: int) -> nn.Variable:
+    """Return the middle (O, I, kernel, kernel) of the weight of a convolution (O, I, K, K); K - kernel is even."""
+    outputs, inputs, side, _ = weight.shape
+    edge = (side - kernel) // 2
+    if not edge:
+        return weight
+    # Two slices of arrays with two axes: NNabla slices a 4-D array element by element.
+    maps = outputs * inputs
+    rows = F.slice(F.reshape(weight, (maps, side * side)), (0, edge * side), (maps, (edge + kernel) * side))
+    columns = F.slice(F.reshape(rows, (maps * kernel, side)), (0, edge), (maps * kernel, edge + kernel))
+    return F.reshape(columns, (outputs, inputs, kernel, kernel))
+
+
 def he_normal(rng: np.random.Generator, shape: tuple[int, ...], fan: int) -> np.ndarray:
     """Sample normally distributed float32 weights with variance 2 / fan (He initialization)."""
     return rng.normal(0.0, np.sqrt(2.0 / fan), shape).astype(np.float32)
 
 
 class ConvBN(Mo.Module):
-    """Convolution without bias, batch normalization and optionally ReLU, with an elastic number of leading channels.
+    """Convolution without bias, batch normalization and optionally ReLU, with elastic numbers of channels and kernel.
 
     Args:
         name: unique name in the network, the key of the layer's statistics.
         inputs, outputs: largest numbers of channels.
-        kernel, stride: side and stride of the square convolution, which is padded to keep the size at stride 1.
+        kernel: largest side of the square convolution, which is padded to keep the size at stride 1.
+        stride: its stride.
         rng: random generator of the initial weights (He normal by fan-out, as in OFA).
         relu: whether to apply ReLU at the end.
         gamma: initial scale of the batch normalization.
+        depthwise: whether each output channel reads the input channel of the same number alone.
     """
 
     output_axis = 0  # axis of the output channels in the convolution's weight
@@ -205,11 +220,13 @@ class ConvBN(Mo.Module):
         stride: int = 1,
         relu: bool = True,
         gamma: float = 1.0,
+        depthwise: bool = False,
     ):
         super().__init__(name=name)
-        self._stride, self._relu = (stride, stride), relu
+        self._stride, self._relu, self._depthwise = (stride, stride), relu, depthwise
         shape = (1, outputs, 1, 1)
-        weight = he_normal(rng, (outputs, inputs, kernel, kernel), outputs * kernel * kernel)
+        fan = kernel * kernel * (1 if depthwise else outputs)
+        weight = he_normal(rng, (outputs, 1 if depthwise else inputs, kernel, kernel), fan)
         # The slashes give the parameters the names of NNablaNAS' nested modules without nesting.
         self.parameters["conv/conv/_W"] = Parameter(weight.shape, initializer=weight)
         for key, value in {"_beta": 0.0, "_gamma": gamma, "_mean": 0.0, "_var": 1.0}.items():
@@ -225,13 +242,18 @@ class ConvBN(Mo.Module):
     def var(self) -> nn.Variable:
         return self.parameters["bn/bn/_var"]
 
-    def __call__(self, x: nn.Variable, outputs: int, statistics: StatisticsSource) -> nn.Variable:
-        """Apply the layer to x (B, C, H, W), for any C up to `inputs`; returns (B, outputs, H', W')."""
-        return self.run(x, kernels.leading(self.parameters["conv/conv/_W"], outputs, x.shape[1]), statistics)
+    def __call__(self, x: nn.Variable, outputs: int, statistics: StatisticsSource, kernel: int | None = None) -> nn.Variable:
+        """Apply the layer to x (B, C, H, W), for any C up to `inputs`; returns (B, outputs, H', W').
+
+        With `kernel`, only the middle of the largest kernel is used, as in OFA's elastic kernels.
+        """
+        weight = kernels.leading(self.parameters["conv/conv/_W"], outputs, 1 if self._depthwise else x.shape[1])
+        return self.run(x, center(weight, kernel or weight.shape[2]), statistics)
 
     def run(self, x: nn.Variable, weight: nn.Variable, statistics: StatisticsSource) -> nn.Variable:
         """Apply the layer to x with a given weight (outputs, C, k, k), such as a slice of the layer's weight."""
         gamma, beta = (self.parameters[f"bn/bn/{key}"] for key in ("_gamma", "_beta"))
         pad = tuple(side // 2 for side in weight.shape[2:])
-        convolve = partial(F.convolution, x, pad=pad, stride=self._stride)
+        groups = weight.shape[0] if self._depthwise else 1
+        convolve = partial(F.convolution, x, pad=pad, stride=self._stride, group=groups)
         return statistics(self, convolve, weight, gamma, beta, relu=self._relu)

@@ -275,7 +275,8 @@ def load_backbone(detector: Mo.Module, file: str | os.PathLike) -> list[str]:
     """
     arrays = read(file)
     prefix = "backbone/" if any(name.startswith("backbone/") for name in arrays) else ""
-    heads = ("deconv/", "heatmap/", "offset/", "size/") if prefix else ("classifier/",)
+    own = {f"{name.split('/')[0]}/" for name in detector.get_parameters()} - {"backbone/"}
+    heads = ("deconv/", "heatmap/", "offset/", "size/", *own) if prefix else ("classifier/",)
     wanted = {prefix + name: parameter for name, parameter in detector.backbone.get_parameters().items()}
     unused = [name for name in arrays if name not in wanted]
     odd = [name for name in unused if not name.startswith(heads)]

@@ -112,11 +112,10 @@ def static_detector(network: CenternetOfaResnet50, net: Detector, path: Path, st
         path: the path to copy.
         statistics: BatchNorm statistics of the path; None copies the stored ones (see `supernet.take_over`).
     """
-    classes = net.get_parameters()["heatmap/conv2/_b"].shape[0]
     if isinstance(network, OwnDetector):
-        cut_out = network.detector(classes, path)
+        cut_out = network.detector(net.num_classes, path)
     else:
-        cut_out = Detector(network.head_geometry(classes), network.geometry, path=path)
+        cut_out = Detector(network.head_geometry(net.num_classes), network.geometry, path=path)
     cut_out.space = net.space
     take_over(cut_out, net, statistics)
     return cut_out

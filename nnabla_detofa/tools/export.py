@@ -16,7 +16,7 @@ import numpy as np
 
 from ..common.errors import UserError
 from ..common.files import write_json
-from ..config import Config
+from ..config import Config, OwnDetector
 from ..data.augment import letterbox, letterbox_matrix
 from ..data.sets import DetectionSets
 from ..evaluation.metrics import ap_keys
@@ -133,6 +133,7 @@ def export(
         "input": _about_input(net, (batch, 3, *size), normalize),
         "outputs": {name: list(output.shape) for name, output in graph.outputs.items()},
         "stride": sets.stride,
+        **({"network": opened.config.to_dict()["network"]} if isinstance(opened.network, OwnDetector) else {}),
         "batch_normalization": "folded" if fold else "layers",
         "largest_difference": difference,
         "compared_images": images.shape[0] * batch,
@@ -149,7 +150,7 @@ def write_verified(graph: StaticGraph, file: FilePath, inputs: np.ndarray, expec
         graph: the graph.
         file: the file, .nnp or .onnx.
         inputs: (n, B, 3, H, W), inputs of the graph.
-        expected: the array (n * B, ...) of each output of `OUTPUTS`.
+        expected: the array (n * B, ...) of each output.
 
     Returns:
         The largest difference between the outputs and `expected`.
@@ -162,7 +163,7 @@ def write_verified(graph: StaticGraph, file: FilePath, inputs: np.ndarray, expec
         graph.save(written)
         if file.suffix == ".onnx":
             convert(written, written := written.with_suffix(".onnx"), inputs.shape[1])
-        difference = largest_difference(FORMATS[file.suffix](written, inputs), expected)
+        difference = largest_difference(FORMATS[file.suffix](written, inputs, list(graph.outputs)), expected)
         if not difference <= TOLERANCE:
             raise UserError(
                 f"{file} is not written: its outputs differ by {difference:.2g} from those of the path in the supernet, more "

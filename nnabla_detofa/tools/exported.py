@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Annotated, Any
@@ -15,12 +16,14 @@ from ..common import checked
 from ..common.drawing import Detection, in_pixels
 from ..common.errors import UserError
 from ..common.normalization import Normalization
-from ..common.reading import read_json, short
+from ..common.reading import read_json, short, shown
 from ..common.shipped import shipped
+from ..config.network import own_network
 from ..config.values import Side
 from ..data.augment import letterbox_matrix
 from ..evaluation.detections import boxes_in_images
 from ..networks.decoding import decode
+from ..space.paths import Path
 from .detect import check_image
 from .export import MAX_BATCH, about_file
 from .static_network import read_network
@@ -40,14 +43,15 @@ class Metadata:
     Attributes:
         classes: class names, in the order of the labels.
         shape: shape of the input, (batch, 3, height, width).
-        outputs: names of the outputs: heatmap, offset and size. Files of older versions have other names.
+        outputs: names of the outputs: heatmap, offset and size, or those of the user's own heads. Files of older versions have
+            other names.
         stride: input pixels per heatmap cell.
         normalized_by_user: whether the input is normalized by `normalization`; otherwise it is pixels from 0 to 255.
     """
 
     classes: tuple[str, ...]
     shape: tuple[Annotated[int, f"[1, {MAX_BATCH}]"], Annotated[int, "[3, 3]"], Side, Side]
-    outputs: tuple[str, str, str]
+    outputs: tuple[str, ...]
     stride: Annotated[int, "[1, 64]"]
     normalized_by_user: bool
     normalization: Normalization
@@ -68,7 +72,10 @@ class Metadata:
             values["normalization"] = {name: takes[name] for name in ("mean", "std")}
         except (LookupError, TypeError, AttributeError) as error:
             raise UserError(f"a value is missing ({short(repr(error))})") from error
-        return checked.read(cls, values, "it")
+        about = checked.read(cls, values, "it")
+        if "network" not in content and len(about.outputs) != 3:
+            raise UserError(f"outputs must be a list of 3 values, got {len(about.outputs)}")
+        return about
 
 
 @dataclass(frozen=True)
@@ -78,11 +85,13 @@ class ExportedDetector:
     Attributes:
         name: the file.
         about: its metadata.
+        decode: computes boxes, scores and labels from the outputs (`Detector.decode`).
         network: the graph, with the input "image" and the outputs of `about`, by the shape of its input.
     """
 
     name: str
     about: Metadata
+    decode: Callable[[Sequence[np.ndarray]], Sequence[Iterable[np.ndarray]]] = field(repr=False)
     network: CachedGraphs[tuple[int, ...], Any] = field(repr=False)
 
     @property
@@ -102,13 +111,13 @@ class ExportedDetector:
             network.inputs["image"].d = np.repeat(inputs[None], batch, axis=0)
             outputs = [network.outputs[name] for name in self.about.outputs]
             nn.forward_all(outputs)
-            decoded = decode(*(output.d[:1].copy() for output in outputs))
+            decoded = self.decode([output.d[:1].copy() for output in outputs])
         (found,) = boxes_in_images(decoded, matrix[None], self.about.stride)
         return in_pixels(found, self.classes, rows, columns, threshold)
 
 
 def load_exported(file: str | FilePath) -> ExportedDetector:
-    """Load an exported detector: a file, or one that is shipped.
+    """Load an exported detector: a file, or one that is shipped. The class of a network of the user's own is imported.
 
     Raises:
         UserError: the file or its metadata are missing or damaged.
@@ -123,11 +132,33 @@ def load_exported(file: str | FilePath) -> ExportedDetector:
         raise UserError(
             f"{about_file(found)} is damaged ({str(error).removeprefix('it.')}): export the detector again"
         ) from error
+    decoder = _decoder(content, about)
     try:
         network = read_network(found, about.shape[0])
         shapes = network.inputs["image"].shape, network.outputs[about.outputs[0]].shape[:2]
         if shapes != (about.shape, (about.shape[0], len(about.classes))):
             raise ValueError(f"its metadata do not describe it: it has the shapes {shapes}")
-        return ExportedDetector(str(file), about, CachedGraphs(lambda shape: network))
+        return ExportedDetector(str(file), about, decoder, CachedGraphs(lambda shape: network))
     except Exception as error:  # the reader raises errors of many kinds for a damaged archive
         raise UserError(f"{found} is damaged, or was not written by export ({error}): export the detector again") from error
+
+
+def _decoder(content: Mapping[str, Any], about: Metadata) -> Callable[[Sequence[np.ndarray]], Sequence[Iterable[np.ndarray]]]:
+    """Return `Detector.decode` of the network that the content of a metadata file names.
+
+    Raises:
+        UserError: the network is the user's own, and cannot be imported or does not fit its settings.
+    """
+    entries = content.get("network")
+    if entries is None:
+        return _centernet
+    if not isinstance(entries, Mapping) or len(entries) != 1:
+        raise UserError(f"network in the metadata of the exported detector must have exactly one entry, got {shown(entries)}")
+    ((name, settings),) = entries.items()
+    network = checked.read(own_network(name), settings, f"network.{name}")
+    return network.detector(len(about.classes), Path.from_ofa(content.get("path", {}), network.geometry)).decode
+
+
+def _centernet(maps: Sequence[np.ndarray]) -> Sequence[Iterable[np.ndarray]]:
+    heatmap, offset, size = maps
+    return decode(heatmap, offset, size)

@@ -1,7 +1,7 @@
 """The static network of one path as NNP and ONNX files, and the running of these files.
 
-The network maps pixels to heatmap, offset and size. Peaks are found outside of it, by `decoding.decode` or, with NumPy alone,
-by `examples/onnx_detect.py`, because top-k and gather cannot be converted.
+The network maps pixels to heatmap, offset and size, or to the maps of other heads. Peaks are found outside of it, by
+`Detector.decode` or, with NumPy alone, by `examples/onnx_detect.py`, because top-k and gather cannot be converted.
 """
 
 from __future__ import annotations
@@ -24,19 +24,18 @@ from ..networks.centernet import Detector
 from ..networks.layers import STORED, ConvBN, GivenStatistics, Plain
 from ..space.paths import Path
 
-OUTPUTS = ("heatmap", "offset", "size")
-"""Outputs of the network: heatmap (B, classes, h, w) in [0, 1]; offset x, y and size width, height (B, 2, h, w) in cells."""
+OUTPUTS = Detector.map_names
 NETWORK = "detector"
 ENVIRONMENT = FilePath(".venv-export")
 COMPLETE = ".ready"
 """Marker file in `ENVIRONMENT`, which `make setup-export` writes last."""
 CONVERT = ("-m", "nnabla.utils.cli.cli", "convert")
-RUN_ONNX = f"""
+RUN_ONNX = """
 import sys
 import numpy, onnxruntime
-network, images, outputs = sys.argv[1:]
+network, images, outputs, *names = sys.argv[1:]
 session = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider"])
-found = [session.run({list(OUTPUTS)}, {{"image": batch}}) for batch in numpy.load(images)]
+found = [session.run(names, {"image": batch}) for batch in numpy.load(images)]
 numpy.savez(outputs, *map(numpy.concatenate, zip(*found)))
 """
 """Script for the export environment, which has ONNX Runtime but not this package."""
@@ -92,7 +91,8 @@ class StaticGraph:
 
     Attributes:
         image: the input, with channels blue, green, red.
-        outputs: name of `OUTPUTS` -> output.
+        outputs: name -> output, the maps of `Detector.maps`: for CenterNet heatmap (B, classes, h, w) in [0, 1], offset x, y
+            and size width, height (B, 2, h, w) in cells.
         parameters: name -> every other variable that the graph reads.
     """
 
@@ -106,7 +106,7 @@ class StaticGraph:
             self.parameters = {"normalize/scale": scale, "normalize/shift": shift}
             x = F.add2(F.mul2(x, scale), shift)
         y = net(x, path, folding or STORED)
-        self.outputs = dict(zip(OUTPUTS, (F.sigmoid(y.heatmap), y.offset, y.size)))
+        self.outputs = dict(zip(net.map_names, net.maps(y), strict=True))
         self.parameters |= net.get_parameters()
         if folding:
             layers = tuple(f"{name}/" for name, module in net.get_modules() if isinstance(module, ConvBN))
@@ -114,7 +114,7 @@ class StaticGraph:
             self.parameters |= folding.folded
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        """Compute the arrays of `OUTPUTS` for images (B, 3, H, W)."""
+        """Compute the array of each output for images (B, 3, H, W)."""
         self.image.d = images
         nn.forward_all(list(self.outputs.values()))
         return [output.d.copy() for output in self.outputs.values()]
@@ -124,7 +124,7 @@ class StaticGraph:
         networks = [
             {"name": NETWORK, "batch_size": self.image.shape[0], "names": {"image": self.image}, "outputs": self.outputs}
         ]
-        executors = [{"name": "runtime", "network": NETWORK, "data": ["image"], "output": list(OUTPUTS)}]
+        executors = [{"name": "runtime", "network": NETWORK, "data": ["image"], "output": list(self.outputs)}]
         with nn.parameter_scope("", OrderedDict()):
             for name, parameter in self.parameters.items():
                 nn.parameter.set_parameter(name, parameter)
@@ -144,10 +144,10 @@ def read_network(file: FilePath, batch: int) -> Any:
         return NnpLoader(str(file)).get_network(NETWORK, batch_size=batch)
 
 
-def run_nnp(file: FilePath, batches: np.ndarray) -> list[np.ndarray]:
-    """Run an NNP file that `export` wrote on images (n, B, 3, H, W); returns an array (n * B, ...) per output of `OUTPUTS`."""
+def run_nnp(file: FilePath, batches: np.ndarray, names: Sequence[str] = OUTPUTS) -> list[np.ndarray]:
+    """Run an NNP file that `export` wrote on images (n, B, 3, H, W); returns an array (n * B, ...) for each named output."""
     network = read_network(file, batches.shape[1])
-    outputs, found = [network.outputs[name] for name in OUTPUTS], []
+    outputs, found = [network.outputs[name] for name in names], []
     for batch in batches:
         network.inputs["image"].d = batch
         nn.forward_all(outputs)
@@ -155,12 +155,12 @@ def run_nnp(file: FilePath, batches: np.ndarray) -> list[np.ndarray]:
     return [np.concatenate(part) for part in zip(*found)]
 
 
-def run_onnx(file: FilePath, batches: np.ndarray) -> list[np.ndarray]:
+def run_onnx(file: FilePath, batches: np.ndarray, names: Sequence[str] = OUTPUTS) -> list[np.ndarray]:
     """Run an ONNX file like `run_nnp`, with ONNX Runtime in the export environment."""
     with tempfile.TemporaryDirectory() as folder:
         images, outputs = FilePath(folder, "images.npy"), FilePath(folder, "outputs.npz")
         np.save(images, batches)
-        in_environment("-c", RUN_ONNX, file, images, outputs, failure=f"ONNX Runtime could not run {file.name}")
+        in_environment("-c", RUN_ONNX, file, images, outputs, *names, failure=f"ONNX Runtime could not run {file.name}")
         with np.load(outputs) as found:
             return [found[name] for name in found.files]
 
@@ -211,10 +211,9 @@ def largest_difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarra
 
 
 def path_outputs(net: Detector, path: Path, statistics: Statistics, batches: np.ndarray) -> list[np.ndarray]:
-    """Compute the reference of an export: `OUTPUTS` of the path in the supernet for normalized images (n, B, 3, H, W)."""
+    """Compute the reference of an export: the maps of the path in the supernet for normalized images (n, B, 3, H, W)."""
     x, found = nn.Variable(batches.shape[1:]), []
-    y = net(x, path, GivenStatistics(statistics))
-    outputs = F.sigmoid(y.heatmap), y.offset, y.size
+    outputs = net.maps(net(x, path, GivenStatistics(statistics)))
     for batch in batches:
         x.d = batch
         nn.forward_all(outputs)

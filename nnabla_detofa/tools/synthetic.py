@@ -9,7 +9,7 @@ import numpy as np
 from ..config import Config, DetofaHparams
 from ..config.detection import detection_sections
 from ..data.compact import AnyArray
-from ..data.targets import make_targets
+from ..data.sets import DetectionSets, sets_type
 
 
 class SyntheticBatch:
@@ -28,8 +28,8 @@ def synthetic(config: Config, num_classes: int) -> list[AnyArray]:
     """Make a batch of one image of Gaussian noise, with one object or label, in the format of the config's training batches.
 
     Returns:
-        The image (1, 3, H, W) float32, then the targets: heatmap, size, offset, cell and mask of a detector
-        (`data.targets.Targets`), or the label (1, 1) of a classifier.
+        The image (1, 3, H, W) float32, then the targets of a detector (`data.targets.Targets` of CenterNet), or the label
+        (1, 1) of a classifier.
     """
     side = input_side(config)
     image = np.random.default_rng(0).normal(size=(1, 3, side, side)).astype(np.float32)
@@ -38,8 +38,9 @@ def synthetic(config: Config, num_classes: int) -> list[AnyArray]:
     network, data, _ = detection_sections(config)
     cells = side // network.head_geometry(num_classes).output_stride(network.geometry)
     box = np.array([[0.25, 0.25, 0.75, 0.75]]) * cells
-    targets = make_targets(box, np.array([0]), num_classes, (cells, cells), data.max_objects)
-    return [image, *(array[None] for array in targets)]
+    kind, classes = sets_type(config) or DetectionSets, tuple(map(str, range(num_classes)))
+    sets = kind(classes, None, None, None, (side, side), side // cells, data.max_objects)
+    return [image, *(array[None] for array in sets.targets(box, np.array([0])))]
 
 
 def input_side(config: Config) -> int:

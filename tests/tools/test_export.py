@@ -232,7 +232,7 @@ def test_a_folder_in_the_place_of_the_metadata_is_refused_before_the_work(run, o
 
 
 def test_a_file_that_differs_is_not_written(run, opened, tmp_path, monkeypatch):
-    def slightly_wrong(file, batches):
+    def slightly_wrong(file, batches, names):
         heatmap, offset, size = run_nnp(file, batches)
         return heatmap, offset + 2e-4, size
 
