@@ -246,6 +246,16 @@ class CostModel:
     @cached_property
     def _tables(self) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray], np.ndarray]:
         """Tables of stem, first layers, other layers and head as in `LayerCost`, with a last axis [MACs, parameters, bytes]."""
+        stem, first, other, channels, size = self.backbone_tables()
+        return stem, first, other, np.stack([self.head_cost(outputs, size) for outputs in channels])
+
+    def backbone_tables(self) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray], list[int], MapSize]:
+        """Compute the tables of another backbone; override this if it consists of other layers than bottlenecks.
+
+        Returns:
+            the tables of stem, first layers and other layers as in `LayerCost`, with a last axis [MACs, parameters, bytes]; the
+            channels of the last feature map for each width of the last stage; and the size of this map.
+        """
         net = self.backbone
         n_widths, n_ratios = len(net.widths), len(net.ratios)
         image = MapSize(*self.size)
@@ -286,8 +296,7 @@ class CostModel:
             first_tables.append(first)
             other_tables.append(other)
             ins, size = outs, after
-        head = np.stack([self.head_cost(channels, size) for channels in ins])
-        return stem, first_tables, other_tables, head
+        return stem, first_tables, other_tables, ins, size
 
     def middle_cost(self, channels: int, pixels: int, choice: Choice) -> np.ndarray:
         """Return [MACs, parameters] of the middle layer of a bottleneck.
