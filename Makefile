@@ -138,7 +138,7 @@ DATA_OF_bccd := data/digits
 $(STUDIES): $(or $(DATA_OF_$(PROFILE)),$(READY))
 	$(BIN)/python -m nnabla_detofa paper $(or $(GROUP_$@),$@) --profile $(call quoted,$(PROFILE)) --seeds $(call quoted,$(SEEDS)) $(if $(KEPT),--kept) $(if $(SET),--set "$$SET")
 
-pilot: data/digits ## Choose the regime of the study on a grid (PROFILE=study); hours, goes on where it was stopped
+pilot: data/digits ## Choose the regime of the study on a grid (PROFILE=study); hours; resumes
 	$(BIN)/python -m nnabla_detofa paper pilot --profile $(if $(filter demo,$(PROFILE)),study,$(call quoted,$(PROFILE)))
 
 study: data/digits data/digits_1600 ## The study: methods and controls of seeds 0 to 2, variants of VARIANT_SEEDS=1, results (hours)

@@ -87,7 +87,7 @@ def load_detector(run, name=None, overrides=()):
     """Load a detector of a run as a function that takes an image.
 
     >>> detector = load_detector("runs/demo", "subnet_2")
-    >>> image = cv2.imread("photograph.jpg")
+    >>> image = cv2.imread("image.jpg")
     >>> for box, name, score in detector(image, threshold=0.05):
     ...     x1, y1, x2, y2 = box
     ...     assert 0 <= x1 < x2 <= image.shape[1] and name in detector.classes and score >= 0.05

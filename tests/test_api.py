@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
         shutil.copytree(run, root / "runs" / name)
     (root / "configs").mkdir()
     shutil.copy(tiny.config_file(), root / "configs/demo.json")
-    shutil.copy(tiny.digits() / "JPEGImages/test_00000.jpg", root / "photograph.jpg")
+    shutil.copy(tiny.digits() / "JPEGImages/test_00000.jpg", root / "image.jpg")
     weights.save(supernet.SearchNet(10, 0.0625), root / "supernet.h5")
     return root
 

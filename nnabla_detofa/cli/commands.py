@@ -155,7 +155,7 @@ COMMANDS: Mapping[str, Command | Group] = {
         deploy.detect,
         (
             "runs/digits_detofa data/digits/JPEGImages/test_00000.jpg --detector subnet_2",
-            "runs/bccd_detofa photographs/ --detector fullnet --threshold 0.4 -o found",
+            "runs/bccd_detofa images/ --detector fullnet --threshold 0.4 -o found",
         ),
         deploy.after_detect,
     ),

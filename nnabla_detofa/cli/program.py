@@ -86,7 +86,7 @@ def _main(program: str, argv: list[str]) -> int:
             print(_group_overview(program, name, command), file=sys.stdout if asked else sys.stderr)
             return 0 if asked else 2
         if size > 1 and name != DEFAULT:
-            raise UserError(f"{size} ranks were launched, but only train is shared out: start {name} as one process")
+            raise UserError(f"{size} ranks were launched, but only train runs on several: start {name} as one process")
         logging.basicConfig(handlers=[_log_handler()])
         logging.getLogger("nnabla_detofa").setLevel(logging.INFO if rank == 0 else logging.ERROR)
         with redirect_stderr(sys.stderr if rank == 0 else io.StringIO()):  # only rank 0 reports usage errors

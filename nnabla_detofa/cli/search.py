@@ -105,7 +105,7 @@ def evaluate_paths(args: argparse.Namespace) -> None:
     """Evaluate paths of each FLOPs bucket of a supernet, and write the results to a file."""
     check_output_file(args.output)
     if args.pruned and args.file:
-        raise UserError("--pruned draws from the pruned space of a run: it needs a run's folder instead of -f")
+        raise UserError("--pruned samples from the pruned space of a run: give the folder of a run instead of -f")
     from ..common.progress import ProgressBar
 
     config, weights = supernet_of(args)

@@ -130,6 +130,11 @@ def nearest(value: Any, known: Iterable[str]) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun, such as "1 image" or "2 images"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def listed(names: Iterable[Any], last: str) -> str:
     """Join names as in a sentence, such as "a, b and c"; `last` is "and" or "or"."""
     *head, tail = map(str, names)

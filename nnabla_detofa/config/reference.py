@@ -73,15 +73,19 @@ def _row(prefix: str, key: str, annotation: Any, default: str, meaning: str) -> 
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def _keys(kind: type, above: str) -> Iterator[tuple[str, Any, str, str]]:
-    """Yield the dotted key, annotation, default and meaning of each key in a section and in its nested sections."""
+def _keys(kind: type, above: str, given: Any = None) -> Iterator[tuple[str, Any, str, str]]:
+    """Yield the dotted key, annotation, default and meaning of each key in a section and in its nested sections.
+
+    `given` is the section that is the default of the key that contains it, if there is one.
+    """
     hints, meanings = get_type_hints(kind, include_extras=True), _meanings(kind)
     for field in dataclasses.fields(kind):
         hint, key = hints[field.name], f"{above}{field.name}"
+        value = field.default if given is None else getattr(given, field.name)
         if _is_section(hint):
-            yield from _keys(hint, f"{key}.")
+            yield from _keys(hint, f"{key}.", None if value is dataclasses.MISSING else value)
             continue
-        default = "required" if field.default is dataclasses.MISSING else f"`{_as_json(field.default)}`"
+        default = "required" if value is dataclasses.MISSING else f"`{_as_json(value)}`"
         yield key, hint, default, meanings.get(field.name, "")
         inner, joint = _inner(hint)
         if inner:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..common.checked import counted
 from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
 from ..config import AnyDetectionData, CocoData, CocoSplit, Config, ImageFolderData, OwnDetector, VocData, YoloData
@@ -309,13 +310,13 @@ def object_warnings(sets: DetectionSets, key: str) -> list[str]:
         if tested and not trained:
             texts.append(f"class {name} has no object to learn from in train, and {tested} in test")
     if not any(len(sets.val.objects(index)[0]) for index in range(len(sets.val))):
-        texts.append(f"{key}: no image of val has an object: the losses of paths say little")
+        texts.append(f"{key}: no image of val has an object, so the losses of paths are not informative")
     missed = [_without_target(sets, index) for index in range(len(sets.val))]
     if sum(missed):
         texts.append(
-            f"{sum(missed)} objects in {np.count_nonzero(missed)} images of val are in the last cell of the "
-            f"{sets.map_size[0]} x {sets.map_size[1]} output map, and do not count in losses: a larger {key}.image_size leaves "
-            "out fewer"
+            f"val has {counted(sum(missed), 'object')} in {counted(np.count_nonzero(missed), 'image')} in the last cell of the "
+            f"{sets.map_size[0]} x {sets.map_size[1]} output map, without a share in losses: a larger {key}.image_size "
+            "leaves out fewer"
         )
     return texts + undetectable("test", sets.test)
 
@@ -340,8 +341,8 @@ def crowded(part: str, dataset: Any, max_objects: int, key: str) -> list[str]:
     if not beyond.any():
         return []
     return [
-        f"{beyond.sum()} of {counts.sum()} objects of {part}, in {np.count_nonzero(beyond)} of {len(counts)} images, are "
-        f"beyond {key}.max_objects={max_objects} and get no target: set it to {counts.max()}"
+        f"{key}.max_objects={max_objects} leaves {beyond.sum()} of {counted(counts.sum(), 'object')} of {part} without a "
+        f"target, in {np.count_nonzero(beyond)} of {counted(len(counts), 'image')}: set it to {counts.max()}"
     ]
 
 
@@ -352,8 +353,9 @@ def thin(part: str, dataset: Any) -> list[str]:
     if not found.any():
         return []
     return [
-        f"{found.sum()} objects of {part}, in {np.count_nonzero(found)} images, are one pixel wide or high: evaluation counts "
-        "them and training gives them no target; draw them at least two pixels wide and high to learn from them"
+        f"{part} has {counted(found.sum(), 'object')} in {counted(np.count_nonzero(found), 'image')} with a width or height of "
+        "one pixel: evaluation counts such objects, but training gives them no target; draw them at least two pixels wide and "
+        "high"
     ]
 
 
@@ -364,9 +366,9 @@ def undetectable(part: str, dataset: Any) -> list[str]:
     if not beyond.any():
         return []
     return [
-        f"{np.count_nonzero(beyond)} images of {part} have more than {MAX_DETECTIONS} objects, and of each image the "
-        f"{MAX_DETECTIONS} best detections count: {beyond.sum()} of {counts.sum()} objects cannot be found; cut such images "
-        "into smaller ones"
+        f"{part} has {counted(np.count_nonzero(beyond), 'image')} with more than {MAX_DETECTIONS} objects, but only the "
+        f"{MAX_DETECTIONS} best detections of an image count: {beyond.sum()} of {counts.sum()} objects cannot be found; cut "
+        "such images into smaller ones"
     ]
 
 
@@ -428,7 +430,8 @@ def _warn_of_overlap(name: str, **two: DetectionDataset) -> None:
     """Log a warning if two datasets, passed as keyword arguments named after their splits, share images."""
     (one, first), (other, second) = two.items()
     if shared := len(set(first.files) & set(second.files)):
-        log.warning("dataloader.%s: %d images of %s are in %s too: results on them look too good", name, shared, one, other)
+        images = counted(shared, "image")
+        log.warning("dataloader.%s: %s and %s share %s, so results on %s are too optimistic", name, one, other, images, one)
 
 
 def eval_batches(

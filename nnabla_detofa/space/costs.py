@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
+from ..common.checked import listed
 from ..common.errors import UserError
 from .geometry import OFA_RESNET50, Choice, Geometry, HeadGeometry, is_count
 from .paths import Path, PathBatch
@@ -197,12 +198,12 @@ class CostModel:
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
-            raise UserError(f"scope is {self.scope!r}; allowed are {', '.join(SCOPES)}")
+            raise UserError(f"scope must be {listed(SCOPES, 'or')}, got {self.scope!r}")
         sides = self.image_size if isinstance(self.image_size, (tuple, list)) else (self.image_size,) * 2
         if len(sides) != 2 or not all(map(is_count, sides)):
-            raise UserError(f"image_size is {self.image_size!r}; allowed are a positive integer or (height, width)")
+            raise UserError(f"image_size must be a positive integer or (height, width), got {self.image_size!r}")
         if not is_count(self.num_classes):
-            raise UserError(f"num_classes is {self.num_classes}; allowed is an integer of 1 or more")
+            raise UserError(f"num_classes must be an integer of 1 or more, got {self.num_classes}")
         if isinstance(self.image_size, list):  # a list, as in JSON, would make the model unhashable
             object.__setattr__(self, "image_size", tuple(self.image_size))
 

@@ -90,7 +90,7 @@ class Buckets:
 
     def __post_init__(self) -> None:
         if self.n < 1:
-            raise UserError(f"the number of buckets is {self.n}; allowed is 1 or more")
+            raise UserError(f"the number of buckets must be 1 or more, got {self.n}")
 
     @cached_property
     def edges(self) -> np.ndarray:
@@ -108,7 +108,7 @@ class Buckets:
             ValueError: `bucket` is not in [0, n).
         """
         if not 0 <= bucket < self.n:
-            raise ValueError(f"bucket is {bucket}; allowed are 0 to {self.n - 1}")
+            raise ValueError(f"bucket must be from 0 to {self.n - 1}, got {bucket}")
         low = self.edges[bucket] if bucket else -math.inf
         return low, self.edges[bucket + 1] if bucket < self.n - 1 else math.inf
 
@@ -266,7 +266,7 @@ class _Joint:
             if parts > MAX_PARTS:
                 raise UserError(
                     f"the space {space.name} has too many choices for exact counts and samples: a half of its stages makes "
-                    f"{parts} cases, allowed are {MAX_PARTS}; pass the cost to the search as a plain function, "
+                    f"{parts} cases, and at most {MAX_PARTS} are allowed; pass the cost to the search as a plain function, "
                     "so that paths are sampled without counting them"
                 )
         for cases in self.cases[:half]:

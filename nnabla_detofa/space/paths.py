@@ -12,6 +12,7 @@ from typing import overload
 
 import numpy as np
 
+from ..common.checked import listed
 from ..common.errors import UserError
 from ..common.reading import shown
 from .geometry import OFA_RESNET50, Geometry
@@ -60,9 +61,9 @@ class Path:
         for key, choices in allowed.items():
             for value in ratios if key == "e" else arch[key]:
                 if isinstance(value, bool) or value not in choices:
-                    raise UserError(f"{key} of a path holds {shown(value)}; allowed are {', '.join(map(str, choices))}")
+                    raise UserError(f"{key} of a path must hold only {listed(choices, 'or')}, got {shown(value)}")
         if arch["d"][0] not in geometry.stem_depths:
-            raise UserError(f"the stem's depth is {arch['d'][0]!r}; allowed are {geometry.stem_depths}")
+            raise UserError(f"the stem's depth must be one of {geometry.stem_depths}, got {arch['d'][0]!r}")
         first = np.cumsum((0, *per_stage[:-1]))
         widths = [geometry.widths[int(index)] for index in arch["w"]]
         depths = [int(depth) for depth in arch["d"]]

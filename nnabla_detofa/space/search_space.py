@@ -84,7 +84,7 @@ class SearchSpace:
         choices = (geometry.stem_depths, geometry.widths, geometry.widths)
         if len(stems) != 3 or any(not _is_choice(chosen, every) for chosen, every in zip(stems, choices)):
             raise UserError(
-                f"the stem of the space {self.name} has the choices {stems}; allowed are some of {choices}, in ascending order"
+                f"the stem of the space {self.name} must have some of the choices {choices}, in ascending order, got {stems}"
             )
         for stage, pairs in enumerate(self.pairs):
             if not pairs:

@@ -22,7 +22,7 @@ from ..common.reading import one_line
 from ..config import CocoSplit, Config
 from ..data.check import check_coco, check_voc, check_yolo
 from ..data.check_report import DataReport
-from ..data.sets import DetectionSets, open_sets
+from ..data.sets import DetectionSets, heard, open_sets
 from ..methods.build import make_cost
 from ..space.costs import cost_range
 
@@ -92,7 +92,8 @@ def write_config(
         chosen = Chosen({**chosen.parts, "val": None}, chosen.notes)  # the default names a split
     network = _network(small, weights or (SHIPPED if small else None))
     data: dict[str, Any] = {"root": str(root), **chosen.parts, **({"holdout": 1} if held_out else {})}
-    sets = open_sets(configs.from_dict({"network": network, "dataloader": {kind: data}}, "draft"))
+    with heard(quiet=True):  # the report already has these warnings
+        sets = open_sets(configs.from_dict({"network": network, "dataloader": {kind: data}}, "draft"))
     assert isinstance(sets, DetectionSets)
     plan = _plan(kind, root, small, sets, held_out)
     data["image_size"] = plan.side
@@ -273,7 +274,7 @@ def _header(plan: Plan, file: Path) -> list[str]:
         f"# DetOFA's Algorithm 1 on {name}, written by: detofa init --{plan.kind} {root}",
         f"#   try:   detofa train {config} --dry-run    (sizes, memory, schedules, one step of each phase)",
         f"#   train: detofa train {config}",
-        "# docs/reference/config.md explains every key; keys that are not given here have the paper's values.",
+        "# Keys that are not given here have the paper's values; docs/reference/config.md in the repository explains all keys.",
         f"about: {_yaml(about)}",
         "",
     ]

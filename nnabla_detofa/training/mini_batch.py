@@ -29,7 +29,7 @@ def kept_mini_batch(output: FilePath) -> int | None:
         return result_files.mini_batch(content)["mini_batch"]
     except UserError as error:
         raise UserError(
-            f"{file} is damaged ({error}): write the mini-batch there that the run began with, or --restart to lose that run"
+            f"{file} is damaged ({error}): write the mini-batch of the run's start into it, or discard the run with --restart"
         ) from error
 
 
@@ -59,8 +59,8 @@ def mini_batch(config: configs.Config, processes: int, output: FilePath, restart
         if size % (mini * processes):
             if kept and not own:
                 raise UserError(
-                    f"{output} was begun with mini-batches of {mini}, and {processes} processes cannot share {size} images so: "
-                    "go on with fewer processes, or --restart to lose that run"
+                    f"{output} was started with mini-batches of {mini}, which {processes} processes cannot make of {size} "
+                    "images: use fewer processes, or pass --restart to discard that run"
                 )
             raise UserError(
                 f"{name} must be a multiple of mini_batch times the number of processes ({mini} x {processes}), got {size}"

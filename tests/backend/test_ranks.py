@@ -249,9 +249,7 @@ def test_a_run_of_two_ranks_is_that_of_one_process_with_their_mini_batches(confi
     out = capfd.readouterr().out
     assert out.count("[1/12] fullnet\n") == 1 and "(2 processes at once)" in out
 
-    with pytest.raises(
-        UserError, match="was begun with mini-batches of 2, and 4 processes cannot share 4 images so: go on with"
-    ):
+    with pytest.raises(UserError, match="was started with mini-batches of 2, which 4 processes cannot make of 4 images: use"):
         mini_batch.mini_batch(config, 4, folder)
     algorithm1.run(config, device(Communicator(nn.get_current_context())), folder)
     assert main(["-f", str(config_file), "-o", str(tmp_path / "one"), "hparams.mini_batch=2"]) == 0
@@ -277,7 +275,7 @@ def test_a_run_keeps_the_mini_batch_that_it_began_with(config_file, tmp_path):
         mini_batch.mini_batch(config, 3, tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     assert mini_batch.mini_batch(config, 1, tmp_path) == 4
-    with pytest.raises(UserError, match="was begun with mini-batches of 4, and 2 processes cannot share 4 images so"):
+    with pytest.raises(UserError, match="was started with mini-batches of 4, which 2 processes cannot make of 4 images"):
         mini_batch.mini_batch(config, 2, tmp_path)
     assert mini_batch.mini_batch(config, 2, tmp_path, restart=True) == 2
     said = configs.load(config_file, ["hparams.mini_batch=2"])
@@ -372,7 +370,7 @@ def test_tools_and_the_dry_run_are_one_process(config_file, monkeypatch, capsys)
             monkeypatch.delenv(name)
     monkeypatch.setenv("PMI_SIZE", "2")
     for line, message in (
-        (["table1"], "2 ranks were launched, but only train is shared out: start paper table1 as one process"),
+        (["table1"], "2 ranks were launched, but only train runs on several: start paper table1 as one process"),
         (["-f", str(config_file), "--dry-run"], "2 ranks were launched, and --dry-run is one process"),
         (["-f", str(config_file), "--processes", "3"], "2 ranks were launched, and --processes is 3"),
     ):

@@ -249,7 +249,7 @@ def test_expand_ratios_of_any_kind_of_float_are_accepted(kind):
     values = [kind(ratio) for ratio in [0.35, 0.2, 0.25] * 6]
     assert Path.from_ofa({"d": [0] * 5, "e": values, "w": [0] * 6}) == path
     assert {ratio for stage in path.expand_ratios for ratio in stage} <= set(OFA_RESNET50.ratios)
-    with pytest.raises(UserError, match="e of a path holds"):
+    with pytest.raises(UserError, match="e of a path must hold only"):
         Path.from_ofa({"d": [0] * 5, "e": np.full(18, 0.2001, np.float32), "w": [0] * 6})
 
 

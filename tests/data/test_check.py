@@ -85,7 +85,7 @@ WARNINGS = {
     ),
     "a box of one pixel's width": (
         lambda root: edit(annotation(root), "<xmin>[^<]*(.*\\s*.*\\s*)<xmax>[^<]*", r"<xmin>5\1<xmax>5"),
-        "1 objects of train, in 1 images, are one pixel wide or high",
+        "train has 1 object in 1 image with a width or height of one pixel",
     ),
     "another size": (lambda root: edit(annotation(root), "<width>[^<]*", "<width>99"), "train_00000.jpg has 64 x 64"),
     "a split in a split": (

@@ -56,37 +56,37 @@ CASES = {
     "more objects than max_objects": (
         {"train": [box_xml(corners=corners) for corners in GRID[:12]]},
         {"max_objects": 8},
-        "4 of 12 objects of train, in 1 of 1 images, are beyond dataloader.voc.max_objects=8 and get no target: set it to 12",
+        "dataloader.voc.max_objects=8 leaves 4 of 12 objects of train without a target, in 1 of 1 image: set it to 12",
     ),
     "more in val": (
         {"val": [box_xml(corners=corners) for corners in GRID[:3]]},
         {"max_objects": 2},
-        "1 of 3 objects of val, in 1 of 1 images, are beyond dataloader.voc.max_objects=2 and get no target: set it to 3",
+        "dataloader.voc.max_objects=2 leaves 1 of 3 objects of val without a target, in 1 of 1 image: set it to 3",
     ),
     "more objects than the default": (
         {"train": [box_xml(corners=corners) for corners in GRID[:130]]},
         {},
-        "2 of 130 objects of train, in 1 of 1 images, are beyond dataloader.voc.max_objects=128 and get no target: set it to",
+        "dataloader.voc.max_objects=128 leaves 2 of 130 objects of train without a target, in 1 of 1 image: set it to",
     ),
     "more objects than detections": (
         {"test": [box_xml(corners=corners) for corners in GRID[:101]]},
         {},
-        "1 images of test have more than 100 objects, and of each image the 100 best detections count: 1 of 101 objects",
+        "test has 1 image with more than 100 objects, but only the 100 best detections of an image count: 1 of 101 objects",
     ),
     "one pixel wide": (
         {"train": [box_xml(), box_xml(corners=(5, 5, 5, 9)), box_xml(corners=(7, 7, 7, 7))]},
         {},
-        "2 objects of train, in 1 images, are one pixel wide or high",
+        "train has 2 objects in 1 image with a width or height of one pixel",
     ),
     "one pixel high in val": (
         {"val": [box_xml(), box_xml(corners=(5, 5, 9, 5))]},
         {},
-        "1 objects of val, in 1 images, are one pixel wide or high",
+        "val has 1 object in 1 image with a width or height of one pixel",
     ),
     "in the last cell": (
         {"val": [box_xml(), box_xml(corners=(39, 5, 40, 9))]},
         {},
-        "1 objects in 1 images of val are in the last cell of the 16 x 16 output map",
+        "val has 1 object in 1 image in the last cell of the 16 x 16 output map",
     ),
     "in shares of the image": (
         {"train": [box_xml(), box_xml(corners=(0.1, 0.2, 0.5, 0.9)), box_xml(corners=(0, 0, 1, 1))]},
@@ -179,9 +179,9 @@ def test_the_check_without_a_config_takes_the_defaults(tmp_path):
     )
     copy = write_coco(tree.root, tmp_path / "coco", SPLITS)
     for report in (check_voc(tree.root), check_coco(copy)):
-        assert any("max_objects=128 and get no target: set it to 130" in text for text in report.warnings)
-        assert any("1 images of train have more than 100 objects" in text for text in report.warnings)
-    assert any("1 objects of val, in 1 images, are one pixel" in text for text in check_voc(tree.root).warnings)
+        assert any("max_objects=128 leaves 2 of 130 objects of train without" in text for text in report.warnings)
+        assert any("train has 1 image with more than 100 objects" in text for text in report.warnings)
+    assert any("val has 1 object in 1 image with a width" in text for text in check_voc(tree.root).warnings)
 
 
 EMPTY = {

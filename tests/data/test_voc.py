@@ -106,7 +106,8 @@ def test_what_a_run_cannot_use_is_found_before_it_starts(tree, caplog):
 
     load("val")
     assert [record.getMessage() for record in caplog.records] == [
-        f"dataloader.voc: 1 images of {split} are in train too: results on them look too good" for split in ("val", "test")
+        f"dataloader.voc: {split} and train share 1 image, so results on {split} are too optimistic"
+        for split in ("val", "test")
     ]
     with pytest.raises(UserError, match="dataloader.voc.test must contain objects to detect, but all of its images are empty"):
         load("empty")

@@ -24,7 +24,7 @@ SPANS = [(page, text) for page in docs.PAGES for _, text in docs.spans(page)]
 def test_the_commands_are_found():
     texts = {command.text for command in COMMANDS}
     assert {"make demo", "make test", "make help", "make paper PROFILE=paper"} <= texts
-    assert "mpirun -n 4 nnabla_nas -f configs/voc_detofa.json -c cudnn -d 0,1,2,3" in texts
+    assert "mpirun -n 4 detofa train configs/voc_detofa.json -c cudnn -d 0,1,2,3" in texts
     assert "nnabla_nas -f configs/baselines/voc_ofa_ps.json -c cudnn" in texts
     assert sum(command.place.endswith("--help") for command in COMMANDS) > 30
 

@@ -259,7 +259,7 @@ def test_wrong_use_is_one_sentence(classification, run, tmp_path, capsys):
         ([], "either the folder of a run or -f"),
         (["-f", str(config)], "-f needs --weights"),
         (["-f", str(config), "--weights", file, "--ap"], "AP needs a detector"),
-        (["-f", str(config), "--weights", file, "--pruned"], "--pruned draws from the pruned space of a run"),
+        (["-f", str(config), "--weights", file, "--pruned"], "--pruned samples from the pruned space of a run"),
         (["-f", str(config), "--weights", str(run / "warm_up" / "weights.h5")], "this network lacks|lacks the parameter"),
         ([str(run), "--exclude", str(tmp_path / "none.jsonl")], "cannot read the evaluated paths .*none.jsonl"),
         ([str(run), "--images", "0"], "--images must be in .*, got 0"),

@@ -139,11 +139,11 @@ def test_paths_of_another_supernet_are_rejected():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"scope": "heads"}, "scope is 'heads'; allowed are classifier, backbone, detector"),
-        ({"image_size": 0}, "image_size is 0"),
-        ({"image_size": (1, 2, 3)}, "image_size is"),
-        ({"num_classes": 0}, "num_classes is 0"),
-        ({"num_classes": 2.5}, "num_classes is 2.5; allowed is an integer of 1 or more"),
+        ({"scope": "heads"}, "scope must be classifier, backbone or detector, got 'heads'"),
+        ({"image_size": 0}, "image_size must be a positive integer or .*, got 0"),
+        ({"image_size": (1, 2, 3)}, "image_size must be"),
+        ({"num_classes": 0}, "num_classes must be an integer of 1 or more, got 0"),
+        ({"num_classes": 2.5}, "num_classes must be an integer of 1 or more, got 2.5"),
     ],
 )
 def test_cost_model_errors(arguments, message):
@@ -324,9 +324,9 @@ def test_costs_outside_the_edges_are_clipped():
     edges = buckets.edges
     assert buckets.index([0, edges[0], edges[1] - 1, edges[1] + 1, edges[5], 2 * edges[5]]).tolist() == [0, 0, 0, 1, 4, 4]
     assert buckets.interval(0)[0] == -math.inf and buckets.interval(4)[1] == math.inf
-    with pytest.raises(ValueError, match="bucket is 5; allowed are 0 to 4"):
+    with pytest.raises(ValueError, match="bucket must be from 0 to 4, got 5"):
         buckets.share(5)
-    with pytest.raises(UserError, match="number of buckets is 0"):
+    with pytest.raises(UserError, match="number of buckets must be 1 or more, got 0"):
         Buckets(A, CostModel(224), 0)
 
 

@@ -1,5 +1,6 @@
 """A config for a user's own data: `detofa init`."""
 
+import re
 import shutil
 
 import numpy as np
@@ -46,6 +47,15 @@ def test_every_choice_follows_from_the_data(voc, folder):
     space = ofa_resnet50(config.network.geometry, config.network.elastic_stem)
     least, most = cost_range(space, make_cost(config, 10, data.image_size).flops)
     assert len(hparams.search.budgets) == 3 and all(least < budget < most for budget in hparams.search.budgets)
+
+
+def test_a_warning_about_the_data_is_shown_once(voc, folder, capsys, caplog):
+    shutil.copytree(voc, "thin")
+    file = folder / "thin/Annotations/train_00000.xml"
+    file.write_text(re.sub("<xmin>[^<]*(.*\\s*.*\\s*)<xmax>[^<]*", r"<xmin>5\1<xmax>5", file.read_text(), count=1))
+    assert main(["init", "--voc", "thin"]) == 0
+    assert capsys.readouterr().out.count("train has 1 object in 1 image with a width or height of one pixel") == 1
+    assert not caplog.text
 
 
 def test_without_a_split_for_paths_images_are_held_out(voc, folder):
