@@ -7,52 +7,18 @@ as fast and, unlike a BLAS, give the same bits on every x86 machine. Convolution
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from .compat import F, nn
-
-Variables = Sequence[nn.Variable]
-EPSILON = 1e-5
-"""Constant that every batch normalization adds to the variance, as in OFA."""
+from .cpu_functions import EPSILON, AddRelu, BatchNormalization, Interleave, Leading, Multiply, Patches, Relu
 
 
 def on_cpu() -> bool:
     """Return whether NNabla's default context computes on the CPU."""
     return nn.get_current_context().backend[0].startswith("cpu")
-
-
-class CpuFunction(nn.function.PythonFunction):
-    """Base class of functions with one output, which has the shape of the first input."""
-
-    def __init__(self) -> None:
-        super().__init__(None)
-
-    @property
-    def name(self) -> str:
-        return type(self).__name__
-
-    def min_outputs(self) -> int:
-        return 1
-
-    def setup_impl(self, inputs: Variables, outputs: Variables) -> None:
-        outputs[0].reset_shape(inputs[0].shape, True)
-
-    def grad_depends_input_data(self, i: int, j: int) -> bool:
-        return False
-
-    def grad_depends_output_data(self, i: int, o: int) -> bool:
-        return False
-
-
-def _give(variable: nn.Variable, add: bool, function: Callable, *args: Any) -> None:
-    """Store `function(*args)` as the gradient of a variable, or with `add` add it to the gradient."""
-    if add:
-        variable.g += function(*args)
-    else:
-        function(*args, out=variable.g)
 
 
 # --- Element-wise functions -------------------------------------------------------------------------------------------
@@ -73,47 +39,32 @@ def multiply(x: nn.Variable, y: nn.Variable) -> nn.Variable:
     return Multiply()(x, y) if on_cpu() else F.mul2(x, y)
 
 
-class Relu(CpuFunction):
-    """CPU implementation of `relu`."""
-
-    def grad_depends_output_data(self, i: int, o: int) -> bool:
-        return True
-
-    def forward_impl(self, inputs: Variables, outputs: Variables) -> None:
-        np.maximum(inputs[0].d, 0, out=outputs[0].d)
-
-    def backward_impl(
-        self, inputs: Variables, outputs: Variables, propagate_down: Sequence[bool], accum: Sequence[bool]
-    ) -> None:
-        for variable, wanted, add in zip(inputs, propagate_down, accum):
-            if wanted:
-                _give(variable, add, np.multiply, outputs[0].g, outputs[0].d > 0)
+# --- Forward passes without a gradient, which evaluate paths ----------------------------------------------------------
 
 
-class AddRelu(Relu):
-    """CPU implementation of `add_relu`: both inputs receive the gradient of the ReLU."""
-
-    def forward_impl(self, inputs: Variables, outputs: Variables) -> None:
-        y = outputs[0].d
-        np.add(inputs[0].d, inputs[1].d, out=y)
-        np.maximum(y, 0, out=y)
+def deconvolution(x: nn.Variable, weight: nn.Variable, bias: nn.Variable | None = None) -> nn.Variable:
+    """Apply a transposed convolution of kernel 4 and stride 2, x (B, I, h, w) and weight (I, O, 4, 4) to (B, O, 2h, 2w)."""
+    return F.deconvolution(x, weight, bias, pad=(1, 1), stride=(2, 2))
 
 
-class Multiply(CpuFunction):
-    """CPU implementation of `multiply`."""
+def forward_deconvolution(x: nn.Variable, weight: nn.Variable, bias: nn.Variable | None = None) -> nn.Variable:
+    """Apply `deconvolution`, up to rounding, to a copy of the weight and without a gradient.
 
-    def grad_depends_input_data(self, i: int, j: int) -> bool:
-        return i != j
+    Each output pixel uses 2x2 of the kernel's elements. On the CPU, with at most as many inputs as outputs, one convolution of
+    kernel 2 that computes all four kinds of output pixels as maps of their own is faster than NNabla's transposed convolution.
+    """
+    inputs, outputs = weight.shape[:2]
+    if not on_cpu() or inputs > outputs:
+        return deconvolution(x, weight, bias)
+    split = _computed(weight).data[:, :, ::-1, ::-1].reshape(inputs, outputs, 2, 2, 2, 2)
+    kernels = np.ascontiguousarray(split.transpose(3, 5, 1, 0, 2, 4)).reshape(4 * outputs, inputs, 2, 2)
+    biases = None if bias is None else nn.Variable.from_numpy_array(np.tile(bias.d, 4))
+    return Interleave()(F.convolution(x, nn.Variable.from_numpy_array(kernels), biases, pad=(1, 1)))
 
-    def forward_impl(self, inputs: Variables, outputs: Variables) -> None:
-        np.multiply(inputs[0].d, inputs[1].d, out=outputs[0].d)
 
-    def backward_impl(
-        self, inputs: Variables, outputs: Variables, propagate_down: Sequence[bool], accum: Sequence[bool]
-    ) -> None:
-        for variable, other, wanted, add in zip(inputs, reversed(inputs), propagate_down, accum):
-            if wanted:
-                _give(variable, add, np.multiply, outputs[0].g, other.d)
+def patches(x: nn.Variable, cells: nn.Variable, mask: nn.Variable, side: int) -> nn.Variable:
+    """Cut patches around the objects' cells out of a feature map, see `cpu_functions.Patches`; only on the CPU."""
+    return Patches(side)(x, cells, mask)
 
 
 # --- Inputs in a compact form -----------------------------------------------------------------------------------------
@@ -187,30 +138,6 @@ def leading(p: nn.Variable, rows: int, columns: int) -> nn.Variable:
     size = int(np.prod(p.shape[2:]))
     flat = F.reshape(p, (p.shape[0], p.shape[1] * size))
     return F.reshape(F.slice(flat, (0, 0), (rows, columns * size)), (rows, columns, *p.shape[2:]))
-
-
-class Leading(CpuFunction):
-    """CPU implementation of `leading`; the gradient is zero outside the slice."""
-
-    def __init__(self, rows: int, columns: int) -> None:
-        super().__init__()
-        self._part = (slice(rows), slice(columns))
-
-    def setup_impl(self, inputs: Variables, outputs: Variables) -> None:
-        shape = inputs[0].shape
-        outputs[0].reset_shape((self._part[0].stop, self._part[1].stop, *shape[2:]), True)
-
-    def forward_impl(self, inputs: Variables, outputs: Variables) -> None:
-        outputs[0].d[...] = inputs[0].d[self._part]
-
-    def backward_impl(
-        self, inputs: Variables, outputs: Variables, propagate_down: Sequence[bool], accum: Sequence[bool]
-    ) -> None:
-        if propagate_down[0]:
-            gradient = inputs[0].g
-            if not accum[0]:
-                gradient[...] = 0
-            gradient[self._part] += outputs[0].g
 
 
 # --- Batch normalization ----------------------------------------------------------------------------------------------
@@ -357,83 +284,3 @@ def _variable(array: nn.NdArray) -> nn.Variable:
     variable = nn.Variable(array.shape)
     variable.data = array
     return variable
-
-
-class BatchNormalization(CpuFunction):
-    """CPU implementation of `batch_normalization`."""
-
-    def __init__(self, relu: bool) -> None:
-        super().__init__()
-        self._relu = relu
-
-    def grad_depends_input_data(self, i: int, j: int) -> bool:
-        return j < 2 and i != 2
-
-    def grad_depends_output_data(self, i: int, o: int) -> bool:
-        return self._relu
-
-    def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the mean and variance, (1, C, 1, 1) each, of the last forward pass."""
-        return self._mean.reshape(1, -1, 1, 1), self._var.reshape(1, -1, 1, 1)
-
-    def forward_impl(self, inputs: Variables, outputs: Variables) -> None:
-        x, gamma, beta = (variable.d for variable in inputs)
-        batch, channels = x.shape[:2]
-        x, y = x.reshape(batch, channels, -1), outputs[0].d.reshape(batch, channels, -1)
-        gamma, beta = (p.reshape(-1, 1)[:channels] for p in (gamma, beta))
-        count = np.float32(x.size // channels)
-        self._mean, self._var = np.empty((2, channels, 1), np.float32)
-        for part in _blocks(x):
-            mean, values = _channel_sums(x[:, part]) / count, y[:, part]
-            np.subtract(x[:, part], mean, out=values)
-            var = _channel_sums(values, values) / count
-            values *= gamma[part] / np.sqrt(var + np.float32(EPSILON))
-            values += beta[part]
-            if self._relu:
-                np.maximum(values, 0, out=values)
-            self._mean[part], self._var[part] = mean, var
-
-    def backward_impl(
-        self, inputs: Variables, outputs: Variables, propagate_down: Sequence[bool], accum: Sequence[bool]
-    ) -> None:
-        x, gamma = (variable.d for variable in inputs[:2])
-        batch, channels = x.shape[:2]
-        x, dy = x.reshape(batch, channels, -1), outputs[0].g.reshape(batch, channels, -1)
-        y = outputs[0].d.reshape(x.shape) if self._relu else None
-        given = inputs[0].g.reshape(x.shape) if propagate_down[0] else None
-        gamma, count = gamma.reshape(-1, 1)[:channels], np.float32(x.size // channels)
-        scale = 1 / np.sqrt(self._var + np.float32(EPSILON))
-        dgamma, dbeta = np.empty((2, channels, 1), np.float32)
-        for part in _blocks(x):
-            above = dy[:, part] if y is None else dy[:, part] * (y[:, part] > 0)
-            dx = np.subtract(x[:, part], self._mean[part], out=None if given is None or accum[0] else given[:, part])
-            dgamma[part], dbeta[part] = _channel_sums(dx, above) * scale[part], _channel_sums(above)
-            if given is not None:
-                dx *= scale[part] * dgamma[part] / -count
-                dx += above
-                dx -= dbeta[part] / count
-                dx *= scale[part] * gamma[part]
-                if accum[0]:
-                    given[:, part] += dx
-        for which, gradient in ((1, dgamma), (2, dbeta)):
-            if propagate_down[which]:
-                whole = inputs[which].g.reshape(-1, 1)
-                if not accum[which]:
-                    whole[...] = 0
-                whole[:channels] += gradient
-
-
-BLOCK = 1 << 18
-"""Bytes of a feature map that are normalized at once: as much as stays in a core's cache over several passes."""
-
-
-def _blocks(x: np.ndarray) -> list[slice]:
-    """Split the channels of an array (B, C, n) into slices of about `BLOCK` bytes."""
-    size = max(1, BLOCK * x.shape[1] // x.nbytes)
-    return [slice(start, start + size) for start in range(0, x.shape[1], size)]
-
-
-def _channel_sums(x: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
-    """Sum x, or x * y, (B, C, n) over batch and pixels to (C, 1); the result does not depend on the machine's SIMD width."""
-    sums = np.add.reduce(x, axis=(0, 2)) if y is None else np.einsum("bcn,bcn->c", x, y)
-    return sums.reshape(-1, 1)

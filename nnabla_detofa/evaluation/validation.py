@@ -47,12 +47,15 @@ def validation_loss(
         size = len(batch[0])
         if size not in graphs:
             watch.lap("validation")
-            inputs = [nn.Variable(array.shape) for array in batch]
-            outputs = net(inputs[0], path, GivenStatistics(statistics))
-            maps = net.maps(outputs) if on_maps else ()
-            for output in maps:
-                output.persistent = True
-            graphs[size] = inputs, maps, net.loss(outputs, inputs[1:])
+            inputs, given = [nn.Variable(array.shape) for array in batch], GivenStatistics(statistics)
+            if on_maps is None and hasattr(net, "evaluation_loss"):
+                graphs[size] = inputs, (), net.evaluation_loss(inputs[0], path, inputs[1:], given)
+            else:
+                outputs = net(inputs[0], path, given)
+                maps = net.maps(outputs) if on_maps else ()
+                for output in maps:
+                    output.persistent = True
+                graphs[size] = inputs, maps, net.loss(outputs, inputs[1:])
             watch.lap("graph")
         inputs, maps, loss = graphs[size]
         for variable, array in zip(inputs, batch):

@@ -13,8 +13,6 @@ from ..runs.phases import training_phases
 from ..space.pruning import (
     HashedPaths,
     KeptPaths,
-    OperationScores,
-    PrunedOperations,
     UniformPaths,
     operation_scores,
     path_thresholds,
@@ -68,15 +66,11 @@ class DetOFASearcher(SubnetSearcher):
         """Score all operations, and return the search space without the weak ones (line 6)."""
         hparams, pruning = self.hparams, self.hparams.operation_pruning
 
-        def pruned_by_score() -> tuple[OperationScores, PrunedOperations]:
-            rng = self.rng("operation scores")
-            scores = operation_scores(space, scorer, self.cost.stage_flops, hparams.paths_per_operation, rng)
-            ratios = pruning.r_op, pruning.r_op1, pruning.r_op2
-            rng = self.rng("operation pruning")
-            return scores, prune_operations(scores, pruning.strategy, space.largest, rng, *ratios, hparams.buckets)
-
         with self.phase("operation pruning"):
-            scores, pruned = self.comm.once(pruned_by_score)
+            rng, paths = self.rng("operation scores"), hparams.paths_per_operation
+            scores = operation_scores(space, scorer, self.cost.stage_flops, paths, rng, map_operations=self.comm.map)
+            rng, ratios = self.rng("operation pruning"), (pruning.r_op, pruning.r_op1, pruning.r_op2)
+            pruned = prune_operations(scores, pruning.strategy, space.largest, rng, *ratios, hparams.buckets)
             smaller = space.without(pruned.removed)
         self.results["pruned_operations"] = len(pruned.removed)
         self.results["total_operations"] = len(scores.operations)
@@ -95,10 +89,8 @@ class DetOFASearcher(SubnetSearcher):
         """Compute for each FLOPs bucket the score below which paths are pruned (line 7); -inf prunes none."""
         hparams = self.hparams
         with self.phase("path thresholds"):
-            rng = self.rng("path thresholds")
-            thresholds = self.comm.once(
-                lambda: path_thresholds(scorer, space, self.buckets, hparams.r_path, hparams.threshold_paths, rng)
-            )
+            rng, paths = self.rng("path thresholds"), hparams.threshold_paths
+            thresholds = path_thresholds(scorer, space, self.buckets, hparams.r_path, paths, rng, self.comm.map)
         self.results["thresholds"] = [float(t) if np.isfinite(t) else None for t in thresholds]
         self.log("thresholds: " + ", ".join(f"{t:.4f}" for t in thresholds))
         return thresholds

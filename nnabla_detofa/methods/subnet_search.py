@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from ..space.costs import CostModel, cost_range
 from ..space.paths import Path, PathBatch
 from ..space.search_space import SearchSpace
 from .detectors import DetectorRunner
+
+Range = tuple[float, float]
+"""Least and most FLOPs of the paths of a search."""
 
 
 class SubnetSearcher(DetectorRunner):
@@ -102,68 +105,74 @@ class SubnetSearcher(DetectorRunner):
     def search(self, space: SearchSpace, scorer: PathScorer) -> list[tuple[float, Path]]:
         """Find for each budget the path with the best score within the budget (section 3.3, Eq. 3).
 
-        The full search space is searched for a budget below all paths of the pruned space.
+        The full search space is searched for a budget below all paths of the pruned space. Path scores are comparable only
+        within a FLOPs bucket (Eq. 5). Depending on `hparams.search.across_buckets`, all buckets are searched together by score
+        ("score", as in Eq. 3), or each bucket is searched by score and the path with the lowest validation loss is chosen
+        ("loss"; the paper is silent).
 
         Returns:
             (budget in FLOPs, path) for each budget.
         """
         least, _ = cost_range(space, self.cost.flops)
-        found = []
+        by_score = self.hparams.search.across_buckets == "score"
         with self.phase("search"):
+            spaces: dict[Range, SearchSpace] = {}
+            ranges: dict[float, list[Range]] = {}
             for budget in self.budgets:
                 if budget < least:
                     self.log(
                         f"no path of the pruned space has at most {budget / 1e9:.4g} GFLOPs; this budget is searched in the "
                         "full space A"
                     )
-                found.append((budget, self.best_path(space if budget >= least else self.space, scorer, budget)))
-        return found
+                searched = space if budget >= least else self.space
+                ranges[budget] = [(-np.inf, budget)] if by_score else self.buckets.below(budget, searched)
+                spaces |= {flops: searched for flops in ranges[budget] if flops not in spaces}
+            found = self.evolve(spaces, scorer)
+            if by_score:
+                return [(budget, found[ranges[budget][0]]) for budget in self.budgets]
+            validated = self.validate_paths("winners", PathBatch.from_paths(list(found.values()), space.geometry))
+            losses = {item.path: item.loss for item in validated.items}
+            winners = {budget: [found[flops] for flops in ranges[budget]] for budget in self.budgets}
+            return [(budget, min(winners[budget], key=lambda path: losses[path])) for budget in self.budgets]
 
-    def best_path(self, space: SearchSpace, scorer: PathScorer, budget: float) -> Path:
-        """Find the best path of `space` with at most `budget` FLOPs.
-
-        Path scores are comparable only within a FLOPs bucket (Eq. 5). Depending on `hparams.search.across_buckets`, all
-        buckets are searched together by score ("score", as in Eq. 3), or each bucket is searched by score and the path with
-        the lowest validation loss is chosen ("loss"; the paper is silent).
-        """
-        if self.hparams.search.across_buckets == "score":
-            return self.evolve(space, scorer, -np.inf, budget)
-        winners = [self.evolve(space, scorer, least, most) for least, most in self.buckets.below(budget, space)]
-        validated = self.validate_paths("winners", PathBatch.from_paths(winners, space.geometry))
-        losses = {item.path: item.loss for item in validated.items}
-        return min(winners, key=lambda path: losses[path])
-
-    def evolve(self, space: SearchSpace, scorer: PathScorer, least: float, most: float) -> Path:
-        """Search by evolution for the path of `space` with the best score and `least` to `most` FLOPs.
+    def evolve(self, spaces: Mapping[Range, SearchSpace], scorer: PathScorer) -> dict[Range, Path]:
+        """Search by evolution for the path with the best score in each range of FLOPs; the ranges are shared by the ranks.
 
         A result stored in search.json is reused.
+
+        Args:
+            spaces: (least, most) FLOPs -> space of the paths.
+            scorer: path filter.
         """
-        options, name = self.hparams.search, f"search up to {most / 1e9:.4g} GFLOPs"
-        if (stored := self.stored_search().get(f"{least} {most}")) is not None:
-            return Path.from_ofa(stored, space.geometry)
+        options, geometry, stored = self.hparams.search, self.space.geometry, self.stored_search()
+        found = {flops: Path.from_ofa(stored[key], geometry) for flops in spaces if (key := _key(flops)) in stored}
+        missing = [flops for flops in spaces if flops not in found]
 
-        def found() -> Path:
-            with self.log.progress(name, options.generations, unit="generation") as bar:
+        def best(flops: Range) -> Path:
+            least, most = flops
+            return search(
+                spaces[flops],
+                scorer,
+                self.cost.flops,
+                most,
+                self.rng(f"search up to {most / 1e9:.4g} GFLOPs"),
+                **options.evolution,
+                constraints=[between(self.cost.flops, least, most)],
+                progress=on_generation,
+            ).path
 
-                def on_generation(generation: int, score: float) -> None:
-                    bar.update()
-                    bar.set_postfix(score=f"{score:.4f}")
-                    self.pause(alone=True)
+        own = -(-len(missing) // self.comm.n_procs)
+        with self.log.progress("search", own * options.generations, unit="generation") as bar:
 
-                return search(
-                    space,
-                    scorer,
-                    self.cost.flops,
-                    most,
-                    self.rng(name),
-                    **options.evolution,
-                    constraints=[between(self.cost.flops, least, most)],
-                    progress=on_generation,
-                ).path
+            def on_generation(generation: int, score: float) -> None:
+                bar.update()
+                bar.set_postfix(score=f"{score:.4f}")
+                self.pause(alone=True)
 
-        path = self.comm.once(found)
-        self.files.write("search", self.stored_search() | {f"{least} {most}": path.to_ofa(space.geometry)})
-        return path
+            for flops, path in zip(missing, self.comm.map(best, missing)):
+                found[flops], stored[_key(flops)] = path, path.to_ofa(geometry)
+                self.files.write("search", stored)
+        return found
 
     def stored_search(self) -> dict[str, dict]:
         """Read the search results so far: "least most" FLOPs -> path in OFA's notation."""
@@ -184,6 +193,11 @@ class SubnetSearcher(DetectorRunner):
             aps = ", ".join(f"{AP_TITLES[key]} {row[key]:.3f}" for key in ap_keys(row))
             self.log(f"{name}: {row['flops'] / 1e9:.4g} GFLOPs, {row['params'] / 1e6:.4g} M parameters, {aps}")
         return summary
+
+
+def _key(flops: Range) -> str:
+    """Return the key of a range of FLOPs in search.json."""
+    return f"{flops[0]} {flops[1]}"
 
 
 def check_budgets(budgets: Sequence[float], space: SearchSpace, cost: CostModel) -> None:

@@ -23,7 +23,7 @@ from ..space.geometry import OFA_RESNET50, Geometry, HeadGeometry
 from ..space.paths import Path
 from ..space.search_space import ofa_resnet50
 from .decoding import decode
-from .detection_loss import Losses, Outputs, TargetVariables, detection_loss
+from .detection_loss import Losses, Outputs, TargetVariables, detection_loss, focal_loss, l1_at_objects, total
 from .layers import STORED, ConvBN, StatisticsSource, he_normal
 from .resnet50 import ElasticResNet50, Named
 from .supernet import take_over
@@ -50,8 +50,7 @@ class DeconvBN(ConvBN):
         weight = self.parameters["conv/conv/_W"]
         weight = kernels.leading(weight, x.shape[1], weight.shape[1])
         gamma, beta = (self.parameters[f"bn/bn/{key}"] for key in ("_gamma", "_beta"))
-        convolve = partial(F.deconvolution, x, pad=(1, 1), stride=(2, 2))
-        return statistics(self, convolve, weight, gamma, beta, relu=True)
+        return statistics(self, partial(statistics.deconvolution, x), weight, gamma, beta, relu=True)
 
 
 class Head(Mo.Module):
@@ -75,6 +74,12 @@ class Head(Mo.Module):
     def __call__(self, x: nn.Variable, statistics: StatisticsSource = STORED) -> nn.Variable:
         w1, b1, w2, b2 = self.parameters.values()
         return F.convolution(statistics.relu(F.convolution(x, w1, b1, pad=(1, 1))), w2, b2)
+
+    def at(self, patches: nn.Variable, statistics: StatisticsSource) -> nn.Variable:
+        """Compute the outputs (n, outputs) at the centers of n patches (n, inputs * 9), as `kernels.patches` returns them."""
+        w1, b1, w2, b2 = self.parameters.values()
+        w1, w2 = (F.transpose(F.reshape(w, (w.shape[0], w.size // w.shape[0])), (1, 0)) for w in (w1, w2))
+        return F.affine(statistics.relu(F.affine(patches, w1, b1)), w2, b2)
 
 
 def run_heads(heads: Sequence[Head], x: nn.Variable, statistics: StatisticsSource) -> list[nn.Variable]:
@@ -216,6 +221,26 @@ class Detector(Model):
     def loss(self, outputs: Outputs, targets: Sequence[nn.Variable], loss_weights: None = None) -> nn.Variable:
         """Return the total loss, by which paths are compared."""
         return self.losses(outputs, targets)[0]
+
+    def evaluation_loss(
+        self, x: nn.Variable, path: Path, targets: Sequence[nn.Variable], statistics: StatisticsSource
+    ) -> nn.Variable:
+        """Return the `loss` of a forward pass, up to rounding, without a gradient.
+
+        The losses of offset and size read only the cells of the objects, so on the CPU these heads, two thirds of the channels
+        of all heads, are computed only there. A subclass with other heads or losses computes them everywhere.
+        """
+        methods = ("__call__", "make_heads", "heads", "losses", "loss")
+        if not kernels.on_cpu() or any(getattr(type(self), name) is not getattr(Detector, name) for name in methods):
+            return self.loss(self(x, path, statistics), targets)
+        y, given = self.trunk(x, path, statistics), TargetVariables(*targets)
+        patches = kernels.patches(y, given.index, given.mask, 3)
+        offset, size = (head.at(patches, statistics) for head in (self.offset, self.size))
+        return total(
+            focal_loss(self.heatmap(y, statistics), given.heatmap),
+            l1_at_objects(offset, given.offset, given.mask),
+            l1_at_objects(size, given.size, given.mask),
+        )
 
     def maps(self, outputs: Outputs) -> tuple[nn.Variable, ...]:
         """Return the inputs of `decode`, (B, channels, h, w) each: heatmap in [0, 1], offset and size."""

@@ -52,7 +52,12 @@ def detection_loss(
     heatmap = focal_loss(outputs.heatmap, targets.heatmap, centers)
     offset = masked_l1(outputs.offset, targets.offset, targets.index, targets.mask, objects)
     size = masked_l1(outputs.size, targets.size, targets.index, targets.mask, objects)
-    return Losses(heatmap + OFFSET_WEIGHT * offset + SIZE_WEIGHT * size, heatmap, offset, size)
+    return Losses(total(heatmap, offset, size), heatmap, offset, size)
+
+
+def total(heatmap: nn.Variable, offset: nn.Variable, size: nn.Variable) -> nn.Variable:
+    """Return the weighted sum of the parts of the loss."""
+    return heatmap + OFFSET_WEIGHT * offset + SIZE_WEIGHT * size
 
 
 def focal_loss(logits: nn.Variable, target: nn.Variable, centers: nn.Variable | None = None) -> nn.Variable:
@@ -99,7 +104,13 @@ def masked_l1(
     most = index.shape[1]
     rows = F.reshape(F.transpose(output, (0, 2, 3, 1)), (batch * height * width, channels))
     start = nn.Variable.from_numpy_array(np.arange(batch, dtype=np.float32)[:, None] * (height * width))
-    found = F.embed(F.reshape(index + start, (batch * most,)), rows)
-    weight = F.reshape(mask, (batch * most, 1))
-    error = F.abs(found - F.reshape(target, (batch * most, channels))) * weight
+    return l1_at_objects(F.embed(F.reshape(index + start, (batch * most,)), rows), target, mask, objects)
+
+
+def l1_at_objects(
+    found: nn.Variable, target: nn.Variable, mask: nn.Variable, objects: nn.Variable | None = None
+) -> nn.Variable:
+    """Compute `masked_l1` from the values `found` (B * M, C) of the map at the cells of the objects."""
+    rows, channels = found.shape
+    error = F.abs(found - F.reshape(target, (rows, channels))) * F.reshape(mask, (rows, 1))
     return F.sum(error) / (channels * (F.sum(mask) if objects is None else objects) + 1e-4)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..backend import kernels
 from ..backend.compat import F, Mo, Parameter, nn
-from ..backend.kernels import EPSILON
+from ..backend.cpu_functions import EPSILON
 
 Convolve = Callable[..., nn.Variable]
 """The convolution of a layer's input, as a function of the weight and optionally a bias."""
@@ -24,6 +24,8 @@ class StatisticsSource(Protocol):
     """
 
     joins_heads: bool
+
+    def deconvolution(self, x: nn.Variable, weight: nn.Variable, bias: nn.Variable | None = None, /) -> nn.Variable: ...
 
     def relu(self, x: nn.Variable, /) -> nn.Variable: ...
 
@@ -53,6 +55,7 @@ class Plain:
     """NNabla's standard functions on every device, one per layer, for graphs that are counted, timed or exported."""
 
     joins_heads = False
+    deconvolution = staticmethod(kernels.deconvolution)
 
     @staticmethod
     def relu(x: nn.Variable) -> nn.Variable:
@@ -69,6 +72,7 @@ class Quick:
     """The fastest functions on each device, for graphs that train or evaluate paths."""
 
     joins_heads = True
+    deconvolution = staticmethod(kernels.deconvolution)
     relu = staticmethod(kernels.relu)
     add_relu = staticmethod(kernels.add_relu)
 
@@ -111,7 +115,12 @@ class BatchStatistics(Quick):
 
 
 class CollectedStatistics(BatchStatistics):
-    """Batch statistics that are also recorded: after a forward pass, `read` returns the mean and variance of each layer."""
+    """Batch statistics that are also recorded: after a forward pass, `read` returns the mean and variance of each layer.
+
+    Its graphs have no gradient.
+    """
+
+    deconvolution = staticmethod(kernels.forward_deconvolution)
 
     def __init__(self) -> None:
         self._found: dict[str, kernels.Measurement] = {}
@@ -145,11 +154,13 @@ class CollectedStatistics(BatchStatistics):
 class GivenStatistics(Quick):
     """Inference with given statistics, folded into the convolutions.
 
-    The graph uses a copy of the current weights, so later training does not change it.
+    The graph uses a copy of the current weights, so later training does not change it, and has no gradient.
 
     Args:
         statistics: layer name -> (mean, variance), (1, C, 1, 1) each.
     """
+
+    deconvolution = staticmethod(kernels.forward_deconvolution)
 
     def __init__(self, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]):
         self.statistics = statistics

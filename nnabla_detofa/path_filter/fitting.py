@@ -6,7 +6,7 @@ Losses are validation losses, lower is better. Goodness is a standardized negati
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -163,34 +163,45 @@ def fit(
     options: FitOptions | None = None,
     progress: Callable[[int, int, float, float], None] | None = None,
     transferred: bool = False,
+    map_members: Callable[[Callable, Iterable], Iterable] = map,
 ) -> tuple[FitResult, ...]:
     """Fit each member of the filter to evaluated paths; each keeps the weights of its best validation loss.
 
     The split and the loss are the paper's (section 3.1.2). The paper is silent on optimizer and epochs: we use Adam until the
-    validation loss has not improved for `patience` epochs. Members differ in their splits and mini-batches.
+    validation loss has not improved for `patience` epochs. Members differ in their splits and mini-batches, each with a random
+    generator of its own, so that they can be fitted at the same time.
 
     Args:
         path_filter: the filter, modified in place.
         batch, buckets, losses: n evaluated paths, their FLOPs buckets (n,) and validation losses (n,).
         rng: random generator of splits and mini-batches.
         options: loss and optimizer; None: the paper's.
-        progress: called after each epoch with the numbers of the member, from 0, and of the epoch, and the training and the
-            validation loss.
+        progress: called after each epoch, in the process that fits the member, with the numbers of the member, from 0, and of
+            the epoch, and the training and the validation loss.
         transferred: whether `transfer` was called before: a linear skip is then fitted together with a factor of the member's
             logits, which may explain little beyond the tokens of the new paths.
+        map_members: parallel `map`, such as `Communicator.map`, that distributes the members among processes.
 
     Raises:
         UserError: there are too few paths for a pair in both splits.
     """
     paths = _Paths(path_filter.tokenizer(batch), np.asarray(buckets), losses, standardized(losses, buckets))
-    results = []
-    for number in range(len(path_filter.members)):
+    seeds = rng.integers(1 << 63, size=len(path_filter.members))
 
-        def report(epoch: int, train_loss: float, validation_loss: float, number: int = number) -> None:
+    def fit_member(number: int) -> tuple[FitResult, dict[str, np.ndarray]]:
+        def report(epoch: int, train_loss: float, validation_loss: float) -> None:
             if progress:
                 progress(number, epoch, train_loss, validation_loss)
 
-        results.append(_MemberFit(path_filter, number, paths, rng, options or FitOptions(), transferred).run(report))
+        own = np.random.default_rng(seeds[number])
+        member = _MemberFit(path_filter, number, paths, own, options or FitOptions(), transferred)
+        return member.run(report), member.weights()
+
+    results = []
+    for member, (result, weights) in zip(path_filter.members, map_members(fit_member, range(len(path_filter.members)))):
+        results.append(result)
+        for name, parameter in member.get_parameters().items():
+            parameter.d = weights[name]
     path_filter.standardize(batch, paths.buckets)
     return tuple(results)
 

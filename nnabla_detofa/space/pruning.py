@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from .search_space import Operation, SearchSpace
 logger = logging.getLogger(__name__)
 
 Scorer = Callable[[PathBatch], np.ndarray]
+Map = Callable[[Callable, Iterable], Iterable]
+"""`map`, or a parallel one with the same results, such as `Communicator.map`."""
 SAMPLED_AHEAD = 256  # paths sampled and scored at once
 MAX_REJECTED = 10_000  # consecutive rejections after which a sampler raises
 
@@ -55,6 +57,7 @@ def operation_scores(
     n: int,
     rng: np.random.Generator,
     stem_depth: int | None = None,
+    map_operations: Map = map,
 ) -> OperationScores:
     """Insert each operation into the same `n` uniformly sampled paths, and average score and FLOPs over them (section 3.2).
 
@@ -67,17 +70,19 @@ def operation_scores(
         n: number of paths (not given in the paper).
         rng: random generator.
         stem_depth: depth of the stem in all paths; None: as sampled.
+        map_operations: distributes the operations among processes.
     """
     paths, operations = space.sample_many(rng, n), tuple(sorted(space.operations))
     if stem_depth is not None:
         depths = paths.depths.copy()
         depths[:, 0] = stem_depth
         paths = PathBatch.canonical(depths, paths.widths, paths.ratios, paths.geometry)
-    results = []
-    for operation in operations:
+
+    def means(operation: Operation) -> tuple[float, float]:
         changed = insert(paths, operation)
-        results.append((np.mean(scorer(changed)), np.mean(stage_flops(changed)[:, operation.stage])))
-    scores, flops = np.array(results).T
+        return np.mean(scorer(changed)), np.mean(stage_flops(changed)[:, operation.stage])
+
+    scores, flops = np.array(list(map_operations(means, operations))).T
     return OperationScores(operations, scores, flops)
 
 
@@ -182,7 +187,13 @@ def operations_of(path: Path) -> frozenset[Operation]:
 
 
 def path_thresholds(
-    scorer: Scorer, space: SearchSpace, buckets: Buckets, r_path: float, n: int, rng: np.random.Generator
+    scorer: Scorer,
+    space: SearchSpace,
+    buckets: Buckets,
+    r_path: float,
+    n: int,
+    rng: np.random.Generator,
+    map_buckets: Map = map,
 ) -> np.ndarray:
     """Compute for each FLOPs bucket the `r_path`-quantile of the scores of `n` paths sampled from it (Alg. 1 line 7).
 
@@ -193,6 +204,7 @@ def path_thresholds(
         r_path: path pruning ratio, in [0, 1).
         n: number of paths per bucket.
         rng: random generator.
+        map_buckets: distributes the buckets among processes.
 
     Returns:
         (buckets,) thresholds; -inf for a bucket that is empty in the space, and for all buckets if `r_path` is 0, since the
@@ -206,11 +218,14 @@ def path_thresholds(
     thresholds = np.full(buckets.n, -np.inf)
     if r_path == 0:
         return thresholds
+    sampled = {}
     for bucket in range(buckets.n):
         if buckets.count(bucket, space):
-            thresholds[bucket] = np.quantile(scorer(buckets.sample(bucket, n, rng, space)), r_path)
+            sampled[bucket] = buckets.sample(bucket, n, rng, space)
         else:
             logger.info("FLOPs bucket %d is empty in the space %s", bucket + 1, space.name)
+    found = map_buckets(lambda bucket: np.quantile(scorer(sampled[bucket]), r_path), sampled)
+    thresholds[list(sampled)] = list(found)
     return thresholds
 
 

@@ -81,42 +81,47 @@ def fit_filter(
     """
     file, fitted = run.folder / f"{slug(name)}.h5", start.copy()
 
-    def weights() -> dict[str, np.ndarray]:
+    def begin() -> tuple[bool, dict[str, np.ndarray]]:
         if file.exists():
-            return PathFilter.load(file, type(start.tokenizer.geometry)).get_weights()
+            return True, PathFilter.load(file, type(start.tokenizer.geometry)).get_weights()
         if transferred:
             how = transfer(fitted, paths.batch, paths.buckets, paths.losses, run.rng(f"{name}, fresh weights"))
             run.log(f"{name}: {how}")
-        _log_results(run, name, _fit(run, name, fitted, paths, transferred))
-        fitted.save(file)
-        return fitted.get_weights()
+        return False, fitted.get_weights()
 
     with run.phase(name):
-        fitted.set_weights(run.comm.once(weights))
+        done, weights = run.comm.once(begin)
+        fitted.set_weights(weights)
+        if not done:
+            _log_results(run, name, _fit(run, name, fitted, paths, transferred))
+            run.comm.once(lambda: fitted.save(file))
     return run.scorer(fitted)
 
 
 def _fit(
     run: SupernetRunner, name: str, path_filter: PathFilter, paths: EvaluatedPaths, transferred: bool
 ) -> Sequence[FitResult]:
-    """Fit the members of a path filter with a progress bar and curves in TensorBoard; called by rank 0 only."""
-    options, members = run.hparams.filter, len(path_filter.members)
-    with run.log.progress(name, members * options.epochs, unit="epoch") as bar:
+    """Fit the members of a path filter, distributed among the ranks, with a progress bar of this rank's members."""
+    options, own = run.hparams.filter, -(-len(path_filter.members) // run.comm.n_procs)
+    with run.log.progress(name, own * options.epochs, unit="epoch") as bar:
 
         def on_epoch(member: int, epoch: int, train_loss: float, validation_loss: float) -> None:
             bar.update()
             bar.set_postfix(loss=f"{train_loss:.3f}", validation=f"{validation_loss:.3f}")
-            curve = name if members == 1 else f"{name}, member {member + 1}"
-            run.log.scalar(f"pair loss/{curve}", train_loss, epoch)
-            run.log.scalar(f"pair loss on validation paths/{curve}", validation_loss, epoch)
             run.pause(alone=True)
 
         data = paths.batch, paths.buckets, paths.losses
-        return fit(path_filter, *data, run.rng(name), fit_options(options), on_epoch, transferred)
+        return fit(path_filter, *data, run.rng(name), fit_options(options), on_epoch, transferred, run.comm.map)
 
 
 def _log_results(run: SupernetRunner, name: str, results: Sequence[FitResult]) -> None:
+    """Log the best epoch of each member, and write the curves of its losses to TensorBoard."""
     for number, result in enumerate(results, 1):
+        curve = name if len(results) == 1 else f"{name}, member {number}"
+        for epoch, (train_loss, validation_loss) in enumerate(zip(result.train_losses, result.validation_losses)):
+            if epoch:
+                run.log.scalar(f"pair loss/{curve}", train_loss, epoch)
+                run.log.scalar(f"pair loss on validation paths/{curve}", validation_loss, epoch)
         member = f", member {number}" if len(results) > 1 else ""
         losses, best = result.validation_losses, result.best_epoch
         factor = f"; transferred logits are multiplied by {result.kept:.3g}" if result.kept != 1 else ""

@@ -193,6 +193,29 @@ def test_scalars_are_those_of_their_forward_passes(on_cpu, monkeypatch):
     assert alone.read().tolist() == [[5]] and kernels.ScalarLog().read().size == 0
 
 
+@pytest.mark.parametrize("inputs, outputs, size", [(3, 5, (4, 7)), (5, 5, (1, 1)), (6, 4, (3, 3))])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_deconvolution_without_gradient_is_the_one_with(inputs, outputs, size, biased):
+    x, w, b = (
+        nn.Variable.from_numpy_array(normal(*shape)) for shape in ((2, inputs, *size), (inputs, outputs, 4, 4), (outputs,))
+    )
+    ys = [function(x, w, b if biased else None) for function in (kernels.deconvolution, kernels.forward_deconvolution)]
+    assert (ys[0].parent.name == ys[1].parent.name) == (inputs > outputs)
+    nn.forward_all(ys)
+    assert_allclose(ys[1].d, ys[0].d, rtol=1e-5, atol=1e-5)
+
+
+def test_patches_are_cut_around_cells_and_padded_with_zeros():
+    x = normal(2, 3, 4, 5)
+    cells, mask = np.array([[0, 7, 9], [19, 12, 0]]), np.array([[1, 1, 0], [1, 1, 0]])
+    found = kernels.patches(*map(nn.Variable.from_numpy_array, (x, cells, mask)), 3)
+    found.forward()
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    for row, (image, cell, there) in enumerate(zip(np.repeat([0, 1], 3), cells.ravel(), mask.ravel())):
+        top, left = divmod(cell, 5)
+        assert_array_equal(found.d[row].reshape(3, 3, 3), there * padded[image, :, top : top + 3, left : left + 3])
+
+
 @pytest.mark.parametrize("outputs", [(3, 2, 2), (1,), (4, 5)])
 def test_joined_heads_are_the_heads(outputs):
     heads = [Head(6, 4, count, np.random.default_rng(count), std=0.5, bias=0.1) for count in outputs]

@@ -212,7 +212,8 @@ def config_file(tmp_path_factory):
     root = write_digits(folder / "digits", train=12, val=4, test=5, image_size=64, crops_train=40, crops_val=20)
     content = detofa_config(root)
     content["args"]["evaluation_processes"] = 1
-    content["hparams"] |= {"buckets": 1, "epochs": 1, "heldout_paths_per_bucket": 2, "bn_images": 4, "bn_batch": 2}
+    content["hparams"] |= {"buckets": 2, "epochs": 1, "heldout_paths_per_bucket": 2, "bn_images": 4, "bn_batch": 2}
+    content["hparams"]["filter"] |= {"ensemble": 3, "linear_skip": True}
     (folder / "tiny.json").write_text(json.dumps(content))
     return folder / "tiny.json"
 
@@ -232,7 +233,8 @@ class StoppedOnRank1(DetOFASearcher):
 
 def results(folder):
     """Everything that a run found, without times."""
-    found = {name: (folder / name).read_text() for name in ("paths.jsonl", "held_out_paths.jsonl", "operations.json")}
+    names = ("paths.jsonl", "held_out_paths.jsonl", "operations.json", "scores.json", "search.json", "winners.jsonl")
+    found = {name: (folder / name).read_text() for name in names}
     found |= {file.name: file.read_text() for file in folder.glob("*_detections.json")}
     return found | {"summary": {**json.loads((folder / "summary.json").read_text()), "seconds": None}}
 

@@ -11,7 +11,8 @@ from nnabla_detofa.evaluation.forked import map_forked
 from nnabla_detofa.evaluation.reestimation import reestimate
 from nnabla_detofa.evaluation.validation import PathEvaluator, validation_loss
 from nnabla_detofa.networks.centernet import Detector
-from nnabla_detofa.networks.layers import BATCH, GivenStatistics
+from nnabla_detofa.networks.detection_loss import Outputs
+from nnabla_detofa.networks.layers import BATCH, STORED, GivenStatistics
 from nnabla_detofa.space.geometry import Geometry, HeadGeometry
 from nnabla_detofa.space.search_space import ofa_resnet50
 
@@ -34,6 +35,26 @@ def batch(seed: int, n: int = 4) -> list[np.ndarray]:
     index, mask = np.zeros((n, 2)), np.zeros((n, 2))
     index[:, 0], mask[:, 0] = 5 * 16 + 6, 1
     return [images(seed, n), heatmap, np.ones((n, 2, 2)), np.full((n, 2, 2), 0.5), index, mask]
+
+
+def test_the_loss_of_heads_at_the_objects_is_that_of_their_maps():
+    """With an object at a corner, one inside, and rows without an object; a subclass' own heads are computed everywhere."""
+
+    class OwnHeads(Detector):
+        def heads(self, y, statistics=STORED):
+            return Outputs(*(3 * output for output in super().heads(y, statistics)))
+
+    path, arrays, losses = ofa_resnet50(SMALL).sample(np.random.default_rng(1)), batch(0), []
+    arrays[4][:2, 1], arrays[5][:2, 1] = 15, 1
+    for kind in (Detector, OwnHeads):
+        net, rng = kind(HEAD, SMALL, heatmap_std=0.1), np.random.default_rng(4)
+        for parameter in (*net.offset.get_parameters().values(), *net.size.get_parameters().values()):
+            parameter.d = rng.normal(0, 0.3, parameter.shape)
+        statistics = reestimate(net, path, [images(1)])
+        for keep in (None, lambda maps: None):
+            losses.append(validation_loss(net, path, statistics, [arrays], on_maps=keep))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert losses[2] == losses[3] != pytest.approx(losses[0], rel=1e-2)
 
 
 def test_statistics_of_one_batch_reproduce_batch_normalization(net):

@@ -1,10 +1,13 @@
 """The pairwise loss, and fitting."""
 
+from functools import partial
+
 import nnabla as nn
 import numpy as np
 import pytest
 
 from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.evaluation.forked import map_forked
 from nnabla_detofa.path_filter.fitting import FitOptions, by_block, centered, fit, split, standardized, transfer
 from nnabla_detofa.path_filter.metrics import kendall_tau, per_bucket, weakest
 from nnabla_detofa.path_filter.model import PathFilter
@@ -48,6 +51,20 @@ def test_the_split_is_80_to_20_in_each_bucket():
     few = np.repeat([0, 2, 3], [7, 5, 4])
     train, validation = split(few, np.random.default_rng(0))
     assert np.bincount(few[validation], minlength=4).tolist() == [2, 0, 2, 1], "one path of a bucket makes no pair"
+
+
+def test_members_fitted_at_the_same_time_are_those_fitted_in_turn():
+    batch, buckets = SPACE.sample_many(np.random.default_rng(0), 40), np.arange(40) % 2
+    losses, options, found = np.random.default_rng(1).random(40), FitOptions(epochs=3, lr=1e-3), []
+    for processes in (1, 2):
+        path_filter = PathFilter(
+            buckets=2, dim=16, layers=1, feed_forward=16, linear_skip=True, ensemble=3, rng=np.random.default_rng(1)
+        )
+        parallel = partial(map_forked, processes=processes)
+        results = fit(path_filter, batch, buckets, losses, np.random.default_rng(2), options, map_members=parallel)
+        found.append((path_filter.get_weights(), [result.validation_losses for result in results]))
+    assert len({tuple(curve) for curve in found[0][1]}) == 3, "the members differ"
+    np.testing.assert_equal(*found)
 
 
 def test_a_fit_learns_a_known_ranking_and_repeats_itself():

@@ -108,6 +108,18 @@ def test_thresholds_are_quantiles_of_each_bucket():
         assert np.mean(fresh < thresholds[bucket]) == pytest.approx(0.25, abs=0.12)
 
 
+def test_scores_and_thresholds_do_not_depend_on_the_order_of_the_work():
+    def backwards(function, items):
+        return [function(item) for item in list(items)[::-1]][::-1]
+
+    def found(mapped):
+        rng = np.random.default_rng(0)
+        operations = operation_scores(SPACE, score, COST.stage_flops, 10, rng, map_operations=mapped)
+        return operations.to_json(), path_thresholds(score, SPACE, BUCKETS, 0.25, 50, rng, mapped).tolist()
+
+    assert found(map) == found(backwards)
+
+
 def test_an_empty_bucket_has_no_threshold():
     small = SPACE.without({o for o in SPACE.operations if o.width > 0.65})
     thresholds = path_thresholds(score, small, BUCKETS, 0.25, 50, np.random.default_rng(0))
