@@ -375,7 +375,7 @@ def _shorter(words: list[str]) -> list[str]:
         return shlex.split(MORE.get(place[-1], ""))
     if "pretrain" in " ".join(words):
         return shlex.split(TINY_PRETRAINING)
-    cells = re.search(r"configs/bccd_(coco)?", " ".join(words))
+    cells = re.search(r"configs/bccd_(coco)?|mydata", " ".join(words))
     smaller = [f"dataloader.{cells[1] or 'voc'}.image_size=112"] if cells else []
     return [*shlex.split(TINY_DETECTION), *smaller]
 

@@ -32,7 +32,7 @@ def after_report(args: argparse.Namespace) -> dict[str, str]:
     run = shlex.quote(args.run)
     return {
         f"search {run} --flops BOUND": "the best subnet for another budget",
-        f"export {run} --detector subnet_1 -o FILE.nnp": "a subnet as a network of its own",
+        f"export {run} --detector subnet_1 -o FILE.nnp": "a subnet as a separate network",
     }
 
 

@@ -87,7 +87,7 @@ def after_search(args: argparse.Namespace) -> dict[str, str]:
     run, file = shlex.quote(args.run), shlex.quote(str(args.written))
     return {
         f"evaluate {run} --detector {file}": "its average precision",
-        f"export {run} --detector {file} -o FILE.nnp": "the subnet as a network of its own",
+        f"export {run} --detector {file} -o FILE.nnp": "the subnet as a separate network",
     }
 
 

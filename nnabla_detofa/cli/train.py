@@ -208,4 +208,4 @@ def finetune(args: argparse.Namespace) -> None:
 
 
 def after_finetune(args: argparse.Namespace) -> dict[str, str]:
-    return {f"export {shlex.quote(args.output)} --detector finetuned -o FILE.nnp": "the detector as a network of its own"}
+    return {f"export {shlex.quote(args.output)} --detector finetuned -o FILE.nnp": "the detector as a separate network"}
