@@ -72,7 +72,7 @@ class FcosDetector(Detector):
         self.classes = Head(channels, head.head_channels, head.num_classes, rng, heatmap_std, bias=-4.6)
         self.edges = Head(channels, head.head_channels, 5, rng, heatmap_std)
 
-    def heads(self, y: nn.Variable, statistics=STORED) -> Outputs:
+    def heads(self, y: nn.Variable, path, statistics=STORED) -> Outputs:
         return Outputs(*run_heads((self.classes, self.edges), y, statistics))
 
     def losses(self, outputs: Outputs, targets, counts=None) -> Losses:

@@ -55,8 +55,10 @@ def every_path(space: SearchSpace) -> PathBatch:
         product(geometry.depths, repeat=geometry.stages + 1),
         product(geometry.ratios, repeat=geometry.layers),
         product(range(len(geometry.widths)), repeat=geometry.stages + 2),
+        product(*(values for _, values in geometry.named)),
     )
-    paths = {Path.from_ofa({"d": d, "e": e, "w": w}, geometry) for d, e, w in notation}
+    names = [name for name, _ in geometry.named]
+    paths = {Path.from_ofa({"d": d, "e": e, "w": w, "named": dict(zip(names, n))}, geometry) for d, e, w, n in notation}
     return PathBatch.from_paths([path for path in paths if path in space], geometry)
 
 
@@ -65,7 +67,7 @@ def probabilities(space: SearchSpace) -> np.ndarray:
     """(n,) the probability of each of `every_path` under uniform sampling, from the definition."""
     batch = every_path(space)
     stem = len(space.stem_depths) * len(space.stem_widths[0]) * len(space.stem_widths[1])
-    result = np.full(len(batch), 1 / stem)
+    result = np.full(len(batch), 1 / stem / np.prod([len(values) for _, values in space.named]))
     for index, path in enumerate(batch):
         for pairs, depth, width, ratios in zip(space.pairs, path.stage_depths, path.stage_widths, path.expand_ratios):
             result[index] /= len(pairs) * len(pairs[depth, width]) ** len(ratios)

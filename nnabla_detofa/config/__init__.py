@@ -6,7 +6,7 @@ from .dataloader import DATALOADERS, AnyData, AnyDetectionData, CocoData, CocoSp
 from .files import without_duplicates
 from .hparams import DetofaHparams, Filter, OperationPruning, PretrainHparams
 from .load import check_batch_norm, from_dict, from_run, load, overridden
-from .network import NETWORKS, CenternetOfaResnet50, OfaResnet50, OwnDetector
+from .network import NETWORKS, UNMARKED, CenternetElasticNeck, CenternetOfaResnet50, OfaResnet50, OwnDetector
 from .older import completed
 from .optimizer import Solver, Solvers
 from .values import Count, Positive, Share
@@ -16,6 +16,7 @@ __all__ = [
     "AnyDetectionData",
     "BASELINES",
     "Args",
+    "CenternetElasticNeck",
     "CenternetOfaResnet50",
     "CocoData",
     "CocoSplit",
@@ -35,6 +36,7 @@ __all__ = [
     "Share",
     "Solver",
     "Solvers",
+    "UNMARKED",
     "VocData",
     "YoloData",
     "WITHOUT_EFFECT",

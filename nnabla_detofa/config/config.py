@@ -30,7 +30,8 @@ class Runner:
 
 
 BASELINES = ("fullnet", "ofa", "ofa_ps", "compofa")
-RUNNERS = dict.fromkeys(("detofa", *BASELINES), Runner(DetofaHparams, ("centernet_ofa_resnet50",), ("voc", "coco", "yolo"))) | {
+DETECTORS = ("centernet_ofa_resnet50", "centernet_elastic_neck")
+RUNNERS = dict.fromkeys(("detofa", *BASELINES), Runner(DetofaHparams, DETECTORS, ("voc", "coco", "yolo"))) | {
     "pretrain": Runner(PretrainHparams, ("ofa_resnet50",), ("image_folder",))
 }
 """Runners by their names, the values of `args.runner`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +10,7 @@ from ..common.checked import nearest
 from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
 from ..common.reading import short
-from ..space.geometry import Geometry, HeadGeometry
+from ..space.geometry import HEADS, UP, Choices, Geometry, HeadGeometry
 from .values import Channels, Classes, NonNegative, PathStr, UpToOne
 
 if TYPE_CHECKING:
@@ -123,8 +123,9 @@ class CenternetOfaResnet50(OfaResnet50):
 class OwnDetector(CenternetOfaResnet50):
     """Base class of a detection supernet of your own, which a config names by its import path: "package.module:Class".
 
-    A subclass is a frozen dataclass. Its fields, the inherited ones included, are the keys of the config's section. It must
-    override `detector`, and where its paths differ from OFA-ResNet50's also `geometry`, `cost_model` and the spaces.
+    A subclass is a frozen dataclass. Its fields, the inherited ones included, are the keys of the config's section. It
+    overrides `detector` if its layers differ from CenterNet's on the elastic ResNet50, and where its paths differ `geometry`,
+    `cost_model` and the spaces.
     """
 
     @property
@@ -141,13 +142,39 @@ class OwnDetector(CenternetOfaResnet50):
     ) -> Any:
         """Create the supernet, a `networks.centernet.Detector`, or with `path` the static network of one path.
 
+        Here it returns None: CenterNet on the elastic ResNet50 of `geometry`, with `head_geometry`.
+
         Args:
             num_classes: number of classes.
             path: if given, only the weights of this path are allocated.
             rng: random generator of the initial weights.
             normalization: normalization of the input images.
         """
-        raise UserError(f"the class {type(self).__name__} must define detector(num_classes, path, rng, normalization)")
+        return None
+
+    @property
+    def data_sets(self) -> Any:
+        """The class of the data sets, a subclass of `data.sets.DetectionSets` with its own targets; None: CenterNet's."""
+        return None
+
+
+@dataclass(frozen=True)
+class CenternetElasticNeck(OwnDetector):
+    """The detection supernet whose up-convolutions and heads are elastic too, the paper's future work.
+
+    Attributes:
+        up_widths: shares of the filters of each transposed convolution, of which a path chooses one for each of them.
+        head_widths: shares of the filters of the 3x3 convolution in the heads, of which a path chooses one for all heads.
+    """
+
+    up_widths: tuple[UpToOne, ...] = (0.5, 0.75, 1.0)
+    head_widths: tuple[UpToOne, ...] = (0.5, 0.75, 1.0)
+
+    @property
+    def geometry(self) -> Geometry:
+        """Geometry of the backbone, with the named choices of the up-convolutions and heads."""
+        ups = [Choices(f"{UP}{number}", self.up_widths) for number in range(1, len(self.deconv_channels) + 1)]
+        return replace(super().geometry, named=(*ups, Choices(HEADS, self.head_widths)))
 
 
 def own_network(name: str) -> type[OwnDetector]:
@@ -173,5 +200,11 @@ def own_network(name: str) -> type[OwnDetector]:
     return kind
 
 
-NETWORKS = {"ofa_resnet50": OfaResnet50, "centernet_ofa_resnet50": CenternetOfaResnet50}
+NETWORKS = {
+    "ofa_resnet50": OfaResnet50,
+    "centernet_ofa_resnet50": CenternetOfaResnet50,
+    "centernet_elastic_neck": CenternetElasticNeck,
+}
 """Networks by their names in a config."""
+UNMARKED = ("ofa_resnet50", "centernet_ofa_resnet50")
+"""Networks whose weights files do not name them, as in older versions."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..common.errors import UserError
-from ..space.costs import CostModel, LayerCost, in_unit, layer_cost
+from ..space.costs import CostModel, layer_cost
+from ..space.layer_costs import LayerCost, in_unit
 from ..space.paths import PathBatch
 
 

@@ -19,21 +19,23 @@ Objectives = Callable[[PathBatch], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 def to_rows(batch: PathBatch) -> np.ndarray:
-    """Concatenate the depths, widths and ratios of paths to rows (n, choices) int64."""
-    return np.concatenate([batch.depths, batch.widths, batch.ratios], axis=1).astype(np.int64)
+    """Concatenate the depths, widths, ratios and named choices of paths to rows (n, choices) int64."""
+    return np.concatenate([batch.depths, batch.widths, batch.ratios, batch.named], axis=1).astype(np.int64)
 
 
 def from_rows(rows: np.ndarray, geometry: Geometry) -> PathBatch:
     """Return the batch of paths from the result of `to_rows`."""
-    depths, widths, ratios = np.split(rows.astype(np.int8), np.cumsum([geometry.stages + 1, geometry.stages + 2]), axis=1)
-    return PathBatch(depths, widths, ratios, geometry)
+    ends = np.cumsum([geometry.stages + 1, geometry.stages + 2, geometry.layers])
+    depths, widths, ratios, named = np.split(rows.astype(np.int8), ends, axis=1)
+    return PathBatch(depths, widths, ratios, geometry, named)
 
 
 class PathProblem(Problem):
     """Minimization of (cost, -score); the constraint violation is 1 for an infeasible path."""
 
     def __init__(self, objectives: Objectives, geometry: Geometry) -> None:
-        super().__init__(n_var=2 * geometry.stages + 3 + geometry.layers, n_obj=2, n_ieq_constr=1, xl=-1, xu=127, vtype=int)
+        variables = 2 * geometry.stages + 3 + geometry.layers + len(geometry.named)
+        super().__init__(n_var=variables, n_obj=2, n_ieq_constr=1, xl=-1, xu=127, vtype=int)
         self.objectives, self.geometry = objectives, geometry
 
     def _evaluate(self, x: np.ndarray, out: dict[str, np.ndarray], *args: Any, **kwargs: Any) -> None:

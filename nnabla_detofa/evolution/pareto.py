@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..common.errors import UserError
-from ..space.costs import CostModel, LayerCost, layer_cost
+from ..space.costs import CostModel, layer_cost
+from ..space.layer_costs import LayerCost
 from ..space.paths import PathBatch
 from ..space.search_space import SearchSpace
 from .constraints import Constraint, feasible_paths

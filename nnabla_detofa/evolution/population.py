@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..space.costs import FORBIDDEN, AdditiveCost, LayerCost, PeakCost, cost_range
+from ..space.costs import cost_range
 from ..space.counting import sample_within, share_within
+from ..space.layer_costs import FORBIDDEN, AdditiveCost, LayerCost, PeakCost
 from ..space.paths import PathBatch
 from ..space.search_space import SearchSpace
 from .constraints import Constraint, NoPath, feasible_paths

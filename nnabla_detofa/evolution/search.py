@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..common.errors import UserError
-from ..space.costs import CostModel, LayerCost
+from ..space.costs import CostModel
+from ..space.layer_costs import LayerCost
 from ..space.paths import Path, PathBatch
 from ..space.search_space import SearchSpace
 from .constraints import Constraint, at_most

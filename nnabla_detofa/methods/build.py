@@ -54,23 +54,17 @@ def make_model(config: Config, num_classes: int, weights: str | None = None) -> 
         )
     rng, normalization = np.random.default_rng((config.args.seed, 1)), config.dataloader.normalization
     if isinstance(network, OwnDetector):
-        return _own_model(config, network, num_classes, weights)
+        net = centernet.detector_of(network, num_classes, rng=rng, normalization=normalization)
+        net.network = config.network_name
+        if weights:
+            weights_files.load_backbone(net, weights)
+        return net
     common = num_classes, network.width_scale, network.strides, network.elastic_stem, network.zero_init_residual
     if isinstance(network, CenternetOfaResnet50):
         head = network.deconv_channels, network.head_channels, network.heatmap_std
         return centernet.SearchNet(*common, *head, weights, rng, normalization)
     smoothing = config.hparams.label_smoothing if isinstance(config.hparams, PretrainHparams) else 0.0
     return supernet.SearchNet(*common, weights, smoothing, rng, normalization)
-
-
-def _own_model(config: Config, network: OwnDetector, num_classes: int, weights: str | None) -> centernet.Detector:
-    """Create a supernet of the user's own, see `make_model`."""
-    rng = np.random.default_rng((config.args.seed, 1))
-    net = network.detector(num_classes, rng=rng, normalization=config.dataloader.normalization)
-    net.space, net.network = network.space, config.network_name
-    if weights:
-        weights_files.load_backbone(net, weights)
-    return net
 
 
 def make_cost(config: Config, num_classes: int, image_size: int | tuple[int, int]) -> CostModel:

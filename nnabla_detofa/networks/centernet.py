@@ -1,9 +1,10 @@
 """CenterNet with the elastic backbone: up-convolutions and three heads.
 
-Only the backbone is elastic. The output stride is 4: the backbone, including the stem's max-pool, has stride 32, and each of
-the three transposed convolutions doubles the resolution. (The paper says that "a max-pooling layer and classification head are
-replaced". We take this to be the pooling before the classifier, because without the stem's max-pool the heatmap would have
-stride 2.)
+In the paper only the backbone is elastic. A space whose paths have the named choices of `HeadGeometry` makes up-convolutions
+and heads elastic too: a path uses their leading filters, like the channels of the backbone. The output stride is 4: the
+backbone, including the stem's max-pool, has stride 32, and each of the three transposed convolutions doubles the resolution.
+(The paper says that "a max-pooling layer and classification head are replaced". We take this to be the pooling before the
+classifier, because without the stem's max-pool the heatmap would have stride 2.)
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ..backend import kernels
 from ..backend.compat import F, Mo, Model, Parameter, nn
 from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
+from ..config import CenternetOfaResnet50, OwnDetector
 from ..data.compact import nonzero
 from ..space.geometry import OFA_RESNET50, Geometry, HeadGeometry
 from ..space.paths import Path
@@ -33,9 +35,9 @@ HEATMAP_BIAS = -2.19  # initial bias; sigmoid(-2.19) is about 0.1, which keeps t
 
 
 class DeconvBN(ConvBN):
-    """4x4 transposed convolution with stride 2, batch normalization and ReLU, for any number of leading input channels.
+    """4x4 transposed convolution with stride 2, batch normalization and ReLU, for any numbers of leading channels.
 
-    Maps (B, C, H, W), for any C up to `inputs`, to (B, outputs, 2H, 2W).
+    Maps (B, C, H, W), for any C up to `inputs`, to (B, filters, 2H, 2W), for any number of filters up to `outputs`.
     """
 
     output_axis = 1
@@ -46,9 +48,8 @@ class DeconvBN(ConvBN):
         weight = he_normal(rng, (inputs, outputs, 4, 4), inputs * 4)
         self.parameters["conv/conv/_W"] = Parameter(weight.shape, initializer=weight)
 
-    def __call__(self, x: nn.Variable, statistics: StatisticsSource) -> nn.Variable:  # type: ignore[override]
-        weight = self.parameters["conv/conv/_W"]
-        weight = kernels.leading(weight, x.shape[1], weight.shape[1])
+    def __call__(self, x: nn.Variable, outputs: int, statistics: StatisticsSource) -> nn.Variable:
+        weight = kernels.leading(self.parameters["conv/conv/_W"], x.shape[1], outputs)
         gamma, beta = (self.parameters[f"bn/bn/{key}"] for key in ("_gamma", "_beta"))
         return statistics(self, partial(statistics.deconvolution, x), weight, gamma, beta, relu=True)
 
@@ -56,8 +57,8 @@ class DeconvBN(ConvBN):
 class Head(Mo.Module):
     """Output head: 3x3 convolution, ReLU and 1x1 convolution, both convolutions with bias.
 
-    Maps (B, inputs, h, w) to (B, outputs, h, w). `std` is the standard deviation of the initial weights of the last layer, and
-    `bias` its initial bias.
+    Maps (B, C, h, w), for any C up to `inputs`, to (B, outputs, h, w), with any number of filters up to `hidden`. `std` is the
+    standard deviation of the initial weights of the last layer, and `bias` its initial bias.
     """
 
     def __init__(self, inputs: int, hidden: int, outputs: int, rng: np.random.Generator, std: float = 0.001, bias: float = 0.0):
@@ -71,19 +72,28 @@ class Head(Mo.Module):
         for key, value in values.items():
             self.parameters[key] = Parameter(value.shape, initializer=value)
 
-    def __call__(self, x: nn.Variable, statistics: StatisticsSource = STORED) -> nn.Variable:
+    def weights(self, inputs: int, hidden: int | None = None) -> tuple[nn.Variable, ...]:
+        """Return weight and bias of both convolutions, for so many leading inputs and filters (None: all)."""
         w1, b1, w2, b2 = self.parameters.values()
+        hidden = hidden or b1.shape[0]
+        b1 = b1 if hidden == b1.shape[0] else F.slice(b1, (0,), (hidden,))
+        return kernels.leading(w1, hidden, inputs), b1, kernels.leading(w2, w2.shape[0], hidden), b2
+
+    def __call__(self, x: nn.Variable, statistics: StatisticsSource = STORED, hidden: int | None = None) -> nn.Variable:
+        w1, b1, w2, b2 = self.weights(x.shape[1], hidden)
         return F.convolution(statistics.relu(F.convolution(x, w1, b1, pad=(1, 1))), w2, b2)
 
-    def at(self, patches: nn.Variable, statistics: StatisticsSource) -> nn.Variable:
-        """Compute the outputs (n, outputs) at the centers of n patches (n, inputs * 9), as `kernels.patches` returns them."""
-        w1, b1, w2, b2 = self.parameters.values()
+    def at(self, patches: nn.Variable, statistics: StatisticsSource, hidden: int | None = None) -> nn.Variable:
+        """Compute the outputs (n, outputs) at the centers of n patches (n, C * 9), as `kernels.patches` returns them."""
+        w1, b1, w2, b2 = self.weights(patches.shape[1] // 9, hidden)
         w1, w2 = (F.transpose(F.reshape(w, (w.shape[0], w.size // w.shape[0])), (1, 0)) for w in (w1, w2))
         return F.affine(statistics.relu(F.affine(patches, w1, b1)), w2, b2)
 
 
-def run_heads(heads: Sequence[Head], x: nn.Variable, statistics: StatisticsSource) -> list[nn.Variable]:
-    """Compute the outputs of several heads on the same feature map x (B, C, h, w).
+def run_heads(
+    heads: Sequence[Head], x: nn.Variable, statistics: StatisticsSource, hidden: int | None = None
+) -> list[nn.Variable]:
+    """Compute the outputs of several heads, with `hidden` filters each (None: all), on the same feature map x (B, C, h, w).
 
     If `statistics.joins_heads` is true, one convolution computes all hidden maps and a second one all outputs, with a
     block-diagonal weight, because three separate convolutions with few channels leave most of a core idle.
@@ -92,11 +102,11 @@ def run_heads(heads: Sequence[Head], x: nn.Variable, statistics: StatisticsSourc
         for each head its output, (B, outputs, h, w).
     """
     if not statistics.joins_heads or len(heads) == 1:
-        return [head(x, statistics) for head in heads]
-    first, first_bias, second, second_bias = zip(*(head.parameters.values() for head in heads))
-    hidden = F.convolution(x, F.concatenate(*first, axis=0), F.concatenate(*first_bias, axis=0), pad=(1, 1))
+        return [head(x, statistics, hidden) for head in heads]
+    first, first_bias, second, second_bias = zip(*(head.weights(x.shape[1], hidden) for head in heads))
+    maps = F.convolution(x, F.concatenate(*first, axis=0), F.concatenate(*first_bias, axis=0), pad=(1, 1))
     weight, bias = block_diagonal(second), F.concatenate(*second_bias, axis=0)
-    y = F.convolution(statistics.relu(hidden), weight, bias)
+    y = F.convolution(statistics.relu(maps), weight, bias)
     batch, _, *size = y.shape
     pixels = size[0] * size[1]
     flat, ends = F.reshape(y, (batch, y.shape[1] * pixels)), np.cumsum([0, *(w.shape[0] for w in second)])
@@ -147,6 +157,7 @@ class Detector(Model):
         normalization: normalization of the input images.
 
     Attributes:
+        head: numbers of channels of the largest path.
         num_classes: number of classes.
     """
 
@@ -167,16 +178,17 @@ class Detector(Model):
         normalization: Normalization = IMAGENET,
     ):
         super().__init__(name="")
-        self.normalization, self.num_classes = normalization, head.num_classes
+        self.normalization, self.head, self.num_classes = normalization, head, head.num_classes
         rng = rng or np.random.default_rng(0)
         self.backbone = backbone or ElasticResNet50(geometry, zero_init_residual, rng, path)
         channels = self.backbone.channels
+        allocated = head.of(dict(path.named)) if path else head
         deconvs = {}
-        for index, filters in enumerate(head.deconv_channels):
+        for index, filters in enumerate(allocated.deconv_channels):
             deconvs[index] = DeconvBN(f"deconv/{index}", channels, filters, rng)
             channels = filters
         self.deconv = Named(deconvs)
-        self.make_heads(channels, head, heatmap_std, rng)
+        self.make_heads(channels, allocated, heatmap_std, rng)
 
     def make_heads(self, channels: int, head: HeadGeometry, heatmap_std: float, rng: np.random.Generator) -> None:
         """Create the modules that `heads` applies to a feature map with `channels` channels."""
@@ -186,21 +198,22 @@ class Detector(Model):
 
     def __call__(self, x: nn.Variable, path: Path, statistics: StatisticsSource = STORED) -> Outputs:
         """Map images (B, 3, H, W) to heatmap logits, offset and size at output stride 4."""
-        return self.heads(self.trunk(x, path, statistics), statistics)
+        return self.heads(self.trunk(x, path, statistics), path, statistics)
 
     def trunk(self, x: nn.Variable, path: Path, statistics: StatisticsSource = STORED) -> nn.Variable:
         """Apply the network up to its last batch normalization: backbone and up-convolutions."""
-        return self.up(self.backbone(x, path, statistics), statistics)
+        return self.up(self.backbone(x, path, statistics), path, statistics)
 
-    def up(self, y: nn.Variable, statistics: StatisticsSource = STORED) -> nn.Variable:
-        """Apply the up-convolutions to the backbone's last feature map; returns the map at the output stride."""
-        for layer in self.deconv.modules.values():
-            y = layer(y, statistics)
+    def up(self, y: nn.Variable, path: Path, statistics: StatisticsSource = STORED) -> nn.Variable:
+        """Apply the up-convolutions of a path to the backbone's last feature map; returns the map at the output stride."""
+        for layer, filters in zip(self.deconv.modules.values(), self.head.of(dict(path.named)).deconv_channels):
+            y = layer(y, filters, statistics)
         return y
 
-    def heads(self, y: nn.Variable, statistics: StatisticsSource = STORED) -> Outputs:
-        """Apply the three heads to the map at the output stride."""
-        return Outputs(*run_heads((self.heatmap, self.offset, self.size), y, statistics))
+    def heads(self, y: nn.Variable, path: Path, statistics: StatisticsSource = STORED) -> Outputs:
+        """Apply the three heads of a path to the map at the output stride."""
+        hidden = self.head.of(dict(path.named)).head_channels
+        return Outputs(*run_heads((self.heatmap, self.offset, self.size), y, statistics, hidden))
 
     def losses(self, outputs: Outputs, targets: Sequence[nn.Variable], counts: Sequence[nn.Variable] | None = None) -> Losses:
         """Compute the training loss and its parts.
@@ -235,9 +248,10 @@ class Detector(Model):
             return self.loss(self(x, path, statistics), targets)
         y, given = self.trunk(x, path, statistics), TargetVariables(*targets)
         patches = kernels.patches(y, given.index, given.mask, 3)
-        offset, size = (head.at(patches, statistics) for head in (self.offset, self.size))
+        hidden = self.head.of(dict(path.named)).head_channels
+        offset, size = (head.at(patches, statistics, hidden) for head in (self.offset, self.size))
         return total(
-            focal_loss(self.heatmap(y, statistics), given.heatmap),
+            focal_loss(self.heatmap(y, statistics, hidden), given.heatmap),
             l1_at_objects(offset, given.offset, given.mask),
             l1_at_objects(size, given.size, given.mask),
         )
@@ -255,6 +269,30 @@ class Detector(Model):
         """Return for each image boxes (n, 4) in cells, scores (n,) and labels (n,) of at most `top` detections, best first."""
         heatmap, offset, size = maps
         return decode(heatmap, offset, size, top)
+
+
+def detector_of(
+    network: CenternetOfaResnet50,
+    num_classes: int,
+    path: Path | None = None,
+    rng: np.random.Generator | None = None,
+    normalization: Normalization = IMAGENET,
+) -> Detector:
+    """Create the supernet of a config's section `network`, or with `path` the static network of one path.
+
+    Args:
+        network: the section, of this package or of the user's own.
+        num_classes: number of classes.
+        path: if given, only the weights of this path are allocated.
+        rng: random generator of the initial weights.
+        normalization: normalization of the input images.
+    """
+    net = network.detector(num_classes, path, rng, normalization) if isinstance(network, OwnDetector) else None
+    if net is None:
+        head, initial = network.head_geometry(num_classes), (network.zero_init_residual, network.heatmap_std)
+        net = Detector(head, network.geometry, *initial, rng, path, normalization=normalization)
+    net.space, net.num_classes = network.space, num_classes
+    return net
 
 
 # --- Classes that NNablaNAS creates from a config ---------------------------------------------------------------------

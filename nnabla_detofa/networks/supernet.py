@@ -28,6 +28,8 @@ class Classifier(ElasticResNet50):
         normalization: normalization of the input images.
     """
 
+    loss_names: tuple[str, ...] = ("loss",)
+
     def __init__(
         self,
         num_classes: int = 1000,

@@ -42,7 +42,7 @@ def pretrained_operations(pretraining: Pretraining, count: int) -> ScoredOperati
     cost = make_cost(config, 1, config.dataloader.image_size)  # the backbone's FLOPs do not depend on the classes
     scorer = PathScorer(path_filter, cost.flops, Buckets(space, cost.flops, hparams.buckets).index)
     found = operation_scores(space, scorer, cost.stage_flops, count, rng_for(config.args.seed, "operation scores"))
-    return ScoredOperations(f"{config.name}, before transfer", space.geometry, found.operations, found.scores, found.flops)
+    return ScoredOperations.from_json(f"{config.name}, before transfer", space.geometry, found.to_json() | {"removed": []})
 
 
 def same_stem_operations(run: Run, title: str, count: int) -> list[ScoredOperations]:
@@ -59,7 +59,8 @@ def same_stem_operations(run: Run, title: str, count: int) -> list[ScoredOperati
     for depth in geometry.stem_depths:
         rng = rng_for(run.config.args.seed, "operation scores")
         found = operation_scores(searched.buckets.space, scorer, stage_flops, count, rng, depth)
-        nets.append(ScoredOperations(f"{title}, stem depth {depth}", geometry, found.operations, found.scores, found.flops))
+        scored = found.to_json() | {"removed": []}
+        nets.append(ScoredOperations.from_json(f"{title}, stem depth {depth}", geometry, scored))
     return nets
 
 

@@ -341,4 +341,4 @@ def seeded(seed: int, name: str) -> np.random.Generator:
 def digest(paths: EvaluatedPaths) -> str:
     """Return the SHA-256 checksum of everything that a fit uses of evaluated paths."""
     rows = [(item.path.to_ofa(paths.geometry), item.bucket, item.flops, item.loss) for item in paths.items]
-    return hashlib.sha256(json.dumps([asdict(paths.geometry), rows]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([paths.geometry.to_json(), rows]).encode()).hexdigest()

@@ -12,7 +12,7 @@ from scipy import stats
 
 from ..common.files import whole_text
 from ..space.geometry import Geometry
-from ..space.search_space import Operation
+from ..space.operations import Operation
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +36,12 @@ class ScoredOperations:
 
     @classmethod
     def from_json(cls, title: str, geometry: Geometry, content: Mapping) -> ScoredOperations:
-        """Convert the content of a run's operations.json."""
-        operations = [Operation(*entry) for entry in content["operations"]]
-        removed = frozenset(Operation(*entry) for entry in content["removed"])
-        return cls(title, geometry, operations, np.array(content["scores"]), np.array(content["flops"]), removed)
+        """Convert the content of a run's operations.json; its named choices, which have no stage, are left out."""
+        rows = [row for row, entry in enumerate(content["operations"]) if len(entry) == 4]
+        operations = [Operation(*content["operations"][row]) for row in rows]
+        removed = frozenset(Operation(*entry) for entry in content["removed"] if len(entry) == 4)
+        scores, flops = (np.array(content[name])[rows] for name in ("scores", "flops"))
+        return cls(title, geometry, operations, scores, flops, removed)
 
     def in_stage(self, stage: int) -> np.ndarray:
         """Return the indices of a stage's operations."""

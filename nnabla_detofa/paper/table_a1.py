@@ -8,6 +8,7 @@ from pathlib import Path as FilePath
 
 from ..common.files import whole_text
 from ..runs.phases import TrainingPhase, training_phases
+from ..space.operations import Operation
 from ..space.search_space import SearchSpace
 from ..tools.report import markdown_row
 from .experiments import OFA_PS
@@ -25,7 +26,7 @@ PAPER_CHOICES = (
 
 def choices(space: SearchSpace) -> str:
     """Format the choices of D, W and E of a space's first stage as in Table A1."""
-    operations = [operation for operation in space.operations if operation.stage == 0]
+    operations = [operation for operation in space.operations if isinstance(operation, Operation) and operation.stage == 0]
     sets = ({getattr(operation, name) for operation in operations} for name in ("depth", "width", "ratio"))
     return " x ".join("{" + ", ".join(map(str, sorted(values))) + "}" for values in sets)
 

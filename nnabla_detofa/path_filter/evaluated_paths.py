@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path as FilePath
 from typing import Any, BinaryIO
 
@@ -82,7 +82,7 @@ class EvaluatedPaths:
             UserError: the file belongs to other weights or settings, or is damaged before its last line. It is not changed.
         """
         file = FilePath(file)
-        header = {"format": FORMAT, "weights": weights, "settings": dict(settings), "geometry": asdict(geometry)}
+        header = {"format": FORMAT, "weights": weights, "settings": dict(settings), "geometry": geometry.to_json()}
         wanted = json.loads(json.dumps(header))
         file.parent.mkdir(parents=True, exist_ok=True)
         with _locked(file) as opened:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import h5py
@@ -306,7 +306,7 @@ class PathFilter:
 
     def save(self, file: str | os.PathLike) -> None:
         """Write weights and settings to an .h5 file atomically."""
-        settings = json.dumps(self.settings | {"geometry": asdict(self.settings["geometry"])})
+        settings = json.dumps(self.settings | {"geometry": self.settings["geometry"].to_json()})
         weights.write(file, self.get_parameters(), path_filter=settings)
 
     @classmethod

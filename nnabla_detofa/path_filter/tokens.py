@@ -14,7 +14,8 @@ class Tokenizer:
     """Conversion of a path to one token per layer: "W{w}_E{e}", or "SC" if the layer is inactive (section 3.1.1).
 
     The paper's example has no tokens of the stem. By default we prepend three, since the others do not determine a path: the
-    width of the stem's first convolutions, its residual convolution or "SC", and the width of its output.
+    width of the stem's first convolutions, its residual convolution or "SC", and the width of its output. Each named choice of
+    the geometry appends one token, its name and value, as a further layer of a block after the stages.
 
     Args:
         geometry: geometry of the supernet.
@@ -33,8 +34,13 @@ class Tokenizer:
         words = [f"W{width}_{choice_word(ratio)}" for width in geometry.widths for ratio in geometry.ratios]
         stem = [f"STEM_W{width}" for width in geometry.widths] + ["STEM_R"] + [f"OUT_W{width}" for width in geometry.widths]
         self._skip = len(words)
-        self.vocabulary: tuple[str, ...] = (*words, SKIP, *(stem if stem_tokens else ()))
-        blocks = layer_stages(geometry)
+        named = [f"{name}_{value}" for name, values in geometry.named for value in values]
+        self.vocabulary: tuple[str, ...] = (*words, SKIP, *(stem if stem_tokens else ()), *named)
+        sizes = [len(values) for _, values in geometry.named]
+        self._named = (
+            len(self.vocabulary) - len(named) + np.cumsum([0, *sizes], dtype=np.int32)[:-1]
+        )  # token of each first value
+        blocks = np.concatenate([layer_stages(geometry), np.full(len(sizes), geometry.stages)])
         self.blocks = np.concatenate([np.zeros(3, int), blocks + 1]) if stem_tokens else blocks
         self.length = len(self.blocks)
         self.layers = np.arange(self.length)
@@ -50,6 +56,8 @@ class Tokenizer:
             residual_token = self._skip + 1 + len(geometry.widths)
             residual = np.where(batch.depths[:, 0] == max(geometry.depths), residual_token, self._skip)
             tokens = np.column_stack([stem[:, 0], residual, stem[:, 1], tokens])
+        if len(self._named):
+            tokens = np.column_stack([tokens, batch.named + self._named])
         return tokens.astype(np.int32)
 
     def words(self, path: Path) -> list[str]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import astuple
 from typing import Annotated, Any
 
 from ..common import checked
 from ..common.errors import UserError
 from ..common.reading import shown
 from ..space.geometry import Geometry
+from ..space.operations import operation_list
 from ..space.paths import Path
 from ..space.search_space import ofa_resnet50
 
@@ -110,10 +110,11 @@ def thresholds(content: Any, buckets: int) -> list[float | None]:
 
 def operations(content: Any, geometry: Geometry) -> dict:
     """Check operations.json: the scores and FLOPs of all operations of the search space A, and the pruned operations."""
-    every = {astuple(operation) for operation in ofa_resnet50(geometry).operations}
+    every = {tuple(operation_list(operation)) for operation in ofa_resnet50(geometry).operations}
     for name in ("operations", "removed"):
         for entry in _list(content, name):
-            if not isinstance(entry, list) or not all(isinstance(value, (int, float)) for value in entry):
+            kinds = (int, float, str) if isinstance(entry, list) and len(entry) == 2 else (int, float)
+            if not isinstance(entry, list) or not all(isinstance(value, kinds) for value in entry):
                 raise UserError(f"{name} must hold lists of numbers, got {shown(entry)}")
             if tuple(entry) not in every:
                 raise UserError(f"{name} holds {shown(entry)}, which is not an operation of A")

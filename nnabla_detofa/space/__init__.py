@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from .costs import CostModel
     from .counting import Buckets
     from .geometry import Geometry
+    from .operations import Operation
     from .paths import Path, PathBatch
-    from .search_space import Operation, SearchSpace, compofa, ofa_resnet50
+    from .search_space import SearchSpace, compofa, ofa_resnet50
 
 __all__ = ["Buckets", "CostModel", "Geometry", "Operation", "Path", "PathBatch", "SearchSpace", "compofa", "ofa_resnet50"]
 
@@ -21,7 +22,8 @@ _MODULES = {
     "Geometry": "geometry",
     "Path": "paths",
     "PathBatch": "paths",
-    **dict.fromkeys(("Operation", "SearchSpace", "compofa", "ofa_resnet50"), "search_space"),
+    "Operation": "operations",
+    **dict.fromkeys(("SearchSpace", "compofa", "ofa_resnet50"), "search_space"),
 }
 
 

@@ -1,164 +1,28 @@
-"""Costs of paths, computed for many paths at once.
-
-For given widths, the cost of a path is the sum (memory: the maximum) of the costs of its layers, so all costs are computed from
-a few small tables.
-"""
+"""FLOPs, parameters and memory of paths, as tables of the costs of layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import ROUND_CEILING, Context
 from functools import cached_property
-from typing import ClassVar, NamedTuple, TypeVar
+from itertools import product
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from ..common.checked import listed
 from ..common.errors import UserError
 from .geometry import OFA_RESNET50, Choice, Geometry, HeadGeometry, is_count
+from .layer_costs import AdditiveCost, LayerCost, PeakCost
 from .paths import Path, PathBatch
 from .search_space import SearchSpace
 
 SCOPES = ("classifier", "backbone", "detector")
 FLOPS, PARAMS, MEMORY = range(3)
 """Indices of the measures in the last axis of the tables."""
-FORBIDDEN = 2**52
-"""Layer cost larger than the cost of any network; sums over all layers still fit into int64."""
-
-
-@dataclass(frozen=True, eq=False)
-class LayerCost:
-    """Cost of paths that is computed from the costs of their layers: `cost(paths)` returns an (n,) int64 array.
-
-    Tables hold integers, so that sums and comparisons are exact, and are indexed by indices into `geometry.widths` and
-    `geometry.ratios`.
-
-    Attributes:
-        name: name of the cost in messages.
-        unit: unit in messages.
-        scale: value of one `unit`.
-        geometry: geometry of the supernet.
-        stem: (2, W, W) int64, [has a residual convolution, width of the first convolutions, width of the output].
-        first: for each stage (W, W, E), cost of its first layer: [width before the stage, width of the stage, ratio].
-        other: for each stage (W, E + 1), cost of any other layer; the last column, selected by index -1, is 0.
-        head: (W,) cost of everything after the last stage, by the width of the last stage.
-
-    Raises:
-        UserError: the cost of a layer exceeds `FORBIDDEN` in magnitude.
-    """
-
-    name: str
-    unit: str
-    scale: float
-    geometry: Geometry
-    stem: np.ndarray
-    first: tuple[np.ndarray, ...]
-    other: tuple[np.ndarray, ...]
-    head: np.ndarray
-
-    def __post_init__(self) -> None:
-        for table in (self.stem, *self.first, *self.other, self.head):
-            if not (table.min() >= -FORBIDDEN and table.max() <= FORBIDDEN):
-                raise UserError(
-                    f"a layer's {self.name} must be at most {FORBIDDEN}, so that sums stay exact, got "
-                    f"{table.max() if table.max() > FORBIDDEN else table.min()}"
-                )
-
-    combine: ClassVar[np.ufunc]
-    """Ufunc that combines the costs of two layers."""
-
-    def __call__(self, paths: Sequence[Path] | PathBatch) -> np.ndarray:
-        """Return the cost of each path, (n,) int64."""
-        batch = self._batch(paths)
-        residual = (batch.depths[:, 0] == max(self.geometry.depths)).astype(np.intp)
-        stem = self.stem[residual, batch.widths[:, 0], batch.widths[:, 1]]
-        stages = self.combine.reduce(self.stages(batch), axis=1)
-        return self.combine(self.combine(stem, stages), self.head[batch.widths[:, -1]])
-
-    def stages(self, paths: Sequence[Path] | PathBatch) -> np.ndarray:
-        """Return the cost of each stage of each path, (n, stages) int64."""
-        batch = self._batch(paths)
-        costs = np.empty((len(batch), self.geometry.stages), np.int64)
-        ratios = np.split(batch.ratios, np.cumsum(self.geometry.layers_per_stage)[:-1], axis=1)
-        for stage, (first, other, layers) in enumerate(zip(self.first, self.other, ratios)):
-            before, width = batch.widths[:, stage + 1], batch.widths[:, stage + 2]
-            others = self.combine.reduce(other[width[:, None], layers[:, 1:]], axis=1, initial=0)  # a stage may have one layer
-            costs[:, stage] = self.combine(first[before, width, layers[:, 0]], others)
-        return costs
-
-    def extremes(self, space: SearchSpace) -> tuple[int, int]:
-        """Return the exact smallest and largest cost of the paths of a space, by dynamic programming over stages and widths.
-
-        Raises:
-            ValueError: the space has another geometry.
-        """
-        if space.geometry != self.geometry:
-            raise ValueError(f"{self.name} are known for {self.geometry}, the space {space.name} is of {space.geometry}")
-        return self._extreme(space, min), self._extreme(space, max)
-
-    def _extreme(self, space: SearchSpace, pick: Callable) -> int:
-        net, combine = self.geometry, self.combine
-        residuals = [int(depth == max(net.depths)) for depth in space.stem_depths]
-        first, second = ([net.widths.index(width) for width in allowed] for allowed in space.stem_widths)
-        # width index -> extreme cost of the stem and the stages so far that end with this width
-        so_far = {after: pick(self.stem[r, before, after] for r in residuals for before in first) for after in second}
-        for stage, pairs in enumerate(space.pairs):
-            reached: dict[int, list] = {}
-            for (depth, width), allowed in pairs.items():
-                w, ratios = net.widths.index(width), [net.ratios.index(ratio) for ratio in allowed]
-                more = [pick(self.other[stage][w, ratios])] * (net.base_depths[stage] + depth - 1)
-                for before, cost in so_far.items():
-                    here = pick(self.first[stage][before, w, ratios])
-                    reached.setdefault(w, []).append(combine.reduce([cost, here, *more]))
-            so_far = {w: pick(costs) for w, costs in reached.items()}
-        return int(pick(combine(cost, self.head[w]) for w, cost in so_far.items()))
-
-    def text(self, *costs: float) -> str:
-        """Format costs, such as "0.52 to 4.31 GFLOPs"."""
-        return in_unit(costs, self.unit, self.scale)
-
-    def reachable(self, space: SearchSpace) -> str:
-        """Format the smallest and largest cost of a space, rounded up so that each, used as a budget, admits its path."""
-        return self.text(*(float(Context(4, ROUND_CEILING).create_decimal(cost)) for cost in self.extremes(space)))
-
-    def _batch(self, paths: Sequence[Path] | PathBatch) -> PathBatch:
-        batch = PathBatch.from_paths(paths, self.geometry)
-        if batch.geometry != self.geometry:
-            raise ValueError(f"{self.name} are known for {self.geometry}, the paths are of {batch.geometry}")
-        return batch
-
-
-class AdditiveCost(LayerCost):
-    """Cost that is the sum over layers, such as FLOPs, parameters, or measured latencies in ns (`latency.Latency`).
-
-    Only for such a cost can the paths inside an interval be counted and sampled exactly.
-    """
-
-    combine = np.add
-
-
-class PeakCost(LayerCost):
-    """Cost that is the maximum over layers, such as peak memory."""
-
-    combine = np.maximum
-
-    def forbid(self, cost: AdditiveCost, limit: float) -> AdditiveCost:
-        """Return `cost`, raised above any real cost for paths whose peak is over `limit`.
-
-        So the paths that satisfy both bounds can be counted and sampled exactly.
-        """
-
-        def barred(costs: np.ndarray, peaks: np.ndarray) -> np.ndarray:
-            return np.where(peaks > limit, FORBIDDEN, costs)
-
-        return replace(
-            cost,
-            stem=barred(cost.stem, self.stem),
-            first=tuple(map(barred, cost.first, self.first)),
-            other=tuple(map(barred, cost.other, self.other)),
-            head=barred(cost.head, self.head),
-        )
+MAX_COMBINATIONS = 10**4
+"""Largest number of combinations of the named choices of a geometry; the tables have a column for each."""
 
 
 Kind = TypeVar("Kind", bound=LayerCost)
@@ -238,20 +102,51 @@ class CostModel:
             unit,
             scale,
             self.backbone,
-            stem[..., measure],
-            tuple(table[..., measure] for table in first),
-            tuple(table[..., measure] for table in other),
-            head[..., measure],
+            stem[measure],
+            tuple(table[measure] for table in first),
+            tuple(table[measure] for table in other),
+            head[measure],
         )
 
+    def at(self, named: Mapping[str, Any]) -> CostModel:
+        """Return the cost model of the networks with these named choices; a subclass may know further names."""
+        return replace(self, head=(self.head or HeadGeometry(self.num_classes)).of(named))
+
     @cached_property
-    def _tables(self) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray], np.ndarray]:
-        """Tables of stem, first layers, other layers and head as in `LayerCost`, with a last axis [MACs, parameters, bytes]."""
-        stem, first, other, channels, size = self.backbone_tables()
-        return stem, first, other, np.stack([self.head_cost(outputs, size) for outputs in channels])
+    def _tables(self) -> tuple[list, list[list], list[list], list]:
+        """Tables of stem, first layers, other layers and head as in `LayerCost`, each as a list [MACs, parameters, bytes]."""
+        named = self.backbone.named
+        sizes = [len(values) for _, values in named]
+        if (combinations := math.prod(sizes)) > MAX_COMBINATIONS:
+            raise UserError(
+                f"the named choices have {combinations} combinations; costs allow at most {MAX_COMBINATIONS}: make choices of "
+                "single layers a part of the choices of layers (Geometry.ratios)"
+            )
+        names, backbones, found = [name for name, _ in named], {}, []
+        for values in product(*(values for _, values in named)):
+            model = self.at(dict(zip(names, values))) if names else self
+            key = replace(model, head=None)  # the head's choices need the tables of the backbone once
+            if key not in backbones:
+                backbones[key] = model.backbone_tables()
+            *tables, channels, size = backbones[key]
+            found.append((*tables, np.stack([model.head_cost(outputs, size) for outputs in channels])))
+
+        def joined(tables: Sequence[np.ndarray]) -> list[np.ndarray]:
+            """Stack the tables of all combinations, for each measure, with an axis for each choice on which it depends."""
+            measures = []
+            for measure in range(3):
+                stacked = np.stack([table[..., measure] for table in tables], axis=-1).reshape(*tables[0].shape[:-1], *sizes)
+                for axis in range(stacked.ndim - len(sizes), stacked.ndim):
+                    first = stacked.take([0], axis)
+                    stacked = first if (stacked == first).all() else stacked
+                measures.append(stacked)
+            return measures
+
+        stems, firsts, others, heads = zip(*found)
+        return joined(stems), [*map(joined, zip(*firsts))], [*map(joined, zip(*others))], joined(heads)
 
     def backbone_tables(self) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray], list[int], MapSize]:
-        """Compute the tables of another backbone; override this if it consists of other layers than bottlenecks.
+        """Compute the tables of the backbone; override this if it consists of other layers than bottlenecks.
 
         Returns:
             the tables of stem, first layers and other layers as in `LayerCost`, with a last axis [MACs, parameters, bytes]; the
@@ -376,11 +271,6 @@ def peak_bytes(*numbers: int) -> int:
 def _branch_peak(x: int, one: int, two: int, y: int) -> int:
     """Return the peak bytes of the convolutions x -> one -> two -> y of a bottleneck, which keeps x for the shortcut."""
     return peak_bytes(x + one, x + one + two, x + two + y)
-
-
-def in_unit(values: Sequence[float], unit: str, scale: float) -> str:
-    """Format values, such as "0.52 to 4.31 GFLOPs"; `scale` is the value of one `unit`."""
-    return f"{' to '.join(f'{value / scale:.4g}' for value in values)} {unit}".rstrip()
 
 
 def layer_cost(cost: CostModel | LayerCost) -> LayerCost:

@@ -3,7 +3,8 @@
 The cost of a stage depends on its (D, W), the width before it, the E of its first layer and the multiset of the other E, so a
 stage has only a few hundred cases. All beginnings (stem and first half of the stages) and all ends (second half) of paths are
 enumerated, and joined at the width between them. Sorted costs and cumulative sums then give, for each beginning, the total
-probability of the ends for which the cost of the path is inside the interval.
+probability of the ends for which the cost of the path is inside the interval. Spaces that are too large to enumerate are
+counted by convolution (`convolution`).
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from typing import NamedTuple
 import numpy as np
 
 from ..common.errors import UserError
-from .costs import AdditiveCost, CostModel, LayerCost, cost_range, layer_cost
+from .convolution import Convolution
+from .costs import CostModel, cost_range, layer_cost
+from .layer_costs import AdditiveCost, LayerCost, Slice
 from .paths import PathBatch
 from .search_space import SearchSpace
 
 MAX_PARTS = 5 * 10**6
 """Largest number of beginnings, or ends, that are enumerated; each takes about 100 bytes. OFA-ResNet50 has half a million."""
+ROUNDS = 100  # in which paths are sampled by rounded costs until enough have the right cost
 
 
 def count_within(space: SearchSpace, cost: CostModel | AdditiveCost, low: float, high: float) -> int:
@@ -36,7 +40,7 @@ def count_within(space: SearchSpace, cost: CostModel | AdditiveCost, low: float,
 
     Raises:
         TypeError: the cost is not additive.
-        UserError: the space is too large for exact counts, see `MAX_PARTS`.
+        UserError: the space is too large for exact counts by this cost, see `convolution.Convolution`.
     """
     return _joint(space, layer_cost(cost)).count(low, high)
 
@@ -58,12 +62,13 @@ def sample_within(
     """
     layers = layer_cost(cost)
     joint = _joint(space, layers)
-    if not joint.share(low, high):
+    found = joint.sample(low, high, n, rng) if joint.share(low, high) else None
+    if found is None or len(found) < n:
         raise UserError(
             f"the space {space.name} has no path from {layers.text(low)} up to (not including) {layers.text(high)}; "
             f"reachable are {layers.reachable(space)}"
         )
-    return joint.sample(low, high, n, rng)
+    return found
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,7 @@ class _Cases(NamedTuple):
     """All configurations of a stage, up to the order of its layers after the first; m cases.
 
     Attributes:
+        column: (m,) column of the stage's tables, see `Slice`.
         depths, widths: (m,) D and index of W.
         ratios: (m, layers) ratio indices: the first layer's, then the others' in ascending order, then -1.
         mass: (m,) probability under uniform sampling.
@@ -154,6 +160,7 @@ class _Cases(NamedTuple):
         cost: (W, m) cost, by the width before the stage.
     """
 
+    column: np.ndarray
     depths: np.ndarray
     widths: np.ndarray
     ratios: np.ndarray
@@ -188,9 +195,9 @@ class _Part(NamedTuple):
         )
 
 
-def _stage_cases(space: SearchSpace, cost: AdditiveCost, stage: int) -> _Cases:
+def _stage_cases(space: SearchSpace, part: Slice, stage: int) -> _Cases:
     geometry = space.geometry
-    most, pairs = geometry.layers_per_stage[stage], space.pairs[stage]
+    most, pairs, columns = geometry.layers_per_stage[stage], space.pairs[stage], range(len(part.columns[stage + 1]))
     rows = []
     for (depth, width), allowed in pairs.items():
         layers = geometry.base_depths[stage] + depth
@@ -198,18 +205,24 @@ def _stage_cases(space: SearchSpace, cost: AdditiveCost, stage: int) -> _Cases:
         for first in indices:
             for others in combinations_with_replacement(indices, layers - 1):
                 orders = math.factorial(layers - 1) // math.prod(map(math.factorial, Counter(others).values()))
-                mass = orders / (len(pairs) * len(indices) ** layers)
-                rows.append((depth, geometry.widths.index(width), (first, *others, *[-1] * (most - layers)), mass, orders))
-    depths, widths, ratios, mass, count = (np.array(column) for column in zip(*rows))
-    first_layer, other_layers = cost.first[stage], cost.other[stage]
-    return _Cases(
-        depths,
-        widths,
-        ratios,
-        mass,
-        count,
-        first_layer[:, widths, ratios[:, 0]] + other_layers[widths[:, None], ratios[:, 1:]].sum(axis=1),
-    )
+                mass = orders / (len(pairs) * len(columns) * len(indices) ** layers)
+                layer_ratios = (first, *others, *[-1] * (most - layers))
+                rows += [(column, depth, geometry.widths.index(width), layer_ratios, mass, orders) for column in columns]
+    column, depths, widths, ratios, mass, count = (np.array(values) for values in zip(*rows))
+    first_layer, other_layers = part.first[stage], part.other[stage]
+    others = other_layers[widths[:, None], ratios[:, 1:], column[:, None]].sum(axis=1)
+    return _Cases(column, depths, widths, ratios, mass, count, first_layer[:, widths, ratios[:, 0], column] + others)
+
+
+def _parts(space: SearchSpace, part: Slice) -> int:
+    """Return the number of beginnings, or of ends if there are more, that `_Joint` would enumerate."""
+    numbers = [len(space.stem_depths) * len(space.stem_widths[0]) * len(space.stem_widths[1])]
+    for pairs, base in zip(space.pairs, space.geometry.base_depths):
+        sizes = [(len(ratios), base + depth - 1) for (depth, _), ratios in pairs.items()]
+        numbers.append(sum(n * math.comb(others + n - 1, n - 1) for n, others in sizes))
+    numbers = [number * len(columns) for number, columns in zip((*numbers, 1), part.columns)]
+    half = 1 + space.geometry.stages // 2
+    return max(math.prod(numbers[:half]), math.prod(numbers[half:]))
 
 
 class _Join(NamedTuple):
@@ -238,48 +251,40 @@ class _Join(NamedTuple):
 
 
 class _Joint:
-    """Exact distribution of the costs of a space, and sampling of the paths in an interval (see the module)."""
+    """Exact distribution of the costs of a space for given shared choices, and sampling of the paths in an interval."""
 
-    def __init__(self, space: SearchSpace, cost: LayerCost) -> None:
+    slack = 0
+
+    def __init__(self, space: SearchSpace, part: Slice) -> None:
         geometry = space.geometry
-        if not isinstance(cost, AdditiveCost):
-            raise TypeError(f"{cost.name} does not add up over layers: only an additive cost can be counted and sampled")
-        if space.size() >= 2**63:
-            raise UserError(f"the space {space.name} has {space.size()} paths; exact counts allow fewer than 2^63")
-        self.range = cost.extremes(space)
-        self.geometry = geometry
-        self.cases = [_stage_cases(space, cost, stage) for stage in range(geometry.stages)]
+        self.part, self.geometry = part, geometry
+        self.cases = [_stage_cases(space, part, stage) for stage in range(geometry.stages)]
         first, second = ([geometry.widths.index(width) for width in allowed] for allowed in space.stem_widths)
-        self.stems = np.array([(d, w0, w1) for d in space.stem_depths for w0 in first for w1 in second])
-        depths, before, after = self.stems.T
+        columns = range(len(part.columns[0]))
+        self.stems = np.array([(d, w0, w1, c) for d in space.stem_depths for w0 in first for w1 in second for c in columns])
+        depths, before, after, column = self.stems.T
         n = len(self.stems)
         begins = _Part(
             (n,),
-            cost.stem[(depths == max(geometry.depths)).astype(np.intp), before, after],
+            part.stem[(depths == max(geometry.depths)).astype(np.intp), before, after, column],
             np.full(n, 1 / n),
             np.ones(n, np.int64),
             after,
         )
         half = geometry.stages // 2
-        numbers = [len(cases.mass) for cases in self.cases]
-        for parts in (n * math.prod(numbers[:half]), math.prod(numbers[half:])):
-            if parts > MAX_PARTS:
-                raise UserError(
-                    f"the space {space.name} has too many choices for exact counts and samples: a half of its stages makes "
-                    f"{parts} cases, and at most {MAX_PARTS} are allowed; pass the cost to the search as a plain function, "
-                    "so that paths are sampled without counting them"
-                )
         for cases in self.cases[:half]:
             begins = begins.extended(cases)
         self.begin_shape = begins.shape
-        self.end_shape = tuple(len(cases.mass) for cases in self.cases[half:])
-        self.joins = [self._join(begins, width, half, cost.head) for width in np.unique(begins.widths)]
+        self.end_shape = (*(len(cases.mass) for cases in self.cases[half:]), part.head.shape[1])
+        self.joins = [self._join(begins, width, half, part.head) for width in np.unique(begins.widths)]
 
     def _join(self, begins: _Part, width: int, half: int, head: np.ndarray) -> _Join:
         ends = _Part((), np.zeros(1, np.int64), np.ones(1), np.ones(1, np.int64), np.array([width]))
         for cases in self.cases[half:]:
             ends = ends.extended(cases)
-        end_cost = ends.cost + head[ends.widths]
+        columns = head.shape[1]
+        end_cost = (ends.cost[:, None] + head[ends.widths]).ravel()
+        end_mass, end_count = np.repeat(ends.mass / columns, columns), np.repeat(ends.paths, columns)
         begin = np.flatnonzero(begins.widths == width)
         begin = begin[np.argsort(begins.cost[begin], kind="stable")]
         end = np.argsort(end_cost, kind="stable")
@@ -290,22 +295,21 @@ class _Joint:
             begin_count=begins.paths[begin],
             end=end,
             end_cost=end_cost[end],
-            end_mass=np.concatenate([[0.0], np.cumsum(ends.mass[end])]),
-            end_count=np.concatenate([[0], np.cumsum(ends.paths[end])]),
+            end_mass=np.concatenate([[0.0], np.cumsum(end_mass[end])]),
+            end_count=np.concatenate([[0], np.cumsum(end_count[end])]),
         )
 
-    def count(self, low: float, high: float) -> int:
+    def count(self, low: int, high: int) -> int:
         total = 0
         for join in self.joins:
-            start, stop = join.ends_within(*self._bounds(low, high))
+            start, stop = join.ends_within(low, high)
             total += int(join.begin_count @ (join.end_count[stop] - join.end_count[start]))
         return total
 
-    def share(self, low: float, high: float) -> float:
-        return float(_masses(self, *self._bounds(low, high))[-1])
+    def share(self, low: int, high: int) -> float:
+        return float(_masses(self, low, high)[-1])
 
-    def sample(self, low: float, high: float, n: int, rng: np.random.Generator) -> PathBatch:
-        low, high = self._bounds(low, high)
+    def sample(self, low: int, high: int, n: int, rng: np.random.Generator) -> PathBatch:
         rows = _sample_rows(_masses(self, low, high), n, rng)
         sizes = [len(join.begin) for join in self.joins]
         starts = np.cumsum([0, *sizes[:-1]])
@@ -320,16 +324,13 @@ class _Joint:
             place = np.clip(np.searchsorted(mass, target, side="right") - 1, start, stop - 1)
             begin[here], end[here] = join.begin[row], join.end[place]
         stem, *cases = np.unravel_index(begin, self.begin_shape)
-        return self._paths(stem, [*cases, *np.unravel_index(end, self.end_shape)], rng)
+        *more, head = np.unravel_index(end, self.end_shape)
+        return self._paths(stem, [*cases, *more], head, rng)
 
-    def _bounds(self, low: float, high: float) -> tuple[int, int]:
-        """Convert the bounds of the half-open interval to integers, since costs are integers."""
-        least, most = self.range
-        low, high = (math.ceil(min(max(bound, least), most + 1)) for bound in (low, high))
-        return low, max(low, high)
-
-    def _paths(self, stem: np.ndarray, cases: list[np.ndarray], rng: np.random.Generator) -> PathBatch:
+    def _paths(self, stem: np.ndarray, cases: list[np.ndarray], head: np.ndarray, rng: np.random.Generator) -> PathBatch:
         """Build the paths of these stems and cases, with the layers after the first of each stage in random order."""
+        columns = [self.stems[stem, 3], *(stage.column[chosen] for stage, chosen in zip(self.cases, cases)), head]
+        named = self.part.named(columns)
         depths, ratios, widths = [self.stems[stem, 0]], [], [self.stems[stem, 1], self.stems[stem, 2]]
         for stage, chosen in zip(self.cases, cases):
             depths.append(stage.depths[chosen])
@@ -339,12 +340,61 @@ class _Joint:
             order = np.argsort(np.where(others < 0, 1.0, rng.random(others.shape)), axis=1)
             np.put_along_axis(layers[:, 1:], order, others.copy(), axis=1)
             ratios.append(layers)
-        return PathBatch.canonical(np.stack(depths, 1), np.stack(widths, 1), np.concatenate(ratios, axis=1), self.geometry)
+        arrays = np.stack(depths, 1), np.stack(widths, 1), np.concatenate(ratios, axis=1)
+        return PathBatch.canonical(*arrays, self.geometry, named)
+
+
+class _Mixture:
+    """Exact distribution of the costs of a space: for each combination of its shared choices, enumerated or convolved."""
+
+    def __init__(self, space: SearchSpace, cost: LayerCost) -> None:
+        if not isinstance(cost, AdditiveCost):
+            raise TypeError(f"{cost.name} does not add up over layers: only an additive cost can be counted and sampled")
+        self.range, self.cost = cost.extremes(space), cost
+        self.parts = [
+            _Joint(space, part) if _parts(space, part) <= MAX_PARTS and space.size() < 2**63 else Convolution(space, part)
+            for part in cost.slices(space)
+        ]
+
+    def count(self, low: float, high: float) -> int:
+        return sum(part.count(*self._bounds(low, high)) for part in self.parts)
+
+    def share(self, low: float, high: float) -> float:
+        return sum(part.share(*self._bounds(low, high)) for part in self.parts) / len(self.parts)
+
+    def sample(self, low: float, high: float, n: int, rng: np.random.Generator) -> PathBatch:
+        """Sample `n` paths; fewer, possibly none, if costs are rounded and paths with these costs are rare."""
+        bounds = self._bounds(low, high)
+        if not any(part.slack for part in self.parts):
+            return self._sample(*bounds, n, rng)
+        found: list[PathBatch] = []
+        for _ in range(ROUNDS):
+            batch = self._sample(*bounds, n, rng)
+            costs = self.cost(batch)
+            found.append(batch[(bounds[0] <= costs) & (costs < bounds[1])])
+            if sum(map(len, found)) >= n:
+                break
+        return PathBatch.concatenate(found)[:n]
+
+    def _sample(self, low: int, high: int, n: int, rng: np.random.Generator) -> PathBatch:
+        if len(self.parts) == 1:
+            return self.parts[0].sample(low, high, n, rng)
+        shares = np.array([part.share(low, high) for part in self.parts])
+        which = rng.choice(len(shares), n, p=shares / shares.sum())
+        numbers = np.bincount(which, minlength=len(shares))
+        batches = [part.sample(low, high, number, rng) for part, number in zip(self.parts, numbers.tolist()) if number]
+        return PathBatch.concatenate(batches)[np.argsort(np.argsort(which, kind="stable"), kind="stable")]
+
+    def _bounds(self, low: float, high: float) -> tuple[int, int]:
+        """Convert the bounds of the half-open interval to integers, since costs are integers."""
+        least, most = self.range
+        low, high = (math.ceil(min(max(bound, least), most + 1)) for bound in (low, high))
+        return low, max(low, high)
 
 
 @lru_cache(maxsize=8)
-def _joint(space: SearchSpace, cost: LayerCost) -> _Joint:
-    return _Joint(space, cost)
+def _joint(space: SearchSpace, cost: LayerCost) -> _Mixture:
+    return _Mixture(space, cost)
 
 
 @lru_cache(maxsize=16)

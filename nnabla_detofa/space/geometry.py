@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..common.errors import UserError
 
 Choice = Any
 """Choice of a layer: E, or any value that can be hashed and ordered in a subclass of `Geometry`."""
-MAX_LAYERS = 1000
-"""Largest number of layers per stage; it bounds geometries from files, which are used before any network is built."""
+MAX_LAYERS, MAX_VALUES = 1000, 100
+"""Largest numbers of layers per stage, and of values of a named choice; they bound geometries from files, which are used before
+any network is built."""
 
 
 def is_count(value: Any) -> bool:
@@ -36,6 +37,17 @@ def choice_word(choice: Choice) -> str:
     return f"E{choice}" if isinstance(choice, Real) else str(choice)
 
 
+def equal_choice(value: Any, choices: tuple[Any, ...]) -> Any:
+    """Return the element of `choices` that equals `value`, or `value` if none does; a list, as in JSON, equals a tuple."""
+    value = tuple(value) if isinstance(value, list) else value
+    if isinstance(value, bool) and not any(isinstance(choice, bool) for choice in choices):  # True equals 1
+        return value
+    if value in choices:
+        return choices[choices.index(value)]
+    numbers = [choice for choice in choices if isinstance(choice, Real) and isinstance(value, Real)]
+    return next((choice for choice in numbers if math.isclose(choice, value, rel_tol=1e-6)), value)  # 0.2 in float32
+
+
 def make_divisible(value: float, divisor: int) -> int:
     """Round `value` to the nearest multiple of `divisor` (half up), at least `divisor` and never below 90% of `value`.
 
@@ -43,6 +55,17 @@ def make_divisible(value: float, divisor: int) -> int:
     """
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+class Choices(NamedTuple):
+    """A named choice of a path, beside those of its stem and stages: one of `values`, in ascending order."""
+
+    name: str
+    values: tuple[Any, ...]
+
+
+UP, HEADS = "up", "heads"
+"""Names of the choices that scale the filters of CenterNet's up-convolutions, numbered from 1 ("up1"), and of its heads."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +89,11 @@ class Geometry:
         strides: stride of the first layer of each stage.
         stem_channels: output channels of the stem at W = 1 and `width_scale` 1.
         width_scale: factor of all base widths.
+        named: further choices of a path, each with a name of its own, such as the widths of the heads.
 
     Raises:
-        UserError: choices are not in ascending order, a number is not positive, or the tuples with one value per stage differ
-            in length.
+        UserError: choices are not in ascending order, a number is not positive, a name occurs twice, or the tuples with one
+            value per stage differ in length.
     """
 
     depths: tuple[int, ...] = (0, 1, 2)
@@ -80,9 +104,11 @@ class Geometry:
     strides: tuple[int, ...] = (1, 2, 2, 2)
     stem_channels: int = 64
     width_scale: float = 1.0
+    named: tuple[Choices, ...] = ()
 
     def __post_init__(self) -> None:
         owner = "the geometry"
+        self._check_named(owner)
         for name in ("depths", "widths", "ratios"):
             choices = getattr(self, name)
             if not choices or list(choices) != sorted(set(choices)):
@@ -103,15 +129,39 @@ class Geometry:
                 f"got {', '.join(str(len(numbers)) for numbers in per_stage.values())} numbers"
             )
 
+    def _check_named(self, owner: str) -> None:
+        """Make `named` of plain tuples or lists, as in JSON, a tuple of `Choices`, and check it."""
+        try:
+            named = tuple(Choices(str(name), tuple(values)) for name, values in self.named if not isinstance(values, str))
+            ascending = all(choices.values and list(choices.values) == sorted(set(choices.values)) for choices in named)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"named of {owner} must be pairs of a name and its values, got {self.named}") from error
+        if len(named) < len(self.named):
+            raise UserError(f"named of {owner} must be pairs of a name and its values, got {self.named}")
+        names = [choices.name for choices in named]
+        if not all(names) or len(set(names)) < len(names):
+            raise UserError(f"named of {owner} must have a different name for each choice, got {', '.join(names)}")
+        if not ascending or any(len(choices.values) > MAX_VALUES for choices in named):
+            raise UserError(f"values of a named choice of {owner} must be 1 to {MAX_VALUES}, in ascending order, got {named}")
+        object.__setattr__(self, "named", named)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the geometry as plain JSON values, for `from_json`. Without named choices it is as in older versions."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        if not values["named"]:
+            del values["named"]
+        return values
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Geometry:
-        """Create a geometry from the result of `dataclasses.asdict`, as read from JSON.
+        """Create a geometry from the result of `to_json`.
 
         Raises:
             KeyError, TypeError: a key is missing or unknown.
             UserError: the values are not a valid geometry.
         """
-        entries: dict[str, Any] = {entry.name: data[entry.name] for entry in fields(cls)} | dict(data)
+        data = {"named": ()} | dict(data)
+        entries: dict[str, Any] = {entry.name: data[entry.name] for entry in fields(cls)} | data
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()}
         return cls(**values)
 
@@ -163,13 +213,7 @@ class Geometry:
 
     def choice(self, value: Any) -> Choice:
         """Return the element of `ratios` that equals `value`, or `value` if none does; a list, as in JSON, equals a tuple."""
-        value = tuple(value) if isinstance(value, list) else value
-        if isinstance(value, bool):  # True equals a ratio of 1
-            return value
-        if value in self.ratios:
-            return self.ratios[self.ratios.index(value)]
-        numbers = [ratio for ratio in self.ratios if isinstance(ratio, Real) and isinstance(value, Real)]
-        return next((ratio for ratio in numbers if math.isclose(ratio, value, rel_tol=1e-6)), value)  # 0.2 in float32
+        return equal_choice(value, self.ratios)
 
     def middle(self, out_channels: int, ratio: Choice) -> int:
         """Return the middle channels of a bottleneck with `out_channels` output channels and the choice `ratio`."""
@@ -179,6 +223,8 @@ class Geometry:
 @dataclass(frozen=True)
 class HeadGeometry:
     """Up-convolutions and the three heads of CenterNet (section 4.1; the defaults are CenterNet's).
+
+    They are the largest ones; a path with the named choices "up1", "up2", ... and "heads" uses a share of their filters (`of`).
 
     Attributes:
         num_classes: channels of the heatmap.
@@ -201,9 +247,22 @@ class HeadGeometry:
             head_channels=(self.head_channels,),
         )
 
+    def of(self, named: Mapping[str, Any]) -> HeadGeometry:
+        """Return the up-convolutions and heads of a path with these named choices; without them, all filters are used."""
+        ups = [named.get(f"{UP}{number}", 1.0) for number in range(1, len(self.deconv_channels) + 1)]
+        if {*ups, named.get(HEADS, 1.0)} == {1.0}:
+            return self
+        channels = tuple(_share(filters, width) for filters, width in zip(self.deconv_channels, ups))
+        return replace(self, deconv_channels=channels, head_channels=_share(self.head_channels, named.get(HEADS, 1.0)))
+
     def output_stride(self, backbone: Geometry) -> int:
         """Return the stride of the heatmap in input pixels: 4 for the paper's detector."""
         return backbone.total_stride // 2 ** len(self.deconv_channels)
+
+
+def _share(filters: int, width: float) -> int:
+    """Return the number of filters for a width multiplier, in multiples of 8 if there are at least 64."""
+    return min(filters, make_divisible(filters * width, min(8, max(1, filters // 8))))
 
 
 OFA_RESNET50 = Geometry()

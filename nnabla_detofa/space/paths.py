@@ -6,16 +6,16 @@ The expand ratio of an inactive layer does not change the network, so neither cl
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
-from ..common.checked import listed
+from ..common.checked import listed, nearest
 from ..common.errors import UserError
 from ..common.reading import shown
-from .geometry import OFA_RESNET50, Geometry
+from .geometry import OFA_RESNET50, Geometry, equal_choice
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Path:
         stage_depths: D of each stage.
         stage_widths: W of each stage.
         expand_ratios: for each stage, E (see `Geometry.ratios`) of each active layer: base depth + D values.
+        named: name and value of each choice of `Geometry.named`, in the same order.
     """
 
     stem_depth: int
@@ -35,6 +36,7 @@ class Path:
     stage_depths: tuple[int, ...]
     stage_widths: tuple[float, ...]
     expand_ratios: tuple[tuple[float, ...], ...]
+    named: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def from_ofa(cls, arch: Mapping[str, Sequence], geometry: Geometry = OFA_RESNET50) -> Path:
@@ -42,7 +44,8 @@ class Path:
 
         Args:
             arch: "d": D of the stem and of each stage; "e": E of every layer, active or not; "w": indices into
-                `geometry.widths`, two of the stem and one of each stage.
+                `geometry.widths`, two of the stem and one of each stage; "named": name -> value of the named choices, if the
+                geometry has any.
             geometry: geometry of the supernet.
 
         Raises:
@@ -64,6 +67,7 @@ class Path:
                     raise UserError(f"{key} of a path must hold only {listed(choices, 'or')}, got {shown(value)}")
         if arch["d"][0] not in geometry.stem_depths:
             raise UserError(f"the stem's depth must be one of {geometry.stem_depths}, got {arch['d'][0]!r}")
+        named = _named(arch.get("named", {}), geometry)
         first = np.cumsum((0, *per_stage[:-1]))
         widths = [geometry.widths[int(index)] for index in arch["w"]]
         depths = [int(depth) for depth in arch["d"]]
@@ -76,9 +80,10 @@ class Path:
                 tuple(ratios[start : start + base + depth])
                 for start, base, depth in zip(first, geometry.base_depths, depths[1:])
             ),
+            named=named,
         )
 
-    def to_ofa(self, geometry: Geometry = OFA_RESNET50) -> dict[str, list]:
+    def to_ofa(self, geometry: Geometry = OFA_RESNET50) -> dict[str, Any]:
         """Convert the path to OFA's notation (see `from_ofa`); inactive layers get the largest expand ratio."""
         ratios: list[float] = []
         for stage, layers in zip(self.expand_ratios, geometry.layers_per_stage):
@@ -88,24 +93,51 @@ class Path:
             "d": [self.stem_depth, *self.stage_depths],
             "e": ratios,
             "w": [geometry.widths.index(width) for width in widths],
+            **({"named": dict(self.named)} if self.named else {}),
         }
+
+
+def _named(values: Any, geometry: Geometry) -> tuple[tuple[str, Any], ...]:
+    """Return the named choices of a path from name -> value; see `Path.from_ofa`."""
+    names = [name for name, _ in geometry.named]
+    if not isinstance(values, Mapping):
+        raise UserError(f"named of a path must be an object of names and values, got {shown(values)}")
+    for name in values:
+        if name not in names:
+            known = f"must hold only {listed(names, 'and')}" if names else "must be left out, since its space has no named choices"
+            raise UserError(f"named of a path {known}, got {shown(name)}{nearest(str(name), names)}")
+    found = []
+    for name, allowed in geometry.named:
+        value = equal_choice(values.get(name), allowed)
+        if isinstance(value, (list, dict)) or value not in allowed:
+            got = shown(value) if name in values else "no value"
+            raise UserError(f"the choice {name} of a path must be {listed(allowed, 'or')}, got {got}")
+        found.append((name, value))
+    return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)
 class PathBatch(Sequence[Path]):
-    """Many paths as three arrays, for vectorized operations on thousands of paths.
+    """Many paths as arrays, for vectorized operations on thousands of paths.
 
     Attributes:
         depths: (n, 1 + stages) int8, D of the stem and of each stage.
         widths: (n, 2 + stages) int8, indices into `geometry.widths`: two of the stem, then one of each stage.
         ratios: (n, layers) int8, indices into `geometry.ratios`; -1 for inactive layers.
         geometry: geometry of the supernet, which defines the indices.
+        named: (n, named choices) int8, indices into the values of each; by default the largest ones.
     """
 
     depths: np.ndarray
     widths: np.ndarray
     ratios: np.ndarray
     geometry: Geometry = OFA_RESNET50
+    named: np.ndarray = field(default=None)  # type: ignore[arg-type]
+
+    def __post_init__(self) -> None:
+        if self.named is None:
+            largest = [len(values) - 1 for _, values in self.geometry.named]
+            object.__setattr__(self, "named", np.tile(np.array(largest, np.int8), (len(self.depths), 1)))
 
     @classmethod
     def from_paths(cls, paths: Iterable[Path], geometry: Geometry = OFA_RESNET50) -> PathBatch:
@@ -117,10 +149,19 @@ class PathBatch(Sequence[Path]):
         depths = np.array([arch["d"] for arch in archs], np.int8).reshape(len(archs), geometry.stages + 1)
         widths = np.array([arch["w"] for arch in archs], np.int8).reshape(len(archs), geometry.stages + 2)
         ratios = np.array([[ratio_index[e] for e in arch["e"]] for arch in archs], np.int8)
-        return cls.canonical(depths, widths, ratios.reshape(len(archs), geometry.layers), geometry)
+        named = np.array([[values.index(arch["named"][name]) for name, values in geometry.named] for arch in archs], np.int8)
+        ratios, named = ratios.reshape(len(archs), geometry.layers), named.reshape(len(archs), len(geometry.named))
+        return cls.canonical(depths, widths, ratios, geometry, named)
 
     @classmethod
-    def canonical(cls, depths: np.ndarray, widths: np.ndarray, ratios: np.ndarray, geometry: Geometry) -> PathBatch:
+    def canonical(
+        cls,
+        depths: np.ndarray,
+        widths: np.ndarray,
+        ratios: np.ndarray,
+        geometry: Geometry,
+        named: np.ndarray | None = None,
+    ) -> PathBatch:
         """Create a batch from arrays as in the class, with the ratios of inactive layers replaced by -1."""
         active = layer_positions(geometry) < layer_counts(depths, geometry)
         return cls(
@@ -128,6 +169,7 @@ class PathBatch(Sequence[Path]):
             widths.astype(np.int8),
             np.where(active, ratios, -1).astype(np.int8),
             geometry,
+            None if named is None else named.astype(np.int8),  # type: ignore[arg-type]
         )
 
     @classmethod
@@ -138,6 +180,7 @@ class PathBatch(Sequence[Path]):
             np.concatenate([batch.widths for batch in batches]),
             np.concatenate([batch.ratios for batch in batches]),
             batches[0].geometry,
+            np.concatenate([batch.named for batch in batches]),
         )
 
     def __len__(self) -> int:
@@ -150,7 +193,7 @@ class PathBatch(Sequence[Path]):
     def __getitem__(self, index: int | np.integer | slice | np.ndarray | list[int]) -> Path | PathBatch:
         """Return a `Path` for an integer, or a `PathBatch` for a slice, a mask or an array of indices."""
         if not isinstance(index, (int, np.integer)):
-            return PathBatch(self.depths[index], self.widths[index], self.ratios[index], self.geometry)
+            return PathBatch(self.depths[index], self.widths[index], self.ratios[index], self.geometry, self.named[index])
         geometry = self.geometry
         depths = [int(depth) for depth in self.depths[index]]
         widths = [geometry.widths[i] for i in self.widths[index]]
@@ -161,6 +204,7 @@ class PathBatch(Sequence[Path]):
             stage_depths=tuple(depths[1:]),
             stage_widths=tuple(widths[2:]),
             expand_ratios=tuple(tuple(geometry.ratios[i] for i in stage if i >= 0) for stage in stages),
+            named=tuple((name, values[i]) for (name, values), i in zip(geometry.named, self.named[index])),
         )
 
     def __iter__(self) -> Iterator[Path]:
@@ -169,7 +213,7 @@ class PathBatch(Sequence[Path]):
     @cached_property
     def keys(self) -> np.ndarray:
         """(n,) opaque, sortable keys; two paths have equal keys if and only if they are equal."""
-        rows = np.ascontiguousarray(np.concatenate([self.depths, self.widths, self.ratios], axis=1))
+        rows = np.ascontiguousarray(np.concatenate([self.depths, self.widths, self.ratios, self.named], axis=1))
         return rows.view(np.dtype((np.void, rows.shape[1]))).ravel()
 
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from ..common.errors import UserError
 from .counting import Buckets
+from .operations import Operation, Option, operation_list
 from .paths import Path, PathBatch, layer_stages
-from .search_space import Operation, SearchSpace
+from .search_space import SearchSpace
 
 logger = logging.getLogger(__name__)
 
@@ -34,17 +35,17 @@ class OperationScores:
     Attributes:
         operations: n operations, in ascending order.
         scores: (n,) mean path score with the operation inserted.
-        flops: (n,) mean FLOPs of the operation's stage with the operation inserted.
+        flops: (n,) mean FLOPs of the operation's stage with the operation inserted; of all stages for a named choice.
     """
 
-    operations: tuple[Operation, ...]
+    operations: tuple[Operation | Option, ...]
     scores: np.ndarray
     flops: np.ndarray
 
     def to_json(self) -> dict:
         """Return lists of plain values."""
         return {
-            "operations": [[o.stage, o.depth, o.width, o.ratio] for o in self.operations],
+            "operations": [*map(operation_list, self.operations)],
             "scores": np.asarray(self.scores, float).tolist(),
             "flops": np.asarray(self.flops, float).tolist(),
         }
@@ -76,24 +77,32 @@ def operation_scores(
     if stem_depth is not None:
         depths = paths.depths.copy()
         depths[:, 0] = stem_depth
-        paths = PathBatch.canonical(depths, paths.widths, paths.ratios, paths.geometry)
+        paths = PathBatch.canonical(depths, paths.widths, paths.ratios, paths.geometry, paths.named)
 
-    def means(operation: Operation) -> tuple[float, float]:
+    def means(operation: Operation | Option) -> tuple[float, float]:
         changed = insert(paths, operation)
-        return np.mean(scorer(changed)), np.mean(stage_flops(changed)[:, operation.stage])
+        found = stage_flops(changed)
+        flops = found.sum(axis=1) if isinstance(operation, Option) else found[:, operation.stage]
+        return np.mean(scorer(changed)), np.mean(flops)
 
     scores, flops = np.array(list(map_operations(means, operations))).T
     return OperationScores(operations, scores, flops)
 
 
-def insert(paths: PathBatch, operation: Operation) -> PathBatch:
-    """Return the paths with `operation` in its stage: its D and W, and its E in all active layers."""
-    geometry, stage = paths.geometry, operation.stage
+def insert(paths: PathBatch, operation: Operation | Option) -> PathBatch:
+    """Return the paths with `operation` in its stage: its D and W, and its E in all active layers; or with a named choice."""
+    geometry = paths.geometry
+    if isinstance(operation, Option):
+        column = [name for name, _ in geometry.named].index(operation.name)
+        named = paths.named.copy()
+        named[:, column] = geometry.named[column].values.index(operation.value)
+        return PathBatch(paths.depths, paths.widths, paths.ratios, geometry, named)
+    stage = operation.stage
     depths, widths, ratios = paths.depths.copy(), paths.widths.copy(), paths.ratios.copy()
     depths[:, stage + 1] = operation.depth
     widths[:, stage + 2] = geometry.widths.index(operation.width)
     ratios[:, layer_stages(geometry) == stage] = geometry.ratios.index(operation.ratio)
-    return PathBatch.canonical(depths, widths, ratios, geometry)
+    return PathBatch.canonical(depths, widths, ratios, geometry, paths.named)
 
 
 @dataclass(frozen=True)
@@ -105,13 +114,13 @@ class PrunedOperations:
         spared: operations that the strategy selected but a rule kept, each with the rule.
     """
 
-    removed: frozenset[Operation]
-    spared: tuple[tuple[Operation, str], ...] = ()
+    removed: frozenset[Operation | Option]
+    spared: tuple[tuple[Operation | Option, str], ...] = ()
 
     def to_json(self) -> dict:
         """Return lists of plain values, in ascending order."""
         return {
-            "removed": [[o.stage, o.depth, o.width, o.ratio] for o in sorted(self.removed)],
+            "removed": [*map(operation_list, sorted(self.removed))],
             "spared": [str(operation) + ": " + rule for operation, rule in self.spared],
         }
 
@@ -128,9 +137,9 @@ def prune_operations(
 ) -> PrunedOperations:
     """Choose the operations to prune (Alg. 1 line 6; the three strategies of section 3.2).
 
-    Operations have their own FLOPs buckets: `buckets` intervals of equal width over their FLOPs. The paper is silent on
-    exceptions; we always keep the operations of the largest path, since it is the fine-tuned fullnet, so every stage keeps at
-    least one.
+    Operations have their own FLOPs buckets: `buckets` intervals of equal width over their FLOPs. The values of named choices,
+    which belong to no stage, are one more bucket. The paper is silent on exceptions; we always keep the operations of the
+    largest path, since it is the fine-tuned fullnet, so every stage keeps at least one.
 
     Args:
         scores: score and FLOPs of all operations.
@@ -148,8 +157,11 @@ def prune_operations(
         if not 0 <= ratio < 1:
             raise UserError(f"hparams.operation_pruning.{name} must be in [0, 1), got {ratio}")
     count = len(scores.operations)
-    edges = np.linspace(scores.flops.min(), scores.flops.max(), buckets + 1)
-    bucket = np.searchsorted(edges[1:-1], scores.flops, side="right")
+    named = np.array([isinstance(operation, Option) for operation in scores.operations], bool)
+    flops = scores.flops[~named]
+    edges = np.linspace(flops.min(), flops.max(), buckets + 1)
+    bucket = np.where(named, buckets, np.searchsorted(edges[1:-1], scores.flops, side="right"))
+    groups = buckets + bool(named.any())
     gone = np.zeros(count, bool)
 
     def drop_worst(members: np.ndarray, ratio: float, order: np.ndarray) -> None:
@@ -158,11 +170,11 @@ def prune_operations(
     everywhere = np.arange(count)
     if strategy == "flops_score_all":
         drop_worst(everywhere, r_op1, scores.scores)
-        for number in range(buckets):
+        for number in range(groups):
             drop_worst(everywhere[(bucket == number) & ~gone], r_op2, scores.scores)
     elif strategy in ("flops", "flops_score_bucket"):
         order = scores.scores if strategy == "flops_score_bucket" else rng.random(count)
-        for number in range(buckets):
+        for number in range(groups):
             drop_worst(everywhere[bucket == number], r_op, order)
     elif strategy != "none":
         raise UserError(
@@ -174,9 +186,9 @@ def prune_operations(
     return PrunedOperations(frozenset(removed - kept), spared)
 
 
-def operations_of(path: Path) -> frozenset[Operation]:
+def operations_of(path: Path) -> frozenset[Operation | Option]:
     """Return the operations of which a path consists."""
-    return frozenset(
+    return frozenset(Option(name, value) for name, value in path.named) | frozenset(
         Operation(stage, depth, width, ratio)
         for stage, (depth, width, ratios) in enumerate(zip(path.stage_depths, path.stage_widths, path.expand_ratios))
         for ratio in ratios

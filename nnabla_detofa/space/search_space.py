@@ -1,33 +1,23 @@
 """The paper's search space A and its subspaces: CompOFA*, the stages of progressive shrinking, pruned spaces.
 
-A space defines which operations (D, W, E) each stage may use. A path chooses one (D, W) in each stage and one E in each layer.
+A space defines which operations (D, W, E) each stage may use, and the values of its named choices, if it has any. A path
+chooses one (D, W) in each stage, one E in each layer, and one value of each named choice.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..common.errors import UserError
-from .geometry import OFA_RESNET50, Geometry, choice_word
+from .geometry import OFA_RESNET50, Choices, Geometry, choice_word
+from .operations import Operation, Option, by_stage, from_stages, options
 from .paths import Path, PathBatch
-
-
-@dataclass(frozen=True, order=True)
-class Operation:
-    """One operation candidate (section 3.2): stage `stage` (0-based) with depth D, width W, and E in its layers."""
-
-    stage: int
-    depth: int
-    width: float
-    ratio: float
-
-    def __str__(self) -> str:
-        return f"stage {self.stage + 1} (D{self.depth}, W{self.width:g}, {choice_word(self.ratio)})"
 
 
 class _Tables(NamedTuple):
@@ -55,21 +45,22 @@ class SearchSpace:
 
     A path of the space has, in each stage, a pair (D, W) with at least one allowed E, and in each active layer an E allowed
     with that pair. Uniform sampling chooses independently and uniformly: (D, W) among the stage's pairs, then E in each
-    layer among those allowed with the pair. In the space A, this is the independent uniform choice of D, W and every E.
+    layer among those allowed with the pair, and the value of each named choice. In the space A, this is the independent
+    uniform choice of D, W and every E.
 
     Attributes:
         name: name in tables and logs.
-        operations: allowed operations of all stages.
+        operations: allowed operations of all stages, and the allowed values of the named choices.
         stem_depths: allowed depths of the stem.
         stem_widths: allowed widths of the stem's first convolutions and of its output.
         geometry: geometry of the supernet.
 
     Raises:
-        UserError: an operation or a choice of the stem is not in the geometry, or a stage has no operation.
+        UserError: an operation or a choice of the stem is not in the geometry, or a stage or a named choice has no operation.
     """
 
     name: str
-    operations: frozenset[Operation]
+    operations: frozenset[Operation | Option]
     stem_depths: tuple[int, ...] = OFA_RESNET50.stem_depths
     stem_widths: tuple[tuple[float, ...], tuple[float, ...]] = (OFA_RESNET50.widths, OFA_RESNET50.widths)
     geometry: Geometry = OFA_RESNET50
@@ -77,8 +68,12 @@ class SearchSpace:
     def __post_init__(self) -> None:
         geometry = self.geometry
         for op in sorted(self.operations):
-            allowed = (range(geometry.stages), geometry.depths, geometry.widths, geometry.ratios)
-            if any(value not in choices for value, choices in zip(astuple(op), allowed)):
+            if isinstance(op, Option):
+                inside = op.value in dict(geometry.named).get(op.name, ())
+            else:
+                allowed = (range(geometry.stages), geometry.depths, geometry.widths, geometry.ratios)
+                inside = all(value in choices for value, choices in zip(astuple(op), allowed))
+            if not inside:
                 raise UserError(f"the space {self.name} holds {op}, which is not a choice of its geometry")
         stems = (self.stem_depths, *self.stem_widths)
         choices = (geometry.stem_depths, geometry.widths, geometry.widths)
@@ -89,14 +84,31 @@ class SearchSpace:
         for stage, pairs in enumerate(self.pairs):
             if not pairs:
                 raise UserError(f"the space {self.name} has no operation left in stage {stage + 1}; each needs one")
+        for name, values in self.named:
+            if not values:
+                raise UserError(f"the space {self.name} has no value left of the choice {name}; each needs one")
 
     @cached_property
     def pairs(self) -> tuple[dict[tuple[int, float], tuple[float, ...]], ...]:
         """For each stage, the allowed ratios E of each pair (D, W), all in ascending order."""
         found: list[dict] = [{} for _ in range(self.geometry.stages)]
-        for operation in sorted(self.operations):
+        for operation in sorted(operation for operation in self.operations if isinstance(operation, Operation)):
             found[operation.stage].setdefault((operation.depth, operation.width), []).append(operation.ratio)
         return tuple({pair: tuple(ratios) for pair, ratios in stage.items()} for stage in found)
+
+    @cached_property
+    def named(self) -> tuple[Choices, ...]:
+        """The allowed values of each named choice, in the order of the geometry."""
+        return tuple(
+            Choices(name, tuple(value for value in values if Option(name, value) in self.operations))
+            for name, values in self.geometry.named
+        )
+
+    @cached_property
+    def named_indices(self) -> tuple[list[int], ...]:
+        """The allowed values of each named choice as indices into those of the geometry."""
+        every = self.geometry.named
+        return tuple([all_.values.index(v) for v in some.values] for some, all_ in zip(self.named, every))
 
     @cached_property
     def largest(self) -> Path:
@@ -111,6 +123,7 @@ class SearchSpace:
                 (max(stage[pair]),) * (base + pair[0])
                 for stage, pair, base in zip(self.pairs, pairs, self.geometry.base_depths)
             ),
+            named=tuple((name, max(values)) for name, values in self.named),
         )
 
     def sample(self, rng: np.random.Generator) -> Path:
@@ -129,7 +142,13 @@ class SearchSpace:
         stages = np.arange(geometry.stages)
         depths[:, 1:] = tables.pair_depths[stages, chosen]
         widths[:, 2:] = tables.pair_widths[stages, chosen]
-        return PathBatch.canonical(depths, widths, self.sample_ratios(depths, widths, rng), geometry)
+        ratios = self.sample_ratios(depths, widths, rng)
+        return PathBatch.canonical(depths, widths, ratios, geometry, self.sample_named(n, rng))
+
+    def sample_named(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """Sample the named choices of `n` paths uniformly: (n, named choices) indices as in `PathBatch`."""
+        sampled = [rng.choice(np.array(indices, np.int8), n) for indices in self.named_indices]
+        return np.array(sampled, np.int8).reshape(len(sampled), n).T
 
     def sample_ratios(self, depths: np.ndarray, widths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Sample the ratio of every layer uniformly among those allowed with its stage's (D, W).
@@ -154,6 +173,8 @@ class SearchSpace:
         inside = np.isin(batch.depths[:, 0], self.stem_depths)
         for place, stem_widths in enumerate(self.stem_widths):
             inside &= np.isin(batch.widths[:, place], [self.geometry.widths.index(w) for w in stem_widths])
+        for column, indices in enumerate(self.named_indices):
+            inside &= np.isin(batch.named[:, column], indices)
         allowed = self.allows_ratios(batch.depths, batch.widths, batch.ratios)
         return inside & (allowed | (batch.ratios < 0)).all(axis=1)
 
@@ -195,10 +216,14 @@ class SearchSpace:
         total = len(self.stem_depths) * len(self.stem_widths[0]) * len(self.stem_widths[1])
         for pairs, base in zip(self.pairs, self.geometry.base_depths):
             total *= sum(len(ratios) ** (base + depth) for (depth, _), ratios in pairs.items())
-        return total
+        return total * math.prod(len(values) for _, values in self.named)
 
     def __contains__(self, path: Path) -> bool:
         if path.stem_depth not in self.stem_depths or any(w not in a for w, a in zip(path.stem_widths, self.stem_widths)):
+            return False
+        if len(path.named) != len(self.named) or any(
+            name != own or value not in values for (name, value), (own, values) in zip(path.named, self.named)
+        ):
             return False
         stages = list(zip(path.stage_depths, path.stage_widths, path.expand_ratios))
         if len(stages) != self.geometry.stages:
@@ -208,11 +233,11 @@ class SearchSpace:
                 return False
         return True
 
-    def without(self, operations: Iterable[Operation]) -> PrunedSpace:
+    def without(self, operations: Iterable[Operation | Option]) -> PrunedSpace:
         """Return this space without some operations (section 3.2). In a pruned space, they are removed in addition.
 
         Raises:
-            UserError: an operation is not in the space, or a stage would have none left.
+            UserError: an operation is not in the space, or a stage or a named choice would have none left.
         """
         removed = frozenset(operations)
         if unknown := removed - self.operations:
@@ -223,10 +248,10 @@ class SearchSpace:
         """Return the space as plain JSON values, for `from_json`."""
         return {
             "name": self.name,
-            "operations": _by_stage(self.operations, self.geometry.stages),
+            "operations": by_stage(self.operations, self.geometry.stages),
             "stem_depths": list(self.stem_depths),
             "stem_widths": [list(widths) for widths in self.stem_widths],
-            "geometry": {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self.geometry).items()},
+            "geometry": self.geometry.to_json(),
         }
 
     @staticmethod
@@ -243,12 +268,12 @@ class SearchSpace:
         try:
             if "parent" in data:
                 parent = SearchSpace.from_json(data["parent"], geometry_type)
-                return parent.without(_from_stages(data["removed"], parent.geometry))
+                return parent.without(from_stages(data["removed"], parent.geometry))
             geometry = geometry_type.from_json(data["geometry"])
             stem_widths: Any = tuple(tuple(widths) for widths in data["stem_widths"])
             return SearchSpace(
                 str(data["name"]),
-                _from_stages(data["operations"], geometry),
+                from_stages(data["operations"], geometry),
                 tuple(data["stem_depths"]),
                 stem_widths,
                 geometry,
@@ -268,9 +293,9 @@ class PrunedSpace(SearchSpace):
     """
 
     parent: SearchSpace
-    removed: frozenset[Operation]
+    removed: frozenset[Operation | Option]
 
-    def __init__(self, space: SearchSpace, removed: frozenset[Operation]):
+    def __init__(self, space: SearchSpace, removed: frozenset[Operation | Option]):
         parent = space.parent if isinstance(space, PrunedSpace) else space
         # Attributes of a frozen dataclass can only be set this way.
         object.__setattr__(self, "parent", parent)
@@ -280,7 +305,7 @@ class PrunedSpace(SearchSpace):
         )
 
     def to_json(self) -> dict:
-        return {"parent": self.parent.to_json(), "removed": _by_stage(self.removed, self.geometry.stages)}
+        return {"parent": self.parent.to_json(), "removed": by_stage(self.removed, self.geometry.stages)}
 
     def __str__(self) -> str:
         """Format the kept operations in the notation of Figure 3; * means all choices of the parent."""
@@ -288,6 +313,8 @@ class PrunedSpace(SearchSpace):
         for stage, (kept, full) in enumerate(zip(self.pairs, self.parent.pairs), 1):
             groups = ["(*, *, *)"] if kept == full else _figure3(kept, full)
             lines.append(f"  stage {stage}: {', '.join(groups)}")
+        for some, every in zip(self.named, self.parent.named):
+            lines.append(f"  {some.name}: {'*' if some == every else ', '.join(map(str, some.values))}")
         return "\n".join(lines)
 
 
@@ -315,23 +342,6 @@ def _is_choice(chosen: Sequence[float], every: Sequence[float]) -> bool:
     return bool(chosen) and set(chosen) <= set(every) and list(chosen) == sorted(set(chosen))
 
 
-def _by_stage(operations: Iterable[Operation], stages: int) -> list[list[list]]:
-    """Return for each stage its operations as [D, W, E], in ascending order."""
-    found: list[list[list]] = [[] for _ in range(stages)]
-    for operation in sorted(operations):
-        found[operation.stage].append([operation.depth, operation.width, operation.ratio])
-    return found
-
-
-def _from_stages(stages: Sequence[Sequence[Sequence]], geometry: Geometry) -> frozenset[Operation]:
-    """Return the operations from the result of `_by_stage`."""
-    return frozenset(
-        Operation(stage, depth, width, geometry.choice(ratio))
-        for stage, operations in enumerate(stages)
-        for depth, width, ratio in operations
-    )
-
-
 def product_space(
     name: str,
     depths: Sequence[int],
@@ -339,6 +349,7 @@ def product_space(
     ratios: Sequence[float],
     geometry: Geometry = OFA_RESNET50,
     elastic_stem: bool = True,
+    values: int | None = None,
 ) -> SearchSpace:
     """Create the space in which every stage may combine any of the given D, W and E.
 
@@ -348,11 +359,12 @@ def product_space(
         geometry: geometry of the supernet.
         elastic_stem: let the stem choose its depth between the smallest and largest D and its widths among `widths`, as in
             the code of OFA and NNablaNAS (Table 1 does not mention the stem); otherwise the stem is the largest.
+        values: number of values of each named choice of the geometry, the largest ones; None: all.
 
     Raises:
         UserError: a value is not a choice of the geometry.
     """
-    operations = frozenset(
+    operations = options(geometry, values) | frozenset(
         Operation(stage, d, w, e) for stage in range(geometry.stages) for d in depths for w in widths for e in ratios
     )
     stem_depths = tuple(sorted(set(geometry.stem_depths) & set(depths))) if elastic_stem else ()
@@ -375,7 +387,7 @@ def compofa(geometry: Geometry = OFA_RESNET50, elastic_stem: bool = True) -> Sea
         raise UserError(
             f"CompOFA* couples each D with a W; the geometry has the depths {geometry.depths} and the widths {geometry.widths}"
         )
-    operations = frozenset(
+    operations = options(geometry) | frozenset(
         Operation(stage, d, w, e)
         for stage in range(geometry.stages)
         for d, w in zip(geometry.depths, geometry.widths)
@@ -386,16 +398,16 @@ def compofa(geometry: Geometry = OFA_RESNET50, elastic_stem: bool = True) -> Sea
 
 
 def shrinking_stages(geometry: Geometry = OFA_RESNET50, elastic_stem: bool = True) -> tuple[SearchSpace, ...]:
-    """Create the five spaces of OFA's progressive shrinking, small to large (Table A1)."""
+    """Create the five spaces of OFA's progressive shrinking, small to large (Table A1); named choices shrink like W."""
     widths, ratios = sorted(geometry.widths), sorted(geometry.ratios)
     chosen = [
-        (widths[-1:], ratios[-1:]),
-        (widths[-2:], ratios[-1:]),
-        (widths, ratios[-1:]),
-        (widths, ratios[-2:]),
-        (widths, ratios),
+        (widths[-1:], ratios[-1:], 1),
+        (widths[-2:], ratios[-1:], 2),
+        (widths, ratios[-1:], None),
+        (widths, ratios[-2:], None),
+        (widths, ratios, None),
     ]
     return tuple(
-        product_space(f"PS stage {number}", geometry.depths, w, e, geometry, elastic_stem)
-        for number, (w, e) in enumerate(chosen, 1)
+        product_space(f"PS stage {number}", geometry.depths, w, e, geometry, elastic_stem, values)
+        for number, (w, e, values) in enumerate(chosen, 1)
     )

@@ -45,6 +45,7 @@ def smallest_path(space: SearchSpace) -> Path:
         (min(geometry.depths),) * geometry.stages,
         (min(geometry.widths),) * geometry.stages,
         tuple((min(geometry.ratios),) * (base + min(geometry.depths)) for base in geometry.base_depths),
+        tuple((name, values[0]) for name, values in space.named),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..common.errors import UserError
 from ..common.progress import ProgressBar
 from ..common.reading import read_json
-from ..config import CenternetOfaResnet50, Config, DetofaHparams, OwnDetector
+from ..config import CenternetOfaResnet50, Config, DetofaHparams
 from ..config.detection import detection_sections
 from ..data.sets import DetectionSets
 from ..evaluation.detections import BoxDetector, average_precision
@@ -19,7 +19,7 @@ from ..evaluation.metrics import AP_TITLES, ap_keys
 from ..evaluation.reestimation import Statistics, reestimate
 from ..methods.build import build
 from ..networks import weights
-from ..networks.centernet import Detector
+from ..networks.centernet import Detector, detector_of
 from ..networks.supernet import take_over
 from ..runs.phases import FINE_TUNED
 from ..runs.run_folder import (
@@ -112,10 +112,7 @@ def static_detector(network: CenternetOfaResnet50, net: Detector, path: Path, st
         path: the path to copy.
         statistics: BatchNorm statistics of the path; None copies the stored ones (see `supernet.take_over`).
     """
-    if isinstance(network, OwnDetector):
-        cut_out = network.detector(net.num_classes, path)
-    else:
-        cut_out = Detector(network.head_geometry(net.num_classes), network.geometry, path=path)
+    cut_out = detector_of(network, net.num_classes, path)
     cut_out.space = net.space
     take_over(cut_out, net, statistics)
     return cut_out

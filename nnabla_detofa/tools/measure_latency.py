@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from pathlib import Path as FilePath
@@ -24,12 +24,13 @@ from ..common.errors import UserError
 from ..common.files import write_text
 from ..common.reading import read_json
 from ..config import CenternetOfaResnet50, Config, OwnDetector
-from ..networks.centernet import Detector
+from ..networks.centernet import Detector, detector_of
 from ..networks.layers import STORED
 from ..networks.resnet50 import Bottleneck, ElasticResNet50, LayerPlan, Plan
 from ..networks.supernet import Classifier
-from ..space.costs import AdditiveCost, CostModel
+from ..space.costs import CostModel
 from ..space.geometry import Geometry, HeadGeometry
+from ..space.layer_costs import AdditiveCost
 from ..space.paths import Path
 from ..space.search_space import SearchSpace, ofa_resnet50
 
@@ -45,7 +46,7 @@ class Latency(AdditiveCost):
     def to_json(self) -> dict:
         """Return the tables and the geometry of the supernet as plain JSON values, for `from_json`."""
         return {
-            "geometry": asdict(self.geometry),
+            "geometry": self.geometry.to_json(),
             "stem": self.stem.tolist(),
             "first": [table.tolist() for table in self.first],
             "other": [table.tolist() for table in self.other],
@@ -62,11 +63,18 @@ class Latency(AdditiveCost):
         geometry = geometry_type.from_json(data["geometry"])
         stem, head = (_whole(data[name]) for name in ("stem", "head"))
         first, other = (tuple(map(_whole, data[name])) for name in ("first", "other"))
-        w, e = len(geometry.widths), len(geometry.ratios)
         shapes = [stem.shape, head.shape, *(t.shape for t in first), *(t.shape for t in other)]
-        if shapes != [(2, w, w), (w,), *[(w, w, e)] * geometry.stages, *[(w, e + 1)] * geometry.stages]:
+        if shapes != _shapes(geometry):
             raise ValueError(f"its tables have the shapes {shapes}")
         return cls("latency", "ms", 1e6, geometry, stem, first, other, head)
+
+
+def _shapes(geometry: Geometry) -> list[tuple[int, ...]]:
+    """Return the shapes of the tables: stem, head, first and other layers; only the head depends on named choices."""
+    w, e, stages = len(geometry.widths), len(geometry.ratios), geometry.stages
+    named = tuple(len(values) for _, values in geometry.named)
+    ones = (1,) * len(named)
+    return [(2, w, w, *ones), (w, *named), *[(w, w, e, *ones)] * stages, *[(w, e + 1, *ones)] * stages]
 
 
 def _whole(table: list) -> np.ndarray:
@@ -144,7 +152,7 @@ def maker_of(config: Config, model: CostModel) -> Make:
     """Return the function that makes the static networks of a config."""
     network = config.network
     if isinstance(network, OwnDetector):
-        return lambda path: network.detector(model.num_classes, path)
+        return lambda path: detector_of(network, model.num_classes, path)
     return partial(network_of, model)
 
 
@@ -202,12 +210,16 @@ Cell = tuple[tuple, Callable[[], nn.Variable], np.ndarray, tuple[int, ...]]
 """Key of a layer (equal for equal layers), function that builds its graph, table, and index of the cell in the table."""
 
 
-def _smallest_path(net: Geometry, stem_depth: int, stem_widths: tuple[float, float], last_width: float) -> Path:
-    """Return the smallest path with this depth and these widths of the stem, and this width of the last stage."""
+def _smallest_path(
+    net: Geometry, stem_depth: int, stem_widths: tuple[float, float], last_width: float, named: tuple | None = None
+) -> Path:
+    """Return the smallest path with this depth and these widths of the stem, last width, and values of the named choices."""
     depth, ratio = min(net.depths), min(net.ratios)
     widths = (*[min(net.widths)] * (net.stages - 1), last_width)
     ratios = tuple((ratio,) * (base + depth) for base in net.base_depths)
-    return Path(stem_depth, stem_widths, (depth,) * net.stages, widths, ratios)
+    named = named or tuple(values[0] for _, values in net.named)
+    choices = tuple((name, value) for (name, _), value in zip(net.named, named))
+    return Path(stem_depth, stem_widths, (depth,) * net.stages, widths, ratios, choices)
 
 
 def _stems(model: CostModel, table: np.ndarray, make: Make) -> Iterator[Cell]:
@@ -267,7 +279,7 @@ def _bottleneck(kind: type[Bottleneck], plan: LayerPlan, stride: int, first: boo
 
 
 def _heads(model: CostModel, table: np.ndarray, make: Make) -> Iterator[Cell]:
-    """Yield the cells of everything after the last stage: its width."""
+    """Yield the cells of everything after the last stage: its width, and the named choices."""
     net = model.backbone
     size = model.size
     for stride in (4, *net.strides):
@@ -276,14 +288,16 @@ def _heads(model: CostModel, table: np.ndarray, make: Make) -> Iterator[Cell]:
     def build(path: Path, channels: int) -> nn.Variable:
         static, x = make(path), image_of(channels, *size)
         if isinstance(static, Detector):
-            return F.sink(*static.heads(static.up(x)))
+            return F.sink(*static.heads(static.up(x, path), path))
         return static.classifier(F.mean(x, axis=(2, 3)))
 
     smallest = min(net.widths)
     for w, width in enumerate(net.widths):
         channels = net.stage_out(net.stages - 1, width)
-        path = _smallest_path(net, min(net.depths), (smallest, smallest), width)
-        yield ("head", channels), partial(build, path, channels), table, (w,)
+        for index in np.ndindex(table.shape[1:]):
+            named = tuple(values[i] for (_, values), i in zip(net.named, index))
+            path = _smallest_path(net, min(net.depths), (smallest, smallest), width, named)
+            yield ("head", channels, named), partial(build, path, channels), table, (w, *index)
 
 
 def _strided(size: tuple[int, int], stride: int) -> tuple[int, int]:
@@ -310,24 +324,19 @@ def measure(
     Returns:
         The table of latencies in nanoseconds.
     """
-    net = model.backbone
-    w, e = len(net.widths), len(net.ratios)
-    latency = Latency(
-        "latency",
-        "ms",
-        1e6,
-        net,
-        np.zeros((2, w, w), np.int64),
-        tuple(np.zeros((w, w, e), np.int64) for _ in range(net.stages)),
-        tuple(np.zeros((w, e + 1), np.int64) for _ in range(net.stages)),
-        np.zeros(w, np.int64),
-    )
-    layers = layers_of(model, latency, make or partial(network_of, model))
-    for number, layer in enumerate(layers, 1):
+    net, flops = model.backbone, model.flops
+    axes = [table.shape[table.ndim - len(net.named) :] for table in (flops.stem, *flops.first, *flops.other)]
+    if any(size > 1 for sizes in axes for size in sizes):
+        raise UserError("latency is measured for named choices of up-convolutions and heads; the backbone depends on another")
+    stem, head, *layers = (np.zeros(shape, np.int64) for shape in _shapes(net))
+    first, other = tuple(layers[: net.stages]), tuple(layers[net.stages :])
+    latency = Latency("latency", "ms", 1e6, net, stem, first, other, head)
+    cells = layers_of(model, latency, make or partial(network_of, model))
+    for number, layer in enumerate(cells, 1):
         nanoseconds = forward_time(layer.build(), repeats, synchronize)
         for table, index in layer.places:
             table[index] = nanoseconds
-        progress(number, len(layers))
+        progress(number, len(cells))
     return latency
 
 

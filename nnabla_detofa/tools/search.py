@@ -30,8 +30,9 @@ from ..runs.run_folder import (
     searched_space,
     trained_classes,
 )
-from ..space.costs import LayerCost, cost_range
+from ..space.costs import cost_range
 from ..space.counting import Buckets
+from ..space.layer_costs import LayerCost
 from ..space.paths import Path, PathBatch
 from ..space.search_space import SearchSpace
 from . import measure_latency as latency

@@ -40,7 +40,7 @@ class PhaseTraining:
         objective: Objective | None = None,
     ):
         self.run, self.phase, self.paths, self.optimizer, self.objective = run, phase, paths, optimizer, objective
-        self.loss_names = objective.names if objective else run.loss_names
+        self.loss_names = objective.names if objective else run.model.loss_names
         self.complete = Checkpoint(run.folder / slug(phase.name), run.log)
         self.checkpoint = Checkpoint(run.folder / "checkpoint" / slug(phase.name), run.log)
         self.steps_per_epoch = phase.steps_per_epoch(len(run.dataloader["train"]))

@@ -75,7 +75,6 @@ class SupernetRunner(Runner):
 
     phases: tuple[str, ...] = ()
     lines: dict[str, str] = {}  # training phase -> its lines of Algorithm 1, stored in checkpoints
-    loss_names: tuple[str, ...] = ("loss",)  # names of the values returned by the model's `losses`
 
     def __init__(self, model: Any, optimizer: dict, regularizer: dict, dataloader: dict, hparams: dict, args: dict):
         super().__init__(model, optimizer, regularizer, dataloader, hparams, args)

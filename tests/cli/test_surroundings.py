@@ -16,8 +16,9 @@ from nnabla_detofa.common import progress
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.evolution import Constraint, NoPath, at_most, front, search
 from nnabla_detofa.runs.run_folder import run_config
-from nnabla_detofa.space.costs import FORBIDDEN, AdditiveCost, CostModel
+from nnabla_detofa.space.costs import AdditiveCost, CostModel
 from nnabla_detofa.space.geometry import OFA_RESNET50
+from nnabla_detofa.space.layer_costs import FORBIDDEN
 from nnabla_detofa.space.paths import Path
 from nnabla_detofa.tools import search as search_run
 from nnabla_detofa.tools.measure_latency import Latency
