@@ -28,11 +28,6 @@ class DetectorRunner(SupernetRunner):
     hparams: DetofaHparams
     sets: DetectionSets
 
-    @property
-    def loss_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Names of the detector's losses."""
-        return self.model.loss_names
-
     def evaluate_detector(self, name: str, path: Path) -> dict:
         """Evaluate a path on the test split under the current weights, without fine-tuning.
 

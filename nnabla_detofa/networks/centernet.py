@@ -48,7 +48,9 @@ class DeconvBN(ConvBN):
         weight = he_normal(rng, (inputs, outputs, 4, 4), inputs * 4)
         self.parameters["conv/conv/_W"] = Parameter(weight.shape, initializer=weight)
 
-    def __call__(self, x: nn.Variable, outputs: int, statistics: StatisticsSource) -> nn.Variable:
+    def __call__(  # type: ignore[override]
+        self, x: nn.Variable, outputs: int, statistics: StatisticsSource
+    ) -> nn.Variable:
         weight = kernels.leading(self.parameters["conv/conv/_W"], x.shape[1], outputs)
         gamma, beta = (self.parameters[f"bn/bn/{key}"] for key in ("_gamma", "_beta"))
         return statistics(self, partial(statistics.deconvolution, x), weight, gamma, beta, relu=True)

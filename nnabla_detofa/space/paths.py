@@ -104,7 +104,9 @@ def _named(values: Any, geometry: Geometry) -> tuple[tuple[str, Any], ...]:
         raise UserError(f"named of a path must be an object of names and values, got {shown(values)}")
     for name in values:
         if name not in names:
-            known = f"must hold only {listed(names, 'and')}" if names else "must be left out, since its space has no named choices"
+            known = (
+                f"must hold only {listed(names, 'and')}" if names else "must be left out, since its space has no named choices"
+            )
             raise UserError(f"named of a path {known}, got {shown(name)}{nearest(str(name), names)}")
     found = []
     for name, allowed in geometry.named:

@@ -94,7 +94,10 @@ def test_runners_are_the_same_everywhere():
         ("args.context=gpu", "args.context must be auto, cpu or cudnn, got 'gpu'"),
         ("args.seed=-1", "args.seed must be in [0, inf), got -1"),
         ("args.runner=pretrain", "network must be ofa_resnet50 for the runner pretrain, got centernet_ofa_resnet50"),
-        ("network.ofa_resnet50.width_scale=1", "network must have exactly one entry, centernet_ofa_resnet50 or centernet_elastic_neck, got"),
+        (
+            "network.ofa_resnet50.width_scale=1",
+            "network must have exactly one entry, centernet_ofa_resnet50 or centernet_elastic_neck, got",
+        ),
         ("network=3", "network must have exactly one entry, centernet_ofa_resnet50 or centernet_elastic_neck, got 3"),
         ("network.centernet_ofa_resnet50.strides=[1, 2]", "strides must be 4 numbers, one for each stage, got 2"),
         (
@@ -122,7 +125,9 @@ def test_an_error_names_the_key_the_value_and_what_is_allowed(override, message,
 def test_what_has_no_default_must_be_there():
     with pytest.raises(UserError, match="dataloader.image_folder.root is missing"):
         configs.from_dict(PRETRAIN | {"dataloader": {"image_folder": {}}}, "run")
-    with pytest.raises(UserError, match="network must have exactly one entry, centernet_ofa_resnet50 or centernet_elastic_neck, got none"):
+    with pytest.raises(
+        UserError, match="network must have exactly one entry, centernet_ofa_resnet50 or centernet_elastic_neck, got none"
+    ):
         configs.from_dict({}, "run")
 
 
