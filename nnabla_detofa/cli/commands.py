@@ -103,7 +103,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     ),
     "data": DATA,
     "train": Command(
-        "train and search as a config says; resumes a stopped run",
+        "train and search with a config; resumes a stopped run",
         train.run_arguments,
         train.run,
         (
@@ -115,14 +115,14 @@ COMMANDS: Mapping[str, Command | Group] = {
         train.after_run,
     ),
     "finetune": Command(
-        "train one detector of a run further, alone",
+        "continue the training of a single detector of a run",
         train.finetune_arguments,
         train.finetune,
         ("runs/digits_detofa --detector subnet_2 --epochs 5 -o runs/subnet_2",),
         train.after_finetune,
     ),
     "inspect": Command(
-        "show the progress of a run, its cost, and what it pruned and found",
+        "show the progress of a run, its cost, pruned operations, and detectors",
         runs.inspect_arguments,
         runs.inspect,
         ("runs/digits_detofa", "runs/digits_detofa --json"),

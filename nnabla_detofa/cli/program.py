@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from shlex import quote
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..backend import launch
 from ..backend.process_state import restored_state
@@ -56,8 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     called = Path(sys.argv[0]).name
     program = called if called in ("detofa", "nnabla_nas") else "python -m nnabla_detofa"
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_overview(program), file=sys.stdout if argv else sys.stderr)
-        return 0 if argv else 2
+        return _print_overview(_overview(program), bool(argv))
     if argv[0] == "--version":
         print(__version__)
         return 0
@@ -82,9 +81,7 @@ def _main(program: str, argv: list[str]) -> int:
         name = " ".join(found)
         command = command_of(found)
         if isinstance(command, Group):
-            asked = rest[:1] in (["-h"], ["--help"])
-            print(_group_overview(program, name, command), file=sys.stdout if asked else sys.stderr)
-            return 0 if asked else 2
+            return _print_overview(_group_overview(program, name, command), rest[:1] in (["-h"], ["--help"]))
         if size > 1 and name != DEFAULT:
             raise UserError(f"{size} ranks were launched, but only train runs on several: start {name} as one process")
         logging.basicConfig(handlers=[_log_handler()])
@@ -102,8 +99,8 @@ def _main(program: str, argv: list[str]) -> int:
         return status
     except UserError as error:
         return _failed(f"error: {one_line(str(error))}", 2)
-    except BrokenPipeError:  # the reader of the output, such as head, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except BrokenPipeError:
+        _leave_closed_pipe()
         return _failed(_interrupted(name), 141) if name in UNFINISHED else 0
     except OSError as error:
         known = error.filename is not None or error.errno in DISK_ERRORS
@@ -227,6 +224,13 @@ class _Parser(argparse.ArgumentParser):
 
     command = ""
 
+    def print_help(self, file: Any = None) -> None:
+        try:
+            super().print_help(file)
+            sys.stdout.flush()  # a closed pipe is noticed here, not after the end of the program
+        except BrokenPipeError:
+            _leave_closed_pipe()
+
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (--?[^\s=]+)", message)
         if unknown:
@@ -282,7 +286,7 @@ def _parser(program: str, place: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"{program} {name}",
         description=f"{command.help[0].upper()}{command.help[1:]}.",
-        epilog="\n".join(["examples:", *(f"  {program} {name} {example}" for example in command.examples)]),
+        epilog="\n".join(["examples:", *(f"  {program} {name} {example}".rstrip() for example in command.examples)]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -291,12 +295,26 @@ def _parser(program: str, place: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def _print_overview(text: str, requested: bool) -> int:
+    """Print the help of the program or of a group, and return the exit status: 2 if it was not requested."""
+    try:
+        print(text, file=sys.stdout if requested else sys.stderr, flush=True)
+    except BrokenPipeError:
+        _leave_closed_pipe()
+    return 0 if requested else 2
+
+
+def _leave_closed_pipe() -> None:
+    """Open stdout to the null device after the reader of the output, such as head, has closed the pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def _overview(program: str) -> str:
     """Format the output of `--help` without a command."""
     lines = [
         f"usage: {program} COMMAND ...    ({program} COMMAND --help explains a command)",
         "",
-        "DetOFA: train one supernet for object detection, and take a detector for any budget out of it.",
+        "DetOFA: train one supernet for object detection, then extract a detector for any budget.",
     ]
     for title, names in SECTIONS.items():
         lines += ["", f"{title}:", *(f"  {name:<18}{COMMANDS[name].help}" for name in names)]

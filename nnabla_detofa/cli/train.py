@@ -153,8 +153,8 @@ def import_ofa_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-channels",
         action="store_true",
-        help="keep the first convolution for red, green, blue and ImageNet's normalization, to compare with PyTorch; "
-        "by default it is rewritten for this package's images: blue, green, red with CenterNet's mean and standard deviation",
+        help="keep the first convolution for images in red, green, blue order, to compare with PyTorch; "
+        "by default it is reversed, because this package's images are blue, green, red",
     )
 
 

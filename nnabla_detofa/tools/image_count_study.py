@@ -84,7 +84,7 @@ def image_losses(net: Any, path: Path, statistics: Statistics, batches: Sequence
         UserError: the detector has other losses than CenterNet's.
     """
     if isinstance(net, Detector) and type(net).losses is not Detector.losses:
-        raise UserError(f"this study divides losses as CenterNet's are divided, and those of {type(net).__name__} are others")
+        raise UserError(f"this study needs a network whose losses are divided like CenterNet's, got {type(net).__name__}")
     inputs = [nn.Variable((1, *array.shape[1:])) for array in batches[0]]
     outputs = net(inputs[0], path, GivenStatistics(statistics))
     detection = isinstance(net, Detector)

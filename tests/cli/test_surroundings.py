@@ -133,6 +133,16 @@ def test_a_reader_that_has_gone_is_no_folder_that_cannot_be_written(tmp_path):
     os.close(writing)
 
 
+def test_help_can_be_piped_to_a_reader_that_stops():
+    reading, writing = os.pipe()
+    os.close(reading)
+    for line in ["--help"], ["paper", "--help"], ["train", "--help"]:
+        command = [sys.executable, "-m", "nnabla_detofa", *line]
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+    os.close(writing)
+
+
 # --- Messages ---------------------------------------------------------------------------------------------------------
 
 
