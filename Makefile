@@ -42,7 +42,7 @@ setup-cuda: $(READY) ## Add NNabla's CUDA extension and NVIDIA's libraries to .v
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements-cuda$(CUDA).lock
 	@$(BIN)/python -c 'from nnabla_detofa.tools import doctor; print(*map(doctor.lines, doctor.gpu()), sep="\n")'
 
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: lint ## Check style and types, and run the tests but those that take seconds
 	$(PYTEST) -m "not slow and not thorough"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import forking
 import numpy as np
 import pytest
 import tiny
@@ -128,7 +129,7 @@ def test_a_reader_that_has_gone_is_no_folder_that_cannot_be_written(tmp_path):
     training = ["-f", tiny.config_file(), "-o", tmp_path / "run", "args.runner=fullnet"]
     paper = ["paper", "tableA1", "--profile", "demo", "-o", tmp_path / "tables"]
     for line, status in (training, 141), (paper, 141), (["inspect", tiny.detofa_run()], 0):
-        done = subprocess.run([*command, *map(str, line)], stdout=writing, stderr=subprocess.PIPE, text=True)
+        done = forking.run([*command, *map(str, line)], stdout=writing, stderr=subprocess.PIPE, text=True)
         assert done.returncode == status and "cannot be written" not in done.stderr and "Traceback" not in done.stderr
     os.close(writing)
 
