@@ -1,9 +1,8 @@
-"""Run the cells of a notebook one after the other in this process, and store their outputs; show notebooks on the site.
+"""Run the cells of a notebook one after the other in this process, and store what they print and show.
 
     python tests/notebook.py docs/start/tour.ipynb
 
-`make notebook` calls it after the demo, and `make docs` makes a page of each notebook with it (see mkdocs.yml). It needs no
-Jupyter, which would bring a hundred packages.
+`make notebook` calls it after the demo. It needs no Jupyter, which would bring a hundred packages.
 """
 
 from __future__ import annotations
@@ -59,36 +58,6 @@ def execute(file: Path) -> dict:
         cell["execution_count"] = number
         cell["outputs"] = run_cell("".join(cell["source"]), names, number)
     return notebook
-
-
-def page(notebook: dict) -> str:
-    """Return a notebook with its outputs as Markdown; images are data URIs."""
-    lines: list[str] = []
-    for cell in notebook["cells"]:
-        source = "".join(cell["source"])
-        lines.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
-        for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            text = "".join(output.get("text") or data.get("text/plain", [])).rstrip()
-            if "image/png" in data:
-                lines.append(f"![Output of the cell above](data:image/png;base64,{data['image/png']})")
-            else:
-                lines.append(f"```text\n{text}\n```")
-    return "\n\n".join(lines) + "\n"
-
-
-def on_files(files: Any, config: Any) -> Any:
-    """Make each notebook among the files of the site a page; MkDocs calls this function."""
-    from mkdocs.structure.files import File
-
-    class NotebookFile(File):
-        def is_documentation_page(self) -> bool:
-            return True
-
-    for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
-        files.remove(file)
-        files.append(NotebookFile.generated(config, file.src_uri, content=page(json.loads(file.content_string))))
-    return files
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from .study_paths import detection_paths, study_folder, study_name
 from .target import Request
 
 CLAIMS = "claims"
-PAGES = {"study": FilePath("docs", "results.md")}
+PAGES = {"study": FilePath("docs", "results", "claims.md")}
 """Profile -> page of its claims, if it is not claims.md among the results."""
 
 
