@@ -15,7 +15,7 @@ import numpy as np
 from ..common.errors import UserError
 from ..space.paths import PathBatch
 from .metrics import kendall_tau, per_bucket
-from .ranking import pair_loss_variable, pair_weights
+from .ranking import has_pairs, pair_loss_variable, pair_weights
 from .tokens import one_hot
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class _MemberFit:
         self.train, self.validation = split(paths.buckets, rng)
         self.splits = {"training": paths.of(self.train), "validation": paths.of(self.validation)}
         for name, held in self.splits.items():
-            if pair_weights(held.losses, held.buckets, options.pairs) is None:
+            if not has_pairs(held.buckets, options.pairs):
                 raise UserError(
                     f"fitting the path filter needs two {name} paths in a FLOPs bucket; got {len(paths.losses)} paths in all"
                 )

@@ -61,6 +61,14 @@ def pair_weights(losses: np.ndarray, buckets: np.ndarray, which: str = "bounded"
     return np.mean(found, axis=0) if len(found) == len(masks) else None
 
 
+def has_pairs(buckets: np.ndarray, which: str = "bounded") -> bool:
+    """Return whether paths of these FLOPs buckets (n,) form pairs, so that `pair_weights` is not None.
+
+    This needs no (n, n) matrix, which takes gigabytes for ten thousand paths.
+    """
+    return len(buckets) > 1 if which == "all" else len(np.unique(buckets)) < len(buckets)
+
+
 def pair_loss_variable(scores: nn.Variable, pair_weights: nn.Variable) -> nn.Variable:
     """Build the NNabla graph of `pair_loss`.
 

@@ -11,7 +11,7 @@ from nnabla_detofa.evaluation.forked import map_forked
 from nnabla_detofa.path_filter.fitting import FitOptions, by_block, centered, fit, split, standardized, transfer
 from nnabla_detofa.path_filter.metrics import kendall_tau, per_bucket, weakest
 from nnabla_detofa.path_filter.model import PathFilter
-from nnabla_detofa.path_filter.ranking import pair_loss, pair_loss_variable, pair_weights, pairs
+from nnabla_detofa.path_filter.ranking import has_pairs, pair_loss, pair_loss_variable, pair_weights, pairs
 from nnabla_detofa.space.search_space import ofa_resnet50
 
 SPACE = ofa_resnet50()
@@ -139,6 +139,13 @@ def test_weights_of_pairs_by_hand():
     np.testing.assert_allclose(pair_weights(losses, buckets, "all"), every)
     np.testing.assert_allclose(pair_weights(losses, buckets, "both"), (bounded + every) / 2)
     assert pair_weights(losses, np.arange(3), "both") is None and pair_weights(losses, np.arange(3), "all") is not None
+
+
+@pytest.mark.parametrize("which", ["bounded", "all", "both"])
+@pytest.mark.parametrize("buckets", [[0], [0, 1], [0, 0], [0, 1, 2], [2, 1, 2]])
+def test_whether_there_are_pairs_is_known_without_their_weights(which, buckets):
+    losses = np.arange(len(buckets), dtype=float)
+    assert has_pairs(np.array(buckets), which) == (pair_weights(losses, np.array(buckets), which) is not None)
 
 
 def test_goodness_by_hand():
