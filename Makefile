@@ -158,7 +158,7 @@ claims: $(READY) ## The paper's claims C1 to C8 with intervals and verdicts, fro
 	$(BIN)/python -m nnabla_detofa paper results claims $(RESULTS_FLAGS)
 
 filter-study: data/digits ## How many paths the path filter needs, beside other rankings, on pilot supernets that it trains (hours)
-	$(BIN)/python -m nnabla_detofa paper filter-study --profile $(call quoted,$(PROFILE))
+	$(BIN)/python -m nnabla_detofa paper filter-study --profile $(call quoted,$(PROFILE)) $(if $(KEPT),--kept)
 
 report: $(READY) ## All results of PROFILE as one HTML page, results/<profile>/report.html
 	$(BIN)/python -m nnabla_detofa paper page --profile $(call quoted,$(PROFILE))

@@ -96,6 +96,7 @@ def after_results(args: argparse.Namespace) -> dict[str, str]:
 
 def filter_study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="demo", help="demo, bccd, study, paper, or a .json file (default: %(default)s)")
+    parser.add_argument("--kept", action="store_true", help="do not repeat what the archive among the results holds")
     device_arguments(parser)
     parser.add_argument("-o", "--output", metavar="FOLDER", help="folder of the results (default: results/<profile>)")
 
@@ -109,11 +110,18 @@ def filter_study(args: argparse.Namespace) -> None:
     output = Path(args.output or profile.results)
     check_output_folder(output)
     device = Device.open(args.context, args.device_id)
-    from ..paper.filter_curves import curves, write
+    from ..paper.filter_curves import Point, archive_points, curves, restore_points, write
 
-    files = write(curves(profile, device), output, f"detofa {shlex.join(args.command_line)}")
-    print(files[0].read_text())
-    print(f"written: {', '.join(map(str, files))}")
+    command = f"detofa {shlex.join(entry for entry in args.command_line if entry != '--kept')}"
+
+    def write_points(points: list[Point]) -> None:
+        files = write(points, output, command)
+        archive_points(profile, output)
+        print(f"{files[0].read_text()}\nwritten: {', '.join(map(str, files))}")
+
+    if args.kept:
+        restore_points(profile, output)
+    curves(profile, device, on_size=write_points)
 
 
 def results_arguments(parser: argparse.ArgumentParser) -> None:

@@ -94,6 +94,16 @@ def unpacked(file: FilePath) -> FilePath:
     return _unpacked(file.absolute(), file.stat().st_mtime_ns)
 
 
+def restore(file: FilePath, folder: FilePath) -> None:
+    """Copy the files of an archive, if it exists, into a folder; files that the folder has are kept."""
+    source = unpacked(file)
+    for member in sorted(source.rglob("*")):
+        target = folder / member.relative_to(source)
+        if member.is_file() and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(target, member.read_bytes())
+
+
 @cache
 def _unpacked(file: FilePath, changed: int) -> FilePath:
     """Unpack the version of an archive that was written at the time `changed`."""

@@ -24,7 +24,7 @@ from ..config import Filter
 from ..methods import algorithm1
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.metrics import bootstrap_interval, kendall_tau, over_buckets, weakest
-from . import filter_study
+from . import archives, filter_study
 from .experiments import DETOFA
 from .filter_scores import RATIO, title
 from .filter_study import (
@@ -88,13 +88,21 @@ class Point:
 # --- Making of the points ---------------------------------------------------------------------------------------------
 
 
-def curves(profile: Profile, device: Device, log: Callable[[str], None] = print) -> list[Point]:
+def curves(
+    profile: Profile,
+    device: Device,
+    log: Callable[[str], None] = print,
+    on_size: Callable[[list[Point]], None] = lambda points: None,
+) -> list[Point]:
     """Train the pilots, evaluate their paths and fit every ranking; stored results are reused.
+
+    The smallest number of paths comes first, for all pilots, then the next.
 
     Args:
         profile: the scale.
         device: device for the training.
         log: called with each message.
+        on_size: called with all points so far when a number of paths is complete.
 
     Raises:
         UserError: the data or the pre-trained weights of the profile are missing, or it does not start runs.
@@ -110,36 +118,71 @@ def curves(profile: Profile, device: Device, log: Callable[[str], None] = print)
     before = pretraining_paths(first) if first.hparams.filter.weights else None
     points: list[Point] = []
     started, total = time.monotonic(), len(sizes.pilots) * len(sizes.pilot_paths)
-    for seed in sizes.pilots:
-        train, test, noise = pilot_paths(Run(profile, key, DETOFA, seed), device)
-        for per_bucket in sizes.pilot_paths:
+    for per_bucket in sizes.pilot_paths:
+        for seed in sizes.pilots:
+            train, test, noise = pilot_paths(Run(profile, key, DETOFA, seed), per_bucket, device)
             some = first_of_each_bucket(train, per_bucket)
             label = f"{data_set.title}, pilot supernet of seed {seed}"
             inputs = StudyInputs(label, some, test, first.hparams.filter, before, first.hparams.buckets, noise=noise)
-            folder = profile_folder(profile) / f"{key}-pilots" / f"{seed}_{len(some)}"
-            points.append(Point(seed, len(some), filter_study.run(inputs, (0,), folder, log, processes(), CHOSEN)))
+            where = pilots_folder(profile, key) / f"{seed}_{len(some)}"
+            points.append(Point(seed, len(some), filter_study.run(inputs, (0,), where, log, processes(), CHOSEN)))
             minutes = (time.monotonic() - started) / 60
-            left = minutes / len(points) * (total - len(points))
-            log(f"{len(points)} of {total} points of the curves after {minutes:.0f} minutes, about {left:.0f} minutes left")
+            log(f"{len(points)} of {total} points of the curves after {minutes:.0f} minutes; larger ones take longer")
+        on_size(points)
     return points
 
 
-def pilot_paths(run: Run, device: Device) -> tuple[EvaluatedPaths, EvaluatedPaths, float]:
-    """Train a pilot and evaluate paths of it.
+def pilots_folder(profile: Profile, key: str) -> FilePath:
+    """Return the folder of the pilots and their points."""
+    return profile_folder(profile) / f"{key}-pilots"
+
+
+def pilot_paths(run: Run, per_bucket: int, device: Device) -> tuple[EvaluatedPaths, EvaluatedPaths, float]:
+    """Train a pilot and evaluate paths of it, unless they are stored.
 
     Its config has default options of the path filter, so the pilot is reused when the options change.
 
+    Args:
+        run: the pilot's run.
+        per_bucket: number of paths to fit to in each FLOPs bucket.
+        device: device for the training.
+
     Returns:
-        The paths to fit to, the test paths, and the noise of their losses.
+        The paths to fit to, which may be more, the test paths, and the noise of their losses.
     """
     sizes, config = run.profile.filter_study, replace(run.config, hparams=replace(run.hparams, filter=Filter()))
-    folder = profile_folder(run.profile) / f"{run.key}-pilots" / f"{run.seed}"
-    weights = folder / "warm_up" / "weights.h5"
-    if not weights.exists():
-        algorithm1.run(config, device, folder, searcher=Pilot)
-    test = evaluated_into(folder / "test.jsonl", config, weights, "test", sizes.test_paths_per_bucket, [])
-    train = evaluated_into(folder / "fit.jsonl", config, weights, "fit", sizes.pilot_paths[-1], [test.file])
+    folder = pilots_folder(run.profile, run.key) / f"{run.seed}"
+    weights, files = folder / "warm_up" / "weights.h5", (folder / "fit.jsonl", folder / "test.jsonl")
+    counts, geometry = (per_bucket, sizes.test_paths_per_bucket), config.network.geometry
+    if not all(_holds(file, count, run) for file, count in zip(files, counts)):
+        if not weights.exists():
+            algorithm1.run(config, device, folder, searcher=Pilot)
+        evaluated_into(files[1], config, weights, "test", counts[1], [])
+        evaluated_into(files[0], config, weights, "fit", counts[0], [files[1]])
+    train, test = (EvaluatedPaths.read(file, geometry) for file in files)
     return train, test, noise_of(config, weights, test)
+
+
+def _holds(file: FilePath, per_bucket: int, run: Run) -> bool:
+    """Return whether a file has evaluated paths, at least `per_bucket` in each FLOPs bucket."""
+    if not file.exists():
+        return False
+    counts = np.bincount(EvaluatedPaths.read(file, run.config.network.geometry).buckets, minlength=run.hparams.buckets)
+    return int(counts.min()) >= per_bucket
+
+
+def archive_points(profile: Profile, output: FilePath) -> None:
+    """Archive the evaluated paths and scores, with which `restore_points` continues a study on another machine."""
+    folder, names = profile_folder(profile), ("fit.jsonl", "test.jsonl", "noise_*.json", "scores.jsonl")
+    found = [file for name in names for file in folder.glob(f"*-pilots/*/{name}")] + list(
+        folder.glob("*-filter/pretraining.jsonl")
+    )
+    archives.pack(archives.archive(output, NAME), {str(file.relative_to(folder)): file for file in found})
+
+
+def restore_points(profile: Profile, output: FilePath) -> None:
+    """Restore the files of `archive_points` that this machine lacks."""
+    archives.restore(archives.archive(output, NAME), profile_folder(profile))
 
 
 def first_of_each_bucket(paths: EvaluatedPaths, per_bucket: int) -> EvaluatedPaths:

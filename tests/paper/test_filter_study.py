@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -279,6 +280,35 @@ def test_curves_are_written_from_points_of_several_pilots_and_sizes(inputs, tmp_
     assert [float(ridge[key]) for key in ("mean", "pilot_1", "pilot_2")] == pytest.approx([0, 1, -1])
     assert float(ours["mean"]) == pytest.approx(1) and float(ours["low"]) == pytest.approx(1)
     assert "| all three and the config's options: Kendall's tau | +1.000 (+1.00 to +1.00) |" in files[0].read_text()
+
+
+def test_the_curves_begin_with_few_paths_of_all_pilots_and_continue_elsewhere(inputs, tmp_path, monkeypatch):
+    """The first numbers decide about the options; the archive holds what was evaluated and fitted, and no weights."""
+    monkeypatch.chdir(tmp_path)
+    profile = load("demo")
+    for name in ("digits-filter/pretraining.jsonl", "digits-pilots/11/fit.jsonl", "digits-pilots/11_35/scores.jsonl"):
+        file = filter_curves.profile_folder(profile) / name
+        file.parent.mkdir(parents=True)
+        file.write_text(name)
+        file.with_name("weights.h5").write_text("large")
+    monkeypatch.setattr(profile.__class__, "check", lambda *arguments: None)
+    monkeypatch.setattr(filter_curves, "pretraining_paths", lambda run: None)
+    asked = []
+
+    def paths_of(run, per_bucket, device):
+        asked.append((per_bucket, run.seed))
+        return inputs.train, inputs.test, 0.1
+
+    monkeypatch.setattr(filter_curves, "pilot_paths", paths_of)
+    monkeypatch.setattr(filter_study, "run", lambda inputs, seeds, where, *others: where)
+    sizes = []
+    points = filter_curves.curves(profile, None, lambda line: None, lambda points: sizes.append(len(points)))
+    assert asked[:4] == [(7, 11), (7, 12), (7, 13), (14, 11)] and sizes == [3, 6, 9, 12, 15] == [*range(3, len(points) + 1, 3)]
+    filter_curves.archive_points(profile, tmp_path / "results")
+    shutil.rmtree("runs")
+    filter_curves.restore_points(profile, tmp_path / "results")
+    restored = sorted(str(file.relative_to("runs/profiles/demo")) for file in Path("runs").rglob("*") if file.is_file())
+    assert restored == ["digits-filter/pretraining.jsonl", "digits-pilots/11/fit.jsonl", "digits-pilots/11_35/scores.jsonl"]
 
 
 def test_a_profile_that_starts_no_runs_has_no_curves(monkeypatch):
