@@ -11,6 +11,7 @@ import yaml
 from ..common.checked import kind_of
 from ..common.errors import UserError
 from ..common.reading import check_depth, parse_json, read_text, short, shown, too_deep
+from ..common.shipped import shipped_configs
 from . import older
 
 MAX_BASES = 16
@@ -62,7 +63,7 @@ def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_config(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a config file and merge it into its base, which may have a base too.
+    """Read a config file and merge it into its base, which may have a base too: another file, or a shipped config's name.
 
     Args:
         path: the file.
@@ -81,8 +82,10 @@ def read_config(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if base is None:
         return content
     if not isinstance(base, str):
-        raise UserError(f"base must be the path of a config, relative to {path.name}, got {shown(base)}")
-    below = read_config(path.parent / base, (*above, path.resolve()))
+        raise UserError(
+            f"base must be the path of a config, relative to {path.name}, or the name of a shipped one, got {shown(base)}"
+        )
+    below = read_config(shipped_configs().get(base, path.parent / base), (*above, path.resolve()))
     below.pop("about", None)  # it describes the base
     for section in ("network", "dataloader"):
         entries, based = content.get(section), below.get(section)
