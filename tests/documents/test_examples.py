@@ -1,4 +1,4 @@
-"""The programs in examples/ and the code in docs/extend/extending.md: what they return is right, not only that they run."""
+"""The networks in examples/: costs equal the built graphs, paths equal static networks, and each trains from its config."""
 
 import importlib
 import json
@@ -12,52 +12,57 @@ import nnabla as nn
 import nnabla.functions as F
 import numpy as np
 import pytest
+from small import detofa_config
 from visit import count_macs, peak_memory
 
+from nnabla_detofa import config as configs
+from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.evaluation.reestimation import reestimate
 from nnabla_detofa.evolution import mutate_many, search
+from nnabla_detofa.methods.algorithm1 import DetOFASearcher
+from nnabla_detofa.methods.build import make_cost, make_model
 from nnabla_detofa.networks.layers import STORED
 from nnabla_detofa.networks.supernet import take_over
 from nnabla_detofa.path_filter.model import PathFilter
+from nnabla_detofa.path_filter.tokens import Tokenizer
+from nnabla_detofa.runs.run_folder import searched_space
 from nnabla_detofa.space.counting import Buckets, count_within
 from nnabla_detofa.space.paths import Path as ArchPath
 from nnabla_detofa.space.paths import PathBatch
-from nnabla_detofa.space.search_space import SearchSpace, ofa_resnet50
+from nnabla_detofa.space.search_space import Operation, SearchSpace, ofa_resnet50
 
 pytestmark = pytest.mark.thorough
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-PROGRAMS = [file for file in EXAMPLES if file.stem not in ("on_digits", "onnx_detect")]  # a library; needs onnxruntime
+PROGRAMS = [ROOT / "examples" / f"{name}.py" for name in ("energy_budget", "quick_start")]
 sys.path.insert(0, str(ROOT / "examples"))
-energy_budget, fcos_head, kernel_choice, mobilenet_backbone, on_digits, quick_start = map(
-    importlib.import_module,
-    ("energy_budget", "fcos_head", "kernel_choice", "mobilenet_backbone", "on_digits", "quick_start"),
+energy_budget, fcos_head, kernel_choice, mobilenet_backbone, quick_start = map(
+    importlib.import_module, ("energy_budget", "fcos_head", "kernel_choice", "mobilenet_backbone", "quick_start")
 )
+NETWORKS = ("kernel_choice", "mobilenet_backbone", "fcos_head")
+SIZE = 64
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A small data set in the place of data/digits, whether that is there or not."""
     root = tmp_path_factory.mktemp("data") / "digits"
-    write_digits(root, train=24, val=16, test=8, image_size=64, crops_train=30, crops_val=10)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(on_digits, "MADE", root)
-        yield root
+    return write_digits(root, train=24, val=8, test=8, image_size=SIZE, crops_train=30, crops_val=10)
 
 
-def squeezed(text):
-    return "".join(text.split())
+def config_of(name: str, data="data", **section) -> configs.Config:
+    """The config of an example, of the sizes of `small.detofa_config`."""
+    return configs.from_dict(content_of(name, data, **section), name)
 
 
-def falls(losses, window=5):
-    return np.mean(losses[-window:]) < np.mean(losses[:window])
-
-
-def macs_of(net, path, size):
-    return count_macs(F.sink(*net(nn.Variable((1, 3, size, size)), path, STORED)))
+def content_of(name: str, data="data", **section) -> dict:
+    content = json.loads((ROOT / "examples" / f"{name}.json").read_text())
+    ((network, settings),) = content["network"].items()
+    small = detofa_config(data)
+    ours = small["network"]["centernet_ofa_resnet50"] | {"width_scale": 0.25 if name == "mobilenet_backbone" else 0.0625}
+    kept = {key: ours[key] for key in settings if key in ours}
+    return small | {"network": {network: {key: value for key, value in settings.items() if key != "weights"} | kept | section}}
 
 
 def run(net, path, images):
@@ -71,26 +76,89 @@ def test_a_program_says_what_it_does(file, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(file), "--help"])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(file), run_name="__main__")
-    text = file.read_text(encoding="utf-8")
-    assert end.value.code == 0 and squeezed(text.split('"""')[1].splitlines()[0]) in squeezed(capsys.readouterr().out)
-    assert len(text.splitlines()) < 180
+    first = file.read_text(encoding="utf-8").split('"""')[1].splitlines()[0]
+    assert end.value.code == 0 and "".join(first.split()) in "".join(capsys.readouterr().out.split())
 
 
-def test_without_the_data_a_small_set_is_made_and_removed(monkeypatch, tmp_path):
-    monkeypatch.setattr(on_digits, "MADE", tmp_path / "missing")
-    with on_digits.digits(64) as sets:
-        files = sets.train.files
-        assert len(files) == 32 and files[0].exists()
-        assert sets.train.load(0).image.shape == (64, 64, 3)
-    assert not files[0].exists()
+# --- What holds for each network --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_is_short_and_its_config_loads(name, monkeypatch):
+    assert (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8").count("\n") < 120
+    config = configs.load(ROOT / "examples" / f"{name}.json")
+    assert config.network_name.startswith(f"{name}:")
+    model, cost = make_model(config, 10), make_cost(config, 10, config.dataloader.image_size)
+    assert cost.flops.extremes(model.space)[1] < 250e6  # small enough for two cores
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_costs_are_those_of_the_built_graph_and_paths_equal_their_own_networks(name):
+    config = config_of(name)
+    net, model = make_model(config, 10), config.network.cost_model(SIZE, 10, "detector")
+    for path in net.space.sample_many(np.random.default_rng(3), 3):
+        static, image = config.network.detector(10, path), nn.Variable((1, 3, SIZE, SIZE))
+        take_over(static, net)
+        output = F.sink(*static(image, path, STORED))
+        assert count_macs(output) == model.flops([path])[0]
+        assert peak_memory(output, image) == model.memory([path])[0]
+        trained = static.get_parameters(grad_only=True).values()
+        assert sum(parameter.d.size for parameter in trained) == model.params([path])[0]
+        images = np.random.default_rng(0).normal(size=(1, 3, SIZE, SIZE))
+        for ours, theirs in zip(run(net, path, images), run(static, path, images)):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_runs_from_its_config_to_an_exported_detector(name, data, tmp_path, monkeypatch, capsys):
+    """`nnabla_nas -f`, stopped and resumed, then what a user does with the run."""
+    monkeypatch.chdir(tmp_path)
+    content = content_of(name, data)
+    content["hparams"] |= {"epochs": 1, "paths_per_operation": 1, "heldout_paths_per_bucket": 2, "mini_batch": 2}
+    Path("own.json").write_text(json.dumps(content))
+
+    def stop(self, *arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DetOFASearcher, "path_thresholds", stop)
+        assert main(["-f", "own.json", "-o", "run"]) == 130
+    assert main(["-f", "own.json", "-o", "run"]) == 0
+    space = searched_space(Path("run"), configs.load("own.json"))
+    assert space.removed and type(space.geometry) is type(config_of(name).network.geometry)
+    image = next(data.glob("JPEGImages/test_*"))
+    latency = [
+        ["measure-latency", "-f", "own.json", "--classes", "10", "--repeats", "1", "--paths", "2", "-o", "latency.json"],
+        ["search", "run", "--latency", "10s", "--latency-table", "latency.json"],
+    ]
+    for command in (
+        ["inspect", "run"],
+        ["report", "run"],
+        ["search", "run", "--memory", "1GB"],
+        ["finetune", "run", "--detector", "subnet_1", "--epochs", "1", "-o", "tuned"],
+        ["evaluate", "tuned"],
+        ["export", "run", "--detector", "subnet_1", "-o", "subnet.nnp", "--fold"],
+        ["detect", "subnet.nnp", str(image), "-o", "of_file", "--threshold", "0"],
+        ["detect", "run", str(image), "--detector", "subnet_1", "-o", "of_run", "--threshold", "0"],
+        ["evaluate-paths", "run", "--per-bucket", "1", "--ap", "-o", "paths.jsonl"],
+        ["train", "own.json", "--dry-run"],
+        *(latency if name != "mobilenet_backbone" else ()),  # layer by layer, which needs ElasticResNet50's
+    ):
+        assert main(command) == 0, (command, capsys.readouterr().err)
+    found = [json.loads(Path(folder, "detections.json").read_text())["images"][0] for folder in ("of_file", "of_run")]
+    scores = [[item["score"] for item in one["objects"][:20]] for one in found]
+    np.testing.assert_allclose(*scores, atol=2e-4)
+    assert len(scores[0]) == 20
 
 
 # --- A new choice of each layer ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def kernels(data):
-    return kernel_choice.main(steps=15)
+def kernels():
+    """The config of the kernel example, its space and its cost model."""
+    config = config_of("kernel_choice", elastic_stem=False)
+    return config.network, config.network.space, config.network.cost_model(SIZE, 10, "detector")
 
 
 def with_choice(path, stage, place, choice):
@@ -100,91 +168,59 @@ def with_choice(path, stage, place, choice):
     return replace(path, expand_ratios=tuple(map(tuple, stages)))
 
 
-def test_training_the_kernel_choice_lowers_the_loss(kernels):
-    assert falls(kernels["losses"])
-
-
 def test_a_larger_kernel_costs_what_it_does_by_hand(kernels):
-    path, net = kernels["space"].largest, kernel_choice.GEOMETRY
+    network, space, cost = kernels
+    path, net = space.largest, network.geometry
     smaller = with_choice(path, 2, 1, kernel_choice.Choice(0.35, 3))
     middle = 22  # of 64 channels (1024 / 16), times 0.35, the divisor is 1
     assert net.middle(net.stage_out(2, 1.0), path.expand_ratios[2][1]) == middle
-    large, small = kernels["cost"].flops([path, smaller])
+    large, small = cost.flops([path, smaller])
     assert large - small == (25 - 9) * middle**2 * 4**2  # stage 3 of 64 pixels is at stride 16
-    large, small = kernels["cost"].params([path, smaller])
+    large, small = cost.params([path, smaller])
     assert large - small == (25 - 9) * middle**2
-    assert kernels["cost"].memory([path]) == kernels["cost"].memory([smaller])
-
-
-def test_the_cost_of_kernels_is_that_of_the_built_graph(kernels):
-    paths = kernels["space"].sample_many(np.random.default_rng(3), 3)
-    assert [macs_of(kernels["net"], path, kernel_choice.SIZE) for path in paths] == kernels["cost"].flops(paths).tolist()
-
-
-def test_a_small_kernel_is_the_middle_of_the_large_one():
-    conv = kernel_choice.KernelConv("conv", 4, 6, 5, np.random.default_rng(0), relu=False)
-    x = nn.Variable.from_numpy_array(np.random.default_rng(1).normal(size=(2, 3, 8, 8)))
-    ours = conv(x, 5, 3, STORED)
-    by_hand = nn.Variable.from_numpy_array(conv.parameters["conv/conv/_W"].d[:5, :3, 1:4, 1:4])
-    theirs = F.convolution(x, by_hand, pad=(1, 1))
-    nn.forward_all([ours, theirs])
-    np.testing.assert_allclose(ours.d, theirs.d / np.sqrt(1 + 1e-5), rtol=1e-5, atol=1e-6)
-
-
-def test_a_path_with_kernels_equals_its_own_network(kernels):
-    path = kernels["space"].sample(np.random.default_rng(5))
-    assert {choice.kernel for stage in path.expand_ratios for choice in stage} == {3, 5}
-    static = kernel_choice.detector(path, seed=1)
-    take_over(static, kernels["net"])
-    images = np.random.default_rng(0).normal(size=(1, 3, 64, 64))
-    for ours, theirs in zip(run(kernels["net"], path, images), run(static, path, images)):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert cost.memory([path]) == cost.memory([smaller])
 
 
 def test_the_space_of_kernels_is_counted_by_hand(kernels):
-    space, cost = kernels["space"], kernels["cost"].flops
+    _, space, cost = kernels
     by_hand = np.prod([3 * sum(4 ** (base + depth) for depth in range(3)) for base in (2, 2, 4, 2)], dtype=object)
-    assert space.size() == by_hand == count_within(space, cost, -np.inf, np.inf)
+    assert space.size() == by_hand == count_within(space, cost.flops, -np.inf, np.inf)
     assert len(space.operations) == 4 * 3 * 3 * 4
 
 
 def test_tokens_tell_kernels_apart(kernels):
-    tokenizer, path = kernels["scorer"].filter.tokenizer, kernels["space"].largest
+    network, space, _ = kernels
+    tokenizer, path = Tokenizer(network.geometry), space.largest
     smaller = with_choice(path, 0, 1, kernel_choice.Choice(0.35, 3))
     assert tokenizer.words(path)[3:5] == ["W1.0_E0.35_K5", "W1.0_E0.35_K5"]
     assert tokenizer.words(smaller)[3:5] == ["W1.0_E0.35_K5", "W1.0_E0.35_K3"]
     assert len(tokenizer.vocabulary) == 3 * 4 + 1 + 3 + 1 + 3
 
 
-def test_pruning_and_search_keep_what_they_promise(kernels):
-    space, pruned, found = (kernels[key] for key in ("space", "pruned", "found"))
-    assert space.largest in pruned and len(pruned.operations) < len(space.operations)
-    assert found.path in pruned and found.cost <= kernels["budget"]
-    assert found.cost == kernels["cost"].flops([found.path])[0]
-    drawn = pruned.sample_many(np.random.default_rng(0), 200)
-    assert pruned.contains_many(drawn).all() and all(path in pruned for path in drawn[:20])
-    assert "E0.2_K3" in str(pruned) + " ".join(map(str, pruned.removed))
-
-
 def test_mutation_changes_kernels(kernels):
-    paths = PathBatch.from_paths([kernels["space"].largest] * 300, kernel_choice.GEOMETRY)
-    mutants = mutate_many(kernels["space"], paths, 0.1, np.random.default_rng(0))
+    network, space, _ = kernels
+    paths = PathBatch.from_paths([space.largest] * 300, network.geometry)
+    mutants = mutate_many(space, paths, 0.1, np.random.default_rng(0))
     seen = {choice for path in mutants for stage in path.expand_ratios for choice in stage}
-    assert seen == set(kernel_choice.GEOMETRY.ratios)
+    assert seen == set(network.geometry.ratios)
 
 
 def test_files_bring_the_choices_back(kernels, tmp_path):
-    pruned, geometry = kernels["pruned"], kernel_choice.GEOMETRY
+    network, space, _ = kernels
+    geometry, choice = network.geometry, kernel_choice.Choice(0.2, 3)
+    pruned = space.without([Operation(0, 1, 1.0, choice)])
+    assert "E0.2_K3" in " ".join(map(str, pruned.removed))
     read = SearchSpace.from_json(json.loads(json.dumps(pruned.to_json())), kernel_choice.KernelGeometry)
     assert read == pruned and read.geometry == geometry and read.removed == pruned.removed
-    arch = json.loads(json.dumps(kernels["found"].path.to_ofa(geometry)))
-    assert ArchPath.from_ofa(arch, geometry) == kernels["found"].path
+    path = pruned.sample(np.random.default_rng(0))
+    arch = json.loads(json.dumps(path.to_ofa(geometry)))
+    assert ArchPath.from_ofa(arch, geometry) == path
     with pytest.raises(UserError, match=r"e of a path must hold only .*, got \(0.2, 7\)"):
         ArchPath.from_ofa({**arch, "e": [[0.2, 7]] * geometry.layers}, geometry)
-    scorer, paths = kernels["scorer"], pruned.sample_many(np.random.default_rng(0), 5)
-    scorer.filter.save(tmp_path / "filter.h5")
+    path_filter = PathFilter(geometry, 3, dim=16, heads=2, layers=1, feed_forward=16, rng=np.random.default_rng(0))
+    path_filter.save(tmp_path / "filter.h5")
     loaded = PathFilter.load(tmp_path / "filter.h5", geometry=geometry)
-    np.testing.assert_array_equal(replace(scorer, filter=loaded)(paths), scorer(paths))
+    assert loaded.settings == path_filter.settings
 
 
 def test_too_many_choices_for_exact_counts_are_refused_and_still_searched():
@@ -202,36 +238,10 @@ def test_too_many_choices_for_exact_counts_are_refused_and_still_searched():
 # --- Another backbone -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def mobile(data):
-    return mobilenet_backbone.main(steps=12)
-
-
-def test_the_mobile_backbone_learns(mobile):
-    assert falls(mobile["losses"], 3)
-
-
-def test_the_table_of_the_mobile_backbone_is_what_the_graph_has(mobile):
-    some = ofa_resnet50(mobilenet_backbone.GEOMETRY, elastic_stem=False).sample_many(np.random.default_rng(0), 3)
-    # A 9x9 matrix makes each 3x3 kernel of the 5x5 one's middle: work on weights, which is no layer's.
-    made = [81 * sum(choice.kernel == 3 for stage in path.expand_ratios for choice in stage) for path in some]
-    counted = [macs_of(mobile["net"], path, mobilenet_backbone.SIZE) for path in some]
-    assert (np.array(counted) - made == mobile["cost"](some)).all()
-
-
-def test_the_mobile_backbone_is_scored_and_searched(mobile):
-    found, geometry = mobile["found"], mobilenet_backbone.GEOMETRY
-    space = ofa_resnet50(geometry, elastic_stem=False)
-    assert found.path in space and found.cost <= mobile["budget"]
-    assert all(2 <= len(choices) <= 4 for choices in found.path.expand_ratios)
-    scores = mobile["scorer"](space.sample_many(np.random.default_rng(0), 50))
-    assert len(np.unique(scores)) > 10 and ((scores > 0) & (scores < 1)).all()
-    assert found.history[-1] > found.history[0]
-
-
-def test_every_batch_normalization_of_the_mobile_backbone_is_reestimated(mobile):
-    path = mobile["found"].path
-    found = reestimate(mobile["net"], path, [np.random.default_rng(0).normal(size=(4, 3, 64, 64))])
+def test_every_batch_normalization_of_the_mobile_backbone_is_reestimated():
+    net = make_model(config_of("mobilenet_backbone"), 10)
+    path = net.space.sample(np.random.default_rng(1))
+    found = reestimate(net, path, [np.random.default_rng(0).normal(size=(4, 3, SIZE, SIZE))])
     assert len(found) == 1 + 3 * sum(map(len, path.expand_ratios)) + 2  # stem, layers, up-convolutions
 
 
@@ -252,11 +262,6 @@ def test_energy_and_joint_bounds_hold():
 # --- Another head -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def fcos(data):
-    return fcos_head.main(steps=25)
-
-
 BOXES, LABELS = np.array([[2.0, 3.0, 8.0, 12.0], [5.0, 4.0, 7.0, 6.0]], np.float32), np.array([4, 7])
 
 
@@ -265,57 +270,54 @@ def fcos_sets():
     return fcos_head.FcosSets(tuple("0123456789"), None, None, None, (64, 64), 4, 8)
 
 
-def test_the_fcos_head_learns(fcos):
-    assert falls(fcos["losses"])
-    assert all(len(boxes) == len(scores) == len(labels) for boxes, scores, labels in fcos["detections"])
+@pytest.fixture(scope="module")
+def fcos():
+    return make_model(config_of("fcos_head"), 10)
 
 
 def test_the_targets_of_fcos_by_hand(fcos_sets):
-    classes, edges, centreness = fcos_sets.targets(BOXES, LABELS)
+    classes, edges, centerness = fcos_sets.targets(BOXES, LABELS)
     np.testing.assert_allclose(edges[:, 8, 3], [1.5, 5.5, 4.5, 3.5])  # cell (3, 8), whose middle is (3.5, 8.5)
     assert classes[4, 8, 3] == 1 and classes[:, 8, 3].sum() == 1
-    assert centreness[0, 8, 3] == pytest.approx(np.sqrt(1.5 / 4.5 * 3.5 / 5.5))
+    assert centerness[0, 8, 3] == pytest.approx(np.sqrt(1.5 / 4.5 * 3.5 / 5.5))
     assert classes[7, 5, 5] == 1 and classes[4, 5, 5] == 0  # in both: the smaller one's
     assert classes.sum() == 6 * 9 and edges[:, 0, 0].sum() == 0
 
 
 def test_decoding_perfect_maps_gives_the_boxes_back(fcos, fcos_sets):
-    classes, edges, centreness = fcos_sets.targets(BOXES, LABELS)
-    maps = (classes * centreness)[None] ** 0.5, edges[None]
-    boxes, scores, labels = (values[0] for values in fcos["net"].decode(maps))
+    classes, edges, centerness = fcos_sets.targets(BOXES, LABELS)
+    maps = (classes * centerness)[None] ** 0.5, edges[None]
+    boxes, scores, labels = (values[0] for values in fcos.decode(maps))
     first = [np.flatnonzero(labels == label)[0] for label in LABELS]
     np.testing.assert_allclose(boxes[first], BOXES, atol=1e-5)
-    both = fcos["net"].with_mirrored(maps, [maps[0][..., ::-1], maps[1][..., ::-1][:, [2, 1, 0, 3]]])
+    both = fcos.with_mirrored(maps, [maps[0][..., ::-1], maps[1][..., ::-1][:, [2, 1, 0, 3]]])
     for one, other in zip(both, maps):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_the_loss_of_perfect_fcos_outputs_is_small(fcos, fcos_sets):
-    classes, edges, centreness = fcos_sets.targets(BOXES, LABELS)
+    classes, edges, centerness = fcos_sets.targets(BOXES, LABELS)
     logits = np.where(classes > 0, 20.0, -20.0)
     distances = np.concatenate([np.log(np.maximum(edges, 1e-3)), np.full((1, 16, 16), 3.0)])
-    variables = [nn.Variable.from_numpy_array(array[None]) for array in (logits, distances, classes, edges, centreness)]
-    losses = fcos["net"].losses(fcos_head.Outputs(*variables[:2]), variables[2:])
+    variables = [nn.Variable.from_numpy_array(array[None]) for array in (logits, distances, classes, edges, centerness)]
+    losses = fcos.losses(variables[:2], variables[2:])
     nn.forward_all(losses)
-    assert losses.classes.d < 1e-5 and abs(losses.edges.d) < 1e-5
-    assert losses.total.d == pytest.approx(losses.centreness.d + losses.classes.d + losses.edges.d, rel=1e-6)
+    total, of_classes, of_edges, of_centerness = (float(loss.d) for loss in losses)
+    assert of_classes < 1e-5 and abs(of_edges) < 1e-5
+    assert total == pytest.approx(of_centerness + fcos_head.CLASSES * of_classes + of_edges, rel=1e-6)
     p = 1 / (1 + np.exp(-3.0))
-    wanted = centreness[classes.any(0, keepdims=True)]
-    assert losses.centreness.d == pytest.approx(-np.mean(wanted * np.log(p) + (1 - wanted) * np.log(1 - p)), rel=1e-5)
-
-
-def test_the_cost_of_the_fcos_head_is_that_of_the_built_graph(fcos):
-    path, cost = fcos["space"].largest, fcos["cost"]
-    image = nn.Variable((1, 3, fcos_head.SIZE, fcos_head.SIZE))
-    output = F.sink(*fcos["net"](image, path, STORED))
-    assert count_macs(output) == cost.flops([path])[0]
-    assert peak_memory(output, image) == cost.memory([path])[0]
+    wanted = centerness[classes.any(0, keepdims=True)]
+    assert of_centerness == pytest.approx(-np.mean(wanted * np.log(p) + (1 - wanted) * np.log(1 - p)), rel=1e-5)
 
 
 @pytest.mark.slow
-def test_the_fcos_head_detects(monkeypatch, tmp_path):
-    monkeypatch.setattr(on_digits, "MADE", write_digits(tmp_path / "digits"))
-    assert fcos_head.main(steps=300)["ap50"] > 0.5
+def test_the_fcos_head_detects(tmp_path, monkeypatch):
+    """The fullnet of the shipped config, as in `nnabla_nas -f examples/fcos_head.json`."""
+    write_digits(tmp_path / "data/digits")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    assert main(["-f", str(ROOT / "examples/fcos_head.json"), "-o", "run", "args.runner=fullnet"]) == 0
+    assert json.loads(Path("run/fullnet.json").read_text())["ap50"] > 0.4
 
 
 # --- The quick start, and the page ------------------------------------------------------------------------------------
@@ -334,19 +336,18 @@ def macs_of_backbone(net, path):
     return count_macs(net.trunk(nn.Variable((1, 3, 64, 64)), path))
 
 
-PAGE = (ROOT / "docs" / "extend" / "extending.md").read_text(encoding="utf-8")
+PAGES = sorted((ROOT / "docs/extend").glob("*.md"))
 
 
-def test_the_code_of_the_page_runs():
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(blocks) >= 5
-    names: dict = {"__name__": "docs.extending"}
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_code_of_a_page_runs(page):
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    names: dict = {"__name__": "docs"}
     for block in blocks:
-        exec(compile(block, "docs/extend/extending.md", "exec"), names)
+        exec(compile(block, page.name, "exec", dont_inherit=True), names)
 
 
-def test_the_page_names_every_example_and_only_files_that_are_there():
-    for file in (*PROGRAMS, ROOT / "examples" / "on_digits.py"):
-        assert f"examples/{file.name}" in PAGE
-    for name in re.findall(r"\b((?:examples|docs|tests)/\w+\.\w+)", PAGE):
-        assert (ROOT / name).exists(), name
+def test_the_pages_name_every_example():
+    text = "".join(page.read_text(encoding="utf-8") for page in (*PAGES, ROOT / "docs/guide/nnablanas.md"))
+    for name in (*NETWORKS, "energy_budget", "quick_start", "in_nnablanas"):
+        assert f"examples/{name}.py" in text
