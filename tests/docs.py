@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ PAGES = (
 )
 PROGRAMS = ("detofa", "nnabla_nas")
 TOOL = r"\.venv/bin/(detofa|nnabla_nas|python -m nnabla_detofa) "
-STARTS = ("make ", ".venv/bin/", ".venv-export/bin/", "detofa ", "nnabla_nas ", "python ", "mpirun ", "pip ")
+STARTS = ("make ", ".venv/bin/", ".venv-export/bin/", "detofa ", "nnabla_nas ", "python ", "mpirun ", "pip ", "PYTHONPATH=")
 """How an inline piece of code begins that is a command."""
 TINY = (
     "args.context=cpu args.device_id=0 args.workers=0 args.evaluation_processes=1 hparams.batch_size=8 hparams.bn_images=8 "
@@ -186,6 +187,9 @@ def check(command: Command) -> None:
 
 def _check_words(words: list[str]) -> None:
     program, *rest = words
+    if program.startswith("PYTHONPATH="):
+        with importable(ROOT / program.partition("=")[2]):
+            return _check_words(rest)
     if program == "make":
         _check_make(rest)
     elif program in ("mpirun", ".venv/bin/mpirun"):
@@ -207,6 +211,16 @@ def _check_words(words: list[str]) -> None:
         pass
     else:
         raise Fault(f"{program} is a program that this check does not know")
+
+
+@contextmanager
+def importable(folder: Path) -> Iterator[None]:
+    """Let modules of a folder be imported, as PYTHONPATH does."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
 
 
 def place_and_arguments(words: list[str]) -> tuple[tuple[str, ...], list[str]]:
@@ -356,14 +370,14 @@ def to_run(command: Command) -> tuple[str, str]:
     if command.place.endswith("--help"):  # what they write must not go where the pages' commands wrote
         text = text.replace(" -o runs/", " -o runs/of_help_")
         text += " -o runs/of_help" if words[1] == "train" and "--dry-run" not in words else ""
-    text = re.sub(rf"^({'|'.join(PROGRAMS)}|python|mpirun) ", r".venv/bin/\1 ", text)
+    text = re.sub(rf"^(PYTHONPATH=\S+ )?({'|'.join(PROGRAMS)}|python|mpirun) ", r"\1.venv/bin/\2 ", text)
     text = re.sub(rf"^(\S*mpirun .*?) ({'|'.join(PROGRAMS)}) ", r"\1 .venv/bin/\2 ", text)
-    return " ".join([text, *_shorter(shlex.split(text))]), ""
+    return " ".join([text, *_shorter(shlex.split(re.sub(r"^PYTHONPATH=\S+ ", "", text)))]), ""
 
 
 def _shorter(words: list[str]) -> list[str]:
     """What is appended to make a command short."""
-    if any(word.startswith("examples/") for word in words) or "--help" in words or "--dry-run" in words:
+    if any(re.match(r"examples/\w+\.py", word) for word in words) or "--help" in words or "--dry-run" in words:
         return []
     if re.search(DRY, " ".join(words)):
         return ["--dry-run"]

@@ -185,8 +185,8 @@ def test_a_mix_that_no_pruned_path_meets_is_searched_in_a(folder, whole_front):
 
 
 def test_a_cost_of_ones_own(folder):
-    """The code that docs/extend/extending.md shows."""
-    page = (FilePath(__file__).parents[2] / "docs/extend/extending.md").read_text(encoding="utf-8")
+    """The code that docs/extend/costs.md shows."""
+    page = (FilePath(__file__).parents[2] / "docs/extend/costs.md").read_text(encoding="utf-8")
     (block,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def with_energy" in block]
     names = {"replace": replace}
     exec(block, names)
