@@ -152,11 +152,6 @@ class OwnDetector(CenternetOfaResnet50):
         """
         return None
 
-    @property
-    def data_sets(self) -> Any:
-        """The class of the data sets, a subclass of `data.sets.DetectionSets` with its own targets; None: CenterNet's."""
-        return None
-
 
 @dataclass(frozen=True)
 class CenternetElasticNeck(OwnDetector):

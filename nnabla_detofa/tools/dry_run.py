@@ -18,6 +18,7 @@ from ..common.errors import UserError
 from ..common.reading import shown_names
 from ..config import CocoData, Config, DetofaHparams, Filter, ImageFolderData, PretrainHparams, Solver, VocData
 from ..data.loader import Loader
+from ..data.sets import sets_type
 from ..data.targets import Targets
 from ..methods.build import make_cost, make_model
 from ..methods.subnet_search import check_budgets
@@ -155,10 +156,11 @@ def network_lines(config: Config, facts: DataFacts, model: Any, cost: CostModel)
     outputs = model(images, space.largest, BATCH)
     yield "network (shapes for one image)"
     yield f"  input {arrays[0].shape}"
-    named = zip(outputs._fields, outputs) if detection else [("logits", outputs)]
+    named = zip(model.map_names, model.maps(outputs)) if detection else [("logits", outputs)]
     yield "  outputs: " + ", ".join(f"{name} {output.shape}" for name, output in named)
     names = Targets._fields if detection else ("label",)
-    yield "  targets: " + ", ".join(f"{name} {array.shape}" for name, array in zip(names, arrays[1:]))
+    shapes = [f"{name} {array.shape}" for name, array in zip(names, arrays[1:])]
+    yield "  targets: " + ", ".join([str(array.shape) for array in arrays[1:]] if sets_type(config) else shapes)
     whole = config.network.cost_model(cost.image_size, facts.num_classes, "detector" if detection else "classifier")
     ends = PathBatch.from_paths([space.largest, smallest_path(space)], space.geometry)
     params, flops = whole.params(ends), cost.flops(ends)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..common.errors import UserError
 from ..common.files import write_json
-from ..config import Config, OwnDetector
+from ..config import Config
 from ..data.augment import letterbox, letterbox_matrix
 from ..data.sets import DetectionSets
 from ..evaluation.metrics import ap_keys
@@ -133,7 +133,7 @@ def export(
         "input": _about_input(net, (batch, 3, *size), normalize),
         "outputs": {name: list(output.shape) for name, output in graph.outputs.items()},
         "stride": sets.stride,
-        **({"network": opened.config.to_dict()["network"]} if isinstance(opened.network, OwnDetector) else {}),
+        **({"network": opened.config.to_dict()["network"]} if ":" in opened.config.network_name else {}),
         "batch_normalization": "folded" if fold else "layers",
         "largest_difference": difference,
         "compared_images": images.shape[0] * batch,

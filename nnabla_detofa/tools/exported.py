@@ -22,6 +22,7 @@ from ..config.network import own_network
 from ..config.values import Side
 from ..data.augment import letterbox_matrix
 from ..evaluation.detections import boxes_in_images
+from ..networks.centernet import detector_of
 from ..networks.decoding import decode
 from ..space.paths import Path
 from .detect import check_image
@@ -156,7 +157,7 @@ def _decoder(content: Mapping[str, Any], about: Metadata) -> Callable[[Sequence[
         raise UserError(f"network in the metadata of the exported detector must have exactly one entry, got {shown(entries)}")
     ((name, settings),) = entries.items()
     network = checked.read(own_network(name), settings, f"network.{name}")
-    return network.detector(len(about.classes), Path.from_ofa(content.get("path", {}), network.geometry)).decode
+    return detector_of(network, len(about.classes), Path.from_ofa(content.get("path", {}), network.geometry)).decode
 
 
 def _centernet(maps: Sequence[np.ndarray]) -> Sequence[Iterable[np.ndarray]]:

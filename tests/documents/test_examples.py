@@ -20,7 +20,7 @@ from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.evaluation.reestimation import reestimate
-from nnabla_detofa.evolution import mutate_many, search
+from nnabla_detofa.evolution import mutate_many
 from nnabla_detofa.methods.algorithm1 import DetOFASearcher
 from nnabla_detofa.methods.build import make_cost, make_model
 from nnabla_detofa.networks.layers import STORED
@@ -28,10 +28,10 @@ from nnabla_detofa.networks.supernet import take_over
 from nnabla_detofa.path_filter.model import PathFilter
 from nnabla_detofa.path_filter.tokens import Tokenizer
 from nnabla_detofa.runs.run_folder import searched_space
-from nnabla_detofa.space.counting import Buckets, count_within
+from nnabla_detofa.space.counting import count_within
 from nnabla_detofa.space.paths import Path as ArchPath
 from nnabla_detofa.space.paths import PathBatch
-from nnabla_detofa.space.search_space import Operation, SearchSpace, ofa_resnet50
+from nnabla_detofa.space.search_space import Operation, SearchSpace
 
 pytestmark = pytest.mark.thorough
 
@@ -221,18 +221,6 @@ def test_files_bring_the_choices_back(kernels, tmp_path):
     path_filter.save(tmp_path / "filter.h5")
     loaded = PathFilter.load(tmp_path / "filter.h5", geometry=geometry)
     assert loaded.settings == path_filter.settings
-
-
-def test_too_many_choices_for_exact_counts_are_refused_and_still_searched():
-    six = tuple(kernel_choice.Choice(ratio, kernel) for ratio in (0.2, 0.25, 0.35) for kernel in (3, 5))
-    space = ofa_resnet50(kernel_choice.KernelGeometry(ratios=six), elastic_stem=False)
-    cost = kernel_choice.KernelCost(64, 10, "backbone", space.geometry)
-    with pytest.raises(UserError, match="plain function"):
-        Buckets(space, cost.flops).share(0)
-    budget = np.mean(cost.flops.extremes(space))
-    rng = np.random.default_rng(0)
-    found = search(space, energy_budget.width, lambda paths: cost.flops(paths), budget, rng, 3, 10)
-    assert found.path in space and found.cost <= budget
 
 
 # --- Another backbone -------------------------------------------------------------------------------------------------
