@@ -176,7 +176,7 @@ data/digits_1600: $(READY)
 
 # ONLY="P1 P3" takes these measures alone; UPSTREAM=folder of NNablaNAS' sources adds P2.
 bench: data/digits ## Speed of each part beside what bounds it; writes results/bench.json (some minutes)
-	@$(BIN)/python tests/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(UPSTREAM),--upstream $(call quoted,$(UPSTREAM)))
+	@$(BIN)/python tests/bench $(if $(ONLY),--only $(ONLY)) $(if $(UPSTREAM),--upstream $(call quoted,$(UPSTREAM)))
 
 setup-export: $(EXPORT_READY) ## Make .venv-export, which writes and runs ONNX (2.3 GB, a few minutes)
 
