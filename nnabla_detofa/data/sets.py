@@ -169,17 +169,18 @@ class ClassificationSets:
         return Pixels.of(center_pixels(image, self.image_size[0], self.center_share), self.normalization), np.array([label])
 
 
-def open_sets(config: Config, stride: int | None = None) -> DetectionSets | ClassificationSets:
+def open_sets(config: Config, stride: int | None = None, quiet: bool = False) -> DetectionSets | ClassificationSets:
     """Open the datasets of a config and check that all files they need exist.
 
     Args:
         config: the config, of which `dataloader` and the seed are used.
         stride: input pixels per heatmap cell of the detector; None means 4.
+        quiet: do not log warnings about the data.
 
     Raises:
         UserError: a folder, a split or an annotation is missing or broken, or a split is too small or has no objects.
     """
-    with heard() as warnings:
+    with heard(quiet) as warnings:
         sets = _open(config, stride)
     return replace(sets, warnings=tuple(warnings))
 

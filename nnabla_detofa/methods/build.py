@@ -15,12 +15,13 @@ from ..space.costs import CostModel
 Supernet = supernet.SearchNet | centernet.Detector
 
 
-def build(config: Config, pretrained: bool = True) -> tuple[Supernet, Sets, CostModel]:
+def build(config: Config, pretrained: bool = True, quiet: bool = False) -> tuple[Supernet, Sets, CostModel]:
     """Create the supernet, the datasets and the cost model of a config.
 
     Args:
         config: config of a run.
         pretrained: load the config's weights file, if it names one.
+        quiet: do not log warnings about the data, because the training of the run has logged them.
 
     Raises:
         UserError: a dataset or the weights are missing or damaged, or do not match the config.
@@ -28,7 +29,7 @@ def build(config: Config, pretrained: bool = True) -> tuple[Supernet, Sets, Cost
     network, stride = config.network, None
     if isinstance(network, CenternetOfaResnet50):
         stride = network.head_geometry(1).output_stride(network.geometry)
-    sets = open_sets(config, stride)
+    sets = open_sets(config, stride, quiet)
     classes = len(sets.classes)
     model = make_model(config, classes, network.weights if pretrained else None)
     return model, sets, make_cost(config, classes, sets.image_size)

@@ -86,7 +86,7 @@ def open_detector(run: FilePath, detector: str, overrides: Sequence[str] = ()) -
     check_has_detectors(run, config, "a detector")
     path = find_path(run, detector, config.network.space)
     file = detector_weights(run, detector, config)
-    net, sets, cost = build(config, pretrained=False)
+    net, sets, cost = build(config, pretrained=False, quiet=not overrides)
     assert isinstance(sets, DetectionSets)  # the run trains detectors
     check_classes(run, sets.classes)
     if detector == FINE_TUNED:

@@ -22,7 +22,7 @@ from ..common.reading import one_line
 from ..config import CocoSplit, Config
 from ..data.check import check_coco, check_voc, check_yolo
 from ..data.check_report import DataReport
-from ..data.sets import DetectionSets, heard, open_sets
+from ..data.sets import DetectionSets, open_sets
 from ..methods.build import make_cost
 from ..space.costs import cost_range
 
@@ -92,8 +92,8 @@ def write_config(
         chosen = Chosen({**chosen.parts, "val": None}, chosen.notes)  # the default names a split
     network = _network(small, weights or (SHIPPED if small else None))
     data: dict[str, Any] = {"root": str(root), **chosen.parts, **({"holdout": 1} if held_out else {})}
-    with heard(quiet=True):  # the report already has these warnings
-        sets = open_sets(configs.from_dict({"network": network, "dataloader": {kind: data}}, "draft"))
+    draft = configs.from_dict({"network": network, "dataloader": {kind: data}}, "draft")
+    sets = open_sets(draft, quiet=True)  # the report already has the warnings
     assert isinstance(sets, DetectionSets)
     plan = _plan(kind, root, small, sets, held_out)
     data["image_size"] = plan.side

@@ -109,7 +109,7 @@ def _steps_per_epoch(run: FilePath, config: Config, phase: TrainingPhase, phases
         if other.batch_size == phase.batch_size and other.epochs and (step := _saved_step(run / slug(other.name))):
             return step // other.epochs.stop
     try:
-        return phase.steps_per_epoch(len(open_sets(config).train))
+        return phase.steps_per_epoch(len(open_sets(config, quiet=True).train))
     except UserError:
         return None
 

@@ -192,7 +192,7 @@ def draw_detections(run: FilePath, summary: dict) -> Figure:
     Raises:
         UserError: the data are missing, or the file of detections is damaged.
     """
-    sets = open_sets(run_config(run))
+    sets = open_sets(run_config(run), quiet=True)
     assert isinstance(sets, DetectionSets)  # `write_report` rejects pre-trainings
     detector, title = "fullnet", "the fullnet"
     if budgets := [result["budget"] for result in summary["subnets"]]:

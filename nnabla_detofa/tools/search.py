@@ -332,7 +332,7 @@ def _rows(run: FinishedRun, paths: PathBatch, scores: Sequence[float]) -> list[d
 def _losses(run: FinishedRun, rows: Sequence[dict], note: Callable[[str], None]) -> list[float] | None:
     """Return the validation losses of the rows' paths; None if weights or data are missing."""
     try:
-        model, sets, _ = build(run.config, pretrained=False)
+        model, sets, _ = build(run.config, pretrained=False, quiet=True)
         weights.load(model, final_weights(run.folder, run.config))
     except UserError as error:
         note(f"comparing winners by score instead of validation loss: {error}")
@@ -372,9 +372,9 @@ def table(result: dict) -> str:
         lines.append(markdown_row([str(row["bucket"] + 1), *values, best]))
     lines += [
         "",
-        f"searched {result['space']} for {result['seconds']:.1f} seconds, {result['scoring_share']:.0%} of which scored "
-        f"{result['scored']} paths; scores are comparable within a FLOPs bucket only"
+        f"searched the space {result['space']} in {result['seconds']:.1f} seconds, of which {result['scoring_share']:.0%} for "
+        f"the scores of {result['scored']} paths; scores are comparable only within a FLOPs bucket"
         + ("" if result["flops_of"] == "detector" else "; all costs but FLOPs are of the whole detector")
-        + (f"; the winners were compared by {result['compared_by']}" if "compared_by" in result else ""),
+        + (f"; the best paths of the buckets were compared by {result['compared_by']}" if "compared_by" in result else ""),
     ]
     return "\n".join(lines)

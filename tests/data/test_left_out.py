@@ -119,6 +119,7 @@ def test_the_run_and_the_check_say_what_is_left_out(tmp_path, caplog, name):
     assert said(config_of(tree_of(tmp_path / "sound")), caplog) == []
     logged = said(config, caplog)
     assert len(logged) == 1 and text.replace("['train']", "('train',)") in logged[0], logged
+    assert open_sets(config, quiet=True).warnings == tuple(logged) and caplog.messages == logged
     report = check_config(config)
     assert report.fatal == []
     if name == "in shares of the image":
