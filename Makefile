@@ -27,7 +27,7 @@ STUDIES := $(TABLES) $(FIGURES) $(BESIDE) tables figures paper
     clean
 
 help: ## This list
-	@sed -n 's/^\([a-zA-Z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-17s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-zA-Z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r target text; do printf '%-22s %s\n' "$$target" "$$text"; done
 
 setup: $(READY) ## Make .venv with Python 3.10 and the exact versions of requirements.lock
 
@@ -61,7 +61,7 @@ test-faults: $(READY) ## Kill runs at random moments, compare two processes with
 test-docs: $(READY) ## Run the commands and the code of the documents, made short where they take long (8 minutes)
 	$(BIN)/python tests/docs.py
 
-parity: $(READY) ## Compare with the figures of independent implementations and print each error (15 seconds)
+parity: $(READY) ## Compare with numbers of independent implementations, and print each error (15 seconds)
 	$(BIN)/python tests/parity.py
 
 test-null-gpu: $(READY) ## Run the CUDA extension without a GPU on counting stand-ins (gcc, binutils; 350 MB, 10 minutes)
@@ -97,7 +97,7 @@ pretrain: data/digits ## Train the weights that the demo and Figure 7 start from
 	$(BIN)/python -m nnabla_detofa train configs/digits_pretrain_fullnet.json -o runs/digits_pretrain_fullnet --processes auto
 	$(BIN)/python -m nnabla_detofa export-weights runs/digits_pretrain_fullnet configs/weights
 
-evaluation-study: $(READY) ## How many images a path's evaluation needs; after the demo (10 minutes); writes docs/concepts/path-evaluation/
+evaluation-study: $(READY) ## Measure how many images the evaluation of a path needs; after the demo (10 minutes); writes docs/concepts/path-evaluation/
 	$(BIN)/python -m nnabla_detofa image-count-study runs/demo --weights warm_up/weights.h5 --per-bucket 6 --bn-images 128 \
 	    -o docs/concepts/path-evaluation/demo.md
 	$(BIN)/python -m nnabla_detofa image-count-study -f configs/digits_pretrain.json \
@@ -106,31 +106,31 @@ evaluation-study: $(READY) ## How many images a path's evaluation needs; after t
 table1: $(READY) ## Table 1, the sizes of the search spaces, with exact counts; writes results/table1/
 	$(BIN)/python -m nnabla_detofa paper table1
 
-table2: ## What each method costs
+table2: ## Cost of each method
 table3: ## The path filter under each setting
-tableA1: ## The spaces of OFA's progressive shrinking
-tableA2: ## Their epochs
+tableA1: ## Search spaces of progressive shrinking
+tableA2: ## Epochs of progressive shrinking
 tableA3: ## The path filter at other pruning ratios
-figure3: ## Which operations are pruned
-figure4: ## Which of 15 random paths of each bucket are kept
+figure3: ## Pruned operations
+figure4: ## Random paths of each bucket, kept or pruned
 figure5: ## The best path of each method under each budget
 figure6: ## Random paths of each FLOPs bucket
-figure7: ## What the supernet is pre-trained on
+figure7: ## Initial weights of the supernet
 figure8: ## Operation scores before and after the transfer
 figure9: ## Strategies of operation pruning
 figure10: ## Ratios of path and operation pruning
-figureA1: ## As Figure 7, on COCO
+figureA1: ## The same as Figure 7, for COCO
 figureA2: ## Path pruning: none, uniform, by score
-controls: ## What more steps, training and the choice of paths gain (not in the paper)
+controls: ## Gains from more steps, from training and from the choice of paths (not in the paper)
 architectures: ## Depth and width of the found subnets (section 4.2)
 tables: table1 ## All tables
 figures: ## All figures
 paper: table1 ## All tables and figures
 
-# PROFILE=demo, bccd or paper; SEEDS=3 for the seeds 0, 1 and 2 where several seeds count; SET="key=value ..." replaces entries
+# PROFILE=demo, bccd or paper; SEEDS=3 for the seeds 0, 1 and 2 where several seeds count; SET="key=value ..." overrides keys
 # of the data sets' configs. They reach the program as they are, quotes and all.
 export SET
-# A text as one word of the shell, whatever it holds.
+# A string as one word of the shell, with any characters.
 quoted = '$(subst ','\'',$(1))'
 DATA_OF_study := data/digits data/digits_1600
 DATA_OF_demo := data/digits
@@ -150,14 +150,14 @@ study: data/digits data/digits_1600 ## The study: methods and controls of seeds 
 
 # KEPT=1 looks for no runs and takes what results/<profile>/runs holds; above it starts only runs that are not held there
 RESULTS_FLAGS = --profile $(call quoted,$(PROFILE)) $(if $(filter-out 1,$(SEEDS)),--seeds $(call quoted,$(SEEDS))) $(if $(KEPT),--kept)
-results: $(READY) ## All tables, figures, claims and the page of PROFILE, from the kept files of its runs alone (a minute)
+results: $(READY) ## All tables, figures, claims and the page of PROFILE, from the archived files of its runs alone (a minute)
 	$(if $(filter demo,$(PROFILE)),$(if $(wildcard runs/demo/summary.json),$(BIN)/python -m nnabla_detofa report runs/demo -o results/demo))
 	$(BIN)/python -m nnabla_detofa paper results $(RESULTS_FLAGS)
 
-claims: $(READY) ## The paper's claims C1 to C8 with intervals and verdicts, from the kept files of runs
+claims: $(READY) ## The paper's claims C1 to C8 with intervals and verdicts, from the archived files of runs
 	$(BIN)/python -m nnabla_detofa paper results claims $(RESULTS_FLAGS)
 
-filter-study: data/digits ## How many paths the path filter needs, beside other rankings, on pilot supernets that it trains (hours)
+filter-study: data/digits ## Measure how many paths the path filter needs, compared with other rankings, on pilot supernets that it trains (hours)
 	$(BIN)/python -m nnabla_detofa paper filter-study --profile $(call quoted,$(PROFILE)) $(if $(KEPT),--kept)
 
 report: $(READY) ## All results of PROFILE as one HTML page, results/<profile>/report.html
@@ -175,7 +175,7 @@ data/digits_1600: $(READY)
 	$(BIN)/python -m nnabla_detofa data digits --root data/digits_1600 --train 1600 --val 256 --test 2000 --no-crops
 
 # ONLY="P1 P3" takes these measures alone; UPSTREAM=folder of NNablaNAS' sources adds P2.
-bench: data/digits ## Speed of each part beside what bounds it; writes results/bench.json (some minutes)
+bench: data/digits ## Measure the speed of each part relative to its bound; writes results/bench.json (some minutes)
 	@$(BIN)/python tests/bench $(if $(ONLY),--only $(ONLY)) $(if $(UPSTREAM),--upstream $(call quoted,$(UPSTREAM)))
 
 setup-export: $(EXPORT_READY) ## Make .venv-export, which writes and runs ONNX (2.3 GB, a few minutes)
@@ -183,7 +183,7 @@ setup-export: $(EXPORT_READY) ## Make .venv-export, which writes and runs ONNX (
 test-export: $(EXPORT_READY) ## Run the tests of exported detectors, ONNX included
 	$(BIN)/python -m pytest tests/tools/test_export.py
 
-clean: ## Remove the environments and what tools left behind; data/ and runs/ stay
+clean: ## Remove the environments and the files of tools; data/ and runs/ stay
 	rm -rf $(VENV) $(EXPORT) $(DOCS) site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
