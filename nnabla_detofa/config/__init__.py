@@ -6,7 +6,15 @@ from .dataloader import DATALOADERS, AnyData, AnyDetectionData, CocoData, CocoSp
 from .files import without_duplicates
 from .hparams import DetofaHparams, Filter, OperationPruning, PretrainHparams
 from .load import check_batch_norm, from_dict, from_run, load, overridden
-from .network import NETWORKS, UNMARKED, CenternetElasticNeck, CenternetOfaResnet50, OfaResnet50, OwnDetector
+from .network import (
+    NETWORKS,
+    CenternetElasticNeck,
+    CenternetOfaResnet50,
+    OfaResnet50,
+    OwnClassifier,
+    OwnDetector,
+    network_type,
+)
 from .older import completed
 from .optimizer import Solver, Solvers
 from .values import Count, Positive, Share
@@ -29,6 +37,7 @@ __all__ = [
     "NETWORKS",
     "OfaResnet50",
     "OperationPruning",
+    "OwnClassifier",
     "OwnDetector",
     "Positive",
     "PretrainHparams",
@@ -36,7 +45,6 @@ __all__ = [
     "Share",
     "Solver",
     "Solvers",
-    "UNMARKED",
     "VocData",
     "YoloData",
     "WITHOUT_EFFECT",
@@ -44,6 +52,7 @@ __all__ = [
     "from_dict",
     "from_run",
     "load",
+    "network_type",
     "overridden",
     "check_batch_norm",
     "without_duplicates",

@@ -20,7 +20,7 @@ from .config import RUNNERS, Config
 from .dataloader import DATALOADERS, AnyData, ImageFolderData
 from .files import merged, parse_yaml, read_config
 from .hparams import DetofaHparams, PretrainHparams
-from .network import NETWORKS, CenternetOfaResnet50, OfaResnet50, own_network
+from .network import NETWORKS, CenternetOfaResnet50, OfaResnet50, network_type
 from .optimizer import Solvers
 
 SECTIONS = ("about", "args", "network", "dataloader", "optimizer", "hparams")
@@ -146,9 +146,10 @@ def _one_entry(
         raise UserError(f"{section} must have exactly one entry, {listed(usable, 'or')}, got {got}")
     ((name, settings),) = entries.items()
     if section == "network" and isinstance(name, str) and ":" in name:
-        if "centernet_ofa_resnet50" not in usable:
-            raise UserError(f"network must be {listed(usable, 'or')} for the runner {runner}, got {name}")
-        return name, read(own_network(name), settings, f"{section}.{name}")
+        kind = network_type(name)
+        if issubclass(kind, CenternetOfaResnet50) != ("centernet_ofa_resnet50" in usable):
+            raise UserError(f"network must be {listed(usable, 'or')}, or of their kind, for the runner {runner}, got {name}")
+        return name, read(kind, settings, f"{section}.{name}")
     check_keys(section, entries, known)
     if name not in usable:
         raise UserError(f"{section} must be {listed(usable, 'or')} for the runner {runner}, got {name}")

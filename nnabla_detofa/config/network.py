@@ -85,6 +85,25 @@ class OfaResnet50:
 
 
 @dataclass(frozen=True)
+class OwnClassifier(OfaResnet50):
+    """Base class of a classification supernet of your own, for the pre-training of a detector's backbone; see `OwnDetector`."""
+
+    def classifier(
+        self,
+        num_classes: int,
+        path: Path | None = None,
+        rng: np.random.Generator | None = None,
+        normalization: Normalization = IMAGENET,
+        label_smoothing: float = 0.0,
+    ) -> Any:
+        """Create the supernet, a `networks.supernet.Classifier`, or with `path` the static network of one path.
+
+        Here it returns None: the elastic ResNet50 of `geometry`. The arguments are those of `Classifier`.
+        """
+        return None
+
+
+@dataclass(frozen=True)
 class CenternetOfaResnet50(OfaResnet50):
     """The detection supernet: CenterNet on the elastic backbone.
 
@@ -172,12 +191,17 @@ class CenternetElasticNeck(OwnDetector):
         return replace(super().geometry, named=(*ups, Choices(HEADS, self.head_widths)))
 
 
-def own_network(name: str) -> type[OwnDetector]:
-    """Import the class of a network that is named by its import path.
+def network_type(name: str) -> type[OfaResnet50]:
+    """Return the class of the section of a network: one of `NETWORKS`, or a class that the name imports.
 
     Raises:
-        UserError: the module or the class cannot be imported, or the class is not a dataclass based on `OwnDetector`.
+        UserError: the module or the class cannot be imported, or it is not a dataclass based on `OwnDetector` or
+            `OwnClassifier`.
     """
+    return NETWORKS[name] if name in NETWORKS else _own_network(name)
+
+
+def _own_network(name: str) -> type[OwnDetector | OwnClassifier]:
     module, _, attribute = name.partition(":")
     try:
         found = import_module(module)
@@ -190,8 +214,10 @@ def own_network(name: str) -> type[OwnDetector]:
     kind = getattr(found, attribute, None)
     if kind is None:
         raise UserError(f"network {name}: the module {module} has no class {attribute}{nearest(attribute, vars(found))}")
-    if not (isinstance(kind, type) and issubclass(kind, OwnDetector) and is_dataclass(kind)):
-        raise UserError(f"network {name}: {attribute} must be a frozen dataclass based on nnabla_detofa.config.OwnDetector")
+    if not (isinstance(kind, type) and issubclass(kind, (OwnDetector, OwnClassifier)) and is_dataclass(kind)):
+        raise UserError(
+            f"network {name}: {attribute} must be a frozen dataclass based on nnabla_detofa.config.OwnDetector or OwnClassifier"
+        )
     return kind
 
 
@@ -201,5 +227,3 @@ NETWORKS = {
     "centernet_elastic_neck": CenternetElasticNeck,
 }
 """Networks by their names in a config."""
-UNMARKED = ("ofa_resnet50", "centernet_ofa_resnet50")
-"""Networks whose weights files do not name them, as in older versions."""

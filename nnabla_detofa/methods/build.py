@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, replace
+from functools import partial
+
 import numpy as np
 
 from ..common.errors import UserError
-from ..config import CenternetOfaResnet50, Config, DetofaHparams, OwnDetector, PretrainHparams
+from ..config import CenternetOfaResnet50, Config, DetofaHparams, OwnClassifier, OwnDetector, PretrainHparams
 from ..data.sets import open_sets
 from ..evaluation.images import Sets
 from ..networks import centernet, supernet
 from ..networks import weights as weights_files
 from ..space.costs import CostModel
 
-Supernet = supernet.SearchNet | centernet.Detector
+Supernet = supernet.Classifier | centernet.Detector
 
 
 def build(config: Config, pretrained: bool = True, quiet: bool = False) -> tuple[Supernet, Sets, CostModel]:
@@ -54,17 +58,23 @@ def make_model(config: Config, num_classes: int, weights: str | None = None) -> 
             f"got {network.num_classes}"
         )
     rng, normalization = np.random.default_rng((config.args.seed, 1)), config.dataloader.normalization
-    if isinstance(network, OwnDetector):
-        net = centernet.detector_of(network, num_classes, rng=rng, normalization=normalization)
-        net.network = config.network_name
+    smoothing = config.hparams.label_smoothing if isinstance(config.hparams, PretrainHparams) else 0.0
+    if isinstance(network, (OwnDetector, OwnClassifier)):
+        settings = json.dumps(asdict(replace(network, num_classes=num_classes, weights=None)))
+        net: Supernet
+        if isinstance(network, OwnDetector):
+            net = centernet.detector_of(network, num_classes, rng=rng, normalization=normalization)
+        else:
+            net = supernet.classifier_of(network, num_classes, None, rng, normalization, smoothing)
+        net.network, net.network_settings = config.network_name, settings
         if weights:
-            weights_files.load_backbone(net, weights)
+            load = weights_files.load_backbone if isinstance(network, OwnDetector) else partial(weights_files.load, adapt=True)
+            load(net, weights)
         return net
     common = num_classes, network.width_scale, network.strides, network.elastic_stem, network.zero_init_residual
     if isinstance(network, CenternetOfaResnet50):
         head = network.deconv_channels, network.head_channels, network.heatmap_std
         return centernet.SearchNet(*common, *head, weights, rng, normalization)
-    smoothing = config.hparams.label_smoothing if isinstance(config.hparams, PretrainHparams) else 0.0
     return supernet.SearchNet(*common, weights, smoothing, rng, normalization)
 
 

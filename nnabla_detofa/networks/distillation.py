@@ -46,8 +46,7 @@ class Distillation:
 
     def __init__(self, net: Classifier, path: Path, arrays: Mapping[str, np.ndarray], ratio: float = 1.0):
         self.net, self.path, self.ratio = net, path, ratio
-        classes = net.get_parameters()["classifier/0/linear/linear/_b"].shape[0]
-        self.teacher = Classifier(classes, net.space.geometry, path=path)
+        self.teacher = net.static(path)
         weights.fill(self.teacher.get_parameters(), arrays, "the fullnet's weights")
         for parameter in self.teacher.get_parameters().values():
             parameter.need_grad = False

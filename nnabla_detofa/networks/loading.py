@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..common.checked import read
 from ..common.errors import UserError
+from ..config import CenternetOfaResnet50, OwnClassifier, network_type
 from ..space.geometry import OFA_RESNET50, Geometry
 from ..space.search_space import ofa_resnet50
 from . import weights as weights_file
@@ -28,7 +31,7 @@ CLASSES = {"classification": "classifier/0/linear/linear/_b", "detection": "heat
 
 def load_supernet(
     weights: str | os.PathLike, task: str = "classification", num_classes: int | None = None, **options: Any
-) -> supernet.SearchNet | centernet.SearchNet:
+) -> supernet.Classifier | centernet.Detector:
     """Load a supernet from a weights file; see `nnabla_detofa.load_supernet`."""
     from . import centernet, supernet
 
@@ -36,6 +39,8 @@ def load_supernet(
         raise UserError(f"task must be {' or '.join(CLASSES)}, got {task!r}")
     kind = (centernet if task == "detection" else supernet).SearchNet
     arrays = weights_file.read(weights)
+    if (own := weights_file.network_of(weights)) is not None:
+        return _recorded(weights, arrays, *own, num_classes, options)
     options = {"normalization": weights_file.normalization_of(weights), **found_in(arrays, task, str(weights)), **options}
     stored = weights_file.strides_of(weights)
     if stored is not None:
@@ -50,6 +55,34 @@ def load_supernet(
         if name not in ("num_classes", *known):
             raise UserError(f"load_supernet has no option {name} for {task}; known are {', '.join(known)}")
     net = kind(**options)
+    weights_file.load(net, weights, arrays)
+    return net
+
+
+def _recorded(
+    weights: str | os.PathLike,
+    arrays: Mapping[str, np.ndarray],
+    name: str,
+    settings: Any,
+    num_classes: int | None,
+    options: Mapping[str, Any],
+) -> supernet.Classifier | centernet.Detector:
+    """Load a supernet whose file records its name and settings, such as one of the user's own."""
+    from . import centernet, supernet
+
+    network = read(network_type(name), settings, f"the network {name} recorded in {weights}")
+    classes = network.num_classes
+    if options or num_classes not in (None, classes) or classes is None:
+        got = ", ".join(options) or f"num_classes={num_classes}"
+        raise UserError(f"{weights} records the settings of its network {name}, with {classes} classes; leave out {got}")
+    normalization = weights_file.normalization_of(weights)
+    net: supernet.Classifier | centernet.Detector
+    if isinstance(network, OwnClassifier):
+        net = supernet.classifier_of(network, classes, normalization=normalization)
+    else:
+        assert isinstance(network, CenternetOfaResnet50)
+        net = centernet.detector_of(network, classes, normalization=normalization)
+    net.network, net.network_settings = name, json.dumps(settings)
     weights_file.load(net, weights, arrays)
     return net
 

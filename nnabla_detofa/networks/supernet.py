@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from ..backend.compat import F, Mo, Parameter, nn
 from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
+from ..config import OwnClassifier
 from ..space.geometry import OFA_RESNET50, Geometry
 from ..space.paths import Path
 from ..space.search_space import ofa_resnet50
@@ -54,6 +56,10 @@ class Classifier(ElasticResNet50):
     def losses(self, outputs: nn.Variable, targets: Sequence[nn.Variable]) -> tuple[nn.Variable, ...]:
         """Return the training loss, cross entropy with label smoothing against labels (B, 1), as a tuple of one scalar."""
         return (classification_loss(outputs, targets[0], self._label_smoothing),)
+
+    def static(self, path: Path) -> Classifier:
+        """Create the static network of a path, with initial weights."""
+        return Classifier(self.classifier.parameters["0/linear/linear/_b"].shape[0], self.space.geometry, path=path)
 
     def loss(self, outputs: nn.Variable, targets: Sequence[nn.Variable], loss_weights: None = None) -> nn.Variable:
         """Return the cross entropy without label smoothing, by which paths are compared."""
@@ -123,6 +129,23 @@ def take_over(target: Mo.Module, source: Mo.Module, statistics: Mapping | None =
     for layer in (module for _, module in target.get_modules() if isinstance(module, ConvBN)):
         if statistics is not None:
             layer.mean.d, layer.var.d = statistics[layer.name]
+
+
+def classifier_of(
+    network: OwnClassifier,
+    num_classes: int,
+    path: Path | None = None,
+    rng: np.random.Generator | None = None,
+    normalization: Normalization = IMAGENET,
+    label_smoothing: float = 0.0,
+) -> Classifier:
+    """Create the classification supernet of the user's own, or with `path` the static network of one path."""
+    net = network.classifier(num_classes, path, rng, normalization, label_smoothing)
+    if net is None:
+        initial = network.zero_init_residual
+        net = Classifier(num_classes, network.geometry, initial, rng, path, label_smoothing, normalization)
+    net.space, net.static = network.space, partial(classifier_of, network, num_classes)
+    return net
 
 
 class SearchNet(Classifier):

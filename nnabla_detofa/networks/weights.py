@@ -20,7 +20,7 @@ from ..common import checked
 from ..common.errors import UserError
 from ..common.files import new_hdf5
 from ..common.normalization import FIRST_CONV, FIRST_MEAN, UNRECORDED, Normalization, adapted
-from ..common.reading import short, shown
+from ..common.reading import parse_json, short, shown
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +104,9 @@ def _check_item(item: h5py.Dataset, name: str, file: FilePath, most: int) -> Non
         raise UserError(f"the parameter {name} in {file} declares {item.nbytes} bytes, but the file stores only {stored}")
 
 
-NETWORK = "network"
-"""Attribute of a weights file: the import path of the class of a network of the user's own; ours have none."""
+NETWORK, SETTINGS = "network", "network_settings"
+"""Attributes of a weights file: the name of the network, such as the import path of its class, and its settings as JSON. The
+files of the paper's networks have none."""
 STRIDES, NORMALIZATION = "strides", "normalization"
 """Attributes of a weights file that its shapes do not determine: the strides of the supernet's stages, and the mean and
 standard deviation of its images, (2, 3)."""
@@ -141,8 +142,8 @@ def write(
 
 def save(net: Mo.Module, file: str | os.PathLike) -> None:
     """Write the parameters of a network, and the attributes that `load` and `loading.load_supernet` need."""
-    space, network = getattr(net, "space", None), getattr(net, NETWORK, None)
-    attributes = {NETWORK: network} if network else {}
+    space = getattr(net, "space", None)
+    attributes = {name: getattr(net, name) for name in (NETWORK, SETTINGS) if getattr(net, name, None)}
     write(file, net.get_parameters(), space and space.geometry.strides, getattr(net, "normalization", None), **attributes)
 
 
@@ -178,6 +179,22 @@ def normalization_of(file: str | os.PathLike) -> Normalization:
         raise UserError(f"the normalization stored in {file} must be a mean and a std of 3 numbers each, got {shown(stored)}")
     mean, std = np.asarray(stored, float).tolist()
     return checked.read(Normalization, {"mean": mean, "std": std}, f"the normalization stored in {file}")
+
+
+def network_of(file: str | os.PathLike) -> tuple[str, Any] | None:
+    """Return the name and the settings of the network that a weights file records, or None for one of the paper's.
+
+    Raises:
+        UserError: it records no valid settings.
+    """
+    with h5py.File(file, "r") as opened:
+        name, settings = opened.attrs.get(NETWORK), opened.attrs.get(SETTINGS)
+    if name is None:
+        return None
+    try:
+        return str(name), parse_json(settings)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file} must record the settings of its network {shown(name)}, got {shown(settings)}") from error
 
 
 def check_network(net: Mo.Module, file: str | os.PathLike) -> None:

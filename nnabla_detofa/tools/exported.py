@@ -18,7 +18,7 @@ from ..common.errors import UserError
 from ..common.normalization import Normalization
 from ..common.reading import read_json, short, shown
 from ..common.shipped import shipped
-from ..config.network import own_network
+from ..config import CenternetOfaResnet50, network_type
 from ..config.values import Side
 from ..data.augment import letterbox_matrix
 from ..evaluation.detections import boxes_in_images
@@ -156,7 +156,9 @@ def _decoder(content: Mapping[str, Any], about: Metadata) -> Callable[[Sequence[
     if not isinstance(entries, Mapping) or len(entries) != 1:
         raise UserError(f"network in the metadata of the exported detector must have exactly one entry, got {shown(entries)}")
     ((name, settings),) = entries.items()
-    network = checked.read(own_network(name), settings, f"network.{name}")
+    network = checked.read(network_type(name), settings, f"network.{name}")
+    if not isinstance(network, CenternetOfaResnet50):
+        raise UserError(f"network in the metadata of the exported detector must be a detector, got {shown(name)}")
     return detector_of(network, len(about.classes), Path.from_ofa(content.get("path", {}), network.geometry)).decode
 
 

@@ -23,11 +23,11 @@ from ..backend.compat import F, nn
 from ..common.errors import UserError
 from ..common.files import write_text
 from ..common.reading import read_json
-from ..config import CenternetOfaResnet50, Config, OwnDetector
+from ..config import CenternetOfaResnet50, Config, OwnClassifier, OwnDetector
 from ..networks.centernet import Detector, detector_of
 from ..networks.layers import STORED
 from ..networks.resnet50 import Bottleneck, ElasticResNet50, LayerPlan, Plan
-from ..networks.supernet import Classifier
+from ..networks.supernet import Classifier, classifier_of
 from ..space.costs import CostModel
 from ..space.geometry import Geometry, HeadGeometry
 from ..space.layer_costs import AdditiveCost
@@ -153,6 +153,8 @@ def maker_of(config: Config, model: CostModel) -> Make:
     network = config.network
     if isinstance(network, OwnDetector):
         return lambda path: detector_of(network, model.num_classes, path)
+    if isinstance(network, OwnClassifier):
+        return lambda path: classifier_of(network, model.num_classes, path)
     return partial(network_of, model)
 
 
