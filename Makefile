@@ -23,7 +23,7 @@ STUDIES := $(TABLES) $(FIGURES) $(BESIDE) tables figures paper
 
 .NOTPARALLEL: # what needs both cores takes both
 .PHONY: help setup setup-cuda setup-export check test test-null-gpu test-gpu test-slow test-faults test-export parity lint reference \
-    demo pretrain evaluation-study table1 filter-study report results claims pilot study docs notebook test-docs test-page bench $(STUDIES) data/digits data/digits_1600 \
+    demo neck-study pretrain evaluation-study table1 filter-study report results claims pilot study docs notebook test-docs test-page bench $(STUDIES) data/digits data/digits_1600 \
     clean
 
 help: ## This list
@@ -147,6 +147,19 @@ study: data/digits data/digits_1600 ## The study: methods and controls of seeds 
 	$(BIN)/python -m nnabla_detofa paper results claims --profile study
 	$(BIN)/python -m nnabla_detofa paper $(TABLES) $(FIGURES) --profile study --seeds $(call quoted,$(VARIANT_SEEDS)) $(if $(KEPT),--kept)
 	$(BIN)/python -m nnabla_detofa paper results --profile study
+
+NECK_SEEDS = 0 1 2
+NECK_FLAGS =
+neck-study: data/digits ## Pareto fronts with an elastic neck and without, equal steps, NECK_SEEDS="0 1 2"; results/neck/ (2 hours)
+	mkdir -p results/neck
+	for seed in $(NECK_SEEDS); do \
+	  $(BIN)/python -m nnabla_detofa train configs/digits_detofa.json -o runs/neck/backbone_$$seed --processes auto \
+	    hparams.filter.weights=null args.seed=$$seed $(NECK_FLAGS) && \
+	  $(BIN)/python -m nnabla_detofa train configs/digits_neck.json -o runs/neck/neck_$$seed --processes auto \
+	    args.seed=$$seed $(NECK_FLAGS) && \
+	  $(BIN)/python -m nnabla_detofa compare runs/neck/backbone_$$seed runs/neck/neck_$$seed \
+	    -o results/neck/seed_$$seed.png > results/neck/seed_$$seed.md || exit 1; \
+	done
 
 # KEPT=1 looks for no runs and takes what results/<profile>/runs holds; above it starts only runs that are not held there
 RESULTS_FLAGS = --profile $(call quoted,$(PROFILE)) $(if $(filter-out 1,$(SEEDS)),--seeds $(call quoted,$(SEEDS))) $(if $(KEPT),--kept)

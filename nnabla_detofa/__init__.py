@@ -256,7 +256,8 @@ def load_supernet(weights, task="classification", num_classes=None, **options):
     `net(x, path)` returns the logits of a classification supernet, or the three outputs of a detection supernet. The number
     of classes, the width and the filters of the detector are inferred from the shapes of the weights. Strides and the
     elasticity of the stem cannot be inferred from shapes. Files written by this package's training store the strides; for
-    other files they are 1, 2, 2, 2 unless given. `elastic_stem` must be given if its default does not apply.
+    other files they are 1, 2, 2, 2 unless given. `elastic_stem` must be given if its default does not apply. Files of other
+    networks, such as your own, record the name and the settings, from which their network is created.
 
     >>> net = load_supernet("supernet.h5")
     >>> x = nnabla.Variable((1, 3, 64, 64))
@@ -276,8 +277,8 @@ def load_supernet(weights, task="classification", num_classes=None, **options):
             inferred from the file: strides, elastic_stem, width_scale, deconv_channels, head_channels.
 
     Returns:
-        A `supernet.SearchNet` or `centernet.SearchNet`. Its input images (B, 3, H, W) must be normalized by
-        `net.normalization`, as `data.augment.eval_transform` does.
+        A `supernet.SearchNet` or `centernet.SearchNet`, or a network of your own. Its input images (B, 3, H, W) must be
+        normalized by `net.normalization`, as `data.augment.eval_transform` does.
 
     Raises:
         UserError: the file cannot be read or contains another kind of network, or its shapes do not match the arguments.

@@ -146,10 +146,11 @@ def _one_entry(
         raise UserError(f"{section} must have exactly one entry, {listed(usable, 'or')}, got {got}")
     ((name, settings),) = entries.items()
     if section == "network" and isinstance(name, str) and ":" in name:
-        kind = network_type(name)
-        if issubclass(kind, CenternetOfaResnet50) != ("centernet_ofa_resnet50" in usable):
-            raise UserError(f"network must be {listed(usable, 'or')}, or of their kind, for the runner {runner}, got {name}")
-        return name, read(kind, settings, f"{section}.{name}")
+        found = network_type(name)
+        if issubclass(found, CenternetOfaResnet50) != ("centernet_ofa_resnet50" in usable):
+            kind = "its kind" if len(usable) == 1 else "their kind"
+            raise UserError(f"network must be {listed(usable, 'or')}, or of {kind}, for the runner {runner}, got {name}")
+        return name, read(found, settings, f"{section}.{name}")
     check_keys(section, entries, known)
     if name not in usable:
         raise UserError(f"{section} must be {listed(usable, 'or')} for the runner {runner}, got {name}")

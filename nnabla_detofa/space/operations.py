@@ -54,7 +54,7 @@ def by_stage(operations: Iterable[Operation | Option], stages: int) -> list[list
 def from_stages(stages: Sequence[Sequence[Sequence]], geometry: Geometry) -> frozenset[Operation | Option]:
     """Return the operations from the result of `by_stage`."""
     return frozenset(
-        operation_from((stage, *entry) if len(entry) == 3 else entry, geometry)
+        operation_from(entry if len(entry) == 2 else (stage, *entry), geometry)
         for stage, operations in enumerate(stages)
         for entry in operations
     )

@@ -9,7 +9,7 @@ import pytest
 from small import every_path, probabilities
 
 from nnabla_detofa.common.errors import UserError
-from nnabla_detofa.evolution import search
+from nnabla_detofa.evolution import front, search
 from nnabla_detofa.evolution.operators import crossover_many, mutate_many
 from nnabla_detofa.path_filter.tokens import Tokenizer
 from nnabla_detofa.space import counting
@@ -217,6 +217,8 @@ def test_evolution_reaches_everything_and_leaves_nothing():
     budget = float(np.quantile(COST.flops(batch), 0.5))
     found = search(PRUNED, lambda paths: paths.named.sum(axis=1) * 1.0, COST.flops, budget, rng, 10, 20)
     assert found.path in PRUNED and found.cost <= budget
+    best = front(PRUNED, lambda paths: paths.named.sum(axis=1) * 1.0, COST.flops, rng, 5, 20)
+    assert PRUNED.contains_many(best.paths).all() and best.scores[-1] == 1 + 0 + 2 + 1
 
 
 def test_buckets_hold_all_paths():
