@@ -144,9 +144,9 @@ def find(
 ) -> dict:
     """Find the best path of the pruned space within all bounds (section 3.3).
 
-    Like `algorithm1.best_path` for a FLOPs budget: scores rank only paths of the same FLOPs bucket, so each bucket with an
-    allowed path is searched by score, and the winners are compared by validation loss under the run's final weights. They
-    are compared by score (Eq. 3) if the weights or the data are missing, with `by_score`, or if the config's
+    Like `SubnetSearcher.search` for FLOPs: scores rank only paths of the same FLOPs bucket, so each bucket with an allowed
+    path is searched by score, and the winners are compared by validation loss under the run's final weights. They are
+    compared by score (Eq. 3) if the weights or the data are missing, with `by_score`, or if the config's
     `search.across_buckets` is "score".
 
     The whole search space A is searched if a bound is below every path of the pruned space, as in the run's own search, or
