@@ -369,6 +369,12 @@ def main() -> int:
         numbers = [int(part) if part.isdigit() else part for part in args.rest]
         {"probe": probe, "speed": speed, "large": large}[args.what](*numbers)
         return 0
+    from nnabla_detofa.tools.installation import no_gpu
+
+    reason, todo = no_gpu() if args.what != "cpu" else ("", "")
+    if reason:
+        print(f"error: these checks need a GPU, but {reason}: {todo}", file=sys.stderr)
+        return 2
     checks, start = Checks(), time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

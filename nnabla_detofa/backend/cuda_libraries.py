@@ -83,9 +83,15 @@ def load() -> None:
             os.environ.setdefault(variable, str(place))
 
 
+def reason(error: BaseException) -> str:
+    """Return the message of an error in one line, without the places in NNabla's source code, which have their own lines."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return "; ".join(line for line in lines if line and not re.fullmatch(r"/\S+:\d+", line)) or type(error).__name__
+
+
 def explain(error: BaseException) -> tuple[str, str]:
     """Return why the extension could not be imported or used, as a clause, and how to fix it."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = reason(error)
     if not installed():
         return "NNabla's CUDA extension is not installed", SETUP
     if missing := re.search(r"(lib\S+\.so\S*): cannot open shared object file", text):
@@ -96,7 +102,7 @@ def explain(error: BaseException) -> tuple[str, str]:
         return f"glibc is older than 2.28 ({text})", "use a newer Linux: Debian 10, Ubuntu 20.04, RHEL 8"
     if "driver version is insufficient" in text:
         return f"NVIDIA's driver is too old ({text})", UPDATE
-    return f"NNabla's CUDA extension is not usable ({text})", "look at CUDA_VISIBLE_DEVICES and nvidia-smi"
+    return f"NNabla's CUDA extension is not usable ({text})", "look at nvidia-smi, CUDA_VISIBLE_DEVICES and -d"
 
 
 @contextmanager

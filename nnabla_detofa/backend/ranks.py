@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.errors import UserError
+from .cuda_libraries import reason
 from .launch import Stopped
 
 if TYPE_CHECKING:
@@ -176,12 +177,9 @@ class NnablaCommunicator(Communicator):
             self._comm = _communicators().MultiProcessDataParallelCommunicator(ctx)
             self._comm.init()
         except Exception as error:  # nnabla raises RuntimeError, or other types if MPI or NCCL is missing
-            # nnabla's messages have several lines: the type of the error, its location in the source code, and the reason.
-            lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("/")]
-            reason = "; ".join(lines) or type(error).__name__
             raise UserError(
-                f"several ranks were launched, but nnabla has no communicator here ({reason}): it loads OMPI_HOME/lib/libmpi.so"
-                " and libnccl.so.2, which make setup and make setup-cuda install; or start one process"
+                f"several ranks were launched, but nnabla has no communicator here ({reason(error)}): it loads "
+                "OMPI_HOME/lib/libmpi.so and libnccl.so.2, which make setup and make setup-cuda install; or start one process"
             ) from error
         super().__init__(ctx, self._comm.rank, self._comm.local_rank, self._comm.size)
         ctx.device_id = str(self.local_rank)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.shipped import shipped
-from .installation import OK, PROBLEM, WARNING, Finding, _message, _no_gpu, command, gpu, mpi, packages, python, wheel
+from .installation import OK, PROBLEM, WARNING, Finding, _message, command, gpu, mpi, no_gpu, packages, python, wheel
 
 SMALL_SET = 10000
 """Largest number of images of a dataset that is searched for broken images."""
@@ -277,7 +277,7 @@ def memory(config: Any) -> Iterator[Finding]:
         return
     model = make_model(config, facts.num_classes)
     needed = step_memory(config, facts.num_classes, model, training_phases(config)).total
-    on_gpu = config.args.context != "cpu" and not _no_gpu()[0]
+    on_gpu = config.args.context != "cpu" and not no_gpu()[0]
     free, where = (_gpu_memory(), "of GPU memory") if on_gpu else (_memory(), "of memory")
     text = f"memory: a training step needs about {_size(needed)}"
     if free is None:

@@ -223,7 +223,7 @@ def gpu(config: Any = None) -> Iterator[Finding]:
         config: without a usable GPU, the result is a problem if its `args.context` is "cudnn"; None means "auto".
     """
     context = "auto" if config is None else config.args.context
-    reason, todo = _no_gpu()
+    reason, todo = no_gpu()
     if not reason:
         yield Finding(OK, f"GPU: {_gpu_names()}")
     elif context == "cudnn":
@@ -232,7 +232,7 @@ def gpu(config: Any = None) -> Iterator[Finding]:
         yield Finding(OK, f"no usable GPU, runs use the CPU: {reason}", "" if context == "cpu" else f"for a GPU: {todo}")
 
 
-def _no_gpu() -> tuple[str, str]:
+def no_gpu() -> tuple[str, str]:
     """Return why no GPU is usable and how to fix it; ("", "") if a GPU is usable."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return "CUDA_VISIBLE_DEVICES is empty, which hides all GPUs", "unset it, or set it to the numbers of GPUs"

@@ -14,6 +14,7 @@ from nnabla_detofa.backend import cuda_libraries
 from nnabla_detofa.backend.cuda_libraries import SETUP, UPDATE
 
 ROOT = Path(__file__).parents[2]
+NNABLA = 'target_specific error in f\n/builds/nnabla/init.cpp:1725\n(g()) failed with "no device".\n'
 MISSING = "{}: cannot open shared object file: No such file or directory"
 
 
@@ -91,12 +92,22 @@ def test_without_the_extension_nothing_is_loaded(packages, monkeypatch):
         (ImportError("version `GLIBC_2.28' not found"), "glibc is older than 2.28", "newer Linux"),
         (RuntimeError("CUDA driver version is insufficient for CUDA runtime version"), "driver is too old", UPDATE),
         (RuntimeError("CUDA reports no device"), "not usable (CUDA reports no device)", "nvidia-smi"),
+        (RuntimeError(NNABLA), 'not usable (target_specific error in f; (g()) failed with "no device".)', "nvidia-smi"),
+        (ImportError("/lib/libx.so.1: undefined symbol: f"), "not usable (/lib/libx.so.1: undefined symbol: f)", "nvidia-smi"),
     ],
 )
 def test_what_is_missing_is_named_and_not_what_is_installed(error, reason, todo, monkeypatch):
     monkeypatch.setattr(cuda_libraries, "installed", lambda: True)
     said = cuda_libraries.explain(error)
     assert reason in said[0] and todo in said[1]
+
+
+def test_checks_of_a_gpu_say_in_one_line_that_there_is_none():
+    command = [sys.executable, "-W", "ignore", "tests/gpu_check.py"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    said = "error: these checks need a GPU, but CUDA_VISIBLE_DEVICES is empty, which hides all GPUs: unset it, or set it to"
+    assert done.returncode == 2 and done.stderr.startswith(said) and done.stderr.count("\n") == 1 and done.stdout == ""
 
 
 def test_only_harmless_lines_are_left_out(capfd):

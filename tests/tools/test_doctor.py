@@ -84,7 +84,7 @@ def test_whose_command_it_is(content, state, word, tmp_path, monkeypatch):
 
 
 def test_a_gpu_that_a_config_wants():
-    if not installation._no_gpu()[0]:
+    if not installation.no_gpu()[0]:
         pytest.skip("there is one")
     from nnabla_detofa import config as configs
 
