@@ -27,8 +27,12 @@ def bounded_by(entry: str, images: int) -> Iterator[None]:
     except RuntimeError as error:
         if not any(sign in str(error) for sign in SIGNS):
             raise
-        lower = f", such as {entry}={images // 2}" if images > 1 else ""
+        if images == 1:
+            raise UserError(
+                "the device has too little memory for one image: use a device with more, or lower the image_size of the data"
+            ) from error
+        fewer = max(count for count in range(1, images // 2 + 1) if images % count == 0)  # divides a batch as `images` does
         raise UserError(
-            f"the device has too little memory for {images} images at once: lower {entry}{lower}; results depend on it, so "
-            "start over with --restart"
+            f"the device has too little memory for {images} images at once: lower {entry}, such as {entry}={fewer}; "
+            "results depend on it, so start over with --restart"
         ) from error

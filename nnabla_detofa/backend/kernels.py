@@ -26,12 +26,17 @@ def on_cpu() -> bool:
 
 def relu(x: nn.Variable) -> nn.Variable:
     """Return max(x, 0) element-wise, in the shape of x. On a GPU the result overwrites x."""
-    return Relu()(x) if on_cpu() else F.relu(x, inplace=True)
+    return Relu()(x) if on_cpu() else _relu_on_device(x)
 
 
 def add_relu(x: nn.Variable, y: nn.Variable) -> nn.Variable:
     """Return max(x + y, 0) element-wise; x and y have equal shapes."""
-    return AddRelu()(x, y) if on_cpu() else F.relu(F.add2(x, y), inplace=True)
+    return AddRelu()(x, y) if on_cpu() else _relu_on_device(F.add2(x, y))
+
+
+def _relu_on_device(x: nn.Variable) -> nn.Variable:
+    """Compute max(x, 0) in place. NNabla's ReLU makes 0 of NaN, so a loss could stay finite after the weights became NaN."""
+    return F.leaky_relu(x, alpha=0.0, inplace=True)
 
 
 def multiply(x: nn.Variable, y: nn.Variable) -> nn.Variable:
@@ -176,7 +181,7 @@ def measured_batch_normalization(
     gamma, beta, running = leading(gamma, 1, channels), leading(beta, 1, channels), RunningStatistics(channels, x.size)
     # Do not use output_stat: it makes NNabla replace cuDNN by two kernel launches per channel forward and four backward.
     y = F.batch_normalization(x, beta, gamma, running.mean, running.var, decay_rate=0.0, eps=EPSILON, batch_stat=True)
-    return F.relu(y, inplace=True) if relu else y, running
+    return _relu_on_device(y) if relu else y, running
 
 
 class RunningStatistics:

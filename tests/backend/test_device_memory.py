@@ -22,8 +22,14 @@ def test_a_failed_allocation_names_the_entry_and_half_of_it(message):
         raise RuntimeError(message)
 
 
+@pytest.mark.parametrize(("images", "fewer"), [(2, 1), (7, 1), (12, 6), (15, 5)])
+def test_the_suggested_mini_batch_divides_the_batch(images, fewer):
+    with pytest.raises(UserError, match=f"such as hparams.mini_batch={fewer};"), bounded_by("hparams.mini_batch", images):
+        raise RuntimeError(NNABLA)
+
+
 def test_one_image_has_no_half_and_other_errors_stay():
-    with pytest.raises(UserError, match="lower hparams.mini_batch;"), bounded_by("hparams.mini_batch", 1):
+    with pytest.raises(UserError, match="too little memory for one image: use a device"), bounded_by("hparams.mini_batch", 1):
         raise RuntimeError(NNABLA)
     with pytest.raises(RuntimeError, match="^value error$"), bounded_by("hparams.mini_batch", 8):
         raise RuntimeError("value error")

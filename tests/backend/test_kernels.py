@@ -66,6 +66,20 @@ def test_an_element_wise_function_is_the_original(name, twice):
         assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_a_relu_keeps_nan_so_that_the_loss_shows_it(on_cpu, monkeypatch):
+    """NNabla's own makes 0 of it: after the weights became NaN, the loss would be finite."""
+    monkeypatch.setattr(kernels, "on_cpu", lambda: on_cpu)
+    x = np.array([[-1.0, np.nan, 0.0, 2.0]], np.float32).reshape(1, 1, 2, 2)
+    for function in (kernels.relu, lambda x: kernels.add_relu(x, x * 0)):
+        y, *_ = sums(function, [x], False)
+        assert_array_equal(y, np.where(x < 0, 0, x))
+    y, *_ = sums(
+        lambda x: kernels.batch_normalization(x, F.constant(1, (1, 1, 1, 1)), F.constant(0, (1, 1, 1, 1)), True), [x], False
+    )
+    assert np.isnan(y).all()
+
+
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("twice", [False, True])
 @pytest.mark.parametrize("extra", [0, 3])

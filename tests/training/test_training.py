@@ -188,9 +188,15 @@ def test_a_checkpoint_with_the_older_names_of_the_heatmap_head_is_loaded(tmp_pat
             np.testing.assert_array_equal(moments.d, states[name].pstate[key].d)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update():
+@pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize(
+    ("name", "number"), [("classifier/0/linear/linear/_b", np.inf), ("blocks/0/conv1/conv/conv/_W", np.nan)]
+)
+def test_a_loss_that_is_not_finite_stops_before_the_update(name, number, on_cpu, monkeypatch):
+    """Also with the functions of a GPU, wherever in the network the number is."""
+    monkeypatch.setattr(kernels, "on_cpu", lambda: on_cpu)
     net, optimizer, loader = parts()
-    net.get_parameters()["classifier/0/linear/linear/_b"].d = np.inf
+    net.get_parameters()[name].d = number
     before = values(net)
     with pytest.raises(NotFinite, match="at step 0, learning rate 0.001, on the path"):
         train(net, optimizer, OnePath(SPACE.largest), loader, inputs(), range(1))
