@@ -12,6 +12,7 @@ import time
 import types
 from pathlib import Path
 
+import gpu_check
 import nnabla as nn
 import nnabla.functions as F
 import numpy as np
@@ -406,6 +407,21 @@ def test_a_run_through_mpirun(config_file, tmp_path):
     assert (tmp_path / "two" / weights).read_bytes() == (tmp_path / "one" / weights).read_bytes()
     one, two = (json.loads((tmp_path / name / "fullnet.json").read_text()) for name in ("one", "two"))
     assert one == two
+
+
+@pytest.mark.parametrize(("context", "expected"), [("cpu", "cpu"), ("cudnn", "auto")])
+def test_the_ranks_of_the_check_of_a_gpu_can_share_their_batches(context, expected, tmp_path, monkeypatch, capsys):
+    """And each takes a GPU of its own; on a machine with one, the check is left out."""
+    commands, checks = [], gpu_check.Checks()
+    error = "error: 2 ranks need 2 GPUs on this machine, usable: 1\n--------\nprterun detected\n"
+    monkeypatch.setattr(
+        gpu_check, "python", lambda *line: commands.append(line) or subprocess.CompletedProcess(line, 2, stderr=error)
+    )
+    gpu_check.two_ranks(context, tmp_path, checks)
+    assert checks.failed == 0 and "not checked, two ranks against one: error: 2 ranks need 2 GPUs" in capsys.readouterr().out
+    for line, processes in zip(commands, (2, 1), strict=True):
+        config = configs.load(line[line.index("-f") + 1], line[-1:])
+        assert mini_batch.mini_batch(config, processes, tmp_path) == 2 and line[line.index("-c") + 1] == expected
 
 
 @needs_mpi
