@@ -17,6 +17,7 @@ from ..backend.compat import Device, nn
 from ..common.errors import UserError
 from ..common.reading import shown_names
 from ..config import CocoData, Config, DetofaHparams, Filter, ImageFolderData, PretrainHparams, Solver, VocData
+from ..config.detection import detection_sections
 from ..data.loader import Loader
 from ..data.sets import sets_type
 from ..data.targets import Targets
@@ -34,6 +35,7 @@ from ..space.search_space import SearchSpace
 from ..training.loop import OnePath, Progress, new_optimizer, train
 from .data_facts import DataFacts, data_facts
 from .graph_memory import step_memory
+from .own_network import network_checks
 from .synthetic import SyntheticBatch, synthetic
 
 
@@ -174,6 +176,9 @@ def network_lines(config: Config, facts: DataFacts, model: Any, cost: CostModel)
     shares = ", ".join(f"{buckets.share(bucket):.3g}" for bucket in range(buckets.n))
     yield f"  fraction of uniformly sampled paths in each bucket: {shares}"
     yield f"  search space {space.name}: {space.size():.4g} paths"
+    if ":" in config.network_name:
+        network = detection_sections(config).network
+        yield from (f"  checked: {line}" for line in network_checks(network, facts.num_classes, whole))
     yield ""
 
 

@@ -1,0 +1,89 @@
+"""Checks of a network of the user's own: its costs against built graphs, and its paths against their static networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..backend.compat import F, nn
+from ..config import CenternetOfaResnet50
+from ..networks.centernet import Detector, detector_of
+from ..networks.layers import STORED
+from ..networks.supernet import take_over
+from ..space.costs import CostModel
+from ..space.paths import Path
+from .static_network import largest_difference
+
+TOLERANCE = 1e-3
+"""Largest difference between a path and its static network, as in `largest_difference`; float32 gives about 1e-6."""
+WEIGHTED = ("Convolution", "Deconvolution", "Affine")
+
+
+def graph_macs(output: nn.Variable) -> int:
+    """Count the multiply-accumulates of one image in a graph: of convolutions, transposed convolutions and linear layers."""
+    total = 0
+
+    def visit(function: nn.function.Function) -> None:
+        nonlocal total
+        kind = function.info.type_name
+        if kind in WEIGHTED:
+            pixels = {"Convolution": function.outputs[0].shape[2:], "Deconvolution": function.inputs[0].shape[2:]}
+            total += int(np.prod(function.inputs[1].shape) * np.prod(pixels.get(kind, ())))
+
+    output.visit(visit)
+    return total
+
+
+def network_checks(network: CenternetOfaResnet50, num_classes: int, cost: CostModel, paths: int = 2) -> Iterator[str]:
+    """Yield one line for each property that holds or fails.
+
+    Args:
+        network: section `network` of a config.
+        num_classes: number of classes.
+        cost: its cost model, with the scope "detector".
+        paths: number of random paths that are checked besides the largest one.
+    """
+    net = _varied(detector_of(network, num_classes))
+    chosen = [net.space.largest, *net.space.sample_many(np.random.default_rng(0), paths)]
+    image = nn.Variable.from_numpy_array(np.random.default_rng(0).normal(size=(1, 3, *cost.size)).astype(np.float32))
+    found: dict[str, list[tuple[int, int]]] = {"FLOPs": [], "parameters": []}
+    differences = []
+    for path in chosen:
+        static = detector_of(network, num_classes, path)
+        take_over(static, net)
+        outputs = [list(some(image, path, STORED)) for some in (net, static)]
+        nn.forward_all([variable for several in outputs for variable in several])
+        ours, theirs = ([variable.d for variable in several] for several in outputs)
+        differences.append(largest_difference(ours, theirs))
+        counted = sum(parameter.size for parameter in static.get_parameters(grad_only=True).values())
+        found["FLOPs"].append((_value(cost, "flops", path), graph_macs(F.sink(*outputs[1]))))
+        found["parameters"].append((_value(cost, "params", path), counted))
+    for name, pairs in found.items():
+        yield next(
+            (
+                f"WRONG: cost_model counts {ours} {name} of a path, its graph has {theirs}"
+                for ours, theirs in pairs
+                if ours != theirs
+            ),
+            f"{name} of {len(chosen)} paths: as in their graphs",
+        )
+    most = max(differences)
+    yield (
+        f"outputs of {len(chosen)} paths in the supernet: those of their static networks (difference {most:.1g})"
+        if most <= TOLERANCE
+        else f"WRONG: the outputs of a path in the supernet differ by {most:.2g} from those of its static network"
+    )
+
+
+def _value(cost: CostModel, name: str, path: Path) -> int:
+    return int(getattr(cost, name)([path])[0])
+
+
+def _varied(net: Detector) -> Detector:
+    """Give every batch normalization of a network other values, since a scale of 0, as initialized, hides differences."""
+    rng = np.random.default_rng(1)
+    for name, parameter in net.get_parameters().items():
+        if name.endswith(("_gamma", "_beta", "_mean", "_var")):
+            parameter.d = rng.uniform(0.5, 1.5, parameter.shape)
+    return net
