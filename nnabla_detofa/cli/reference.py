@@ -58,18 +58,19 @@ def _described(text: str) -> list[str]:
         title, _, body = part.partition("\n")
         if part.startswith(">>> "):
             lines += ["```pycon", part, "```", ""]
-        elif title in ("Args:", "Returns:", "Raises:"):
+        elif title == "Returns:":
+            lines += ["**Returns**", "", inspect.cleandoc(body), ""]
+        elif title in ("Args:", "Raises:"):
             entries = re.sub(r"\n        +", " ", "\n" + body).strip().splitlines()
-            lines += [f"**{title.rstrip(':')}**", ""]
-            lines += [f"- {_entry(entry.strip(), title)}" for entry in entries] + [""]
+            lines += [f"**{title.rstrip(':')}**", "", *(f"- {_entry(entry.strip())}" for entry in entries), ""]
         else:
             lines += [part, ""]
     return lines
 
 
-def _entry(entry: str, title: str) -> str:
+def _entry(entry: str) -> str:
     name, colon, text = entry.partition(": ")
-    return f"`{name}`: {text}" if colon and title != "Returns:" else entry
+    return f"`{name}`: {text}" if colon else entry
 
 
 DEMO, STUDY = Path("results/demo/table.csv"), Path("results/study/claims.json")

@@ -182,3 +182,8 @@ def test_the_slurm_job_is_a_shell_script_with_a_command_that_parses():
     docs.check(docs.Command(file.name, re.search(r"\.venv/bin/nnabla_nas [^&]*", text)[0]))
     for name in re.findall(r"CONFIG=(\S+\.json)", text):
         assert (ROOT / name).exists()
+
+
+def test_what_a_function_returns_is_one_paragraph():
+    lines = reference._described("Do it.\n\nReturns:\n    A value that takes\n    two lines.\n")
+    assert lines == ["Do it.", "", "**Returns**", "", "A value that takes\ntwo lines.", ""]
