@@ -1,5 +1,8 @@
 """`make test-gpu` compares as it says: what differs, is missing or is no number fails."""
 
+import sys
+from pathlib import Path
+
 import gpu_check
 import numpy as np
 import pytest
@@ -44,3 +47,9 @@ def test_another_order_of_paths_and_a_missing_kind_fail():
     assert failures(one, two | {"path losses": swapped}) == 2  # the losses differ as well
     del two["map"]
     assert failures(one, two) == 2
+
+
+def test_no_file_of_the_tests_hides_one_of_pythons_modules():
+    """The null GPU's programs find this folder before the standard library, and Python starts with its module `site`."""
+    names = {file.stem for file in Path(__file__).parent.glob("*.py")}
+    assert not names & set(sys.stdlib_module_names)
