@@ -17,7 +17,6 @@ from ..backend.compat import Device, nn
 from ..common.errors import UserError
 from ..common.reading import shown_names
 from ..config import CocoData, Config, DetofaHparams, Filter, ImageFolderData, PretrainHparams, Solver, VocData
-from ..config.detection import detection_sections
 from ..data.loader import Loader
 from ..data.sets import sets_type
 from ..data.targets import Targets
@@ -177,8 +176,7 @@ def network_lines(config: Config, facts: DataFacts, model: Any, cost: CostModel)
     yield f"  fraction of uniformly sampled paths in each bucket: {shares}"
     yield f"  search space {space.name}: {space.size():.4g} paths"
     if ":" in config.network_name:
-        network = detection_sections(config).network
-        yield from (f"  checked: {line}" for line in network_checks(network, facts.num_classes, whole))
+        yield from (f"  checked: {line}" for line in network_checks(config.network, facts.num_classes, whole))
     yield ""
 
 

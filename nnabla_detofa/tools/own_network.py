@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from ..backend.compat import F, nn
-from ..config import CenternetOfaResnet50
-from ..networks.centernet import Detector, detector_of
+from ..backend.compat import F, Mo, nn
+from ..config import CenternetOfaResnet50, OfaResnet50
+from ..networks.centernet import detector_of
 from ..networks.layers import STORED
-from ..networks.supernet import take_over
+from ..networks.supernet import classifier_of, take_over
 from ..space.costs import CostModel
 from ..space.paths import Path
 from .static_network import largest_difference
@@ -35,31 +36,33 @@ def graph_macs(output: nn.Variable) -> int:
     return total
 
 
-def network_checks(network: CenternetOfaResnet50, num_classes: int, cost: CostModel, paths: int = 2) -> Iterator[str]:
+def network_checks(network: OfaResnet50, num_classes: int, cost: CostModel, paths: int = 2) -> Iterator[str]:
     """Yield one line for each property that holds or fails.
 
     Args:
         network: section `network` of a config.
         num_classes: number of classes.
-        cost: its cost model, with the scope "detector".
+        cost: its cost model, with the scope "detector" or "classifier".
         paths: number of random paths that are checked besides the largest one.
     """
-    net = _varied(detector_of(network, num_classes))
+    of: Any = detector_of if isinstance(network, CenternetOfaResnet50) else classifier_of
+    net = _varied(of(network, num_classes))
     chosen = [net.space.largest, *net.space.sample_many(np.random.default_rng(0), paths)]
     image = nn.Variable.from_numpy_array(np.random.default_rng(0).normal(size=(1, 3, *cost.size)).astype(np.float32))
-    found: dict[str, list[tuple[int, int]]] = {"FLOPs": [], "parameters": []}
+    counts: dict[str, list[tuple[int, int]]] = {"FLOPs": [], "parameters": []}
     differences = []
     for path in chosen:
-        static = detector_of(network, num_classes, path)
+        static = of(network, num_classes, path)
         take_over(static, net)
-        outputs = [list(some(image, path, STORED)) for some in (net, static)]
+        both = [some(image, path, STORED) for some in (net, static)]
+        outputs = [[found] if isinstance(found, nn.Variable) else list(found) for found in both]
         nn.forward_all([variable for several in outputs for variable in several])
         ours, theirs = ([variable.d for variable in several] for several in outputs)
         differences.append(largest_difference(ours, theirs))
         counted = sum(parameter.size for parameter in static.get_parameters(grad_only=True).values())
-        found["FLOPs"].append((_value(cost, "flops", path), graph_macs(F.sink(*outputs[1]))))
-        found["parameters"].append((_value(cost, "params", path), counted))
-    for name, pairs in found.items():
+        counts["FLOPs"].append((_value(cost, "flops", path), graph_macs(F.sink(*outputs[1]))))
+        counts["parameters"].append((_value(cost, "params", path), counted))
+    for name, pairs in counts.items():
         yield next(
             (
                 f"WRONG: cost_model counts {ours} {name} of a path, its graph has {theirs}"
@@ -80,7 +83,7 @@ def _value(cost: CostModel, name: str, path: Path) -> int:
     return int(getattr(cost, name)([path])[0])
 
 
-def _varied(net: Detector) -> Detector:
+def _varied(net: Mo.Module) -> Mo.Module:
     """Give every batch normalization of a network other values, since a scale of 0, as initialized, hides differences."""
     rng = np.random.default_rng(1)
     for name, parameter in net.get_parameters().items():
