@@ -52,7 +52,8 @@ def to_coco(args: argparse.Namespace) -> None:
 
 
 def after_to_coco(args: argparse.Namespace) -> dict[str, str]:
-    return {f"data check --coco {shlex.quote(args.root)}": "check the copy"}
+    root = shlex.quote(args.root)
+    return {f"data check --coco {root}": "check the copy", f"init --coco {root}": "write a config for it"}
 
 
 def check_arguments(parser: argparse.ArgumentParser) -> None:

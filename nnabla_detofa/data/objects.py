@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..common.checked import counted
 from .images import ImageHeader
 
 log = logging.getLogger("nnabla_detofa")
@@ -73,12 +74,12 @@ class BoxSummary:
     def warn(self, source: object) -> None:
         """Log the warnings; `source` names the dataset."""
         if self.clipped:
-            log.warning("%s: %d boxes extend outside their images and are clipped", source, self.clipped)
+            log.warning("%s: clipped boxes that extend outside their images: %d", source, self.clipped)
         if self.without_area:
-            log.warning("%s: %d boxes without area are dropped", source, self.without_area)
+            log.warning("%s: dropped boxes without area: %d", source, self.without_area)
         if self.normalized:
-            text = "%s: %d boxes in %d images with corners in 0..1 are dropped (%s)"
-            log.warning(text, source, self.normalized, self.normalized_images, NORMALIZED)
+            text = "%s: dropped boxes with corners in 0..1 (%s): %d, in %s"
+            log.warning(text, source, NORMALIZED, self.normalized, counted(self.normalized_images, "image"))
 
 
 def upright_boxes(

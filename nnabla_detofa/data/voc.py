@@ -17,6 +17,7 @@ import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
+from ..common.checked import counted
 from ..common.errors import UserError
 from ..common.reading import read_bytes, short, shown
 from .dataset import MAX_NOTES, DetectionDataset, Objects, ignored_classes, unknown_class
@@ -125,7 +126,8 @@ class VOCReader:
                 log.warning("%s: %d more warnings like the last one; run data check to list all", root, len(more))
         for reason, found in self._boxes.items():
             names = ", ".join(name for name, _ in found[:5])
-            log.warning("%s: %d boxes %s, in %d files: %s", root, sum(n for _, n in found), reason, len(found), names)
+            files, number = counted(len(found), "file"), sum(n for _, n in found)
+            log.warning("%s: dropped boxes %s: %d, in %s: %s", root, reason, number, files, names)
         self._notes, self._boxes = {}, {}
 
     def _new(self, file: VOCFile) -> tuple[Annotation, tuple[np.ndarray, list[str], np.ndarray]]:
@@ -143,8 +145,8 @@ class VOCReader:
             outside = f"extends outside the {width} x {height} pixels of the image and is clipped"
             self._note("clipped", f"{annotation.path}: the box ({corners}) {outside}")
         for reason, boxes in (
-            ("without area are dropped", ~found.kept & ~found.normalized),
-            (f"with corners in 0..1 are dropped ({NORMALIZED})", found.normalized),
+            ("without area", ~found.kept & ~found.normalized),
+            (f"with corners in 0..1 ({NORMALIZED})", found.normalized),
         ):
             if boxes.any():
                 self._boxes.setdefault(reason, []).append((annotation.path.name, int(boxes.sum())))

@@ -98,7 +98,7 @@ class YOLODataset(DetectionDataset):
         if others:
             log.warning("%s: objects of other classes are ignored: %s", about.file, ignored_classes(others))
         if repeated:
-            log.warning("%s: %d labels are repeated in their files; each is used once", about.file, repeated)
+            log.warning("%s: labels that are repeated in their files, each of which is used once: %d", about.file, repeated)
         summary.warn(about.file)
         names = [file.name for file in files]
         super().__init__(classes, [file.image for file in files], names, [header.size for header in headers], objects)

@@ -56,8 +56,8 @@ def test_a_file_by_hand(opened, caplog):
     assert sample.labels.tolist() == [1, 0, 0] and sample.difficult.tolist() == [False, True, False]
     assert dataset.areas(1).tolist() == [77.5, 1200, 100]  # of the mask where it is told, else of the box
     assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
-        "1 boxes extend outside their images and are clipped",
-        "1 boxes without area are dropped",
+        "clipped boxes that extend outside their images: 1",
+        "dropped boxes without area: 1",
     ]
     assert dataset.load(0).boxes.shape == (0, 4)
     assert opened(keep_crowds=False).load(1).labels.tolist() == [1, 0]
@@ -68,7 +68,7 @@ def test_boxes_in_shares_of_the_image_are_left_out_with_a_word(opened, content, 
     for entry, box in zip(content["annotations"], ([0.1, 0.2, 0.5, 0.7], [0, 0, 1, 1], [0, 0, 40, 1], [0.5, 0.5, 1, 2])):
         entry.update(bbox=box)
     assert opened().objects(1)[0].tolist() == [[0, 0, 40, 1], [0.5, 0.5, 1.5, 2.5]]
-    assert "2 boxes in 1 images with corners in 0..1 are dropped (boxes must be in pixels" in caplog.text
+    assert "dropped boxes with corners in 0..1 (boxes must be in pixels" in caplog.text
 
 
 WRONG = [

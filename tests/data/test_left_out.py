@@ -91,7 +91,7 @@ CASES = {
     "in shares of the image": (
         {"train": [box_xml(), box_xml(corners=(0.1, 0.2, 0.5, 0.9)), box_xml(corners=(0, 0, 1, 1))]},
         {},
-        "2 boxes with corners in 0..1 are dropped (boxes must be in pixels: multiply by the image's width and height), in 1",
+        "dropped boxes with corners in 0..1 (boxes must be in pixels: multiply by the image's width and height): 2, in 1 file",
     ),
     "a class that is only tested": (
         {"test": [box_xml(), box_xml("dog")]},

@@ -82,7 +82,7 @@ def test_boxes_without_area_are_left_out(tree, caplog):
     tree.add("a", *(box_xml(corners=corners) for corners in without), box_xml("dog")).split("train", "a")
     dataset = VOCDataset(tree.root, "train")
     assert dataset.classes == ("cat", "dog") and dataset.load(0).labels.tolist() == [1]
-    assert "6 boxes without area are dropped, in 1 files: a.xml" in caplog.text
+    assert "dropped boxes without area: 6, in 1 file: a.xml" in caplog.text
 
 
 def test_a_box_of_one_pixel_is_an_object(tree, caplog):
