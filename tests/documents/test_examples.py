@@ -339,3 +339,16 @@ def test_the_pages_name_every_example():
     text = "".join(page.read_text(encoding="utf-8") for page in (*PAGES, ROOT / "docs/guide/nnablanas.md"))
     for name in (*NETWORKS, "energy_budget", "quick_start", "in_nnablanas"):
         assert f"examples/{name}.py" in text
+
+
+def test_the_method_of_the_page_gets_what_algorithm_1_gets(monkeypatch, data, tmp_path):
+    from nnabla_detofa.methods import algorithm1
+
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/extend/method.md").read_text(encoding="utf-8"), re.DOTALL)
+    names: dict = {"__name__": "docs"}
+    exec(block, names)
+    (tmp_path / "own.json").write_text(json.dumps(detofa_config(data)))
+    monkeypatch.setattr(algorithm1, "start", lambda *arguments: arguments)
+    searcher, model, sets, cost, config, training, device, output, restart = names["train"](str(tmp_path / "own.json"), "out")
+    assert (searcher, device.name, output, restart) == (names["SandwichSearcher"], "cpu", Path("out"), False)
+    assert [phase.name for phase in training] == ["fullnet", "warm-up", "fine-tuning"]
