@@ -159,7 +159,7 @@ class Detector(Model):
         normalization: normalization of the input images.
 
     Attributes:
-        head: numbers of channels of the largest path.
+        head_geometry: numbers of channels of the largest path.
         num_classes: number of classes.
     """
 
@@ -180,7 +180,7 @@ class Detector(Model):
         normalization: Normalization = IMAGENET,
     ):
         super().__init__(name="")
-        self.normalization, self.head, self.num_classes = normalization, head, head.num_classes
+        self.normalization, self.head_geometry, self.num_classes = normalization, head, head.num_classes
         rng = rng or np.random.default_rng(0)
         self.backbone = backbone or ElasticResNet50(geometry, zero_init_residual, rng, path)
         channels = self.backbone.channels
@@ -208,13 +208,13 @@ class Detector(Model):
 
     def up(self, y: nn.Variable, path: Path, statistics: StatisticsSource = STORED) -> nn.Variable:
         """Apply the up-convolutions of a path to the backbone's last feature map; returns the map at the output stride."""
-        for layer, filters in zip(self.deconv.modules.values(), self.head.of(dict(path.named)).deconv_channels):
+        for layer, filters in zip(self.deconv.modules.values(), self.head_geometry.of(dict(path.named)).deconv_channels):
             y = layer(y, filters, statistics)
         return y
 
     def heads(self, y: nn.Variable, path: Path, statistics: StatisticsSource = STORED) -> Outputs:
         """Apply the three heads of a path to the map at the output stride."""
-        hidden = self.head.of(dict(path.named)).head_channels
+        hidden = self.head_geometry.of(dict(path.named)).head_channels
         return Outputs(*run_heads((self.heatmap, self.offset, self.size), y, statistics, hidden))
 
     def losses(self, outputs: Outputs, targets: Sequence[nn.Variable], counts: Sequence[nn.Variable] | None = None) -> Losses:
@@ -250,7 +250,7 @@ class Detector(Model):
             return self.loss(self(x, path, statistics), targets)
         y, given = self.trunk(x, path, statistics), TargetVariables(*targets)
         patches = kernels.patches(y, given.index, given.mask, 3)
-        hidden = self.head.of(dict(path.named)).head_channels
+        hidden = self.head_geometry.of(dict(path.named)).head_channels
         offset, size = (head.at(patches, statistics, hidden) for head in (self.offset, self.size))
         return total(
             focal_loss(self.heatmap(y, statistics, hidden), given.heatmap),

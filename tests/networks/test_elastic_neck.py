@@ -9,6 +9,7 @@ from visit import count_macs, peak_memory
 
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.config import CenternetElasticNeck, CenternetOfaResnet50
+from nnabla_detofa.data.targets import make_targets
 from nnabla_detofa.evaluation.reestimation import reestimate
 from nnabla_detofa.networks.centernet import Detector, detector_of
 from nnabla_detofa.networks.layers import BATCH, STORED, GivenStatistics
@@ -45,7 +46,7 @@ def test_a_path_uses_its_share_of_the_filters(net):
     assert [name for name, _ in NECK.geometry.named] == ["up1", "up2", "heads"]
     small = replace(NECK.space.largest, named=(("up1", 0.5), ("up2", 0.75), ("heads", 0.5)))
     assert small in NECK.space
-    assert net.head.of(dict(small.named)) == HeadGeometry(CLASSES, (8, 9), 8)
+    assert net.head_geometry.of(dict(small.named)) == HeadGeometry(CLASSES, (8, 9), 8)
     assert net.up(nn.Variable((1, net.backbone.channels, 4, 4)), small).shape == (1, 9, 16, 16)
     assert HeadGeometry(20).of({"up1": 0.5, "up2": 0.75, "heads": 0.75}) == HeadGeometry(20, (128, 192, 256), 48)
 
@@ -64,6 +65,20 @@ def test_a_sliced_path_equals_its_static_network(net, paths):
                 one.forward()
                 other.forward()
                 assert np.allclose(one.d, other.d, atol=tolerance)
+
+
+def test_the_loss_of_an_evaluation_is_that_of_training(net, paths):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(1, 2, 3, SIZE, SIZE)).astype(np.float32)
+    cells = np.array([[2.0, 3.0, 9.0, 11.0]])
+    one = [np.asarray(array)[None] for array in make_targets(cells, np.array([1]), CLASSES, (16, 16), 4)]
+    targets = [nn.Variable.from_numpy_array(np.concatenate([array, array])) for array in one]
+    for path in paths:
+        given = GivenStatistics(reestimate(net, path, images))
+        x = nn.Variable.from_numpy_array(images[0])
+        quick, whole = net.evaluation_loss(x, path, targets, given), net.loss(net(x, path, given), targets)
+        nn.forward_all([quick, whole])
+        assert quick.d == pytest.approx(whole.d, rel=1e-5)
 
 
 def test_costs_equal_a_visit_of_the_graph(paths):
