@@ -36,11 +36,6 @@ class Choice(NamedTuple):
 class KernelGeometry(Geometry):
     ratios: tuple[Choice, ...] = tuple(Choice(ratio, kernel) for ratio in (0.2, 0.35) for kernel in (3, 5))
 
-    def __post_init__(self):
-        # So that pairs which come as plain lists, from a file, are choices again.
-        object.__setattr__(self, "ratios", tuple(Choice(*pair) for pair in self.ratios))
-        super().__post_init__()
-
     def expand_ratio(self, choice: Choice) -> float:
         return choice.ratio
 

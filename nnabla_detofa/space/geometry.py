@@ -156,6 +156,8 @@ class Geometry:
     def from_json(cls, data: Mapping[str, Any]) -> Geometry:
         """Create a geometry from the result of `to_json`.
 
+        If the default choices of a layer are named tuples, so are those that are read.
+
         Raises:
             KeyError, TypeError: a key is missing or unknown.
             UserError: the values are not a valid geometry.
@@ -163,6 +165,9 @@ class Geometry:
         data = {"named": ()} | dict(data)
         entries: dict[str, Any] = {entry.name: data[entry.name] for entry in fields(cls)} | data
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()}
+        kind = type(cls.ratios[0])
+        if issubclass(kind, tuple):
+            values["ratios"] = tuple(kind(*choice) for choice in values["ratios"])
         return cls(**values)
 
     @property
