@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -80,6 +81,56 @@ def whole_text(file: str | os.PathLike) -> Iterator[io.StringIO]:
     content = io.StringIO(newline="")
     yield content
     write_text(file, content.getvalue())
+
+
+@contextmanager
+def written_together(folder: str | os.PathLike) -> Iterator[FilePath]:
+    """Yield an empty folder whose files are moved into `folder` when the block ends: all of them, or none after an error.
+
+    Raises:
+        OSError: a file cannot be written or moved; the files of these names in `folder` are as they were.
+    """
+    folder = FilePath(folder)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as scratch:
+            fresh, old = FilePath(scratch, "fresh"), FilePath(scratch, "old")
+            fresh.mkdir()
+            old.mkdir()
+            yield fresh
+            _move_all(fresh, folder, old)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        name = re.sub(r"/\.new-[^/]*(/fresh|/old)?", "", os.fsdecode(error.filename or os.fspath(folder)))
+        raise OSError(error.errno, error.strerror, name) from error
+
+
+def _move_all(fresh: FilePath, folder: FilePath, old: FilePath) -> None:
+    """Move the files of `fresh` into `folder`; if one cannot be moved, restore those that were there, which `old` keeps."""
+    names = sorted(os.listdir(fresh))
+    for name in names:
+        target = folder / name
+        with open(fresh / name, "rb") as written:
+            os.fsync(written.fileno())
+        if os.path.lexists(target):
+            try:
+                os.link(target, old / name)
+            except OSError:  # a file system without hard links
+                shutil.copy2(target, old / name)
+            shutil.copymode(target, fresh / name)
+    moved: list[str] = []
+    try:
+        for name in names:
+            moved.append(name)
+            os.replace(fresh / name, folder / name)
+    except BaseException:
+        for name in moved:
+            with suppress(OSError):
+                if os.path.lexists(old / name):
+                    os.replace(old / name, folder / name)
+                elif not (fresh / name).exists():
+                    (folder / name).unlink()
+        raise
 
 
 @contextmanager

@@ -22,6 +22,17 @@ SECONDS, COST, SHARE = "[-1e12, 1e12]", "[0, 1e18]", "[0, 1.001]"
 differences that may be negative, and average precisions may have rounding errors."""
 MEASURED = {"flops": COST, "params": COST, "loss": "", "ap50": SHARE}
 """Measurement of an evaluated detector -> its interval; the loss may be NaN or infinite if the training has diverged."""
+SCORE, TAU = "[-1e6, 1e6]", "[-1.001, 1.001]"
+INTERVALS = {
+    **MEASURED,
+    **dict.fromkeys(("budget", "pruned_operations", "total_operations"), COST),
+    **dict.fromkeys(("ap", "ap50_11point", "ap50_area", "coco", "accuracy", "rejected_share", "refused_share"), SHARE),
+    **dict.fromkeys(("ap_per_class", "ap50_per_class", "ap50_11point_per_class", "ap50_area_per_class"), SHARE),
+    **dict.fromkeys(("kendall_tau", "kendall_tau_of_baselines", "kendall_tau_on_fitted_paths"), TAU),
+    "seconds": SECONDS,
+    "thresholds": SCORE,
+}
+"""Key of a result -> interval of its number, or of all numbers below it; the numbers below other keys are not restricted."""
 
 
 def seconds(content: Any) -> dict[str, float]:
@@ -69,10 +80,28 @@ def detector(content: Any, geometry: Geometry, path: Path | None = None, where: 
     return content
 
 
+def bounded(content: Any) -> Any:
+    """Check the numbers in the result of a run or of a detector that any version has written; values may be missing."""
+
+    def check(value: Any, where: str, interval: str | None) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                check(inner, f"{where}.{key}", INTERVALS.get(key) if interval is None else interval)
+        elif isinstance(value, list):
+            for number, inner in enumerate(value):
+                check(inner, f"{where}[{number}]", interval)
+        elif interval is not None and value is not None:
+            _number(value, where, interval, finite=bool(interval))
+
+    check(content, "it", None)
+    return content
+
+
 def measured(content: Any, geometry: Geometry) -> dict:
     """Check what every version has written of an evaluated detector, whose path, if recorded, must be one of the supernet."""
     for name in ("flops", "params", "loss"):
         _number(_entry(content, name, "it"), name, MEASURED[name], finite=name != "loss")
+    bounded(content)
     if "path" in content:
         _path(content["path"], "path", geometry)
     return content
@@ -82,7 +111,7 @@ def scores(content: Any) -> list[float]:
     """Check scores.json, and return the path scores of the held-out paths."""
     found = _list(content, "scores")
     for number, value in enumerate(found):
-        _number(value, f"scores[{number}]", "[-1e6, 1e6]")
+        _number(value, f"scores[{number}]", SCORE)
     return found
 
 

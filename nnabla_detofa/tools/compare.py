@@ -12,6 +12,7 @@ import numpy as np
 
 from ..common import figures
 from ..common.errors import UserError
+from ..runs import result_files
 from ..runs.lock import differences
 from ..runs.run_folder import check_has_subnets, metric, number, points, read_result, reading, run_config
 from .report import markdown_row
@@ -93,7 +94,7 @@ class Front:
 
 def _front(run: FilePath) -> Front:
     """Read the numbers to compare from a run's folder."""
-    summary = read_result(run, "summary")
+    summary = read_result(run, "summary", result_files.bounded)
     with reading(run / "summary.json"):
         fullnet, *subnets = [
             (number(points(result)), number(result["flops"])) for result in (summary["fullnet"], *summary["subnets"])

@@ -21,6 +21,7 @@ from ..methods.build import build
 from ..networks import weights
 from ..networks.centernet import Detector, detector_of
 from ..networks.supernet import take_over
+from ..runs import result_files
 from ..runs.phases import FINE_TUNED
 from ..runs.run_folder import (
     check_classes,
@@ -167,7 +168,7 @@ def _subnets(run: FilePath) -> list[dict]:
     """Return path and budget of each subnet that a run found; an empty list before the end of the run."""
     if not (run / "summary.json").exists():
         return []
-    summary = read_result(run, "summary")
+    summary = read_result(run, "summary", result_files.bounded)
     with reading(run / "summary.json"):
         return [{"path": subnet["path"], "budget": number(subnet["budget"])} for subnet in summary["subnets"]]
 

@@ -6,7 +6,6 @@ The file contains the path alone: its slice of the weights and its re-estimated 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path as FilePath
@@ -15,7 +14,7 @@ import cv2
 import numpy as np
 
 from ..common.errors import UserError
-from ..common.files import write_json
+from ..common.files import digest, write_json, written_together
 from ..config import Config
 from ..data.augment import letterbox, letterbox_matrix
 from ..data.sets import DetectionSets
@@ -121,7 +120,6 @@ def export(
     graph = StaticGraph(net, path, (batch, 3, *size), normalize, statistics if fold else None)
     pixels, images = comparison_images(sets, size, batch)
     expected = path_outputs(opened.net, path, statistics, images)
-    difference = write_verified(graph, file, pixels if normalize else images, expected)
     about = {
         "run": run.name,
         "detector": detector,
@@ -135,16 +133,19 @@ def export(
         "stride": sets.stride,
         **({"network": opened.config.to_dict()["network"]} if ":" in opened.config.network_name else {}),
         "batch_normalization": "folded" if fold else "layers",
-        "largest_difference": difference,
         "compared_images": images.shape[0] * batch,
         "made_by": revision(),
     }
-    write_json(about_file(file), about)
+    with written_together(file.absolute().parent) as fresh:
+        written = fresh / file.name
+        about["largest_difference"] = write_verified(graph, written, pixels if normalize else images, expected)
+        about["sha256"] = digest(written.read_bytes())
+        write_json(about_file(written), about)
     return about
 
 
 def write_verified(graph: StaticGraph, file: FilePath, inputs: np.ndarray, expected: Sequence[np.ndarray]) -> float:
-    """Write a graph to a file in the format of its suffix, if the file gives the expected outputs when it is run.
+    """Write a graph to a file in the format of its suffix, and check that the file gives the expected outputs when it is run.
 
     Args:
         graph: the graph.
@@ -156,20 +157,19 @@ def write_verified(graph: StaticGraph, file: FilePath, inputs: np.ndarray, expec
         The largest difference between the outputs and `expected`.
 
     Raises:
-        UserError: the conversion fails, or the outputs differ by more than `TOLERANCE`; nothing is written.
+        UserError: the conversion fails, or the outputs differ by more than `TOLERANCE`.
     """
-    with tempfile.TemporaryDirectory(dir=file.absolute().parent, prefix=".export-") as folder:
-        written = FilePath(folder, file.name).with_suffix(".nnp")
-        graph.save(written)
-        if file.suffix == ".onnx":
-            convert(written, written := written.with_suffix(".onnx"), inputs.shape[1])
-        difference = largest_difference(FORMATS[file.suffix](written, inputs, list(graph.outputs)), expected)
-        if not difference <= TOLERANCE:
-            raise UserError(
-                f"{file} is not written: its outputs differ by {difference:.2g} from those of the path in the supernet, more "
-                f"than {TOLERANCE:g}"
-            )
-        written.replace(file)
+    network = file.with_suffix(".nnp")
+    graph.save(network)
+    if file.suffix == ".onnx":
+        convert(network, file, inputs.shape[1])
+        network.unlink()
+    difference = largest_difference(FORMATS[file.suffix](file, inputs, list(graph.outputs)), expected)
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"{file.name} is not written: its outputs differ by {difference:.2g} from those of the path in the supernet, more "
+            f"than {TOLERANCE:g}"
+        )
     return difference
 
 

@@ -15,6 +15,7 @@ from ..backend.graphs import CachedGraphs
 from ..common import checked
 from ..common.drawing import Detection, in_pixels
 from ..common.errors import UserError
+from ..common.files import digest
 from ..common.normalization import Normalization
 from ..common.reading import read_json, short, shown
 from ..common.shipped import shipped
@@ -48,6 +49,7 @@ class Metadata:
             other names.
         stride: input pixels per heatmap cell.
         normalized_by_user: whether the input is normalized by `normalization`; otherwise it is pixels from 0 to 255.
+        sha256: checksum of the detector's file; None in files of older versions.
     """
 
     classes: tuple[str, ...]
@@ -56,6 +58,7 @@ class Metadata:
     stride: Annotated[int, "[1, 64]"]
     normalized_by_user: bool
     normalization: Normalization
+    sha256: str | None = None
 
     @classmethod
     def from_json(cls, content: Any) -> Metadata:
@@ -71,6 +74,7 @@ class Metadata:
             older = takes.get("normalised_by_user", False)
             values["normalized_by_user"] = takes.get("normalized_by_user", older)
             values["normalization"] = {name: takes[name] for name in ("mean", "std")}
+            values["sha256"] = content.get("sha256")
         except (LookupError, TypeError, AttributeError) as error:
             raise UserError(f"a value is missing ({short(repr(error))})") from error
         about = checked.read(cls, values, "it")
@@ -135,6 +139,8 @@ def load_exported(file: str | FilePath) -> ExportedDetector:
         ) from error
     decoder = _decoder(content, about)
     try:
+        if about.sha256 not in (None, digest(found.read_bytes())):
+            raise ValueError(f"{about_file(found)} belongs to another file")
         network = read_network(found, about.shape[0])
         shapes = network.inputs["image"].shape, network.outputs[about.outputs[0]].shape[:2]
         if shapes != (about.shape, (about.shape[0], len(about.classes))):

@@ -116,7 +116,7 @@ def _summary(run: FilePath) -> dict:
     """Read the items of summary.json that a description needs; empty if the run is not over."""
     if not (run / "summary.json").exists():
         return {}
-    summary = read_result(run, "summary")
+    summary = read_result(run, "summary", result_files.bounded)
     with reading(run / "summary.json"):
         found: dict[str, Any] = {"seconds": dict(summary["seconds"])}
         for name in {"thresholds", "kendall_tau", "accuracy"} & summary.keys():

@@ -14,7 +14,7 @@ import numpy as np
 from ..common import figures
 from ..common.drawing import class_colors
 from ..common.errors import UserError
-from ..common.files import whole_text, write_bytes, write_text
+from ..common.files import whole_text, write_bytes, write_text, written_together
 from ..common.reading import one_line
 from ..data.dataset import Sample
 from ..data.sets import DetectionSets, open_sets
@@ -62,25 +62,26 @@ def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
     check_has_subnets(run, run_config(run), "a report")
     if output.resolve() == run.resolve():
         raise UserError(f"--output must not be the folder of the run, got {output}")
-    summary = read_result(run, "summary")
+    summary = read_result(run, "summary", result_files.bounded)
     with reading(run / "summary.json"):
         columns, rows = table_rows(summary)
         text = markdown(columns, rows, summary)
         drawn = {"pareto.png": draw_pareto(summary), "detections.png": draw_detections(run, summary)}
         if any(tau is not None for tau in summary.get("kendall_tau", ())):
             drawn["scores.png"] = draw_scores(run, summary)
-    output.mkdir(parents=True, exist_ok=True)
-    for name in ("summary.json", "config.json"):
-        write_bytes(output / name, (run / name).read_bytes())
     command = shlex.join(["detofa", "report", str(run), "-o", str(output)])
-    write_text(
-        output / "table.md",
-        f"{text}\nThe run was computed by {code_of(run)}.\n\nMade by `{command}` at {revision()}.\n",
-    )
-    with whole_text(output / "table.csv") as opened:
-        csv.writer(opened).writerows([columns, *rows])
-    for name, figure in drawn.items():
-        figures.save(figure, output / name, dpi=110, bbox_inches="tight")
+    output.mkdir(parents=True, exist_ok=True)
+    with written_together(output) as fresh:
+        for name in ("summary.json", "config.json"):
+            write_bytes(fresh / name, (run / name).read_bytes())
+        write_text(
+            fresh / "table.md",
+            f"{text}\nThe run was computed by {code_of(run)}.\n\nMade by `{command}` at {revision()}.\n",
+        )
+        with whole_text(fresh / "table.csv") as opened:
+            csv.writer(opened).writerows([columns, *rows])
+        for name, figure in drawn.items():
+            figures.save(figure, fresh / name, dpi=110, bbox_inches="tight")
     return [output / name for name in ("summary.json", "config.json", "table.md", "table.csv", *drawn)]
 
 

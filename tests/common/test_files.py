@@ -14,7 +14,7 @@ import nnabla_detofa
 from nnabla_detofa.cli import main
 from nnabla_detofa.common import files
 
-WRITERS = {"files.py", "digits.py", "coco.py", "evaluated_paths.py", "export.py"}
+WRITERS = {"files.py", "digits.py", "coco.py", "evaluated_paths.py"}
 """The one that writes; those whose files lie in a new folder that is renamed when it is whole; one that appends."""
 
 
@@ -65,6 +65,53 @@ def test_what_was_there_survives_a_full_disk(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError), files.whole_text(file) as opened:
         raise ZeroDivisionError
     assert file.read_text() == "before" and os.listdir(tmp_path) == ["result.json"]
+
+
+@pytest.mark.parametrize(
+    "failing", ["the block", "a write", "the first move", "the second move", "no hard links", "an interruption"]
+)
+def test_files_of_one_result_are_all_new_or_all_old(failing, tmp_path, monkeypatch):
+    before = {"a": "old a", "b": "old b", "other": "stays"}
+    for name, text in before.items():
+        (tmp_path / name).write_text(text)
+    number, replace = iter(range(9)), os.replace
+    at = {"the first move": 0, "the second move": 1, "no hard links": 1, "an interruption": 1}.get(failing)
+
+    def moving(source, target):
+        if os.path.basename(os.path.dirname(source)) == "fresh" and next(number) == at:
+            raise KeyboardInterrupt if failing == "an interruption" else OSError(5, "Input/output error", os.fspath(source))
+        replace(source, target)
+
+    def no_links(*paths):
+        raise OSError(1, "Operation not permitted")
+
+    with pytest.raises((OSError, KeyboardInterrupt, ZeroDivisionError)) as caught, files.written_together(tmp_path) as fresh:
+        (fresh / "a").write_text("new a")
+        (fresh / "b").write_text("new b")
+        (fresh / "c").write_text("new c")
+        monkeypatch.setattr(os, "replace", moving)
+        if failing == "no hard links":
+            monkeypatch.setattr(os, "link", no_links)
+        if failing == "a write":
+            raise OSError(28, "No space left on device", os.fspath(fresh / "c"))
+        if failing == "the block":
+            raise ZeroDivisionError
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == before
+    if isinstance(caught.value, OSError):  # the error names the file that the user knows
+        assert caught.value.filename == str(tmp_path / {"a write": "c", "the first move": "a"}.get(failing, "b"))
+
+
+def test_files_of_one_result_replace_the_old_ones(tmp_path):
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "a").chmod(0o640)
+    with files.written_together(tmp_path) as fresh:
+        (fresh / "a").write_text("new a")
+        (fresh / "b").write_text("new b")
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a": "new a", "b": "new b"}
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+    with pytest.raises(OSError) as caught, files.written_together(tmp_path / "missing"):
+        pass
+    assert caught.value.filename == str(tmp_path / "missing")
 
 
 def test_devices_and_pipes_are_written_and_stay_what_they_are(tmp_path):

@@ -179,6 +179,9 @@ def cases() -> Iterator[Case]:
     yield Case(kind, "summary.json: a subnet without a path", (*named, "subnet_1"), ("summary.json",), pathless, WITH_DATA)
     strange = changed("run/summary.json", lambda s: s["subnets"][0].update(flops="many"))
     yield Case(kind, "summary.json: FLOPs are a word", REPORT, ("run", "damaged"), strange, WITH_DATA)
+    for command in (REPORT, ("inspect", "run"), (*named, "subnet_1")):
+        vast = changed("run/summary.json", lambda s: s["subnets"][0].update(budget=1e300))
+        yield Case(kind, f"summary.json: a vast budget for {command[0]}", command, ("[0, 1e18]", "1e+300"), vast, WITH_DATA)
     later = changed("run/summary.json", lambda s: s.update(kendall_tau=[0.5]))
     yield Case(kind, "scores.json is missing", REPORT, ("run",), later, WITH_DATA)
     found = put("run/subnet_1_detections.json", [{"image": 3}])

@@ -62,6 +62,42 @@ WHOLE = {
 }
 
 
+OLDER = {
+    "fullnet": {"flops": 10, "params": 10, "loss": float("nan"), "ap50": 0.5, "ap50_per_class": {"loss": 0.5, "flops": None}},
+    "subnets": [{"flops": 10, "params": 10, "loss": 1, "ap50": None, "budget": 3e9, "coco": {"AP": 0.25, "APs": None}}],
+    "seconds": {"fullnet": 1},
+    "thresholds": [None, 0.5],
+    "kendall_tau_of_baselines": {"flops": [0.5, None]},
+    "a later key": 1e300,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: None, None),
+        (lambda s: s["fullnet"].update(loss=float("inf")), None),
+        (lambda s: s["fullnet"].update(flops=1e300), r"fullnet.flops must be in \[0, 1e18\], got 1e\+300"),
+        (lambda s: s["fullnet"]["ap50_per_class"].update(loss=1e300), "fullnet.ap50_per_class.loss must be in"),
+        (lambda s: s["fullnet"]["ap50_per_class"].update(flops=float("nan")), "ap50_per_class.flops must be in .* got nan"),
+        (lambda s: s["subnets"][0].update(budget=10**400), r"subnets\[0\].budget must be in \[0, 1e18\], got 1000"),
+        (lambda s: s["subnets"][0].update(params=-1), r"subnets\[0\].params must be in"),
+        (lambda s: s["subnets"][0]["coco"].update(APs="high"), r"coco.APs must be a number in .*, got 'high'"),
+        (lambda s: s["seconds"].update(fullnet=1e300), "seconds.fullnet must be in"),
+        (lambda s: s.update(thresholds=[float("inf")]), r"thresholds\[0\] must be in"),
+        (lambda s: s["kendall_tau_of_baselines"].update(flops=[-2]), r"kendall_tau_of_baselines.flops\[0\] must be in"),
+    ],
+)
+def test_numbers_of_a_summary_of_any_version_are_bounded(change, message):
+    content = copy.deepcopy(OLDER)
+    change(content)
+    if message is None:
+        assert result_files.bounded(content) is content
+    else:
+        with pytest.raises(UserError, match=message):
+            result_files.bounded(content)
+
+
 def test_the_rejected_share_of_an_older_run_is_read_by_its_older_name():
     shares = [result_files.rejected_share(content) for content in ({"rejected_share": 0.2}, {"refused_share": 0.3}, {})]
     assert shares == [0.2, 0.3, None]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -223,6 +224,27 @@ def test_a_path_from_a_file_at_another_size(run, opened, tmp_path):
     assert about["input"]["shape"] == [1, 3, 32, 96] and about["input"]["normalized_by_user"]
     assert about["outputs"]["size"] == [1, 2, 8, 24] and "ap50" not in about
     assert about["flops"] * 2 * 4 == opened.cost.flops([opened.path])[0] * 3 * 2  # 8 x 24 cells instead of 16 x 16
+
+
+def test_a_network_and_metadata_of_different_exports_are_not_mixed(run, opened, tmp_path, monkeypatch):
+    export(opened, run, "subnet_2", tmp_path / "x.nnp")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    replace = os.replace
+
+    def failing(source, target):
+        if str(source).endswith("fresh/x.nnp.json"):
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="Input/output error"):
+        patched.setattr(os, "replace", failing)
+        export(opened, run, "subnet_2", tmp_path / "x.nnp", normalize=False)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    export(opened, run, "subnet_2", tmp_path / "y.nnp", normalize=False)
+    load_detector(tmp_path / "y.nnp")
+    (tmp_path / "x.nnp.json").replace(tmp_path / "y.nnp.json")  # a user copies one of two files
+    with pytest.raises(UserError, match="y.nnp is damaged.*y.nnp.json belongs to another file.*export the detector again"):
+        load_detector(tmp_path / "y.nnp")
 
 
 def test_a_folder_in_the_place_of_the_metadata_is_refused_before_the_work(run, opened, tmp_path, capsys):
