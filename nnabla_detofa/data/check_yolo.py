@@ -9,8 +9,8 @@ from pathlib import Path
 from . import yolo
 from .check_report import DataReport, ImageInspector, Split, finished, usual_order, valid_boxes, warn_with_defaults
 from .dataset import unknown_class
-from .images import ImageHeader
-from .names import composed
+from .images import EXTENSIONS, ImageHeader
+from .names import Listing, composed
 from .yolo_labels import collect, in_pixels, label_lines, parse_label
 
 
@@ -62,6 +62,7 @@ def yolo_report(
     for name in about.names:
         if name not in known and not ignore_others:
             report.fatal.append(f"{about.file} has the class {unknown_class(name, classes or ())}")
+    found: list[yolo.YOLOFile] = []
     for name, key in splits.items():
         split = Split(name)
         report.splits.append(split)
@@ -79,7 +80,8 @@ def yolo_report(
             header = images.header(file.image)
             if header is not None:
                 _check_labels(report, split, file, header, about.names, known)
-        report.warnings += _unused_labels(listed.found)
+        found += listed.found
+    report.warnings += _unused_labels(about, found)
     return finished(report, images)
 
 
@@ -105,10 +107,14 @@ def _check_labels(
     split.empty += not any(valid[used])
 
 
-def _unused_labels(files: Sequence[yolo.YOLOFile]) -> Iterator[str]:
-    """Yield warnings about label files without an image, in the folders of the label files of a split."""
-    expected = {file.labels for file in files}
-    for folder in sorted({file.labels.parent for file in files}):
-        found = sorted(folder.glob("*.txt")) if folder.is_dir() else []
-        if unused := [file.name for file in found if file not in expected and file.name != "classes.txt"]:
+def _unused_labels(about: yolo.Description, files: Sequence[yolo.YOLOFile]) -> Iterator[str]:
+    """Yield warnings about label files without an image, in the folders of the label files of all splits."""
+    lists = {about.folder / path for paths in about.splits.values() for path in paths}
+    places: dict[Path, dict[Path, Listing]] = {}
+    for file in files:
+        places.setdefault(file.labels.parent, {}).setdefault(file.image.parent, Listing(file.image.parent, EXTENSIONS))
+    for folder, images in sorted(places.items()):
+        labels = (file for file in sorted(folder.glob("*.txt")) if file.name != "classes.txt" and file not in lists)
+        unused = [file.name for file in labels if not any(listing.find(file.stem) for listing in images.values())]
+        if unused:
             yield f"{folder} contains {len(unused)} label files without an image, such as {unused[0]}; they are ignored"

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
+
+from ..common.errors import UserError
+from ..common.reading import read_bytes
+
+MAX_LIST = 1 << 28
+"""Largest size of a file that lists images, in bytes."""
 
 
 def composed(name: str) -> str:
@@ -18,6 +25,19 @@ def is_below(name: str) -> bool:
     """Return whether a relative name stays below the folder that it is relative to."""
     path = PurePosixPath(name)
     return bool(path.name) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+
+
+def listed_names(file: Path) -> list[str]:
+    """Return the non-blank lines of a file that lists images, as they are: names may begin and end with spaces.
+
+    Raises:
+        UserError: the file cannot be read, or it is not UTF-8.
+    """
+    try:
+        lines = re.split(r"\r\n|\r|\n", read_bytes(file, "the list of images", MAX_LIST).decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} must be a text file in UTF-8 with one image per line: {error}") from error
+    return [line for line in lines if line.strip()]
 
 
 class Listing:

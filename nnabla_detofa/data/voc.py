@@ -22,7 +22,7 @@ from ..common.errors import UserError
 from ..common.reading import read_bytes, short, shown
 from .dataset import MAX_NOTES, DetectionDataset, Objects, ignored_classes, unknown_class
 from .images import EXTENSIONS, ImageHeader, inspect_image
-from .names import Listing, composed, is_below
+from .names import Listing, composed, is_below, listed_names
 from .objects import NORMALIZED, check_boxes, upright_boxes
 
 log = logging.getLogger("nnabla_detofa")
@@ -228,7 +228,7 @@ def list_split(root: Path, split: str) -> ListedSplit:
     images, annotations = Listing(folder, EXTENSIONS), Listing(tree / "Annotations", (".xml",))
     counts: dict[VOCFile, int] = {}
     problems = []
-    for line in _lines(list_file):
+    for line in listed_names(list_file):
         texts = (line, line.strip(), COLUMN.sub("", line.strip()))
         image = next(filter(None, map(images.find, texts)), None)
         if image is None:
@@ -284,19 +284,8 @@ SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc-k
 """Declared encoding -> the larger encoding that files with this declaration often use."""
 NUMBER = re.compile(r"\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*")
 """Numbers in annotations. Python's `float` accepts others, such as 1_0."""
-MAX_SPLIT = 1 << 26
-"""Largest size of a split file in bytes."""
 MAX_PIXELS = 1 << 20
 """Largest side of an image, and largest absolute value of a coordinate."""
-
-
-def _lines(file: Path) -> list[str]:
-    """Return the non-blank lines of a split file."""
-    try:
-        lines = re.split(r"\r\n|\r|\n", read_bytes(file, "the split", MAX_SPLIT).decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} must be a text file in UTF-8 with one image name per line: {error}") from error
-    return [line for line in lines if line.strip()]
 
 
 def read_annotation(file: VOCFile, header: ImageHeader) -> Annotation:

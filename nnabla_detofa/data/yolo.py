@@ -25,11 +25,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..common.errors import UserError
-from ..common.reading import read_bytes, read_text, short, shown
+from ..common.reading import read_text, short, shown
 from ..config.files import parse_yaml
 from .dataset import MAX_NOTES, DetectionDataset, Objects, ignored_classes, unknown_class
 from .images import EXTENSIONS, inspect_image
-from .names import Listing, composed, is_below
+from .names import Listing, composed, is_below, listed_names
 from .objects import BoxSummary, check_boxes
 from .yolo_labels import in_pixels, read_labels
 
@@ -42,8 +42,6 @@ SPLITS = ("train", "val", "test")
 """Usual keys of the splits; other keys name a split if their value is an existing folder or file."""
 NOT_SPLITS = ("names", "nc", "path", "download")
 """Keys that never name a split."""
-MAX_LIST = 1 << 28
-"""Largest size of a file that lists images, in bytes."""
 
 
 class YOLODataset(DetectionDataset):
@@ -237,10 +235,12 @@ def list_split(about: Description, split: str) -> ListedSplit:
             images = images_below(place)
         else:
             on_disk = Listing(place.parent)
-            for line in _lines(place):
-                image = on_disk.find(line)
+            for line in listed_names(place):
+                image = on_disk.find(line) or on_disk.find(line.strip())
                 if image is None:
-                    problems.append(f"{place.parent / short(line)} is missing, but {place} lists it (paths are relative to it)")
+                    problems.append(
+                        f"{place.parent / short(line.strip())} is missing, but {place} lists it (paths are relative to it)"
+                    )
                 else:
                     images.append(image)
         for image in images:
@@ -300,12 +300,3 @@ def _found(folder: Path, path: str) -> Path | None:
         if is_below(tried) and (folder / tried).exists():
             return folder / tried
     return None
-
-
-def _lines(file: Path) -> list[str]:
-    """Return the non-blank lines of a file that lists images."""
-    try:
-        text = read_bytes(file, "the list of images", MAX_LIST).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} must be a text file in UTF-8 with one image per line: {error}") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]

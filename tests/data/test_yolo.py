@@ -293,3 +293,47 @@ def test_init_writes_a_config(tmp_path):
     (tmp_path / "b.yaml").write_text(text)
     config = configs.load(tmp_path / "b.yaml")
     assert (config.dataloader.val, config.dataloader.test) == (None, "val") and config.dataloader.holdout == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (["a", "a (1)", "a 1"], "images/train/a.png\nimages/train/a (1).png\nimages/train/a 1.png\n"),
+        ([" a", "b "], "images/train/ a.png\r\n  images/train/b .png  \r\n\r\n"),
+        (["x\u2028y", "x\x0cy", "x\u3000"], "images/train/x\u2028y.png\nimages/train/x\x0cy.png\nimages/train/x\u3000.png"),
+        (["x\\y", "%s {} \"'"], "\ufeffimages/train/x\\y.png\n./images/train/%s {} \"'.png\n"),
+    ],
+)
+def test_a_line_of_a_list_is_a_name(layout, names, text):
+    for name in names:
+        layout.add("train", name, "0 0.5 0.5 0.25 0.5\n")
+    (layout.root / "list.txt").write_bytes(text.encode())
+    layout.describe(f"train: list.txt\nval: images/val\ntest: images/test\n{NAMES}")
+    assert YOLODataset(layout.root, "train").image_ids == tuple(f"images/train/{name}.png" for name in names)
+    report = check_yolo(layout.root)
+    assert report.fatal == report.warnings == [] and report.splits[0].images == len(names)
+
+
+def test_spaces_at_the_ends_of_a_name_belong_to_it(layout):
+    folder = layout.root / "images" / "train"
+    (folder / " x.png").write_bytes((folder / "train_0.png").read_bytes())
+    (folder / " x.png").rename(layout.root / " x.png")
+    (layout.root / "x.png").write_bytes((folder / "train_1.png").read_bytes())
+    (layout.root / "x.txt").write_text("")
+    (layout.root / " x.txt").write_text("0 0.5 0.5 0.25 0.5\n")
+    (layout.root / "list.txt").write_text(" x.png\nx.png\n")
+    layout.describe(f"train: list.txt\nval: images/val\ntest: images/test\n{NAMES}")
+    assert YOLODataset(layout.root, "train").image_ids == (" x.png", "x.png")
+
+
+def test_label_files_of_images_of_other_splits_have_an_image(layout):
+    """All splits are lists of images of one folder; an image that no split lists has labels too."""
+    lines = [f"./images/train/{name}.png\n" for name in ("train_0", "train_1", "c", "d")]
+    layout.add("train", "c", "0 0.5 0.5 0.25 0.5\n").add("train", "d", "1 0.5 0.5 0.25 0.5\n").add("train", "e", "")
+    for split, text in {"train": lines[0] + lines[1], "val": lines[2], "test": lines[3]}.items():
+        (layout.root / f"{split}.txt").write_text(text)
+    layout.describe(f"train: train.txt\nval: val.txt\ntest: test.txt\n{NAMES}")
+    assert check_yolo(layout.root).warnings == []
+    (layout.root / "labels/train/gone.txt").write_text("")
+    (warning,) = check_yolo(layout.root).warnings
+    assert "labels/train contains 1 label files without an image, such as gone.txt" in warning
