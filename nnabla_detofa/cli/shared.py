@@ -87,14 +87,14 @@ def count_or_auto(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
-def check_writable_file(file: Path) -> None:
-    """Raise a UserError if an output file cannot be written."""
+def check_writable_file(file: Path, named: Path | None = None) -> None:
+    """Raise a UserError if an output file cannot be written; the message names `named`, by default the file."""
     from ..common.files import check_writable
 
     try:
         check_writable(file)
     except OSError as error:
-        raise UserError(f"--output must be writable, got {error.filename}: {error.strerror}") from error
+        raise UserError(f"--output must be writable, got {named or file}: {error.strerror}") from error
 
 
 def check_output_file(output: str | Path | None) -> None:
@@ -111,7 +111,7 @@ def check_output_folder(output: Path) -> None:
     there = next(folder for folder in (output, *output.parents) if folder.exists())
     if not there.is_dir():
         raise UserError(f"--output must be a folder, got {output}: {there} is a file")
-    check_writable_file(there / "a file")
+    check_writable_file(there / "a file", output)
 
 
 def check_numbers(args: argparse.Namespace, **most: int) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..common.checked import counted
 from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
+from ..common.progress import ProgressBar
 from ..config import AnyDetectionData, CocoData, CocoSplit, Config, ImageFolderData, OwnDetector, VocData, YoloData
 from .augment import Augmentation, letterbox_matrix, letterbox_pixels, train_transform, transform_boxes
 from .coco import COCODataset
@@ -200,7 +200,7 @@ def read_all(sets: DetectionSets | ClassificationSets) -> None:
 
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(total=len(files), desc="reading all images once", unit="image", delay=2, leave=False, dynamic_ncols=True) as bar,
+        ProgressBar(total=len(files), desc="reading all images once", unit="image", delay=2, leave=False) as bar,
     ):
         try:
             for _ in pool.map(read, files):

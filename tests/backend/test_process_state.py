@@ -2,11 +2,13 @@
 
 import json
 import logging
+import os
 import pkgutil
 import signal
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import forking
 import nnabla as nn
@@ -24,25 +26,15 @@ from nnabla_detofa.tools import static_network
 from nnabla_detofa.tools.evaluate import open_detector
 
 IMPORTS = """
-import importlib, json, logging, os, signal, sys, threading, warnings
-
-def state():
-    root = logging.getLogger()
-    return {
-        "root": (list(root.handlers), root.level),
-        "mask": signal.pthread_sigmask(signal.SIG_BLOCK, []),
-        "handlers": {number: signal.getsignal(number) for number in signal.valid_signals()},
-        "hooks": (sys.excepthook, threading.excepthook),
-        "future": [item for item in warnings.filters if item[2] is FutureWarning],
-        "environment": {key: value for key, value in os.environ.items() if "MPL" in key or "CUDA" in key or "HYDRA" in key},
-    }
+import importlib, json, os, sys
+import cv2  # which itself changes LD_LIBRARY_PATH
+import process_state
 
 def changes(names):
-    before, changed = state(), []
+    before, changed = process_state.state(), []
     for name in names:
         importlib.import_module(name)
-        now = state()
-        changed += [f"{name}: {key}" for key in now if now[key] != before[key]]
+        changed += [f"{name}: {change}" for change in process_state.changes(before, process_state.state())]
     if "nnabla" in sys.modules:
         import nnabla
         changed += ["context"] * (nnabla.get_current_context().backend != nnabla.Context().backend)
@@ -77,7 +69,9 @@ def changes():
     first = [[name for name in MODULES if name.rpartition(".")[2] == last] for last in FIRST]
     assert all(len(names) == 1 for names in first)
     first[0] += MODULES
-    done = subprocess.run([sys.executable, "-c", IMPORTS, *map(" ".join, (LIBRARIES, *first))], capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", IMPORTS, *map(" ".join, (LIBRARIES, *first))]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     return dict(zip(FIRST, map(json.loads, done.stdout.splitlines()), strict=True)), done.stderr
 
 
@@ -134,6 +128,62 @@ print((used() - before) / sum(p.d.nbytes for p in net.get_parameters().values())
 
 
 # --- What a call changes and gives back -------------------------------------------------------------------------------
+
+
+CALLS = """
+import json, logging, os, random, signal, sys
+import cv2, matplotlib, matplotlib.figure, nnabla as nn, numpy as np
+from nnabla.ext_utils import get_extension_context
+import nnabla_detofa
+from process_state import changes, state
+
+run, other, config, weights, image, output, name = sys.argv[1:]
+image = cv2.imread(image)
+calls = {
+    "train": lambda config: nnabla_detofa.train(config, output, ["args.runner=fullnet", "args.evaluation_processes=2"]),
+    "describe_run": nnabla_detofa.describe_run,
+    "load_detector": lambda run: nnabla_detofa.load_detector(run)(image),
+    "evaluate_detector": nnabla_detofa.evaluate_detector,
+    "search": lambda run: nnabla_detofa.search(run, flops="5M"),
+    "compare_runs": lambda run: nnabla_detofa.compare_runs(run, other),
+    "check_data": lambda config: nnabla_detofa.check_data(config, whole=True),
+    "load_supernet": lambda weights: nnabla_detofa.load_supernet(weights, "detection", width_scale=0.0625),
+}
+assert set(calls) == set(nnabla_detofa.__all__)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, lambda number, frame: None)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+np.seterr(all="raise")
+np.random.seed(3)
+random.seed(3)
+os.umask(0o27)
+matplotlib.rcParams["font.size"] = 3
+logging.getLogger("nnabla").setLevel(logging.ERROR)
+logging.getLogger("nnabla_detofa").setLevel(logging.ERROR)
+cv2.setNumThreads(1)
+with nn.parameter_scope("mine"), nn.context_scope(get_extension_context("cpu", device_id="7")), nn.auto_forward(True):
+    nn.parameter.get_parameter_or_create("theirs", (1,))
+    before, changed = state(), []
+    argument = {"train": config, "check_data": config, "load_supernet": weights}.get(name, run)
+    for given in (argument, os.path.dirname(argument) + "/missing.json"):
+        try:
+            calls[name](given)
+        except nnabla_detofa.common.errors.UserError as error:
+            assert given != argument, error
+        changed += changes(before, state())
+print(json.dumps(changed))
+"""
+
+
+@pytest.mark.parametrize("name", nnabla_detofa.__all__)
+def test_a_function_changes_nothing(name, tmp_path):
+    """Neither a call that succeeds nor one that fails, in a process with settings of its own."""
+    image, run = next((tiny.digits() / "JPEGImages").iterdir()), tiny.detofa_run()
+    weights = run / "fine_tuning" / "weights.h5"
+    words = map(str, (run, tiny.fullnet_run(), tiny.config_file(), weights, image, tmp_path / "run", name))
+    done = forking.run([forking.PYTHON, "-c", CALLS, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
 def test_forked_processes_leave_the_signal_mask_as_it_was():

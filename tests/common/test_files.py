@@ -157,5 +157,5 @@ def test_a_target_that_cannot_be_written_is_rejected_before_the_work(command, tm
     monkeypatch.setattr(files.tempfile, "TemporaryFile", refused)  # root may write everywhere
     assert main([*line, str(tmp_path / "out")]) == 2
     output = capsys.readouterr()
-    assert "must be writable" in output.err and "Permission denied" in output.err and not output.out
+    assert f"--output must be writable, got {tmp_path / 'out'}: Permission denied" in output.err and not output.out
     assert list(tmp_path.iterdir()) == []
