@@ -9,7 +9,7 @@ from pathlib import Path
 from . import yolo
 from .check_report import DataReport, ImageInspector, Split, finished, usual_order, valid_boxes, warn_with_defaults
 from .dataset import unknown_class
-from .images import EXTENSIONS, ImageHeader
+from .images import EXTENSIONS, OTHER_FORMATS, ImageHeader
 from .names import Listing, composed
 from .yolo_labels import collect, in_pixels, label_lines, parse_label
 
@@ -69,8 +69,7 @@ def yolo_report(
         listed: yolo.ListedSplit | None = report.attempt(yolo.list_split, about, key)
         if listed is None:
             continue
-        if listed.repeated:
-            report.warnings.append(f"split {key} of {about.file} lists {listed.repeated} images again; each is used once")
+        report.warnings += listed.notes
         report.fatal += listed.problems
         split.images = len(listed.found) + len(listed.problems)
         if problem := yolo.without_labels(listed.found, f"split {key} of {about.file}"):
@@ -112,9 +111,10 @@ def _unused_labels(about: yolo.Description, files: Sequence[yolo.YOLOFile]) -> I
     lists = {about.folder / path for paths in about.splits.values() for path in paths}
     places: dict[Path, dict[Path, Listing]] = {}
     for file in files:
-        places.setdefault(file.labels.parent, {}).setdefault(file.image.parent, Listing(file.image.parent, EXTENSIONS))
-    for folder, images in sorted(places.items()):
+        images = Listing(file.image.parent, (*EXTENSIONS, *OTHER_FORMATS))
+        places.setdefault(file.labels.parent, {}).setdefault(file.image.parent, images)
+    for folder, listings in sorted(places.items()):
         labels = (file for file in sorted(folder.glob("*.txt")) if file.name != "classes.txt" and file not in lists)
-        unused = [file.name for file in labels if not any(listing.find(file.stem) for listing in images.values())]
+        unused = [file.name for file in labels if not any(listing.find(file.stem) for listing in listings.values())]
         if unused:
             yield f"{folder} contains {len(unused)} label files without an image, such as {unused[0]}; they are ignored"

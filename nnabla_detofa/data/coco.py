@@ -18,6 +18,7 @@ from ..common.errors import UserError
 from ..common.files import naming
 from ..common.progress import ProgressBar
 from ..common.reading import read_bytes, short, shown
+from ..config.files import without_duplicates
 from .dataset import MAX_NOTES, DetectionDataset, Objects, ignored_classes, unknown_class
 from .images import ImageHeader, inspect_image
 from .names import Listing, composed, is_below
@@ -139,7 +140,7 @@ def read_annotations(file: Path) -> Mapping[str, list]:
     except UserError as error:
         raise UserError(f"{error}; {ORIGIN}") from error
     try:
-        content = json.loads(data)
+        content = json.loads(data, object_pairs_hook=without_duplicates)
     except (ValueError, RecursionError) as error:
         raise UserError(f"the annotations {file} are not JSON ({error})") from error
     for key in ("images", "annotations", "categories"):
@@ -154,7 +155,7 @@ def read_categories(entries: list, file: Path) -> dict[int, str]:
     for number, entry in enumerate(entries):
         key, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
         name = composed(name) if isinstance(name, str) else None
-        if not is_integer(key) or not name or key in found or name in found.values():
+        if not is_integer(key) or not (name and name.strip()) or key in found or name in found.values():
             raise UserError(f"categories[{number}] of {file} must have a unique id and a unique name, got {shown(entry)}")
         found[key] = name
     if not found:

@@ -11,13 +11,11 @@ import numpy as np
 
 from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
-from .images import EXTENSIONS, MAX_PIXELS, check_whole, read_image
+from .images import EXTENSIONS, MAX_PIXELS, OTHER_FORMATS, check_whole, read_image
 from .names import composed
 
 log = logging.getLogger("nnabla_detofa")
 
-OTHER_FORMATS = {".bmp", ".gif", ".tif", ".tiff", ".webp", ".heic", ".avif", ".jfif", ".jpe", ".jp2", ".ppm", ".pgm"}
-"""Extensions of image formats that are not supported."""
 CHECKED = 20000
 """Largest number of images that are checked before training; ImageNet's 1.3 million would take minutes each time."""
 

@@ -16,6 +16,8 @@ from ..common.reading import read_bytes
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 """Extensions of image files, in order of preference; upper case matches too."""
+OTHER_FORMATS = {".bmp", ".gif", ".tif", ".tiff", ".webp", ".heic", ".avif", ".jfif", ".jpe", ".jp2", ".ppm", ".pgm"}
+"""Extensions of image formats that are not supported."""
 
 MAX_BYTES = 1 << 28
 MAX_PIXELS = 1 << 26

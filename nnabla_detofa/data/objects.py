@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,9 @@ from ..common.checked import counted
 from .images import ImageHeader
 
 log = logging.getLogger("nnabla_detofa")
+
+NUMBER = re.compile(r"\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*")
+"""Numbers in the text of annotations. Python's `float` accepts others, such as 1_0."""
 
 
 class CheckedBoxes(NamedTuple):

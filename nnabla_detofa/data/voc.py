@@ -23,7 +23,7 @@ from ..common.reading import read_bytes, short, shown
 from .dataset import MAX_NOTES, DetectionDataset, Objects, ignored_classes, unknown_class
 from .images import EXTENSIONS, ImageHeader, inspect_image
 from .names import Listing, composed, is_below, listed_names
-from .objects import NORMALIZED, check_boxes, upright_boxes
+from .objects import NORMALIZED, NUMBER, check_boxes, upright_boxes
 
 log = logging.getLogger("nnabla_detofa")
 
@@ -282,8 +282,6 @@ PARSED = {"utf-8", "utf8", "utf-16", "us-ascii", "iso-8859-1"}
 """Encodings that the XML parser supports."""
 SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc-kr": "cp949", "ks_c_5601-1987": "cp949"}
 """Declared encoding -> the larger encoding that files with this declaration often use."""
-NUMBER = re.compile(r"\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*")
-"""Numbers in annotations. Python's `float` accepts others, such as 1_0."""
 MAX_PIXELS = 1 << 20
 """Largest side of an image, and largest absolute value of a coordinate."""
 
@@ -358,11 +356,13 @@ def _text(element: Element, tag: str, path: Path) -> str | None:
     """Return the text of the element `tag` below `element`, or None if there is none.
 
     Raises:
-        UserError: there are several, of which only one would be read.
+        UserError: there are several, of which only one would be read, or it contains elements, whose text would be ignored.
     """
     found = element.findall(tag)
     if len(found) > 1:
         raise UserError(f"{path}: <{element.tag}> must have only one <{tag}>, got {len(found)}")
+    if found and len(found[0]):
+        raise UserError(f"{path}: <{tag}> of <{element.tag}> must contain only text, got <{short(found[0][0].tag)}> in it")
     return (found[0].text or "") if found else None
 
 

@@ -28,7 +28,7 @@ from ..common.errors import UserError
 from ..common.reading import read_text, short, shown
 from ..config.files import parse_yaml
 from .dataset import MAX_NOTES, DetectionDataset, Objects, ignored_classes, unknown_class
-from .images import EXTENSIONS, inspect_image
+from .images import EXTENSIONS, OTHER_FORMATS, inspect_image
 from .names import Listing, composed, is_below, listed_names
 from .objects import BoxSummary, check_boxes
 from .yolo_labels import in_pixels, read_labels
@@ -142,6 +142,8 @@ def read_description(root: Path, name: str = DESCRIPTION) -> Description:
         raise UserError(f"{file} cannot be parsed: {short(' '.join(str(error).split()), 400)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} must contain the keys train, val and names, got {shown(content)}")
+    if "kpt_shape" in content:
+        raise UserError(f"{file}: key points (kpt_shape) are not supported: keep only the first five columns of the labels")
     names = _class_names(content.get("names"), file)
     if "nc" in content and content["nc"] != len(names):
         raise UserError(f"{file}: nc must be the number of names, {len(names)}, got {shown(content['nc'])}")
@@ -203,12 +205,12 @@ class ListedSplit(NamedTuple):
 
     Attributes:
         found: the images, in order and without repetition.
-        repeated: number of repetitions of images.
+        notes: warnings about images that are listed again, and about files in formats that are not supported.
         problems: an error message for each listed image that does not exist.
     """
 
     found: list[YOLOFile]
-    repeated: int
+    notes: list[str]
     problems: list[str]
 
 
@@ -223,7 +225,7 @@ def list_split(about: Description, split: str) -> ListedSplit:
         hint = "; set test to the split to test on, and val to null with holdout=N to hold out training images"
         raise UserError(f"split {split!r} not found in {about.file} (found: {known}){hint}")
     found: dict[YOLOFile, None] = {}
-    repeated, problems = 0, []
+    repeated, notes, problems = 0, [], []
     for text in about.splits[split]:
         place = _found(about.folder, text)
         if place is None:
@@ -232,7 +234,11 @@ def list_split(about: Description, split: str) -> ListedSplit:
             )
         images: list[Path] = []
         if place.is_dir():
-            images = images_below(place)
+            files = files_below(place)
+            images = [file for file in files if file.suffix.lower() in EXTENSIONS]
+            if formats := Counter(file.suffix.lower() for file in files if file.suffix.lower() in OTHER_FORMATS):
+                others = f"{formats.total()} images in other formats ({', '.join(sorted(formats))})"
+                notes.append(f"{place} has {others}, which are ignored; only JPEG and PNG files are used")
         else:
             on_disk = Listing(place.parent)
             for line in listed_names(place):
@@ -248,11 +254,13 @@ def list_split(about: Description, split: str) -> ListedSplit:
             file = YOLOFile(image, label_file(image, about.folder), name)
             repeated += file in found
             found[file] = None
-    return ListedSplit(list(found), repeated, problems)
+    if repeated:
+        notes.append(f"split {split} of {about.file} lists {repeated} images again; each is used once")
+    return ListedSplit(list(found), notes, problems)
 
 
 def find_images(about: Description, split: str, warn: bool = True) -> list[YOLOFile]:
-    """Return the images of a split, in order and without repetition; `warn` logs a warning about repetitions.
+    """Return the images of a split, in order and without repetition; `warn` logs the warnings.
 
     Raises:
         UserError: the split or a listed image is missing, there is no image, or no image has a label file.
@@ -261,8 +269,8 @@ def find_images(about: Description, split: str, warn: bool = True) -> list[YOLOF
     problems = [*listed.problems, *filter(None, [without_labels(listed.found, f"split {split} of {about.file}")])]
     if problems:
         raise UserError(problems[0])
-    if listed.repeated and warn:
-        log.warning("split %s of %s lists %d images again; each is used once", split, about.file, listed.repeated)
+    for note in listed.notes if warn else ():
+        log.warning("%s", note)
     return listed.found
 
 
@@ -288,10 +296,20 @@ def label_file(image: Path, folder: Path) -> Path:
     return folder.joinpath(*parts)
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Return the images in a folder and its subfolders, sorted by path, without hidden files."""
-    files = (file for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS and file.name[0] != ".")
-    return sorted(file for file in files if file.is_file())
+def files_below(folder: Path) -> list[Path]:
+    """Return the files in a folder and its subfolders, also in linked ones, sorted by path, without hidden files."""
+    found: list[Path] = []
+    entered = {os.path.realpath(folder)}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        found += [Path(place, name) for name in files if name[0] != "."]
+        folders.sort()
+        for name in tuple(folders):
+            inner = os.path.join(place, name)
+            real = os.path.realpath(inner)
+            if os.path.islink(inner) and (real in entered or Path(real).is_relative_to(os.path.realpath(folder))):
+                folders.remove(name)  # it is also listed without the link, or the links form a loop
+            entered.add(real)
+    return sorted(found)
 
 
 def _found(folder: Path, path: str) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 from ..common.errors import UserError
 from ..common.reading import read_text, short
 from .images import ImageHeader
-from .objects import upright_boxes
+from .objects import NUMBER, upright_boxes
 
 SLACK = 0.01
 """How far a coordinate may be outside [0, 1], because some tools round or do not clip."""
@@ -62,7 +63,7 @@ def label_lines(file: Path) -> list[tuple[str, str]]:
     Raises:
         UserError: the file exists and cannot be read.
     """
-    if not file.exists():
+    if not os.path.lexists(file):  # a link to a missing file is an error
         return []
     text = read_text(file, "the labels").removeprefix("\ufeff")
     lines = enumerate(text.splitlines(), 1)
@@ -105,10 +106,7 @@ def parse_label(text: str, where: str, num_classes: int) -> Label:
 
 def _number(word: str) -> float:
     """Convert a word to a number; nan if it is not one."""
-    try:
-        return float(word)
-    except ValueError:
-        return math.nan
+    return float(word) if NUMBER.fullmatch(word) else math.nan
 
 
 def in_pixels(boxes: np.ndarray, header: ImageHeader) -> tuple[np.ndarray, str]:

@@ -57,6 +57,7 @@ LINES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ((*SEARCH, "--memory", "2TB"), ("--memory", "2TB", "GB")),
     ((*SEARCH, "--memory", "1B"), ("no path", "reachable")),
     ((*SEARCH, "--generations", "-1"), ("--generations", "-1")),
+    ((*SEARCH, "--generations", "9" * 30), ("--generations", "from 0 to 1000000", "999")),
     ((*SEARCH, "--generations", "few"), ("--generations", "'few'")),
     ((*SEARCH, "-o", "voc.json/x"), ("--output", "existing folder", "voc.json/x")),
     ((*SEARCH, "-o", "no/out.json"), ("--output", "no/out.json")),

@@ -36,6 +36,7 @@ FILES: dict[str, tuple] = {
     "a number": ("3", "'images'"),
     "no entries": ("{}", "'images'"),
     "a mapping of images": ('{"images": {}, "annotations": [], "categories": []}', "'images'"),
+    "a list that is there twice": ('{"images": [], "annotations": [1], "categories": [], "annotations": []}', "duplicated"),
     "no annotations": ('{"images": [], "categories": []}', "'annotations'"),
     "no categories": ('{"images": [], "annotations": []}', "'categories'"),
     "all empty": ('{"images": [], "annotations": [], "categories": []}', "category"),

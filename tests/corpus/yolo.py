@@ -39,6 +39,7 @@ DESCRIPTIONS: dict[str, tuple] = {
 }
 
 LINES: dict[str, tuple] = {
+    "a number in Python's form": ("0 0.5 0.5 0.1_0 0.1", "fractions", "0.1_0"),
     "a word": ("cat 0.5 0.5 0.1 0.1", "integer from 0 to 1", "cat"),
     "an unknown class": ("2 0.5 0.5 0.1 0.1", "integer from 0 to 1", "got 2"),
     "a class of a million digits": ("9" * 10**6 + " 0.5 0.5 0.1 0.1", "integer from 0 to 1"),

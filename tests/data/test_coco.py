@@ -82,6 +82,7 @@ WRONG = [
     (("images", 0, "width"), 0, "height and width must be integers above 0, got 30 and 0"),
     (("categories",), [], "at least one category"),
     (("categories", 0, "id"), 5, r"categories\[1\] .* must have a unique id and a unique name"),
+    (("categories", 0, "name"), " ", r"categories\[0\] .* must have a unique id and a unique name"),
     (("categories", 0), "cat", r"categories\[0\] .* must have a unique id and a unique name"),
     (("annotations", 0, "bbox"), [1, 2, 3], r"annotations\[0\] .* bbox must be four finite numbers"),
     (("annotations", 0, "bbox"), [1, 2, 3, float("nan")], "bbox must be four finite numbers"),

@@ -143,6 +143,11 @@ UNREAD = {
         "must have only one <difficult>, got 2",
     ),
     "a flag in words": (box_xml(extra="<difficult>yes</difficult>"), "<difficult> of <object> must be a number"),
+    "an element in a number": (
+        box_xml(corners=("1<i/>0", 3, 20, 12)),
+        "<bndbox/xmin> of <object> must contain only text, got <i>",
+    ),
+    "an element in a name": (box_xml("cat<b>fish</b>"), "<name> of <object> must contain only text, got <b>"),
     "a number in Python's form": (box_xml(corners=("1_0", 3, 20, 12)), "<bndbox/xmin> of <object> must be a number"),
 }
 

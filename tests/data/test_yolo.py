@@ -188,6 +188,7 @@ WRONG_DESCRIPTIONS = {
     f"val: images/val\n{NAMES}": r"split 'train' not found in .*data.yaml \(found: val\)",
     f"train: images/nothing\n{NAMES}": "train in .*data.yaml must be an existing folder or file .* got 'images/nothing'",
     f"train: /etc\n{NAMES}": "must be an existing folder or file below .* got '/etc'",
+    f"train: images/train\nkpt_shape: [17, 2]\n{NAMES}": "key points .kpt_shape. are not supported",
     f"train: 3\n{NAMES}": "train in .*data.yaml must be a path or a list of paths, got 3",
     f"train: [images/train, 3]\n{NAMES}": "train in .*data.yaml must be a path or a list of paths, got 3",
     f"train: list.txt\n{NAMES}": "images/gone.png is missing, but .*list.txt lists it",
@@ -337,3 +338,38 @@ def test_label_files_of_images_of_other_splits_have_an_image(layout):
     (layout.root / "labels/train/gone.txt").write_text("")
     (warning,) = check_yolo(layout.root).warnings
     assert "labels/train contains 1 label files without an image, such as gone.txt" in warning
+
+
+def test_images_in_other_formats_are_not_left_out_without_a_word(layout, caplog):
+    image = (layout.root / "images/train/train_0.png").read_bytes()
+    for name in ("x.BMP", "y.webp", "y.tif", "notes.doc"):
+        (layout.root / "images/train" / name).write_bytes(image)
+    (layout.root / "labels/train/y.txt").write_text("")
+    text = "images/train has 3 images in other formats (.bmp, .tif, .webp), which are ignored; only JPEG and PNG files are used"
+    (warning,) = check_yolo(layout.root, {"train": "train"}).warnings
+    assert text in warning and len(YOLODataset(layout.root, "train")) == 2 and text in caplog.text
+
+
+@pytest.mark.parametrize("part", ["image", "labels", "labels that link to themselves"])
+def test_a_link_to_nothing_is_an_error_and_no_absence(layout, part):
+    file = layout.root / ("images/train/train_0.png" if part == "image" else "labels/train/train_0.txt")
+    file.unlink()
+    file.symlink_to(file.name if part.endswith("themselves") else "gone")
+    with pytest.raises(UserError, match=f"cannot read the {part.split()[0]} .*{file.name}: "):
+        YOLODataset(layout.root, "train")
+    assert any(file.name in problem for problem in check_yolo(layout.root).fatal)
+
+
+def test_images_in_linked_folders_are_found_once(layout, tmp_path):
+    """Links that form loops end."""
+    outside = tmp_path / "camera"
+    outside.mkdir()
+    (outside / "x.png").write_bytes((layout.root / "images/train/train_0.png").read_bytes())
+    (outside / "self").symlink_to(outside)
+    train = layout.root / "images/train"
+    for name, target in {"linked": outside, "linked too": outside, "up": ".", "inner again": "inner"}.items():
+        (train / name).symlink_to(target)
+    (train / "inner").mkdir()
+    (train / "inner" / "y.png").write_bytes((outside / "x.png").read_bytes())
+    found = [name.removeprefix("images/train/") for name in YOLODataset(layout.root, "train").image_ids]
+    assert found == ["inner/y.png", "linked/x.png", "train_0.png", "train_1.png"]

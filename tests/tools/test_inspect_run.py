@@ -152,6 +152,16 @@ def test_the_command_as_json(capsys):
     assert printed["phases"] == describe(tiny.detofa_run())["phases"]
 
 
+def test_the_json_of_a_diverged_run_is_json(tmp_path, capsys):
+    shutil.copytree(tiny.detofa_run(), tmp_path / "run")
+    file = tmp_path / "run" / "fullnet.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"loss": float("nan")}))
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "run"), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert printed["detectors"][0]["loss"] is None
+
+
 def test_json_has_no_word_for_a_diverged_loss():
     assert json.loads(strict_json({"loss": [float("nan"), 1.5], "ap": (float("inf"), None)})) == {
         "loss": [None, 1.5],
