@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from ..common.errors import UserError
 from ..common.normalization import COCO, IMAGENET, Normalization
 from ..common.reading import short
-from .values import Natural, PathStr, Scale, Side, UpToOne
+from .values import Natural, PathStr, Side, UpToOne, Window
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class DetectionData:
     image_size: Side = 384
     flip: bool = True
     crop: bool = True
-    scale_range: tuple[Scale, Scale] = (0.6, 1.3)
+    scale_range: tuple[Window, Window] = (0.6, 1.3)
     color: bool = True
     max_objects: Annotated[int, "[1, 10000]"] = 128
     normalization: Normalization = IMAGENET

@@ -59,6 +59,7 @@ Channels = Annotated[int, "[1, 8192]"]
 Classes = Annotated[int, "[1, 100000]"]
 Paths = Annotated[int, "[1, 1000000]"]
 Scale = Annotated[float, "(0, 8]"]
+Window = Annotated[float, "[0.01, 8]"]
 # Durations are bounded so that numbers of steps, which are products of them, can be counted.
 Epochs = Annotated[int, "[0, 1000000]"]
 Rounds = Annotated[int, "[1, 1000000]"]

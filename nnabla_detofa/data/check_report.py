@@ -118,6 +118,8 @@ def warn_with_defaults(report: DataReport, key: str, opened: Callable[[str], Any
             dataset = report.attempt(opened, split.name)
         if dataset is None:
             return
+        if not any(len(dataset.objects(index)[0]) for index in range(len(dataset))):
+            report.warnings.append(f"no image of {split.name} has an object")
         report.warnings += crowded(split.name, dataset, VocData.max_objects, key)
         report.warnings += thin(split.name, dataset) + undetectable(split.name, dataset)
 

@@ -106,6 +106,7 @@ def test_runners_are_the_same_everywhere():
         ),
         ("dataloader.voc.image_size=100", "dataloader.voc.image_size must be a multiple of 32 (strides), got 100"),
         ("dataloader.voc.scale_range=[1.3, 0.6]", "dataloader.voc.scale_range must be the smallest and the largest scale"),
+        ("dataloader.voc.scale_range=[1e-300,1]", "dataloader.voc.scale_range[0] must be in [0.01, 8], got 1e-300"),
         ("dataloader.voc.scale_range=[1]", "dataloader.voc.scale_range must be a list of 2 values, got 1"),
         ('dataloader.voc.val=["val"]', "dataloader.voc.val must name the split that evaluates paths, or else set holdout; got"),
         ("dataloader.voc.root=3", "dataloader.voc.root must be a string, got 3"),

@@ -366,3 +366,11 @@ def test_control_characters_of_names_do_not_reach_the_terminal(tmp_path, capsys)
     assert markdown_row([name]) == r"| cat\x1b[2J ready for training, no warnings |"
     record = logging.LogRecord("", logging.WARNING, "", 0, "two\nlines of %s", (name.replace("\n", ""),), None)
     assert _Formatter("%(message)s").format(record) == "two\nlines of cat\\x1b[2Jready for training, no warnings"
+
+
+def test_a_split_without_objects_is_named_by_a_check_without_a_config(tmp_path):
+    tree = tree_of(tmp_path / "voc", train=[])
+    copy = write_coco(tree.root, tmp_path / "coco", SPLITS)
+    for report in (check_voc(tree.root), check_coco(copy)):
+        assert "no image of train has an object" in report.warnings
+        assert not any("no image of test" in text or "no image of val" in text for text in report.warnings)
