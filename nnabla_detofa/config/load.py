@@ -159,7 +159,8 @@ def _one_entry(
 
 def _check_batches(network: OfaResnet50, data: AnyData, hparams: DetofaHparams | PretrainHparams) -> None:
     """Raise UserError if a batch of training or evaluation is too small for batch normalization."""
-    check_batch_norm(network, data, "hparams.bn_batch", hparams.bn_batch)
+    few = "hparams.bn_batch" if hparams.bn_batch <= hparams.bn_images else "hparams.bn_images"
+    check_batch_norm(network, data, few, min(hparams.bn_batch, hparams.bn_images))
     phases = hparams.shrinking if isinstance(hparams, PretrainHparams) else ()
     steps = [hparams.batch_size, *(phase.batch_size or hparams.batch_size for phase in phases)]
     key = "hparams.mini_batch" if hparams.mini_batch else "batch_size"

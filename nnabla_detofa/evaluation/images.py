@@ -11,7 +11,7 @@ import numpy as np
 
 from ..common.errors import UserError
 from ..common.seeds import rng_for
-from ..config import DetofaHparams, PretrainHparams
+from ..config import Config, DetofaHparams, PretrainHparams, check_batch_norm
 from ..data.augment import letterbox_matrix
 from ..data.compact import AnyArray
 from ..data.sets import ClassificationSets, DetectionSets, eval_batches
@@ -96,20 +96,23 @@ def _digest(dataset: Any, indices: Iterable[int]) -> str:
     return total.hexdigest()[:16]
 
 
-def with_images(hparams: Hparams, images: int | None = None, bn_images: int | None = None) -> Hparams:
-    """Return the hyperparameters with other numbers of images for the evaluation of paths.
+def with_images(config: Config, images: int | None = None, bn_images: int | None = None) -> Hparams:
+    """Return the hyperparameters of a config with other numbers of images for the evaluation of paths.
 
     Args:
-        hparams: hyperparameters to copy.
+        config: the config.
         images: number of validation images. Default: `hparams.val_images`.
         bn_images: number of images for batch normalization statistics. Default: `hparams.bn_images`.
 
     Raises:
-        UserError: a number is not positive.
+        UserError: a number is not positive, or `bn_images` is too small for batch normalization.
     """
+    hparams = config.hparams
     for name, number in {"val_images": images, "bn_images": bn_images}.items():
         if number is not None and number < 1:
             raise UserError(f"{name} must be 1 or more, got {number}")
+    if bn_images is not None:
+        check_batch_norm(config.network, config.dataloader, "bn_images", min(bn_images, hparams.bn_batch))
     return dataclasses.replace(
         hparams,
         val_images=hparams.val_images if images is None else images,

@@ -222,7 +222,7 @@ def image_count_study(
         UserError: there are too few paths or images to compare, or the data or the weights are missing or do not fit.
     """
     start = time.perf_counter()
-    args, hparams = config.args, with_images(config.hparams, images, bn_images or 4 * config.hparams.bn_images)
+    args, hparams = config.args, with_images(config, images, bn_images or 4 * config.hparams.bn_images)
     model, sets, cost = open_supernet(config, weights_file)
     buckets = Buckets(model.space, cost.flops, hparams.buckets)
     evaluator = PathEvaluator.on(model, EvaluationImages.choose(sets, hparams, args.seed), args.evaluation_processes)

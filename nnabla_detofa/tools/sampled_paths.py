@@ -83,7 +83,7 @@ def evaluate_sampled_paths(
         raise UserError(f"per_bucket must be 1 or more, got {per_bucket}")
     if ap and config.args.runner == "pretrain":
         raise UserError(f"AP needs a detector, but the config {config.name} is for a classification supernet")
-    hparams = with_images(config.hparams, images, bn_images)
+    hparams = with_images(config, images, bn_images)
     model, sets, cost = open_supernet(config, weights_file)
     left_out = paths_in(exclude, model.space)
     buckets = Buckets(model.space, cost.flops, hparams.buckets)

@@ -10,6 +10,7 @@ from nnabla_detofa import config as configs
 from nnabla_detofa.backend.compat import hydra_state
 from nnabla_detofa.common import figures
 from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.evaluation.images import with_images
 
 NAMES = ("${now:%Y}", "a${oc.env:HOME}b", "${", "a\\${x}", "$x", "{x}", "100%", "a b")
 
@@ -121,6 +122,7 @@ def test_labels_of_figures_are_drawn_as_they_are_written(name, tmp_path):
         (["hparams.batch_size=1"], "batch_size must be at least 2"),
         (["hparams.mini_batch=1"], "hparams.mini_batch must be at least 2"),
         (["hparams.bn_batch=1"], "hparams.bn_batch must be at least 2"),
+        (["hparams.bn_images=1"], "hparams.bn_images must be at least 2"),
     ],
 )
 def test_one_value_for_batch_normalization_is_rejected(overrides, key):
@@ -133,3 +135,13 @@ def test_one_value_for_batch_normalization_is_rejected(overrides, key):
         configs.from_dict(content, "c")
     content["dataloader"]["voc"]["image_size"] = 64
     configs.from_dict(content, "c")
+
+
+def test_few_images_of_an_evaluation_are_one_value_for_batch_normalization():
+    content = detofa_config("data")
+    content["dataloader"]["voc"]["image_size"] = 32
+    content["network"]["centernet_ofa_resnet50"]["strides"] = [2, 2, 2, 1]
+    config = configs.from_dict(content, "c")
+    with pytest.raises(UserError, match="bn_images must be at least 2 for a last feature map of 1 x 1"):
+        with_images(config, bn_images=1)
+    assert with_images(config, images=1, bn_images=2).bn_images == 2

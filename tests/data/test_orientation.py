@@ -96,7 +96,8 @@ def test_the_check_says_of_metadata_what_training_does(tmp_path, name, capfd):
     file = next((tree.root / "JPEGImages").iterdir())
     file.write_bytes(METADATA[name])
     size = read_image(file).shape[:2]
-    tree.annotate("a", f"<annotation><size><width>{size[1]}</width><height>{size[0]}</height></size></annotation>")
+    written = f"<size><width>{size[1]}</width><height>{size[0]}</height></size>"
+    tree.annotate("a", f"<annotation>{written}{box_xml()}</annotation>")
     for whole in (False, True):
         report = check_voc(tree.root, whole=whole)
         assert (report.fatal, report.warnings) == ([], []), report
