@@ -11,6 +11,7 @@ import numpy as np
 from ..backend import kernels
 from ..backend.compat import F, Mo, Parameter, nn
 from ..backend.cpu_functions import EPSILON
+from ..common.errors import UserError
 
 Convolve = Callable[..., nn.Variable]
 """The convolution of a layer's input, as a function of the weight and optionally a bias."""
@@ -217,6 +218,9 @@ class ConvBN(Mo.Module):
         relu: whether to apply ReLU at the end.
         gamma: initial scale of the batch normalization.
         depthwise: whether each output channel reads the input channel of the same number alone.
+
+    Raises:
+        UserError: the kernel of a convolution is even.
     """
 
     output_axis = 0  # axis of the output channels in the convolution's weight
@@ -234,6 +238,8 @@ class ConvBN(Mo.Module):
         depthwise: bool = False,
     ):
         super().__init__(name=name)
+        if kernel % 2 == 0 and not self.output_axis:
+            raise UserError(f"the kernel of the layer {name} must be odd, so that padding keeps the size, got {kernel}")
         self._stride, self._relu, self._depthwise = (stride, stride), relu, depthwise
         shape = (1, outputs, 1, 1)
         fan = kernel * kernel * (1 if depthwise else outputs)

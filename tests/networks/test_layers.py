@@ -5,6 +5,7 @@ import nnabla.functions as F
 import numpy as np
 import pytest
 
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.networks.layers import BATCH, STORED, ConvBN, GivenStatistics
 
 
@@ -34,3 +35,8 @@ def test_only_the_middle_of_the_kernel_gets_a_gradient():
     middle = np.zeros((5, 5), bool)
     middle[1:4, 1:4] = True
     assert not weight.g[..., ~middle].any() and np.count_nonzero(weight.g[..., middle]) > 90
+
+
+def test_an_even_kernel_is_refused():
+    with pytest.raises(UserError, match="the kernel of the layer conv must be odd, so that padding keeps the size, got 4"):
+        ConvBN("conv", 3, 4, 4, np.random.default_rng(0))
