@@ -82,7 +82,7 @@ class Convolution:
 
     def __init__(self, space: SearchSpace, part: Slice) -> None:
         self.space, self.geometry = space, space.geometry
-        self.unit, self.slack = _unit(part, self.geometry)
+        self.unit, self.slack = unit_of(part, self.geometry)
         if self.slack:
             stem, head = (table // self.unit * self.unit for table in (part.stem, part.head))
             layers = [[table // self.unit * self.unit for table in tables] for tables in (part.first, part.other)]
@@ -302,7 +302,7 @@ class Convolution:
         return ratios
 
 
-def _unit(part: Slice, geometry: Geometry) -> tuple[int, int]:
+def unit_of(part: Slice, geometry: Geometry) -> tuple[int, int]:
     """Return the distance of the cells, and the slack of costs that are rounded to it, 0 if they need not be."""
     ends = [table[table < FORBIDDEN] for table in (part.stem, *part.first, part.head)]
     others = [table[table < FORBIDDEN] for table in part.other]

@@ -19,14 +19,15 @@ from typing import NamedTuple
 import numpy as np
 
 from ..common.errors import UserError
-from .convolution import Convolution
+from .convolution import Convolution, unit_of
 from .costs import CostModel, cost_range, layer_cost
 from .layer_costs import AdditiveCost, LayerCost, Slice
 from .paths import PathBatch
 from .search_space import SearchSpace
 
-MAX_PARTS = 5 * 10**6
-"""Largest number of beginnings, or ends, that are enumerated; each takes about 100 bytes. OFA-ResNet50 has half a million."""
+FEW_PARTS, MAX_PARTS = 10**6, 5 * 10**6
+"""Numbers of beginnings, or ends, up to which a space is always enumerated, and up to which it is if a convolution would have
+to round costs; each of them takes about 100 bytes. OFA-ResNet50 has half a million."""
 ROUNDS = 100  # in which paths are sampled by rounded costs until enough have the right cost
 
 
@@ -167,6 +168,12 @@ class _Cases(NamedTuple):
     mass: np.ndarray
     orders: np.ndarray
     cost: np.ndarray
+
+
+def _is_enumerated(space: SearchSpace, part: Slice) -> bool:
+    """Return whether paths are enumerated: the fastest way for small spaces, and exact for any costs."""
+    rounded = bool(unit_of(part, space.geometry)[1])
+    return _parts(space, part) <= (MAX_PARTS if rounded else FEW_PARTS) and space.size() < 2**63
 
 
 class _Part(NamedTuple):
@@ -352,8 +359,7 @@ class _Mixture:
             raise TypeError(f"{cost.name} does not add up over layers: only an additive cost can be counted and sampled")
         self.range, self.cost = cost.extremes(space), cost
         self.parts = [
-            _Joint(space, part) if _parts(space, part) <= MAX_PARTS and space.size() < 2**63 else Convolution(space, part)
-            for part in cost.slices(space)
+            _Joint(space, part) if _is_enumerated(space, part) else Convolution(space, part) for part in cost.slices(space)
         ]
 
     def count(self, low: float, high: float) -> int:

@@ -53,9 +53,9 @@ def test_every_value_is_an_axis_only_where_it_matters():
 
 
 @pytest.mark.parametrize("space", [SPACE, PRUNED])
-@pytest.mark.parametrize("limit", [counting.MAX_PARTS, 0])
+@pytest.mark.parametrize("limit", [counting.FEW_PARTS, 0])
 def test_counts_and_samples_are_those_of_all_paths(space, limit, monkeypatch):
-    monkeypatch.setattr(counting, "MAX_PARTS", limit)
+    monkeypatch.setattr(counting, "FEW_PARTS", limit)
     counting._joint.cache_clear()
     batch, rng = every_path(space), np.random.default_rng(0)
     assert len(batch) == space.size() and space.contains_many(batch).all()
@@ -94,7 +94,7 @@ def test_counts_of_more_than_2_to_the_63_paths_are_exact():
 
 
 def test_costs_with_too_many_values_are_sampled_but_not_counted(monkeypatch):
-    monkeypatch.setattr("nnabla_detofa.space.counting.MAX_PARTS", 0)
+    monkeypatch.setattr(counting, "MAX_PARTS", 0)
     monkeypatch.setattr("nnabla_detofa.space.convolution.MAX_CELLS", 300)
     counting._joint.cache_clear()
     batch, cost = every_path(SPACE), COST.flops
@@ -109,7 +109,7 @@ def test_costs_with_too_many_values_are_sampled_but_not_counted(monkeypatch):
 
 
 def test_a_forbidden_peak_is_not_sampled(monkeypatch):
-    monkeypatch.setattr(counting, "MAX_PARTS", 0)
+    monkeypatch.setattr(counting, "FEW_PARTS", 0)
     counting._joint.cache_clear()
     peak = COST.memory
     assert isinstance(peak, PeakCost)
