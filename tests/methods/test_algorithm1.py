@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path as FilePath
 
+import forking
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 from small import detofa_config
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
@@ -19,7 +21,6 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 from nnabla_detofa import config as configs
 from nnabla_detofa.cli.program import main
 from nnabla_detofa.data.coco import write_coco
-from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPaths
 from nnabla_detofa.space.geometry import Geometry
 from nnabla_detofa.space.paths import Path
@@ -34,15 +35,15 @@ REPOSITORY = FilePath(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "digits"
-    return write_digits(root, train=16, val=6, test=6, image_size=64, crops_train=40, crops_val=20)
+def data():
+    return tiny.digits()
 
 
 @pytest.fixture(scope="module")
 def config(data, tmp_path_factory):
     """A config file whose whole run takes seconds."""
     content = detofa_config(data)
+    content["hparams"] |= {"buckets": 2, "r_path": 0.5}  # some paths of few are rejected
     file = tmp_path_factory.mktemp("config") / "tiny.json"
     file.write_text(json.dumps(content))
     return file
@@ -65,7 +66,7 @@ def results(folder: FilePath) -> dict:
 def test_the_summary_says_what_algorithm_1_did(finished):
     summary = json.loads((finished / "summary.json").read_text())
     assert {"flops", "params", "loss", "ap50"} <= set(summary["fullnet"])
-    assert len(summary["subnets"]) == 5 == len(summary["kendall_tau"])
+    assert len(summary["subnets"]) == 2 == len(summary["kendall_tau"])
     for subnet in summary["subnets"]:
         assert subnet["flops"] <= subnet["budget"]
         assert 0 <= subnet["ap50"] <= 1 and 0 <= subnet["ap50_area"] <= 1
@@ -108,7 +109,7 @@ def test_the_report_is_written_from_files_alone(finished, tmp_path):
     files = write_report(finished, tmp_path / "report")
     assert all(file.stat().st_size > 0 for file in files)
     table = (tmp_path / "report" / "table.md").read_text()
-    assert table.count("| subnet") == 15 and "rejected paths" in table
+    assert table.count("| subnet") == 6 and "rejected paths" in table
     assert f"Made by `detofa report {finished} -o {tmp_path / 'report'}` at " in table
     assert (tmp_path / "report" / "config.json").read_text() == (finished / "config.json").read_text()
 
@@ -133,7 +134,7 @@ def test_evaluate_repeats_the_figures_of_the_run(finished, tmp_path, capsys):
     assert main(["evaluate", str(finished), "-o", str(tmp_path / "ap.json")]) == 0
     table, found = capsys.readouterr().out, json.loads((tmp_path / "ap.json").read_text())
     assert found["fullnet"]["ap50_per_class"] == summary["fullnet"]["ap50_per_class"]
-    assert [found[f"subnet_{i}"]["ap50"] for i in range(1, 6)] == [subnet["ap50"] for subnet in summary["subnets"]]
+    assert [found[f"subnet_{i}"]["ap50"] for i in (1, 2)] == [subnet["ap50"] for subnet in summary["subnets"]]
     assert table.startswith("| class | fullnet AP50 | fullnet AP50 (area) | subnet_1 AP50") and table.count("\n|") == 1 + 10 + 1
     path = tmp_path / "path.json"
     path.write_text(json.dumps(summary["subnets"][0]["path"]))
@@ -193,7 +194,7 @@ def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(config, finish
 def test_a_run_that_was_stopped_goes_on_to_the_same_result(config, finished, tmp_path):
     command = [sys.executable, "-m", "nnabla_detofa", "run", "-f", str(config), "-o", str(tmp_path / "run")]
     for wait_for in ("fullnet/state.json", "paths.jsonl", "path_filter.h5", None):
-        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = forking.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if wait_for is None:
             assert process.wait() == 0
             break

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path as FilePath
 
+import forking
 import nnabla as nn
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def test_the_dry_run_knows_the_files(finished, overrides):
 def test_a_run_that_was_stopped_in_a_phase_goes_on_to_the_same_weights(finished, overrides, tmp_path):
     command = [sys.executable, "-m", "nnabla_detofa", "run", "-f", str(CONFIG), "-o", str(tmp_path / "run"), *overrides]
     for wait_for in ("fullnet", "expand"):
-        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = forking.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not (tmp_path / "run" / wait_for / "state.json").exists() and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 from small import detofa_config
 
 from nnabla_detofa import config as configs
+from nnabla_detofa.common import version
 from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.common.version import __version__
 from nnabla_detofa.data import content
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.runs import provenance
@@ -143,3 +146,24 @@ def test_a_damaged_file_is_named(config, content):
     (Path("run") / provenance.FILE).write_text(content)
     with pytest.raises(UserError, match="provenance.json"):
         provenance.check_inputs_unchanged(Path("run"), config)
+
+
+def test_changes_beside_the_code_are_told(tmp_path, monkeypatch):
+    for file in ("nnabla_detofa/file", "configs/file"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).touch()
+    who = ["-c", "user.name=n", "-c", "user.email=e"]
+    for arguments in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "m"]):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
+    monkeypatch.setattr(version, "REPOSITORY", tmp_path)
+    assert provenance.revision().startswith("commit ") and "changes" not in provenance.revision()
+    (tmp_path / "configs" / "file").write_text("changed")
+    assert provenance.revision().endswith(" with changes")
+
+
+def test_another_projects_commit_is_not_ours(tmp_path, monkeypatch):
+    """An environment may lie in the repository of whoever uses the package."""
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / "nnabla_detofa").mkdir()
+    monkeypatch.setattr(version, "REPOSITORY", tmp_path)
+    assert provenance.revision() == f"version {__version__}"

@@ -16,6 +16,7 @@ import cv2
 import h5py
 import numpy as np
 import pytest
+import tiny
 from tiny_run import finished_run
 
 from nnabla_detofa import config as configs
@@ -52,9 +53,7 @@ needs_environment = pytest.mark.skipif(not has_environment(), reason="there is n
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    data = tmp_path_factory.mktemp("data") / "digits"
-    write_digits(data, train=16, val=6, test=6, image_size=64, crops_train=40, crops_val=20)
-    return finished_run(tmp_path_factory.mktemp("runs") / "tiny", data)
+    return finished_run(tmp_path_factory.mktemp("runs") / "tiny", tiny.digits())
 
 
 @pytest.fixture(scope="module")
