@@ -97,6 +97,7 @@ def scope():
     return nn.get_parameters(grad_only=False)
 
 
+@pytest.mark.thorough
 def test_networks_and_filters_stay_out_of_the_parameter_scope():
     with nn.parameter_scope("", {}), nn.parameter_scope("mine"):
         supernet.SearchNet(3, 0.0625)
@@ -107,6 +108,7 @@ def test_networks_and_filters_stay_out_of_the_parameter_scope():
     assert nn.parameter.current_scope is nn.parameter.root_scope
 
 
+@pytest.mark.thorough
 def test_a_detector_opened_twenty_times_leaves_memory_and_scope_as_they_were():
     program = f"""
 import gc, nnabla as nn, resource
@@ -203,6 +205,7 @@ def same(context, other):
     return (context.backend, context.array_class, context.device_id) == (other.backend, other.array_class, other.device_id)
 
 
+@pytest.mark.thorough
 def test_training_works_in_any_mode_of_the_caller_and_gives_it_back(tmp_path):
     context = get_extension_context("cpu", type_config="float", device_id="7")
     before, mask, filters = nn.get_current_context(), signal.pthread_sigmask(signal.SIG_BLOCK, []), list(warnings.filters)

@@ -51,6 +51,7 @@ def test_paths_are_evaluated_by_forked_processes_from_a_thread():
     assert in_thread(lambda: list(forked.map_forked(lambda n: (n, os.getpid()), range(3), 2)))[1][1] != os.getpid()
 
 
+@pytest.mark.thorough
 def test_training_works_in_a_thread_and_by_the_command_line_there(tmp_path):
     summary = asyncio.run(asyncio.to_thread(nnabla_detofa.train, tiny.config_file(), tmp_path / "run", FULLNET))
     assert 0 <= summary["fullnet"]["ap50"] <= 1
@@ -75,6 +76,7 @@ def test_a_restart_that_fails_before_its_first_step_brings_the_old_run_back(owne
     assert not (folder / ".before").exists()
 
 
+@pytest.mark.thorough
 def test_a_second_run_in_another_thread_is_rejected_and_changes_nothing(tmp_path, monkeypatch):
     step, second = training.step, []
 

@@ -21,7 +21,9 @@ SECRET = "the content of a file that is none of ours"
 CANARY = "canary"
 """File beside a case's folder that code in an input would make."""
 SECONDS, BYTES = 20, 3 << 29
-"""What one answer may take: time, and address space on top of what the process has."""
+"""What one answer may take: CPU time, which is the same on a busy machine, and address space on top of what the process has."""
+HANGS = 600
+"""Seconds after which an answer that waits for something is given up."""
 
 
 @dataclass(frozen=True)
@@ -152,20 +154,26 @@ def caught() -> Iterator[list[str]]:
 
 @contextmanager
 def limits() -> Iterator[None]:
-    """Raise MemoryError, or TimeoutError, where an answer takes more than `BYTES` or `SECONDS`."""
+    """Raise MemoryError, or TimeoutError, where an answer takes more than `BYTES` or `SECONDS`, or hangs."""
 
     def late(number: int, frame: object) -> None:
-        raise TimeoutError(f"no answer within {SECONDS} seconds")
+        raise TimeoutError(
+            f"no answer within {SECONDS} seconds of CPU time" if number == signal.SIGPROF else "no answer: it hangs"
+        )
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    usual, before = resource.getrlimit(resource.RLIMIT_AS), signal.signal(signal.SIGALRM, late)
+    usual = resource.getrlimit(resource.RLIMIT_AS)
+    before = {number: signal.signal(number, late) for number in (signal.SIGALRM, signal.SIGPROF)}
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + BYTES, usual[1]))
-    signal.alarm(SECONDS)
+    signal.alarm(HANGS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         resource.setrlimit(resource.RLIMIT_AS, usual)
 
 
