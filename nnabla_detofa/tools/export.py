@@ -89,7 +89,7 @@ def export(
     normalize: bool = True,
     fold: bool = False,
 ) -> dict:
-    """Write a detector as NNP or ONNX, verify the file by running it, and write its metadata next to it (`about_file`).
+    """Write a detector as NNP or ONNX, verify it by running it, and write (`about_file`) and return its metadata.
 
     Args:
         opened: the result of `evaluate.open_detector` for `run` and `detector`.
@@ -100,9 +100,6 @@ def export(
         batch: fixed number of images of the input.
         normalize: True: the network takes pixels from 0 to 255; False: it takes normalized images.
         fold: fold BatchNorm into the convolutions.
-
-    Returns:
-        The metadata.
 
     Raises:
         UserError: the size, the batch or their memory is not allowed, the detector's result is missing or damaged, the

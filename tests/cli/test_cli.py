@@ -1,3 +1,4 @@
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -182,7 +183,8 @@ def test_data_digits(tmp_path, monkeypatch, capsys):
     assert cli.main(["data", "digits", "--root", str(tmp_path), "--seed", "3"]) == 0
     assert made == [(str(tmp_path), 3)]
     said = capsys.readouterr().out
-    assert said.startswith(f"the data set digits is in {tmp_path}\nnext: ") and f"dataloader.voc.root={tmp_path}" in said
+    assert said.startswith(f"the data set digits is in {tmp_path}\nnext: ")
+    assert f"dataloader.voc.root={shlex.quote(str(tmp_path))}" in said
 
 
 @pytest.mark.parametrize(
