@@ -42,13 +42,13 @@ def _run(arguments: list[str], environment: Mapping[str, str] | None) -> NoRetur
     """
     status = 1
     try:
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-        faulthandler.disable()
-        sys.stdin, sys.stdout, sys.stderr = (open(number, mode) for number, mode in enumerate("rww"))  # noqa: SIM115
         for number in (signal.SIGTERM, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
         for number, handler in AT_START.items():
             signal.signal(number, handler)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # lets the parent continue, which may send a signal at once
+        faulthandler.disable()
+        sys.stdin, sys.stdout, sys.stderr = (open(number, mode) for number, mode in enumerate("rww"))  # noqa: SIM115
         logging.root.handlers, logging.root.level = [], logging.WARNING
         warnings.resetwarnings()
         warnings.simplefilter("ignore", DeprecationWarning)

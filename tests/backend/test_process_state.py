@@ -183,7 +183,8 @@ def test_a_function_changes_nothing(name, tmp_path):
     image, run = next((tiny.digits() / "JPEGImages").iterdir()), tiny.detofa_run()
     weights = run / "fine_tuning" / "weights.h5"
     words = map(str, (run, tiny.fullnet_run(), tiny.config_file(), weights, image, tmp_path / "run", name))
-    done = forking.run([forking.PYTHON, "-c", CALLS, *words], capture_output=True, text=True)
+    # An interpreter of its own, since OpenCV waits forever in a fork of a process whose threads it has started.
+    done = subprocess.run([sys.executable, "-c", CALLS, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == []
 

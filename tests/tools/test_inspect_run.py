@@ -78,19 +78,19 @@ def test_text_fits_the_terminal_and_breaks_no_bracket():
 
 
 def test_under_way_in_training(cut):
-    # Four steps an epoch: warm-up is steps 1 to 4 of the schedule, fine-tuning 5 to 8.
-    folder = cut("fine-tuning step 6:", ["fullnet/state.json", "fullnet.json", "warm_up/state.json", "operations.json"])
+    # Four steps an epoch: warm-up is steps 1 to 4 of the schedule, fine-tuning 5 to 12.
+    folder = cut("fine-tuning step 8:", ["fullnet/state.json", "fullnet.json", "warm_up/state.json", "operations.json"])
     found = describe(folder)
     names = list(states(found))
     at = names.index("fine-tuning")
     assert list(states(found).values()) == ["done"] * at + ["under way"] + ["to come"] * (len(names) - at - 1)
-    assert under_way(found)["share"] == 0.5 and under_way(found)["detail"] == "step 6 of 8"
+    assert under_way(found)["share"] == 0.5 and under_way(found)["detail"] == "step 8 of 12"
     assert not found["finished"] and found["kendall_tau"] is None and found["rejected_share"] is None
     summary = json.loads((tiny.detofa_run() / "summary.json").read_text())
     assert found["thresholds"] == pytest.approx(summary["thresholds"], abs=1e-4)  # from the log, which has four digits
     assert [row["name"] for row in found["detectors"]] == ["fullnet"]
     shown = " ".join(text(found, 100).split())
-    assert "under way 50%" in shown and "step 6 of 8" in shown
+    assert "under way 50%" in shown and "step 8 of 12" in shown
     assert f"resume it with detofa train {folder}/config.json -o {folder}" in shown
 
 
@@ -99,11 +99,11 @@ def test_a_run_that_was_resumed_counts_from_its_checkpoint(cut, words):
     folder = cut("fine-tuning step 8:", ["warm_up/state.json"])
     checkpoint = folder / "checkpoint" / "fine_tuning"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "state.json").write_text('{"step": 5}')
+    (checkpoint / "state.json").write_text('{"step": 6}')
     with open(folder / "log.txt", "a") as log:
-        log.write(f"fine-tuning {words} at step 5 of 8\n")
+        log.write(f"fine-tuning {words} at step 6 of 12\n")
     assert under_way(describe(folder))["share"] == 0.25
-    assert "step 5 of 8; checkpoint at step 5" in under_way(describe(folder))["detail"]
+    assert "step 6 of 12; checkpoint at step 6" in under_way(describe(folder))["detail"]
 
 
 def test_under_way_in_its_first_phase(cut):
