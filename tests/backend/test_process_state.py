@@ -184,7 +184,8 @@ def test_a_function_changes_nothing(name, tmp_path):
     weights = run / "fine_tuning" / "weights.h5"
     words = map(str, (run, tiny.fullnet_run(), tiny.config_file(), weights, image, tmp_path / "run", name))
     # An interpreter of its own, since OpenCV waits forever in a fork of a process whose threads it has started.
-    done = subprocess.run([sys.executable, "-c", CALLS, *words], capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", CALLS, *words], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == []
 
