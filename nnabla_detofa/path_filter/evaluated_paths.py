@@ -142,7 +142,7 @@ class EvaluatedPaths:
                     header = entry
                     if header["format"] != FORMAT:
                         raise UserError(f"its format is {header['format']!r}, not {FORMAT!r}: evaluate its paths again")
-                    own = kind(**{key: _tuple(value) for key, value in header["geometry"].items()})
+                    own = kind.from_json(header["geometry"])
                     if not isinstance(header["weights"], str) or not isinstance(header["settings"], dict):
                         raise UserError("weights must be their hash, and settings a mapping")
                 else:
@@ -245,11 +245,6 @@ def _write_line(opened: BinaryIO, entry: Mapping) -> int:
     opened.flush()
     os.fsync(opened.fileno())
     return len(line)
-
-
-def _tuple(value: Any) -> Any:
-    """Convert lists to tuples, at any depth: a choice of a layer may be a tuple itself."""
-    return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
 def _first_difference(found: Mapping, wanted: Mapping, prefix: str = "") -> tuple[str, object, object]:

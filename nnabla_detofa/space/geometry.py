@@ -164,7 +164,7 @@ class Geometry:
         """
         data = {"named": ()} | dict(data)
         entries: dict[str, Any] = {entry.name: data[entry.name] for entry in fields(cls)} | data
-        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()}
+        values: dict[str, Any] = {key: _tuples(value) for key, value in entries.items()}
         kind = type(cls.ratios[0])
         if issubclass(kind, tuple):
             values["ratios"] = tuple(kind(*choice) for choice in values["ratios"])
@@ -271,3 +271,8 @@ def _share(filters: int, width: float) -> int:
 
 
 OFA_RESNET50 = Geometry()
+
+
+def _tuples(value: Any) -> Any:
+    """Make lists of JSON tuples again, at any depth."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

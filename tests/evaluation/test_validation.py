@@ -41,8 +41,8 @@ def test_the_loss_of_heads_at_the_objects_is_that_of_their_maps():
     """With an object at a corner, one inside, and rows without an object; a subclass' own heads are computed everywhere."""
 
     class OwnHeads(Detector):
-        def heads(self, y, statistics=STORED):
-            return Outputs(*(3 * output for output in super().heads(y, statistics)))
+        def heads(self, y, path, statistics=STORED):
+            return Outputs(*(3 * output for output in super().heads(y, path, statistics)))
 
     path, arrays, losses = ofa_resnet50(SMALL).sample(np.random.default_rng(1)), batch(0), []
     arrays[4][:2, 1], arrays[5][:2, 1] = 15, 1
