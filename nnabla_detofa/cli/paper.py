@@ -145,7 +145,7 @@ def results(args: argparse.Namespace) -> None:
 
 def pilot_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="study", help="profile whose config is varied (default: %(default)s)")
-    parser.add_argument("--all", action="store_true", help="run every cell, even if a smaller one meets all criteria")
+    parser.add_argument("--all", action="store_true", help="run every cell, even if an earlier one meets all criteria")
     device_arguments(parser)
 
 

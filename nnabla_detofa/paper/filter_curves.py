@@ -152,11 +152,12 @@ def pilot_paths(run: Run, per_bucket: int, device: Device) -> tuple[EvaluatedPat
     """
     sizes, config = run.profile.filter_study, replace(run.config, hparams=replace(run.hparams, filter=Filter()))
     folder = pilots_folder(run.profile, run.key) / f"{run.seed}"
-    weights, files = folder / "warm_up" / "weights.h5", (folder / "fit.jsonl", folder / "test.jsonl")
+    supernet, files = folder / "run", (folder / "fit.jsonl", folder / "test.jsonl")  # a run needs a folder of its own
+    weights = supernet / "warm_up" / "weights.h5"
     counts, geometry = (per_bucket, sizes.test_paths_per_bucket), config.network.geometry
     if not all(_holds(file, count, run) for file, count in zip(files, counts)):
         if not weights.exists():
-            algorithm1.run(config, device, folder, searcher=Pilot)
+            algorithm1.run(config, device, supernet, searcher=Pilot)
         evaluated_into(files[1], config, weights, "test", counts[1], [])
         evaluated_into(files[0], config, weights, "fit", counts[0], [files[1]])
     train, test = (EvaluatedPaths.read(file, geometry) for file in files)

@@ -335,7 +335,7 @@ def test_the_criteria_by_hand():
     assert replace(outcome, last=2.0).met == (False, True, True)
     assert replace(outcome, room=1.9).met == (True, False, True)
     assert replace(outcome, noise=0.4).met == (True, True, False)
-    larger = replace(outcome, cell=pilot.Cell(1600, 32, True))
+    larger = replace(outcome, cell=pilot.Cell(400, 64, True))
     assert pilot.chosen([larger, outcome]) is outcome and pilot.chosen([replace(outcome, room=0)]) is None
 
 
