@@ -47,22 +47,28 @@ PAPER = Group(
             paper.reproduce_arguments,
             paper.reproduce,
             ("table3 tableA3 figure8 --profile demo", "figure9 --profile bccd --set dataloader.voc.root=FOLDER --seeds 3"),
-            paper.after_results,
+            paper.after_reproduce,
         ),
         "table1": Command(
-            "make Table 1, the sizes of the search spaces, with exact counts", paper.table1_arguments, paper.table1, ("",)
+            "make Table 1, the sizes of the search spaces, with exact counts",
+            paper.table1_arguments,
+            paper.table1,
+            ("",),
+            paper.after_table1,
         ),
         "results": Command(
             "make all results of a profile from the archived files of its runs",
             paper.results_arguments,
             paper.results,
             ("--profile demo", "claims --profile study --kept"),
+            paper.after_results,
         ),
         "page": Command(
             "write all results of a profile as one HTML page",
             paper.page_arguments,
             paper.page,
             ("--profile demo", "--profile bccd -o bccd.html"),
+            paper.after_page,
         ),
         "pilot": Command(
             "choose the regime of the study on a grid, by three criteria",
@@ -76,7 +82,7 @@ PAPER = Group(
             paper.filter_study_arguments,
             paper.filter_study,
             ("--profile demo",),
-            paper.after_results,
+            paper.after_reproduce,
         ),
     },
     "reproduce",
@@ -192,6 +198,7 @@ COMMANDS: Mapping[str, Command | Group] = {
             "runs/digits_detofa --pruned --per-bucket 12 --name fresh --exclude warm_up.jsonl --ap -o fresh.jsonl",
             "-f configs/digits_pretrain.json --weights configs/weights/digits_supernet.h5 --per-bucket 100 -o pretrained.jsonl",
         ),
+        search.after_evaluate_paths,
     ),
     "image-count-study": Command(
         "measure how many images the evaluation of paths needs",
@@ -201,6 +208,7 @@ COMMANDS: Mapping[str, Command | Group] = {
             "runs/digits_detofa --weights warm_up/weights.h5 --per-bucket 8 -o study.md",
             "-f configs/digits_pretrain.json --weights configs/weights/digits_supernet.h5 --per-bucket 12 --pairs 2",
         ),
+        search.after_image_count_study,
     ),
     "import-ofa": Command(
         "convert OFA's PyTorch checkpoint of ResNet50 to a weights file",

@@ -120,12 +120,16 @@ def detect(args: argparse.Namespace) -> None:
 
 
 def after_detect(args: argparse.Namespace) -> dict[str, str]:
-    return {} if args.exported else {f"evaluate {shlex.quote(args.run)}": "average precision on the test images"}
+    if args.exported:
+        return {"init --voc FOLDER": "write a config for your own data"}
+    return {f"evaluate {shlex.quote(args.run)}": "average precision on the test images"}
 
 
 def after_export(args: argparse.Namespace) -> dict[str, str]:
-    nnp = args.output.endswith(".nnp")
-    return {f"detect {shlex.quote(args.output)} IMAGE": "boxes in images, without the run and its data"} if nnp else {}
+    if args.output.endswith(".nnp"):
+        return {f"detect {shlex.quote(args.output)} IMAGE": "boxes in images, without the run and its data"}
+    words = shlex.join([args.run, "IMAGE", "--detector", args.detector])
+    return {f"detect {words}": "boxes in images; examples/onnx_detect.py gets them from the file"}
 
 
 def export_arguments(parser: argparse.ArgumentParser) -> None:

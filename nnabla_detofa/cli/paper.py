@@ -89,9 +89,13 @@ def expanded(targets: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for target in targets for name in groups.get(target, [target])))
 
 
-def after_results(args: argparse.Namespace) -> dict[str, str]:
+def after_reproduce(args: argparse.Namespace) -> dict[str, str]:
     """Return the command that collects the results of a profile."""
     return {f"paper page --profile {shlex.quote(args.profile)}": "all results as one HTML page"}
+
+
+def after_table1(args: argparse.Namespace) -> dict[str, str]:
+    return {"paper tables --profile demo": "the other tables, with the runs that they need"}
 
 
 def filter_study_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,7 +130,10 @@ def filter_study(args: argparse.Namespace) -> None:
 
 def results_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="tables, figures, controls or claims (default: all, and the page)"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="targets, such as table2, figure5 or controls, or claims (default: all of them, and the page)",
     )
     parser.add_argument("--profile", default="demo", help="demo, bccd, study, paper, or a .json file (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="look for seeds 0 to N - 1 (default: %(default)s)")
@@ -143,6 +150,11 @@ def results(args: argparse.Namespace) -> None:
         print(f"written: {file}")
 
 
+def after_results(args: argparse.Namespace) -> dict[str, str]:
+    """Return the command that makes all results, or after all of them the one that adds seeds."""
+    return after_reproduce(args) if args.names else after_page(args)
+
+
 def pilot_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="study", help="profile whose config is varied (default: %(default)s)")
     parser.add_argument("--all", action="store_true", help="run every cell, even if an earlier one meets all criteria")
@@ -156,11 +168,13 @@ def pilot(args: argparse.Namespace) -> None:
     from ..paper.profiles import load
 
     profile = load(args.profile)
-    print(run_pilot(profile, GRID, Device.open(args.context, args.device_id), args.all).read_text())
+    file = run_pilot(profile, GRID, Device.open(args.context, args.device_id), args.all)
+    print(f"{file.read_text()}\nwritten: {file}")
 
 
 def after_pilot(args: argparse.Namespace) -> dict[str, str]:
-    return {"paper controls architectures table2 figure5 --profile study --seeds 3": "the runs of the study"}
+    profile = shlex.quote(args.profile)
+    return {f"paper controls architectures table2 figure5 --profile {profile} --seeds 3": "the runs of the study"}
 
 
 def page_arguments(parser: argparse.ArgumentParser) -> None:
@@ -182,3 +196,7 @@ def page(args: argparse.Namespace) -> None:
     output = Path(args.output or results / "report.html")
     made = write_page(profile, results, output)
     print(f"written: {output}, {output.stat().st_size / 1e6:.1f} MB, with {made} of the paper's tables and figures")
+
+
+def after_page(args: argparse.Namespace) -> dict[str, str]:
+    return {f"paper all --profile {shlex.quote(args.profile)} --seeds 3": "all results with three seeds; runs take hours"}

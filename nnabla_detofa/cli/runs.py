@@ -59,13 +59,20 @@ def inspect(args: argparse.Namespace) -> None:
     from ..tools.inspect import describe
     from ..tools.inspect_text import text
 
-    found = describe(Path(args.run))
-    args.finished = found["finished"]
-    print(strict_json(found) if args.json else text(found))
+    args.found = describe(Path(args.run))
+    print(strict_json(args.found) if args.json else text(args.found))
 
 
 def after_inspect(args: argparse.Namespace) -> dict[str, str]:
-    return {f"report {shlex.quote(args.run)}": "the table and the figures"} if args.finished else {}
+    """Return the command that uses a finished run; of an unfinished one, the text itself says how to resume it."""
+    run = shlex.quote(args.run)
+    if not args.found["finished"]:
+        return {}
+    if args.found["fine_tuning"]:
+        return {f"export {run} --detector finetuned -o FILE.nnp": "the detector as a separate network"}
+    if args.found["runner"] == "pretrain":
+        return {f"export-weights {run} FOLDER": "copy the weights that detectors start from"}
+    return {f"report {run}": "the table and the figures"}
 
 
 def compare_arguments(parser: argparse.ArgumentParser) -> None:

@@ -81,10 +81,10 @@ def search(args: argparse.Namespace) -> None:
 
 
 def after_search(args: argparse.Namespace) -> dict[str, str]:
-    """Return the commands that use the path found."""
-    if args.front:
-        return {}
+    """Return the commands that use the path found; a front has many, and a search under bounds chooses one."""
     run, file = shlex.quote(args.run), shlex.quote(str(args.written))
+    if args.front:
+        return {f"search {run} --flops BOUND": "the best subnet under one bound"}
     return {
         f"evaluate {run} --detector {file}": "its average precision",
         f"export {run} --detector {file} -o FILE.nnp": "the subnet as a separate network",
@@ -128,7 +128,18 @@ def evaluate_paths(args: argparse.Namespace) -> None:
             progress_of(bar),
             bar.write,
         )
-    print(f"{len(found)} paths of the weights {weights} are in {args.output}")
+    print(f"written: {args.output}, with {len(found)} paths of the weights {weights}")
+
+
+def after_evaluate_paths(args: argparse.Namespace) -> dict[str, str]:
+    return {f"image-count-study {_supernet(args)} --per-bucket 8": "how much of the losses is noise, for fewer images"}
+
+
+def _supernet(args: argparse.Namespace) -> str:
+    """Return the arguments that select the supernet of a command."""
+    flags = {"-f": args.file, "--weights": args.weights}
+    words = [args.run, *(word for flag, value in flags.items() if value for word in (flag, value))]
+    return shlex.join([word for word in words if word] + args.overrides)
 
 
 def image_count_study_arguments(parser: argparse.ArgumentParser) -> None:
@@ -158,6 +169,12 @@ def image_count_study(args: argparse.Namespace) -> None:
     print(text)
     if args.output:
         write_text(args.output, text)
+        print(f"written: {args.output}")
+
+
+def after_image_count_study(args: argparse.Namespace) -> dict[str, str]:
+    config = shlex.quote(args.file or str(Path(args.run, "config.json")))
+    return {f"train {config} -o FOLDER hparams.val_images=N hparams.bn_images=N": "train with other numbers of images"}
 
 
 def measure_latency_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,14 +19,14 @@ class Command:
         arguments: adds the arguments to a parser.
         run: runs the command with the parsed arguments, and returns the exit status; None is 0.
         examples: arguments of example command lines for `--help`.
-        following: returns command lines that are useful after this one, each with the reason; the first word is left out.
+        following: returns command lines that are useful after this one, each with the reason; the program is left out.
     """
 
     help: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int | None]
-    examples: tuple[str, ...] = ()
-    following: Callable[[argparse.Namespace], Mapping[str, str]] = lambda args: {}
+    examples: tuple[str, ...]
+    following: Callable[[argparse.Namespace], Mapping[str, str]]
 
 
 @dataclass(frozen=True)

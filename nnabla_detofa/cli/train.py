@@ -103,11 +103,10 @@ def after_run(args: argparse.Namespace) -> dict[str, str]:
     folder = shlex.quote(str(args.trained.output_path))
     if args.trained.args.runner == "pretrain":
         return {f"export-weights {folder} FOLDER": "copy the weights that detectors start from"}
-    return {
-        f"report {folder}": "the table and the figures",
-        f"detect {folder} IMAGE": "boxes in your own images",
-        f"search {folder} --flops BOUND": "the best subnet for another budget",
-    }
+    following = {f"report {folder}": "the table and the figures", f"detect {folder} IMAGE": "boxes in your own images"}
+    if args.trained.args.runner != "fullnet":
+        following[f"search {folder} --flops BOUND"] = "the best subnet for another budget"
+    return following
 
 
 def _processes(config, wanted: int | str | None, restart: bool) -> int:

@@ -48,7 +48,7 @@ def make_results(
         log: called with each message.
 
     Returns:
-        The Markdown files of the targets and of the claims.
+        The Markdown files of the targets and of the claims, and the page.
 
     Raises:
         UserError: a name is unknown, or there are no archives.
@@ -72,7 +72,8 @@ def make_results(
     if (not names or CLAIMS in names) and len(profile.data_sets) == 1:
         made += write_claims(archived, seeds)
     if not names and made:
-        write_page(profile, profile.results, profile.results / "report.html")
+        made.append(profile.results / "report.html")
+        write_page(profile, profile.results, made[-1])
     return made
 
 

@@ -1,3 +1,4 @@
+import re
 import shlex
 import subprocess
 import sys
@@ -67,6 +68,55 @@ def test_a_finished_run_says_where_it_is_and_what_follows(runner, config, capsys
     said = capsys.readouterr().out
     assert "finished: the results are in runs/small\nnext: python -m nnabla_detofa report runs/small  " in said
     assert "detect runs/small IMAGE" in said
+
+
+def run_of(runner):
+    return SimpleNamespace(output_path=Path("runs/a run"), args=SimpleNamespace(runner=runner))
+
+
+FOUND = {"found": {"finished": True, "fine_tuning": None, "runner": "detofa"}}
+LEFT = {  # what a command leaves for the commands that follow
+    "init": {"written": Path("my config.yaml")},
+    "search": {"written": Path("runs/a run/found_flops_90M.json")},
+    "train": {"trained": run_of("detofa")},
+    "inspect": FOUND,
+}
+PLACEHOLDERS = {"BOUND": "90M", "FILE": "file", "N": "8"}
+
+
+def following(place, command, line, **left):
+    """The command lines that follow a command line, each parsed as the program does it."""
+    arguments = cli.parsed("detofa", place, shlex.split(line))
+    vars(arguments).update({"exported": False, **LEFT.get(place[-1], {}), **left})
+    for said, reason in command.following(arguments).items():
+        assert reason
+        words = [re.sub(r"\b[A-Z]+\b", lambda word: PLACEHOLDERS.get(word[0], word[0]), word) for word in shlex.split(said)]
+        found, rest = cli.find(words)
+        cli.parsed("detofa", found, rest)
+        yield " ".join(found)
+
+
+@pytest.mark.parametrize("place, command", [*cli.all_commands()], ids=lambda part: part[-1] if isinstance(part, tuple) else "")
+def test_every_command_ends_with_valid_commands_that_follow(place, command):
+    assert all([*following(place, command, example)] for example in command.examples)
+
+
+@pytest.mark.parametrize(
+    "name, line, left, names",
+    [
+        ("detect", "a.nnp a.png", {"exported": True}, ["init"]),
+        ("search", "'a run' --front", {}, ["search"]),
+        ("export", "'a run' --detector 'a path.json' -o a.onnx", {}, ["detect"]),
+        ("image-count-study", "-f a.json --weights a.h5 --per-bucket 2", {}, ["train"]),
+        ("train", "a.json", {"trained": run_of("fullnet")}, ["report", "detect"]),
+        ("train", "a.json", {"trained": run_of("pretrain")}, ["export-weights"]),
+        ("inspect", "run", {"found": FOUND["found"] | {"fine_tuning": {"run": "a"}}}, ["export"]),
+        ("inspect", "run", {"found": FOUND["found"] | {"runner": "pretrain"}}, ["export-weights"]),
+        ("inspect", "run", {"found": FOUND["found"] | {"finished": False}}, []),  # its text says how to resume it
+    ],
+)
+def test_what_follows_fits_the_result(name, line, left, names):
+    assert [*following((name,), cli.COMMANDS[name], line, **left)] == names
 
 
 def test_what_the_user_can_mend_is_one_sentence(runner, config, capsys):
