@@ -163,10 +163,15 @@ def test_the_references_and_the_tables_of_the_readme_are_up_to_date(monkeypatch)
     assert reference.filled(README) == README, "README.md: run make reference"
 
 
-def test_the_readme_is_short_and_its_code_fits_a_page():
+def test_the_readme_is_short():
     assert README.count("\n") <= 180
-    for line, _, text in docs.blocks("README.md"):
-        assert max(map(len, text.splitlines())) <= 88, f"README.md:{line}"
+
+
+@pytest.mark.parametrize("page", [*docs.PAGES, "docs/start/tour.ipynb"])
+def test_code_fits_a_page(page):
+    for first, _, text in docs.blocks(page):
+        for line, code in enumerate(text.splitlines(), first):
+            assert len(code) <= 88, f"{page}:{line}"
 
 
 def test_the_site_has_every_page():
