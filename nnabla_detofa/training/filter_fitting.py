@@ -74,7 +74,7 @@ def fit_filter(
         name: name of the phase.
         start: path filter to copy.
         paths: evaluated paths.
-        transferred: `start` was fitted to paths of another supernet, see `ranking.transfer`.
+        transferred: `start` was fitted to paths of another supernet, see `fitting.transfer`.
 
     Returns:
         The fitted filter as a function of paths.
