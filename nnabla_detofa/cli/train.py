@@ -42,8 +42,8 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
         "--processes",
         type=count_or_auto,
         metavar="N",
-        help="processes on this machine that share the work, one for each core or GPU (starts mpirun); auto: as many as there "
-        "are cores and as can share a batch in mini-batches of hparams.mini_batch, or one for each GPU of device_id",
+        help="number of processes on this machine that share the work (starts mpirun); auto: one for each GPU of --device-id, "
+        "or on CPUs as many as there are cores, but at most one for each mini-batch of hparams.mini_batch images",
     )
     resume_arguments(parser)
     parser.add_argument(
