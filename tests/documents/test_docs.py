@@ -5,6 +5,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import documented
 import pytest
 
 import docs
@@ -14,11 +15,13 @@ from nnabla_detofa.cli import program as cli
 from nnabla_detofa.cli import reference
 from nnabla_detofa.common.errors import UserError
 
-ROOT = docs.ROOT
+ROOT = documented.ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = list({command.text: command for command in docs.everything() if command.text != "its Python code"}.values())
-EXPERIMENTS = [file for file in docs.config_files() if not file.startswith("configs/profiles") and "base.json" not in file]
-SPANS = [(page, text) for page in docs.PAGES for _, text in docs.spans(page)]
+COMMANDS = list({command.text: command for command in documented.everything() if command.text != "its Python code"}.values())
+EXPERIMENTS = [
+    file for file in documented.config_files() if not file.startswith("configs/profiles") and "base.json" not in file
+]
+SPANS = [(page, text) for page in documented.PAGES for _, text in documented.spans(page)]
 
 
 def test_the_commands_are_found():
@@ -31,7 +34,7 @@ def test_the_commands_are_found():
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_a_command_names_what_is_there(command):
-    docs.check(command)
+    documented.check(command)
 
 
 @pytest.mark.parametrize(
@@ -52,12 +55,12 @@ def test_a_command_names_what_is_there(command):
     ],
 )
 def test_a_wrong_command_is_noticed(text, message):
-    with pytest.raises((docs.Fault, UserError), match=message):
-        docs.check(docs.Command("a page:1", text))
+    with pytest.raises((documented.Fault, UserError), match=message):
+        documented.check(documented.Command("a page:1", text))
 
 
 def test_a_recipe_of_make_is_parsed_too():
-    lines = docs.recipe(["tables", "PROFILE=bccd", "SET=dataloader.voc.root=FOLDER"])
+    lines = documented.recipe(["tables", "PROFILE=bccd", "SET=dataloader.voc.root=FOLDER"])
     (line,) = (line for line in lines if "paper" in line and "--set" in line)
     assert line.endswith("--set dataloader.voc.root=FOLDER") and "table2" in line
 
@@ -72,8 +75,8 @@ def test_what_is_not_run_says_why_and_what_is_run_is_short():
 
 
 def test_blocks_are_of_a_known_kind():
-    for page in docs.PAGES:
-        for line, language, text in docs.blocks(page):
+    for page in documented.PAGES:
+        for line, language, text in documented.blocks(page):
             assert language in ("sh", "python", "text", "yaml"), f"{page}:{line}"
             if language == "python":
                 names = [
@@ -87,13 +90,13 @@ def test_blocks_are_of_a_known_kind():
 
 def test_the_readme_names_every_function_and_example():
     assert all(re.search(rf"\b{name}\b", README) for name in nnabla_detofa.__all__)
-    pages = README + "".join((ROOT / page).read_text(encoding="utf-8") for page in docs.PAGES)
+    pages = README + "".join((ROOT / page).read_text(encoding="utf-8") for page in documented.PAGES)
     assert all(file.name in pages for file in (ROOT / "examples").iterdir() if file.stem != "__pycache__")
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS)
 def test_a_config_says_its_command(file):
-    commands = docs.config_commands(file)
+    commands = documented.config_commands(file)
     assert any(re.search(rf"(-f|train) {re.escape(file)}", command.text) for command in commands)
 
 
@@ -124,7 +127,7 @@ def test_an_entry_can_be_set(entry):
 
 def links() -> list[tuple[str, str]]:
     found = []
-    for page in docs.PAGES:
+    for page in documented.PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         found += [(page, target) for target in re.findall(r"\]\(([^)\s]+)\)", text)]
     return found
@@ -167,16 +170,16 @@ def test_the_readme_is_short():
     assert README.count("\n") <= 180
 
 
-@pytest.mark.parametrize("page", [*docs.PAGES, "docs/start/tour.ipynb"])
+@pytest.mark.parametrize("page", [*documented.PAGES, "docs/start/tour.ipynb"])
 def test_code_fits_a_page(page):
-    for first, _, text in docs.blocks(page):
+    for first, _, text in documented.blocks(page):
         for line, code in enumerate(text.splitlines(), first):
             assert len(code) <= 88, f"{page}:{line}"
 
 
 def test_the_site_has_every_page():
     site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    for page in docs.PAGES:
+    for page in documented.PAGES:
         assert not page.startswith("docs/") or f" {page.removeprefix('docs/')}\n" in site, page
 
 
@@ -184,7 +187,7 @@ def test_the_slurm_job_is_a_shell_script_with_a_command_that_parses():
     file = ROOT / "examples/slurm_detofa.sh"
     assert subprocess.run(["bash", "-n", file]).returncode == 0
     text = file.read_text(encoding="utf-8").replace('"$config"', "configs/voc_detofa.json").replace("$mini_batch", "8")
-    docs.check(docs.Command(file.name, re.search(r"\.venv/bin/nnabla_nas [^&]*", text)[0]))
+    documented.check(documented.Command(file.name, re.search(r"\.venv/bin/nnabla_nas [^&]*", text)[0]))
     for name in re.findall(r"CONFIG=(\S+\.json)", text):
         assert (ROOT / name).exists()
 
