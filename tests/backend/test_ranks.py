@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import time
 import types
 from pathlib import Path
 
-import gpu_check
 import nnabla as nn
 import nnabla.functions as F
 import numpy as np
@@ -23,7 +21,6 @@ from small import detofa_config
 from nnabla_detofa import config as configs
 from nnabla_detofa.backend import launch
 from nnabla_detofa.backend.compat import Device, NoEvents, Optimizer
-from nnabla_detofa.backend.launch import launched, launched_here
 from nnabla_detofa.backend.ranks import Communicator
 from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
@@ -36,10 +33,6 @@ from nnabla_detofa.methods import algorithm1
 from nnabla_detofa.methods.algorithm1 import DetOFASearcher
 from nnabla_detofa.networks import centernet
 from nnabla_detofa.networks.supernet import Classifier
-from nnabla_detofa.paper import execution, profiles
-from nnabla_detofa.paper import run as paper_run
-from nnabla_detofa.paper.experiments import DETOFA
-from nnabla_detofa.paper.run import Run
 from nnabla_detofa.runs.phases import Schedule
 from nnabla_detofa.space.geometry import Geometry, HeadGeometry
 from nnabla_detofa.space.pruning import UniformPaths
@@ -271,121 +264,6 @@ def test_what_goes_wrong_before_the_start_is_the_same_on_all_ranks(config_file, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_keeps_the_mini_batch_that_it_began_with(config_file, tmp_path):
-    config = configs.load(config_file)
-    assert [mini_batch.mini_batch(config, n, tmp_path) for n in (1, 2, 4)] == [4, 2, 1]
-    with pytest.raises(UserError, match=r"hparams.batch_size must be a multiple of .* \(1 x 3\), got 4"):
-        mini_batch.mini_batch(config, 3, tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    assert mini_batch.mini_batch(config, 1, tmp_path) == 4
-    with pytest.raises(UserError, match="was started with mini-batches of 4, which 2 processes cannot make of 4 images"):
-        mini_batch.mini_batch(config, 2, tmp_path)
-    assert mini_batch.mini_batch(config, 2, tmp_path, restart=True) == 2
-    said = configs.load(config_file, ["hparams.mini_batch=2"])
-    assert [mini_batch.mini_batch(said, n, tmp_path) for n in (1, 2)] == [2, 2]
-
-
-def test_all_cores_are_taken_as_far_as_the_numbers_stay_the_same(config_file, tmp_path, monkeypatch):
-    def most(cores, *overrides):
-        return mini_batch.most_processes(configs.load(config_file, overrides), cores, tmp_path)
-
-    assert [most(8), most(8, "hparams.mini_batch=4")] == [1, 1]
-    assert [most(cores, "hparams.mini_batch=1") for cores in (1, 2, 3, 4, 8)] == [1, 2, 2, 4, 4]
-    assert most(8, "hparams.mini_batch=2", "hparams.batch_size=12") == 6
-    started = []
-    monkeypatch.setattr(launch, "cores", lambda: 3)
-    monkeypatch.setattr(launch, "can_launch", lambda: True)
-    monkeypatch.setattr(launch, "launch", lambda processes, command: started.append((processes, command[3:])) or 0)
-    line = ["-f", str(config_file), "-c", "cpu", "-o", str(tmp_path / "run"), "--processes", "auto", "hparams.mini_batch=2"]
-    assert main(line) == 0 and started == [(2, ["train", *line])]
-
-
-@pytest.mark.parametrize(
-    "name", ["digits_detofa", "digits_pretrain", "digits_pretrain_fullnet", "digits_pretrain_ps", "bccd_detofa"]
-)
-def test_the_small_configs_give_one_process_and_two_the_same_bits(name, tmp_path):
-    config = configs.load(ROOT / "configs" / f"{name}.json")
-    assert {mini_batch.mini_batch(config, processes, tmp_path) for processes in (1, 2)} == {config.hparams.mini_batch}
-    assert mini_batch.most_processes(config, 2, tmp_path) == 2 and config.args.evaluation_processes is None
-
-
-@pytest.mark.parametrize(
-    ("quota", "cores"), [("max 100000", 4), ("200000 100000", 2), ("50000 100000", 1), ("900000 100000", 4)]
-)
-def test_cores_are_those_of_the_container(quota, cores, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)))
-    monkeypatch.setattr(launch, "QUOTA", tmp_path / "cpu.max")
-    assert launch.cores() == 4
-    launch.QUOTA.write_text(quota + "\n")
-    assert launch.cores() == cores
-
-
-def test_a_run_of_other_mini_batches_is_no_experiment(tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(paper_run, "RUNS", tmp_path)
-
-    def run():
-        return Run(profiles.load("demo"), "digits", DETOFA, 0)
-
-    for name, content in (("config", run().config.to_dict()), ("summary", {})):
-        (tmp_path / "by-hand").mkdir(exist_ok=True)
-        (tmp_path / "by-hand" / f"{name}.json").write_text(json.dumps(content))
-    assert run().folder == tmp_path / "by-hand" and run().finished
-    (tmp_path / "by-hand" / "mini_batch.json").write_text('{"mini_batch": 4, "processes": 2}')
-    assert run().folder == tmp_path / "profiles" / "demo" / "digits-detofa-0" and not run().finished
-    shutil.copytree(tmp_path / "by-hand", run().folder)
-    assert not run().finished
-    with pytest.raises(UserError, match="a run with mini-batches of 4 images that its config does not set"):
-        execution.complete([run()], 1)
-
-
-# --- Launchers --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("environ", "rank", "size", "here"),
-    [
-        ({}, 0, 1, 1),
-        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, 3, 4, 2),
-        ({"PMI_SIZE": "2", "PMI_RANK": "1", "MPI_LOCALNRANKS": "2"}, 1, 2, 2),
-        # a batch script and what it starts without srun
-        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_TASKS_PER_NODE": "4(x2)", "SLURM_JOB_ID": "7"}, 0, 1, 1),
-        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_STEP_TASKS_PER_NODE": "4(x2)", "PMIX_RANK": "5"}, 5, 8, 4),
-        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_TASKS_PER_NODE": "1"}, 0, 1, 1),
-        # mpirun inside a Slurm job starts a daemon on each of two machines with srun
-        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_RANK": "6"}, 6, 8, 1),
-        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}, 0, 1, 1),
-    ],
-)
-def test_launchers_are_known_by_what_they_say(environ, rank, size, here):
-    assert (*launched(environ), launched_here(environ)) == (rank, size, here)
-
-
-def test_tools_and_the_dry_run_are_one_process(config_file, monkeypatch, capsys):
-    """The error ends the rank at once, so that no other one waits for it."""
-
-    def end(message, status):
-        raise SystemExit(message)
-
-    monkeypatch.setattr(launch, "end", end)
-    for name in os.environ:
-        if name.startswith(("OMPI_", "PMI", "SLURM_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("PMI_SIZE", "2")
-    for line, message in (
-        (["table1"], "2 ranks were launched, but only train runs on several: start paper table1 as one process"),
-        (["-f", str(config_file), "--dry-run"], "2 ranks were launched, and --dry-run is one process"),
-        (["-f", str(config_file), "--processes", "3"], "2 ranks were launched, and --processes is 3"),
-    ):
-        with pytest.raises(SystemExit, match=message):
-            main(line)
-    monkeypatch.delenv("PMI_SIZE")
-    monkeypatch.setattr(launch.shutil, "which", lambda name: None)
-    monkeypatch.setattr(launch.sys, "executable", "/nowhere/python")
-    assert main(["-f", str(config_file), "--processes", "2"]) == 2
-    assert "2 processes need mpirun, which is neither beside" in capsys.readouterr().err
-
-
 needs_mpi = pytest.mark.skipif(not launch.can_launch(), reason="needs mpirun and mpi4py: make setup")
 
 
@@ -409,57 +287,9 @@ def test_a_run_through_mpirun(config_file, tmp_path):
     assert one == two
 
 
-@pytest.mark.parametrize(("context", "expected"), [("cpu", "cpu"), ("cudnn", "auto")])
-def test_the_ranks_of_the_check_of_a_gpu_can_share_their_batches(context, expected, tmp_path, monkeypatch, capsys):
-    """And each takes a GPU of its own; on a machine with one, the check is left out."""
-    commands, checks = [], gpu_check.Checks()
-    error = "error: 2 ranks need 2 GPUs on this machine, usable: 1\n--------\nprterun detected\n"
-    monkeypatch.setattr(
-        gpu_check, "python", lambda *line: commands.append(line) or subprocess.CompletedProcess(line, 2, stderr=error)
-    )
-    gpu_check.two_ranks(context, tmp_path, checks)
-    assert checks.failed == 0 and "not checked, two ranks against one: error: 2 ranks need 2 GPUs" in capsys.readouterr().out
-    for line, processes in zip(commands, (2, 1), strict=True):
-        config = configs.load(line[line.index("-f") + 1], line[-1:])
-        assert mini_batch.mini_batch(config, processes, tmp_path) == 2 and line[line.index("-c") + 1] == expected
-
-
-@needs_mpi
-def test_nnabla_finds_the_mpi_of_set_up():
-    """nnabla loads it by this name; what Open MPI's wheel has there is a text for linkers."""
-    library = Path(sys.prefix, "lib", "libmpi.so")
-    if not library.with_name("libmpi.so.40").exists():
-        pytest.skip("MPI is not the wheel's")
-    command = [sys.executable, "-c", f"import ctypes; ctypes.CDLL({str(library)!r}).MPI_Init"]
-    assert subprocess.run(command, capture_output=True, text=True).stderr == ""
-
-
 @pytest.mark.thorough
 @needs_mpi
 def test_mistakes_through_mpirun_are_reported_once(config_file, tmp_path):
     for wrong, message in (("hparams.epoch=3", "hparams.epoch is not a key"), ("dataloader.voc.root=nowhere", "nowhere")):
         done = by_mpi("-f", config_file, "-o", tmp_path / "run", wrong)
         assert done.returncode == 2 and done.stderr.count("error: ") == 1 and message in done.stderr
-
-
-# --- The script for Slurm ---------------------------------------------------------------------------------------------
-
-
-def test_the_script_for_slurm_names_what_is_there(monkeypatch):
-    script = ROOT / "examples" / "slurm_detofa.sh"
-    subprocess.run(["bash", "-n", str(script)], check=True)
-    text = script.read_text()
-    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
-    config = re.search(r"^config=\$\{CONFIG:-(\S+)\}", text, re.MULTILINE)[1]
-    monkeypatch.chdir(ROOT)
-    entries = re.findall(r"hparams\.\w+=(?=\S)", "\n".join(lines))
-    assert entries == ["hparams.mini_batch="]
-    loaded = configs.load(config, ["hparams.mini_batch=8"])
-    ranks = int(re.search(r"^#SBATCH --ntasks-per-node=(\d+)", text, re.MULTILINE)[1])
-    assert int(re.search(r"^#SBATCH --gpus-per-node=(\d+)", text, re.MULTILINE)[1]) == ranks
-    assert mini_batch.mini_batch(loaded, ranks, Path("runs/none")) == 8
-    usage = subprocess.run([sys.executable, "-m", "nnabla_detofa", "run", "--help"], capture_output=True, text=True).stdout
-    for option in re.findall(r" (-[a-z]) ", next(line for line in lines if "nnabla_nas" in line)):
-        assert f"{option} " in usage
-    if shutil.which("shellcheck"):
-        subprocess.run(["shellcheck", str(script)], check=True)
