@@ -71,7 +71,8 @@ class KernelCenterNet(OwnDetector):
     @property
     def geometry(self) -> KernelGeometry:
         ratios = tuple(Choice(ratio, kernel) for ratio in self.ratios for kernel in self.kernels)
-        return KernelGeometry(strides=self.strides, width_scale=self.width_scale, ratios=ratios)
+        shape = {"strides": self.strides, "width_scale": self.width_scale}
+        return KernelGeometry(**shape, ratios=ratios, named=self.resolution_choice)
 
     def cost_model(self, image_size, num_classes: int, scope: str) -> KernelCost:
         return KernelCost(image_size, num_classes, scope, self.geometry, self.head_geometry(num_classes))

@@ -9,16 +9,17 @@ W is always 1. Backbone and costs are written here; everything else is the packa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from kernel_choice import Choice, KernelGeometry
 
-from nnabla_detofa.backend.compat import Mo, Model
+from nnabla_detofa.backend.compat import Mo
 from nnabla_detofa.common.normalization import IMAGENET
 from nnabla_detofa.config import OwnDetector
 from nnabla_detofa.networks.centernet import Detector
-from nnabla_detofa.networks.layers import ConvBN
-from nnabla_detofa.networks.resnet50 import Named
+from nnabla_detofa.networks.layers import STORED, ConvBN
+from nnabla_detofa.networks.resnet50 import LayeredBackbone, Named
 from nnabla_detofa.space.costs import CostModel, MapSize, conv_cost, peak_bytes
 from nnabla_detofa.space.paths import Path
 from nnabla_detofa.space.search_space import ofa_resnet50
@@ -50,13 +51,14 @@ class InvertedBottleneck(Mo.Module):
         self.depthwise = ConvBN(f"{name}/depthwise", middle, middle, kernel, rng, stride=stride, depthwise=True)
         self.project = ConvBN(f"{name}/project", middle, outputs, 1, rng, relu=False)
 
-    def __call__(self, x, middle: int, kernel: int, statistics):
-        y = self.depthwise(self.expand(x, middle, statistics), middle, statistics, kernel)
+    def __call__(self, net: MobileGeometry, choice: Choice, statistics, x):
+        middle = net.middle(x.shape[1], choice)
+        y = self.depthwise(self.expand(x, middle, statistics), middle, statistics, choice.kernel)
         y = self.project(y, self._outputs, statistics)
         return x + y if self._shortcut else y
 
 
-class MobileNet(Model):
+class MobileNet(LayeredBackbone):
     """The backbone: a fixed stem, then the path's layers. With `path`, only its weights are allocated."""
 
     def __init__(self, net: MobileGeometry, rng, path: Path | None = None):
@@ -71,12 +73,10 @@ class MobileNet(Model):
                 layers[index] = InvertedBottleneck(f"layers/{index}", *channels, choice.kernel, stride, place > 0, rng)
         self.layers = Named(layers)
 
-    def __call__(self, x, path: Path, statistics):
-        x = self.stem(x, self._net.stem_out(1.0), statistics)
+    def steps(self, path: Path, statistics=STORED):
+        yield [lambda x: self.stem(x, self._net.stem_out(1.0), statistics)]
         for stage, choices in enumerate(path.expand_ratios):
-            for place, choice in enumerate(choices):
-                x = self.layers[10 * stage + place](x, self._net.middle(x.shape[1], choice), choice.kernel, statistics)
-        return x
+            yield [partial(self.layers[10 * stage + n], self._net, choice, statistics) for n, choice in enumerate(choices)]
 
 
 class MobileCost(CostModel):
@@ -108,7 +108,7 @@ class MobileCenterNet(OwnDetector):
 
     @property
     def geometry(self) -> MobileGeometry:
-        return MobileGeometry(strides=self.strides, width_scale=self.width_scale)
+        return MobileGeometry(strides=self.strides, width_scale=self.width_scale, named=self.resolution_choice)
 
     def cost_model(self, image_size, num_classes: int, scope: str) -> MobileCost:
         return MobileCost(image_size, num_classes, scope, self.geometry, self.head_geometry(num_classes))

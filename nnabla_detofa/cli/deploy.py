@@ -136,7 +136,11 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
     detector_arguments(parser)
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="file to write, .nnp or .onnx")
     parser.add_argument(
-        "--size", type=int, nargs="+", metavar="PIXELS", help="input size: side, or height and width (default: the run's)"
+        "--size",
+        type=int,
+        nargs="+",
+        metavar="PIXELS",
+        help="input size: side, or height and width (default: that of the detector in the run)",
     )
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images in one input (default: %(default)s)")
     parser.add_argument(

@@ -17,7 +17,7 @@ from ..common.shipped import find_config, locate
 from . import older
 from .args import Args
 from .config import RUNNERS, Config
-from .dataloader import DATALOADERS, AnyData, ImageFolderData
+from .dataloader import DATALOADERS, AnyData
 from .files import merged, parse_yaml, read_config
 from .hparams import DetofaHparams, PretrainHparams
 from .network import NETWORKS, CenternetOfaResnet50, OfaResnet50, network_type
@@ -116,6 +116,12 @@ def from_dict(content: Mapping[str, Any], name: str) -> Config:
     stride = network.geometry.total_stride
     if isinstance(network, CenternetOfaResnet50) and data.image_size % stride:
         raise UserError(f"dataloader.{data_name}.image_size must be a multiple of {stride} (strides), got {data.image_size}")
+    sides = network.geometry.resolutions
+    if sides and data.image_size != sides[-1]:
+        raise UserError(
+            f"dataloader.{data_name}.image_size must be {sides[-1]}, the largest of network.{network_name}.resolutions, got "
+            f"{data.image_size}"
+        )
     hparams = read(runner.hparams, content.get("hparams", {}), "hparams")
     _check_batches(network, data, hparams)
     if isinstance(hparams, PretrainHparams) and hparams.kd_ratio and not (hparams.fullnet_epochs or network.weights):
@@ -178,10 +184,10 @@ def check_batch_norm(network: OfaResnet50, data: AnyData, key: str, images: int)
     Raises:
         UserError: it gets one value, of which the variance is 0.
     """
-    sides = (data.image_size, *data.train_sizes) if isinstance(data, ImageFolderData) else (data.image_size,)
+    sides = data.image_size, *network.geometry.resolutions, *getattr(data, "train_sizes", ())
     side = -(-min(sides) // network.geometry.total_stride)
     if images * side * side == 1:
         raise UserError(
-            f"{key} must be at least 2 for a last feature map of 1 x 1 (image_size {data.image_size} over the stride "
+            f"{key} must be at least 2 for a last feature map of 1 x 1 (image size {min(sides)} over the stride "
             f"{network.geometry.total_stride}), or batch normalization gets one value per channel, got {images}"
         )

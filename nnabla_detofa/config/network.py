@@ -10,8 +10,8 @@ from ..common.checked import nearest
 from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
 from ..common.reading import short
-from ..space.geometry import HEADS, UP, Choices, Geometry, HeadGeometry
-from .values import Channels, Classes, NonNegative, PathStr, UpToOne
+from ..space.geometry import HEADS, RESOLUTION, UP, Choices, Geometry, HeadGeometry
+from .values import Channels, Classes, NonNegative, PathStr, Side, UpToOne
 
 if TYPE_CHECKING:
     import numpy as np
@@ -145,7 +145,31 @@ class OwnDetector(CenternetOfaResnet50):
     A subclass is a frozen dataclass. Its fields, the inherited ones included, are the keys of the config's section. It
     overrides `detector` if its layers differ from CenterNet's on the elastic ResNet50, and where its paths differ `geometry`,
     `cost_model` and the spaces.
+
+    Attributes:
+        resolutions: sides of the square input in pixels, in ascending order, of which a path chooses one; the largest one is
+            the `image_size` of the dataset. Empty: all paths have this `image_size`.
     """
+
+    resolutions: tuple[Side, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resolutions and self.geometry.resolutions != self.resolutions:
+            raise UserError(
+                f"resolutions must be left out, since the geometry of {type(self).__name__} has no resolution_choice among its "
+                f"named choices, got {', '.join(map(str, self.resolutions))}"
+            )
+
+    @property
+    def resolution_choice(self) -> tuple[Choices, ...]:
+        """The named choice of the input resolution, for `Geometry.named`; empty if paths do not choose it."""
+        return (Choices(RESOLUTION, self.resolutions),) if self.resolutions else ()
+
+    @property
+    def geometry(self) -> Geometry:
+        """Geometry of the backbone."""
+        return replace(super().geometry, named=self.resolution_choice)
 
     @property
     def sets_type(self) -> Any:
@@ -186,9 +210,9 @@ class CenternetElasticNeck(OwnDetector):
 
     @property
     def geometry(self) -> Geometry:
-        """Geometry of the backbone, with the named choices of the up-convolutions and heads."""
+        """Geometry of the backbone, with the named choices of the up-convolutions, of the heads and of the resolution."""
         ups = [Choices(f"{UP}{number}", self.up_widths) for number in range(1, len(self.deconv_channels) + 1)]
-        return replace(super().geometry, named=(*ups, Choices(HEADS, self.head_widths)))
+        return replace(super().geometry, named=(*ups, Choices(HEADS, self.head_widths), *self.resolution_choice))
 
 
 def network_type(name: str) -> type[OfaResnet50]:

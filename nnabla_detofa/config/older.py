@@ -35,6 +35,9 @@ def hashed(content: dict[str, Any]) -> dict[str, Any]:
     for section, names in RENAMED.items():
         older = {name: key for key, name in names.items()}
         changed[section] = {name: _renamed(settings, older) for name, settings in content[section].items()}
+    for settings in changed["network"].values():
+        if not settings.get("resolutions", True):  # a key that older versions did not have
+            del settings["resolutions"]
     return changed
 
 

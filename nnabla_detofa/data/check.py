@@ -11,7 +11,8 @@ from .check_folders import check_folders
 from .check_report import DataReport
 from .check_voc import check_voc, voc_report
 from .check_yolo import check_yolo, yolo_report
-from .sets import DetectionSets, heard, object_warnings, open_sets
+from .object_warnings import object_warnings
+from .sets import DetectionSets, heard, open_sets
 from .yolo import read_description
 
 __all__ = ["DataReport", "check_coco", "check_config", "check_folders", "check_voc", "check_yolo"]

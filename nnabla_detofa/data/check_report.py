@@ -16,8 +16,9 @@ from ..common.errors import UserError
 from ..common.reading import one_line
 from ..config import VocData
 from .images import ImageHeader, inspect_image, read_image
+from .object_warnings import alike, crowded, thin, undetectable
 from .objects import NORMALIZED, check_boxes
-from .sets import alike, crowded, heard, thin, undetectable
+from .sets import heard
 
 PARTS = {"trainval": {"train", "val"}, "train": {"trainval"}, "val": {"trainval"}}
 """Splits of VOC that share images because one contains the other."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,14 +20,15 @@ from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
 from ..common.progress import ProgressBar
 from ..config import AnyDetectionData, CocoData, CocoSplit, Config, ImageFolderData, OwnDetector, VocData, YoloData
-from .augment import Augmentation, letterbox_matrix, letterbox_pixels, train_transform, transform_boxes
+from .augment import Augmentation, letterbox_pixels, train_transform, transform_boxes
 from .coco import COCODataset
 from .compact import AnyArray, Pixels, stacked
 from .dataset import DetectionDataset
 from .image_folder import CHECKED, ImageFolder, center_pixels, random_crop
 from .images import read_image
 from .loader import CachedDataset
-from .targets import MAX_DETECTIONS, clip_to_map, make_targets
+from .object_warnings import object_warnings
+from .targets import make_targets
 from .voc import VOCDataset, VOCReader
 from .yolo import YOLODataset
 
@@ -82,6 +83,7 @@ class DetectionSets:
         augmentation: augmentation of training images.
         normalization: normalization of all images.
         warnings: messages that were logged when the datasets were opened.
+        resolutions: sides of the input, in ascending order, if paths choose it; the largest one is that of `image_size`.
     """
 
     classes: tuple[str, ...]
@@ -94,6 +96,15 @@ class DetectionSets:
     augmentation: Augmentation = field(default_factory=Augmentation)
     normalization: Normalization = IMAGENET
     warnings: tuple[str, ...] = ()
+    resolutions: tuple[int, ...] = ()
+
+    def at(self, side: int | None) -> DetectionSets:
+        """Return the sets for a path whose input has this side in pixels; None: `image_size`, the sets themselves."""
+        return self if side is None else replace(self, image_size=(side, side), resolutions=())
+
+    @cached_property
+    def _at_resolutions(self) -> tuple[DetectionSets, ...]:
+        return tuple(map(self.at, self.resolutions)) or (self,)
 
     @property
     def map_size(self) -> tuple[int, int]:
@@ -105,11 +116,25 @@ class DetectionSets:
         objects = self.max_objects
         return [[len(self.classes), *self.map_size], [objects, 2], [objects, 2], [objects], [objects]]
 
+    def train_shapes(self) -> list[list[int]]:
+        """Return the shapes of the targets of `train_item`."""
+        return [shape for sets in self._at_resolutions for shape in sets.target_shapes()]
+
     def train_item(self, dataset: Any, index: int, rng: np.random.Generator) -> Arrays:
-        """Return an augmented image (3, H, W) and its targets, the transform of a `Loader`."""
+        """Return an augmented image (3, H, W) and its targets, the transform of a `Loader`.
+
+        If paths choose the resolution, the targets at each of `resolutions` follow each other: the image is resized when the
+        path is known (`training.resolution`).
+        """
         sample = dataset.load(index)
         image, boxes, _ = train_transform(sample, self.image_size, rng, self.augmentation, self.normalization)
-        return (image, *self.targets(boxes / self.stride, sample.labels))
+        return (image, *self.train_targets(boxes, sample.labels))
+
+    def train_targets(self, boxes: np.ndarray, labels: np.ndarray) -> Arrays:
+        """Return the `targets` of one image at each resolution, for boxes (n, 4) in pixels at `image_size`."""
+        side, stride = self.image_size[0], self.stride
+        each = (sets.targets(boxes * (sets.image_size[0] / side) / stride, labels) for sets in self._at_resolutions)
+        return tuple(array for targets in each for array in targets)
 
     def eval_item(self, dataset: Any, index: int) -> Arrays:
         """Return the whole image fitted into the input (3, H, W), as 8-bit `Pixels`, and its targets."""
@@ -152,8 +177,13 @@ class ClassificationSets:
     center_share: float = 0.875
     normalization: Normalization = IMAGENET
     warnings: tuple[str, ...] = ()
+    resolutions: ClassVar[tuple[int, ...]] = ()
 
-    def target_shapes(self) -> list[list[int]]:
+    def at(self, side: int | None) -> ClassificationSets:
+        """Return the sets themselves: paths of a classifier do not choose the resolution."""
+        return self
+
+    def train_shapes(self) -> list[list[int]]:
         """Return the shape of one image's target, its label."""
         return [[1]]
 
@@ -260,6 +290,7 @@ def _open(config: Config, stride: int | None) -> DetectionSets | ClassificationS
         data.max_objects,
         _augmentation(data),
         data.normalization,
+        resolutions=config.network.geometry.resolutions,
     )
     for text in object_warnings(sets, f"dataloader.{name}"):
         log.warning("%s", text)
@@ -290,97 +321,6 @@ def _augmentation(data: AnyDetectionData) -> Augmentation:
         jitter=Augmentation.jitter * data.color,
         lighting=Augmentation.lighting * data.color,
     )
-
-
-def object_warnings(sets: DetectionSets, key: str) -> list[str]:
-    """Return warnings about objects that get no training target or cannot be detected, with the setting that changes it.
-
-    Args:
-        sets: the opened datasets.
-        key: key of the dataset in the config, such as `dataloader.voc`.
-    """
-    texts = alike(sets.classes)
-    for part, dataset in (("train", sets.train), ("val", sets.val)):
-        texts += crowded(part, dataset, sets.max_objects, key)
-        texts += thin(part, dataset)
-    counts = [
-        np.bincount(np.concatenate([part.objects(i)[1] for i in range(len(part))]), minlength=len(sets.classes))
-        for part in (sets.train, sets.test)
-    ]
-    for name, trained, tested in zip(sets.classes, *counts):
-        if tested and not trained:
-            texts.append(f"class {name} has no object to learn from in train, and {tested} in test")
-    if not any(len(sets.val.objects(index)[0]) for index in range(len(sets.val))):
-        texts.append(f"{key}: no image of val has an object, so the losses of paths are not informative")
-    missed = [_without_target(sets, index) for index in range(len(sets.val))]
-    if sum(missed):
-        texts.append(
-            f"val has {counted(sum(missed), 'object')} in {counted(np.count_nonzero(missed), 'image')} in the last cell of the "
-            f"{sets.map_size[0]} x {sets.map_size[1]} output map, without a share in losses: a larger {key}.image_size "
-            "leaves out fewer"
-        )
-    return texts + undetectable("test", sets.test)
-
-
-def alike(classes: Sequence[str]) -> list[str]:
-    """Return a warning for each pair of class names that differ only in case, spaces, "-" or "_"."""
-    first: dict[str, str] = {}
-    texts = []
-    for name in classes:
-        other = first.setdefault("".join(re.split(r"[\s_-]+", name.casefold())), name)
-        if other != name:
-            texts.append(
-                f"{other!r} and {name!r} are different classes; if they are the same, use one spelling in all annotations"
-            )
-    return texts
-
-
-def crowded(part: str, dataset: Any, max_objects: int, key: str) -> list[str]:
-    """Return a warning if images have more than `max_objects` objects, so that some get no target."""
-    counts = np.array([len(dataset.objects(index)[0]) for index in range(len(dataset))], int)
-    beyond = np.maximum(counts - max_objects, 0)
-    if not beyond.any():
-        return []
-    return [
-        f"{key}.max_objects={max_objects} leaves {beyond.sum()} of {counted(counts.sum(), 'object')} of {part} without a "
-        f"target, in {np.count_nonzero(beyond)} of {counted(len(counts), 'image')}: set it to {counts.max()}"
-    ]
-
-
-def thin(part: str, dataset: Any) -> list[str]:
-    """Return a warning if objects are one pixel wide or high in VOC's coordinates: their size x2 - x1 or y2 - y1 is 0."""
-    boxes = [dataset.objects(index)[0] for index in range(len(dataset))]
-    found = np.array([(of_image[:, 2:] == of_image[:, :2]).any(1).sum() for of_image in boxes], int)
-    if not found.any():
-        return []
-    return [
-        f"{part} has {counted(found.sum(), 'object')} in {counted(np.count_nonzero(found), 'image')} with a width or height of "
-        "one pixel: evaluation counts such objects, but training gives them no target; draw them at least two pixels wide and "
-        "high"
-    ]
-
-
-def undetectable(part: str, dataset: Any) -> list[str]:
-    """Return a warning if images have more than `MAX_DETECTIONS` objects, the number of detections that are evaluated."""
-    counts = np.array([np.count_nonzero(~dataset.objects(index)[2]) for index in range(len(dataset))], int)
-    beyond = np.maximum(counts - MAX_DETECTIONS, 0)
-    if not beyond.any():
-        return []
-    return [
-        f"{part} has {counted(np.count_nonzero(beyond), 'image')} with more than {MAX_DETECTIONS} objects, but only the "
-        f"{MAX_DETECTIONS} best detections of an image count: {beyond.sum()} of {counts.sum()} objects cannot be found; cut "
-        "such images into smaller ones"
-    ]
-
-
-def _without_target(sets: DetectionSets, index: int) -> int:
-    """Count the objects of validation image `index` that vanish when clipped to the output map, without thin objects."""
-    boxes, *_ = sets.val.objects(index)
-    boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
-    if not len(boxes):
-        return 0
-    cells = transform_boxes(boxes, letterbox_matrix(sets.val.size(index), sets.image_size)) / sets.stride
-    return int(np.count_nonzero(~clip_to_map(cells, sets.map_size)[1]))
 
 
 def _open_detection(data: AnyDetectionData) -> tuple[Any, Any, Any, Any]:

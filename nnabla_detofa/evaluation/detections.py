@@ -181,10 +181,12 @@ def detect_all(
         Detections and ground truth of the test images, in the format of `metrics.summarize`.
     """
 
+    size = sets.at(detector.path.resolution).image_size
+
     def detect(indices: range) -> tuple[list, list]:
         samples = [sets.test.load(index) for index in indices]
         with bounded_by("hparams.bn_batch", len(samples)):
-            found = detect_images(detector, [sample.image for sample in samples], sets.image_size, **scaling)
+            found = detect_images(detector, [sample.image for sample in samples], size, **scaling)
         return found, [(sample.boxes, sample.labels, sample.difficult) for sample in samples]
 
     everything, detections, truth = range(len(sets.test)), [], []

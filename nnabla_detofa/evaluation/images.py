@@ -50,6 +50,10 @@ class EvaluationImages:
         whole = max(1, len(statistics) // batch) * batch
         return cls(sets, statistics[:whole], np.sort(validation), batch)
 
+    def at(self, side: int | None) -> EvaluationImages:
+        """Return the same images, transformed for a path whose input has this side in pixels; None: as they are."""
+        return self if side is None else dataclasses.replace(self, sets=self.sets.at(side))
+
     def statistics_batches(self) -> list[AnyArray]:
         """Load batches of training images (B, 3, H, W), for `reestimation.reestimate`."""
         return [arrays[0] for arrays in eval_batches(self.sets, self.sets.train, self.statistics, self.batch)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -55,7 +56,8 @@ def validation_loss(
                 maps = net.maps(outputs) if on_maps else ()
                 for output in maps:
                     output.persistent = True
-                graphs[size] = inputs, maps, net.loss(outputs, inputs[1:])
+                compared = partial(net.compared_loss, path=path) if hasattr(net, "compared_loss") else net.loss
+                graphs[size] = inputs, maps, compared(outputs, inputs[1:])
             watch.lap("graph")
         inputs, maps, loss = graphs[size]
         for variable, array in zip(inputs, batch):
@@ -90,6 +92,7 @@ class PathEvaluator:
             an MPI library does not survive a fork.
         truth: ground truth of the validation images; None does not measure AP50.
         comm: ranks among which the paths are distributed instead.
+        others: evaluators at the other resolutions that paths choose, by the side of the input in pixels.
     """
 
     net: Mo.Module
@@ -98,6 +101,7 @@ class PathEvaluator:
     processes: int = 1
     truth: ValidationTruth | None = None
     comm: Communicator = field(default_factory=Communicator)
+    others: Mapping[int | None, PathEvaluator] = field(default_factory=dict)
 
     @classmethod
     def on(
@@ -122,10 +126,19 @@ class PathEvaluator:
         forks = comm.n_procs == 1 and nn.get_current_context().backend == ["cpu:float"]
         validation = images.validation_batches()
         truth = images.truth(ap_metric) if ap_metric else None
-        return cls(net, images.statistics_batches(), validation, (processes or cores()) if forks else 1, truth, comm)
+        others: dict[int | None, PathEvaluator] = {
+            side: cls.on(net, images.at(side), processes, ap_metric, comm) for side in images.sets.resolutions[:-1]
+        }
+        return cls(net, images.statistics_batches(), validation, (processes or cores()) if forks else 1, truth, comm, others)
+
+    def at(self, path: Path) -> PathEvaluator:
+        """Return the evaluator at the resolution of a path, whose batches have images of this size."""
+        return self.others.get(path.resolution, self)
 
     def evaluate(self, path: Path) -> Evaluation:
         """Evaluate a path with its own batch normalization statistics; AP50 is measured if `truth` is given."""
+        if (own := self.at(path)) is not self:
+            return own.evaluate(path)
         watch, maps = Stopwatch(), []
         keep = None if self.truth is None else lambda found: maps.append([output.d.copy() for output in found])
         with bounded_by("hparams.bn_batch", len(self.statistics_batches[0])):

@@ -39,13 +39,14 @@ class DetectorRunner(SupernetRunner):
         """
         if (stored := self.stored_evaluation(name, path)) is not None:
             return stored
-        statistics = reestimate(self.model, path, self.evaluator.statistics_batches)
+        evaluator = self.evaluator.at(path)
+        statistics = reestimate(self.model, path, evaluator.statistics_batches)
         ap, detections = self._average_precision(name, path, statistics)
         batch = PathBatch.from_paths([path], self.space.geometry)
         result = {
             "flops": int(self.cost.flops(batch)[0]),
             "params": int(replace(self.cost, scope="detector").params(batch)[0]),
-            "loss": validation_loss(self.model, path, statistics, self.evaluator.validation_batches),
+            "loss": validation_loss(self.model, path, statistics, evaluator.validation_batches),
             **ap,
             "path": path.to_ofa(self.space.geometry),
         }

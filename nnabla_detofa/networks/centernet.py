@@ -234,20 +234,34 @@ class Detector(Model):
         return int(np.sum(nonzero(heatmap) >= 1)), int(np.sum(mask))
 
     def loss(self, outputs: Outputs, targets: Sequence[nn.Variable], loss_weights: None = None) -> nn.Variable:
-        """Return the total loss, by which paths are compared."""
+        """Return the total loss, by which paths of one resolution are compared."""
         return self.losses(outputs, targets)[0]
+
+    def compared_loss(self, outputs: Outputs, targets: Sequence[nn.Variable], path: Path) -> nn.Variable:
+        """Return the loss by which paths of several resolutions are compared: `loss`, with sizes in one unit (`size_unit`).
+
+        The heatmap's loss is divided by the number of centers and the others by that of objects, not of cells, and offsets are
+        shares of a cell at every resolution. Heads with other `losses` than CenterNet's are compared by their `loss`.
+        """
+        if type(self).losses is not Detector.losses or self.size_unit(path) == 1:
+            return self.loss(outputs, targets)
+        return total(*self.losses(outputs, targets)[1:], self.size_unit(path))
+
+    def size_unit(self, path: Path) -> float:
+        """Return the width of a cell at the path's resolution in cells at the largest one; 1 if paths do not choose it."""
+        return self.space.geometry.resolutions[-1] / path.resolution if path.resolution else 1.0
 
     def evaluation_loss(
         self, x: nn.Variable, path: Path, targets: Sequence[nn.Variable], statistics: StatisticsSource
     ) -> nn.Variable:
-        """Return the `loss` of a forward pass, up to rounding, without a gradient.
+        """Return the `compared_loss` of a forward pass, up to rounding, without a gradient.
 
         The losses of offset and size read only the cells of the objects, so on the CPU these heads, two thirds of the channels
         of all heads, are computed only there. A subclass with other heads or losses computes them everywhere.
         """
-        methods = ("__call__", "make_heads", "heads", "losses", "loss")
+        methods = ("__call__", "make_heads", "heads", "losses", "loss", "compared_loss")
         if not kernels.on_cpu() or any(getattr(type(self), name) is not getattr(Detector, name) for name in methods):
-            return self.loss(self(x, path, statistics), targets)
+            return self.compared_loss(self(x, path, statistics), targets, path)
         y, given = self.trunk(x, path, statistics), TargetVariables(*targets)
         patches = kernels.patches(y, given.index, given.mask, 3)
         hidden = self.head_geometry.of(dict(path.named)).head_channels
@@ -256,6 +270,7 @@ class Detector(Model):
             focal_loss(self.heatmap(y, statistics, hidden), given.heatmap),
             l1_at_objects(offset, given.offset, given.mask),
             l1_at_objects(size, given.size, given.mask),
+            self.size_unit(path),
         )
 
     def maps(self, outputs: Outputs) -> tuple[nn.Variable, ...]:

@@ -55,9 +55,9 @@ def detection_loss(
     return Losses(total(heatmap, offset, size), heatmap, offset, size)
 
 
-def total(heatmap: nn.Variable, offset: nn.Variable, size: nn.Variable) -> nn.Variable:
-    """Return the weighted sum of the parts of the loss."""
-    return heatmap + OFFSET_WEIGHT * offset + SIZE_WEIGHT * size
+def total(heatmap: nn.Variable, offset: nn.Variable, size: nn.Variable, unit: float = 1.0) -> nn.Variable:
+    """Return the weighted sum of the parts of the loss; `unit` is the factor of sizes, see `Detector.size_unit`."""
+    return heatmap + OFFSET_WEIGHT * offset + SIZE_WEIGHT * unit * size
 
 
 def focal_loss(logits: nn.Variable, target: nn.Variable, centers: nn.Variable | None = None) -> nn.Variable:

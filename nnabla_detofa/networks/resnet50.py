@@ -6,8 +6,9 @@ the names of NNablaNAS' `ofa_resnet50`, so weights trained there can be loaded.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +18,9 @@ from ..space.geometry import OFA_RESNET50, Geometry
 from ..space.paths import Path
 from ..space.search_space import ofa_resnet50
 from .layers import STORED, ConvBN, StatisticsSource
+
+Step = Callable[[nn.Variable], nn.Variable]
+"""A layer of a path as a function of its input."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,32 @@ class _Residual(Mo.Module):
         return F.add2(self.conv(x, outputs, statistics), x)
 
 
-class ElasticResNet50(Model):
+class LayeredBackbone(Model):
+    """Base class of elastic backbones that consist of a stem and stages of layers, which a subclass returns from `steps`."""
+
+    def __call__(self, x: nn.Variable, path: Path, statistics: StatisticsSource = STORED) -> nn.Variable:
+        """Map images (B, 3, H, W) to the last feature map (B, C, H / total_stride, W / total_stride)."""
+        return self.trunk(x, path, statistics)
+
+    def trunk(self, x: nn.Variable, path: Path, statistics: StatisticsSource = STORED) -> nn.Variable:
+        """Apply the network up to its last batch normalization, which suffices to re-estimate statistics."""
+        return self.features(x, path, statistics)[-1]
+
+    def features(self, x: nn.Variable, path: Path, statistics: StatisticsSource = STORED) -> list[nn.Variable]:
+        """Return the feature maps after the stem and after each stage."""
+        maps = []
+        for part in self.steps(path, statistics):
+            for step in part:
+                x = step(x)
+            maps.append(x)
+        return maps
+
+    def steps(self, path: Path, statistics: StatisticsSource = STORED) -> Iterable[Iterable[Step]]:
+        """Return the layers of a path, of the stem and of each stage; those of the stem together are one layer of the costs."""
+        raise NotImplementedError
+
+
+class ElasticResNet50(LayeredBackbone):
     """Feature extractor of OFA-ResNet50: stem, max-pool and four stages of bottlenecks (Table 1, section 4.1).
 
     Args:
@@ -180,25 +209,14 @@ class ElasticResNet50(Model):
         self.blocks = Named(blocks)
         self.channels = allocated.stages[-1][-1].outputs
 
-    def __call__(self, x: nn.Variable, path: Path, statistics: StatisticsSource = STORED) -> nn.Variable:
-        """Map images (B, 3, H, W) to the last feature map (B, C, H / total_stride, W / total_stride)."""
-        return self.trunk(x, path, statistics)
-
-    def trunk(self, x: nn.Variable, path: Path, statistics: StatisticsSource = STORED) -> nn.Variable:
-        """Apply the network up to its last batch normalization, which suffices to re-estimate statistics."""
-        return self.features(x, path, statistics)[-1]
-
-    def features(self, x: nn.Variable, path: Path, statistics: StatisticsSource = STORED) -> list[nn.Variable]:
-        """Return the feature maps after the stem's max-pool and after each stage."""
-        plan = Plan.of(path, self._geometry)
-        maps, first = [self.stem(x, plan, statistics)], 0
+    def steps(self, path: Path, statistics: StatisticsSource = STORED) -> list[list[Step]]:
+        """Return the layers of a path, of the stem and of each stage; the stem with its max-pool is one layer."""
+        plan, first = Plan.of(path, self._geometry), 0
+        parts: list[list[Step]] = [[partial(self.stem, plan=plan, statistics=statistics)]]
         for layers, most in zip(plan.stages, self._geometry.layers_per_stage):
-            x = maps[-1]
-            for place, layer in enumerate(layers):
-                x = self.blocks[first + place](x, layer, statistics)
-            maps.append(x)
+            parts.append([partial(self.blocks[first + n], plan=layer, statistics=statistics) for n, layer in enumerate(layers)])
             first += most
-        return maps
+        return parts
 
     def stem(self, x: nn.Variable, plan: Plan, statistics: StatisticsSource = STORED) -> nn.Variable:
         """Map images (B, 3, H, W) to the feature map after the max-pool (B, C, H / 4, W / 4)."""

@@ -110,8 +110,9 @@ def noise_of(config: configs.Config, weights: str | FilePath, paths: EvaluatedPa
 
     def losses_of(index: int) -> ImageLosses:
         path = paths.items[index].path
-        statistics = reestimate(model, path, evaluator.statistics_batches)
-        return image_losses(model, path, statistics, evaluator.validation_batches)
+        own = evaluator.at(path)
+        statistics = reestimate(model, path, own.statistics_batches)
+        return image_losses(model, path, statistics, own.validation_batches)
 
     processes = min(os.cpu_count() or 1, len(first)) if nn.get_current_context().backend == ["cpu:float"] else 1
     found = []

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..common.checked import listed
 from ..common.errors import UserError
-from .geometry import OFA_RESNET50, Choice, Geometry, HeadGeometry, is_count
+from .geometry import OFA_RESNET50, RESOLUTION, Choice, Geometry, HeadGeometry, is_count
 from .layer_costs import AdditiveCost, LayerCost, PeakCost
 from .paths import Path, PathBatch
 from .search_space import SearchSpace
@@ -30,7 +30,8 @@ Kind = TypeVar("Kind", bound=LayerCost)
 
 @dataclass(frozen=True)
 class CostModel:
-    """FLOPs, parameters and activation memory of the subnets of one supernet, at one input size.
+    """FLOPs, parameters and activation memory of the subnets of one supernet, each at the resolution that its path chooses, if
+    paths choose it, and otherwise all at one input size.
 
     FLOPs are multiply-accumulates of convolutions, transposed convolutions and the linear layer, as OFA counts them;
     pooling, BatchNorm, activations and biases are not counted. Parameters are the trainable parameters of the subnet:
@@ -91,6 +92,10 @@ class CostModel:
         """Memory: `memory(paths)` returns (n,) int64 peak bytes of activations (see the class)."""
         return self._cost(PeakCost, MEMORY, "memory", "MB", 1e6)
 
+    def input_size(self, path: Path) -> tuple[int, int]:
+        """Return (height, width) of the input of a path in pixels."""
+        return self.at(dict(path.named)).size
+
     def stage_flops(self, paths: Sequence[Path] | PathBatch) -> np.ndarray:
         """Return the multiply-accumulates of each stage, (n, stages) int64."""
         return self.flops.stages(paths)
@@ -110,7 +115,8 @@ class CostModel:
 
     def at(self, named: Mapping[str, Any]) -> CostModel:
         """Return the cost model of the networks with these named choices; a subclass may know further names."""
-        return replace(self, head=(self.head or HeadGeometry(self.num_classes)).of(named))
+        head = (self.head or HeadGeometry(self.num_classes)).of(named)
+        return replace(self, head=head, image_size=named.get(RESOLUTION, self.image_size))
 
     @cached_property
     def _tables(self) -> tuple[list, list[list], list[list], list]:

@@ -64,8 +64,9 @@ class Choices(NamedTuple):
     values: tuple[Any, ...]
 
 
-UP, HEADS = "up", "heads"
-"""Names of the choices that scale the filters of CenterNet's up-convolutions, numbered from 1 ("up1"), and of its heads."""
+UP, HEADS, RESOLUTION = "up", "heads", "resolution"
+"""Names of the choices that scale the filters of CenterNet's up-convolutions, numbered from 1 ("up1"), and of its heads; and of
+the choice of the side of the square input in pixels (`Path.resolution`)."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,11 @@ class Geometry:
         if not ascending or any(len(choices.values) > MAX_VALUES for choices in named):
             raise UserError(f"values of a named choice of {owner} must be 1 to {MAX_VALUES}, in ascending order, got {named}")
         object.__setattr__(self, "named", named)
+        if not all(is_count(side) and side % self.total_stride == 0 for side in self.resolutions):
+            raise UserError(
+                f"resolutions of {owner} must be multiples of {self.total_stride}, the stride of the backbone, got "
+                f"{', '.join(map(str, self.resolutions))}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the geometry as plain JSON values, for `from_json`. Without named choices it is as in older versions."""
@@ -169,6 +175,11 @@ class Geometry:
         if issubclass(kind, tuple):
             values["ratios"] = tuple(kind(*choice) for choice in values["ratios"])
         return cls(**values)
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """Sides of the input in pixels that a path chooses from, in ascending order; empty if it does not choose."""
+        return dict(self.named).get(RESOLUTION, ())
 
     @property
     def stages(self) -> int:

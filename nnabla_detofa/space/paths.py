@@ -15,7 +15,7 @@ import numpy as np
 from ..common.checked import listed, nearest
 from ..common.errors import UserError
 from ..common.reading import shown
-from .geometry import OFA_RESNET50, Geometry, equal_choice
+from .geometry import OFA_RESNET50, RESOLUTION, Geometry, equal_choice
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ class Path:
     stage_widths: tuple[float, ...]
     expand_ratios: tuple[tuple[float, ...], ...]
     named: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def resolution(self) -> int | None:
+        """Side of the path's square input in pixels; None if paths do not choose it: then it is that of the dataset."""
+        return dict(self.named).get(RESOLUTION)
 
     @classmethod
     def from_ofa(cls, arch: Mapping[str, Sequence], geometry: Geometry = OFA_RESNET50) -> Path:

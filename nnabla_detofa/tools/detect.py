@@ -69,7 +69,7 @@ class ImageDetector:
         """
         check_image(image)
         opened, (height, width) = self.opened, image.shape[:2]
-        (found,) = detect_images(self.boxes, [image], opened.sets.image_size, **opened.scaling())
+        (found,) = detect_images(self.boxes, [image], opened.image_size, **opened.scaling())
         return in_pixels(found, self.classes, height, width, threshold)
 
 

@@ -32,6 +32,7 @@ from ..space.paths import Path, PathBatch
 from ..space.pruning import UniformPaths
 from ..space.search_space import SearchSpace
 from ..training.loop import OnePath, Progress, new_optimizer, train
+from ..training.resolution import at_resolution
 from .data_facts import DataFacts, data_facts
 from .graph_memory import step_memory
 from .own_network import network_checks
@@ -143,8 +144,9 @@ def data_lines(config: Config, facts: DataFacts) -> Iterator[str]:
     yield f"  paths: losses on {used} of {facts.val} images, BatchNorm re-estimated on {min(hparams.bn_images, facts.train)}"
     if facts.test is not None:
         yield f"  {facts.test} test images"
-    sizes = getattr(data, "train_sizes", ())
+    sizes, resolutions = getattr(data, "train_sizes", ()), config.network.geometry.resolutions
     several = f"; each training step samples one of {', '.join(map(str, sizes))}" if sizes else ""
+    several += f"; each path has one of {', '.join(map(str, resolutions))}" if resolutions else ""
     yield f"  input {data.image_size} x {data.image_size} pixels{several}"
     yield ""
 
@@ -160,14 +162,17 @@ def network_lines(config: Config, facts: DataFacts, model: Any, cost: CostModel)
     named = zip(model.map_names, model.maps(outputs)) if detection else [("logits", outputs)]
     yield "  outputs: " + ", ".join(f"{name} {output.shape}" for name, output in named)
     names = Targets._fields if detection else ("label",)
-    shapes = [f"{name} {array.shape}" for name, array in zip(names, arrays[1:])]
-    yield "  targets: " + ", ".join([str(array.shape) for array in arrays[1:]] if sets_type(config) else shapes)
+    _, *targets = at_resolution(model, arrays, space.largest.resolution)
+    shapes = [f"{name} {array.shape}" for name, array in zip(names, targets)]
+    yield "  targets: " + ", ".join([str(array.shape) for array in targets] if sets_type(config) else shapes)
     whole = config.network.cost_model(cost.image_size, facts.num_classes, "detector" if detection else "classifier")
     ends = PathBatch.from_paths([space.largest, smallest_path(space)], space.geometry)
     params, flops = whole.params(ends), cost.flops(ends)
+    sides = space.geometry.resolutions or (cost.image_size,)
+    pixels = " to ".join(map(str, dict.fromkeys((sides[0], sides[-1]))))
     yield f"  parameters, whole network: {params[0] / 1e6:.4g} M on the largest path, {params[1] / 1e6:.4g} M on the smallest"
     yield (
-        f"  GFLOPs (multiply-accumulates, scope {cost.scope}, {cost.image_size} pixels): {flops[0] / 1e9:.4g} on the largest "
+        f"  GFLOPs (multiply-accumulates, scope {cost.scope}, {pixels} pixels): {flops[0] / 1e9:.4g} on the largest "
         f"path, {flops[1] / 1e9:.4g} on the smallest"
     )
     buckets = Buckets(space, cost.flops, config.hparams.buckets)

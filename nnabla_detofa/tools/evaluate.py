@@ -65,9 +65,14 @@ class OpenDetector:
         """The hyperparameters of the config."""
         return detection_sections(self.config).hparams
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the input in pixels."""
+        return self.sets.at(self.path.resolution).image_size
+
     def statistics(self) -> Statistics:
         """Re-estimate the path's BatchNorm statistics on the training images that the config selects."""
-        images = EvaluationImages.choose(self.sets, self.hparams, self.config.args.seed)
+        images = EvaluationImages.choose(self.sets, self.hparams, self.config.args.seed).at(self.path.resolution)
         return reestimate(self.net, self.path, images.statistics_batches())
 
     def boxes(self, flip: bool | None = None) -> BoxDetector:

@@ -22,7 +22,9 @@ from ..evaluation.metrics import ap_keys
 from ..networks.centernet import Detector
 from ..runs.provenance import revision
 from ..runs.run_folder import number, read_result, reading
-from ..space.paths import PathBatch
+from ..space.costs import CostModel
+from ..space.geometry import RESOLUTION
+from ..space.paths import Path, PathBatch
 from .evaluate import OpenDetector, detector_weights, detectors_of, static_detector
 from .static_network import FORMATS, StaticGraph, convert, export_python, largest_difference, path_outputs
 
@@ -95,8 +97,8 @@ def export(
         opened: the result of `evaluate.open_detector` for `run` and `detector`.
         run, detector: the run's folder, and the name of the detector; see `evaluate.evaluate`.
         file: the output file; its suffix, .nnp or .onnx, selects the format.
-        size: (height, width) of the input in pixels; None is the run's size. BatchNorm statistics are re-estimated at the
-            run's size, as `evaluate` does for other scales.
+        size: (height, width) of the input in pixels; None is the path's size in the run. BatchNorm statistics are re-estimated
+            at this size of the run, as `evaluate` does for other scales.
         batch: fixed number of images of the input.
         normalize: True: the network takes pixels from 0 to 255; False: it takes normalized images.
         fold: fold BatchNorm into the convolutions.
@@ -107,11 +109,10 @@ def export(
             than `TOLERANCE`. Nothing is written in these cases.
     """
     check_output(file)
-    sets, path, size = opened.sets, opened.path, size or opened.sets.image_size
+    sets, path, size = opened.sets, opened.path, size or opened.image_size
     precision = check_request(run, detector, opened.config, size, batch)
-    one = PathBatch.from_paths([path], opened.config.network.geometry)
-    cost = replace(opened.cost, scope="detector", image_size=size)
-    check_memory(batch * int(cost.memory(one)[0]), size, batch)
+    flops, parameters, memory = costs_at(size, path, opened.cost)
+    check_memory(batch * memory, size, batch)
     statistics = opened.statistics()
     net = static_detector(opened.network, opened.net, path, statistics)
     graph = StaticGraph(net, path, (batch, 3, *size), normalize, statistics if fold else None)
@@ -121,9 +122,9 @@ def export(
         "run": run.name,
         "detector": detector,
         "path": path.to_ofa(opened.config.network.geometry),
-        "flops": int(cost.flops(one)[0]),
-        "parameters": int(cost.params(one)[0]),
-        **(precision | {"ap_image_size": list(sets.image_size)} if precision else {}),
+        "flops": flops,
+        "parameters": parameters,
+        **(precision | {"ap_image_size": list(opened.image_size)} if precision else {}),
         "classes": list(sets.classes),
         "input": _about_input(net, (batch, 3, *size), normalize),
         "outputs": {name: list(output.shape) for name, output in graph.outputs.items()},
@@ -139,6 +140,14 @@ def export(
         about["sha256"] = digest(written.read_bytes())
         write_json(about_file(written), about)
     return about
+
+
+def costs_at(size: tuple[int, int], path: Path, cost: CostModel) -> tuple[int, int, int]:
+    """Return FLOPs, parameters and bytes of memory of the whole detector of a path on an input of any (height, width)."""
+    net = replace(cost.backbone, named=tuple(choices for choices in cost.backbone.named if choices.name != RESOLUTION))
+    fixed = replace(path, named=tuple(choice for choice in path.named if choice[0] != RESOLUTION))
+    model, one = replace(cost, scope="detector", image_size=size, backbone=net), PathBatch.from_paths([fixed], net)
+    return int(model.flops(one)[0]), int(model.params(one)[0]), int(model.memory(one)[0])
 
 
 def write_verified(graph: StaticGraph, file: FilePath, inputs: np.ndarray, expected: Sequence[np.ndarray]) -> float:

@@ -89,7 +89,9 @@ def image_losses(net: Any, path: Path, statistics: Statistics, batches: Sequence
     outputs = net(inputs[0], path, GivenStatistics(statistics))
     detection = isinstance(net, Detector)
     losses = net.losses(outputs, inputs[1:])[1:] if detection else (net.loss(outputs, inputs[1:]),)
-    weights, slack = ((1.0, OFFSET_WEIGHT, SIZE_WEIGHT), (0.0, 1e-4, 1e-4)) if detection else ((1.0,), (0.0,))
+    weights, slack = [1.0], [0.0]
+    if isinstance(net, Detector):
+        weights, slack = [1.0, OFFSET_WEIGHT, SIZE_WEIGHT * net.size_unit(path)], [0.0, 1e-4, 1e-4]
     sums, counts = [], []
     for image in (image for batch in batches for image in zip(*batch)):
         for variable, array in zip(inputs, image):
@@ -252,15 +254,16 @@ def _compute_losses(
     evaluator: PathEvaluator, paths: PathBatch, pairs: Pairs, batch: int, progress: Callable[[int, int], None]
 ) -> list[_PathLosses]:
     """Compute the losses of every path, in several processes."""
-    model, batches, n_batches = evaluator.net, evaluator.validation_batches, len(evaluator.statistics_batches)
+    model, n_batches = evaluator.net, len(evaluator.statistics_batches)
     subsets = [np.arange(n_batches), *(subset for _, *pair in pairs for subset in pair)]
-    n_images = sum(len(arrays[0]) for arrays in batches)
+    n_images = sum(len(arrays[0]) for arrays in evaluator.validation_batches)
 
     def losses_of(path: Path) -> _PathLosses:
-        statistics = list(batch_statistics(model, path, evaluator.statistics_batches, Stopwatch()))
+        own = evaluator.at(path)
+        statistics = list(batch_statistics(model, path, own.statistics_batches, Stopwatch()))
         chosen = [average(statistics[index] for index in subset) for subset in subsets]
-        by_statistics = [validation_loss(model, path, some, batches) for some in chosen[1:]]
-        images = image_losses(model, path, chosen[0], batches)
+        by_statistics = [validation_loss(model, path, some, own.validation_batches) for some in chosen[1:]]
+        images = image_losses(model, path, chosen[0], own.validation_batches)
         return _PathLosses(images, np.array([images.loss(np.arange(n_images), batch), *by_statistics]))
 
     found: list[_PathLosses] = []

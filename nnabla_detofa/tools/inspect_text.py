@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..evaluation.metrics import AP_TITLES, ap_keys
+from ..space.geometry import RESOLUTION
 
 
 class _Page:
@@ -112,6 +113,8 @@ def _say_detectors(page: _Page, detectors: Sequence[Mapping]) -> None:
         budget = "" if row["budget"] is None else f"{row['budget'] / 1e9:.4g}"
         aps = ["-" if row[column] is None else f"{row[column]:.3f}" for column in columns]
         rows.append([row["name"], budget, f"{row['flops'] / 1e9:.4g}", f"{row['params'] / 1e6:.4g}", *aps])
+    if any(pixels := [str(row.get("path", {}).get("named", {}).get(RESOLUTION, "")) for row in detectors]):
+        rows = [[*row, cell] for row, cell in zip(rows, ["pixels", *pixels])]
     page.table(rows, 1)
 
 

@@ -1,19 +1,18 @@
 """Latency of paths, predicted from a table of layer latencies measured on the current device with one image at a time.
 
-Every distinct layer of the supernet is timed alone, as a static layer: the stem, the first layer of a stage, a later layer
-of a stage, and everything after the last stage. The latency of a path is the sum over its layers. The sum ignores warm and
-cold caches, and counts the overhead of starting a forward pass once per layer instead of once per network; `validate`
-measures the resulting error.
+Every distinct layer of the supernet is timed alone, as a static layer, at every resolution that paths choose from: the stem,
+the first layer of a stage, a later layer of a stage, and everything after the last stage. The latency of a path is the sum over
+its layers. The sum ignores warm and cold caches, and counts the overhead of starting a forward pass once per layer instead of
+once per network; `validate` measures the resulting error.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
-from numbers import Real
 from pathlib import Path as FilePath
 
 import numpy as np
@@ -25,8 +24,7 @@ from ..common.files import write_text
 from ..common.reading import read_json
 from ..config import CenternetOfaResnet50, Config, OwnClassifier, OwnDetector
 from ..networks.centernet import Detector, detector_of
-from ..networks.layers import STORED
-from ..networks.resnet50 import Bottleneck, ElasticResNet50, LayerPlan, Plan
+from ..networks.resnet50 import LayeredBackbone, Step
 from ..networks.supernet import Classifier, classifier_of
 from ..space.costs import CostModel
 from ..space.geometry import Geometry, HeadGeometry
@@ -63,18 +61,11 @@ class Latency(AdditiveCost):
         geometry = geometry_type.from_json(data["geometry"])
         stem, head = (_whole(data[name]) for name in ("stem", "head"))
         first, other = (tuple(map(_whole, data[name])) for name in ("first", "other"))
-        shapes = [stem.shape, head.shape, *(t.shape for t in first), *(t.shape for t in other)]
-        if shapes != _shapes(geometry):
-            raise ValueError(f"its tables have the shapes {shapes}")
+        w, e, stages = len(geometry.widths), len(geometry.ratios), geometry.stages
+        found = [stem.shape[:3], head.shape[:1], *(t.shape[:3] for t in first), *(t.shape[:2] for t in other)]
+        if found != [(2, w, w), (w,), *[(w, w, e)] * stages, *[(w, e + 1)] * stages]:
+            raise ValueError(f"its tables have the shapes {found}")
         return cls("latency", "ms", 1e6, geometry, stem, first, other, head)
-
-
-def _shapes(geometry: Geometry) -> list[tuple[int, ...]]:
-    """Return the shapes of the tables: stem, head, first and other layers; only the head depends on named choices."""
-    w, e, stages = len(geometry.widths), len(geometry.ratios), geometry.stages
-    named = tuple(len(values) for _, values in geometry.named)
-    ones = (1,) * len(named)
-    return [(2, w, w, *ones), (w, *named), *[(w, w, e, *ones)] * stages, *[(w, e + 1, *ones)] * stages]
 
 
 def _whole(table: list) -> np.ndarray:
@@ -132,10 +123,13 @@ def model_of(config: Config, image_size: tuple[int, int] | None = None, num_clas
         num_classes: number of classes; None is the config's number, or 20 if the config gives none.
 
     Raises:
-        UserError: the image size is not a multiple of the detector's stride.
+        UserError: the image size is not a multiple of the detector's stride, or is given although paths choose it.
     """
     network, side = config.network, config.dataloader.image_size
     size, classes = image_size or (side, side), num_classes or network.num_classes or 20
+    if image_size and network.geometry.resolutions:
+        sides = ", ".join(map(str, network.geometry.resolutions))
+        raise UserError(f"--image-size must be left out, since the network's paths choose among {sides} pixels")
     if isinstance(network, CenternetOfaResnet50):
         stride = network.geometry.total_stride
         if any(pixels < 1 or pixels % stride for pixels in size):
@@ -183,128 +177,82 @@ def image_of(*shape: int) -> nn.Variable:
     return x
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A distinct layer and the table cells that hold its latency.
-
-    Attributes:
-        build: builds the layer's graph and returns its output.
-        places: (table, index) of each cell.
-    """
-
-    build: Callable[[], nn.Variable]
-    places: list[tuple[np.ndarray, tuple[int, ...]]]
+Cell = tuple[Path, int, int, np.ndarray, tuple[int, ...]]
+"""A path, part and place of one of its layers (see `_layer`), and the table and index of the layer's cell."""
 
 
-def layers_of(model: CostModel, latency: Latency, make: Make) -> list[Layer]:
-    """Return every distinct layer of the model's networks with its cells in the tables of `latency`."""
-    layers: dict[tuple, Layer] = {}
-    for key, build, table, index in (
-        *_stems(model, latency.stem, make),
-        *_bottlenecks(model, latency.first, latency.other, make),
-        *_heads(model, latency.head, make),
-    ):
-        layers.setdefault(key, Layer(build, [])).places.append((table, index))
-    return list(layers.values())
+def _cells(latency: Latency) -> Iterator[Cell]:
+    """Yield every cell of the tables with the smallest path that has its layer."""
+    net = latency.geometry
+    for index, path in _with_index(latency.stem, net):
+        depth, w0, w1 = index[:3]
+        stem = replace(path, stem_depth=net.stem_depths[depth], stem_widths=(net.widths[w0], net.widths[w1]))
+        yield stem, 0, 0, latency.stem, index
+    for stage, (first, other) in enumerate(zip(latency.first, latency.other)):
+        for index, path in _with_index(first, net):
+            before, w, e = index[:3]
+            widths = (path.stem_widths[1], *path.stage_widths)
+            widths = (*widths[:stage], net.widths[before], net.widths[w], *widths[stage + 2 :])
+            entry = replace(path, stem_widths=(path.stem_widths[0], widths[0]), stage_widths=widths[1:])
+            yield _with_layer(entry, net, stage, 0, e), stage + 1, 0, first, index
+        if net.layers_per_stage[stage] > 1:
+            for index, path in _with_index(other[:, :-1], net):  # the last column, of inactive layers, is 0
+                w, e = index[:2]
+                widths = (*path.stage_widths[:stage], net.widths[w], *path.stage_widths[stage + 1 :])
+                yield _with_layer(replace(path, stage_widths=widths), net, stage, 1, e), stage + 1, 1, other, index
+    for index, path in _with_index(latency.head, net):
+        last = replace(path, stage_widths=(*path.stage_widths[:-1], net.widths[index[0]]))
+        yield last, net.stages + 1, 0, latency.head, index
 
 
-Cell = tuple[tuple, Callable[[], nn.Variable], np.ndarray, tuple[int, ...]]
-"""Key of a layer (equal for equal layers), function that builds its graph, table, and index of the cell in the table."""
+def _with_index(table: np.ndarray, net: Geometry) -> Iterator[tuple[tuple[int, ...], Path]]:
+    """Yield each index of a table, and the smallest path with the values of the named choices, its last indices."""
+    depth, width, ratio = min(net.depths), min(net.widths), min(net.ratios)
+    layers = tuple((ratio,) * (base + depth) for base in net.base_depths)
+    for index in np.ndindex(table.shape):
+        named = index[len(index) - len(net.named) :]
+        choices = tuple((name, values[i]) for (name, values), i in zip(net.named, named))
+        yield index, Path(depth, (width, width), (depth,) * net.stages, (width,) * net.stages, layers, choices)
 
 
-def _smallest_path(
-    net: Geometry, stem_depth: int, stem_widths: tuple[float, float], last_width: float, named: tuple | None = None
-) -> Path:
-    """Return the smallest path with this depth and these widths of the stem, last width, and values of the named choices."""
-    depth, ratio = min(net.depths), min(net.ratios)
-    widths = (*[min(net.widths)] * (net.stages - 1), last_width)
-    ratios = tuple((ratio,) * (base + depth) for base in net.base_depths)
-    named = named or tuple(values[0] for _, values in net.named)
-    choices = tuple((name, value) for (name, _), value in zip(net.named, named))
-    return Path(stem_depth, stem_widths, (depth,) * net.stages, widths, ratios, choices)
+def _with_layer(path: Path, net: Geometry, stage: int, place: int, choice: int) -> Path:
+    """Return a path whose stage has as few layers as possible up to `place`, which has this choice (index)."""
+    depths, layers = list(path.stage_depths), list(path.expand_ratios)
+    depths[stage] = min(depth for depth in net.depths if net.base_depths[stage] + depth > place)
+    ratios = [min(net.ratios)] * (net.base_depths[stage] + depths[stage])
+    layers[stage] = (*ratios[:place], net.ratios[choice], *ratios[place + 1 :])
+    return replace(path, stage_depths=tuple(depths), expand_ratios=tuple(layers))
 
 
-def _stems(model: CostModel, table: np.ndarray, make: Make) -> Iterator[Cell]:
-    """Yield the cells of the stem: residual layer, width of the first and of the second convolution."""
-    net = model.backbone
-
-    def build(path: Path) -> nn.Variable:
-        return _backbone(make(path)).stem(image_of(3, *model.size), Plan.of(path, net))
-
-    for residual, depth in enumerate(net.stem_depths):
-        for w0, first in enumerate(net.widths):
-            for w1, second in enumerate(net.widths):
-                path = _smallest_path(net, depth, (first, second), min(net.widths))
-                yield (
-                    ("stem", residual, net.stem_mid(first), net.stem_out(second)),
-                    partial(build, path),
-                    table,
-                    (residual, w0, w1),
-                )
+def _layer(static: Detector | Classifier, image: nn.Variable, path: Path, part: int, place: int) -> nn.Variable:
+    """Build the graph of the layer `place` of a part: of the stem (0), of a stage (from 1), or of all after the last stage."""
+    parts, x = _steps(static, path), image
+    for step in (step for number, several in enumerate(parts) for n, step in enumerate(several) if (number, n) < (part, place)):
+        x = step(x)  # only for the shape of the layer's input
+    x = image_of(*x.shape[1:])
+    if part < len(parts):
+        return parts[part][place](x)
+    if isinstance(static, Detector):
+        return F.sink(*static.heads(static.up(x, path), path))
+    return static.classifier(F.mean(x, axis=(2, 3)))
 
 
-def _backbone(static: Detector | Classifier) -> ElasticResNet50:
-    """Return the backbone of a static network; raises UserError if it has no layers of OFA-ResNet50's kind."""
+def _steps(static: Detector | Classifier, path: Path) -> list[list[Step]]:
+    """Return the layers of the backbone; raises UserError if it does not offer them."""
     backbone = static.backbone if isinstance(static, Detector) else static
-    if not isinstance(backbone, ElasticResNet50):
+    if not isinstance(backbone, LayeredBackbone):
         raise UserError(
-            f"latency is measured layer by layer, which needs a backbone based on ElasticResNet50, got {type(backbone)}"
+            "latency is measured layer by layer, which needs a backbone based on networks.resnet50.LayeredBackbone, got "
+            f"{type(backbone).__name__}"
         )
-    return backbone
+    return [list(part) for part in backbone.steps(path)]
 
 
-def _bottlenecks(model: CostModel, first: Sequence[np.ndarray], other: Sequence[np.ndarray], make: Make) -> Iterator[Cell]:
-    """Yield the cells of the bottlenecks of each stage: of its first layer, and of a later layer."""
-    net = model.backbone
-    kind = _backbone(make(ofa_resnet50(net).largest)).layer_type
-    size = _strided(model.size, 4)
-    inputs = [net.stem_out(width) for width in net.widths]
-    for stage, stride in enumerate(net.strides):
-        outputs = [net.stage_out(stage, width) for width in net.widths]
-        after = _strided(size, stride)
-        for w, out in enumerate(outputs):
-            for e, ratio in enumerate(net.ratios):
-                mid = net.middle(out, ratio)
-                later = LayerPlan(out, mid, out, ratio), 1, False, after
-                kept = None if isinstance(ratio, Real) else ratio  # a number only says how many channels
-                yield (*later, kept), partial(_bottleneck, kind, *later), other[stage], (w, e)
-                for before, channels in enumerate(inputs):
-                    entry = LayerPlan(channels, mid, out, ratio), stride, True, size
-                    yield (*entry, kept), partial(_bottleneck, kind, *entry), first[stage], (before, w, e)
-        inputs, size = outputs, after
-
-
-def _bottleneck(kind: type[Bottleneck], plan: LayerPlan, stride: int, first: bool, size: tuple[int, int]) -> nn.Variable:
-    """Build the graph of one bottleneck on an input of (height, width)."""
-    layer = kind("layer", plan, stride, first, False, np.random.default_rng(0))
-    return layer(image_of(plan.inputs, *size), plan, STORED)
-
-
-def _heads(model: CostModel, table: np.ndarray, make: Make) -> Iterator[Cell]:
-    """Yield the cells of everything after the last stage: its width, and the named choices."""
-    net = model.backbone
-    size = model.size
-    for stride in (4, *net.strides):
-        size = _strided(size, stride)
-
-    def build(path: Path, channels: int) -> nn.Variable:
-        static, x = make(path), image_of(channels, *size)
-        if isinstance(static, Detector):
-            return F.sink(*static.heads(static.up(x, path), path))
-        return static.classifier(F.mean(x, axis=(2, 3)))
-
-    smallest = min(net.widths)
-    for w, width in enumerate(net.widths):
-        channels = net.stage_out(net.stages - 1, width)
-        for index in np.ndindex(table.shape[1:]):
-            named = tuple(values[i] for (_, values), i in zip(net.named, index))
-            path = _smallest_path(net, min(net.depths), (smallest, smallest), width, named)
-            yield ("head", channels, named), partial(build, path, channels), table, (w, *index)
-
-
-def _strided(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """Return the (height, width) of a feature map after a layer with this stride."""
-    return -(-size[0] // stride), -(-size[1] // stride)
+def _kind(output: nn.Variable) -> tuple:
+    """Return the functions and shapes of a layer's graph, which are equal for layers that compute the same."""
+    functions: list[tuple] = []
+    output.visit(lambda f: functions.append((f.info.type_name, *(v.shape for v in (*f.inputs, *f.outputs)))))
+    return tuple(functions)
 
 
 def measure(
@@ -320,24 +268,23 @@ def measure(
         model: the cost model of the networks.
         repeats: number of timed forward passes per layer; the table holds their median.
         synchronize: waits until the device has finished; on the CPU it does nothing.
-        progress: called after each layer with the numbers of finished and of all layers.
+        progress: called after each cell of the tables with the numbers of finished and of all cells.
         make: makes the static network of a path, see `maker_of`; None: of OFA-ResNet50.
 
     Returns:
         The table of latencies in nanoseconds.
     """
-    net, flops = model.backbone, model.flops
-    axes = [table.shape[table.ndim - len(net.named) :] for table in (flops.stem, *flops.first, *flops.other)]
-    if any(size > 1 for sizes in axes for size in sizes):
-        raise UserError("latency is measured for named choices of up-convolutions and heads; the backbone depends on another")
-    stem, head, *layers = (np.zeros(shape, np.int64) for shape in _shapes(net))
-    first, other = tuple(layers[: net.stages]), tuple(layers[net.stages :])
-    latency = Latency("latency", "ms", 1e6, net, stem, first, other, head)
-    cells = layers_of(model, latency, make or partial(network_of, model))
-    for number, layer in enumerate(cells, 1):
-        nanoseconds = forward_time(layer.build(), repeats, synchronize)
-        for table, index in layer.places:
-            table[index] = nanoseconds
+    net, flops, make = model.backbone, model.flops, make or partial(network_of, model)
+    named = tuple(len(values) for _, values in net.named)
+    first, other = (tuple(np.zeros_like(table) for table in tables) for tables in (flops.first, flops.other))
+    head = np.zeros((len(net.widths), *named), np.int64)
+    latency = Latency("latency", "ms", 1e6, net, np.zeros_like(flops.stem), first, other, head)
+    cells, known = list(_cells(latency)), dict[tuple, int]()
+    for number, (path, part, place, table, index) in enumerate(cells, 1):
+        output = _layer(make(path), nn.Variable((1, 3, *model.input_size(path))), path, part, place)
+        if (kind := _kind(output)) not in known:
+            known[kind] = forward_time(output, repeats, synchronize)
+        table[index] = known[kind]
         progress(number, len(cells))
     return latency
 
@@ -371,7 +318,7 @@ def validate(
     make = make or partial(network_of, model)
     times = []
     for path in batch:
-        outputs = make(path)(image_of(3, *model.size), path)
+        outputs = make(path)(image_of(3, *model.input_size(path)), path)
         output = F.sink(*outputs) if model.scope == "detector" else outputs
         times.append(forward_time(output, repeats, synchronize))
     predicted, measured = latency(batch), np.array(times)

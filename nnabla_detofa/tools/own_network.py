@@ -48,12 +48,13 @@ def network_checks(network: OfaResnet50, num_classes: int, cost: CostModel, path
     of: Any = detector_of if isinstance(network, CenternetOfaResnet50) else classifier_of
     net = _varied(of(network, num_classes))
     chosen = [net.space.largest, *net.space.sample_many(np.random.default_rng(0), paths)]
-    image = nn.Variable.from_numpy_array(np.random.default_rng(0).normal(size=(1, 3, *cost.size)).astype(np.float32))
     counts: dict[str, list[tuple[int, int]]] = {"FLOPs": [], "parameters": []}
     differences = []
     for path in chosen:
         static = of(network, num_classes, path)
         take_over(static, net)
+        noise = np.random.default_rng(0).normal(size=(1, 3, *cost.input_size(path)))
+        image = nn.Variable.from_numpy_array(noise.astype(np.float32))
         both = [some(image, path, STORED) for some in (net, static)]
         outputs = [[found] if isinstance(found, nn.Variable) else list(found) for found in both]
         nn.forward_all([variable for several in outputs for variable in several])

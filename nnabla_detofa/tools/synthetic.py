@@ -28,19 +28,19 @@ def synthetic(config: Config, num_classes: int) -> list[AnyArray]:
     """Make a batch of one image of Gaussian noise, with one object or label, in the format of the config's training batches.
 
     Returns:
-        The image (1, 3, H, W) float32, then the targets of a detector (`data.targets.Targets` of CenterNet), or the label
-        (1, 1) of a classifier.
+        The image (1, 3, H, W) float32, then the targets of a detector (`data.targets.Targets` of CenterNet) at each of its
+        resolutions, or the label (1, 1) of a classifier.
     """
     side = input_side(config)
     image = np.random.default_rng(0).normal(size=(1, 3, side, side)).astype(np.float32)
     if not isinstance(config.hparams, DetofaHparams):
         return [image, np.zeros((1, 1))]
     network, data, _ = detection_sections(config)
-    cells = side // network.head_geometry(num_classes).output_stride(network.geometry)
-    box = np.array([[0.25, 0.25, 0.75, 0.75]]) * cells
+    stride, resolutions = network.head_geometry(num_classes).output_stride(network.geometry), network.geometry.resolutions
+    box = np.array([[0.25, 0.25, 0.75, 0.75]]) * side
     kind, classes = sets_type(config) or DetectionSets, tuple(map(str, range(num_classes)))
-    sets = kind(classes, None, None, None, (side, side), side // cells, data.max_objects)
-    return [image, *(array[None] for array in sets.targets(box, np.array([0])))]
+    sets = kind(classes, None, None, None, (side, side), stride, data.max_objects, resolutions=resolutions)
+    return [image, *(array[None] for array in sets.train_targets(box, np.array([0])))]
 
 
 def input_side(config: Config) -> int:

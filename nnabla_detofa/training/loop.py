@@ -28,6 +28,7 @@ from ..data.loader import Loader
 from ..networks.layers import BATCH
 from ..runs.schedule import Schedule
 from ..space import paths as search_space
+from .resolution import at_resolution, resized, resolutions_of
 
 
 class PathSampler(Protocol):
@@ -110,13 +111,14 @@ def build(
     Args:
         net: supernet.
         path: path to train.
-        inputs: variables of the images, then of the targets of `net.losses`.
+        inputs: variables of the images, then of the targets of `net.losses`, at each resolution that paths choose from.
         parts: number of mini-batches whose gradients are added.
         objective: training objective. Default: `net.losses`.
         counts: normalizers of the whole batch, see `count`. Without them, the loss of the batch is the mean over its
             mini-batches.
     """
-    images, *targets = inputs
+    inputs = at_resolution(net, inputs, path.resolution)
+    images, targets = resized(inputs[0], path.resolution), inputs[1:]
     outputs = net(images, path, BATCH)
     if objective:
         losses = objective(outputs, images, targets)
@@ -224,14 +226,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a step trains on: this process' part of the batch, the paths, and the normalizers of the losses.
+    """What a step trains on: this process' part of the batch, the paths, and the normalizers of the losses by resolution.
 
     `state` is the state of the sampler before the paths were sampled.
     """
 
     batch: Sequence[AnyArray]
     paths: Sequence[search_space.Path]
-    counts: Sequence[nn.Variable]
+    counts: dict[int | None, Sequence[nn.Variable]]
     state: dict
 
 
@@ -249,16 +251,17 @@ def draw(
         counted: whether the losses are divided by the counts of the whole batch, see `own_counts`.
     """
     batch: Sequence = ()
-    state = paths.state()
+    state, resolutions = paths.state(), resolutions_of(net)
 
     def here() -> tuple:
         nonlocal batch
         batch = next(batches)
         chosen = [paths.next() for _ in range(paths_per_step)] if comm.rank == 0 else []
-        return chosen, own_counts(net, batch[1:]) if counted else ()
+        return chosen, [own_counts(net, at_resolution(net, batch, side)[1:]) if counted else () for side in resolutions]
 
     found = comm.each(here)  # one exchange between the processes
-    return Drawn(batch, found[0][0], normalizers([counts for _, counts in found]), state)
+    totals = map(normalizers, zip(*(counts for _, counts in found)))
+    return Drawn(batch, found[0][0], dict(zip(resolutions, totals)), state)
 
 
 class _Step:
@@ -284,16 +287,18 @@ class _Step:
         parts: int,
         drawn: Drawn,
     ):
-        self.drawn, self._size = drawn, len(drawn.batch[0]) // accumulate
+        self.drawn, self._net, self._size = drawn, net, len(drawn.batch[0]) // accumulate
         self._starts = range(0, self._size * accumulate, self._size)
         inputs = next(in_turn)
         fit_shapes(inputs, [array[: self._size] for array in drawn.batch])
-        self._graphs = [build(net, path, inputs, parts, objective, drawn.counts) for path in drawn.paths]
+        self._graphs = [build(net, path, inputs, parts, objective, drawn.counts[path.resolution]) for path in drawn.paths]
         self._load(0)
 
     def _load(self, start: int) -> None:
-        for graph in self._graphs[:1]:  # the graphs of all paths have the same inputs
-            load(graph, [array[start : start + self._size] for array in self.drawn.batch])
+        several = {path.resolution: graph for path, graph in zip(self.drawn.paths, self._graphs)}
+        for side, graph in several.items():  # the graphs of all paths at one resolution have the same inputs
+            arrays = at_resolution(self._net, self.drawn.batch, side)
+            load(graph, [array[start : start + self._size] for array in arrays])
 
     def run(self, parameters: dict[str, nn.Variable]) -> kernels.ScalarLog:
         """Compute the gradients of all mini-batches; return the losses of each mini-batch and path, which are not read yet."""

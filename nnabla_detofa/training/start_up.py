@@ -104,7 +104,7 @@ def _runner_hparams(sets: Sets, batch: int, mini: int) -> dict[str, Any]:
         "batch_size_valid": batch,
         "mini_batch_valid": mini,
         "input_shapes": [[3, *sets.image_size]],
-        "target_shapes": sets.target_shapes(),
+        "target_shapes": sets.train_shapes(),
         "loss_weights": None,
     }
 

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from visit import count_macs
 
+from nnabla_detofa.backend.compat import Model
 from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.config import CenternetElasticNeck
+from nnabla_detofa.networks.centernet import Detector, detector_of
 from nnabla_detofa.space.costs import CostModel, cost_range
 from nnabla_detofa.space.counting import sample_within
 from nnabla_detofa.space.geometry import Geometry, HeadGeometry
@@ -37,6 +40,31 @@ def test_every_layer_is_in_its_place(counted, monkeypatch):
     monkeypatch.setattr(latency, "forward_time", lambda output, repeats, synchronize: count_macs(output))
     batch = ofa_resnet50(MODELS[1].backbone).sample_many(np.random.default_rng(0), 100)
     assert (measure(MODELS[1], 1, lambda: None)(batch) == MODELS[1].flops(batch)).all()
+
+
+def test_a_table_of_an_elastic_neck_holds_its_named_choices(monkeypatch):
+    network = CenternetElasticNeck(
+        width_scale=0.0625,
+        strides=(1, 2, 2, 1),
+        deconv_channels=(8, 8),
+        up_widths=(0.5, 1.0),
+        head_widths=(1.0,),
+        resolutions=(32, 48),
+    )
+    model = network.cost_model(48, 3, "detector")
+    monkeypatch.setattr(latency, "forward_time", lambda output, repeats, synchronize: count_macs(output))
+    table = measure(model, 1, lambda: None, make=lambda path: detector_of(network, 3, path))
+    assert table.stem.shape[3:] == (1, 1, 1, 2) and table.head.shape == (3, 2, 2, 1, 2)
+    batch = network.space.sample_many(np.random.default_rng(0), 50)
+    assert (table(batch) == model.flops(batch)).all()
+
+
+def test_a_backbone_without_layers_is_one_sentence():
+    class Whole(Model):
+        channels = 8
+
+    with pytest.raises(UserError, match="needs a backbone based on networks.resnet50.LayeredBackbone, got Whole"):
+        measure(MODELS[0], 1, lambda: None, make=lambda path: Detector(MODELS[0].head, SMALL, backbone=Whole(name="")))
 
 
 def test_validation_compares_whole_networks(counted, monkeypatch):

@@ -50,7 +50,7 @@ class MyCenterNet(OwnDetector):
     @property
     def geometry(self) -> MyGeometry:
         choices = {"depths": self.depths, "widths": self.widths, "ratios": self.ratios}
-        return MyGeometry(strides=self.strides, width_scale=self.width_scale, **choices)
+        return MyGeometry(strides=self.strides, width_scale=self.width_scale, named=self.resolution_choice, **choices)
 
     def cost_model(self, image_size: int | tuple[int, int], num_classes: int, scope: str) -> MyCost:
         return MyCost(image_size, num_classes, scope, self.geometry, self.head_geometry(num_classes))
