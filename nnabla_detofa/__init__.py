@@ -43,19 +43,17 @@ def train(config, output=None, overrides=(), restart=False):
     Raises:
         UserError: the config, the data or the weights cannot be used. User input is checked before training starts.
     """
-    import importlib
     from pathlib import Path
 
     from . import config as configs
     from .backend.compat import Device, own_modes
     from .backend.process_state import restored_state
-    from .cli.train import RUNNERS
+    from .cli.train import runner_of
 
     loaded = configs.load(config, overrides)
     with restored_state(), own_modes():
         device = Device.open(loaded.args.context, loaded.args.device_id)
-        runner = importlib.import_module(RUNNERS[loaded.args.runner])
-        return runner.run(loaded, device, Path(output or loaded.output_path), restart=restart)
+        return runner_of(loaded)(loaded, device, Path(output or loaded.output_path), restart=restart)
 
 
 def describe_run(run):

@@ -1,15 +1,23 @@
 """Commands that train a run or fine-tune a detector, and commands for the weights from which runs start."""
 
+from __future__ import annotations
+
 import argparse
 import importlib.util
 import json
 import shlex
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..backend import launch
 from ..common.errors import UserError
 from .shared import check_output_folder, config_arguments, count_or_auto, detector_arguments
+
+if TYPE_CHECKING:
+    from ..config import Config
 
 RUNNERS = {
     "detofa": "nnabla_detofa.methods.algorithm1",
@@ -17,6 +25,14 @@ RUNNERS = {
     **dict.fromkeys(("fullnet", "ofa", "ofa_ps", "compofa"), "nnabla_detofa.methods.baselines"),
 }
 """Maps `args.runner` to the module that implements it in a function run(config, device, output, restart=False)."""
+
+
+def runner_of(config: Config) -> Callable[..., dict]:
+    """Return the function that runs a config, called as run(config, device, output, restart=False)."""
+    from ..config.imported import imported
+
+    run, name = importlib.import_module(RUNNERS[config.method]).run, config.args.runner
+    return run if name in RUNNERS else partial(run, searcher=imported("args.runner", name))
 
 
 def resume_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,9 +100,9 @@ def run(args: argparse.Namespace) -> int | None:
 
     from ..backend.compat import Device
 
-    runner = importlib.import_module(RUNNERS[config.args.runner])
+    run = runner_of(config)
     device = Device.open(config.args.context, config.args.device_id)
-    runner.run(config, device, config.output_path, restart=args.restart)
+    run(config, device, config.output_path, restart=args.restart)
     args.trained = config
     if launch.launched()[0] == 0:
         print(f"finished: the results are in {config.output_path}")
@@ -101,7 +117,7 @@ def after_run(args: argparse.Namespace) -> dict[str, str]:
     if not hasattr(args, "trained"):
         return {}  # rank 0 of the launched processes says it
     folder = shlex.quote(str(args.trained.output_path))
-    if args.trained.args.runner == "pretrain":
+    if args.trained.method == "pretrain":
         return {f"export-weights {folder} FOLDER": "copy the weights that detectors start from"}
     following = {f"report {folder}": "the table and the figures", f"detect {folder} IMAGE": "boxes in your own images"}
     if args.trained.args.runner != "fullnet":

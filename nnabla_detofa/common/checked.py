@@ -10,6 +10,7 @@
 
 import dataclasses
 import difflib
+import re
 import sys
 import types
 from collections.abc import Iterable, Mapping
@@ -37,7 +38,10 @@ def read(kind: Any, value: Any, where: str, interval: str = "") -> Any:
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
         for extra in parts[1:]:
-            if callable(extra):
+            if isinstance(extra, re.Pattern):  # of strings that are allowed too
+                if isinstance(value, str) and extra.fullmatch(value):
+                    return value
+            elif callable(extra):
                 try:
                     value = extra(value)
                 except UserError as error:  # the function does not know the key

@@ -2,7 +2,7 @@
 
 from .args import Args
 from .config import BASELINES, RUNNERS, WITHOUT_EFFECT, Config, without_effect
-from .dataloader import DATALOADERS, AnyData, AnyDetectionData, CocoData, CocoSplit, ImageFolderData, VocData, YoloData
+from .dataloader import DATALOADERS, AnyData, AnyDetectionData, CocoData, CocoSplit, ImageFolderData, OwnData, VocData, YoloData
 from .files import without_duplicates
 from .hparams import DetofaHparams, Filter, OperationPruning, PretrainHparams
 from .load import check_batch_norm, from_dict, from_run, load, overridden
@@ -38,6 +38,7 @@ __all__ = [
     "OfaResnet50",
     "OperationPruning",
     "OwnClassifier",
+    "OwnData",
     "OwnDetector",
     "Positive",
     "PretrainHparams",

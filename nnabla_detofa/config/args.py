@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from .imported import IMPORT_PATH
 from .values import Count, Natural, expand_home, text
 
 
@@ -13,7 +14,7 @@ class Args:
     Attributes:
         runner: method: "detofa" is Algorithm 1; "pretrain" pre-trains the supernet and the path filter for it. Baselines:
             "fullnet" trains only the largest path, "ofa" and "ofa_ps" are OFA without and with progressive shrinking, and
-            "compofa" is CompOFA.
+            "compofa" is CompOFA. Or the import path of a class of your own.
         seed: seed of all random choices.
         context: "cpu", "cudnn", or "auto": a GPU if one is usable, otherwise the CPU.
         device_id: number of the GPU, or comma-separated numbers, one for each rank. With the context "auto", "0" is the first
@@ -25,7 +26,7 @@ class Args:
         print_frequency: number of training steps between two lines of the log.
     """
 
-    runner: Literal["detofa", "pretrain", "fullnet", "ofa", "ofa_ps", "compofa"] = "detofa"
+    runner: Annotated[Literal["detofa", "pretrain", "fullnet", "ofa", "ofa_ps", "compofa"], IMPORT_PATH] = "detofa"
     seed: Natural = 0
     context: Literal["auto", "cpu", "cudnn"] = "auto"
     device_id: Annotated[str, text] = "0"

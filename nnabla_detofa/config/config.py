@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..common.errors import UserError
 from . import older
 from .args import Args
 from .dataloader import AnyData
 from .hparams import DetofaHparams, PretrainHparams
+from .imported import imported
 from .network import CenternetOfaResnet50, OfaResnet50
 from .optimizer import Solvers
 
@@ -35,6 +37,26 @@ RUNNERS = dict.fromkeys(("detofa", *BASELINES), Runner(DetofaHparams, DETECTORS,
     "pretrain": Runner(PretrainHparams, ("ofa_resnet50",), ("image_folder",))
 }
 """Runners by their names, the values of `args.runner`."""
+
+
+def method_of(runner: str) -> str:
+    """Return the name in `RUNNERS` of a runner, or that of the runner on which a class of the user's own is based.
+
+    Raises:
+        UserError: the import path of a class cannot be imported, or does not name a runner.
+    """
+    if runner in RUNNERS:
+        return runner
+    kind = imported("args.runner", runner)
+    method = getattr(kind, "method", None)
+    if not isinstance(kind, type) or method not in RUNNERS:
+        raise UserError(
+            f"args.runner {runner}: {runner.partition(':')[2]} must be a class based on a runner, such as "
+            "nnabla_detofa.methods.algorithm1.DetOFASearcher"
+        )
+    return method
+
+
 WITHOUT_EFFECT = {
     "args": ("output_path", "workers", "evaluation_processes", "print_frequency", "context", "device_id"),
     "hparams": ("checkpoint_every_epochs",),
@@ -71,6 +93,11 @@ class Config:
     dataloader: AnyData
     optimizer: Solvers
     hparams: DetofaHparams | PretrainHparams
+
+    @property
+    def method(self) -> str:
+        """The runner, or the one on which a runner of the user's own is based: it determines phases and files of a run."""
+        return method_of(self.args.runner)
 
     @property
     def output_path(self) -> Path:

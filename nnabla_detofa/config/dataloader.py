@@ -1,11 +1,12 @@
 """Section `dataloader` of a config: the datasets."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, is_dataclass
+from typing import Annotated, Any, Literal
 
 from ..common.errors import UserError
 from ..common.normalization import COCO, IMAGENET, Normalization
 from ..common.reading import short
+from .imported import imported
 from .values import Natural, PathStr, Side, UpToOne, Window
 
 
@@ -137,6 +138,31 @@ class YoloData(DetectionData):
 
 
 @dataclass(frozen=True)
+class OwnData(DetectionData):
+    """Base class of a dataset of your own, which a config names by its import path: "package.module:Class".
+
+    A subclass is a frozen dataclass with a method `open`. Its fields, the inherited ones included, are the keys of the config's
+    section.
+
+    Attributes:
+        root: folder of the dataset.
+        ap_metric: main metric: "11point" is the average precision of VOC 2007, "area" that of later years. Results contain
+            both.
+    """
+
+    root: PathStr = "data"
+    ap_metric: Literal["11point", "area"] = "area"
+
+    def open(self) -> tuple[Any, Any, Any]:
+        """Read the annotations; return the datasets of the training, validation and test images.
+
+        Each is a `data.dataset.DetectionDataset` with the same classes. The validation dataset is None if `holdout` training
+        images take its place. The keys `classes` and `ignore_other_classes` have no effect unless this method uses them.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
 class ImageFolderData:
     """A classification dataset: one folder of images for each class, in `root`/`train` and `root`/`val`.
 
@@ -167,7 +193,23 @@ class ImageFolderData:
             raise UserError(f"crop_area must be the smallest and the largest share, got {list(self.crop_area)}")
 
 
-DATALOADERS = {"voc": VocData, "coco": CocoData, "yolo": YoloData, "image_folder": ImageFolderData}
+def dataloader_type(name: str) -> type:
+    """Return the class of the section of a dataset: one of `DATALOADERS`, or a class that the name imports.
+
+    Raises:
+        UserError: the module or the class cannot be imported, or it is not a dataclass based on `OwnData`.
+    """
+    if name in DATALOADERS:
+        return DATALOADERS[name]
+    kind = imported("dataloader", name)
+    if not (isinstance(kind, type) and issubclass(kind, OwnData) and is_dataclass(kind)):
+        raise UserError(
+            f"dataloader {name}: {name.partition(':')[2]} must be a frozen dataclass based on nnabla_detofa.config.OwnData"
+        )
+    return kind
+
+
+DATALOADERS: dict[str, type] = {"voc": VocData, "coco": CocoData, "yolo": YoloData, "image_folder": ImageFolderData}
 """Datasets by their names in a config."""
-AnyDetectionData = VocData | CocoData | YoloData
+AnyDetectionData = VocData | CocoData | YoloData | OwnData
 AnyData = AnyDetectionData | ImageFolderData

@@ -16,10 +16,11 @@ from ..common.reading import MAX_LEVELS, parse_json, shown
 from ..common.shipped import find_config, locate
 from . import older
 from .args import Args
-from .config import RUNNERS, Config
-from .dataloader import DATALOADERS, AnyData
+from .config import RUNNERS, Config, method_of
+from .dataloader import DATALOADERS, AnyData, dataloader_type
 from .files import merged, parse_yaml, read_config
 from .hparams import DetofaHparams, PretrainHparams
+from .imported import IMPORT_PATH
 from .network import NETWORKS, CenternetOfaResnet50, OfaResnet50, network_type
 from .optimizer import Solvers
 
@@ -48,8 +49,8 @@ def _with_files_found(content: Any, folder: Path, key: str = "") -> Any:
     """Replace paths of data and weights that do not exist by those found from `folder`; see `shipped.locate`."""
     if isinstance(content, Mapping):
         return {name: _with_files_found(value, folder, f"{key}.{name}" if key else name) for name, value in content.items()}
-    named = isinstance(content, str) and re.fullmatch(r"(network\.[\w.:]+|hparams\.filter)\.weights|dataloader\.\w+\.root", key)
-    return locate(content, folder) if named else content
+    files = r"(network\.[\w.:]+|hparams\.filter)\.weights|dataloader\.[\w.:]+\.root"
+    return locate(content, folder) if isinstance(content, str) and re.fullmatch(files, key) else content
 
 
 def from_run(content: Mapping[str, Any], name: str, overrides: Iterable[str] = ()) -> Config:
@@ -77,9 +78,9 @@ def overridden(content: dict[str, Any], override: str) -> dict[str, Any]:
 
 
 def _names(key: str) -> list[str]:
-    """Split a dotted key into names; the import path of a network, which has dots itself, is one name."""
-    own = re.fullmatch(r"network\.([\w.]+:\w+)(?:\.(.*))?", key)
-    return ["network", own[1], *((own[2] or "").split(".") if own[2] is not None else [])] if own else key.split(".")
+    """Split a dotted key into names; an import path, which has dots itself, is one name."""
+    own = re.fullmatch(rf"(network|dataloader)\.({IMPORT_PATH.pattern})(?:\.(.*))?", key)
+    return [*own.group(1, 2), *(own[3].split(".") if own[3] is not None else [])] if own else key.split(".")
 
 
 def _override_value(source: str) -> Any:
@@ -110,7 +111,7 @@ def from_dict(content: Mapping[str, Any], name: str) -> Config:
     check_keys("", content, SECTIONS)
     about = content.get("about", ())
     args = read(Args, content.get("args", {}), "args")
-    runner = RUNNERS[args.runner]
+    runner = RUNNERS[method_of(args.runner)]
     network_name, network = _one_entry(content, "network", NETWORKS, runner.networks, args.runner)
     data_name, data = _one_entry(content, "dataloader", DATALOADERS, runner.dataloaders, args.runner)
     stride = network.geometry.total_stride
@@ -157,6 +158,8 @@ def _one_entry(
             kind = "its kind" if len(usable) == 1 else "their kind"
             raise UserError(f"network must be {listed(usable, 'or')}, or of {kind}, for the runner {runner}, got {name}")
         return name, read(found, settings, f"{section}.{name}")
+    if section == "dataloader" and isinstance(name, str) and ":" in name and "voc" in usable:
+        return name, read(dataloader_type(name), settings, f"{section}.{name}")
     check_keys(section, entries, known)
     if name not in usable:
         raise UserError(f"{section} must be {listed(usable, 'or')} for the runner {runner}, got {name}")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, is_dataclass, replace
-from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ..common.checked import nearest
 from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
-from ..common.reading import short
 from ..space.geometry import HEADS, RESOLUTION, UP, Choices, Geometry, HeadGeometry
+from .imported import imported
 from .values import Channels, Classes, NonNegative, PathStr, Side, UpToOne
 
 if TYPE_CHECKING:
@@ -226,21 +224,11 @@ def network_type(name: str) -> type[OfaResnet50]:
 
 
 def _own_network(name: str) -> type[OwnDetector | OwnClassifier]:
-    module, _, attribute = name.partition(":")
-    try:
-        found = import_module(module)
-    except Exception as error:  # whatever the module raises
-        reason = short(f"{type(error).__name__}: {error}")
-        raise UserError(
-            f"network {name}: the module {module} cannot be imported ({reason}); install its package or add its folder to "
-            "PYTHONPATH"
-        ) from error
-    kind = getattr(found, attribute, None)
-    if kind is None:
-        raise UserError(f"network {name}: the module {module} has no class {attribute}{nearest(attribute, vars(found))}")
+    kind = imported("network", name)
     if not (isinstance(kind, type) and issubclass(kind, (OwnDetector, OwnClassifier)) and is_dataclass(kind)):
         raise UserError(
-            f"network {name}: {attribute} must be a frozen dataclass based on nnabla_detofa.config.OwnDetector or OwnClassifier"
+            f"network {name}: {name.partition(':')[2]} must be a frozen dataclass based on nnabla_detofa.config.OwnDetector or "
+            "OwnClassifier"
         )
     return kind
 

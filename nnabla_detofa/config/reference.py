@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_orig
 
 from ..common.files import write_json, write_text
 from . import DATALOADERS, NETWORKS, RUNNERS, Args, Solvers
+from .imported import IMPORT_PATH
 from .values import expand_home
 
-OWN_NETWORK = r"^[\w.]+:\w+$"
-"""Pattern of the import path of a network of the user's own."""
+OWN = f"^{IMPORT_PATH.pattern}$"
+"""Pattern of the import path of a class of the user's own."""
 SCALARS = {int: "integer", float: "number", bool: "boolean", str: "string"}
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
 
@@ -31,8 +32,8 @@ def json_schema() -> dict[str, Any]:
         "about": {"description": "description for people", "anyOf": [{"type": "string"}, _array({"type": "string"})]},
         "base": {"type": "string", "description": "path of another config, relative to this file, that this one modifies"},
         "args": _section_schema(Args),
-        "network": _one_of(NETWORKS) | {"patternProperties": {OWN_NETWORK: {"type": "object"}}},
-        "dataloader": _one_of(DATALOADERS),
+        "network": _one_of(NETWORKS) | {"patternProperties": {OWN: {"type": "object"}}},
+        "dataloader": _one_of(DATALOADERS) | {"patternProperties": {OWN: {"type": "object"}}},
         "optimizer": _section_schema(Solvers),
         "hparams": {"anyOf": hparams},
     }
@@ -132,6 +133,7 @@ def _allowed(hint: Any) -> str:
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         interval = [f" in {extra}" for extra in parts[1:] if isinstance(extra, str)]
+        interval += [", or an import path, `package.module:Class`"] if IMPORT_PATH in parts else []
         return _allowed(parts[0]) + "".join(interval)
     if origin in (Union, types.UnionType):
         return f"{_allowed(parts[0])}, or null"
@@ -149,6 +151,8 @@ def _schema(hint: Any) -> dict[str, Any]:
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         inner = _schema(parts[0])
+        if IMPORT_PATH in parts:
+            return {"anyOf": [inner, {"type": "string", "pattern": OWN}]}
         for interval in (extra for extra in parts[1:] if isinstance(extra, str)):
             inner |= _bounds(interval)
         converts = any(callable(extra) and extra is not expand_home for extra in parts[1:])

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..config import AnyDetectionData, CenternetOfaResnet50, CocoData, Config, ImageFolderData, VocData
+from ..config import AnyDetectionData, CenternetOfaResnet50, CocoData, Config, ImageFolderData, OwnData, VocData
 from .check_coco import check_coco, coco_report
 from .check_folders import check_folders
+from .check_own import own_report
 from .check_report import DataReport
 from .check_voc import check_voc, voc_report
 from .check_yolo import check_yolo, yolo_report
@@ -30,6 +31,8 @@ def check_config(config: Config, whole: bool = False, on_image: Callable[[], Non
     elif isinstance(data, CocoData):
         places = {"train": data.train, "val": data.val, "test": data.test}
         report = coco_report(data.root, {name: place for name, place in places.items() if place}, *options)
+    elif isinstance(data, OwnData):
+        report = own_report(data, whole, on_image)
     else:
         keys = {"train": data.train, "val": data.val, "test": data.test}
         about = read_description(Path(data.root), data.description)
@@ -42,7 +45,7 @@ def check_config(config: Config, whole: bool = False, on_image: Callable[[], Non
 def _check_use(report: DataReport, config: Config, data: AnyDetectionData) -> None:
     """Add the problems and warnings of using a valid dataset with the settings of a config."""
     key, train, test = f"dataloader.{config.dataloader_name}", report.splits[0], report.splits[-1]
-    if not data.val and data.holdout >= train.images:
+    if data.holdout >= train.images:
         report.fatal.append(f"{key}.holdout must be less than the {train.images} training images, got {data.holdout}")
     elif not sum(test.objects.values()):
         report.fatal.append("the test split must contain objects to detect, but all of its images are empty")

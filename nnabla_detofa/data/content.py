@@ -9,10 +9,11 @@ from pathlib import Path
 
 from ..common.errors import UserError
 from ..common.reading import read_bytes
-from ..config import AnyData, CocoData, VocData, YoloData
+from ..config import AnyData, CocoData, OwnData, VocData, YoloData
 from . import yolo
 from .coco import MAX_BYTES
 from .image_folder import ImageFolder
+from .own import own_content
 from .voc import find_images
 
 
@@ -21,8 +22,9 @@ def content_digest(data: AnyData) -> str | None:
 
     VOC: the names and sizes in bytes of the listed images, and the content of their annotations. COCO: the content of the
     annotation files, which list the images. YOLO: the description, the names and sizes in bytes of the images, and the
-    content of their labels. Image folders: the names of the images. Images that changed under the same name
-    are therefore detected in the VOC layout only, by their size. The digest is computed once, until `forget_digests`.
+    content of their labels. A dataset of the user's own: the names and sizes in bytes of its images, and their objects. Image
+    folders: the names of the images. Images that changed under the same name are therefore detected by their size, but not in
+    COCO's format and in image folders. The digest is computed once, until `forget_digests`.
     """
     try:
         return _digest(data, Path(data.root).absolute())
@@ -54,6 +56,8 @@ def _parts(data: AnyData, root: Path) -> Iterator[bytes]:
     elif isinstance(data, CocoData):
         for split in filter(None, (data.train, data.val, data.test)):
             yield read_bytes(root / split.annotations, "the annotations", MAX_BYTES)
+    elif isinstance(data, OwnData):
+        yield from own_content(data)
     elif isinstance(data, YoloData):
         about = yolo.read_description(root, data.description)
         yield read_bytes(about.file, "the description of the dataset")

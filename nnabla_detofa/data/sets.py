@@ -19,7 +19,7 @@ from ..common.checked import counted
 from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
 from ..common.progress import ProgressBar
-from ..config import AnyDetectionData, CocoData, CocoSplit, Config, ImageFolderData, OwnDetector, VocData, YoloData
+from ..config import AnyDetectionData, CocoData, CocoSplit, Config, ImageFolderData, OwnData, OwnDetector, VocData, YoloData
 from .augment import Augmentation, letterbox_pixels, train_transform, transform_boxes
 from .coco import COCODataset
 from .compact import AnyArray, Pixels, stacked
@@ -28,6 +28,7 @@ from .image_folder import CHECKED, ImageFolder, center_pixels, random_crop
 from .images import read_image
 from .loader import CachedDataset
 from .object_warnings import object_warnings
+from .own import open_own
 from .targets import make_targets
 from .voc import VOCDataset, VOCReader
 from .yolo import YOLODataset
@@ -327,6 +328,9 @@ def _open_detection(data: AnyDetectionData) -> tuple[Any, Any, Any, Any]:
     """Open the datasets of all training images, training, validation (None if held out) and test; see `_open_voc`."""
     if isinstance(data, VocData):
         return _open_voc(data)
+    if isinstance(data, OwnData):
+        train, *others = open_own(data)
+        return train, train, *others
     return _open_coco(data) if isinstance(data, CocoData) else _open_yolo(data)
 
 

@@ -33,6 +33,7 @@ class DetOFASearcher(SubnetSearcher):
     (`dataloader`), and the pruning ratios r_op and r_path (`hparams`).
     """
 
+    method = "detofa"
     lines = {"fullnet": "2", "warm-up": "3", "fine-tuning": "8 to 17"}
 
     def run(self) -> dict:

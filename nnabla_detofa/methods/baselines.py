@@ -18,6 +18,8 @@ from .algorithm1 import DetOFASearcher
 class BaselineSearcher(DetOFASearcher):
     """Trains the fullnet, then the phases that `phases.training_phases` returns for the config's runner."""
 
+    method = "ofa"
+
     def run(self) -> dict:
         """Train and search; write the results to summary.json, and return them."""
         _, *supernet = self.training.values()

@@ -38,6 +38,7 @@ class PretrainSearcher(SupernetRunner):
     also distilled from the frozen fullnet, as in OFA and in NNablaNAS' recipe for its ResNet50.
     """
 
+    method = "pretrain"
     hparams: PretrainHparams
 
     def run(self) -> dict:
@@ -95,14 +96,20 @@ class PretrainSearcher(SupernetRunner):
         return right / total
 
 
-def run(config: Config, device: Device, output: FilePath, restart: bool = False) -> dict:
-    """Run the pre-training of `config`, resuming the run in `output` if there is one.
+def run(
+    config: Config,
+    device: Device,
+    output: FilePath,
+    restart: bool = False,
+    searcher: type[PretrainSearcher] = PretrainSearcher,
+) -> dict:
+    """Run the pre-training of `config` with a class of runners, resuming the run in `output` if there is one.
 
     Returns:
         The content of summary.json.
     """
     model, sets, cost = build(config)
-    return start(PretrainSearcher, model, sets, cost, config, training_phases(config), device, output, restart)
+    return start(searcher, model, sets, cost, config, training_phases(config), device, output, restart)
 
 
 def export_weights(run_folder: FilePath, folder: FilePath, name: str) -> list[FilePath]:

@@ -168,8 +168,8 @@ def estimate(title: str, experiment: str, key: str, config: Config, step: StepTi
     space = config.network.space
     middle = sum(cost.flops.extremes(space)) / 2  # the paths are evenly spread over the FLOPs buckets
     evaluation = EVALUATION_SHARE * step.of(middle, _evaluated_images(detection_hparams(config), facts))
-    seconds["path evaluation"] = evaluation if config.args.runner == "detofa" else 0.0
-    seconds["search's filter"] = evaluation if config.args.runner != "fullnet" else 0.0
+    seconds["path evaluation"] = evaluation if config.method == "detofa" else 0.0
+    seconds["search's filter"] = evaluation if config.method != "fullnet" else 0.0
     hours = {kind: value / 3600 for kind, value in seconds.items()}
     return Cost(title, experiment, key, hours, ESTIMATED + in_hours(step.unit), (0.0, 0.0))
 

@@ -75,7 +75,7 @@ class Run:
         return detection_hparams(self.config)
 
     @property
-    def dataloader(self) -> configs.VocData | configs.CocoData | configs.YoloData:
+    def dataloader(self) -> configs.AnyDetectionData:
         """Section `dataloader` of the config, which is a detection data set."""
         section = self.config.dataloader
         if isinstance(section, configs.ImageFolderData):

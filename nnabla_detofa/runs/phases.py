@@ -109,7 +109,7 @@ def phase_names(config: Config, training: Sequence[TrainingPhase]) -> tuple[str,
         return (fullnet, *supernet, *(("paths", "path filter") if config.hparams.paths else ()))
     if not supernet:
         return (fullnet, "evaluation")
-    if config.args.runner == "detofa":
+    if config.method == "detofa":
         warm_up, fine_tuning = supernet
         supernet = [warm_up, "paths", "path filter", "operation pruning", "path thresholds", fine_tuning]
     return (fullnet, *supernet, "paths again", "path filter again", "held-out paths", "search", "evaluation")
@@ -158,7 +158,7 @@ def _supernet(config: Config, hparams: DetofaHparams, space: SearchSpace) -> tup
         )
 
     first, second, whole = range(warm), range(warm, total), range(total)
-    runner = config.args.runner
+    runner = config.method
     if runner == "fullnet":
         return ()
     if runner == "ofa_ps":

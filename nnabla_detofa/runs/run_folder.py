@@ -71,7 +71,7 @@ def number(value: Any, finite: bool = False) -> int | float:
 
 def check_has_detectors(run: FilePath, config: configs.Config, what: str) -> None:
     """Raise UserError if a folder holds a pre-training, which has no detectors; `what` needs them."""
-    if config.args.runner == "pretrain":
+    if config.method == "pretrain":
         raise UserError(f"{run} is a pre-training's folder: {what} needs a run that trains detectors")
 
 
@@ -159,7 +159,7 @@ def searched_space(run: FilePath, config: configs.Config) -> SearchSpace:
     Raises:
         UserError: the run has not pruned operations yet, or operations.json is damaged.
     """
-    if config.args.runner != "detofa":
+    if config.method != "detofa":
         return training_phases(config)[-1].space
     content = read_result(run, "operations")
     with reading(run / "operations.json"):

@@ -47,10 +47,10 @@ def work(config: Config, training: Sequence[TrainingPhase], images: Mapping[str,
     tested = path + images["test"]
     if "fullnet" in found:
         found["fullnet"] = Work(found["fullnet"].trained, tested)
-    if config.args.runner == "fullnet":
+    if config.method == "fullnet":
         return found
     paths = Work(evaluated=hparams.buckets * hparams.paths_per_bucket * path)
-    found |= {"paths": paths} if config.args.runner == "detofa" else {}
+    found |= {"paths": paths} if config.method == "detofa" else {}
     found["paths again"] = paths
     found["held-out paths"] = Work(evaluated=hparams.buckets * hparams.heldout_paths_per_bucket * path)
     budgets = len(hparams.search.budgets) or hparams.buckets

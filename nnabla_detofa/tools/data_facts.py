@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 
 from ..common.errors import UserError
-from ..config import CenternetOfaResnet50, Config, ImageFolderData, VocData, YoloData
+from ..config import CenternetOfaResnet50, Config, ImageFolderData, OwnData, VocData, YoloData
 from ..data.sets import DetectionSets, open_sets, read_all
 
 VOC_IMAGES = {
@@ -80,7 +80,7 @@ def _published_facts(config: Config, problem: str) -> DataFacts:
     if isinstance(data, VocData):
         train, val, test = (_images(VOC_IMAGES, splits, problem) for splits in (data.train, data.val, data.test))
         known_classes = 20
-    elif isinstance(data, YoloData):
+    elif isinstance(data, (YoloData, OwnData)):
         raise UserError(f"the dataset cannot be opened: {problem}")
     else:
         train, val, test = (

@@ -69,7 +69,8 @@ def known_data() -> Iterator[Finding]:
         except UserError:
             continue  # a base config, which cannot run on its own
         data = config.dataloader
-        by_data.setdefault((data.root, data.train, data.val, getattr(data, "test", None)), []).append(config)
+        splits = (getattr(data, name, None) for name in ("train", "val", "test"))
+        by_data.setdefault((data.root, *splits), []).append(config)
     missing: dict[str, None] = {}
     for users in by_data.values():
         if not Path(root := users[0].dataloader.root).is_dir():
@@ -131,7 +132,7 @@ def _count_images(config: Any) -> int:
         folders = [*root.glob("JPEGImages"), *root.glob("*/JPEGImages")]
     elif config.dataloader_name == "coco":
         folders = [root / split.images for split in (data.train, data.val, data.test) if split]
-    elif config.dataloader_name == "yolo":
+    elif config.dataloader_name == "yolo" or ":" in config.dataloader_name:
         folders = [root]
     else:
         folders = [root / data.train, root / data.val]

@@ -60,10 +60,10 @@ def written_files(config: Config) -> list[str]:
         fitted = ["paths.jsonl", "path_filter.h5"] if config.hparams.paths else []
         return [*files, "supernet.h5", *fitted, "summary.json"]
     files += ["fullnet.json", "fullnet_detections.json"]
-    if config.args.runner == "fullnet":
+    if config.method == "fullnet":
         return [*files, "summary.json"]
     count = len(config.hparams.search.budgets) or config.hparams.buckets
-    files += ["paths.jsonl", "path_filter.h5", "operations.json"] if config.args.runner == "detofa" else []
+    files += ["paths.jsonl", "path_filter.h5", "operations.json"] if config.method == "detofa" else []
     files += ["paths_again.jsonl", "path_filter_again.h5", "held_out_paths.jsonl", "scores.json", "search.json"]
     files += ["winners.jsonl"] if config.hparams.search.across_buckets == "loss" else []
     subnets = [f"subnet_{number}{end}" for number in range(1, count + 1) for end in (".json", "_detections.json")]
@@ -100,7 +100,7 @@ def dry_run(config: Config) -> Iterator[str]:
     yield from memory_lines(config, facts, model, phases)
     yield from phase_lines(facts, phases)
     if isinstance(hparams, DetofaHparams):
-        yield from search_lines(config.args.runner, hparams, model.space, cost)
+        yield from search_lines(config.method, hparams, model.space, cost)
     else:
         yield from pretrain_lines(hparams)
     yield from step_lines(config, facts, model, cost, phases)

@@ -137,7 +137,7 @@ def _device_time(run: FilePath) -> dict | None:
 
 def _pruned(run: FilePath, config: Config) -> dict | None:
     """Return "pruned" of `describe`."""
-    if config.args.runner != "detofa" or not (run / "operations.json").exists():
+    if config.method != "detofa" or not (run / "operations.json").exists():
         return None
     space = searched_space(run, config)
     everything = config.network.space

@@ -81,7 +81,7 @@ def evaluate_sampled_paths(
     """
     if per_bucket < 1:
         raise UserError(f"per_bucket must be 1 or more, got {per_bucket}")
-    if ap and config.args.runner == "pretrain":
+    if ap and config.method == "pretrain":
         raise UserError(f"AP needs a detector, but the config {config.name} is for a classification supernet")
     hparams = with_images(config, images, bn_images)
     model, sets, cost = open_supernet(config, weights_file)

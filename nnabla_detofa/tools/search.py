@@ -67,14 +67,8 @@ class FinishedRun:
         return detection_sections(self.config).hparams
 
 
-FIXED = (
-    "hparams.buckets",
-    "hparams.filter.",
-    "dataloader.voc.image_size",
-    "dataloader.coco.image_size",
-    "dataloader.yolo.image_size",
-)
-"""Prefixes of settings that may not change: scores are meaningless for other FLOPs buckets or costs of other image sizes."""
+FIXED = ("hparams.buckets", "hparams.filter.")
+"""Prefixes of settings that may not change, besides `image_size`: scores are meaningless for other FLOPs buckets or costs."""
 
 
 def load_run(folder: FilePath, overrides: Sequence[str] = (), latency_table: FilePath | None = None) -> FinishedRun:
@@ -89,7 +83,8 @@ def load_run(folder: FilePath, overrides: Sequence[str] = (), latency_table: Fil
         UserError: the folder does not hold a run that has re-trained its path filter, an override does not fit the run, or
             the latency table is damaged or does not fit the run.
     """
-    own, config = run_config(folder), run_config(folder, overrides, FIXED)
+    own = run_config(folder)
+    config = run_config(folder, overrides, (*FIXED, f"dataloader.{own.dataloader_name}.image_size"))
     check_has_subnets(folder, own, "a search")
     scope, hparams = detection_sections(own).hparams.cost_scope, detection_sections(config).hparams
     if hparams.cost_scope != scope:

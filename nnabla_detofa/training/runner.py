@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -73,6 +73,7 @@ class SupernetRunner(Runner):
         on_started: called when the first training step or phase is complete.
     """
 
+    method: ClassVar[str]  # the runner of this package whose config, training phases and files it has
     phases: tuple[str, ...] = ()
     lines: dict[str, str] = {}  # training phase -> its lines of Algorithm 1, stored in checkpoints
 

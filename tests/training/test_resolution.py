@@ -11,7 +11,7 @@ from visit import count_macs
 from nnabla_detofa import config as configs
 from nnabla_detofa.backend.ranks import Communicator
 from nnabla_detofa.common.errors import UserError
-from nnabla_detofa.config import CenternetElasticNeck, Solver
+from nnabla_detofa.config import CenternetElasticNeck, Solver, older
 from nnabla_detofa.data.augment import letterbox, letterbox_pixels
 from nnabla_detofa.data.dataset import Sample
 from nnabla_detofa.data.loader import Loader
@@ -265,3 +265,13 @@ def test_wrong_resolutions_are_one_sentence(name, sides, words):
     content["network"] = {name: content["network"]["centernet_ofa_resnet50"] | {"resolutions": sides}}
     with pytest.raises(UserError, match=words):
         configs.from_dict(content, "sizes")
+
+
+@pytest.mark.parametrize("sides", [[], [32, 64]])
+def test_checkpoints_of_older_versions_stay_valid_without_the_choice(sides):
+    """A config's hash, which checkpoints store, has the new key only if it is used."""
+    content = detofa_config("digits")
+    content["network"] = {"centernet_elastic_neck": content["network"]["centernet_ofa_resnet50"] | {"resolutions": sides}}
+    config = configs.from_dict(content, "sizes")
+    (settings,) = older.hashed(config.to_dict())["network"].values()
+    assert ("resolutions" in settings) == bool(sides) and configs.from_dict(config.to_dict(), "sizes") == config

@@ -1,0 +1,38 @@
+"""Classes of the user's own, which a config names by their import path: "package.module:Class"."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from typing import Any
+
+from ..common.checked import nearest
+from ..common.errors import UserError
+from ..common.reading import short
+
+IMPORT_PATH = re.compile(r"[\w.]+:\w+")
+"""Form of an import path."""
+
+
+def imported(key: str, name: str) -> Any:
+    """Return what an import path names.
+
+    Args:
+        key: key of the config that holds it, for error messages.
+        name: the import path.
+
+    Raises:
+        UserError: the module cannot be imported, or has no such attribute.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        found = import_module(module)
+    except Exception as error:  # whatever the module raises
+        reason = short(f"{type(error).__name__}: {error}")
+        raise UserError(
+            f"{key} {name}: the module {module} cannot be imported ({reason}); install its package or add its folder to "
+            "PYTHONPATH"
+        ) from error
+    if not hasattr(found, attribute):
+        raise UserError(f"{key} {name}: the module {module} has no class {attribute}{nearest(attribute, vars(found))}")
+    return getattr(found, attribute)
