@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, Literal
+from unicodedata import normalize
 
 from ..common.errors import UserError
 from ..common.normalization import COCO, IMAGENET, Normalization
@@ -41,9 +42,10 @@ class DetectionData:
     def __post_init__(self) -> None:
         if self.scale_range[0] > self.scale_range[1]:
             raise UserError(f"scale_range must be the smallest and the largest scale, got {list(self.scale_range)}")
-        if self.classes is not None and not 0 < len(self.classes) == len(set(self.classes)):
-            names = ", ".join(map(short, self.classes[:20])) or "none"
-            raise UserError(f"classes must name at least one class, and each once, got {names}")
+        names = {normalize("NFC", name) for name in self.classes or () if name.strip()}  # as annotations are read
+        if self.classes is not None and not 0 < len(self.classes) == len(names):
+            given = ", ".join(repr(short(name)) for name in self.classes[:20]) or "none"
+            raise UserError(f"classes must name at least one class, and each once, got {given}")
         if self.ignore_other_classes and self.classes is None:
             raise UserError("ignore_other_classes needs classes: the names of those that are not ignored")
 

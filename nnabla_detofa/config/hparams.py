@@ -48,8 +48,8 @@ class Filter:
     ensemble: Annotated[int, "[1, 64]"] = 1
     margin: Literal["score", "logit"] = "score"
     pairs: Literal["bounded", "all", "both"] = "bounded"
-    regression: NonNegative = 0.0
-    lr: Positive = 3e-4
+    regression: Annotated[float, "[0, 1000000]"] = 0.0
+    lr: UpToOne = 3e-4
     epochs: Rounds = 200
     batch_size: Annotated[int, "[1, 65536]"] = 32
     patience: Count = 30
@@ -102,6 +102,10 @@ class Search:
     mutation_ratio: Annotated[float, "[0, 1]"] = 0.5
     across_buckets: Literal["loss", "score"] = "loss"
 
+    def __post_init__(self) -> None:
+        if self.mutation_ratio == 1 and not self.mutate_prob:
+            raise UserError("mutate_prob must be above 0 if all children are mutants (mutation_ratio 1), got 0")
+
     @property
     def evolution(self) -> dict[str, Any]:
         """Keyword arguments of `evolution.search`."""
@@ -153,7 +157,8 @@ class DetofaHparams(CommonHparams):
             validates the path filter must contain a pair.
         paths_per_operation: n, the number of paths over which the score of an operation is averaged (paper is silent).
         path_pruning: lines 7 and 12: prune paths by "score", at random with "uniform" (Figure A2), or "none".
-        r_path: share of the paths of each FLOPs bucket that path pruning rejects.
+        r_path: share of the paths of each FLOPs bucket that path pruning rejects; at most 0.99, since training samples until
+            a path is kept.
         threshold_paths: number of paths per FLOPs bucket whose scores determine its threshold (paper is silent).
         cost_scope: FLOPs of the whole "detector", or only of the "backbone".
         shrinking_sort: the baseline ofa_ps sorts the middle channels of the bottlenecks by importance before it trains
@@ -174,7 +179,7 @@ class DetofaHparams(CommonHparams):
     paths_per_operation: Paths = 100
     operation_pruning: OperationPruning = OperationPruning()
     path_pruning: Literal["score", "uniform", "none"] = "score"
-    r_path: Share = 0.25
+    r_path: Annotated[float, "[0, 0.99]"] = 0.25
     threshold_paths: Paths = 1000
     cost_scope: Literal["detector", "backbone"] = "detector"
     shrinking_sort: bool = True
@@ -234,6 +239,8 @@ class Shrinking:
         for key, (values, allowed) in choices.items():
             if not values or len(set(values)) < len(values) or set(values) - set(allowed):
                 raise UserError(f"{key} must be one or more of {', '.join(map(str, allowed))}, each once, got {list(values)}")
+        if 0 < self.epochs < self.warmup_epochs:
+            raise UserError(f"warmup_epochs must be at most the {self.epochs} epochs of the phase, got {self.warmup_epochs}")
 
 
 @dataclass(frozen=True)

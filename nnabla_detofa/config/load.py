@@ -111,7 +111,8 @@ def from_dict(content: Mapping[str, Any], name: str) -> Config:
     check_keys("", content, SECTIONS)
     about = content.get("about", ())
     args = read(Args, content.get("args", {}), "args")
-    runner = RUNNERS[method_of(args.runner)]
+    method = method_of(args.runner)
+    runner = RUNNERS[method]
     network_name, network = _one_entry(content, "network", NETWORKS, runner.networks, args.runner)
     data_name, data = _one_entry(content, "dataloader", DATALOADERS, runner.dataloaders, args.runner)
     stride = network.geometry.total_stride
@@ -125,6 +126,7 @@ def from_dict(content: Mapping[str, Any], name: str) -> Config:
         )
     hparams = read(runner.hparams, content.get("hparams", {}), "hparams")
     _check_batches(network, data, hparams)
+    _check_filter(method, hparams)
     if isinstance(hparams, PretrainHparams) and hparams.kd_ratio and not (hparams.fullnet_epochs or network.weights):
         raise UserError(
             f"hparams.kd_ratio must be 0 without a trained teacher (hparams.fullnet_epochs above 0, or "
@@ -174,6 +176,26 @@ def _check_batches(network: OfaResnet50, data: AnyData, hparams: DetofaHparams |
     steps = [hparams.batch_size, *(phase.batch_size or hparams.batch_size for phase in phases)]
     key = "hparams.mini_batch" if hparams.mini_batch else "batch_size"
     check_batch_norm(network, data, key, hparams.mini_batch or min(steps))
+
+
+def _check_filter(method: str, hparams: DetofaHparams | PretrainHparams) -> None:
+    """Raise UserError if no mini-batch with which the run fits a path filter would contain a pair of paths.
+
+    Mini-batches share the training paths of each FLOPs bucket evenly, see `path_filter.fitting`: one has two paths of a bucket
+    if there are fewer mini-batches than training paths in the bucket.
+    """
+    per_bucket = hparams.paths // hparams.buckets if isinstance(hparams, PretrainHparams) else hparams.paths_per_bucket
+    if not per_bucket or method == "fullnet":  # there is no path filter
+        return
+    bounded, in_bucket = hparams.filter.pairs != "all", per_bucket - round(0.2 * per_bucket)
+    paths = hparams.buckets * in_bucket
+    least = -(-paths // ((in_bucket if bounded else paths) - 1))
+    if hparams.filter.batch_size < least:
+        where = " in one FLOPs bucket" if bounded else ""
+        raise UserError(
+            f"hparams.filter.batch_size must be at least {least}, so that mini-batches of the {paths} training paths contain "
+            f"pairs{where}, got {hparams.filter.batch_size}"
+        )
 
 
 def check_batch_norm(network: OfaResnet50, data: AnyData, key: str, images: int) -> None:

@@ -9,7 +9,7 @@ from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
 from ..space.geometry import HEADS, RESOLUTION, UP, Choices, Geometry, HeadGeometry
 from .imported import imported
-from .values import Channels, Classes, NonNegative, PathStr, Side, UpToOne
+from .values import Channels, Classes, PathStr, Side, UpToOne
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,7 +113,7 @@ class CenternetOfaResnet50(OfaResnet50):
 
     deconv_channels: tuple[Channels, ...] = (256, 256, 256)
     head_channels: Channels = 64
-    heatmap_std: NonNegative = 0.001
+    heatmap_std: Annotated[float, "[0, 10]"] = 0.001
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -121,7 +121,7 @@ def test_what_follows_fits_the_result(name, line, left, names):
 
 def test_what_the_user_can_mend_is_one_sentence(runner, config, capsys):
     assert cli.main(["-f", config, "hparams.r_path=25"]) == 2
-    assert capsys.readouterr().err == "error: hparams.r_path must be in [0, 1), got 25\n"
+    assert capsys.readouterr().err == "error: hparams.r_path must be in [0, 0.99], got 25\n"
     runner.error = UserError("the weights w.h5 must be readable")
     assert cli.main(["-f", config, "-c", "cpu"]) == 2
     assert capsys.readouterr().err == "error: the weights w.h5 must be readable\n"

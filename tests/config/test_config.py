@@ -68,7 +68,9 @@ def test_runners_are_the_same_everywhere():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("hparams.r_path=25", "hparams.r_path must be in [0, 1), got 25"),
+        ("hparams.r_path=25", "hparams.r_path must be in [0, 0.99], got 25"),
+        ("hparams.r_path=0.999", "hparams.r_path must be in [0, 0.99], got 0.999"),
+        ("hparams.filter.lr=3", "hparams.filter.lr must be in (0, 1], got 3"),
         ("hparams.r_pth=0.5", "hparams.r_pth is not a key; did you mean r_path?"),
         ("hparams.zzz=1", "hparams.zzz is not a key; known are batch_size, mini_batch, "),
         ("hparam.epochs=1", "hparam is not a key; did you mean hparams?"),

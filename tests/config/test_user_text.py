@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from small import detofa_config
+from small import detofa_config, pretrain_config
 from tiny import config_file
 
 from nnabla_detofa import config as configs
@@ -145,3 +145,65 @@ def test_few_images_of_an_evaluation_are_one_value_for_batch_normalization():
     with pytest.raises(UserError, match="bn_images must be at least 2 for a last feature map of 1 x 1"):
         with_images(config, bn_images=1)
     assert with_images(config, images=1, bn_images=2).bn_images == 2
+
+
+def with_overrides(content, *overrides):
+    for override in overrides:
+        content = configs.overridden(content, override)
+    return configs.from_dict(content, "c")
+
+
+@pytest.mark.parametrize(
+    "overrides, least, paths",
+    [
+        (["hparams.filter.batch_size=1"], 6, "30 training paths contain pairs in one FLOPs bucket"),
+        (
+            ["hparams.filter.batch_size=5", "hparams.filter.pairs=both"],
+            6,
+            "30 training paths contain pairs in one FLOPs bucket",
+        ),
+        (["hparams.filter.batch_size=1", "hparams.filter.pairs=all"], 2, "30 training paths contain pairs,"),
+        (["hparams.buckets=32"], 39, "192 training paths contain pairs in one FLOPs bucket"),
+        (["hparams.buckets=1000", "args.runner=ofa"], 1200, "6000 training paths contain pairs in one FLOPs bucket"),
+    ],
+)
+def test_mini_batches_without_a_pair_of_paths_are_rejected(overrides, least, paths):
+    """A bucket has 8 paths, 6 of them for training."""
+    with pytest.raises(UserError, match=f"filter.batch_size must be at least {least}, so that mini-batches of the {paths}"):
+        with_overrides(detofa_config("data"), *overrides)
+    with_overrides(detofa_config("data"), *overrides, f"hparams.filter.batch_size={least}")
+    with_overrides(detofa_config("data"), *overrides, "args.runner=fullnet")  # has no path filter
+
+
+def test_a_pre_training_without_paths_has_no_mini_batches_of_them():
+    with pytest.raises(UserError, match="hparams.filter.batch_size must be at least 6"):
+        with_overrides(pretrain_config("data"), "hparams.filter.batch_size=5")
+    with_overrides(pretrain_config("data"), "hparams.filter.batch_size=5", "hparams.paths=0")
+
+
+@pytest.mark.parametrize("warmup, epochs, allowed", [(3, 2, False), (1000, 999, False), (2, 2, True), (3, 0, True)])
+def test_a_warm_up_longer_than_its_phase_is_rejected(warmup, epochs, allowed):
+    phase = {"name": "depth", "depths": [0, 2], "widths": [1.0], "ratios": [0.35], "epochs": epochs, "warmup_epochs": warmup}
+    content = pretrain_config("data")
+    content["hparams"]["shrinking"] = [phase]
+    if allowed:
+        configs.from_dict(content, "c")
+        return
+    with pytest.raises(UserError, match=rf"shrinking\[0\].warmup_epochs must be at most the {epochs} epochs .*, got {warmup}"):
+        configs.from_dict(content, "c")
+
+
+def test_a_search_whose_children_are_their_parents_is_rejected():
+    same = ["hparams.search.mutation_ratio=1", "hparams.search.mutate_prob=0"]
+    with pytest.raises(UserError, match="hparams.search.mutate_prob must be above 0 if all children are mutants"):
+        with_overrides(detofa_config("data"), *same)
+    for other in ("hparams.search.mutation_ratio=0.9", "hparams.search.mutate_prob=0.1"):
+        with_overrides(detofa_config("data"), *same, other)
+
+
+@pytest.mark.parametrize("classes", [[], [""], ["cat", " "], ["cat", "cat"], ["\u00e9", "e\u0301"]])
+def test_classes_that_no_object_can_have_are_rejected(classes):
+    content = detofa_config("data")
+    content["dataloader"]["voc"]["classes"] = classes
+    with pytest.raises(UserError, match="dataloader.voc.classes must name at least one class, and each once, got"):
+        configs.from_dict(content, "c")
