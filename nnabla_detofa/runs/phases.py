@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..common.errors import UserError
 from ..config import Config, DetofaHparams, PretrainHparams, Solver
 from ..space.search_space import SearchSpace
 from .schedule import Schedule
@@ -82,6 +83,26 @@ class TrainingPhase:
             gamma=self.solver.gamma,
             warmup_steps=self.solver.warmup_steps + self.warmup_epochs * per_epoch,
         )
+
+
+def check_phases(training: Sequence[TrainingPhase], images: int) -> None:
+    """Check training phases against the number of training images.
+
+    Raises:
+        UserError: a batch is larger than the training set, or a learning rate would still be rising at the end of its schedule.
+    """
+    for phase in training:
+        if phase.batch_size > images:
+            raise UserError(
+                f"the batch_size of the phase {phase.name} must be at most the number of training images, {images}, got "
+                f"{phase.batch_size}"
+            )
+        schedule = phase.schedule(images)
+        if phase.epochs and schedule.warmup_steps > schedule.steps:
+            raise UserError(
+                f"optimizer.train.warmup_steps must be at most the {schedule.steps} steps of the phase {phase.name} "
+                f"({phase.schedule_epochs} epochs of {phase.steps_per_epoch(images)} steps), got {schedule.warmup_steps}"
+            )
 
 
 def slug(name: str) -> str:

@@ -45,14 +45,16 @@ def data_facts(config: Config, whole: bool = False) -> DataFacts:
 
     Args:
         config: the config.
-        whole: also decode the images, as a run does before it starts.
+        whole: also decode the images, as a run does before it starts; a problem is then an error if the data folder exists.
 
     Raises:
-        UserError: the dataset cannot be opened, and the published size of one of its splits is not known here.
+        UserError: the dataset cannot be opened, and the published size of one of its splits is not known here, or `whole`.
     """
     try:
         return _found_facts(config, whole)
     except UserError as error:
+        if whole and FilePath(config.dataloader.root).is_dir():
+            raise
         return _published_facts(config, str(error))
 
 

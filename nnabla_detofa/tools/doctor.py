@@ -6,7 +6,6 @@ This module must load in a broken installation, so third-party packages are impo
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import textwrap
@@ -267,7 +266,7 @@ def memory(config: Any) -> Iterator[Finding]:
     from ..methods.build import make_model
     from ..runs.phases import training_phases
     from .data_facts import data_facts
-    from .graph_memory import step_memory
+    from .graph_memory import free_memory, step_memory
 
     try:
         facts = data_facts(config)
@@ -279,7 +278,7 @@ def memory(config: Any) -> Iterator[Finding]:
     model = make_model(config, facts.num_classes)
     needed = step_memory(config, facts.num_classes, model, training_phases(config)).total
     on_gpu = config.args.context != "cpu" and not no_gpu()[0]
-    free, where = (_gpu_memory(), "of GPU memory") if on_gpu else (_memory(), "of memory")
+    free, where = (_gpu_memory(), "of GPU memory") if on_gpu else (free_memory(), "of memory")
     text = f"memory: a training step needs about {_size(needed)}"
     if free is None:
         yield Finding(OK, text)
@@ -289,15 +288,6 @@ def memory(config: Any) -> Iterator[Finding]:
         yield Finding(PROBLEM, text, f"reduce hparams.mini_batch, which is {config.hparams.mini_batch or 'the batch_size'} now")
     else:
         yield Finding(WARNING if needed > free else OK, text)
-
-
-def _memory() -> int | None:
-    """Return the available memory of the machine in bytes, or None if it is unknown."""
-    try:
-        found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-        return int(found[1]) * 1024 if found else None
-    except OSError:
-        return None
 
 
 def _gpu_memory() -> int | None:

@@ -7,7 +7,7 @@ loop (forward, backward, update) on the CPU, with a batch of one synthetic image
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path as FilePath
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from ..methods.subnet_search import check_budgets
 from ..networks.distillation import Distillation
 from ..networks.layers import BATCH
 from ..networks.resnet50 import sort_middle_channels
-from ..runs.phases import TrainingPhase, slug, training_phases
+from ..runs.phases import TrainingPhase, check_phases, slug, training_phases
 from ..space.costs import CostModel
 from ..space.counting import Buckets
 from ..space.paths import Path, PathBatch
@@ -34,9 +34,9 @@ from ..space.search_space import SearchSpace
 from ..training.loop import OnePath, Progress, new_optimizer, train
 from ..training.resolution import at_resolution
 from .data_facts import DataFacts, data_facts
-from .graph_memory import step_memory
+from .graph_memory import StepMemory, free_memory, step_memory
 from .own_network import network_checks
-from .synthetic import SyntheticBatch, synthetic
+from .synthetic import SyntheticBatch, shapes, synthetic
 
 
 def smallest_path(space: SearchSpace) -> Path:
@@ -80,31 +80,46 @@ def dry_run(config: Config) -> Iterator[str]:
     Device.open("cpu")
     hparams = config.hparams
     facts = data_facts(config, whole=True)
-    model = make_model(config, facts.num_classes)
-    cost = make_cost(config, facts.num_classes, config.dataloader.image_size)
     phases = training_phases(config)
+    check_phases(phases, facts.train)
+    cost = make_cost(config, facts.num_classes, config.dataloader.image_size)
     if isinstance(hparams, DetofaHparams):
-        check_budgets(hparams.search.budgets, model.space, cost)
-    for phase in phases:
-        if phase.batch_size > facts.train:
-            raise UserError(
-                f"the batch size of the phase {phase.name} must be at most the {facts.train} training images, got "
-                f"{phase.batch_size}"
-            )
+        check_budgets(hparams.search.budgets, config.network.space, cost)
+    check_parameters(config, facts)
+    model = make_model(config, facts.num_classes)
 
     yield f"dry run of {config.name}: runner {config.args.runner}, network {config.network_name}; nothing is written"
     yield ""
     yield from file_lines(config, facts)
     yield from data_lines(config, facts)
     yield from network_lines(config, facts, model, cost)
-    yield from memory_lines(config, facts, model, phases)
+    memory = step_memory(config, facts.num_classes, model, phases)
+    yield from memory_lines(config, memory)
     yield from phase_lines(facts, phases)
     if isinstance(hparams, DetofaHparams):
         yield from search_lines(config.method, hparams, model.space, cost)
     else:
         yield from pretrain_lines(hparams)
+    needed, free = memory.image + memory.kept, free_memory()
+    if free is not None and needed > free:
+        yield f"no step is tried: it needs {_megabytes(needed)}, and {_megabytes(free)} of memory are free on this machine"
+        yield "dry run complete, without the steps"
+        return
     yield from step_lines(config, facts, model, cost, phases)
     yield "dry run complete: one step of every phase succeeded"
+
+
+def check_parameters(config: Config, facts: DataFacts) -> None:
+    """Raise UserError if the memory of this machine does not hold the weights and gradients of the network."""
+    kind = "detector" if isinstance(config.hparams, DetofaHparams) else "classifier"
+    whole = config.network.cost_model(config.dataloader.image_size, facts.num_classes, kind)
+    params = int(whole.params([config.network.space.largest])[0])
+    free = free_memory()
+    if free is not None and 8 * params > free:
+        raise UserError(
+            f"network.{config.network_name} has {params / 1e9:.4g} G parameters, and their values and gradients need "
+            f"{_megabytes(8 * params)}; {_megabytes(free)} of memory are free on this machine: reduce the numbers of channels"
+        )
 
 
 # --- Files, data and network ------------------------------------------------------------------------------------------
@@ -154,17 +169,16 @@ def data_lines(config: Config, facts: DataFacts) -> Iterator[str]:
 def network_lines(config: Config, facts: DataFacts, model: Any, cost: CostModel) -> Iterator[str]:
     """Report shapes, parameters, FLOPs, FLOPs buckets and the size of the search space."""
     space, detection = model.space, isinstance(config.hparams, DetofaHparams)
-    arrays = synthetic(config, facts.num_classes)
-    images = nn.Variable(arrays[0].shape)
+    inputs = shapes(config, facts.num_classes)
+    images = nn.Variable(inputs[0])
     outputs = model(images, space.largest, BATCH)
     yield "network (shapes for one image)"
-    yield f"  input {arrays[0].shape}"
+    yield f"  input {inputs[0]}"
     named = zip(model.map_names, model.maps(outputs)) if detection else [("logits", outputs)]
     yield "  outputs: " + ", ".join(f"{name} {output.shape}" for name, output in named)
     names = Targets._fields if detection else ("label",)
-    _, *targets = at_resolution(model, arrays, space.largest.resolution)
-    shapes = [f"{name} {array.shape}" for name, array in zip(names, targets)]
-    yield "  targets: " + ", ".join([str(array.shape) for array in targets] if sets_type(config) else shapes)
+    targets = list(map(str, at_resolution(model, inputs, space.largest.resolution)[1:]))
+    yield "  targets: " + ", ".join(targets if sets_type(config) else map(" ".join, zip(names, targets)))
     whole = config.network.cost_model(cost.image_size, facts.num_classes, "detector" if detection else "classifier")
     ends = PathBatch.from_paths([space.largest, smallest_path(space)], space.geometry)
     params, flops = whole.params(ends), cost.flops(ends)
@@ -176,18 +190,27 @@ def network_lines(config: Config, facts: DataFacts, model: Any, cost: CostModel)
         f"path, {flops[1] / 1e9:.4g} on the smallest"
     )
     buckets = Buckets(space, cost.flops, config.hparams.buckets)
-    yield f"  {buckets.n} FLOPs buckets, edges in GFLOPs: {', '.join(f'{edge / 1e9:.4g}' for edge in buckets.edges)}"
-    shares = ", ".join(f"{buckets.share(bucket):.3g}" for bucket in range(buckets.n))
-    yield f"  fraction of uniformly sampled paths in each bucket: {shares}"
+    yield f"  {buckets.n} FLOPs buckets, edges in GFLOPs: {_in_gflops(buckets.edges)}"
+    shares = [f"{buckets.share(bucket):.3g}" for bucket in range(min(buckets.n, LISTED))]
+    first = "" if buckets.n == len(shares) else f" of the first {LISTED}"
+    yield f"  fraction of uniformly sampled paths in each bucket{first}: {', '.join(shares)}"
     yield f"  search space {space.name}: {space.size():.4g} paths"
     if ":" in config.network_name:
         yield from (f"  checked: {line}" for line in network_checks(config.network, facts.num_classes, whole))
     yield ""
 
 
-def memory_lines(config: Config, facts: DataFacts, model: Any, phases: tuple[TrainingPhase, ...]) -> Iterator[str]:
+LISTED = 20
+"""Number of FLOPs buckets that are listed; of the many of a large `hparams.buckets`, counting all would take minutes."""
+
+
+def _in_gflops(flops: Iterable[float]) -> str:
+    """List FLOPs in GFLOPs."""
+    return shown_names([f"{value / 1e9:.4g}" for value in flops], LISTED + 1)
+
+
+def memory_lines(config: Config, memory: StepMemory) -> Iterator[str]:
     """Report the estimated memory of a training step."""
-    memory = step_memory(config, facts.num_classes, model, phases)
     image, batch, kept, teacher = memory
     sums = ", their sums over mini-batches" if config.hparams.mini_batch else ""
     yield "memory of a training step (estimated from the graph, 32-bit)"
@@ -294,8 +317,7 @@ def search_lines(runner: str, hparams: DetofaHparams, space: SearchSpace, cost: 
         f"{search.mutate_prob:g}, {search.mutation_ratio:.0%} mutants and {1 - search.mutation_ratio:.0%} crossovers"
     )
     budgets = search.budgets or Buckets(space, cost.flops, hparams.buckets).edges[1:]
-    listed = ", ".join(f"{budget / 1e9:.4g}" for budget in budgets)
-    yield f"  budgets in GFLOPs: {listed}; buckets compared by {search.across_buckets}"
+    yield f"  budgets in GFLOPs: {_in_gflops(budgets)}; buckets compared by {search.across_buckets}"
     yield "  the subnets found are not fine-tuned"
     if detofa:
         yield "the paper's baselines are separate runs: args.runner=fullnet, ofa, compofa or ofa_ps"
@@ -326,6 +348,10 @@ def pretrain_lines(hparams: PretrainHparams) -> Iterator[str]:
     yield ""
 
 
+SPEED = 5e9
+"""Multiply-accumulates per second of a CPU core, roughly; a forward and backward pass takes three times those of a path."""
+
+
 # --- One step of each phase -------------------------------------------------------------------------------------------
 
 
@@ -333,9 +359,11 @@ def step_lines(
     config: Config, facts: DataFacts, model: Any, cost: CostModel, phases: tuple[TrainingPhase, ...]
 ) -> Iterator[str]:
     """Run one training step of every phase that has epochs, and report its path, loss, gradients and duration."""
-    yield "one step of each phase on the CPU: random weights, one synthetic image, forward, backward, update"
-    arrays, rng = synthetic(config, facts.num_classes), np.random.default_rng((config.args.seed, 2))
     largest = config.network.space.largest
+    macs = 3 * sum(map(bool, (phase.epochs for phase in phases))) * cost.flops([largest])[0]
+    minutes = f"; this may take {macs / SPEED / 60:.0f} minutes" if macs > 60 * SPEED else ""
+    yield f"one step of each phase on the CPU: random weights, one synthetic image, forward, backward, update{minutes}"
+    arrays, rng = synthetic(config, facts.num_classes), np.random.default_rng((config.args.seed, 2))
     fullnet = {name: parameter.d.copy() for name, parameter in model.get_parameters().items()}
     for phase in phases:
         if not phase.epochs:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +13,7 @@ from ..backend.compat import nn
 from ..config import Config
 from ..runs.phases import TrainingPhase
 from ..training.loop import build
-from .synthetic import synthetic
+from .synthetic import shapes
 
 STATES = {"Adam": 2, "AdamW": 2, "Momentum": 1, "Nesterov": 1, "Sgd": 0}
 """Solver -> number of state arrays that it keeps for every trained array."""
@@ -117,10 +119,18 @@ class StepMemory(NamedTuple):
 
 def step_memory(config: Config, num_classes: int, model: Any, phases: Sequence[TrainingPhase]) -> StepMemory:
     """Estimate the memory of a training step in the phase with the largest batch."""
-    arrays = synthetic(config, num_classes)
-    graph = build(model, model.space.largest, [nn.Variable(array.shape) for array in arrays])
+    graph = build(model, model.space.largest, [nn.Variable(shape) for shape in shapes(config, num_classes)])
     image = peak_bytes(graph.losses[0], model.get_parameters().values())
     weights = sum(4 * int(np.prod(p.shape)) for p in model.get_parameters(grad_only=True).values())
     batch = config.hparams.mini_batch or max(phase.batch_size for phase in phases)
     kept = weights * (2 + STATES[config.optimizer.train.name] + bool(config.hparams.mini_batch))
     return StepMemory(image, batch, kept, weights * any(phase.kd_ratio for phase in phases))
+
+
+def free_memory() -> int | None:
+    """Return the available memory of the machine in bytes, or None if it is unknown."""
+    try:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB", FilePath("/proc/meminfo").read_text(), re.MULTILINE)
+        return int(found[1]) * 1024 if found else None
+    except OSError:
+        return None

@@ -9,7 +9,7 @@ import numpy as np
 from ..config import Config, DetofaHparams
 from ..config.detection import detection_sections
 from ..data.compact import AnyArray
-from ..data.sets import DetectionSets, sets_type
+from ..data.sets import ClassificationSets, DetectionSets, sets_type
 
 
 class SyntheticBatch:
@@ -33,14 +33,28 @@ def synthetic(config: Config, num_classes: int) -> list[AnyArray]:
     """
     side = input_side(config)
     image = np.random.default_rng(0).normal(size=(1, 3, side, side)).astype(np.float32)
-    if not isinstance(config.hparams, DetofaHparams):
+    sets = _sets(config, num_classes)
+    if isinstance(sets, ClassificationSets):
         return [image, np.zeros((1, 1))]
+    box = np.array([[0.25, 0.25, 0.75, 0.75]]) * image.shape[-1]
+    return [image, *(array[None] for array in sets.train_targets(box, np.array([0])))]
+
+
+def shapes(config: Config, num_classes: int) -> list[tuple[int, ...]]:
+    """Return the shapes of the arrays that `synthetic` makes, which may be large, without making them."""
+    side = input_side(config)
+    return [(1, 3, side, side), *((1, *shape) for shape in _sets(config, num_classes).train_shapes())]
+
+
+def _sets(config: Config, num_classes: int) -> DetectionSets | ClassificationSets:
+    """Return datasets without images, for their targets."""
+    side, classes = input_side(config), tuple(map(str, range(num_classes)))
+    if not isinstance(config.hparams, DetofaHparams):
+        return ClassificationSets(classes, None, None, (side, side))
     network, data, _ = detection_sections(config)
     stride, resolutions = network.head_geometry(num_classes).output_stride(network.geometry), network.geometry.resolutions
-    box = np.array([[0.25, 0.25, 0.75, 0.75]]) * side
-    kind, classes = sets_type(config) or DetectionSets, tuple(map(str, range(num_classes)))
-    sets = kind(classes, None, None, None, (side, side), stride, data.max_objects, resolutions=resolutions)
-    return [image, *(array[None] for array in sets.train_targets(box, np.array([0])))]
+    kind = sets_type(config) or DetectionSets
+    return kind(classes, None, None, None, (side, side), stride, data.max_objects, resolutions=resolutions)
 
 
 def input_side(config: Config) -> int:

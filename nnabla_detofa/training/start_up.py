@@ -18,7 +18,7 @@ from ..data.sets import read_all
 from ..evaluation.images import Sets
 from ..runs import provenance
 from ..runs.lock import LockedRun, locked_run
-from ..runs.phases import TrainingPhase
+from ..runs.phases import TrainingPhase, check_phases
 from ..space.costs import CostModel
 from .mini_batch import mini_batch
 from .runner import SupernetRunner
@@ -57,12 +57,7 @@ def start(
     """
     comm = device.comm
     mini = comm.once(lambda: mini_batch(config, comm.n_procs, output, restart))
-    for phase in training:
-        if phase.batch_size > len(sets.train):  # checked before arrays of this size are allocated
-            raise UserError(
-                f"the batch_size of the phase {phase.name} must be at most the number of images, {len(sets.train)}, "
-                f"got {phase.batch_size}"
-            )
+    check_phases(training, len(sets.train))  # before arrays of the batch size are allocated
     comm.once(lambda: read_all(sets))
     with ExitStack() as held:
         held.enter_context(_alone_in_process())

@@ -1,9 +1,12 @@
 """The dry run: every phase does a step, every number of the schedule is there, nothing is read that is missing or written."""
 
 import json
+import shutil
 from pathlib import Path as FilePath
 
 import pytest
+import tiny
+from small import detofa_config
 
 from nnabla_detofa import config as configs
 from nnabla_detofa.cli.program import main
@@ -12,6 +15,7 @@ from nnabla_detofa.methods.build import make_cost
 from nnabla_detofa.runs.phases import training_phases
 from nnabla_detofa.space.search_space import ofa_resnet50
 from nnabla_detofa.tools import data_facts, dry_run
+from nnabla_detofa.tools.synthetic import shapes, synthetic
 
 CONFIGS = FilePath(__file__).parents[2] / "configs"
 SMALL = {"width_scale": 0.0625}
@@ -98,7 +102,7 @@ def test_an_unknown_split_is_named(tmp_path, monkeypatch, capsys):
         (
             "voc_detofa",
             "hparams.batch_size=100000",
-            "the batch size of the phase fullnet must be at most the 15551 training images, got 100000",
+            "the batch_size of the phase fullnet must be at most the number of training images, 15551, got 100000",
         ),
         ("imagenet_pretrain", "hparams.paths=3", "hparams.paths must be 0, or at least 8 for each of the 5 buckets, got 3"),
         ("imagenet_pretrain", "network.ofa_resnet50.num_classes=-1", "num_classes must be"),
@@ -107,3 +111,50 @@ def test_an_unknown_split_is_named(tmp_path, monkeypatch, capsys):
 def test_what_the_run_would_refuse_the_dry_run_refuses(name, override, message):
     with pytest.raises(UserError, match=message):
         list(dry_run.dry_run(configs.load(CONFIGS / f"{name}.json", [override])))
+
+
+@pytest.mark.parametrize(
+    "fault, message",
+    [
+        (lambda root: (root / "JPEGImages/train_00001.jpg").unlink(), "train_00001.jpg is missing"),
+        (lambda root: (root / "JPEGImages/test_00001.jpg").write_bytes(b""), "test_00001.jpg is not a readable image"),
+        (lambda root: (root / "Annotations/val_00001.xml").write_text("<annotation>"), "val_00001.xml is not well-formed XML"),
+        (lambda root: shutil.rmtree(root / "ImageSets"), "split 'VOC2007/trainval' of .* must be one of"),
+    ],
+)
+def test_a_data_folder_that_is_there_must_be_sound(tmp_path, fault, message):
+    """The sizes of published data sets are assumed only where the folder is missing."""
+    root = shutil.copytree(tiny.digits(), tmp_path / "data", ignore=shutil.ignore_patterns("classification"))
+    splits = {name: [name] for name in ("train", "val", "test")}
+    content = detofa_config(root)
+    fault(root)
+    content["dataloader"]["voc"] |= splits if (root / "ImageSets").is_dir() else {"train": ["VOC2007/trainval"]}
+    with pytest.raises(UserError, match=message):
+        next(dry_run.dry_run(configs.from_dict(content, "c")))
+
+
+def test_steps_that_memory_does_not_hold_are_not_tried(monkeypatch):
+    config = configs.from_dict(DETECTOR | {"args": {"runner": "fullnet"}}, "c")
+    params = int(config.network.cost_model(64, 20, "detector").params([config.network.space.largest])[0])
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(UserError, match="their values and gradients need .* MiB; .* are free"),
+    ):
+        patched.setattr(dry_run, "free_memory", lambda: 8 * params - 1)
+        next(dry_run.dry_run(config))
+    for free, tried in ((8 * params, False), (None, True)):
+        with monkeypatch.context() as patched:
+            patched.setattr(dry_run, "free_memory", lambda free=free: free)
+            text = "\n".join(dry_run.dry_run(config))
+        assert ("no step is tried: it needs" in text) is not tried and ("fullnet: a path of" in text) is tried
+
+
+def test_many_buckets_and_budgets_are_not_all_listed():
+    few, many = (dry_run._in_gflops([1e9 * number for number in range(count)]) for count in (21, 1001))
+    assert few.endswith("19, 20") and many.endswith("19, 20, ... (1001 in all)")
+
+
+@pytest.mark.parametrize("file", ["voc_detofa", "digits_detofa", "digits_pretrain", "digits_neck"])
+def test_the_shapes_are_those_of_the_synthetic_arrays(file):
+    config = configs.load(CONFIGS / f"{file}.json")
+    assert shapes(config, 3) == [array.shape for array in synthetic(config, 3)]
