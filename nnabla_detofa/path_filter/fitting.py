@@ -183,7 +183,7 @@ def fit(
         map_members: parallel `map`, such as `Communicator.map`, that distributes the members among processes.
 
     Raises:
-        UserError: there are too few paths for a pair in both splits.
+        UserError: there are too few paths for a pair in both splits, or the loss is no longer finite.
     """
     paths = _Paths(path_filter.tokenizer(batch), np.asarray(buckets), losses, standardized(losses, buckets))
     seeds = rng.integers(1 << 63, size=len(path_filter.members))
@@ -251,13 +251,18 @@ class _MemberFit:
         self.solver.set_parameters(self.member.get_parameters())
 
     def run(self, progress: Callable[[int, float, float], None]) -> FitResult:
-        """Train until the validation loss has not improved for `patience` epochs."""
+        """Train until the validation loss has not improved for `patience` epochs; raise UserError if it is not finite."""
         held, options = self.splits["validation"], self.options
         train_losses, validation_losses = [math.nan], [self.validation_loss()]
         best, best_weights = 0, self.weights()
         for epoch in range(1, options.epochs + 1):
             train_losses.append(self.epoch())
             validation_losses.append(self.validation_loss())
+            if not math.isfinite(validation_losses[-1]):
+                raise UserError(
+                    f"the loss of the path filter became {validation_losses[-1]} in epoch {epoch}: lower hparams.filter.lr, "
+                    f"which is {options.lr:g}, or hparams.filter.regression, which is {options.regression:g}"
+                )
             progress(epoch, train_losses[-1], validation_losses[-1])
             if validation_losses[-1] < validation_losses[best]:
                 best, best_weights = epoch, self.weights()

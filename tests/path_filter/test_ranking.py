@@ -109,6 +109,15 @@ def test_a_fit_of_every_kind_repeats_itself_bit_by_bit(parts, options):
     assert any(not np.array_equal(array, before[name]) for name, array in weights[0].items())
 
 
+@pytest.mark.parametrize("options", [{"lr": 1e300}, {"lr": 1e-3, "regression": 1e300}, {"lr": 1e300, "pairs": "all"}], ids=str)
+def test_a_fit_that_diverges_is_an_error_and_no_filter(options):
+    rng = np.random.default_rng(0)
+    path_filter = PathFilter(buckets=2, dim=8, heads=1, layers=1, feed_forward=8, rng=np.random.default_rng(1))
+    batch, losses, buckets = SPACE.sample_many(rng, 20), rng.random(20), np.arange(20) % 2
+    with np.errstate(over="ignore"), pytest.raises(UserError, match="the loss of the path filter became (nan|inf) in epoch"):
+        fit(path_filter, batch, buckets, losses, rng, FitOptions(epochs=5, **options))
+
+
 def test_fitting_noise_stops_early_and_keeps_the_best_weights():
     rng = np.random.default_rng(0)
     batch, losses, buckets = SPACE.sample_many(rng, 80), rng.random(80), np.arange(80) % 2
