@@ -43,13 +43,13 @@ def read_bytes(file: str | os.PathLike, what: str, max_bytes: int = MAX_BYTES) -
 
 
 def read_text(file: str | os.PathLike, what: str, max_bytes: int = MAX_BYTES) -> str:
-    """Read a UTF-8 text file; arguments and errors are as in `read_bytes`.
+    """Read a UTF-8 text file, without the byte order mark that some editors write; arguments are as in `read_bytes`.
 
     Raises:
         UserError: the file cannot be read, or it is not UTF-8.
     """
     try:
-        return read_bytes(file, what, max_bytes).decode()
+        return read_bytes(file, what, max_bytes).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"cannot read {what} {file}: it is not UTF-8 text") from error
 

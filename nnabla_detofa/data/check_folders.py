@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from .check_report import DataReport, ImageInspector, Split, finished
-from .image_folder import list_classes, other_files
+from .image_folder import list_classes, other_files, outside_classes, too_few_classes
 
 
 def check_folders(
@@ -33,8 +33,8 @@ def check_folders(
             report.fatal.append(f"{folder} is not a folder; it must contain one subfolder of JPEG or PNG images per class")
             continue
         inside = list_classes(folder)
-        if not inside:
-            report.fatal.append(f"{folder} must contain one subfolder of images per class, but has no subfolder")
+        report.fatal += filter(None, [too_few_classes(folder, inside)])
+        report.warnings += filter(None, [outside_classes(folder)])
         here = set(inside)
         classes = here if classes is None else classes
         for odd in sorted(here ^ classes):

@@ -2,13 +2,15 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from ..common.checked import listed
 from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
 from .images import EXTENSIONS, MAX_PIXELS, OTHER_FORMATS, check_whole, read_image
@@ -44,8 +46,8 @@ class ImageFolder:
             raise UserError(f"{folder} is not a folder; it must contain one subfolder of JPEG or PNG images per class")
         found = list_classes(folder)
         self.classes = tuple(found)
-        if not self.classes:
-            raise UserError(f"{folder} must contain one subfolder of JPEG or PNG images per class, but has no subfolder")
+        if text := too_few_classes(folder, found):
+            raise UserError(text)
         if classes is not None and self.classes != tuple(classes):
             raise UserError(f"{folder} must contain the classes {', '.join(classes)}, got {', '.join(self.classes)}")
         self._items: list[tuple[Path, int]] = []
@@ -53,9 +55,9 @@ class ImageFolder:
             if not files:
                 raise UserError(f"{place} must contain at least one JPEG or PNG image")
             self._items += [(file, label) for file in files]
-        for place, files in found.values():
-            if text := other_files(place, len(files)):
-                log.warning("%s", text)
+        ignored = [outside_classes(folder), *(other_files(place, len(files)) for place, files in found.values())]
+        for text in filter(None, ignored):
+            log.warning("%s", text)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -85,11 +87,35 @@ class ImageFolder:
 
 
 def list_classes(folder: Path) -> dict[str, tuple[Path, list[Path]]]:
-    """Map each class name to its folder and the images in it, both sorted by name. Hidden folders are skipped."""
-    places = sorted((composed(place.name), place) for place in folder.iterdir() if place.is_dir() and place.name[0] != ".")
-    return {
-        name: (place, [file for file in sorted(place.iterdir()) if file.suffix.lower() in EXTENSIONS]) for name, place in places
-    }
+    """Map each class name to its folder and the images in it, both sorted by name. Hidden folders and files are skipped.
+
+    Names are in Unicode's composed form, unless two folders share it. A link to a missing folder is a class without images.
+    """
+    places = [place for place in folder.iterdir() if place.name[0] != "." and (place.is_dir() or not place.exists())]
+    several = Counter(composed(place.name) for place in places)
+    names = {place: name if several[name := composed(place.name)] == 1 else place.name for place in places}
+    return {name: (place, _images(place)) for place, name in sorted(names.items(), key=lambda item: (item[1], item[0]))}
+
+
+def too_few_classes(folder: Path, classes: Collection[str]) -> str:
+    """Return an error message if a split has not the two classes that a classifier needs at least, otherwise ""."""
+    if len(classes) > 1:
+        return ""
+    found = f"only {listed(classes, 'and')}" if classes else "no subfolder"
+    return f"{folder} must contain one subfolder of JPEG or PNG images for each of two or more classes, but has {found}"
+
+
+def _images(place: Path) -> list[Path]:
+    """Return the images in the folder of a class, sorted by name, without hidden files; none if the folder is missing."""
+    files = sorted(place.iterdir()) if place.is_dir() else []
+    return [file for file in files if file.suffix.lower() in EXTENSIONS and file.name[0] != "."]
+
+
+def outside_classes(folder: Path) -> str:
+    """Return a warning about images of a split outside the folders of its classes, or an empty string."""
+    formats = {*EXTENSIONS, *OTHER_FORMATS}
+    number = sum(file.suffix.lower() in formats and file.name[0] != "." and file.is_file() for file in folder.iterdir())
+    return f"{folder}: images outside the subfolders of the classes are ignored: {number}" if number else ""
 
 
 def other_files(place: Path, used: int) -> str:
@@ -99,10 +125,10 @@ def other_files(place: Path, used: int) -> str:
         place: the folder of a class.
         used: the number of its images that are used.
     """
-    entries = list(place.iterdir())
+    entries = list(place.iterdir()) if place.is_dir() else []
     formats = sorted({file.suffix.lower() for file in entries} & OTHER_FORMATS)
     others = sum(file.suffix.lower() in OTHER_FORMATS for file in entries)
-    deeper = sum(file.suffix.lower() in EXTENSIONS for file in place.rglob("*")) - used
+    deeper = sum(file.suffix.lower() in EXTENSIONS and file.name[0] != "." for file in place.rglob("*")) - used
     texts = []
     if others:
         texts.append(f"{others} images in other formats ({', '.join(formats)})")

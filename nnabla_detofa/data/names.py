@@ -27,6 +27,14 @@ def is_below(name: str) -> bool:
     return bool(path.name) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
+def below(name: str, folder: Path) -> str:
+    """Return an absolute name of a file in `folder`, as some tools write them, relative to it; other names are unchanged."""
+    for root in (os.path.abspath(folder), os.path.realpath(folder)):
+        if name.startswith(f"{root}/"):
+            return name[len(root) + 1 :]
+    return name
+
+
 def listed_names(file: Path) -> list[str]:
     """Return the non-blank lines of a file that lists images, as they are: names may begin and end with spaces.
 
@@ -44,7 +52,8 @@ class Listing:
     """Finds files below a folder by name. Each folder is listed once, on its first lookup.
 
     Args:
-        folder: the folder that names are relative to. `a/b` is a file in a subfolder; names that leave it are not found.
+        folder: the folder that names are relative to, unless they are absolute. `a/b` is a file in a subfolder; names that
+            leave the folder are not found.
         extensions: if given, names have no extension, and a file matches with any of these extensions in lower or upper case;
             if several files match, the extension that comes first here wins. None: names include the extension.
     """
@@ -56,6 +65,7 @@ class Listing:
 
     def find(self, name: str) -> Path | None:
         """Return the path of a file, spelled as on disk, or None if it does not exist."""
+        name = below(name, self.folder)
         if not is_below(name):
             return None
         *folders, last = PurePosixPath(name).parts

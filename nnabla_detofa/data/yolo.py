@@ -29,7 +29,7 @@ from ..common.reading import read_text, short, shown
 from ..config.files import parse_yaml
 from .dataset import MAX_NOTES, DetectionDataset, Objects, ignored_classes, unknown_class
 from .images import EXTENSIONS, OTHER_FORMATS, inspect_image
-from .names import Listing, composed, is_below, listed_names
+from .names import Listing, below, composed, is_below, listed_names
 from .objects import BoxSummary, check_boxes
 from .yolo_labels import in_pixels, read_labels
 
@@ -240,13 +240,12 @@ def list_split(about: Description, split: str) -> ListedSplit:
                 others = f"{formats.total()} images in other formats ({', '.join(sorted(formats))})"
                 notes.append(f"{place} has {others}, which are ignored; only JPEG and PNG files are used")
         else:
-            on_disk = Listing(place.parent)
+            beside, absolute = Listing(place.parent), Listing(about.folder)
             for line in listed_names(place):
+                on_disk = absolute if line.lstrip().startswith("/") else beside
                 image = on_disk.find(line) or on_disk.find(line.strip())
                 if image is None:
-                    problems.append(
-                        f"{place.parent / short(line.strip())} is missing, but {place} lists it (paths are relative to it)"
-                    )
+                    problems.append(_missing(line.strip(), place, about.folder))
                 else:
                     images.append(image)
         for image in images:
@@ -257,6 +256,13 @@ def list_split(about: Description, split: str) -> ListedSplit:
     if repeated:
         notes.append(f"split {split} of {about.file} lists {repeated} images again; each is used once")
     return ListedSplit(list(found), notes, problems)
+
+
+def _missing(name: str, list_file: Path, folder: Path) -> str:
+    """Return the error message for a listed name without an image."""
+    if name.startswith("/"):
+        return f"{short(name)} is missing from the images below {folder}, but {list_file} lists it"
+    return f"{list_file.parent / short(name)} is missing, but {list_file} lists it (paths are relative to it)"
 
 
 def find_images(about: Description, split: str, warn: bool = True) -> list[YOLOFile]:
@@ -314,7 +320,7 @@ def files_below(folder: Path) -> list[Path]:
 
 def _found(folder: Path, path: str) -> Path | None:
     """Return the folder or file that a path of the description names; None if it does not exist."""
-    for tried in (path, path.removeprefix("../")):  # Roboflow writes ../train/images for train/images
+    for tried in (below(path, folder), path.removeprefix("../")):  # Roboflow writes ../train/images for train/images
         if is_below(tried) and (folder / tried).exists():
             return folder / tried
     return None

@@ -65,8 +65,7 @@ def label_lines(file: Path) -> list[tuple[str, str]]:
     """
     if not os.path.lexists(file):  # a link to a missing file is an error
         return []
-    text = read_text(file, "the labels").removeprefix("\ufeff")
-    lines = enumerate(text.splitlines(), 1)
+    lines = enumerate(read_text(file, "the labels").splitlines(), 1)
     return [(f"{file} line {number}", line) for number, line in lines if line.strip()]
 
 

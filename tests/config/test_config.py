@@ -176,6 +176,13 @@ def test_yaml_means_the_same(tmp_path):
     assert configs.load(file) == configs.load(write(tmp_path, **SMALLEST))
 
 
+@pytest.mark.parametrize("name, line_end", [("run.json", "\n"), ("run.json", "\r\n"), ("run.yaml", "\n"), ("run.yaml", "\r\n")])
+def test_a_byte_order_mark_is_no_part_of_a_config(name, line_end, tmp_path):
+    text = json.dumps(SMALLEST, indent=1).replace("\n", line_end)  # which is YAML too
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert configs.load(tmp_path / name) == configs.load(write(tmp_path, **SMALLEST))
+
+
 def test_a_config_is_merged_over_its_base(tmp_path):
     (tmp_path / "bases").mkdir()
     write(tmp_path / "bases", "lowest.json", **SMALLEST, about="of the lowest", hparams={"epochs": 1, "filter": {"dim": 64}})

@@ -328,10 +328,11 @@ def test_images_of_other_formats_in_a_folder_of_classes(tmp_path, caplog):
         for name in ("cat", "dog"):
             (tmp_path / split / name / "more").mkdir(parents=True)
             cv2.imwrite(str(tmp_path / split / name / "a.png"), np.zeros((8, 8, 3), np.uint8))
-    for place in ("train/cat/b.bmp", "train/cat/c.WEBP", "val/dog/more/d.png"):
+    for place in ("train/cat/b.bmp", "train/cat/c.WEBP", "val/dog/more/d.png", "train/e.png", "train/f.bmp", "train/.g.png"):
         shutil.copy(tmp_path / "val/cat/a.png", tmp_path / place)
     only = "only JPEG and PNG files directly in this folder are used"
     texts = [
+        f"{tmp_path / 'train'}: images outside the subfolders of the classes are ignored: 2",
         f"{tmp_path / 'train/cat'}: 2 images in other formats (.bmp, .webp) are ignored; {only}",
         f"{tmp_path / 'val/dog'}: 1 images in subfolders are ignored; {only}",
     ]

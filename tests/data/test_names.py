@@ -59,6 +59,14 @@ def test_a_line_of_a_split_is_a_name(tree, tmp_path, caplog, names, text):
     assert check_coco(copy).warnings == []
 
 
+def test_an_absolute_name_inside_the_folder_of_the_images_is_found_alike(tree, tmp_path):
+    inside = tree.root / "JPEGImages"
+    add(tree, "a", "cam/b").split("train", f"{inside}/a\n {inside}/cam/b 1\n")
+    assert VOCDataset(tree.root, "train").image_ids == ("a", "cam/b") and check_voc(tree.root).fatal == []
+    copy = write_coco(tree.root, tmp_path / "coco", ["train"])
+    assert COCODataset(copy / "annotations/instances_train.json", copy / "train").image_ids == ("a.jpg", "cam/b.jpg")
+
+
 @pytest.mark.parametrize("name", ["/etc/passwd", "../JPEGImages/a", "cam/../../a", "..", "b", "a/b", "a.jpg", "a\0", "a 2"])
 def test_a_name_that_leads_out_or_nowhere_is_refused_alike(tree, tmp_path, name):
     add(tree, "a").split("train", f"a\n{name}\n")

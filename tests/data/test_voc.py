@@ -277,6 +277,27 @@ def test_the_central_crop_of_any_image_takes_no_more_memory_than_an_image(shape,
     assert max(map(np.prod, sizes)) <= 1 << 26
 
 
+def test_hidden_files_are_no_images_and_folders_in_two_compositions_are_two_classes(folder):
+    image = (folder / "cat/0.png").read_bytes()
+    (folder / "cat/._0.png").write_bytes(b"\0\5\x16\7")  # as macOS leaves them on other disks
+    (folder / ".cache").mkdir()
+    for name in ("\u00e9", "e\u0301", "o\u0308"):
+        (folder / name).mkdir()
+        (folder / name / "a.png").write_bytes(image)
+    dataset = ImageFolder(folder)
+    assert dataset.classes == ("cat", "dog", "e\u0301", "\u00e9", "\u00f6") and len(dataset) == 7
+    dataset.check_images()
+
+
+def test_a_class_that_links_to_a_missing_folder_is_not_left_out(folder):
+    (folder / "cow").symlink_to("gone")
+    with pytest.raises(UserError, match="cow must contain at least one JPEG or PNG image"):
+        ImageFolder(folder)
+    (folder / "gone").symlink_to("cow")  # links to each other
+    with pytest.raises(UserError, match="cow must contain at least one JPEG or PNG image"):
+        ImageFolder(folder)
+
+
 def test_image_folder_errors(folder):
     with pytest.raises(UserError, match="is not a folder"):
         ImageFolder(folder / "nowhere")
@@ -284,6 +305,10 @@ def test_image_folder_errors(folder):
         ImageFolder(folder, ["cat", "cow"])
     with pytest.raises(UserError, match="has no subfolder"):
         ImageFolder(folder / "cat")
+    (folder / "cat" / "kitten").mkdir()
+    with pytest.raises(UserError, match="for each of two or more classes, but has only kitten"):
+        ImageFolder(folder / "cat")
+    (folder / "cat" / "kitten").rmdir()
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match="empty must contain at least one JPEG or PNG image"):
         ImageFolder(folder)

@@ -123,6 +123,36 @@ def test_descriptions_of_several_tools(layout, description):
     assert dataset.classes == ("cat", "dog") and objects(dataset) == expected
 
 
+@pytest.mark.parametrize(
+    "train, listed",
+    [
+        ("{root}/images/train", ""),
+        ("[{root}/images/train]", ""),
+        ("{root}/list.txt", "images/train/train_0.png\nimages/train/train_1.png"),
+        ("list.txt", "{root}/images/train/train_0.png\n {root}/images/train/train_1.png \r\n"),
+        ("list.txt", "{link}/images/train/train_0.png\n./images/train/train_1.png"),
+        ("images/list.txt", "{root}/images/train/train_0.png\ntrain/train_1.png"),
+    ],
+)
+def test_absolute_names_inside_the_folder_of_the_dataset_are_found(layout, train, listed):
+    expected = objects(YOLODataset(layout.root, "train"))
+    link = layout.root.with_name("link")
+    link.symlink_to(layout.root)
+    places = {"root": layout.root, "link": link}
+    (layout.root / "list.txt").write_text(listed.format(**places))
+    shutil.copy(layout.root / "list.txt", layout.root / "images/list.txt")
+    layout.describe(f"train: {train.format(**places)}\n{NAMES}")
+    assert objects(YOLODataset(link, "train")) == expected and check_yolo(link, {"train": "train"}).fatal == []
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "{root}/../other.png", "{root}/gone.png", "{root}x/images/train/train_0.png"])
+def test_absolute_names_outside_the_dataset_are_rejected(layout, name):
+    (layout.root / "list.txt").write_text(name.format(root=layout.root))
+    layout.describe(f"train: list.txt\n{NAMES}")
+    with pytest.raises(UserError, match="is missing from the images below .*set, but .*list.txt lists it"):
+        YOLODataset(layout.root, "train")
+
+
 def test_labels_next_to_images(tmp_path):
     layout = Layout(tmp_path / "set")
     shutil.copytree(layout.root / "images/train", layout.root / "flat")
