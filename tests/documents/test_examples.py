@@ -15,6 +15,7 @@ import pytest
 from small import detofa_config
 from visit import count_macs, peak_memory
 
+import nnabla_detofa
 from nnabla_detofa import config as configs
 from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
@@ -355,11 +356,15 @@ def test_the_pages_name_every_example():
 def test_the_method_of_the_page_gets_what_algorithm_1_gets(monkeypatch, data, tmp_path):
     from nnabla_detofa.methods import algorithm1
 
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/extend/method.md").read_text(encoding="utf-8"), re.DOTALL)
-    names: dict = {"__name__": "docs"}
-    exec(block, names)
-    (tmp_path / "own.json").write_text(json.dumps(detofa_config(data)))
+    page = (ROOT / "docs/extend/method.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (runner,) = re.findall(r'runner: "(.*?)"', page)
+    (tmp_path / "my_methods.py").write_text(block)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    content = detofa_config(data)
+    content["args"]["runner"] = runner
+    (tmp_path / "own.json").write_text(json.dumps(content))
     monkeypatch.setattr(algorithm1, "start", lambda *arguments: arguments)
-    searcher, model, sets, cost, config, training, device, output, restart = names["train"](str(tmp_path / "own.json"), "out")
-    assert (searcher, device.name, output, restart) == (names["SandwichSearcher"], "cpu", Path("out"), False)
+    searcher, *_, training, device, output, restart = nnabla_detofa.train(tmp_path / "own.json", "out")
+    assert (searcher.__name__, device.name, output, restart) == ("SandwichSearcher", "cpu", Path("out"), False)
     assert [phase.name for phase in training] == ["fullnet", "warm-up", "fine-tuning"]
