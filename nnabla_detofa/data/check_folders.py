@@ -33,7 +33,8 @@ def check_folders(
             report.fatal.append(f"{folder} is not a folder; it must contain one subfolder of JPEG or PNG images per class")
             continue
         inside = list_classes(folder)
-        report.fatal += filter(None, [too_few_classes(folder, inside)])
+        if (text := too_few_classes(folder, inside)) and not (classes and inside):
+            report.fatal.append(text)
         report.warnings += filter(None, [outside_classes(folder)])
         here = set(inside)
         classes = here if classes is None else classes

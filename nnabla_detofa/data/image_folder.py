@@ -46,7 +46,7 @@ class ImageFolder:
             raise UserError(f"{folder} is not a folder; it must contain one subfolder of JPEG or PNG images per class")
         found = list_classes(folder)
         self.classes = tuple(found)
-        if text := too_few_classes(folder, found):
+        if (text := too_few_classes(folder, found)) and not (classes and found):
             raise UserError(text)
         if classes is not None and self.classes != tuple(classes):
             raise UserError(f"{folder} must contain the classes {', '.join(classes)}, got {', '.join(self.classes)}")

@@ -43,7 +43,7 @@ FILES: dict[str, dict[str, tuple]] = {
         ),
         "not UTF-8": (b"\xff\xfe{}", "UTF-8"),
         "UTF-16": (text().encode("utf-16"), "UTF-8"),
-        "a byte-order mark": (b"\xef\xbb\xbf" + text().encode(), "line 1"),
+        "two byte-order marks": (2 * b"\xef\xbb\xbf" + text().encode(), "line 1"),
         "binary": (bytes(range(256)), "UTF-8"),
         "zero bytes": (bytes(100), "line 1"),
         "no network": (json.dumps({k: v for k, v in SMALL.items() if k != "network"}), "network", "none"),
@@ -120,10 +120,10 @@ FILES: dict[str, dict[str, tuple]] = {
 }
 
 VALUES: dict[str, tuple[str, ...]] = {
-    "hparams.r_path=25": ("hparams.r_path", "[0, 1)", "25"),
-    "hparams.r_path=-0.1": ("hparams.r_path", "[0, 1)", "-0.1"),
-    "hparams.r_path=NaN": ("hparams.r_path", "[0, 1)", "nan"),
-    "hparams.r_path=1": ("hparams.r_path", "[0, 1)"),
+    "hparams.r_path=25": ("hparams.r_path", "[0, 0.99]", "25"),
+    "hparams.r_path=-0.1": ("hparams.r_path", "[0, 0.99]", "-0.1"),
+    "hparams.r_path=NaN": ("hparams.r_path", "[0, 0.99]", "nan"),
+    "hparams.r_path=1": ("hparams.r_path", "[0, 0.99]"),
     "hparams.r_path=[0.1]": ("hparams.r_path", "a number"),
     "hparams.epochs=-1": ("hparams.epochs", "-1"),
     "hparams.epochs=1.5": ("hparams.epochs", "an integer", "1.5"),
@@ -155,7 +155,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "hparams.filter.dim=4000000000": ("hparams.filter.dim", "4000000000"),
     "hparams.filter.layers=1000000000": ("hparams.filter.layers", "1000000000"),
     "hparams.filter.feed_forward=1000000000": ("hparams.filter.feed_forward", "1000000000"),
-    "hparams.filter.lr=0": ("hparams.filter.lr", "(0, inf)", "0"),
+    "hparams.filter.lr=0": ("hparams.filter.lr", "(0, 1]", "0"),
     "hparams.filter.weights=nothing.h5": ("nothing.h5", "does not exist"),
     "hparams.filter=null": ("hparams.filter", "a mapping"),
     "hparams.search.budgets=3G": ("hparams.search.budgets", "a list", "a string"),
