@@ -74,16 +74,17 @@ def test_a_static_network_is_the_path(opened, seed, fold, tmp_path):
     pixels, images = comparison_images(opened.sets, size, batch=2)
     noise = rng.normal(size=images.shape).astype(np.float32)
     assert images.shape == pixels.shape == (2, 2, 3, *size) and pixels.max() > 100 > images.max()
-    for normalize, inputs, normalized in ((True, pixels, images), (False, images, images), (False, noise, noise)):
-        net = static_detector(opened.network, opened.net, path, statistics)
+    of_images, of_noise = (path_outputs(opened.net, path, statistics, inputs) for inputs in (images, noise))
+    net = static_detector(opened.network, opened.net, path, statistics)
+    for normalize, inputs, expected in ((True, pixels, of_images), (False, images, of_images), (False, noise, of_noise)):
         graph = StaticGraph(net, path, inputs.shape[1:], normalize, statistics if fold else None)
-        expected = path_outputs(opened.net, path, statistics, normalized)
         assert [part.shape for part in expected] == [(4, channels, 16, 24) for channels in (10, 2, 2)]
         found = [np.concatenate(part) for part in zip(*map(graph, inputs))]
         assert largest_difference(found, expected) < 1e-5
         graph.save(tmp_path / "path.nnp")
-        np.testing.assert_allclose(run_nnp(tmp_path / "path.nnp", inputs)[0], found[0], atol=1e-6)
-        assert largest_difference(run_nnp(tmp_path / "path.nnp", inputs), expected) < 1e-5
+        loaded = run_nnp(tmp_path / "path.nnp", inputs)
+        np.testing.assert_allclose(loaded[0], found[0], atol=1e-6)
+        assert largest_difference(loaded, expected) < 1e-5
 
 
 def test_differences_are_relative_above_one():
@@ -169,6 +170,14 @@ def test_an_exported_detector_leaves_the_process_as_it_was_and_is_shared_by_thre
         load_detector(tmp_path / "two.nnp", "subnet_1")
 
 
+@pytest.fixture(scope="module")
+def exported(opened, run, tmp_path_factory):
+    """An exported detector, to be copied with its metadata."""
+    file = tmp_path_factory.mktemp("exported") / "two.nnp"
+    export(opened, run, "subnet_2", file)
+    return file
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -184,10 +193,9 @@ def test_an_exported_detector_leaves_the_process_as_it_was_and_is_shared_by_thre
         (lambda about: about["input"].pop("mean"), "a value is missing (KeyError('mean'))"),
     ],
 )
-def test_damaged_metadata_of_an_exported_detector(opened, run, tmp_path, change, words):
-    file = tmp_path / "two.nnp"
-    export(opened, run, "subnet_2", file)
-    about = json.loads(about_file(file).read_text())
+def test_damaged_metadata_of_an_exported_detector(exported, tmp_path, change, words):
+    file = FilePath(shutil.copy(exported, tmp_path))
+    about = json.loads(about_file(exported).read_text())
     change(about)
     about_file(file).write_text(json.dumps(about))
     with pytest.raises(UserError, match=re.escape(words)):
