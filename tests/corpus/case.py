@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -189,11 +190,10 @@ def inside(folder: Path) -> Iterator[None]:
 
 
 def snapshot(folder: Path) -> set[tuple[Path, object]]:
-    """Every path below a folder with its kind and, of a file, its size, time and content."""
+    """Every path below a folder with its kind and, of a file, what any writing changes: its size, inode and times."""
     found: set[tuple[Path, object]] = set()
     for path in folder.rglob("*"):
         state = path.lstat()
-        small = path.is_file() and not path.is_symlink() and state.st_size < 1 << 22
-        times = (state.st_size, state.st_mtime_ns) if path.is_file() else ()
-        found.add((path, (state.st_mode, *times, path.read_bytes() if small else b"")))
+        written = (state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns)
+        found.add((path, (state.st_mode, *(() if stat.S_ISDIR(state.st_mode) else written))))
     return found

@@ -107,8 +107,6 @@ def _write_data(folder: Path) -> None:
 
 def _write_json(folder: Path, contents: dict) -> None:
     folder.mkdir()
-    contents["yolo"] = detofa_config("yolo")
-    contents["yolo"]["dataloader"] = {"yolo": {"root": "yolo", "image_size": SIDE, "max_objects": 8}}
     for name, content in contents.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
 
