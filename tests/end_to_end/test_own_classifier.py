@@ -53,6 +53,7 @@ def with_network(content: dict, name: str, **settings) -> dict:
     return content | {"network": {f"wider_spaces:{name}": own | settings}}
 
 
+@pytest.mark.thorough
 def test_it_is_pretrained_and_starts_a_detector(capsys):
     write_digits("digits", train=8, val=4, test=4, image_size=64, crops_train=40, crops_val=20)
     content = with_network(pretrain_config("digits/classification"), "WiderClassifier")

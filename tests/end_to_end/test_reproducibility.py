@@ -56,6 +56,7 @@ def test_settings_with_an_effect_are_in_the_hash(entry):
     assert configs.from_dict(content, "run").config_hash != before
 
 
+@pytest.mark.thorough
 def test_settings_without_effect_leave_every_bit(tmp_path):
     """All of them changed at once, and a dry run before it in the same process."""
     root = write_digits(tmp_path / "digits", train=8, val=4, test=4, image_size=64, crops_train=40, crops_val=20)

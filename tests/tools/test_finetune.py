@@ -77,6 +77,7 @@ def test_its_schedule_is_the_cosine_from_a_tenth_of_the_runs_rate(run):
     assert config.optimizer.train.lr == 1e-3 and config.hparams.epochs == 2
 
 
+@pytest.mark.thorough
 def test_its_folder_is_a_runs(run, tuned, tmp_path, capsys):
     results = {name: json.loads((tuned / f"{name}.json").read_text()) for name in ("before", "finetuned")}
     path = json.loads((run / "subnet_1.json").read_text())["path"]
@@ -138,6 +139,7 @@ def test_a_damaged_origin_is_named(content, run, tuned, tmp_path, capsys):
         assert f"error: {copy}/origin.json is damaged: " in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.thorough
 def test_the_table_shows_before_and_after(run, tmp_path, capsys):
     assert main(command(run, tmp_path / "again", "--lr", "1e-5")) == 0
     printed = capsys.readouterr().out
@@ -148,6 +150,7 @@ def test_the_table_shows_before_and_after(run, tmp_path, capsys):
     assert json.loads((tmp_path / "again" / "config.json").read_text())["optimizer"]["train"]["lr"] == 1e-5
 
 
+@pytest.mark.thorough
 def test_a_stopped_fine_tuning_goes_on(run, tuned, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "stopped"
     with monkeypatch.context() as patch:

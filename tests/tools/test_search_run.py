@@ -135,6 +135,7 @@ def test_an_impossible_mix_names_what_is_reachable(folder, flags, capsys):
     assert all(unit in message for unit in ("GFLOPs", "M parameters", "MB", "ms"))
 
 
+@pytest.mark.thorough
 def test_a_reachable_bound_can_be_given_as_it_is_printed(folder, capsys):
     line = ["search", str(folder), "-c", "cpu", "--generations", "0", "--by-score"]
     assert main([*line, "--flops", "1K"]) == 2
@@ -252,6 +253,7 @@ def test_a_pre_training_is_called_so(line, tmp_path, monkeypatch, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "run"]
 
 
+@pytest.mark.thorough
 def test_results_are_named_by_their_bounds(folder, tmp_path, capsys):
     """Two searches of a run do not overwrite each other."""
     line = ["search", str(folder), "-c", "cpu", "--by-score", "--generations", "1", "-o", str(tmp_path)]
@@ -262,6 +264,7 @@ def test_results_are_named_by_their_bounds(folder, tmp_path, capsys):
     assert result_name({"flops": "3G"}, front=True) == "front_flops_3G.json"
 
 
+@pytest.mark.thorough
 def test_the_command_writes_a_path_that_evaluate_reads(folder, tmp_path, capsys):
     """Without weights and data the winners are compared by score, and that is said."""
     file = tmp_path / "found.json"

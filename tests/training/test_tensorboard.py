@@ -28,6 +28,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
+@pytest.mark.thorough
 def test_each_phase_has_its_own_points_and_the_rate_itself(tmp_path, monkeypatch):
     """40 crops in batches of 8, a point every 3 steps and at the end of a phase; the supernet's is stopped after 5 steps."""
     root = write_digits(tmp_path / "digits", train=1, val=1, test=1, image_size=64, crops_train=40, crops_val=20)
