@@ -97,22 +97,24 @@ def test_a_profile_that_starts_nothing_prints_commands(profile):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopping_stops_the_runs_and_the_command_goes_on(profile, number):
-    stopped = Path(f"stopped-{int(number)}.json")
+    """The run of the signal before is resumed, and stopped again."""
+    stopped = Path("stopped.json")
     stopped.write_text(Path("small.json").read_text())
     command = [sys.executable, "-m", "nnabla_detofa", "reproduce", "figure8", "--profile", str(stopped)]
     command += ["--set", "hparams.warmup_epochs=300"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     folder = Path("runs", "profiles", stopped.stem)
 
     def printed() -> str:
         return "".join(log.read_text() for log in folder.glob("digits-detofa-0*.txt"))
 
-    while "warm-up:" not in printed() and process.poll() is None:
+    before = printed()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    while "warm-up:" not in printed()[len(before) :] and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(number)
     _, errors = process.communicate()
     assert process.returncode == 130 and "Run the same command again to resume." in errors
-    assert "checkpoint saved" in printed()
+    assert "checkpoint saved" in printed()[len(before) :]
 
 
 def test_the_time_that_runs_will_take_is_said_or_that_it_is_not_known(profile, monkeypatch):

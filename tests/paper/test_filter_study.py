@@ -38,12 +38,25 @@ def evaluated(folder, name: str, first: int, n: int, effect: float = 1.0) -> Eva
     return paths
 
 
-@pytest.fixture
-def inputs(tmp_path) -> StudyInputs:
-    train, test, before = (
-        evaluated(tmp_path, *what) for what in (("train", 0, 50), ("test", 50, 24), ("before", 100, 60, 2.0))
-    )
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> StudyInputs:
+    folder = tmp_path_factory.mktemp("paths")
+    train, test, before = (evaluated(folder, *what) for what in (("train", 0, 50), ("test", 50, 24), ("before", 100, 60, 2.0)))
     return StudyInputs("made up", train, test, TINY, before, buckets=2, paper_epochs=2)
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory) -> tuple[Path, StudyResults]:
+    """The folder of a study of two seeds, with pre-trained filters beside it, and its results."""
+    folder = tmp_path_factory.mktemp("finished") / "study"
+    return folder, run(inputs, (0, 1), folder)
+
+
+@pytest.fixture
+def study(finished, tmp_path) -> Path:
+    """A copy of the finished study's folder, with the filters beside it."""
+    shutil.copytree(finished[0].parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "study"
 
 
 def test_the_four_rows_of_table_3_add_one_part_after_the_other():
@@ -52,8 +65,8 @@ def test_the_four_rows_of_table_3_add_one_part_after_the_other():
     assert SETTINGS[3] == EVERYTHING and len({s.name for s in SETTINGS}) == len(SETTINGS)
 
 
-def test_a_study_repeats_itself_and_every_part_changes_the_scores(inputs, tmp_path):
-    first, second = (run(inputs, (0, 1), tmp_path / name) for name in ("one", "two"))
+def test_a_study_repeats_itself_and_every_part_changes_the_scores(inputs, finished, tmp_path):
+    first, second = finished[1], run(inputs, (0, 1), tmp_path / "again" / "study", processes=2)
     assert first.scores.keys() == {*filter_study.BASELINES, *(s.name for s in SETTINGS)}
     for name, scores in first.scores.items():
         assert scores.shape == (2, 24)
@@ -63,8 +76,8 @@ def test_a_study_repeats_itself_and_every_part_changes_the_scores(inputs, tmp_pa
     np.testing.assert_array_equal(first.scores["FLOPs"][0], inputs.test.flops)
 
 
-def test_a_stopped_study_goes_on_and_settings_share_what_was_pre_trained(inputs, tmp_path):
-    whole, heard = run(inputs, (0,), tmp_path / "whole" / "study", processes=2), []
+def test_a_stopped_study_goes_on_and_settings_share_what_was_pre_trained(inputs, finished, tmp_path):
+    heard = []
 
     def stop(text: str) -> None:
         heard.append(text)
@@ -78,8 +91,8 @@ def test_a_stopped_study_goes_on_and_settings_share_what_was_pre_trained(inputs,
     again: list[str] = []
     found = run(inputs, (0,), tmp_path / "stopped" / "study", again.append)
     assert not any(text.startswith("none") for text in again)
-    for name, scores in whole.scores.items():
-        np.testing.assert_array_equal(found.scores[name], scores)
+    for name, scores in finished[1].scores.items():
+        np.testing.assert_array_equal(found.scores[name], scores[:1])
     assert len(again) == len(inputs.settings) - len(heard)
     files = list((tmp_path / "stopped").glob("pretrained_*.h5"))
     assert len(files) == 3  # of "all three", of the usual positions and of our options
@@ -94,23 +107,21 @@ def test_without_pre_training_paths_its_settings_are_left_out(inputs):
     assert [setting.name for setting in without.settings] == [*(s.name for s in SETTINGS[:3]), filter_study.CONFIGURED_FRESH]
 
 
-def test_scores_of_other_paths_or_options_are_refused(inputs, tmp_path):
-    run(inputs, (0,), tmp_path / "study")
+def test_scores_of_other_paths_or_options_are_refused(inputs, study):
     for change in ({"pretraining": None}, {"options": Filter(dim=16)}):
         sets = {"train": inputs.train, "test": inputs.test, "options": TINY, "pretraining": inputs.pretraining} | change
         changed = "paths" if "pretraining" in change else "options"
         with pytest.raises(UserError, match=rf"scores\.jsonl has scores of a study with other {changed}"):
-            run(StudyInputs("made up", buckets=2, paper_epochs=2, **sets), (0,), tmp_path / "study")
-    lines = (tmp_path / "study" / "scores.jsonl").read_text().splitlines()
+            run(StudyInputs("made up", buckets=2, paper_epochs=2, **sets), (0,), study)
+    lines = (study / "scores.jsonl").read_text().splitlines()
     lines[2] = lines[2][:-5]
-    (tmp_path / "study" / "scores.jsonl").write_text("\n".join(lines) + "\n")
+    (study / "scores.jsonl").write_text("\n".join(lines) + "\n")
     with pytest.raises(UserError, match="line 3 of .* is not a result"):
-        run(inputs, (0,), tmp_path / "study")
+        run(inputs, (0,), study)
 
 
-def test_scores_that_are_refused_are_left_as_they_were(inputs, tmp_path):
-    file = tmp_path / "study" / "scores.jsonl"
-    run(inputs, (0,), file.parent)
+def test_scores_that_are_refused_are_left_as_they_were(inputs, study):
+    file = study / "scores.jsonl"
     whole, other = file.read_text(), dataclasses.replace(inputs, options=Filter(dim=16))
     first, *lines = whole.splitlines()
     few = json.dumps(json.loads(lines[0]) | {"scores": [1.0]})
@@ -132,21 +143,19 @@ def test_scores_that_are_refused_are_left_as_they_were(inputs, tmp_path):
     assert not filter_study.score_file(file.parent, inputs).known and file.read_text() == first + "\n"
 
 
-def test_a_filter_pre_trained_on_other_paths_is_not_used(inputs, tmp_path):
+def test_a_filter_pre_trained_on_other_paths_is_not_used(inputs, study, tmp_path):
     """Also where the scores are removed, as the refusal says, and the filters are left."""
-    run(inputs, (0,), tmp_path / "study")
-    (tmp_path / "study" / "scores.jsonl").unlink()
+    (study / "scores.jsonl").unlink()
     other = dataclasses.replace(inputs, pretraining=evaluated(tmp_path, "other", 100, 60, -2.0))
-    found, fresh = run(other, (0,), tmp_path / "study"), run(other, (0,), tmp_path / "fresh" / "study")
+    found, fresh = run(other, (0,), study), run(other, (0,), tmp_path / "fresh" / "study")
     np.testing.assert_array_equal(found.scores[EVERYTHING.name], fresh.scores[EVERYTHING.name])
 
 
-def test_scores_of_a_setting_that_has_changed_are_not_used(inputs, tmp_path, monkeypatch):
+def test_scores_of_a_setting_that_has_changed_are_not_used(inputs, study, monkeypatch):
     """A row's name may come to mean something else: the line says which parts it had."""
-    run(inputs, (0,), tmp_path)
-    known = filter_study.score_file(tmp_path, inputs).known
+    known = filter_study.score_file(study, inputs).known
     monkeypatch.setattr(filter_study, "SETTINGS", (filter_study.Setting("none", block_encoding=True), *SETTINGS[1:]))
-    assert known.keys() - filter_study.score_file(tmp_path, inputs).known.keys() == {("none", 0)}
+    assert known.keys() - filter_study.score_file(study, inputs).known.keys() == {("none", 0), ("none", 1)}
 
 
 def test_inputs_that_do_not_fit_are_named(inputs, tmp_path):
@@ -317,8 +326,7 @@ def test_a_profile_that_starts_no_runs_has_no_curves(monkeypatch):
         filter_curves.curves(load("paper"), None)
 
 
-def test_the_scores_file_says_what_it_is_of(inputs, tmp_path):
-    run(inputs, (0,), tmp_path)
-    header = json.loads((tmp_path / "scores.jsonl").read_text().splitlines()[0])
+def test_the_scores_file_says_what_it_is_of(inputs, study):
+    header = json.loads((study / "scores.jsonl").read_text().splitlines()[0])
     assert header["buckets"] == 2 and header["options"]["dim"] == 8 and header["paths"].keys() == inputs.sets.keys()
     assert not {"weights", "block_encoding", "encoding"} & header["options"].keys()
