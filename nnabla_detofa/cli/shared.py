@@ -97,12 +97,22 @@ def check_writable_file(file: Path, named: Path | None = None) -> None:
         raise UserError(f"--output must be writable, got {named or file}: {error.strerror}") from error
 
 
+RUNS_RESULTS = re.compile(
+    r"(config|provenance|seconds|ledger|mini_batch|origin|operations|scores|search|summary)\.json|log\.txt|.*\.h5|"
+    r"(fullnet|subnet_\d+|before|finetuned)(_detections)?\.json|(paths|paths_again|held_out_paths|winners)\.jsonl"
+)
+"""Files in which a run keeps its results."""
+
+
 def check_output_file(output: str | Path | None) -> None:
-    """Raise a UserError if an output file cannot be written, or its folder does not exist; None is accepted."""
+    """Raise a UserError if an output file cannot be written, or is a run's own result; None is accepted."""
     if not output:
         return
     if Path(output).is_dir() or not Path(output).absolute().parent.is_dir():
         raise UserError(f"--output must be a file in an existing folder, got {output}")
+    folder = Path(output).absolute().parent
+    if RUNS_RESULTS.fullmatch(Path(output).name) and Path(output).exists() and (folder / "config.json").is_file():
+        raise UserError(f"--output must not replace a result of the run in {folder}, got {output}: choose another name")
     check_writable_file(Path(output))
 
 

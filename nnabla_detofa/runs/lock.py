@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import Any
 
 from .. import config as configs
 from ..common.errors import UserError
@@ -31,6 +32,8 @@ MINI_BATCH = "mini_batch.json"
 is written before the run's config, so every folder from which the run can be resumed contains it."""
 EARLY_FILES = {MINI_BATCH, f"{MINI_BATCH}.new"}
 """Files of a run that was killed before its config was written."""
+RUNS_ARGS = {"runner", "seed", "context", "device_id", "type_config"}
+"""Keys of `args` that the config.json of every run has."""
 MAX_ATTEMPTS = 100
 
 
@@ -136,7 +139,7 @@ def check(folder: FilePath, config: configs.Config, restart: bool) -> None:
         before = parse_json(file.read_text())
     except ValueError:
         before = {}
-    if not (isinstance(before, dict) and {"args", "network", "hparams"} <= before.keys()):
+    if not _is_complete(before):
         raise UserError(f"args.output_path {folder} holds a config.json that is not a run's: choose another folder")
     changed = [key for key in differences(configs.completed(before), config.to_dict()) if not configs.without_effect(key)]
     if changed and not restart:
@@ -144,6 +147,12 @@ def check(folder: FilePath, config: configs.Config, restart: bool) -> None:
             f"{folder} holds a run with another config (differing: {', '.join(changed)}): "
             "choose another -o, or pass --restart to discard that run"
         )
+
+
+def _is_complete(content: Any) -> bool:
+    """Return whether the content of a config.json has all settings, as a run's has; a user's own has what it changes."""
+    args = content.get("args") if isinstance(content, dict) else None
+    return isinstance(args, dict) and {"network", "hparams"} <= content.keys() and args.keys() >= RUNS_ARGS
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import tiny
 
 import nnabla_detofa
 from nnabla_detofa.cli import main
+from nnabla_detofa.cli.shared import check_output_file
 from nnabla_detofa.common import files
 
 WRITERS = {"files.py", "digits.py", "coco.py", "evaluated_paths.py"}
@@ -159,3 +160,24 @@ def test_a_target_that_cannot_be_written_is_rejected_before_the_work(command, tm
     output = capsys.readouterr()
     assert f"--output must be writable, got {tmp_path / 'out'}: Permission denied" in output.err and not output.out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["evaluate", "RUN", "-o"], "fullnet.json"),
+        (["evaluate", "RUN", "-o"], "subnet_1.json"),
+        (["search", "RUN", "--by-score", "-o"], "search.json"),
+        (["evaluate-paths", "RUN", "--per-bucket", "1", "-o"], "paths.jsonl"),
+        (["image-count-study", "RUN", "--per-bucket", "1", "-o"], "log.txt"),
+        (["measure-latency", "-f", "CONFIG", "-o"], "config.json"),
+    ],
+)
+def test_a_result_of_a_run_is_not_replaced_by_another_command(command, name, tmp_path, capsys):
+    for file in ("config.json", name):
+        (tmp_path / file).write_text("{}")
+    words = {"RUN": tmp_path, "CONFIG": tiny.config_file()}
+    assert main([*(str(words.get(word, word)) for word in command), str(tmp_path / name)]) == 2
+    assert f"--output must not replace a result of the run in {tmp_path}, got" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "{}"
+    check_output_file(tmp_path / f"my_{name}")

@@ -1,5 +1,6 @@
 """Exclusive locking of run folders, and restarts that are cut short."""
 
+import json
 import os
 import signal
 from contextlib import suppress
@@ -7,6 +8,7 @@ from contextlib import suppress
 import pytest
 import tiny
 from faulty import no_room, the_error
+from small import detofa_config
 
 from nnabla_detofa import config as configs
 from nnabla_detofa.cli.program import main
@@ -121,6 +123,24 @@ def test_a_run_that_cannot_be_done_leaves_its_folder_as_it_was(tmp_path):
     with pytest.raises(ZeroDivisionError), lock.locked_run(tmp_path / "deep/a/b", settings):
         raise ZeroDivisionError
     assert (tmp_path / "deep/a/b/config.json").exists(), "what is not withdrawn stays"
+
+
+@pytest.mark.parametrize(
+    "args", [None, {}, {"context": "cpu"}, {"runner": "detofa", "seed": 3, "context": "cpu", "device_id": 0}]
+)
+def test_a_config_of_the_users_own_is_no_run(tmp_path, args):
+    """A user who keeps config.json beside the data, and gives this folder for the output, keeps both."""
+    settings, content = configs.load(tiny.config_file()), detofa_config("data")
+    (tmp_path / "config.json").write_text(json.dumps(content | {"args": args} if args is not None else content))
+    (tmp_path / "data.zip").write_text("all I have")
+    before = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    for restart in (False, True):
+        with (
+            pytest.raises(UserError, match="holds a config.json that is not a run's: choose another folder"),
+            lock.locked_run(tmp_path, settings, restart) as held,
+        ):
+            held.commit()
+        assert {file.name: file.read_text() for file in tmp_path.iterdir()} == before
 
 
 def test_what_cannot_be_withdrawn_does_not_hide_why(tmp_path, monkeypatch, capsys):
