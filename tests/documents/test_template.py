@@ -41,6 +41,7 @@ def test_a_copy_of_the_template_is_installed_and_its_config_runs(installed, tmp_
         **{f"hparams.{key}": value for key, value in small["hparams"].items() if not isinstance(value, dict)},
         **{f"hparams.filter.{key}": value for key, value in small["hparams"]["filter"].items()},
         **{f"hparams.search.{key}": value for key, value in small["hparams"]["search"].items()},
+        "optimizer.train.warmup_steps": 0,
         "hparams.mini_batch": 2,
         "hparams.epochs": 1,
     }
