@@ -214,7 +214,7 @@ def finetune(args: argparse.Namespace) -> None:
     from ..tools.evaluate import open_detector, table
     from ..tools.finetune import check_request, finetune
 
-    check_request(Path(args.output), args.epochs, args.lr)
+    check_request(Path(args.output), args.epochs, args.lr, args.overrides)
     device = Device.open(args.context, args.device_id)
     opened = open_detector(run, args.detector, args.overrides)
     results = finetune(opened, run, args.detector, Path(args.output), args.epochs, device, lr=args.lr, restart=args.restart)

@@ -6,6 +6,7 @@ one detector, "finetuned", which `evaluate` and `export` accept like the detecto
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path as FilePath
@@ -26,6 +27,11 @@ from .evaluate import OpenDetector, static_detector
 MAX_EPOCHS = 10**6
 SLOWER = 10
 """Divisor of the run's learning rate, which gives the default initial learning rate."""
+REPLACED = (
+    *(f"optimizer.train.{key}" for key in ("schedule", "milestones", "gamma", "warmup_steps")),
+    *(f"hparams.{key}" for key in ("fullnet_epochs", "warmup_epochs", "epochs")),
+)
+"""Settings of the run's schedule, which that of the fine-tuning replaces."""
 
 
 class Tuner(DetectorRunner):
@@ -115,8 +121,13 @@ def finetune(
     return start(partial(Tuner, origin=origin), net, opened.sets, opened.cost, config, training, device, output, restart)
 
 
-def check_request(output: FilePath, epochs: int, lr: float | None) -> None:
-    """Raise UserError if `epochs` or `lr` is not positive, or if the folder holds a run that is not a fine-tuning."""
+def check_request(output: FilePath, epochs: int, lr: float | None, overrides: Sequence[str] = ()) -> None:
+    """Raise UserError if `epochs` or `lr` is not positive, if the folder holds a run that is not a fine-tuning, or if one of
+    the "key=value" strings `overrides` replaces a part of the run's schedule, which `tuning_config` replaces anyway.
+    """
+    for key in (text.partition("=")[0] for text in overrides):
+        if key in REPLACED:
+            raise UserError(f"{key} has no effect on a fine-tuning: --epochs and a cosine without warm-up replace it; omit it")
     if not 1 <= epochs <= MAX_EPOCHS:
         raise UserError(f"--epochs must be from 1 to {MAX_EPOCHS}, got {epochs}")
     if lr is not None and not 0 < lr < float("inf"):

@@ -11,10 +11,11 @@ from tiny_run import finished_run
 
 from nnabla_detofa import config as configs
 from nnabla_detofa.cli.program import main
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.data.loader import Loader
 from nnabla_detofa.tools.evaluate import detectors_of, open_detector, static_detector
-from nnabla_detofa.tools.finetune import Tuner, tuning_config, tuning_phase
+from nnabla_detofa.tools.finetune import Tuner, check_request, tuning_config, tuning_phase
 from nnabla_detofa.tools.inspect import describe
 from nnabla_detofa.tools.inspect_text import text
 from nnabla_detofa.training.loop import OnePath, new_optimizer, train
@@ -202,3 +203,10 @@ def test_another_begins_where_one_ended(tuned, tmp_path):
     assert main(line) == 0
     before = json.loads((tmp_path / "more" / "before.json").read_text())
     assert before == json.loads((tuned / "finetuned.json").read_text())
+
+
+@pytest.mark.parametrize("entry", ["optimizer.train.schedule=step", "optimizer.train.warmup_steps=5", "hparams.epochs=3"])
+def test_settings_that_a_fine_tuning_replaces_are_rejected(entry, tmp_path):
+    with pytest.raises(UserError, match=f"{entry.partition('=')[0]} has no effect on a fine-tuning: --epochs and a cosine"):
+        check_request(tmp_path, 1, None, ["dataloader.voc.flip=true", entry])
+    check_request(tmp_path, 1, None, ["dataloader.voc.flip=true", "optimizer.train.lr=0.1", "hparams.batch_size=2"])
