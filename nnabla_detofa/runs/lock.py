@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -124,8 +125,12 @@ def check(folder: FilePath, config: configs.Config, restart: bool) -> None:
         restart: allow a folder that holds a run with another config.
 
     Raises:
-        UserError: the folder is a file, holds files that are not a run, or holds a run whose config gives another result.
+        UserError: the folder is a file, its path is not text, it holds files that are not a run, or it holds a run whose
+            config gives another result.
     """
+    path = str(folder.absolute())
+    if any("\ud800" <= char <= "\udfff" for char in path):  # stands for a byte; TensorBoard cannot write there
+        raise UserError(f"args.output_path must be a folder whose path is {sys.getfilesystemencoding()} text, got {path}")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"args.output_path must be a folder, and {folder} is a file")
     if (folder / BEFORE).exists():

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import tiny
@@ -141,6 +142,21 @@ def test_a_config_of_the_users_own_is_no_run(tmp_path, args):
         ):
             held.commit()
         assert {file.name: file.read_text() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("folder", [b"caf\xe9", b"runs/\xff/a", b"caf\xe9/run"])
+def test_a_folder_whose_path_is_not_text_is_rejected(tmp_path, monkeypatch, folder):
+    settings, place = configs.load(tiny.config_file()), tmp_path / os.fsdecode(folder)
+    for output in (place, Path("run")):
+        if not output.is_absolute():
+            place.mkdir(parents=True)
+            monkeypatch.chdir(place)
+        with (
+            pytest.raises(UserError, match="args.output_path must be a folder whose path is utf-8 text"),
+            lock.locked_run(output, settings),
+        ):
+            pass
+    assert list(place.iterdir()) == []
 
 
 def test_what_cannot_be_withdrawn_does_not_hide_why(tmp_path, monkeypatch, capsys):
