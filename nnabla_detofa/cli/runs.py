@@ -30,6 +30,8 @@ def report(args: argparse.Namespace) -> None:
 
 def after_report(args: argparse.Namespace) -> dict[str, str]:
     run = shlex.quote(args.run)
+    if not Path(args.run, "subnet_1.json").exists():
+        return {f"export {run} --detector fullnet -o FILE.nnp": "the detector as a separate network"}
     return {
         f"search {run} --flops BOUND": "the best subnet for another budget",
         f"export {run} --detector subnet_1 -o FILE.nnp": "a subnet as a separate network",

@@ -120,7 +120,7 @@ def after_run(args: argparse.Namespace) -> dict[str, str]:
     if args.trained.method == "pretrain":
         return {f"export-weights {folder} FOLDER": "copy the weights that detectors start from"}
     following = {f"report {folder}": "the table and the figures", f"detect {folder} IMAGE": "boxes in your own images"}
-    if args.trained.args.runner != "fullnet":
+    if args.trained.method != "fullnet":
         following[f"search {folder} --flops BOUND"] = "the best subnet for another budget"
     return following
 

@@ -10,7 +10,7 @@ import pytest
 
 from nnabla_detofa.backend.launch import Stopped
 from nnabla_detofa.cli import program as cli
-from nnabla_detofa.cli import train
+from nnabla_detofa.cli import runs, train
 from nnabla_detofa.cli.paper import expanded
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.common.version import __version__
@@ -117,6 +117,13 @@ def test_every_command_ends_with_valid_commands_that_follow(place, command):
 )
 def test_what_follows_fits_the_result(name, line, left, names):
     assert [*following((name,), cli.COMMANDS[name], line, **left)] == names
+
+
+def test_a_report_offers_only_detectors_that_the_run_has(tmp_path):
+    arguments = SimpleNamespace(run=str(tmp_path))
+    assert list(runs.after_report(arguments)) == [f"export {tmp_path} --detector fullnet -o FILE.nnp"]
+    (tmp_path / "subnet_1.json").touch()
+    assert [line.split()[0] for line in runs.after_report(arguments)] == ["search", "export"]
 
 
 def test_what_the_user_can_mend_is_one_sentence(runner, config, capsys):
