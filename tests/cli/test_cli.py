@@ -71,7 +71,7 @@ def test_a_finished_run_says_where_it_is_and_what_follows(runner, config, capsys
 
 
 def run_of(runner):
-    return SimpleNamespace(output_path=Path("runs/a run"), args=SimpleNamespace(runner=runner))
+    return SimpleNamespace(output_path=Path("runs/a run"), method=runner)
 
 
 FOUND = {"found": {"finished": True, "fine_tuning": None, "runner": "detofa"}}
