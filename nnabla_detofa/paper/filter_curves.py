@@ -26,7 +26,8 @@ from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.metrics import bootstrap_interval, kendall_tau, over_buckets, weakest
 from . import archives, filter_study
 from .experiments import DETOFA
-from .filter_scores import RATIO, title
+from .filter_scores import RATIO
+from .filter_scores import title as row_title
 from .filter_study import (
     BASELINES,
     CEILING,
@@ -52,6 +53,13 @@ CHOSEN = tuple(
     setting for setting in SETTINGS if setting.name in (SETTINGS[2].name, EVERYTHING.name, CONFIGURED_FRESH, CONFIGURED)
 )
 """The filter as in the paper and with the config's options, each with and without pre-training."""
+TITLES = {
+    SETTINGS[2].name: "paper's filter, not pre-trained",
+    EVERYTHING.name: "paper's filter, pre-trained",
+    CONFIGURED_FRESH: "extended filter, not pre-trained",
+    CONFIGURED: "extended filter, pre-trained",
+}
+"""Titles of the filters; in Table 3 they are rows among others with fewer parts."""
 BucketMeasure = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
 """(n,) scores, losses and FLOPs buckets -> a number, averaged over the buckets."""
 MEASURES: dict[str, BucketMeasure] = {
@@ -331,7 +339,7 @@ def markdown(
         f"- Both measures are taken inside the FLOPs buckets. Noise of the validation images: {noise} of the variance there.",
         f"- The filter is pre-trained on {len(inputs.pretraining) if inputs.pretraining else 0} paths of the classification "
         "supernet, and fitted once to each set of paths.",
-        f"- The config's options are {option_list(inputs.fingerprint['options'])}.",
+        f"- The extended filter has the config's options: {option_list(inputs.fingerprint['options'])}.",
         f"- Made by `{command}`.",
         "",
         f"![learning curves]({NAME}.png)",
@@ -355,6 +363,11 @@ def gains(by_size: Mapping[int, Sequence[Point]], resamples: int) -> list[str]:
     return [head, "", *markdown_table(("filter", *map(str, by_size)), cells)]
 
 
+def title(name: str) -> str:
+    """Return the title of a ranking."""
+    return TITLES.get(name, row_title(name))
+
+
 def draw(found: Values, names: Sequence[str], sizes: Sequence[int]) -> Figure:
     """Plot the curves, with one panel for each measure and intervals for the filter with the config's options."""
     figure, panels = figures.subplots(1, len(MEASURES), figsize=(6 * len(MEASURES), 4.4), layout="constrained")
@@ -370,7 +383,7 @@ def draw(found: Values, names: Sequence[str], sizes: Sequence[int]) -> Figure:
 
 
 def _draw_curve(panel: Axes, values: Sequence[Value], sizes: Sequence[int], number: int, name: str) -> None:
-    color, marker = f"C{number % 10}", "so^v"[number // 10] if number >= 10 else "."
+    color, marker = ("black" if name == CEILING else f"C{number % 10}"), "s" if number >= 10 else "."
     line = ":" if name in BASELINES else "--" if name == CEILING else "-"
     panel.plot(sizes, [value.mean for value in values], marker=marker, label=title(name), linestyle=line, color=color)
     if name == CONFIGURED:
