@@ -17,7 +17,7 @@ from nnabla_detofa.common import progress
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.evolution import Constraint, NoPath, at_most, front, search
 from nnabla_detofa.runs.run_folder import run_config
-from nnabla_detofa.space.costs import AdditiveCost, CostModel
+from nnabla_detofa.space.costs import AdditiveCost, CostModel, cost_range
 from nnabla_detofa.space.geometry import OFA_RESNET50
 from nnabla_detofa.space.layer_costs import FORBIDDEN
 from nnabla_detofa.space.paths import Path
@@ -227,14 +227,15 @@ def test_no_bar_precedes_an_error(capsys):
     assert "1/1" in capsys.readouterr().err
 
 
-def test_a_bound_one_below_the_smallest_path_does_not_contradict_itself():
-    cost = CostModel(64, 10, "backbone", GEOMETRY)
-    least, _ = cost.flops.extremes(SPACE)
+@pytest.mark.parametrize("name", ["flops", "params", "memory"])
+def test_a_bound_one_below_the_smallest_path_does_not_contradict_itself(name):
+    cost = getattr(CostModel(64, 10, "backbone", GEOMETRY), name)
+    least, _ = cost_range(SPACE, cost)
     rng = np.random.default_rng(0)
     search(SPACE, lambda paths: np.zeros(len(paths)), cost, least, rng, generations=0, population=4)
     with pytest.raises(NoPath) as caught:
         search(SPACE, lambda paths: np.zeros(len(paths)), cost, least - 1, rng, generations=0, population=4)
-    said = re.search(r"budget ([0-9.]+) \w+ is below the smallest path; reachable are ([0-9.]+) to", str(caught.value))
+    said = re.search(r"budget ([0-9.]+) [\w ]+ is below the smallest path; reachable are ([0-9.]+) to", str(caught.value))
     assert said and float(said[1]) < float(said[2])
 
 

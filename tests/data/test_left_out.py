@@ -283,12 +283,23 @@ def test_a_subset_of_the_classes_is_trained(tmp_path, caplog):
         config_of(tree, ignore_other_classes=True)
 
 
-def test_an_image_without_an_annotation_says_how_to_mark_it(tmp_path):
+@pytest.mark.parametrize("missing", ["a file", "the folder", "what a link names"])
+def test_an_image_without_an_annotation_says_how_to_mark_it(tmp_path, missing):
     tree = tree_of(tmp_path / "voc")
-    (tree.root / "Annotations/train.xml").unlink()
+    file = tree.root / "Annotations/train.xml"
+    if missing == "the folder":
+        file.parent.rename(tmp_path / "elsewhere")
+        file.parent.mkdir()
+        for split in ("val", "test"):
+            shutil.copy(tmp_path / f"elsewhere/{split}.xml", file.parent)
+    else:
+        file.unlink()
+    if missing == "what a link names":
+        file.symlink_to("gone.xml")
     with pytest.raises(UserError, match="train.xml: No such file .*<annotation></annotation>.*LabelImg"):
         open_sets(config_of(tree))
     assert "<annotation></annotation>" in check_config(config_of(tree)).fatal[0]
+    file.unlink(missing_ok=True)
     tree.annotate("train", "<annotation></annotation>").split("both", "train\nval")
     assert [len(open_sets(config_of(tree, train=["both"])).train.objects(i)[0]) for i in (0, 1)] == [0, 1]
 

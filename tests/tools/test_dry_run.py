@@ -158,3 +158,21 @@ def test_many_buckets_and_budgets_are_not_all_listed():
 def test_the_shapes_are_those_of_the_synthetic_arrays(file):
     config = configs.load(CONFIGS / f"{file}.json")
     assert shapes(config, 3) == [array.shape for array in synthetic(config, 3)]
+
+
+@pytest.mark.parametrize(
+    "given, found, line",
+    [
+        (None, ("cat", "dog"), "  classes, from the dataset: cat, dog"),
+        (["dog", "cat"], ("dog", "cat"), "  classes: dog, cat"),
+        (None, tuple(map(str, range(30))), "  classes, from the dataset: 0, 1, 2, 3, 4,"),
+        (None, (), None),
+    ],
+)
+def test_the_classes_are_listed_with_their_origin(given, found, line):
+    content = detofa_config("data")
+    content["dataloader"]["voc"]["classes"] = given
+    facts = data_facts.DataFacts(len(found) or 20, 10, 5, 5, "" if found else "no data", found)
+    lines = [text for text in dry_run.data_lines(configs.from_dict(content, "c"), facts) if text.startswith("  classes")]
+    assert len(lines) == bool(line) and all(text.startswith(line) for text in lines)
+    assert ("(30 in all)" in "".join(lines)) is (len(found) == 30)
