@@ -8,7 +8,7 @@ from ..common.errors import UserError
 from ..common.normalization import COCO, IMAGENET, Normalization
 from ..common.reading import short
 from .imported import imported
-from .values import Natural, PathStr, Side, UpToOne, Window
+from .values import Crop, Natural, PathStr, Side, Window
 
 
 @dataclass(frozen=True)
@@ -185,8 +185,8 @@ class ImageFolderData:
     val: str = "val"
     image_size: Side = 224
     flip: bool = True
-    crop_area: tuple[UpToOne, UpToOne] = (0.35, 1.0)
-    center_share: UpToOne = 0.875
+    crop_area: tuple[Crop, Crop] = (0.35, 1.0)
+    center_share: Crop = 0.875
     train_sizes: tuple[Side, ...] = ()
     normalization: Normalization = IMAGENET
 

@@ -60,6 +60,7 @@ Classes = Annotated[int, "[1, 100000]"]
 Paths = Annotated[int, "[1, 1000000]"]
 Scale = Annotated[float, "(0, 8]"]
 Window = Annotated[float, "[0.01, 8]"]
+Crop = Annotated[float, "[0.001, 1]"]
 # Durations are bounded so that numbers of steps, which are products of them, can be counted.
 Epochs = Annotated[int, "[0, 1000000]"]
 Rounds = Annotated[int, "[1, 1000000]"]

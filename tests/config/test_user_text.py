@@ -207,3 +207,11 @@ def test_classes_that_no_object_can_have_are_rejected(classes):
     content["dataloader"]["voc"]["classes"] = classes
     with pytest.raises(UserError, match="dataloader.voc.classes must name at least one class, and each once, got"):
         configs.from_dict(content, "c")
+
+
+@pytest.mark.parametrize("key, value", [("crop_area", [1e-300, 1e-300]), ("crop_area", [0, 1]), ("center_share", 1e-6)])
+def test_crops_that_hold_nothing_are_rejected(key, value):
+    content = pretrain_config("data")
+    content["dataloader"]["image_folder"][key] = value
+    with pytest.raises(UserError, match=rf"dataloader.image_folder.{key}.* must be in \[0.001, 1\], got"):
+        configs.from_dict(content, "c")
