@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from nnabla_detofa.cli.program import main
-from nnabla_detofa.tools import doctor, installation
+from nnabla_detofa.tools import doctor, graph_memory, installation
 from nnabla_detofa.tools.installation import OK, PROBLEM, WARNING, Finding
 
 ROOT = Path(__file__).parents[2]
@@ -163,10 +163,10 @@ def test_memory_is_held_against_the_estimate(monkeypatch):
     from nnabla_detofa import config as configs
 
     config = configs.load(tiny.config_file(), ["args.context=cpu"])
-    monkeypatch.setattr(doctor, "_memory", lambda: 2**20)
+    monkeypatch.setattr(graph_memory, "free_memory", lambda: 2**20)
     (found,) = doctor.memory(config)
     assert found.state == PROBLEM and "1 MiB of memory are free" in found.text
-    monkeypatch.setattr(doctor, "_memory", lambda: None)
+    monkeypatch.setattr(graph_memory, "free_memory", lambda: None)
     assert [finding.state for finding in doctor.memory(config)] == [OK]
 
 
