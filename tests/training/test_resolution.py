@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import nnabla as nn
 import numpy as np
 import pytest
+from joined_processes import together, values_of
 from small import detofa_config
 from visit import count_macs
 
@@ -78,7 +79,10 @@ def detector() -> Detector:
 
 
 def items(dataset, index, rng):
-    return (letterbox(dataset.load(index).image, (64, 64))[0], *SETS.train_targets(dataset.load(index).boxes, np.array([0])))
+    """Images have 1 to 3 objects, so that mini-batches differ in their number."""
+    sample = dataset.load(index)
+    boxes = np.concatenate([sample.boxes + 4 * number for number in range(1 + index % 3)])
+    return letterbox(sample.image, (64, 64))[0], *SETS.train_targets(boxes, np.zeros(len(boxes), int))
 
 
 class Given:
@@ -95,11 +99,14 @@ class Given:
 
 
 def trained(paths, parts: int = 1, comm: Communicator | None = None) -> dict:
-    """Weights after a step with these paths."""
-    net, inputs = detector(), [nn.Variable((4 // parts, *shape)) for shape in ([3, 64, 64], *SETS.train_shapes())]
+    """Weights after a step with these paths, on a batch of so many mini-batches, whose images the processes share."""
+    comm = comm or Communicator()
+    shapes, size = ([3, 64, 64], *SETS.train_shapes()), 4 // parts
+    net, inputs = detector(), [nn.Variable((size, *shape)) for shape in shapes]
     optimizer = new_optimizer(net, Solver("Sgd", lr=0.01), Schedule(0.01, "constant", 1))
-    train(net, optimizer, Given(*paths), Loader(Squares(), items, 4, 0, workers=0), inputs, range(1), accumulate=parts,
-          paths_per_step=len(paths))  # fmt: skip
+    loader = Loader(Squares(), items, 4, 0, workers=0, rank=comm.rank, size=comm.n_procs)
+    options = {"accumulate": parts // comm.n_procs, "paths_per_step": len(paths), "comm": comm}
+    train(net, optimizer, Given(*paths), loader, inputs, range(1), **options)
     return {name: parameter.d.copy() for name, parameter in net.get_parameters().items()}
 
 
@@ -156,9 +163,11 @@ def test_a_step_trains_each_path_at_its_own_resolution():
             assert before[name] - after[name] == pytest.approx(0.01 * gradient, rel=1e-3, abs=1e-7), (paths, name)
 
 
-def test_mini_batches_are_divided_by_the_counts_at_their_resolution():
-    whole, cut = trained([LITTLE, LARGE]), trained([LITTLE, LARGE], parts=2)
-    assert all(cut[name] == pytest.approx(values, rel=1e-4, abs=1e-6) for name, values in whole.items())
+def test_mini_batches_and_processes_are_divided_by_the_counts_at_their_resolution():
+    paths = [LITTLE, LARGE]
+    whole = trained(paths)
+    for cut in (trained(paths, 2), *values_of(together(lambda comm: trained(paths, 2, comm)))):
+        assert all(cut[name] == pytest.approx(values, rel=1e-4, abs=1e-6) for name, values in whole.items())
 
 
 def test_a_path_is_evaluated_on_images_of_its_resolution():
