@@ -26,6 +26,7 @@ from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.data.loader import Loader
+from nnabla_detofa.data.sets import DetectionSets
 from nnabla_detofa.evaluation.detections import BoxDetector, detect_all
 from nnabla_detofa.evaluation.reestimation import reestimate
 from nnabla_detofa.evaluation.validation import PathEvaluator
@@ -179,7 +180,7 @@ def test_paths_and_test_images_are_shared_out_with_the_same_results():
     rng = np.random.default_rng(1)
     images = [rng.normal(size=(2, 3, 64, 64)).astype(np.float32) for _ in range(2)]
     targets = [np.zeros((2, 3, 16, 16)), np.ones((2, 2, 2)), np.full((2, 2, 2), 0.5), np.zeros((2, 2)), np.ones((2, 2))]
-    sets = types.SimpleNamespace(test=Images(), image_size=(64, 64))
+    sets = DetectionSets(tuple("abc"), None, None, Images(), (64, 64), 4, 8)
 
     def work(comm):
         evaluator = PathEvaluator(net, images, [[images[0], *targets]], comm=comm)
@@ -208,6 +209,7 @@ def config_file(tmp_path_factory):
     content["args"]["evaluation_processes"] = 1
     content["hparams"] |= {"buckets": 2, "epochs": 1, "heldout_paths_per_bucket": 2, "bn_images": 4, "bn_batch": 2}
     content["hparams"]["filter"] |= {"ensemble": 3, "linear_skip": True}
+    content["hparams"]["search"]["generations"] = 2
     (folder / "tiny.json").write_text(json.dumps(content))
     return folder / "tiny.json"
 

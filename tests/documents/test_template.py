@@ -42,6 +42,7 @@ def test_a_copy_of_the_template_is_installed_and_its_config_runs(installed, tmp_
         **{f"hparams.filter.{key}": value for key, value in small["hparams"]["filter"].items()},
         **{f"hparams.search.{key}": value for key, value in small["hparams"]["search"].items()},
         "optimizer.train.warmup_steps": 0,
+        "hparams.buckets": 2,
         "hparams.mini_batch": 2,
         "hparams.epochs": 1,
     }

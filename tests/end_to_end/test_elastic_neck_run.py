@@ -22,7 +22,7 @@ NAME = "centernet_elastic_neck"
 def content(root) -> dict:
     config = detofa_config(root)
     config["network"] = {NAME: config["network"]["centernet_ofa_resnet50"]}
-    config["hparams"] |= {"epochs": 1, "paths_per_operation": 1, "heldout_paths_per_bucket": 2}
+    config["hparams"] |= {"epochs": 1, "buckets": 2, "paths_per_operation": 1, "heldout_paths_per_bucket": 2}
     config["hparams"]["operation_pruning"] = {"strategy": "flops_score_bucket", "r_op": 0.5}
     return config
 
@@ -43,9 +43,10 @@ def test_progressive_shrinking_makes_the_neck_smaller_with_the_widths():
     assert sizes == [[1, 1, 1], [2, 2, 2], [3, 3, 3], [3, 3, 3], [3, 3, 3]]
 
 
+@pytest.mark.thorough
 def test_it_runs_the_whole_pipeline(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    write_digits("digits", train=24, val=8, test=8, image_size=64, crops_train=0, crops_val=0)
+    write_digits("digits", train=12, val=4, test=4, image_size=64, crops_train=0, crops_val=0)
     Path("neck.json").write_text(json.dumps(content("digits")))
 
     def stop(self, *arguments):

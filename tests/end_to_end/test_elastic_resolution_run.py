@@ -30,7 +30,7 @@ def read(file: str) -> dict:
 @pytest.mark.thorough
 def test_it_runs_the_whole_pipeline(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    write_digits("digits", train=24, val=8, test=8, image_size=64, crops_train=0, crops_val=0)
+    write_digits("digits", train=12, val=4, test=4, image_size=64, crops_train=0, crops_val=0)
     Path("sizes.json").write_text(json.dumps(content("digits")))
 
     def stop(self, *arguments):

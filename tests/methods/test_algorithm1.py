@@ -43,7 +43,8 @@ def data():
 def config(data, tmp_path_factory):
     """A config file whose whole run takes seconds."""
     content = detofa_config(data)
-    content["hparams"] |= {"buckets": 2, "r_path": 0.5}  # some paths of few are rejected
+    content["hparams"] |= {"buckets": 2, "heldout_paths_per_bucket": 2, "r_path": 0.5}  # some paths of few are rejected
+    content["hparams"]["search"]["generations"] = 2
     file = tmp_path_factory.mktemp("config") / "tiny.json"
     file.write_text(json.dumps(content))
     return file
@@ -175,7 +176,8 @@ def test_a_run_on_data_in_coco_format(config, data, finished, tmp_path):
     content["dataloader"]["coco"] = {**voc, **splits, "root": str(root)}
     file = tmp_path / "coco.json"
     file.write_text(json.dumps(content))
-    assert main(["-f", str(file), "-o", str(tmp_path / "run")]) == 0
+    few = ["hparams.epochs=1", "hparams.search.generations=1"]
+    assert main(["-f", str(file), "-o", str(tmp_path / "run"), *few]) == 0
     summary = results(tmp_path / "run")
     assert {"ap", "ap50", "ap_per_class", "coco"} <= set(summary["fullnet"])
     assert summary["fullnet"]["loss"] == pytest.approx(results(finished)["fullnet"]["loss"], rel=0.2)
@@ -186,11 +188,12 @@ def test_a_run_on_data_in_coco_format(config, data, finished, tmp_path):
 def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(config, finished, tmp_path):
     assert main(["-f", str(config), "-o", str(tmp_path / "again"), "args.evaluation_processes=1"]) == 0
     assert results(tmp_path / "again") == results(finished)
-    few = ["hparams.warmup_epochs=0", "hparams.epochs=0", "hparams.fullnet_epochs=0"]
-    assert main(["-f", str(config), "-o", str(tmp_path / "other"), "args.seed=1", *few]) == 0
-    assert results(tmp_path / "other")["fullnet"]["loss"] != results(finished)["fullnet"]["loss"]
+    assert main(["-f", str(config), "-o", str(tmp_path / "other"), "args.seed=1", "args.runner=fullnet"]) == 0
+    other = json.loads((tmp_path / "other" / "summary.json").read_text())
+    assert other["fullnet"]["loss"] != results(finished)["fullnet"]["loss"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same_result(config, finished, tmp_path):
     command = [sys.executable, "-m", "nnabla_detofa", "run", "-f", str(config), "-o", str(tmp_path / "run")]
     for wait_for in ("fullnet/state.json", "paths.jsonl", "path_filter.h5", None):
