@@ -31,7 +31,7 @@ from documented import PROGRAMS, ROOT, TOOL, Command, Fault, blocks, check, ever
 
 TINY = (
     "args.context=cpu args.device_id=0 args.workers=0 args.evaluation_processes=1 hparams.batch_size=8 hparams.bn_images=8 "
-    "hparams.bn_batch=8 hparams.val_images=8 hparams.filter.epochs=1"
+    "hparams.bn_batch=8 hparams.val_images=8 hparams.filter.epochs=1 optimizer.train.warmup_steps=0"
 )
 TINY_DETECTION = (
     f"{TINY} hparams.fullnet_epochs=1 hparams.warmup_epochs=1 hparams.epochs=1 hparams.paths_per_bucket=8 "

@@ -30,6 +30,7 @@ OVERRIDES = (
     "dataloader.voc.image_size=64",
     "hparams.fullnet_epochs=2",
     "hparams.warmup_epochs=2",
+    "optimizer.train.warmup_steps=4",
     "hparams.epochs=2",
     "hparams.paths_per_bucket=8",
     "hparams.paths_per_operation=8",

@@ -54,6 +54,7 @@ def overrides(tmp_path_factory):
         "args.context=cpu",
         "args.evaluation_processes=1",
         "args.print_frequency=1",
+        "optimizer.train.warmup_steps=0",
         *(f"hparams.{entry}" for entry in ("batch_size=8", "fullnet_epochs=1", "bn_images=8", "bn_batch=8", "paths=0")),
     ]
 
