@@ -86,12 +86,12 @@ def dry_run(config: Config) -> Iterator[str]:
     if isinstance(hparams, DetofaHparams):
         check_budgets(hparams.search.budgets, config.network.space, cost)
     check_parameters(config, facts)
-    model = make_model(config, facts.num_classes)
 
     yield f"dry run of {config.name}: runner {config.args.runner}, network {config.network_name}; nothing is written"
     yield ""
     yield from file_lines(config, facts)
     yield from data_lines(config, facts)
+    model = make_model(config, facts.num_classes)
     yield from network_lines(config, facts, model, cost)
     memory = step_memory(config, facts.num_classes, model, phases)
     yield from memory_lines(config, memory)
