@@ -60,7 +60,9 @@ def check_arguments(parser: argparse.ArgumentParser) -> None:
     config_arguments(parser, "a config whose data set, splits and classes are checked; otherwise give --voc, --coco or --yolo")
     parser.add_argument("--voc", metavar="FOLDER", help="a VOC tree")
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="splits of --voc (default: all that it has)")
-    parser.add_argument("--coco", metavar="FOLDER", help="a folder with annotations/instances_<split>.json and <split>/")
+    parser.add_argument(
+        "--coco", metavar="FOLDER", help="a folder with annotations/instances_<split>.json and <split>/, or Roboflow's export"
+    )
     parser.add_argument("--yolo", metavar="FOLDER", help="a folder with data.yaml, images/<split>/ and labels/<split>/")
     parser.add_argument(
         "--whole",

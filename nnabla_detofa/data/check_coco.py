@@ -27,7 +27,7 @@ def check_coco(
 
     Args:
         root: folder of the dataset.
-        splits: name -> its paths below `root`; None uses annotations/instances_<split>.json with the images in <split>.
+        splits: name -> its paths below `root`; None: see `coco_splits`.
         classes, whole, on_image: see `check_voc`.
 
     Returns:
@@ -36,7 +36,7 @@ def check_coco(
     Raises:
         UserError: `root` is not a folder or contains no annotations.
     """
-    places = splits or _coco_splits(Path(root))
+    places = splits or coco_splits(Path(root))
     report = coco_report(root, places, classes, whole, on_image)
 
     def opened(name: str) -> coco.COCODataset:
@@ -46,10 +46,20 @@ def check_coco(
     return report
 
 
-def _coco_splits(root: Path) -> dict[str, CocoSplit]:
-    """Find the splits with annotations/instances_<split>.json and images in <split>."""
+ROBOFLOW = "_annotations.coco.json"
+"""Name of the annotation file beside the images of each split of data exported by Roboflow."""
+
+
+def coco_splits(root: Path) -> dict[str, CocoSplit]:
+    """Find the splits: the folders with `ROBOFLOW`, or else annotations/instances_<split>.json with the images in <split>.
+
+    Raises:
+        UserError: `root` is not a folder or contains no annotations.
+    """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; it must contain a dataset in COCO format; {coco.ORIGIN}")
+    if exported := sorted((file.parent.name for file in root.glob(f"*/{ROBOFLOW}")), key=usual_order):
+        return {name: CocoSplit(f"{name}/{ROBOFLOW}", name) for name in exported}
     files = sorted(root.glob("annotations/instances_*.json"))
     names = sorted((file.stem.removeprefix("instances_") for file in files), key=usual_order)
     if not names:

@@ -19,8 +19,9 @@ from ..common.checked import listed
 from ..common.errors import UserError
 from ..common.files import write_text
 from ..common.reading import one_line
-from ..config import CocoSplit, Config
+from ..config import Config
 from ..data.check import check_coco, check_voc, check_yolo
+from ..data.check_coco import coco_splits
 from ..data.check_report import DataReport
 from ..data.sets import DetectionSets, open_sets
 from ..methods.build import make_cost
@@ -41,8 +42,6 @@ FILTER = (
 )
 BUDGETS = (0.4, 0.6, 0.8)
 """Budgets, as fractions of the way from the cheapest to the most expensive path."""
-ROBOFLOW = "_annotations.coco.json"
-"""Name of the annotation file inside each split's folder of data exported by Roboflow."""
 SPLITS = {"train": ("train", "trainval", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 """Part of a config -> last parts of the names of splits, without years, the preferred one first."""
 SHARES = {"test": 0.15, "val": 0.15}
@@ -116,11 +115,8 @@ def _checked(kind: str, root: Path) -> tuple[DataReport, dict[str, Any]]:
     if kind == "yolo":
         report = check_yolo(root)
         return report, {split.name: split.name for split in report.splits}
-    exported = sorted(root.glob(f"*/{ROBOFLOW}"))
-    splits = {file.parent.name: CocoSplit(f"{file.parent.name}/{ROBOFLOW}", file.parent.name) for file in exported}
-    report = check_coco(root, splits or None)
-    default = {split.name: CocoSplit(f"annotations/instances_{split.name}.json", split.name) for split in report.splits}
-    return report, {name: vars(places) for name, places in (splits or default).items()}
+    splits = coco_splits(root)
+    return check_coco(root, splits), {name: vars(places) for name, places in splits.items()}
 
 
 def choose_splits(root: Path, named: Mapping[str, Any]) -> Chosen:

@@ -82,7 +82,7 @@ def test_coco_as_roboflow_exports_it(voc, folder):
     for name, exported in (("train", "train"), ("val", "valid"), ("test", "test")):
         shutil.copytree(made / name, f"robo/{exported}")
         shutil.copy(made / f"annotations/instances_{name}.json", f"robo/{exported}/_annotations.coco.json")
-    assert main(["init", "--coco", "robo"]) == 0
+    assert main(["data", "check", "--coco", "robo"]) == main(["init", "--coco", "robo"]) == 0
     assert configs.load("robo.yaml").dataloader.val == configs.CocoSplit("valid/_annotations.coco.json", "valid")
 
 
@@ -93,7 +93,7 @@ def test_splits_are_written_for_a_tree_without(voc, folder, capsys):
         (folder / "bare" / folder_name / "sub").mkdir()
         (folder / "bare" / folder_name / f"train_00001{ending}").rename(f"bare/{folder_name}/sub/train_00001{ending.upper()}")
     assert main(["init", "--voc", "bare"]) == 2
-    assert "split" in capsys.readouterr().err
+    assert "has no split file; detofa init --voc FOLDER --make-splits writes them" in capsys.readouterr().err
     assert main(["init", "--voc", "bare", "--make-splits"]) == 0
     names = {name: (folder / f"bare/ImageSets/Main/{name}.txt").read_text().split() for name in ("train", "val", "test")}
     assert [len(names[name]) for name in names] == [22, 5, 5]
