@@ -219,6 +219,7 @@ def test_faults_are_one_sentence(folder, capsys):
     assert "figure9.md is damaged: it is empty" in error(capsys)
 
 
+@pytest.mark.thorough
 def test_long_pages_have_several_screenshots(folder, chromium, monkeypatch):
     made()
     monkeypatch.setattr(page_in_browser, "MAX_PIXELS", 1500)

@@ -24,6 +24,7 @@ def test_the_exact_counts_by_hand():
     assert table1.stage_sizes(compofa()) == (117, 117, 1053, 117)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("row, make", [(0, ofa_resnet50), (1, compofa)])
 def test_the_counts_are_those_of_the_enumeration(row, make):
     counted = [len(every_path(make(GEOMETRY, elastic_stem))) for elastic_stem in (True, False)]

@@ -52,6 +52,7 @@ def test_every_value_is_an_axis_only_where_it_matters():
     assert COST.params.stem.shape == (2, 2, 2, 1, 1, 1, 1), "parameters do not depend on the image"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("space", [SPACE, PRUNED])
 @pytest.mark.parametrize("limit", [counting.FEW_PARTS, 0])
 def test_counts_and_samples_are_those_of_all_paths(space, limit, monkeypatch):

@@ -128,6 +128,7 @@ def test_weights_do_not_depend_on_the_mini_batch(solver):
         assert_near(trained(ALONE, solver=solver, mini_batch=mini_batch), expected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [{"make": detector}, {"paths_per_step": 2}, {"make": detector, "paths_per_step": 2}])
 def test_weights_do_not_depend_on_the_cut_of_a_detector_or_of_several_paths(options):
     """A detector's losses are divided by the objects of the batch, not by those of each mini-batch."""
