@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .errors import UserError
 from .figures import matplotlib
 
 MIN_PICTURE_SIZE = 640
@@ -45,7 +46,12 @@ def in_pixels(
         classes: names of the classes; labels are indices into it.
         height, width: size of the image in pixels.
         threshold: smallest score, inclusive.
+
+    Raises:
+        UserError: the threshold is not in [0, 1].
     """
+    if not 0 <= threshold <= 1:
+        raise UserError(f"threshold must be in [0, 1], got {threshold}")
     boxes, scores, labels = found
     boxes = np.clip(boxes, 0, [width, height, width, height])
     kept = (scores >= threshold) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)

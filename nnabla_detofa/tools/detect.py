@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Protocol
 
@@ -45,8 +45,8 @@ class ImageDetector:
     """
 
     name: str
-    opened: OpenDetector
-    boxes: BoxDetector
+    opened: OpenDetector = field(repr=False)
+    boxes: BoxDetector = field(repr=False)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -65,7 +65,7 @@ class ImageDetector:
             and scores.
 
         Raises:
-            UserError: the array is not such an image, or is empty.
+            UserError: the array is not such an image or is empty, or the threshold is not in [0, 1].
         """
         check_image(image)
         opened, (height, width) = self.opened, image.shape[:2]

@@ -98,6 +98,18 @@ def test_a_threshold_leaves_out(photographs, tmp_path):
     assert [item["class"] for item in entry["objects"]] == ["white"]
 
 
+@pytest.mark.parametrize("threshold", [-0.1, 30, float("nan"), np.float32(1.5)])
+def test_a_threshold_that_no_score_has_is_rejected(threshold):
+    found = np.zeros((1, 4)), np.ones(1), np.zeros(1, int)
+    with pytest.raises(UserError, match=r"threshold must be in \[0, 1\], got"):
+        pictures.in_pixels(found, ["cat"], 8, 8, threshold)
+
+
+def test_a_detector_is_printed_in_a_line():
+    """As a notebook does where it is the last value of a cell, without its weights."""
+    assert repr(detect.ImageDetector("fullnet", np.zeros(10**4), np.zeros(10**4))) == "ImageDetector(name='fullnet')"
+
+
 def test_files_that_must_not_be_given(photographs, tmp_path):
     with pytest.raises(UserError, match="none of the 2 given files is"):
         detect.detect(TwoCells(), [photographs / "c.jpg", photographs / "d.txt"], tmp_path / "out", note=lambda text: None)
