@@ -26,7 +26,7 @@ class Normalization:
     """Statistics of a dataset's images with values in [0, 1].
 
     Attributes:
-        mean, std: of the blue, green and red channel, in this order, in which images are read.
+        mean, std: values of the blue, green and red channels, in this order, the order in which images are read.
     """
 
     mean: tuple[Level, Level, Level]
