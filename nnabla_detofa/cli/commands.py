@@ -128,7 +128,7 @@ COMMANDS: Mapping[str, Command | Group] = {
         train.after_finetune,
     ),
     "inspect": Command(
-        "show the progress of a run, its cost, pruned operations, and detectors",
+        "show a run's progress, cost, pruned operations, and detectors",
         runs.inspect_arguments,
         runs.inspect,
         ("runs/digits_detofa", "runs/digits_detofa --json"),

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -286,13 +287,19 @@ def _parser(program: str, place: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"{program} {name}",
         description=f"{command.help[0].upper()}{command.help[1:]}.",
-        epilog="\n".join(["examples:", *(f"  {program} {name} {example}".rstrip() for example in command.examples)]),
+        epilog="\n".join(["examples:", *(_wrapped(f"{program} {name} {example}".rstrip()) for example in command.examples)]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.command = f"{program} {' '.join(place)}"
     command.arguments(parser)
     return parser
+
+
+def _wrapped(line: str) -> str:
+    """Indent a command line, and continue it on further lines with backslashes where it is long."""
+    found = textwrap.wrap(line, 84, subsequent_indent="      ", break_long_words=False, break_on_hyphens=False)
+    return "  " + " \\\n".join(found)
 
 
 def _print_overview(text: str, requested: bool) -> int:

@@ -72,7 +72,7 @@ def after_inspect(args: argparse.Namespace) -> dict[str, str]:
         return {}
     if args.found["fine_tuning"]:
         return {f"export {run} --detector finetuned -o FILE.nnp": "the detector as a separate network"}
-    if args.found["runner"] == "pretrain":
+    if args.found["method"] == "pretrain":
         return {f"export-weights {run} FOLDER": "copy the weights that detectors start from"}
     return {f"report {run}": "the table and the figures"}
 

@@ -31,7 +31,7 @@ def describe(run: FilePath) -> dict:
     Returns:
         A dict with these items:
 
-        - "run", "runner", "about": folder, runner and description.
+        - "run", "runner", "about": folder, runner and description. "method": the built-in runner on which the runner is based.
         - "code": commits or versions that computed the run, in order.
         - "finished": whether the run is over. "written": seconds since the folder was last written to.
         - "phases": for each phase "name"; "state" ("done", "under way" or "to come"); wall-clock "seconds";
@@ -56,6 +56,7 @@ def describe(run: FilePath) -> dict:
     result: dict[str, Any] = {
         "run": str(run),
         "runner": config.args.runner,
+        "method": config.method,
         "about": list(config.about),
         "code": recorded(run)["code"],
         "finished": (run / f"{FINE_TUNED}.json").exists() if origin else bool(summary),

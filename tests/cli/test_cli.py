@@ -10,7 +10,7 @@ import pytest
 
 from nnabla_detofa.backend.launch import Stopped
 from nnabla_detofa.cli import program as cli
-from nnabla_detofa.cli import runs, train
+from nnabla_detofa.cli import train
 from nnabla_detofa.cli.paper import expanded
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.common.version import __version__
@@ -70,11 +70,11 @@ def test_a_finished_run_says_where_it_is_and_what_follows(runner, config, capsys
     assert "detect runs/small IMAGE" in said
 
 
-def run_of(runner):
-    return SimpleNamespace(output_path=Path("runs/a run"), method=runner)
+def run_of(method):
+    return SimpleNamespace(output_path=Path("runs/a run"), method=method)
 
 
-FOUND = {"found": {"finished": True, "fine_tuning": None, "runner": "detofa"}}
+FOUND = {"found": {"finished": True, "fine_tuning": None, "method": "detofa"}}
 LEFT = {  # what a command leaves for the commands that follow
     "init": {"written": Path("my config.yaml")},
     "search": {"written": Path("runs/a run/found_flops_90M.json")},
@@ -111,19 +111,12 @@ def test_every_command_ends_with_valid_commands_that_follow(place, command):
         ("train", "a.json", {"trained": run_of("fullnet")}, ["report", "detect"]),
         ("train", "a.json", {"trained": run_of("pretrain")}, ["export-weights"]),
         ("inspect", "run", {"found": FOUND["found"] | {"fine_tuning": {"run": "a"}}}, ["export"]),
-        ("inspect", "run", {"found": FOUND["found"] | {"runner": "pretrain"}}, ["export-weights"]),
+        ("inspect", "run", {"found": FOUND["found"] | {"method": "pretrain"}}, ["export-weights"]),
         ("inspect", "run", {"found": FOUND["found"] | {"finished": False}}, []),  # its text says how to resume it
     ],
 )
 def test_what_follows_fits_the_result(name, line, left, names):
     assert [*following((name,), cli.COMMANDS[name], line, **left)] == names
-
-
-def test_a_report_offers_only_detectors_that_the_run_has(tmp_path):
-    arguments = SimpleNamespace(run=str(tmp_path))
-    assert list(runs.after_report(arguments)) == [f"export {tmp_path} --detector fullnet -o FILE.nnp"]
-    (tmp_path / "subnet_1.json").touch()
-    assert [line.split()[0] for line in runs.after_report(arguments)] == ["search", "export"]
 
 
 def test_what_the_user_can_mend_is_one_sentence(runner, config, capsys):
@@ -218,6 +211,14 @@ def test_help_and_version(capsys):
             cli.main([*place, "--help"])
         assert caught.value.code == 0
         assert "examples:" in capsys.readouterr().out
+
+
+def test_a_long_example_is_continued_on_the_next_line():
+    long = f"detofa evaluate-paths {'a' * 30} --weights {'b' * 25} -o c.jsonl"
+    first, second = cli._wrapped(long).split("\n")
+    assert len(first) <= 88 and first.endswith(" \\")
+    assert shlex.split(f"{first}\n{second}".replace("\\\n", "")) == long.split()
+    assert cli._wrapped("detofa doctor") == "  detofa doctor"
 
 
 def test_help_of_a_group(capsys):
