@@ -25,7 +25,7 @@ def one(findings, word) -> Finding:
 
 def test_this_installation_works_and_the_tiny_config_can_be_run(capsys):
     assert main(["doctor", "-f", str(tiny.config_file())]) == 0
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())  # where a line breaks depends on the paths in it
     assert "problem" not in said
     assert all(
         word in said for word in ("Python 3.10", "packages: ", "nnabla-nas", "16 train, 6 val, 6 test", "disk", "memory")
