@@ -226,6 +226,7 @@ def list_split(about: Description, split: str) -> ListedSplit:
         raise UserError(f"split {split!r} not found in {about.file} (found: {known}){hint}")
     found: dict[YOLOFile, None] = {}
     repeated, notes, problems = 0, [], []
+    labels = Listing(about.folder, (".txt",))
     for text in about.splits[split]:
         place = _found(about.folder, text)
         if place is None:
@@ -250,7 +251,7 @@ def list_split(about: Description, split: str) -> ListedSplit:
                     images.append(image)
         for image in images:
             name = image.relative_to(about.folder).as_posix()
-            file = YOLOFile(image, label_file(image, about.folder), name)
+            file = YOLOFile(image, _labels_on_disk(image, labels), name)
             repeated += file in found
             found[file] = None
     if repeated:
@@ -300,6 +301,14 @@ def label_file(image: Path, folder: Path) -> Path:
             parts[index] = "labels"
             break
     return folder.joinpath(*parts)
+
+
+def _labels_on_disk(image: Path, labels: Listing) -> Path:
+    """Return the label file of an image, whose name may be composed otherwise, or end in .TXT; it need not exist."""
+    usual = label_file(image, labels.folder)
+    if os.path.lexists(usual):
+        return usual
+    return labels.find(usual.relative_to(labels.folder).with_suffix("").as_posix()) or usual
 
 
 def files_below(folder: Path) -> list[Path]:

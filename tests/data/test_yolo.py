@@ -345,6 +345,25 @@ def test_a_line_of_a_list_is_a_name(layout, names, text):
     assert report.fatal == report.warnings == [] and report.splits[0].images == len(names)
 
 
+@pytest.mark.parametrize(
+    ("image", "labels"),
+    [
+        ("caf\u00e9.png", "cafe\u0301.txt"),
+        ("cafe\u0301.png", "caf\u00e9.txt"),
+        ("a.b.png", "a.b.TXT"),
+        ("\u00e9/x.png", "e\u0301/x.txt"),
+    ],
+)
+def test_labels_whose_name_is_composed_or_ends_otherwise_are_not_left_out(layout, image, labels):
+    for folder, name, source in (("images", image, "train_1.png"), ("labels", labels, "train_1.txt")):
+        place = layout.root / folder / "train" / name
+        place.parent.mkdir(exist_ok=True)
+        shutil.copy(layout.root / folder / "train" / source, place)
+    dataset = YOLODataset(layout.root, "train")
+    assert len(dataset.objects(dataset.image_ids.index(f"images/train/{image}"))[0]) == 2
+    assert check_yolo(layout.root, {"train": "train"}).splits[0].empty == 0
+
+
 def test_spaces_at_the_ends_of_a_name_belong_to_it(layout):
     folder = layout.root / "images" / "train"
     (folder / " x.png").write_bytes((folder / "train_0.png").read_bytes())
