@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path as FilePath
 
 from ..backend.launch import can_launch, handling
@@ -25,7 +26,7 @@ from .run import Run, profile_folder
 def complete(runs: Sequence[Run], jobs: int, log: Callable[[str], None] = print, cores: int = 1) -> None:
     """Start or resume all runs that have not finished, and wait for them.
 
-    The runs of Algorithm 1 come first, because others branch off them.
+    One seed is completed before the next. Its run of Algorithm 1 comes first, because others branch off it.
 
     Args:
         runs: the runs, as returned by `run.plan`.
@@ -56,13 +57,15 @@ def complete(runs: Sequence[Run], jobs: int, log: Callable[[str], None] = print,
     duration = f"about {minutes:.0f} minutes on two cores" if minutes else f"duration unknown to the profile {profile.name}"
     log(f"starting {len(missing)} of {len(runs)} runs, {duration}: {', '.join(run.name for run in missing)}")
     with ProgressBar(total=len(missing), desc="runs", unit="run") as bar:
-        for stage in (
-            [run for run in missing if run.experiment == DETOFA],
-            [run for run in missing if run.experiment != DETOFA],
-        ):
-            for run in _execute(stage, runs, jobs, cores, bar.write):
+        for _, stage in groupby(sorted(missing, key=_order), _order):
+            for run in _execute(list(stage), runs, jobs, cores, bar.write):
                 bar.update()
                 bar.set_postfix_str(run.name)
+
+
+def _order(run: Run) -> tuple[int, bool]:
+    """Return a key whose order is that of the stages of `complete`."""
+    return run.seed, run.experiment != DETOFA
 
 
 def _check_startable(run: Run) -> None:

@@ -30,7 +30,6 @@ from . import (
     table_a3,
 )
 from .execution import complete
-from .experiments import DETOFA
 from .run import Run
 from .target import Request
 
@@ -92,7 +91,7 @@ def reproduce(names: Sequence[str], request: Request, log: Callable[[str], None]
         request.output.mkdir(parents=True, exist_ok=True)  # an error should precede hours of runs
     once = {run.name: run for name in waiting for run in runs[name]}
     try:
-        complete(sorted(once.values(), key=lambda run: run.experiment != DETOFA), request.jobs, log, request.cores)
+        complete(list(once.values()), request.jobs, log, request.cores)
     except UserError as error:
         if starts and (possible := [name for name in names if not _waits(name, request, runs[name])]):
             log(f"{error}; making the targets that do not need it: {', '.join(possible)}")

@@ -45,6 +45,13 @@ def test_runs_side_by_side_share_the_cores_and_the_last_one_has_all(profile, mon
     assert shares == [2, 2, 4]
 
 
+def test_one_seed_is_completed_before_the_next_and_starts_with_algorithm_1(profile, monkeypatch):
+    order, done = [], SimpleNamespace(poll=lambda: 0, returncode=0)
+    monkeypatch.setattr(execution, "_start", lambda run, share, trunks: order.append((run.seed, run.experiment)) or done)
+    execution.complete(plan(profile, ("voc",), [OFA, DETOFA], 2, []), 2, lambda line: None)
+    assert order == [(0, DETOFA), (0, OFA), (1, DETOFA), (1, OFA)]
+
+
 def test_a_run_takes_its_cores_as_processes_where_the_numbers_stay_the_same(profile, monkeypatch):
     commands = []
     monkeypatch.setattr(execution.subprocess, "Popen", lambda command, **options: commands.append(command))
