@@ -14,7 +14,7 @@ import pytest
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.paper import execution, experiments
 from nnabla_detofa.paper.experiments import DETOFA, OFA
-from nnabla_detofa.paper.run import plan
+from nnabla_detofa.paper.run import Run, plan
 
 pytestmark = pytest.mark.thorough
 
@@ -47,6 +47,7 @@ def test_runs_side_by_side_share_the_cores_and_the_last_one_has_all(profile, mon
 
 def test_one_seed_is_completed_before_the_next_and_starts_with_algorithm_1(profile, monkeypatch):
     order, done = [], SimpleNamespace(poll=lambda: 0, returncode=0)
+    monkeypatch.setattr(Run, "finished", False)
     monkeypatch.setattr(execution, "_start", lambda run, share, trunks: order.append((run.seed, run.experiment)) or done)
     execution.complete(plan(profile, ("voc",), [OFA, DETOFA], 2, []), 2, lambda line: None)
     assert order == [(0, DETOFA), (0, OFA), (1, DETOFA), (1, OFA)]
