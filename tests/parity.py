@@ -317,7 +317,7 @@ def main() -> int:
     checks = list(all_checks())
     print(table(checks))
     over = failed(checks)
-    print(f"\n{len(checks)} comparisons, of arrays the entry that differs most; {len(over)} over the limit")
+    print(f"\n{len(checks)} comparisons (of arrays, the element that differs most); {len(over)} above the limit")
     return 1 if over else 0
 
 

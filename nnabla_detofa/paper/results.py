@@ -62,7 +62,8 @@ def make_results(
         log(f"{len(changed)} new or changed archives in {folder}: {', '.join(file.name for file in changed) or '-'}")
     if not folder.is_dir():
         raise UserError(
-            f"there are no archives in {folder}, and no run of the profile {profile.name} has finished: start its runs"
+            f"there are no archives in {folder}, and no run of the profile {profile.name} has finished: start its runs, for "
+            f"example with detofa paper figure5 --profile {shlex.quote(profile.source)}"
         )
     archived = replace(profile, starts_runs=False, archives=folder)
     made: list[FilePath] = []
