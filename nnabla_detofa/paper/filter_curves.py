@@ -24,6 +24,7 @@ from ..config import Filter
 from ..methods import algorithm1
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.metrics import bootstrap_interval, kendall_tau, over_buckets, weakest
+from ..runs.provenance import revision
 from . import archives, filter_study
 from .experiments import DETOFA
 from .filter_scores import RATIO
@@ -339,8 +340,9 @@ def markdown(
         f"- Both measures are taken inside the FLOPs buckets. Noise of the validation images: {noise} of the variance there.",
         f"- The filter is pre-trained on {len(inputs.pretraining) if inputs.pretraining else 0} paths of the classification "
         "supernet, and fitted once to each set of paths.",
-        f"- The extended filter has the config's options: {option_list(inputs.fingerprint['options'])}.",
-        f"- Made by `{command}`.",
+        f"- The extended filter has the config's options: {option_list(inputs.fingerprint['options'])}. Its members "
+        "are pre-trained separately. The paper's filter has the same sizes, pooling, learning rate, and batch size.",
+        f"- Made by `{command}` at {revision()}.",
         "",
         f"![learning curves]({NAME}.png)",
         "",

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..path_filter.fitting import centered
 from ..path_filter.metrics import Measure, Weakest, bootstrap_interval, over_buckets, per_bucket, weakest
-from ..path_filter.rankers import ENTROPY, GAUSSIAN, PAIRWISE, TREES
+from ..path_filter.rankers import ENTROPY, GAUSSIAN, PAIRWISE, SKIP, TREES
 from .filter_study import (
     BASELINES,
     CEILING,
@@ -37,6 +37,7 @@ TITLES = {
     FLOPS: "FLOPs alone",
     ENTROPY: "entropy of a random network",
     RIDGE: "ridge on one-hot tokens",
+    SKIP: "the filter's linear skip alone",
     PAIRWISE: "ridge on tokens and pairs of tokens",
     GAUSSIAN: "Gaussian process on one-hot tokens",
     TREES: "gradient-boosted trees",

@@ -20,12 +20,12 @@ from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.fitting import FitResult, fit, fit_options, transfer
 from ..path_filter.metrics import baseline_scores
 from ..path_filter.model import PathFilter
-from ..path_filter.rankers import ENTROPY, GAUSSIAN, PAIRWISE, TREES, rival_scores, true_orders
+from ..path_filter.rankers import ENTROPY, GAUSSIAN, PAIRWISE, SKIP, TREES, rival_scores, true_orders
 from ..path_filter.tokens import Tokenizer
 from .score_file import ScoreFile
 
 RANDOM, FLOPS, RIDGE = "random", "FLOPs", "ridge"
-BASELINES = (RANDOM, FLOPS, ENTROPY, RIDGE, PAIRWISE, GAUSSIAN, TREES)
+BASELINES = (RANDOM, FLOPS, ENTROPY, RIDGE, SKIP, PAIRWISE, GAUSSIAN, TREES)
 CEILING, PRUNED_BY = "true order", "the filter that pruned"
 """Rows without a fit: the best ranking that the noise of the losses allows, and the filter of the studied run itself."""
 CEILING_DRAWS = 20

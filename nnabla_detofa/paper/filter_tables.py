@@ -215,7 +215,7 @@ def ceiling_notes(inputs: StudyInputs) -> list[str]:
         lines.append(
             f"- Noise of the validation images is {inputs.noise:.0%} of the variance inside a bucket, measured from disjoint "
             "halves of the images. The last row ranks by true losses that are plausible given the measured ones and normally "
-            "distributed errors: no ranking can be expected to do better."
+            "distributed errors. It estimates what a ranking can reach; a fit to losses on the same images can exceed it."
         )
     return lines
 

@@ -9,10 +9,11 @@ import numpy as np
 
 from ..space.geometry import Geometry
 from ..space.paths import PathBatch
-from .fitting import centered
+from .fitting import RIDGE_PENALTIES, by_block, centered
 from .tokens import Tokenizer, one_hot
 
 PAIRWISE, TREES, GAUSSIAN, ENTROPY = "ridge with pairs", "boosted trees", "Gaussian process", "entropy"
+SKIP = "linear skip"
 PENALTIES = np.logspace(-4, 2, 25)
 """Penalties from which that of `pairwise_ridge` is chosen, relative to the mean of the kernel's diagonal."""
 
@@ -22,9 +23,9 @@ def rival_scores(
 ) -> dict[str, np.ndarray]:
     """Compute the scores of other rankings, fitted to evaluated paths.
 
-    All except the entropy are regressions of the negative loss on one-hot tokens: ridge regression on tokens and pairs of
-    tokens; gradient-boosted trees; and a Gaussian process with a squared-exponential kernel and noise, whose length scale,
-    amplitude and noise maximize the likelihood.
+    All except the entropy are regressions of the negative loss on one-hot tokens: the path filter's linear skip, without its
+    transformer; ridge regression on tokens and pairs of tokens; gradient-boosted trees; and a Gaussian process with a
+    squared-exponential kernel and noise, whose length scale, amplitude and noise maximize the likelihood.
 
     Args:
         tokenizer: tokenizer of the paths.
@@ -36,12 +37,15 @@ def rival_scores(
         The (m,) scores of each ranking by name.
     """
     from sklearn.ensemble import GradientBoostingRegressor
+    from sklearn.linear_model import RidgeCV
 
     known, new = (one_hot(tokenizer(paths), len(tokenizer.vocabulary)) for paths in (train, batch))
     goodness = -np.asarray(train_losses, float)
     goodness = (goodness - goodness.mean()) / (goodness.std() or 1.0)
     trees = GradientBoostingRegressor(n_estimators=300, learning_rate=0.05, max_depth=3, subsample=0.5, random_state=seed)
+    parts = by_block(tokenizer.blocks, len(tokenizer.vocabulary))
     return {
+        SKIP: RidgeCV(alphas=RIDGE_PENALTIES).fit(known @ parts, goodness).predict(new @ parts),
         PAIRWISE: pairwise_ridge(known, goodness, new, tokenizer.length),
         TREES: trees.fit(known, goodness).predict(new),
         GAUSSIAN: gaussian_process(known, goodness, new, tokenizer.length),
