@@ -8,6 +8,7 @@ P5  search, 500 generations of 100, with a score that costs nothing and with the
 P6  the FLOPs of a million paths
 P7  steps of two processes / steps of one
 P8  scoring paths / its bare matrix products
+fit     fitting the small data sets' filter, of four members, / fitting the filter as in the paper
 loader  images that one process decodes, augments and batches in a second
 
 What is compared takes turns, so that whatever else the machine does slows both sides. Times are medians of CPU seconds of one
@@ -30,14 +31,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path as FilePath
 
-from paths import p3, p5, p6, p8
+from paths import fit, p3, p5, p6, p8
 from steps import as_rank, loader, p1, p2, p4, p7
 from timing import busy_share
 
 BUSY = 0.1
 """Share of the cores' time in use by others, above which the machine counts as busy."""
-MEASURES = {"P1": p1, "P2": p2, "P3": p3, "P4": p4, "P5": p5, "P6": p6, "P7": p7, "P8": p8, "loader": loader}
-SAID = dict(line.split("  ", 1) for line in __doc__.splitlines() if line.startswith(("P", "loader  ")))
+MEASURES = {"P1": p1, "P2": p2, "P3": p3, "P4": p4, "P5": p5, "P6": p6, "P7": p7, "P8": p8, "fit": fit, "loader": loader}
+SAID = dict(line.split("  ", 1) for line in __doc__.splitlines() if line.startswith(("P", "fit  ", "loader  ")))
 
 
 def alone(name: str, options) -> dict | None:

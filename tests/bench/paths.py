@@ -1,8 +1,11 @@
-"""Evaluating (P3), searching (P5), counting (P6) and scoring (P8) paths."""
+"""Evaluating (P3), searching (P5), counting (P6) and scoring (P8) paths, and fitting the path filter to them."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path as FilePath
 
 import numpy as np
 from timing import ratio, seconds, spread, turns
@@ -157,3 +160,32 @@ def bare_products(path_filter) -> Callable[[], None]:
                     graph.forward()
 
     return run
+
+
+FITTED = 28
+"""Paths of each bucket to which a filter is fitted."""
+
+
+def fit(options) -> dict:
+    """Fits from random weights, to paths of a pilot of the filter study, with another seed in each round."""
+    from nnabla_detofa import config as configs
+    from nnabla_detofa.paper import archives, filter_curves, filter_study
+    from nnabla_detofa.path_filter import fitting
+    from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPaths
+
+    config = configs.load("configs/digits_detofa.json")
+    with tempfile.TemporaryDirectory() as folder:
+        archives.restore(archives.archive(FilePath("results", "demo"), filter_curves.NAME), FilePath(folder))
+        files = (FilePath(folder, "digits-pilots", "11", f"{name}.jsonl") for name in ("fit", "test"))
+        train, test = (EvaluatedPaths.read(file, config.network.geometry) for file in files)
+    inputs = filter_study.StudyInputs("", filter_curves.first_of_each_bucket(train, FITTED), test, config.hparams.filter)
+    given = inputs.train.batch, inputs.train.buckets, inputs.train.losses
+
+    def fit_once(name: str, seed: int) -> None:
+        (setting,) = (setting for setting in filter_study.SETTINGS if setting.name == name)
+        path_filter, rng = filter_study.fresh(inputs, setting, seed), filter_study.seeded(seed, "fine-tuning")
+        fitting.fit(path_filter, *given, rng, fitting.fit_options(setting.options(inputs.options)))
+
+    names = filter_study.CONFIGURED_FRESH, "block encoding, FLOPs-bounded loss"
+    times = np.array([[seconds(partial(fit_once, name, seed)) for name in names] for seed in range(3)])
+    return {**ratio(*times.T), "seconds": round(float(np.median(times[:, 0])), 1)}
