@@ -121,9 +121,11 @@ def p8(options) -> dict:
 
     rng = np.random.default_rng(0)
     batch, buckets = ofa_resnet50().sample_many(rng, SCORED), np.arange(SCORED) % 5
-    path_filter = PathFilter(rng=rng)
-    times = turns([lambda: path_filter.score(batch, buckets), bare_products(path_filter)], 5)
-    return {**ratio(*times.T), "seconds": round(float(np.median(times[:, 0])), 3)}
+    single, ensemble = PathFilter(rng=rng), PathFilter(pooling="concat", linear_skip=True, ensemble=4, rng=rng)
+    times, others = (
+        turns([partial(path_filter.score, batch, buckets), bare_products(path_filter)], 5) for path_filter in (single, ensemble)
+    )
+    return {**ratio(*times.T), "seconds": round(float(np.median(times[:, 0])), 3), "ensemble": ratio(*others.T)["value"]}
 
 
 def bare_products(path_filter) -> Callable[[], None]:
