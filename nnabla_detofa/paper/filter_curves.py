@@ -341,7 +341,7 @@ def markdown(
         f"- The filter is pre-trained on {len(inputs.pretraining) if inputs.pretraining else 0} paths of the classification "
         "supernet, and fitted once to each set of paths.",
         f"- The extended filter has the config's options: {option_list(inputs.fingerprint['options'])}. Its members "
-        "are pre-trained separately. The paper's filter has the same sizes, pooling, learning rate, and batch size.",
+        "start from one pre-trained filter. The paper's filter has the same sizes, pooling, learning rate, and batch size.",
         f"- Made by `{command}` at {revision()}.",
         "",
         f"![learning curves]({NAME}.png)",

@@ -57,7 +57,7 @@ class Setting:
     def pretrained(self) -> str:
         """Part of the file name of the pre-trained filter; settings with the same value share it."""
         loss, block = "bounded" if self.flops_bounded else "all_pairs", "block" if self.block_encoding else "no_block"
-        return f"{self.encoding}_{block}_{'ours' if self.configured else loss}"
+        return f"{self.encoding}_{block}_{'extended' if self.configured else loss}"
 
     def options(self, given: Filter, paper_epochs: int = 200) -> Filter:
         """Return the options of the filter, where those of the config are `given`; see `StudyInputs`."""
@@ -70,6 +70,8 @@ class Setting:
         """Return the parts as written to scores.jsonl, where `configured` is called "ours"."""
         parts = asdict(self)
         parts["ours"] = parts.pop("configured")
+        if self.configured and self.pretraining:
+            parts["pretrained_members"] = 1  # older versions pre-trained each member
         return parts
 
 
@@ -303,15 +305,21 @@ def fresh(inputs: StudyInputs, setting: Setting, seed: int) -> PathFilter:
 
 
 def pretrained(inputs: StudyInputs, setting: Setting, seed: int, folder: FilePath) -> PathFilter:
-    """Return a setting's filter fitted to the classification supernet's paths; it is stored beside `folder` and reused."""
+    """Return a setting's filter fitted to the classification supernet's paths; it is stored beside `folder` and reused.
+
+    One filter is fitted, and every member of an ensemble starts from it, as in the runs of Algorithm 1.
+    """
     file = folder.parent / f"pretrained_{setting.pretrained}_seed{seed}_{inputs.pretraining_digest}.h5"
     if file.exists():
-        return PathFilter.load(file, type(inputs.test.geometry))
-    assert inputs.pretraining is not None  # `StudyInputs.settings` omits such settings otherwise
-    path_filter, options = fresh(inputs, setting, seed), setting.options(inputs.options, inputs.paper_epochs)
-    _fit(path_filter, inputs.pretraining, options, seeded(seed, "pre-training"))
-    path_filter.save(file)
-    return path_filter
+        path_filter = PathFilter.load(file, type(inputs.test.geometry))
+    else:
+        assert inputs.pretraining is not None  # `StudyInputs.settings` omits such settings otherwise
+        single = replace(inputs, options=replace(inputs.options, ensemble=1))
+        path_filter, options = fresh(single, setting, seed), setting.options(single.options, inputs.paper_epochs)
+        _fit(path_filter, inputs.pretraining, options, seeded(seed, "pre-training"))
+        path_filter.save(file)
+    options = setting.options(inputs.options, inputs.paper_epochs)
+    return path_filter.extended(options.ensemble, options.linear_skip)
 
 
 def _fit(

@@ -16,6 +16,7 @@ from nnabla_detofa.paper import filter_curves, filter_scores, filter_study, tabl
 from nnabla_detofa.paper.filter_study import EVERYTHING, SETTINGS, StudyInputs, StudyResults, run
 from nnabla_detofa.paper.profiles import load
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
+from nnabla_detofa.path_filter.model import PathFilter
 
 pytestmark = pytest.mark.thorough
 
@@ -100,6 +101,16 @@ def test_a_stopped_study_goes_on_and_settings_share_what_was_pre_trained(inputs,
     other = dataclasses.replace(inputs, train=inputs.test, test=inputs.train)  # another study beside it finds the filters
     run(other, (0,), tmp_path / "stopped" / "other")
     assert set((tmp_path / "stopped").rglob("pretrained_*.h5")) == set(files)
+
+
+def test_all_members_start_from_one_pre_trained_filter(inputs, tmp_path):
+    several = dataclasses.replace(inputs, options=dataclasses.replace(TINY, ensemble=3))
+    (setting,) = (setting for setting in SETTINGS if setting.name == filter_study.CONFIGURED)
+    found = filter_study.pretrained(several, setting, 0, tmp_path / "study")
+    logits = found.logits(inputs.test.batch, inputs.test.buckets)
+    assert logits.shape == (3, 24) and (logits == logits[0]).all()
+    (file,) = tmp_path.glob("pretrained_*.h5")
+    assert len(PathFilter.load(file, small.GEOMETRY.__class__).members) == 1
 
 
 def test_without_pre_training_paths_its_settings_are_left_out(inputs):
