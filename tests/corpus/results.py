@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ EVALUATE = ("evaluate", "run", "-c", "cpu")
 REPORT = ("report", "run", "-o", "out")
 WITH_DATA = ("voc", "run")
 EXCLUDE = ("evaluate-paths", "run", "--per-bucket", "1", "-c", "cpu", "-o", "out.jsonl", "--exclude", "run/paths.jsonl")
-EXTEND = ("evaluate-paths", "run", "--per-bucket", "1", "-c", "cpu", "-o", "run/paths.jsonl")
+EXTEND = ("evaluate-paths", "run", "--per-bucket", "1", "-c", "cpu", "-o", "paths.jsonl")
 DEEP = "[" * 900 + "]" * 900
 
 
@@ -134,6 +135,11 @@ BROKEN_JSON = {"empty": "", "text": "results", "cut short": '{"a": [1', "not UTF
 WRONG_JSON = {"a list": [], "a number": 3, "null": None, "no entries": {}}
 
 
+def copied(make: Callable[[Path], object]) -> Callable[[Path], object]:
+    """`make`, and then a copy of the run's evaluated paths, which a command may extend."""
+    return lambda folder: (make(folder), shutil.copy(folder / "run" / "paths.jsonl", folder))
+
+
 def without(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / "run" / name).unlink()
 
@@ -148,10 +154,12 @@ def cases() -> Iterator[Case]:
     for name, (make, *words) in PATHS.items():
         yield Case("evaluated paths", name, EXCLUDE, ("paths.jsonl", *words), make, WITH_DATA)
     kind = "evaluated paths"
-    yield Case(kind, "of other weights, to extend", EXTEND, ("paths.jsonl", "evaluated with"), parts=WITH_DATA)
-    yield Case(kind, "without its last end, to extend", EXTEND, ("paths.jsonl", "evaluated with"), endless, WITH_DATA)
-    other = put("run/paths.jsonl", "my notes\n")
-    yield Case(kind, "a file of something else, to extend", EXTEND, ("paths.jsonl", "evaluated paths"), other, WITH_DATA)
+    for name, make, words in (
+        ("of other weights", lambda folder: None, "evaluated with"),
+        ("without its last end", endless, "evaluated with"),
+        ("a file of something else", put("run/paths.jsonl", "my notes\n"), "evaluated paths"),
+    ):
+        yield Case(kind, f"{name}, to extend", EXTEND, ("paths.jsonl", words), copied(make), WITH_DATA)
     yield Case(kind, "missing", EXCLUDE, ("paths.jsonl", "No such file"), without("paths.jsonl"), WITH_DATA)
 
     for name, (content, *words) in DETECTORS.items():

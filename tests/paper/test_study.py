@@ -117,7 +117,7 @@ def _ledger(training, overhead):
 
 
 def test_the_study_has_the_papers_proportions(monkeypatch):
-    """70, 5 + 65, and PS 70/5/65/5/65, of 14 epochs of 64 steps; the controls have PS' steps."""
+    """70, 5 + 65, and PS 70/5/65/5/65, of 14 epochs of 32 steps; the controls have PS' steps."""
     monkeypatch.chdir(REPOSITORY)
     profile = profiles.load("study")
 
@@ -126,7 +126,7 @@ def test_the_study_has_the_papers_proportions(monkeypatch):
         assert run.config.hparams.filter.weights is None and run.config.hparams.search.budgets == ()
         return [len(phase.epochs) * phase.steps_per_epoch(1600) for phase in training_phases(run.config)]
 
-    n = 896
+    n = 448
     assert steps(DETOFA) == steps(OFA) == steps(COMPOFA) == [n, n // 14, n - n // 14]
     assert steps(OFA_PS) == steps(CONTROLS[0]) == [n, n, n // 14, n - n // 14, n // 14, n - n // 14]
     assert [sum(steps(control)) for control in CONTROLS] == [4 * n] * 3
