@@ -1,6 +1,9 @@
 """CenterNet's augmentation: pure functions from an image and its boxes to a network input and its boxes.
 
 An affine map is a (2, 3) float64 matrix from image pixels to input pixels. Sizes are (height, width).
+
+Colors and boxes are computed by element-wise products and sums, whose bits are the same on all x86 processors. Those of
+OpenCV's conversion to gray and of matrix products are not, because these choose their instructions by the processor.
 """
 
 from dataclasses import dataclass
@@ -12,6 +15,8 @@ from ..common.errors import UserError
 from ..common.normalization import IMAGENET, Normalization
 from .dataset import Sample
 
+# Shares of the channels blue, green, red in gray, as in OpenCV (ITU-R BT.601).
+GRAY_SHARES = np.array([0.114, 0.587, 0.299], np.float32)
 # Principal components of ImageNet's colors: variances, and eigenvectors as columns; rows are blue, green, red.
 COLOR_VALUES = np.array([0.2141788, 0.01817699, 0.00341571], np.float32)
 COLOR_VECTORS = np.array(
@@ -162,7 +167,7 @@ def affine(center: np.ndarray, magnification: float, size: tuple[int, int]) -> n
 
 def transform_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Apply an affine map to boxes (n, 4) x1 y1 x2 y2; the result (n, 4) float32 has x1 <= x2 even if `matrix` mirrors."""
-    corners = boxes.reshape(-1, 2, 2).astype(np.float64) @ matrix[:, :2].T + matrix[:, 2]
+    corners = (boxes.reshape(-1, 2, 1, 2).astype(np.float64) * matrix[:, :2]).sum(3) + matrix[:, 2]
     return np.concatenate([corners.min(1), corners.max(1)], axis=1).astype(np.float32)
 
 
@@ -181,7 +186,7 @@ def jitter_colors(image: np.ndarray, rng: np.random.Generator, strength: float) 
     """
     if strength == 0:
         return image
-    gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[..., None]
+    gray = sum(image[..., channel, None] * share for channel, share in enumerate(GRAY_SHARES))
     others = (np.float32(0), gray.mean(), gray)
     for choice in rng.permutation(len(others)):
         share = np.float32(1 + rng.uniform(-strength, strength))
@@ -193,7 +198,7 @@ def shift_lighting(image: np.ndarray, rng: np.random.Generator, deviation: float
     """Shift all pixels along the principal color components by normally distributed amounts (AlexNet's lighting noise)."""
     if deviation == 0:
         return image
-    return image + COLOR_VECTORS @ (COLOR_VALUES * rng.normal(0, deviation, 3).astype(np.float32))
+    return image + (COLOR_VECTORS * (COLOR_VALUES * rng.normal(0, deviation, 3).astype(np.float32))).sum(1)
 
 
 def _warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:

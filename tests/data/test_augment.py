@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -142,3 +146,41 @@ def test_colors_stay_gray_and_near():
     assert 0.25 < min(f.min() for f in factors) < 0.4 and 0.6 < max(f.max() for f in factors) < 0.8
     shifted = augment.shift_lighting(image, np.random.default_rng(0), 0.1) - image
     assert 0 < np.abs(shifted).max() < 0.1 and np.ptp(shifted.reshape(-1, 3), axis=0).max() < 1e-6
+
+
+def test_gray_is_opencvs():
+    image = np.random.default_rng(0).random((5, 6, 3), np.float32)
+    np.testing.assert_allclose(image @ augment.GRAY_SHARES, cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), atol=1e-6)
+
+
+ANOTHER_PROCESSOR = {
+    "OPENBLAS_CORETYPE": "Nehalem",
+    "OPENCV_IPP": "disabled",
+    "OPENCV_CPU_DISABLE": "AVX,AVX2,FMA3",
+    "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3",
+}
+SAMPLES = """
+import hashlib
+import numpy as np
+from nnabla_detofa.data.augment import train_transform
+from nnabla_detofa.data.dataset import Sample
+
+rng, digest = np.random.default_rng(0), hashlib.sha256()
+for seed in range(20):
+    image = rng.integers(0, 256, (70, 90, 3), np.uint8)
+    boxes = rng.uniform(0, 60, (6, 4)).astype(np.float32)
+    sample = Sample(image, boxes, np.zeros(6, int), np.zeros(6, bool), "image")
+    for array in train_transform(sample, (64, 64), np.random.default_rng(seed)):
+        digest.update(np.ascontiguousarray(array).tobytes())
+print(digest.hexdigest())
+"""
+
+
+@pytest.mark.parametrize("name", ANOTHER_PROCESSOR)
+def test_bits_do_not_depend_on_the_processor(name):
+    """Libraries choose their instructions by the processor; these variables make them choose as on an older one."""
+    found = []
+    for extra in ({}, {name: ANOTHER_PROCESSOR[name]}):
+        done = subprocess.run([sys.executable, "-c", SAMPLES], env={**os.environ, **extra}, capture_output=True, text=True)
+        found.append(done.stdout)
+    assert len(found[0]) == 65 and found[0] == found[1]
