@@ -39,18 +39,20 @@ def half_a_line(opened, entry):
     return write_line(opened, entry)
 
 
-def step_without_room(graph):
+def faulty_step(graph):
     steps.append(graph)
     if kind == "limit" and len(steps) == 3:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(name), resource.RLIM_INFINITY))
+    if kind == "stop":
+        os.kill(os.getpid(), signal.SIGTERM)
     step(graph)
 
 
-os.replace, evaluated_paths._write_line, training.step = replace_or_die, half_a_line, step_without_room
+os.replace, evaluated_paths._write_line, training.step = replace_or_die, half_a_line, faulty_step
 sys.exit(main(arguments))
 """
 """A command line with a fault: "before:NAME" and "after:NAME" kill at the renaming to NAME, "half:NAME" in the middle of a
-line, "limit:N" lets files have no more than N bytes from the third step on."""
+line, "stop:" asks to stop in the first step, "limit:N" lets files have no more than N bytes from the third step on."""
 
 
 def with_fault(fault: str, *arguments: str) -> subprocess.CompletedProcess:

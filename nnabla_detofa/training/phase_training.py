@@ -106,7 +106,8 @@ class PhaseTraining:
         if step % self.steps_per_epoch == 0:
             run.callback_on_epoch_end()
         stopping = run.stop.agreed()
-        if stopping or step % (run.hparams.checkpoint_every_epochs * self.steps_per_epoch) == 0:
+        due = step < self.steps.stop and step % (run.hparams.checkpoint_every_epochs * self.steps_per_epoch) == 0
+        if stopping or due:  # after the last step `train` saves the complete phase
             self._save(self.checkpoint)
         if stopping:
             raise Stopped("checkpoint saved")
