@@ -80,10 +80,17 @@ def quality(scores: np.ndarray, paths: Paths) -> Quality:
     )
 
 
-def learn(path_filter: PathFilter, train: Paths, fresh: Paths, rng: np.random.Generator, lr: float) -> dict[str, Quality]:
+def learn(
+    path_filter: PathFilter,
+    train: Paths,
+    fresh: Paths,
+    rng: np.random.Generator,
+    lr: float,
+    epochs: tuple[int, int] = (7, 3),
+) -> dict[str, Quality]:
     """The quality on fresh paths of the fitted filter, of the baselines, and of evaluating the paths themselves."""
-    for epochs, rate in ((7, lr), (3, lr / 5)):  # at the full rate to the end it ranked worse
-        options = FitOptions(epochs=epochs, lr=rate, batch_size=64)
+    for number, rate in zip(epochs, (lr, lr / 5)):  # at the full rate to the end it ranked worse
+        options = FitOptions(epochs=number, lr=rate, batch_size=64)
         fit(path_filter, train.batch, train.buckets, train.losses, rng, options)
     simple = baseline_scores(path_filter.tokenizer, train.batch, train.losses, fresh.batch, COST.flops(fresh.batch), rng)
     scores = {"filter": path_filter.score(fresh.batch, fresh.buckets), "evaluation": -fresh.losses, **simple}
@@ -104,9 +111,9 @@ def check(found: dict[str, Quality]) -> None:
 
 def test_a_small_filter_learns_to_rank_from_many_paths():
     rng = np.random.default_rng(0)
-    train, fresh = evaluated(3000, rng), evaluated(400, rng)
+    train, fresh = evaluated(1500, rng), evaluated(200, rng)
     path_filter = PathFilter(dim=32, layers=2, feed_forward=32, pooling="concat", rng=rng)
-    check(learn(path_filter, train, fresh, rng, lr=5e-3))
+    check(learn(path_filter, train, fresh, rng, lr=5e-3, epochs=(6, 2)))
 
 
 @pytest.mark.slow
