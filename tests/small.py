@@ -109,7 +109,7 @@ def detofa_config(root) -> dict:
             "threshold_paths": 40,
             "heldout_paths_per_bucket": 3,
             "bn_images": 8,
-            "bn_batch": 4,
+            "bn_batch": 8,
             "filter": {"dim": 16, "feed_forward": 16, "layers": 1, "epochs": 4},
             "search": {"generations": 4, "population": 10},
         },
@@ -127,7 +127,7 @@ def pretrain_config(root) -> dict:
             "epochs": 1,
             "paths": 40,
             "bn_images": 8,
-            "bn_batch": 4,
+            "bn_batch": 8,
             "filter": {"dim": 16, "feed_forward": 16, "layers": 1, "epochs": 4},
         },
     }
