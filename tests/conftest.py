@@ -19,10 +19,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder of the p
     FOLDER = tempfile.TemporaryDirectory(prefix="tiny-runs-")
     os.environ["TINY_RUNS"] = FOLDER.name
 
-MEMORY = 1000
+MEMORY = 700
 """MB by which a test may raise the peak memory of a process of pytest."""
-HELD_AFTER_TEST, HELD_AFTER_FILE = 900, 500
-"""MB that such a process may hold after a test, and after a file: above that, caches are freed."""
+HELD_AFTER_TEST, HELD_AFTER_FILE = 800, 500
+"""MB that such a process may hold after a test, and after a file: above that, memory is freed."""
 CACHES = {"nnabla_detofa.space.counting": ("_joint", "_masses"), "parity": ("reference_tensors", "reference_net")}
 """Module -> cached functions whose results take hundreds of MB: counts of search spaces, networks of full size."""
 
@@ -52,12 +52,17 @@ def resident() -> int:
 
 
 def free_above(most: int) -> None:
-    """Free caches, and NNabla's unused arrays, where the process holds more than `most` MB."""
-    if resident() <= most:
-        return
-    for module, functions in CACHES.items():
-        for name in functions if module in sys.modules else ():
-            getattr(sys.modules[module], name).cache_clear()
+    """Free NNabla's unused arrays where the process holds more than `most` MB, and `CACHES` where that is not enough."""
+    if resident() > most:
+        free_unused()
+    if resident() > most:
+        for module, functions in CACHES.items():
+            for name in functions if module in sys.modules else ():
+                getattr(sys.modules[module], name).cache_clear()
+        free_unused()
+
+
+def free_unused() -> None:
     gc.collect()
     if extension := sys.modules.get("nnabla_ext.cpu"):
         extension.clear_memory_cache()

@@ -1,6 +1,7 @@
 """Checkpoints of OFA's ResNet50: every tensor in its place, the same logits, and first weights that suit our images."""
 
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import nnabla as nn
@@ -16,10 +17,17 @@ from nnabla_detofa.networks import import_ofa, weights
 from nnabla_detofa.networks.import_ofa import convert, read_checkpoint
 from nnabla_detofa.networks.supernet import Classifier
 from nnabla_detofa.networks.weights import fill
+from nnabla_detofa.space.geometry import Geometry
 from nnabla_detofa.space.paths import Path
 
 FIRST = "input_stem.0.conv.conv.weight"
 LINEAR = "classifier.linear.linear.weight"
+
+
+@pytest.fixture
+def no_new_networks(monkeypatch):
+    """Conversions take the names and shapes from the reference's network, instead of making such a network each."""
+    monkeypatch.setattr(import_ofa, "Classifier", {10: reference_net()}.get)
 
 
 def test_a_checkpoint_of_many_gpus_becomes_a_network_with_the_references_logits(tmp_path, monkeypatch, capsys):
@@ -37,7 +45,7 @@ def test_a_checkpoint_of_many_gpus_becomes_a_network_with_the_references_logits(
     np.testing.assert_allclose(logits.d, expected["logits"], atol=1e-4 * np.abs(expected["logits"]).max())
 
 
-def test_the_plain_names_of_the_largest_network_are_known():
+def test_the_plain_names_of_the_largest_network_are_known(no_new_networks):
     plain = {}
     for name, array in reference_tensors().items():
         for kind in ("conv", "bn", "linear"):
@@ -49,7 +57,7 @@ def test_the_plain_names_of_the_largest_network_are_known():
     assert all(np.array_equal(found[name], expected[name]) for name in found)
 
 
-def test_our_images_give_what_theirs_gave():
+def test_our_images_give_what_theirs_gave(no_new_networks):
     """The same logits for blue, green, red images with ImageNet's normalization as for OFA's red, green, blue ones."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3)).astype(np.float32) / 255  # blue, green, red
     ours = np.stack([IMAGENET(image) for image in pixels])
@@ -82,7 +90,7 @@ def test_our_images_give_what_theirs_gave():
         ({"input_stem.0.conv.weight": np.zeros((32, 3, 3, 3))}, "input_stem/0/conv/conv/_W twice"),
     ],
 )
-def test_what_does_not_fit_is_named(change, message):
+def test_what_does_not_fit_is_named(change, message, no_new_networks):
     tensors = {name: array for name, array in {**reference_tensors(), **change}.items() if array is not None}
     with pytest.raises(UserError, match=message):
         convert(tensors)
@@ -137,9 +145,11 @@ def test_reading_a_checkpoint(tmp_path, capsys):
     assert "must not be printed" not in capsys.readouterr().out
 
 
-def test_the_weights_of_nnablanas_see_our_images_too(tmp_path):
+def test_the_weights_of_nnablanas_see_our_images_too(tmp_path, monkeypatch):
     """They were trained on red, green, blue, as OFA's: the file's first convolution is reversed, and it says what it takes."""
-    first, net = "input_stem/0/conv/conv/_W", Classifier(4, rng=np.random.default_rng(0))
+    small = partial(Classifier, geometry=Geometry(width_scale=0.125))
+    monkeypatch.setattr(import_ofa, "Classifier", small)
+    first, net = "input_stem/0/conv/conv/_W", small(4, rng=np.random.default_rng(0))
     weights.write(tmp_path / "theirs.h5", net.get_parameters())
     assert cli.main(["import-ofa", str(tmp_path / "theirs.h5"), "-o", str(tmp_path / "ours.h5")]) == 0
     assert cli.main(["import-ofa", str(tmp_path / "theirs.h5"), "-o", str(tmp_path / "kept.h5"), "--keep-channels"]) == 0
@@ -153,7 +163,7 @@ def test_the_weights_of_nnablanas_see_our_images_too(tmp_path):
     assert cli.main(["import-ofa", str(tmp_path / "nothing.h5"), "-o", str(tmp_path / "x.h5")]) == 2
 
 
-def test_a_negative_variance_is_refused():
+def test_a_negative_variance_is_refused(no_new_networks):
     tensors = dict(reference_tensors())
     name = next(name for name in tensors if name.endswith("running_var"))
     tensors[name] = tensors[name] - 10
