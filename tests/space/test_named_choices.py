@@ -82,7 +82,8 @@ def test_counts_and_samples_are_those_of_all_paths(space, limit, monkeypatch):
 
 
 def test_counts_of_more_than_2_to_the_63_paths_are_exact():
-    net = Geometry(ratios=tuple(0.05 * n for n in range(1, 17)), width_scale=0.0625, named=(("heads", (0.5, 1.0)),))
+    ratios = tuple(n / 16 for n in range(1, 17))  # these and the widths give layers few different costs
+    net = Geometry(widths=(0.5, 1.0), ratios=ratios, width_scale=0.0625, named=(("heads", (0.5, 1.0)),))
     space = ofa_resnet50(net)
     cost = CostModel(64, 3, "detector", net, HeadGeometry(3, (8, 8), 8)).flops
     assert space.size() > 2**70
