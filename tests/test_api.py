@@ -35,6 +35,7 @@ class LogAside(doctest.OutputChecker):
         return not want or super().check_output(want, got, optionflags)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", nnabla_detofa.__all__)
 def test_the_example_of_a_function_holds(name, folder, monkeypatch, tmp_path):
     monkeypatch.chdir(folder)

@@ -62,6 +62,7 @@ def cuda(tmp_path, monkeypatch):
         sys.modules.pop(f"nnabla_ext.{name}", None)
 
 
+@pytest.mark.thorough
 def test_importing_a_network_says_nothing_and_leaves_the_root_logger_alone():
     program = (
         "import logging, sys; import nnabla_detofa.backend.compat; assert not logging.getLogger().handlers; "

@@ -269,6 +269,7 @@ print(total.hexdigest())
 """
 
 
+@pytest.mark.thorough
 def test_bits_do_not_depend_on_the_processor():
     """Without AVX and FMA NumPy's sums and products are the same, bit by bit."""
     features = "AVX F16C FMA3 AVX2 AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL"

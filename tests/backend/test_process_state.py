@@ -76,12 +76,14 @@ def changes():
     return dict(zip(FIRST, map(json.loads, done.stdout.splitlines()), strict=True)), done.stderr
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("first", FIRST)
 def test_importing_any_module_first_changes_nothing(first, changes):
     found, errors = changes
     assert found[first] == [] and errors == ""
 
 
+@pytest.mark.thorough
 def test_nnabla_keeps_the_level_that_the_user_gave_it():
     program = (
         "import logging, nnabla; logging.getLogger('nnabla').setLevel(logging.DEBUG); before = list(logging.root.handlers); "

@@ -60,6 +60,7 @@ def test_training_works_in_a_thread_and_by_the_command_line_there(tmp_path):
     assert files(tmp_path / "run")["fullnet.json"] == kept["fullnet.json"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("owner, name", [(training, "step"), (phase_training, "train"), (detectors, "average_precision")])
 def test_a_restart_that_fails_before_its_first_step_brings_the_old_run_back(owner, name, tmp_path, monkeypatch):
     folder = shutil.copytree(tiny.fullnet_run(), tmp_path / "run")
@@ -101,6 +102,7 @@ def together(call, threads=4):
         return list(pool.map(call, range(threads)))
 
 
+@pytest.mark.thorough
 def test_one_detector_called_by_several_threads_finds_what_it_finds_alone():
     detector = nnabla_detofa.load_detector(tiny.detofa_run())
     images = [np.random.default_rng(seed).integers(0, 256, (80 + seed, 100, 3), np.uint8) for seed in range(4)]

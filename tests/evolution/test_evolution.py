@@ -263,6 +263,7 @@ def test_the_front_of_a_small_space_is_that_of_the_enumeration(space):
     assert hypervolume(found.costs, found.scores, worst) > 0.995 * hypervolume(costs, scores, worst)
 
 
+@pytest.mark.thorough
 def test_one_front_equals_many_searches():
     """On A: against a search for each of eight budgets that scores more paths in all."""
     score, model = additive_score(A.geometry), CostModel(224)

@@ -81,6 +81,7 @@ def test_decoding_equals_a_stable_sort_of_all_cells(kind):
         np.testing.assert_array_equal(labels * height * width + boxes[..., 1] * width + boxes[..., 0], order)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "geometry, head, size",
     [

@@ -30,6 +30,7 @@ def no_new_networks(monkeypatch):
     monkeypatch.setattr(import_ofa, "Classifier", {10: reference_net()}.get)
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_of_many_gpus_becomes_a_network_with_the_references_logits(tmp_path, monkeypatch, capsys):
     state = {f"module.{name}": array for name, array in reference_tensors().items()}
     state["module.input_stem.0.bn.bn.num_batches_tracked"] = np.array(7)
@@ -45,6 +46,7 @@ def test_a_checkpoint_of_many_gpus_becomes_a_network_with_the_references_logits(
     np.testing.assert_allclose(logits.d, expected["logits"], atol=1e-4 * np.abs(expected["logits"]).max())
 
 
+@pytest.mark.thorough
 def test_the_plain_names_of_the_largest_network_are_known(no_new_networks):
     plain = {}
     for name, array in reference_tensors().items():
@@ -57,6 +59,7 @@ def test_the_plain_names_of_the_largest_network_are_known(no_new_networks):
     assert all(np.array_equal(found[name], expected[name]) for name in found)
 
 
+@pytest.mark.thorough
 def test_our_images_give_what_theirs_gave(no_new_networks):
     """The same logits for blue, green, red images with ImageNet's normalization as for OFA's red, green, blue ones."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3)).astype(np.float32) / 255  # blue, green, red
@@ -73,6 +76,7 @@ def test_our_images_give_what_theirs_gave(no_new_networks):
     np.testing.assert_allclose(found.d, expected.d, atol=1e-4 * np.abs(expected.d).max())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -163,6 +167,7 @@ def test_the_weights_of_nnablanas_see_our_images_too(tmp_path, monkeypatch):
     assert cli.main(["import-ofa", str(tmp_path / "nothing.h5"), "-o", str(tmp_path / "x.h5")]) == 2
 
 
+@pytest.mark.thorough
 def test_a_negative_variance_is_refused(no_new_networks):
     tensors = dict(reference_tensors())
     name = next(name for name in tensors if name.endswith("running_var"))

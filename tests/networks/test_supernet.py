@@ -20,6 +20,7 @@ from nnabla_detofa.space.search_space import ofa_resnet50
 SMALL = Geometry(width_scale=0.125)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", range(8))
 def test_subnets_equal_the_reference(number):
     assert failed(subnet_checks(number)) == []

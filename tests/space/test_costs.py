@@ -173,6 +173,7 @@ def test_counts_and_shares_are_those_of_the_enumeration(space, cost):
             assert share_within(space, cost, low, high) == pytest.approx(chances[inside].sum(), abs=1e-12)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", range(12))
 def test_random_spaces_are_counted_as_their_enumeration_is(seed):
     """Odd supernets, pruned at random: bounds on FLOPs and memory that are costs of paths."""

@@ -95,6 +95,7 @@ def test_counts_of_more_than_2_to_the_63_paths_are_exact():
     assert (cost(sampled) < least + (most - least) // 20).all() and len(set(sampled.keys.tolist())) > 90
 
 
+@pytest.mark.thorough
 def test_costs_with_too_many_values_are_sampled_but_not_counted(monkeypatch):
     monkeypatch.setattr(counting, "MAX_PARTS", 0)
     monkeypatch.setattr("nnabla_detofa.space.convolution.MAX_CELLS", 300)

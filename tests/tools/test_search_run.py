@@ -91,6 +91,7 @@ def test_a_wrong_unit_is_one_sentence(name, text):
         parse_bound(name, text)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "wanted", [{}, {"flops": 0.5}, {"params": 0.3, "memory": 0.4}, dict.fromkeys(("flops", "latency", "params"), 0.6)]
 )
@@ -147,6 +148,7 @@ def test_a_reachable_bound_can_be_given_as_it_is_printed(folder, capsys):
     assert "no path" not in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_bounds_possible_alone_but_not_together(folder):
     """A device on which layers take the longer the fewer FLOPs they have: the fastest path is not the cheapest."""
     run = load_run(folder)
@@ -202,6 +204,7 @@ def test_a_cost_of_ones_own(folder):
         find(run, {"energy": most})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [int, float, np.float32, np.int64])
 def test_a_program_gives_plain_numbers(folder, model, kind):
     paths = load_run(folder).space.sample_many(np.random.default_rng(0), 500)
@@ -303,6 +306,7 @@ def test_parameters_and_memory_are_the_detectors_whatever_the_flops_are_of(tmp_p
         load_run(run.folder, ["hparams.cost_scope=detector"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["flops", "params"])
 def test_a_bound_below_the_pruned_space_is_searched_in_a(folder, name):
     run, heard = load_run(folder), []

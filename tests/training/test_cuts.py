@@ -121,6 +121,7 @@ def assert_near(found, expected):
 ALONE = Communicator()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_weights_do_not_depend_on_the_mini_batch(solver):
     expected = trained(ALONE, solver=solver)
