@@ -43,7 +43,7 @@ def faulty_step(graph):
     steps.append(graph)
     if kind == "limit" and len(steps) == 3:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(name), resource.RLIM_INFINITY))
-    if kind == "stop":
+    if kind == "stop" and len(steps) == int(name):
         os.kill(os.getpid(), signal.SIGTERM)
     step(graph)
 
@@ -52,7 +52,7 @@ os.replace, evaluated_paths._write_line, training.step = replace_or_die, half_a_
 sys.exit(main(arguments))
 """
 """A command line with a fault: "before:NAME" and "after:NAME" kill at the renaming to NAME, "half:NAME" in the middle of a
-line, "stop:" asks to stop in the first step, "limit:N" lets files have no more than N bytes from the third step on."""
+line, "stop:N" asks to stop in the Nth step, "limit:N" lets files have no more than N bytes from the third step on."""
 
 
 def with_fault(fault: str, *arguments: str) -> subprocess.CompletedProcess:

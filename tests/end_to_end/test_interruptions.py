@@ -24,7 +24,7 @@ def test_a_run_that_was_killed_at_bad_moments_goes_on_to_the_same_bits(tmp_path)
     arguments = ["-f", str(tiny.config_file()), "-o", str(tmp_path / "run"), "args.evaluation_processes=2"]
     for fault, status in (
         ("half:paths.jsonl", -signal.SIGKILL),
-        ("stop:", 130),
+        ("stop:1", 130),
         ("after:checkpoint/fine_tuning.old", -signal.SIGKILL),
         ("before:run/fine_tuning", -signal.SIGKILL),
     ):
@@ -33,6 +33,7 @@ def test_a_run_that_was_killed_at_bad_moments_goes_on_to_the_same_bits(tmp_path)
     folders = tiny.detofa_run(), tmp_path / "run" / "checkpoint"
     steps = [json.loads((folder / "fine_tuning" / "state.json").read_text())["step"] for folder in folders]
     assert steps[0] - steps[1] == 4, "the last step is saved once, as the complete phase"
+    assert with_fault("stop:4", *arguments).returncode == 130, "in the last step"
     assert with_fault("before:subnet_2.json", *arguments).returncode == -signal.SIGKILL
     assert main(arguments) == 0
     assert differing(tiny.detofa_run(), tmp_path / "run") == []
