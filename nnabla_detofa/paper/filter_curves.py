@@ -7,7 +7,6 @@ the filter may therefore be chosen on them and judged in the tables.
 from __future__ import annotations
 
 import csv
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..backend.compat import Device, nn
+from ..backend.launch import cores
 from ..common import figures
 from ..common.errors import UserError
 from ..common.files import whole_text, write_text
 from ..config import Filter
 from ..methods import algorithm1
-from ..path_filter.evaluated_paths import EvaluatedPaths
+from ..path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
 from ..path_filter.metrics import bootstrap_interval, kendall_tau, over_buckets, weakest
 from ..runs.provenance import revision
 from . import archives, filter_study
@@ -111,7 +111,7 @@ def curves(
         profile: the scale.
         device: device for the training.
         log: called with each message.
-        on_size: called with all points so far when a number of paths is complete.
+        on_size: called with all points so far when a number of paths is complete, if fits were made for it, and at the end.
 
     Raises:
         UserError: the data or the pre-trained weights of the profile are missing, or it does not start runs.
@@ -128,16 +128,23 @@ def curves(
     points: list[Point] = []
     started, total = time.monotonic(), len(sizes.pilots) * len(sizes.pilot_paths)
     for per_bucket in sizes.pilot_paths:
+        fits: list[str] = []
+
+        def on_fit(text: str, fits: list[str] = fits) -> None:
+            fits.append(text)
+            log(text)
+
         for seed in sizes.pilots:
             train, test, noise = pilot_paths(Run(profile, key, DETOFA, seed), per_bucket, device)
             some = first_of_each_bucket(train, per_bucket)
             label = f"{data_set.title}, pilot supernet of seed {seed}"
             inputs = StudyInputs(label, some, test, first.hparams.filter, before, first.hparams.buckets, noise=noise)
             where = pilots_folder(profile, key) / f"{seed}_{len(some)}"
-            points.append(Point(seed, len(some), filter_study.run(inputs, (0,), where, log, processes(), CHOSEN)))
+            points.append(Point(seed, len(some), filter_study.run(inputs, (0,), where, on_fit, processes(), CHOSEN)))
             minutes = (time.monotonic() - started) / 60
             log(f"{len(points)} of {total} points of the curves after {minutes:.0f} minutes; larger ones take longer")
-        on_size(points)
+        if fits or per_bucket == sizes.pilot_paths[-1]:
+            on_size(points)
     return points
 
 
@@ -199,12 +206,17 @@ def first_of_each_bucket(paths: EvaluatedPaths, per_bucket: int) -> EvaluatedPat
     """Return the first `per_bucket` paths of each FLOPs bucket."""
     buckets = paths.buckets
     rows = np.sort(np.concatenate([np.flatnonzero(buckets == bucket)[:per_bucket] for bucket in np.unique(buckets)]))
-    return EvaluatedPaths(paths.file, paths.header, [paths.items[row] for row in rows], paths.geometry, 0)
+    return subset(paths, [paths.items[row] for row in rows])
+
+
+def subset(paths: EvaluatedPaths, items: list[EvaluatedPath]) -> EvaluatedPaths:
+    """Return some paths of the same supernet and evaluation."""
+    return EvaluatedPaths(paths.file, paths.header, items, paths.geometry, 0)
 
 
 def processes() -> int:
     """Return the number of processes that share the fits."""
-    return (os.cpu_count() or 1) if nn.get_current_context().backend == ["cpu:float"] else 1
+    return cores() if nn.get_current_context().backend == ["cpu:float"] else 1
 
 
 # --- Measures of the points -------------------------------------------------------------------------------------------

@@ -318,10 +318,12 @@ def test_the_curves_begin_with_few_paths_of_all_pilots_and_continue_elsewhere(in
         return inputs.train, inputs.test, 0.1
 
     monkeypatch.setattr(filter_curves, "pilot_paths", paths_of)
-    monkeypatch.setattr(filter_study, "run", lambda inputs, seeds, where, *others: where)
+    missing = {"11_14", "13_14"}
+    monkeypatch.setattr(filter_study, "run", lambda inputs, seeds, where, log, *others: where.name in missing and log("a fit"))
     sizes = []
     points = filter_curves.curves(profile, None, lambda line: None, lambda points: sizes.append(len(points)))
-    assert asked[:4] == [(7, 11), (7, 12), (7, 13), (14, 11)] and sizes == [3, 6, 9, 12, 15] == [*range(3, len(points) + 1, 3)]
+    assert asked[:4] == [(7, 11), (7, 12), (7, 13), (14, 11)] and len(points) == 15
+    assert sizes == [3, 15]  # where fits were made, and at the end
     filter_curves.archive_points(profile, tmp_path / "results")
     shutil.rmtree("runs")
     filter_curves.restore_points(profile, tmp_path / "results")
