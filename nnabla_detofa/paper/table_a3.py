@@ -10,8 +10,9 @@ import numpy as np
 
 from ..common import figures
 from ..common.seeds import rng_for
+from ..path_filter.metrics import kendall_tau
 from .experiments import DETOFA
-from .filter_scores import PRECISION, fullest, mean, title, weakest_of
+from .filter_scores import PRECISION, fullest, mean, order_over_buckets, stem_groups, title, weakest_of
 from .filter_study import BASELINES, CEILING, CONFIGURED, EVERYTHING, FLOPS, PRUNED_BY, RANDOM, RIDGE, StudyResults
 from .filter_tables import (
     COLUMNS,
@@ -64,11 +65,17 @@ def write_table(
             rows.append((f"{ratio:g}", title(name), *cells, *(number(value, 3) for value in others.values())))
             row: dict[str, str | float] = {"r_path": ratio, "filter": title(name)}
             row |= measure_values(results, name, ratio, limits[name], given)
+            row |= dict(zip(("tau_buckets", "tau_same_stem"), taus(results, name)))
             values.append(row | {f"precision_of_{rival}": value for rival, value in others.items()})
     lines = [
         "# Table A3: finding the weakest paths of each FLOPs bucket, for several shares r_path",
         "",
         *markdown_table(("r_path", "filter", *COLUMNS, *(f"precision of {title(rival)}" for rival in rivals)), rows),
+        "",
+        *markdown_table(
+            ("Kendall's tau, for every r_path", "mean of buckets", "at equal stem depth"),
+            [(title(name), *map(number, taus(results, name))) for name in (*names, *rivals)],
+        ),
         "",
         *notes(results, supernet, origin),
         "- The paper's row of 0.25 is the last of its Table 3.",
@@ -77,6 +84,11 @@ def write_table(
     ]
     first = [row for row in values if row["filter"] == title(names[0])]
     return write_files(folder, "tableA3", lines, values, draw(first, title(names[0]), results.inputs.label))
+
+
+def taus(results: StudyResults, name: str) -> list[float]:
+    """Return Kendall's tau of a row, averaged over the seeds: inside the FLOPs buckets, and there at equal stem depth."""
+    return [mean(order_over_buckets(results, name, kendall_tau, groups)) for groups in (None, stem_groups(results))]
 
 
 def draw(rows: Sequence[Mapping[str, str | float]], name: str, label: str) -> Figure:

@@ -17,6 +17,7 @@ from nnabla_detofa.paper.filter_study import EVERYTHING, SETTINGS, StudyInputs, 
 from nnabla_detofa.paper.profiles import load
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
 from nnabla_detofa.path_filter.model import PathFilter
+from nnabla_detofa.path_filter.metrics import kendall_tau, over_buckets
 
 pytestmark = pytest.mark.thorough
 
@@ -241,6 +242,9 @@ def test_table_a3_by_hand(inputs, tmp_path):
     assert [float(row["paper_precision"]) for row in rows] == [0.7, 0.79, 0.793, 0.792]
     assert "| 0.4 | all three | 0.830 | 1.000 | 0.792 | 1.000 |" in files[0].read_text()
 
+    tau = over_buckets(kendall_tau, scores, inputs.test.losses, inputs.test.buckets)
+    assert {row["tau_buckets"] for row in rows} == {f"{tau:.6g}"} and 0.9 < tau < 1
+    assert f"| all three | {tau:.2f} |" in files[0].read_text()
 
 def test_the_letter_of_the_paper_has_nothing_of_ours():
     given = Filter(linear_skip=True, ensemble=4, margin="logit", pairs="both", regression=1.0, epochs=7, dropout=0.5)
@@ -260,6 +264,10 @@ def test_at_equal_stem_depth_a_score_that_is_the_stem_alone_ranks_nothing(inputs
     total = [np.var(inputs.test.losses[inputs.test.buckets == b]) for b in (0, 1)]
     assert share == pytest.approx(np.sum(between) / np.sum(total))  # both buckets hold 12 paths
     text = table3.write_table(results, tmp_path, "theirs", "make it", np.random.default_rng(0))[0].read_text()
+    with_tau = table_a3.write_table(results, tmp_path, "theirs", "make it", np.random.default_rng(0))
+    row = next(csv.DictReader(with_tau[1].open()))
+    order = over_buckets(kendall_tau, np.arange(24), inputs.test.losses, groups)
+    assert float(row["tau_same_stem"]) == pytest.approx(order, abs=1e-5)
     assert f"stem alone explains {share:.0%} of the variance" in text and "at equal stem depth" in text
 
 
