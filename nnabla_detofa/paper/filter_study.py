@@ -123,7 +123,7 @@ class StudyInputs:
         buckets: number of FLOPs buckets.
         paper_epochs: epochs of a filter as in the paper, which learns more slowly than an extended one.
         noise: share of the variance of the test losses inside a bucket that is noise; None: unknown.
-        pruned_by: file of the path filter of the run whose supernet is studied; None: there is none.
+        pruned_by: (n,) scores of the test paths by the path filter of the run whose supernet is studied; None: unknown.
 
     Raises:
         UserError: the sets do not match.
@@ -137,7 +137,7 @@ class StudyInputs:
     buckets: int = 5
     paper_epochs: int = 200
     noise: float | None = None
-    pruned_by: FilePath | None = None
+    pruned_by: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for paths in self.sets.values():
@@ -265,8 +265,7 @@ def given_scores(inputs: StudyInputs) -> dict[str, np.ndarray]:
     """Return the scores of rows without a fit: (1, n) of the run's own filter, (draws, n) of possible true orders."""
     test, scores = inputs.test, {}
     if inputs.pruned_by is not None:
-        path_filter = PathFilter.load(inputs.pruned_by, geometry=test.geometry, buckets=inputs.buckets)
-        scores[PRUNED_BY] = path_filter.score(test.batch, test.buckets)[None]
+        scores[PRUNED_BY] = inputs.pruned_by[None]
     if inputs.noise is not None:
         scores[CEILING] = true_orders(test.losses, test.buckets, inputs.noise, CEILING_DRAWS, seeded(0, CEILING))
     return scores

@@ -208,9 +208,7 @@ def ceiling_notes(inputs: StudyInputs) -> list[str]:
     """Explain the rows without a fit."""
     lines = []
     if inputs.pruned_by is not None:
-        lines.append(
-            f"- The run's own filter is `{inputs.pruned_by}`, with which the run pruned; the other rows are separate fits."
-        )
+        lines.append("- The run's own filter is the one with which the run pruned; the other rows are separate fits.")
     if inputs.noise is not None:
         lines.append(
             f"- Noise of the validation images is {inputs.noise:.0%} of the variance inside a bucket, measured from disjoint "

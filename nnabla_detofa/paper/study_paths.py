@@ -19,11 +19,12 @@ from ..evaluation.images import EvaluationImages
 from ..evaluation.reestimation import reestimate
 from ..evaluation.validation import PathEvaluator
 from ..path_filter.evaluated_paths import EvaluatedPaths
+from ..path_filter.model import PathFilter
 from ..space.search_space import SearchSpace
 from ..tools.image_count_study import ImageLosses, image_losses, noise_share
 from ..tools.sampled_paths import evaluate_sampled_paths, open_supernet
 from . import archives
-from .filter_study import StudyInputs
+from .filter_study import StudyInputs, digest
 from .run import Run, profile_folder
 
 NOISE_PATHS = 6
@@ -56,7 +57,7 @@ def detection_paths(run: Run) -> StudyInputs:
         pretraining=pretraining_paths(run),
         buckets=run.hparams.buckets,
         noise=noise_of(config, weights, test),
-        pruned_by=None if run.archive else run.folder / "path_filter.h5",  # archives hold no weights
+        pruned_by=own_scores(run, test),
     )
 
 
@@ -76,6 +77,19 @@ def classification_paths(run: Run) -> StudyInputs:
         buckets=hparams.buckets,
         noise=noise_of(config, source.supernet, test),
     )
+
+
+def own_scores(run: Run, test: EvaluatedPaths) -> np.ndarray | None:
+    """Return the (n,) scores of test paths by the path filter with which the run pruned.
+
+    They are stored in the study's folder, since archives hold no weights; None if an archive lacks them.
+    """
+    file, of = study_folder(run) / "own_filter.json", digest(test)
+    if not run.archive:
+        path_filter = PathFilter.load(run.folder / "path_filter.h5", geometry=test.geometry, buckets=run.hparams.buckets)
+        write_json(file, {"paths": of, "scores": path_filter.score(test.batch, test.buckets).tolist()})
+    known = read_json(file, "the scores of the run's own filter") if file.exists() else {}
+    return np.array(known["scores"], float) if known.get("paths") == of else None
 
 
 def pretraining_paths(run: Run) -> EvaluatedPaths:

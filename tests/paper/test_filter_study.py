@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +13,12 @@ import small
 
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.config import Filter
-from nnabla_detofa.paper import filter_curves, filter_scores, filter_study, table3, table_a3
+from nnabla_detofa.paper import archives, filter_curves, filter_scores, filter_study, study_paths, table3, table_a3
 from nnabla_detofa.paper.filter_study import EVERYTHING, SETTINGS, StudyInputs, StudyResults, run
 from nnabla_detofa.paper.profiles import load
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
-from nnabla_detofa.path_filter.model import PathFilter
 from nnabla_detofa.path_filter.metrics import kendall_tau, over_buckets
+from nnabla_detofa.path_filter.model import PathFilter
 
 pytestmark = pytest.mark.thorough
 
@@ -241,10 +242,10 @@ def test_table_a3_by_hand(inputs, tmp_path):
     assert [float(row["precision"]) for row in rows] == [1] * 4
     assert [float(row["paper_precision"]) for row in rows] == [0.7, 0.79, 0.793, 0.792]
     assert "| 0.4 | all three | 0.830 | 1.000 | 0.792 | 1.000 |" in files[0].read_text()
-
     tau = over_buckets(kendall_tau, scores, inputs.test.losses, inputs.test.buckets)
     assert {row["tau_buckets"] for row in rows} == {f"{tau:.6g}"} and 0.9 < tau < 1
     assert f"| all three | {tau:.2f} |" in files[0].read_text()
+
 
 def test_the_letter_of_the_paper_has_nothing_of_ours():
     given = Filter(linear_skip=True, ensemble=4, margin="logit", pairs="both", regression=1.0, epochs=7, dropout=0.5)
@@ -263,20 +264,17 @@ def test_at_equal_stem_depth_a_score_that_is_the_stem_alone_ranks_nothing(inputs
     between = [np.var([np.mean(inputs.test.losses[groups == g]) for g in groups[groups // 2 == b]]) for b in (0, 1)]
     total = [np.var(inputs.test.losses[inputs.test.buckets == b]) for b in (0, 1)]
     assert share == pytest.approx(np.sum(between) / np.sum(total))  # both buckets hold 12 paths
-    text = table3.write_table(results, tmp_path, "theirs", "make it", np.random.default_rng(0))[0].read_text()
     with_tau = table_a3.write_table(results, tmp_path, "theirs", "make it", np.random.default_rng(0))
     row = next(csv.DictReader(with_tau[1].open()))
     order = over_buckets(kendall_tau, np.arange(24), inputs.test.losses, groups)
     assert float(row["tau_same_stem"]) == pytest.approx(order, abs=1e-5)
+    text = table3.write_table(results, tmp_path, "theirs", "make it", np.random.default_rng(0))[0].read_text()
     assert f"stem alone explains {share:.0%} of the variance" in text and "at equal stem depth" in text
 
 
 def test_the_runs_own_filter_and_the_ceiling_are_rows(inputs, tmp_path):
-    fresh = filter_study.fresh(inputs, EVERYTHING, 3)
-    fresh.save(tmp_path / "own.h5")
-    known = dataclasses.replace(inputs, noise=0.2, pruned_by=tmp_path / "own.h5")
+    known = dataclasses.replace(inputs, noise=0.2, pruned_by=-inputs.test.losses)
     found = filter_study.given_scores(known)
-    np.testing.assert_array_equal(found[filter_study.PRUNED_BY][0], fresh.score(inputs.test.batch, inputs.test.buckets))
     assert found[filter_study.CEILING].shape == (filter_study.CEILING_DRAWS, 24)
     results = dataclasses.replace(results_of(inputs, all_three=np.zeros((1, 24))), inputs=known)
     results.scores.update(found)
@@ -285,6 +283,23 @@ def test_the_runs_own_filter_and_the_ceiling_are_rows(inputs, tmp_path):
     for file in (files[0], files[3]):
         for said in ("the run's own filter, which pruned", "true order, given the noise", "20% of the variance"):
             assert said in file.read_text()
+
+
+def test_the_scores_of_the_runs_own_filter_outlive_its_weights(inputs, tmp_path, monkeypatch):
+    """Tables that are made from archives have its row, unless the archive is older or of other test paths."""
+    own = filter_study.fresh(inputs, EVERYTHING, 3)
+    own.save(tmp_path / "path_filter.h5")
+    monkeypatch.setattr(study_paths, "study_folder", lambda run: tmp_path / "study")
+    live = SimpleNamespace(archive=None, folder=tmp_path, hparams=SimpleNamespace(buckets=2))
+    archived = SimpleNamespace(archive=tmp_path / "study.tar.xz")
+    assert study_paths.own_scores(archived, inputs.test) is None
+    (tmp_path / "study").mkdir()
+    expected = own.score(inputs.test.batch, inputs.test.buckets)
+    np.testing.assert_array_equal(study_paths.own_scores(live, inputs.test), expected)
+    assert [*archives.study_files(tmp_path / "study")] == ["own_filter.json"]
+    (tmp_path / "path_filter.h5").unlink()
+    np.testing.assert_array_equal(study_paths.own_scores(archived, inputs.test), expected)
+    assert study_paths.own_scores(archived, inputs.train) is None
 
 
 def test_curves_are_written_from_points_of_several_pilots_and_sizes(inputs, tmp_path):
