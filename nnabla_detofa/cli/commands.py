@@ -81,7 +81,7 @@ PAPER = Group(
             "measure how many paths the path filter needs, compared with other rankings",
             paper.filter_study_arguments,
             paper.filter_study,
-            ("--profile demo",),
+            ("--profile demo", "--profile demo --choose"),
             paper.after_reproduce,
         ),
     },

@@ -101,6 +101,11 @@ def after_table1(args: argparse.Namespace) -> dict[str, str]:
 def filter_study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="demo", help="demo, bccd, study, paper, or a .json file (default: %(default)s)")
     parser.add_argument("--kept", action="store_true", help="do not repeat what the archive among the results holds")
+    parser.add_argument(
+        "--choose",
+        action="store_true",
+        help="compare options of the filter instead, by nested validation on the paths that are archived",
+    )
     device_arguments(parser)
     parser.add_argument("-o", "--output", metavar="FOLDER", help="folder of the results (default: results/<profile>)")
 
@@ -114,18 +119,20 @@ def filter_study(args: argparse.Namespace) -> None:
     output = Path(args.output or profile.results)
     check_output_folder(output)
     device = Device.open(args.context, args.device_id)
-    from ..paper.filter_curves import Point, archive_points, curves, restore_points, write
+    from ..paper import filter_choice, filter_curves
 
     command = f"detofa {shlex.join(entry for entry in args.command_line if entry != '--kept')}"
 
-    def write_points(points: list[Point]) -> None:
-        files = write(points, output, command)
-        archive_points(profile, output)
+    def written(files: list[Path]) -> None:
+        filter_curves.archive_points(profile, output)
         print(f"{files[0].read_text()}\nwritten: {', '.join(map(str, files))}")
 
-    if args.kept:
-        restore_points(profile, output)
-    curves(profile, device, on_size=write_points)
+    if args.kept or args.choose:
+        filter_curves.restore_points(profile, output)
+    if not args.choose:
+        filter_curves.curves(profile, device, on_size=lambda points: written(filter_curves.write(points, output, command)))
+        return
+    filter_choice.choose_and_write(profile, output, command, written)
 
 
 def results_arguments(parser: argparse.ArgumentParser) -> None:

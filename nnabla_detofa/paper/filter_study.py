@@ -227,7 +227,7 @@ def run(
     store = score_file(folder, inputs)
     for seed in seeds:
         if any((name, seed) not in store.known for name in BASELINES):
-            for name, scores in _baselines(inputs, seed).items():
+            for name, scores in baselines(inputs, seed).items():
                 store.append(name, seed, {}, scores)
     jobs: dict[tuple[int, str], list[Setting]] = {}  # settings that share a pre-trained filter form one job
     for seed in seeds:
@@ -236,7 +236,8 @@ def run(
                 jobs.setdefault((seed, setting.pretrained if setting.pretraining else setting.name), []).append(setting)
 
     def work(job: tuple[int, str]) -> list[tuple[np.ndarray, str]]:
-        return [_scores(inputs, setting, job[0], folder) for setting in jobs[job]]
+        found = [fitted(inputs, setting, job[0], folder) for setting in jobs[job]]
+        return [(path_filter.score(inputs.test.batch, inputs.test.buckets), text) for path_filter, text in found]
 
     for (seed, _), group, results in zip(jobs, jobs.values(), map_forked(work, list(jobs), min(processes, len(jobs)))):
         for setting, (scores, text) in zip(group, results):
@@ -253,7 +254,7 @@ def score_file(folder: FilePath, inputs: StudyInputs) -> ScoreFile:
     return ScoreFile(folder / "scores.jsonl", inputs.fingerprint, parts, len(inputs.test))
 
 
-def _baselines(inputs: StudyInputs, seed: int) -> dict[str, np.ndarray]:
+def baselines(inputs: StudyInputs, seed: int) -> dict[str, np.ndarray]:
     """Return (n,) scores of the test paths by each of `BASELINES`."""
     batch, losses, test = inputs.train.batch, inputs.train.losses, inputs.test
     tokenizer = Tokenizer(inputs.train.geometry, inputs.options.stem_tokens)
@@ -271,8 +272,8 @@ def given_scores(inputs: StudyInputs) -> dict[str, np.ndarray]:
     return scores
 
 
-def _scores(inputs: StudyInputs, setting: Setting, seed: int, folder: FilePath) -> tuple[np.ndarray, str]:
-    """Return the (n,) scores of the test paths by a setting's filter, and a description of its fit."""
+def fitted(inputs: StudyInputs, setting: Setting, seed: int, folder: FilePath) -> tuple[PathFilter, str]:
+    """Return a setting's filter, and a description of its fit; for the arguments see `pretrained`."""
     path_filter = pretrained(inputs, setting, seed, folder) if setting.pretraining else fresh(inputs, setting, seed)
     text = "pre-trained only"
     if setting.fine_tuning:
@@ -280,7 +281,7 @@ def _scores(inputs: StudyInputs, setting: Setting, seed: int, folder: FilePath) 
         moved = transfer(path_filter, given.batch, given.buckets, given.losses, rng) if setting.pretraining else "fresh"
         options = setting.options(inputs.options, inputs.paper_epochs)
         text = f"{moved}; {outcome(_fit(path_filter, given, options, rng, setting.pretraining))}"
-    return path_filter.score(inputs.test.batch, inputs.test.buckets), text
+    return path_filter, text
 
 
 def fresh(inputs: StudyInputs, setting: Setting, seed: int) -> PathFilter:
