@@ -144,8 +144,7 @@ def choose(
         per_bucket: number of paths of each FLOPs bucket in a group.
         folder: folder of the pilots, where a folder with scores.jsonl is added for each.
         log: called with a line of text for each fit.
-        on_group: called with the results so far when a group of all pilots is complete, if fits were made for it, and at the
-            end.
+        on_group: called with the results so far when a group of all pilots is complete.
 
     Raises:
         UserError: there are stored results of other paths or options.
@@ -154,7 +153,7 @@ def choose(
     parts: dict[str, dict] = {name: {} for name in REFERENCES}
     parts |= {name: _parts(item, count) for item in grid for name, count in item.rows.items()}
     stores = {seed: _store(folder / f"{seed}_options", inputs, per_bucket, parts) for seed, inputs in given.items()}
-    groups = min(int(np.bincount(inputs.train.buckets).min()) // per_bucket for inputs in given.values())
+    groups = group_count(given, per_bucket)
 
     def work(job: tuple[int, int, Candidate | None]) -> dict[str, list[float]]:
         seed, group, item = job
@@ -177,9 +176,13 @@ def choose(
             for name in parts:
                 values = [store.known[name, number].reshape(len(PARTS), -1) for number in range(group + 1)]
                 found[name, seed] = np.stack(values)
-        if jobs or group == groups - 1:
-            on_group(found)
+        on_group(found)
     return found
+
+
+def group_count(given: Mapping[int, StudyInputs], per_bucket: int) -> int:
+    """Return how many disjoint groups the paths of every pilot give."""
+    return min(int(np.bincount(inputs.train.buckets).min()) // per_bucket for inputs in given.values())
 
 
 def _parts(item: Candidate, count: int) -> dict:
@@ -279,9 +282,9 @@ def markdown(found: Measured, given: Mapping[int, StudyInputs], per_bucket: int,
         lines += [*_choices(found, seeds, number, {"option": single, "members": several}), ""]
     return [
         *lines,
-        f"- Pilots: seeds {', '.join(map(str, seeds))}. Filters are fitted to {groups} disjoint groups of {size} evaluated "
-        f"paths of each. Validation: the other {len(inputs.train) - size} paths to fit to; test: the {len(inputs.test)} test "
-        "paths. All numbers are means over the groups, inside the FLOPs buckets.",
+        f"- Pilots: seeds {', '.join(map(str, seeds))}. Filters are fitted to {groups} of {group_count(given, per_bucket)} "
+        f"disjoint groups of {size} evaluated paths of each. Validation: the other {len(inputs.train) - size} paths to fit to; "
+        f"test: the {len(inputs.test)} test paths. All numbers are means over the groups, inside the FLOPs buckets.",
         "- Options are compared for a single member, each as one change of the config's; then the number of members with the "
         "config's options. Changes of several options at once are not compared. Filters are pre-trained with the same options.",
         f"- The config's options: {option_list(inputs.fingerprint['options'])}.",
