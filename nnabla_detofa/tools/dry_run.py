@@ -54,8 +54,11 @@ def smallest_path(space: SearchSpace) -> Path:
 
 def written_files(config: Config) -> list[str]:
     """List the files and folders that the run writes to its output folder; names of folders end in "/"."""
-    phases = [f"{slug(phase.name)}/" for phase in training_phases(config)]
-    files = ["config.json", "provenance.json", "log.txt", "tensorboard/", "seconds.json", "ledger.json", "checkpoint/", *phases]
+    phases, every = training_phases(config), config.hparams.checkpoint_every_epochs
+    files = ["config.json", "provenance.json", "log.txt", "tensorboard/", "seconds.json", "ledger.json"]
+    if any(epoch % every == 0 for phase in phases for epoch in phase.epochs[1:]):  # none is saved after the last epoch
+        files.append("checkpoint/")
+    files += [f"{slug(phase.name)}/" for phase in phases]
     if not isinstance(config.hparams, DetofaHparams):
         fitted = ["paths.jsonl", "path_filter.h5"] if config.hparams.paths else []
         return [*files, "supernet.h5", *fitted, "summary.json"]
