@@ -14,6 +14,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from h5py import h5a, h5d, h5p, h5s, h5t
 
 from ..backend.compat import Mo, nn
 from ..common import checked
@@ -131,13 +132,28 @@ def write(
     file.parent.mkdir(parents=True, exist_ok=True)
     with new_hdf5(file) as opened:
         for index, (name, variable) in enumerate(parameters.items()):
-            data = opened.create_dataset(name, data=variable.d)
-            data.attrs["index"], data.attrs["need_grad"] = index, variable.need_grad
+            add_array(opened, name, variable.d, index=index, need_grad=variable.need_grad)
         if strides is not None:
             opened.attrs[STRIDES] = list(strides)
         if normalization is not None:
             opened.attrs[NORMALIZATION] = np.array([normalization.mean, normalization.std])
         opened.attrs.update(attributes)
+
+
+_LINKS, _OPTIONS, _SCALAR = h5p.create(h5p.LINK_CREATE), h5p.create(h5p.DATASET_CREATE), h5s.create(h5s.SCALAR)
+_LINKS.set_create_intermediate_group(True)
+_OPTIONS.set_obj_track_times(False)  # equal arrays give equal bytes
+
+
+def add_array(group: h5py.Group, name: str, array: np.typing.ArrayLike, **attributes: int) -> None:
+    """Create a dataset with attributes, the same that `group.create_dataset(name, data=array)` creates in twice the time."""
+    array = np.asarray(array, order="C")
+    space = h5s.create_simple(array.shape) if array.shape else _SCALAR
+    data = h5d.create(group.id, name.encode(), h5t.py_create(array.dtype, logical=True), space, _OPTIONS, _LINKS)
+    data.write(h5s.ALL, h5s.ALL, array)
+    for key, value in attributes.items():
+        number = np.asarray(value)
+        h5a.create(data, key.encode(), h5t.py_create(number.dtype, logical=True), _SCALAR).write(number)
 
 
 def save(net: Mo.Module, file: str | os.PathLike) -> None:

@@ -118,9 +118,9 @@ def write_moments(file: FilePath, optimizer: Optimizer) -> None:
         for index, (name, state) in enumerate(optimizer._solver.get_states().items()):
             group = opened.create_group(name)
             group.attrs["index"] = index
-            group.create_dataset("t", data=state.t)
+            weights.add_array(group, "t", state.t)
             for number, (key, moments) in enumerate(state.pstate.items()):
-                group.create_dataset(key, data=moments.d).attrs["index"] = number
+                weights.add_array(group, key, moments.d, index=number)
 
 
 def read_moments(file: FilePath, optimizer: Optimizer) -> None:

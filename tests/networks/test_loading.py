@@ -3,6 +3,7 @@
 import importlib
 import logging
 
+import h5py
 import nnabla as nn
 import numpy as np
 import pytest
@@ -166,3 +167,19 @@ def test_a_file_tells_its_strides_where_training_here_wrote_it(files, tmp_path):
     for wrong in (2, "1221", (1, 3, 2, 2), (1, 2, 2)):
         with pytest.raises(UserError, match="strides must be 4 numbers, each 1 or 2, got"):
             load_supernet(tmp_path / "w.h5", strides=wrong)
+
+
+def test_an_array_is_written_as_h5py_writes_it(tmp_path):
+    arrays = {"a/b/_W": np.arange(6, dtype=np.float32).reshape(2, 3).T, "a/t": 7, "half": np.ones((1, 2), np.float16)}
+    with h5py.File(tmp_path / "ours.h5", "w") as ours, h5py.File(tmp_path / "theirs.h5", "w") as theirs:
+        for index, (name, array) in enumerate(arrays.items()):
+            weights.add_array(ours, name, array, index=index, need_grad=True)
+            data = theirs.create_dataset(name, data=array)
+            data.attrs["index"], data.attrs["need_grad"] = index, True
+    with h5py.File(tmp_path / "ours.h5") as ours, h5py.File(tmp_path / "theirs.h5") as theirs:
+        for name in arrays:
+            one, other = ours[name], theirs[name]
+            assert (one.dtype, one.shape, one[()].tobytes()) == (other.dtype, other.shape, other[()].tobytes())
+            assert dict(one.attrs) == dict(other.attrs)
+            for key in other.attrs:
+                assert one.attrs.get_id(key).get_type() == other.attrs.get_id(key).get_type()
