@@ -85,10 +85,13 @@ def own_scores(run: Run, test: EvaluatedPaths) -> np.ndarray | None:
     They are stored in the study's folder, since archives hold no weights; None if an archive lacks them.
     """
     file, of = study_folder(run) / "own_filter.json", digest(test)
+    known = read_json(file, "the scores of the run's own filter") if file.exists() else {}
     if not run.archive:
         path_filter = PathFilter.load(run.folder / "path_filter.h5", geometry=test.geometry, buckets=run.hparams.buckets)
-        write_json(file, {"paths": of, "scores": path_filter.score(test.batch, test.buckets).tolist()})
-    known = read_json(file, "the scores of the run's own filter") if file.exists() else {}
+        scores = {"paths": of, "scores": path_filter.score(test.batch, test.buckets).tolist()}
+        if known != scores:
+            known = scores
+            write_json(file, known)
     return np.array(known["scores"], float) if known.get("paths") == of else None
 
 
