@@ -17,19 +17,23 @@ class CachedGraphs(Generic[Key, Graph]):
     The variables of a graph hold its arrays, and NNabla releases Python's global interpreter lock while it computes: two
     threads that compute one graph overwrite each other's arrays or crash the process. So one lock guards all graphs.
 
-    Args:
-        build: builds the graph of a key.
+    It does not keep the function that builds a graph. A method of the object that has the cache would be a reference cycle, and
+    the object's weights would stay in memory until Python's garbage collector runs.
     """
 
-    def __init__(self, build: Callable[[Key], Graph]):
-        self._build = build
+    def __init__(self) -> None:
         self._graphs: dict[Key, Graph] = {}
         self._lock = threading.Lock()
 
     @contextmanager
-    def held(self, key: Key) -> Iterator[Graph]:
-        """Yield the graph of a key while holding the lock: set its inputs, compute it, and copy the results in the block."""
+    def held(self, key: Key, build: Callable[[Key], Graph]) -> Iterator[Graph]:
+        """Yield the graph of a key while holding the lock: set its inputs, compute it, and copy the results in the block.
+
+        Args:
+            key: key of the graph.
+            build: builds the graph of a key that has none yet.
+        """
         with self._lock:
             if key not in self._graphs:
-                self._graphs[key] = self._build(key)
+                self._graphs[key] = build(key)
             yield self._graphs[key]

@@ -45,7 +45,7 @@ class BoxDetector:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        self._graphs = CachedGraphs(self._graph)
+        self._graphs: CachedGraphs = CachedGraphs()
 
     def __call__(self, images: np.ndarray, matrices: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Detect objects in a batch of images.
@@ -65,7 +65,7 @@ class BoxDetector:
 
     def _outputs(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
         """Compute the network's output maps (see `Detector.maps`)."""
-        with self._graphs.held(images.shape) as (x, outputs):
+        with self._graphs.held(images.shape, self._graph) as (x, outputs):
             x.d = images
             nn.forward_all(outputs, clear_buffer=True)
             return tuple(output.d.copy() for output in outputs)

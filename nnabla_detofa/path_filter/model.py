@@ -186,7 +186,7 @@ class PathFilter:
         self.members = [Member(self.tokenizer, self.settings, rng) for _ in range(ensemble)]
         self._means, self._spreads = (nn.Variable((ensemble, buckets)) for _ in range(2))
         self._means.d, self._spreads.d = 0.0, 1.0
-        self._graphs = CachedGraphs(self._graph)
+        self._graphs: CachedGraphs = CachedGraphs()
 
     def __call__(self, tokens: nn.Variable, buckets: nn.Variable) -> nn.Variable:
         """Build the graph of the scores, (n,), from tokens (n, L) and bucket indices (n,), with all members in one graph."""
@@ -227,7 +227,7 @@ class PathFilter:
     def _chunk(self, tokens: np.ndarray, buckets: np.ndarray, size: int, member: int | None) -> np.ndarray:
         """Compute one chunk of `_in_chunks`, of at most `size` paths."""
         padding = size - len(tokens)
-        with self._graphs.held((size, member)) as (token_input, bucket_input, output):
+        with self._graphs.held((size, member), self._graph) as (token_input, bucket_input, output):
             token_input.d = np.pad(tokens, ((0, padding), (0, 0)))
             bucket_input.d = np.pad(buckets, (0, padding))
             output.forward(clear_buffer=True)

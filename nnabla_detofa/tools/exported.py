@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -11,7 +12,6 @@ import cv2
 import numpy as np
 
 from ..backend.compat import nn
-from ..backend.graphs import CachedGraphs
 from ..common import checked
 from ..common.drawing import Detection, in_pixels
 from ..common.errors import UserError
@@ -91,13 +91,15 @@ class ExportedDetector:
         name: the file.
         about: its metadata.
         decode: computes boxes, scores and labels from the outputs (`Detector.decode`).
-        network: the graph, with the input "image" and the outputs of `about`, by the shape of its input.
+        network: the graph, with the input "image" and the outputs of `about`.
+        lock: held by the thread that computes the graph.
     """
 
     name: str
     about: Metadata
     decode: Callable[[Sequence[np.ndarray]], Sequence[Iterable[np.ndarray]]] = field(repr=False)
-    network: CachedGraphs[tuple[int, ...], Any] = field(repr=False)
+    network: Any = field(repr=False)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -112,9 +114,9 @@ class ExportedDetector:
         matrix = letterbox_matrix((rows, columns), (height, width))
         pixels = cv2.warpAffine(image, matrix, (width, height)).astype(np.float32)
         inputs = self.about.normalization(pixels / 255) if self.about.normalized_by_user else pixels.transpose(2, 0, 1)
-        with self.network.held(self.about.shape) as network:
-            network.inputs["image"].d = np.repeat(inputs[None], batch, axis=0)
-            outputs = [network.outputs[name] for name in self.about.outputs]
+        with self.lock:
+            self.network.inputs["image"].d = np.repeat(inputs[None], batch, axis=0)
+            outputs = [self.network.outputs[name] for name in self.about.outputs]
             nn.forward_all(outputs)
             decoded = self.decode([output.d[:1].copy() for output in outputs])
         (found,) = boxes_in_images(decoded, matrix[None], self.about.stride)
@@ -145,7 +147,7 @@ def load_exported(file: str | FilePath) -> ExportedDetector:
         shapes = network.inputs["image"].shape, network.outputs[about.outputs[0]].shape[:2]
         if shapes != (about.shape, (about.shape[0], len(about.classes))):
             raise ValueError(f"its metadata do not describe it: it has the shapes {shapes}")
-        return ExportedDetector(str(file), about, decoder, CachedGraphs(lambda shape: network))
+        return ExportedDetector(str(file), about, decoder, network)
     except Exception as error:  # the reader raises errors of many kinds for a damaged archive
         raise UserError(f"{found} is damaged, or was not written by export ({error}): export the detector again") from error
 

@@ -1,5 +1,6 @@
 """What calls and imports leave in the user's process: nothing."""
 
+import gc
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
+import weakref
 from pathlib import Path
 
 import forking
@@ -19,12 +21,15 @@ import tiny
 from nnabla.ext_utils import get_extension_context
 
 import nnabla_detofa
+from nnabla_detofa import load_detector, load_supernet
 from nnabla_detofa.cli import main
 from nnabla_detofa.evaluation import forked
 from nnabla_detofa.networks import supernet
 from nnabla_detofa.path_filter import model as path_filter
+from nnabla_detofa.space.search_space import ofa_resnet50
 from nnabla_detofa.tools import static_network
 from nnabla_detofa.tools.evaluate import open_detector
+from nnabla_detofa.tools.export import export
 
 IMPORTS = """
 import importlib, json, os, sys
@@ -116,8 +121,8 @@ def test_a_detector_opened_twenty_times_leaves_memory_and_scope_as_they_were():
     program = f"""
 import gc, nnabla as nn, resource
 from nnabla_detofa import load_supernet, load_detector
+gc.disable()
 def used():
-    gc.collect()
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 for number in range(20):
     load_detector({str(tiny.detofa_run())!r})
@@ -130,6 +135,44 @@ print((used() - before) / sum(p.d.nbytes for p in net.get_parameters().values())
     done = forking.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.splitlines()[-1]) < 15, "30 networks would have been kept"
+
+
+@pytest.mark.thorough
+def test_networks_are_freed_with_their_last_reference(tmp_path):
+    """No reference cycle keeps their weights, hundreds of MB at full size, until Python's garbage collector runs."""
+    run, exported = tiny.detofa_run(), tmp_path / "subnet.nnp"
+    export(open_detector(run, "subnet_1"), run, "subnet_1", exported)
+    image = np.zeros((64, 64, 3), np.uint8)
+
+    def detector():
+        found = load_detector(run)
+        found(image)
+        return found, found.opened.net
+
+    def nnp():
+        found = load_detector(exported)
+        found(image)
+        return found, found.network
+
+    def supernet_of_file():
+        found = load_supernet(run / "fine_tuning" / "weights.h5", "detection", width_scale=0.0625)
+        return found, found.backbone
+
+    def ranking():
+        found = path_filter.PathFilter(dim=16, heads=2, layers=1, feed_forward=16, rng=np.random.default_rng(0))
+        found.score(ofa_resnet50().sample_many(np.random.default_rng(0), 3), np.zeros(3, int))
+        return found, found.members[0]
+
+    for make in (detector, nnp, supernet_of_file, ranking):
+        gc.collect()
+        gc.disable()
+        try:
+            found, network = make()
+            kept = weakref.ref(found), weakref.ref(network)
+            del found, network
+            assert [reference() for reference in kept] == [None, None], make.__name__
+        finally:
+            gc.enable()
 
 
 # --- What a call changes and gives back -------------------------------------------------------------------------------

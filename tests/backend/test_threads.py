@@ -133,15 +133,19 @@ def test_a_cached_graph_is_built_once_and_held_by_one_thread():
     built, inside = [], []
 
     def use(thread):
-        with graphs.held("key") as graph:
+        with graphs.held("key", build) as graph:
             inside.append(thread)
             assert len(inside) == 1 and graph == "graph of key"
             threading.Event().wait(0.01)
             inside.remove(thread)
 
-    graphs = CachedGraphs(lambda key: built.append(key) or f"graph of {key}")
+    def build(key):
+        built.append(key)
+        return f"graph of {key}"
+
+    graphs = CachedGraphs()
     together(use)
-    with pytest.raises(ZeroDivisionError), graphs.held("key"):
+    with pytest.raises(ZeroDivisionError), graphs.held("key", build):
         raise ZeroDivisionError
     use(0)
     assert built == ["key"]
