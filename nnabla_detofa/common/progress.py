@@ -20,10 +20,20 @@ class ProgressBar(tqdm):
     """
 
     monitor_interval = 0
+    last_print_t: float
 
     def __init__(self, **options: Any) -> None:
         hidden = {"disable": True} if sys.stderr is None else {}
         super().__init__(**({"dynamic_ncols": True, "delay": 1e-3, "miniters": 1} | options | hidden))
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Print the bar; `close` then knows that there is something to end or to remove.
+
+        tqdm's own `close` does nothing if the bar was only printed by `set_postfix`, and the next message would follow the bar
+        on its line.
+        """
+        self.last_print_t = max(self.last_print_t, self.start_t + self.delay)
+        return super().display(msg, pos)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is not None:

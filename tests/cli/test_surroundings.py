@@ -227,6 +227,21 @@ def test_no_bar_precedes_an_error(capsys):
     assert "1/1" in capsys.readouterr().err
 
 
+def test_a_bar_that_only_its_postfix_has_printed_ends_its_line(capsys):
+    """Fast steps are printed with their loss before tqdm prints them by itself, after 0.1 s."""
+    capsys.readouterr()
+    with progress.ProgressBar(total=3, desc="steps") as bar:
+        time.sleep(0.005)
+        bar.set_postfix_str("loss=2")
+    assert capsys.readouterr().err.endswith("\n")
+    with pytest.raises(UserError), progress.ProgressBar(total=3, desc="steps") as bar:
+        time.sleep(0.005)
+        bar.set_postfix_str("loss=2")
+        raise UserError
+    left = capsys.readouterr().err
+    assert "loss=2" in left and left.rpartition("\r")[2] == ""
+
+
 @pytest.mark.parametrize("name", ["flops", "params", "memory"])
 def test_a_bound_one_below_the_smallest_path_does_not_contradict_itself(name):
     cost = getattr(CostModel(64, 10, "backbone", GEOMETRY), name)
