@@ -84,7 +84,7 @@ docs: $(DOCS_READY) ## Build the site of the documents in site/; warnings are er
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict -q -d site
 	@echo "written: site/index.html; $(DOCS)/bin/mkdocs serve shows it while you write"
 
-demo: data/digits ## Run Algorithm 1 on the digits data set and show what it finds, in runs/demo (6 to 10 minutes)
+demo: data/digits ## Run Algorithm 1 on the digits data set and show what it finds, in runs/demo (4 to 10 minutes)
 	$(BIN)/python -m nnabla_detofa train configs/digits_detofa.json -o runs/demo --processes auto
 	$(BIN)/python -m nnabla_detofa report runs/demo
 

@@ -56,7 +56,7 @@ def config_file(file: Path) -> None:
 
 
 def trained(folder: Path, *overrides: str) -> None:
-    """Make a run, whose output is not that of the test that happens to need it first."""
+    """Make a run without printing, since the test that needs it first may check what its own command prints."""
     with redirect_stdout(StringIO()) as output, redirect_stderr(output):
         status = main(["-f", str(config_file()), "-o", str(folder), *overrides])
     assert status == 0, output.getvalue()

@@ -34,7 +34,7 @@ def digits(args: argparse.Namespace) -> None:
 
 def after_digits(args: argparse.Namespace) -> dict[str, str]:
     root = "" if args.root == "data/digits" else f" dataloader.voc.root={shlex.quote(args.root)}"
-    return {f"train digits_detofa{root}": "Algorithm 1 on it, six to ten minutes on two cores"}
+    return {f"train digits_detofa{root}": "Algorithm 1 on it, four to ten minutes on two cores"}
 
 
 def to_coco_arguments(parser: argparse.ArgumentParser) -> None:

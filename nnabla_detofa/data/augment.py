@@ -2,8 +2,8 @@
 
 An affine map is a (2, 3) float64 matrix from image pixels to input pixels. Sizes are (height, width).
 
-Colors and boxes are computed by element-wise products and sums, whose bits are the same on all x86 processors. Those of
-OpenCV's conversion to gray and of matrix products are not, because these choose their instructions by the processor.
+Colors and boxes are computed by element-wise products and sums, which give the same bits on all x86 processors. OpenCV's
+conversion to gray and matrix products do not, because they choose their instructions by the processor.
 """
 
 from dataclasses import dataclass
