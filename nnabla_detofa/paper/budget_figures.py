@@ -202,7 +202,7 @@ def write_csv(file: FilePath, curves: Sequence[Curve]) -> None:
 
 
 def draw(axes: Axes, curves: Sequence[Curve], measure: str, colors: Mapping[str, str], title: str = "") -> None:
-    """Plot the curves, and their fullnets as dotted lines; error bars span the seeds.
+    """Plot the curves, and their fullnets as dotted lines; error bars span the seeds, side by side so that none hides another.
 
     Args:
         axes: the panel.
@@ -211,15 +211,19 @@ def draw(axes: Axes, curves: Sequence[Curve], measure: str, colors: Mapping[str,
         colors: color of each curve by title.
         title: title of the panel.
     """
-    for curve in curves:
+    seeds = len(curves[0].ap)
+    for number, curve in enumerate(curves):
         spread = np.stack([curve.mean - curve.ap.min(axis=0), curve.ap.max(axis=0) - curve.mean])
-        bars = spread if len(curve.ap) > 1 else None
-        axes.errorbar(curve.budgets / 1e9, curve.mean, yerr=bars, marker="o", color=colors[curve.title], label=curve.title)
+        shift = (number + 0.5) / len(curves) - 0.5 if seeds > 1 else 0
+        places = (curve.budgets + 0.03 * shift * np.ptp(curve.budgets)) / 1e9
+        bars = spread if seeds > 1 else None
+        axes.errorbar(places, curve.mean, yerr=bars, marker="o", color=colors[curve.title], label=curve.title)
     groups = by_fullnet(curves)
     for group in groups:
         color, label = ("0.6", "fullnet") if len(groups) == 1 else (colors[group[0].title], f"fullnet of {group[0].title}, …")
         axes.axhline(float(group[0].fullnet.mean()), color=color, linestyle=":", label=label)
-    axes.set(xlabel="budget [GFLOPs, multiply-accumulates]", ylabel=f"{measure} [points]", title=title)
+    over = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
+    axes.set(xlabel="budget [GFLOPs, multiply-accumulates]", ylabel=f"{measure} [points]", title=f"{title} ({over})")
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     axes.grid(alpha=0.3)
 

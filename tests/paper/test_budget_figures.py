@@ -41,3 +41,14 @@ def test_another_start_has_a_fullnet_of_its_own():
     dotted = {line.get_label(): line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"}
     assert dotted == {"fullnet of OFA, …": 71, "fullnet of scratch, …": 41}
     plt.close(figure)
+
+
+def test_error_bars_of_one_budget_are_side_by_side():
+    both = [ONE, OURS]
+    for curves, places in ((both, [[0.9925, 1.9925], [1.0075, 2.0075]]), ([curve("OFA", [[50, 60]], [70])], [[1, 2]])):
+        figure, axes = plt.subplots()
+        draw(axes, curves, "AP50", {ONE.title: "C0", OURS.title: "C1"}, "digits")
+        found = [bars.lines[0].get_xdata() for bars in axes.containers]
+        np.testing.assert_allclose(found, places)
+        assert axes.get_title() == ("digits (mean and range of 2 seeds)" if len(curves) == 2 else "digits (one seed)")
+        plt.close(figure)
