@@ -19,6 +19,7 @@ import numpy as np
 
 from ..backend import kernels
 from ..backend.compat import Mo, Optimizer, nn
+from ..backend.cpu_adam import CpuAdam
 from ..backend.device_memory import bounded_by
 from ..backend.ranks import Communicator
 from ..common.errors import UserError
@@ -64,6 +65,8 @@ def new_optimizer(net: Mo.Module, solver: Solver, schedule: Schedule) -> Optimiz
     if solver.name == "AdamW":  # has an argument of its own, whose default in NNabla is 1e-4
         decay = {"wd": solver.weight_decay}
     optimizer = Optimizer(name=solver.name, lr_scheduler=schedule, **decay, **rate)
+    if solver.name == "Adam" and kernels.on_cpu():
+        optimizer._solver = CpuAdam(optimizer._solver)
     optimizer.set_parameters(net.get_parameters(grad_only=True))
     return optimizer
 

@@ -17,11 +17,17 @@ SIDE, BATCH, CLASSES, PATHS = 128, 4, 1000, 3
 """Of P1 and P2: the classification supernet at full width."""
 
 
-def stepper(net, parameters, build: Callable, inputs: Sequence, once: bool) -> tuple[Callable, Callable]:
-    """What does a training step on given inputs, without and with the update; `once` builds the graph only now."""
+def adam():
+    """The solver of our training loop on the CPU."""
     import nnabla.solvers as S
 
-    solver = S.Adam(1e-5)
+    from nnabla_detofa.backend.cpu_adam import CpuAdam
+
+    return CpuAdam(S.Adam(1e-5))
+
+
+def stepper(solver, parameters, build: Callable, once: bool) -> tuple[Callable, Callable]:
+    """What computes the gradients of a training step, and what updates the weights; `once` builds the graph only now."""
     solver.set_parameters(parameters)
     kept = build() if once else None
 
@@ -32,14 +38,11 @@ def stepper(net, parameters, build: Callable, inputs: Sequence, once: bool) -> t
         loss.backward(clear_buffer=True)
         float(loss.d)
 
-    def update() -> None:
-        solver.update()
-
-    return gradients, update
+    return gradients, solver.update
 
 
 def step_ratio(theirs: Callable) -> dict:
-    """Our supernet's step over that of `theirs(path, inputs)`, which gives a network's parameters, builder and `once`."""
+    """Our supernet's step over that of `theirs(net, path, inputs)`, which gives the arguments of `stepper`."""
     import nnabla as nn
 
     from nnabla_detofa.networks import layers, supernet
@@ -56,7 +59,8 @@ def step_ratio(theirs: Callable) -> dict:
             loss.persistent = True
             return loss
 
-        sides = [stepper(net, net.get_parameters(grad_only=True), build, inputs, False), stepper(*theirs(net, path, inputs))]
+        ours = stepper(adam(), net.get_parameters(grad_only=True), build, False)
+        sides = [ours, stepper(*theirs(net, path, inputs))]
         times = turns([work for side in sides for work in side], 3)
         without.append(times[:, [0, 2]])
         with_update.append(times[:, [0, 2]] + times[:, [1, 3]])
@@ -75,7 +79,7 @@ def p1(options) -> dict:
             loss.persistent = True
             return loss
 
-        return cut_out, cut_out.get_parameters(grad_only=True), build, inputs, True
+        return adam(), cut_out.get_parameters(grad_only=True), build, True
 
     return step_ratio(static)
 
@@ -94,6 +98,8 @@ def p2(options) -> dict | None:
     theirs.apply(training=True)
 
     def upstream(net, path, inputs):
+        import nnabla.solvers as S
+
         def build():
             # In training each call samples a path; the same for both sides here.
             theirs.set_active_subnet(**path.to_ofa(net.space.geometry))
@@ -101,7 +107,7 @@ def p2(options) -> dict | None:
             loss.persistent = True
             return loss
 
-        return theirs, theirs.get_parameters(grad_only=True), build, inputs, False
+        return S.Adam(1e-5), theirs.get_parameters(grad_only=True), build, False
 
     type(theirs).sample_active_subnet = lambda self: None
     return step_ratio(upstream)
