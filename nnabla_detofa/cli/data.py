@@ -40,14 +40,19 @@ def after_digits(args: argparse.Namespace) -> dict[str, str]:
 def to_coco_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voc", metavar="FOLDER", required=True, help="the VOC tree to copy")
     parser.add_argument("--root", metavar="FOLDER", default="data/to-coco", help="folder to write to (default: %(default)s)")
-    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="splits to copy (default: train val test)")
+    what = "splits to copy (default: those of train, val, and test that the tree has)"
+    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help=what)
 
 
 def to_coco(args: argparse.Namespace) -> None:
     """Copy a VOC tree in COCO's format."""
     from ..data.coco import write_coco
+    from ..data.voc import split_names
 
-    root = write_coco(Path(args.voc), Path(args.root), args.splits or ("train", "val", "test"))
+    usual = ("train", "val", "test")
+    there = split_names(Path(args.voc))
+    splits = args.splits or [name for name in usual if name in there] or usual  # of none, the error names those that exist
+    root = write_coco(Path(args.voc), Path(args.root), splits)
     print(f"{args.voc} in COCO's format is in {root}")
 
 
@@ -83,9 +88,9 @@ def check(args: argparse.Namespace) -> None:
     from ..data import check
 
     if sum(map(bool, (args.voc, args.coco, args.yolo, args.file))) != 1:
-        raise UserError("data check needs one of CONFIG, --voc FOLDER, --coco FOLDER and --yolo FOLDER")
+        raise UserError("detofa data check needs one of CONFIG, --voc FOLDER, --coco FOLDER and --yolo FOLDER")
     if args.overrides and not args.file:
-        raise UserError(f"overrides need a config: data check CONFIG {args.overrides[0]}")
+        raise UserError(f"overrides need a config: detofa data check CONFIG {args.overrides[0]}")
     if args.splits and not args.voc:
         raise UserError("--splits needs --voc")
     with ProgressBar(desc="images", unit="image", leave=False) as bar:
@@ -102,7 +107,7 @@ def check(args: argparse.Namespace) -> None:
             report = check.check_config(configs.load(args.file, args.overrides), args.whole, bar.update)
     print(report)
     if report.fatal:
-        raise UserError(f"{report.source} is not ready for training")
+        raise UserError(f"{report.source}, is not ready for training")
 
 
 def after_check(args: argparse.Namespace) -> dict[str, str]:

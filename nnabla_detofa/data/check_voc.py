@@ -58,8 +58,10 @@ def voc_report(
     if splits is None:
         splits = {name: (name,) for name in sorted(voc.split_names(root), key=usual_order)}
         if not splits:
-            hint = "detofa init --voc FOLDER --make-splits writes them"
-            raise UserError(f"{root} must contain a dataset in VOC layout ({voc.LAYOUT}), but has no split file; {hint}")
+            found = "has no split file; detofa init --voc FOLDER --make-splits writes them"
+            if not any(root.rglob("Annotations")):
+                found = "has no folder Annotations"
+            raise UserError(f"{root} must contain a dataset in VOC layout ({voc.LAYOUT}), but {found}")
     report = DataReport(f"{root}, in VOC layout")
     images = ImageInspector(report, whole, on_image)
     for name, parts in splits.items():

@@ -81,10 +81,9 @@ def write_config(
     """
     report, named = _checked(kind, root)
     if report.fatal:
-        count = f"{len(report.fatal)} problem{'s' * (len(report.fatal) > 1)}"
-        raise UserError(
-            f"{root} is not ready for training: {count}, such as: {report.fatal[0]}; data check --{kind} {root} lists all"
-        )
+        first, *more = report.fatal
+        all_of_them = f"; detofa data check --{kind} {shlex.quote(str(root))} lists all {len(report.fatal)} problems"
+        raise UserError(f"{root} is not ready for training: {first}{all_of_them if more else ''}")
     chosen = choose_splits(root, named)
     small, held_out = size == "small", "val" not in chosen.parts
     if kind == "yolo" and held_out:
@@ -317,7 +316,8 @@ def _training_lines(plan: Plan) -> list[str]:
     batch = next(count for count in ((8, 4, 2, 1) if small else (32, 16, 8, 4, 2, 1)) if count <= training)
     fullnet, warm_up, fine_tuning = epochs(training, small)
     judged = min(plan.holdout or len(plan.sets.val), 128 if small else 1000)
-    rate = "lr: 3e-3, schedule: cosine, warmup_steps: 50" if small else "lr: 5e-4, schedule: cosine"
+    shortest = min(fullnet, warm_up + fine_tuning) * (training // batch)
+    rate = f"lr: 3e-3, schedule: cosine, warmup_steps: {min(50, shortest // 2)}" if small else "lr: 5e-4, schedule: cosine"
     lines = ["optimizer:", f"  train: {{name: Adam, {rate}}}", "", "hparams:", f"  batch_size: {batch}"]
     if small:
         lines.append(f"  mini_batch: {min(4, batch)}  # images of one pass, so that several processes can share a batch")

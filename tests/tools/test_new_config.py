@@ -37,6 +37,13 @@ def test_a_written_config_passes_the_dry_run(voc, folder, capsys):
     assert "digits_supernet.h5 (found)" in said
 
 
+def test_a_config_for_few_images_passes_the_dry_run(folder, capsys):
+    """The learning rate's warm-up is shorter than the phases."""
+    write_digits(folder / "few", train=10, val=3, test=3, crops_train=0, crops_val=0)
+    assert main(["init", "--voc", "few"]) == main(["train", "few.yaml", "--dry-run"]) == 0
+    assert configs.load("few.yaml").optimizer.train.warmup_steps == 18
+
+
 def test_every_choice_follows_from_the_data(voc, folder):
     assert main(["init", "--voc", str(voc)]) == 0
     config = configs.load("mine.yaml")
@@ -84,6 +91,22 @@ def test_coco_as_roboflow_exports_it(voc, folder):
         shutil.copy(made / f"annotations/instances_{name}.json", f"robo/{exported}/_annotations.coco.json")
     assert main(["data", "check", "--coco", "robo"]) == main(["init", "--coco", "robo"]) == 0
     assert configs.load("robo.yaml").dataloader.val == configs.CocoSplit("valid/_annotations.coco.json", "valid")
+
+
+def test_a_folder_without_annotations_is_told_so(folder, capsys):
+    (folder / "flat").mkdir()
+    assert main(["init", "--voc", "flat"]) == 2
+    assert capsys.readouterr().err.endswith("but has no folder Annotations\n")
+
+
+def test_a_tree_is_copied_in_cocos_format_with_the_splits_that_it_has(voc, folder):
+    shutil.copytree(voc, "two")
+    (folder / "two/ImageSets/Main/val.txt").unlink()
+    assert main(["data", "to-coco", "--voc", "two", "--root", "coco"]) == 0
+    assert sorted(file.name for file in (folder / "coco/annotations").iterdir()) == [
+        "instances_test.json",
+        "instances_train.json",
+    ]
 
 
 def test_splits_are_written_for_a_tree_without(voc, folder, capsys):
@@ -165,8 +188,12 @@ def test_an_existing_config_is_kept(voc, folder, capsys):
 
 def test_data_with_problems_is_reported_whole(voc, folder, capsys):
     shutil.copytree(voc, "broken")
-    for file in sorted((folder / "broken/Annotations").iterdir())[:2]:
-        file.unlink()
+    first, second, *_ = sorted((folder / "broken/Annotations").iterdir())
+    first.unlink()
     assert main(["init", "--voc", "broken"]) == 2
-    assert "broken is not ready for training" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "broken is not ready for training: " in said and "lists all" not in said
+    second.unlink()
+    assert main(["init", "--voc", "broken"]) == 2
+    assert "; detofa data check --voc broken lists all 2 problems" in capsys.readouterr().err
     assert not (folder / "broken.yaml").exists()
