@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -87,9 +88,14 @@ def _last_written(run: FilePath) -> float:
 
 
 def _read_log(run: FilePath) -> str:
-    """Return the content of log.txt, or an empty string."""
-    file = run / "log.txt"
-    return file.read_text(errors="replace") if file.exists() else ""
+    """Return the content of all logs, or an empty string."""
+    return "".join(file.read_text(errors="replace") for file in _logs(run))
+
+
+def _logs(run: FilePath) -> list[FilePath]:
+    """Return the log of each start of the run, in order: log.txt, log.1.txt, log.2.txt, and so on."""
+    numbers = itertools.chain([""], (f".{number}" for number in itertools.count(1)))
+    return list(itertools.takewhile(FilePath.is_file, (run / f"log{number}.txt" for number in numbers)))
 
 
 def _logged_numbers(log: str, pattern: str) -> list[float | None] | None:
@@ -179,6 +185,7 @@ def _files(run: FilePath, config: Config) -> Iterator[tuple[str, str]]:
     named = {
         "config": "config.json",
         "log": "log.txt",
+        **{f"log after it was resumed, {number}": file.name for number, file in enumerate(_logs(run)) if number},
         "learning curves, for TensorBoard": "tensorboard",
         "all results": "summary.json",
         "weights of the fullnet": "fullnet/weights.h5",

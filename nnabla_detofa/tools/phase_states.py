@@ -32,7 +32,7 @@ def phase_states(run: FilePath, config: Config, log: str) -> list[dict]:
     """Return the state of each phase; see "phases" of `describe`.
 
     Args:
-        log: the content of the run's log.txt.
+        log: the content of the run's logs.
     """
     names, training = _phases(run, config)
     seconds, ledger = phase_seconds(run), (read_ledger(run) or {"phases": {}})["phases"]

@@ -100,9 +100,9 @@ def test_a_run_that_was_resumed_counts_from_its_checkpoint(cut, words):
     checkpoint = folder / "checkpoint" / "fine_tuning"
     checkpoint.mkdir(parents=True)
     (checkpoint / "state.json").write_text('{"step": 6}')
-    with open(folder / "log.txt", "a") as log:
-        log.write(f"fine-tuning {words} at step 6 of 12\n")
+    (folder / "log.1.txt").write_text(f"fine-tuning {words} at step 6 of 12\n")  # each start has its own log
     assert under_way(describe(folder))["share"] == 0.25
+    assert describe(folder)["files"]["log after it was resumed, 1"] == str(folder / "log.1.txt")
     assert "step 6 of 12; checkpoint at step 6" in under_way(describe(folder))["detail"]
 
 
