@@ -89,7 +89,7 @@ def find_images(given: Iterable[FilePath], note: Callable[[str], None]) -> list[
 
     Args:
         given: files and folders.
-        note: called with a message for each folder without a file.
+        note: called with a message for each folder without a file, and for each folder inside a given one.
 
     Raises:
         UserError: a file or folder does not exist, or there is no file at all.
@@ -100,6 +100,9 @@ def find_images(given: Iterable[FilePath], note: Callable[[str], None]) -> list[
         if not place.exists():
             raise UserError(f"images must be existing files or folders, got {place}")
         inside = sorted(file for file in place.iterdir() if file.is_file()) if place.is_dir() else [place]
+        for folder in sorted(place.iterdir()) if place.is_dir() else ():
+            if folder.is_dir() and folder not in given and any(folder.iterdir()) and not folder.name.startswith("."):
+                note(f"{folder} is skipped: folders inside a folder are not searched; name it to include its images")
         if not inside:
             empty.append(place)
         files.update(dict.fromkeys(inside))

@@ -125,6 +125,15 @@ def test_files_that_must_not_be_given(photographs, tmp_path):
     assert "contains no file" in notes[0]
 
 
+def test_a_folder_inside_a_folder_is_named(photographs):
+    (photographs / "subfolder/e.png").write_bytes((photographs / "a.png").read_bytes())
+    notes = []
+    assert photographs / "subfolder/e.png" not in find_images([photographs], notes.append)
+    assert len(notes) == 1 and notes[0].startswith(f"{photographs / 'subfolder'} is skipped")
+    assert photographs / "subfolder/e.png" in find_images([photographs, photographs / "subfolder"], notes.append)
+    assert len(notes) == 1
+
+
 def test_photographs_behind_links_are_kept(photographs, tmp_path):
     original, links, out = (photographs / "a.png").read_bytes(), tmp_path / "links", tmp_path / "out"
     for folder in (links, out):
