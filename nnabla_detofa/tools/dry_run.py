@@ -26,7 +26,7 @@ from ..networks.distillation import Distillation
 from ..networks.layers import BATCH
 from ..networks.resnet50 import sort_middle_channels
 from ..runs.phases import TrainingPhase, check_phases, slug, training_phases
-from ..space.costs import CostModel
+from ..space.costs import CostModel, cost_range
 from ..space.counting import Buckets
 from ..space.paths import Path, PathBatch
 from ..space.pruning import UniformPaths
@@ -321,6 +321,8 @@ def search_lines(runner: str, hparams: DetofaHparams, space: SearchSpace, cost: 
     )
     budgets = search.budgets or Buckets(space, cost.flops, hparams.buckets).edges[1:]
     yield f"  budgets in GFLOPs: {_in_gflops(budgets)}; buckets compared by {search.across_buckets}"
+    if any(budget > cost_range(space, cost.flops)[1] for budget in budgets):
+        yield "  a budget above the largest path bounds nothing"
     yield "  the subnets found are not fine-tuned"
     if detofa:
         yield "the paper's baselines are separate runs: args.runner=fullnet, ofa, compofa or ofa_ps"

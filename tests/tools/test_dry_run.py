@@ -154,6 +154,12 @@ def test_many_buckets_and_budgets_are_not_all_listed():
     assert few.endswith("19, 20") and many.endswith("19, 20, ... (1001 in all)")
 
 
+@pytest.mark.parametrize("budget", ["90M", "1G"])
+def test_a_budget_above_the_largest_path_is_noted(budget):
+    lines = dry_run.dry_run(configs.load(CONFIGS / "digits_detofa.json", [f'hparams.search.budgets=["{budget}"]']))
+    assert ("  a budget above the largest path bounds nothing" in lines) is (budget == "1G")
+
+
 @pytest.mark.parametrize("file", ["voc_detofa", "digits_detofa", "digits_pretrain", "digits_neck"])
 def test_the_shapes_are_those_of_the_synthetic_arrays(file):
     config = configs.load(CONFIGS / f"{file}.json")
