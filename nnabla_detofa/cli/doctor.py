@@ -21,7 +21,7 @@ def doctor(args: argparse.Namespace) -> None:
     from ..tools.installation import PROBLEM
 
     if args.overrides and not args.file:
-        raise UserError(f"overrides need a config: doctor CONFIG {args.overrides[0]}")
+        raise UserError(f"overrides need a config: detofa doctor CONFIG {args.overrides[0]}")
     problems = 0
     for finding in examine(args.file, args.overrides):
         print(lines(finding), flush=True)

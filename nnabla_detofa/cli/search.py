@@ -200,7 +200,7 @@ def measure_latency_arguments(parser: argparse.ArgumentParser) -> None:
 def measure_latency(args: argparse.Namespace) -> None:
     """Measure the latency of a supernet's layers, and print how well their sums predict the latency of whole networks."""
     if not args.file:
-        raise UserError("a config is needed: measure-latency CONFIG; see measure-latency --help")
+        raise UserError("a config is needed: detofa measure-latency CONFIG; see detofa measure-latency --help")
     check_output_file(args.output)
     check_numbers(args, repeats=10**6, paths=10**6, classes=10**5)
     if args.image_size and (len(args.image_size) > 2 or max(args.image_size) > 16384):

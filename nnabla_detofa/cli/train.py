@@ -72,7 +72,7 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int | None:
     """Run a config: load it, open the device, and call the runner; launch several processes if requested."""
     if not args.file:
-        raise UserError("a config is needed: train CONFIG; see train --help")
+        raise UserError("a config is needed: detofa train CONFIG; see detofa train --help")
     from .. import config as configs
 
     _, size = launch.launched()

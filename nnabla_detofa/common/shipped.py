@@ -58,6 +58,8 @@ def find_config(name: str | Path) -> Path:
     if str(name) in known:
         return known[str(name)]
     if path.parent == Path("."):
+        if files := [f"{name}{suffix}" for suffix in SUFFIXES if isfile(Path(f"{name}{suffix}"))]:
+            raise UserError(f"there is no config {name}; did you mean {files[0]}?")
         own = [stem for stem, file in known.items() if file.parent.name == "configs"]
         raise UserError(f"there is no config {name}{nearest(str(name), known)}; shipped are {', '.join(own)}, and baselines")
     return path

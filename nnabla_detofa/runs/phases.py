@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..common.checked import counted
 from ..common.errors import UserError
 from ..config import Config, DetofaHparams, PretrainHparams, Solver
 from ..space.search_space import SearchSpace
@@ -99,9 +100,10 @@ def check_phases(training: Sequence[TrainingPhase], images: int) -> None:
             )
         schedule = phase.schedule(images)
         if phase.epochs and schedule.warmup_steps > schedule.steps:
+            epochs = counted(phase.schedule_epochs, "epoch")
             raise UserError(
                 f"optimizer.train.warmup_steps must be at most the {schedule.steps} steps of the phase {phase.name} "
-                f"({phase.schedule_epochs} epochs of {phase.steps_per_epoch(images)} steps), got {schedule.warmup_steps}"
+                f"({epochs} of {counted(phase.steps_per_epoch(images), 'step')}), got {schedule.warmup_steps}"
             )
 
 

@@ -6,6 +6,7 @@ This module must load in a broken installation, so third-party packages are impo
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import textwrap
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..common.checked import counted
 from ..common.shipped import shipped
 from .installation import OK, PROBLEM, WARNING, Finding, _message, command, gpu, mpi, no_gpu, packages, python, wheel
 
@@ -45,9 +47,10 @@ def examine(config_file: str | None = None, overrides: Sequence[str] = ()) -> It
             yield from check()
         except Exception as error:  # a failed check must not stop the others
             yield Finding(WARNING, f"the check {check.__name__} failed: {_message(error)}")
+    words = shlex.join([config_file or "", *overrides])
     for needed in (config_data, weights, output, disk, memory) if config is not None else ():
         try:
-            yield from needed(config)
+            yield from config_data(config, words) if needed is config_data else needed(config)
         except Exception as error:
             yield Finding(PROBLEM, f"the check {needed.__name__} of {config_file} failed: {_message(error)}")
     yield from broken
@@ -75,7 +78,7 @@ def known_data() -> Iterator[Finding]:
         if not Path(root := users[0].dataloader.root).is_dir():
             missing[root] = None
             continue
-        for finding in config_data(users[0]):
+        for finding in config_data(users[0], users[0].name):
             state = WARNING if finding.state == PROBLEM else finding.state  # no run needs it now
             names = ", ".join(config.name for config in users[:3]) + (", ..." if len(users) > 3 else "")
             yield Finding(state, f"{finding.text} [{names}]", finding.todo)
@@ -84,16 +87,20 @@ def known_data() -> Iterator[Finding]:
         yield Finding(OK, what, "detofa doctor CONFIG checks the data of one config")
 
 
-def config_data(config: Any) -> Iterator[Finding]:
+def config_data(config: Any, words: str) -> Iterator[Finding]:
     """Check that a config's dataset exists and report its size.
 
     The files of datasets with at most `SMALL_SET` images are also checked for damage.
+
+    Args:
+        words: the config and its overrides in a command line.
     """
     from ..common.errors import UserError
     from ..data.check import check_config
 
     data = config.dataloader
-    root = Path(data.root)
+    root, command_line = Path(data.root), f"detofa data check {words}"
+    more = f"{command_line} lists all"
     if not root.is_dir():
         yield Finding(PROBLEM, f"data: the folder {root} does not exist", _where_from(config))
         return
@@ -103,23 +110,23 @@ def config_data(config: Any) -> Iterator[Finding]:
 
             facts = data_facts(config)
             if facts.problem:
-                yield Finding(PROBLEM, f"data: {facts.problem}", f"detofa data check lists all; {_where_from(config)}")
+                yield Finding(PROBLEM, f"data: {facts.problem}", f"{more}; {_where_from(config)}")
                 return
             found = {"train": facts.train, "val": facts.val, "test": facts.test}
             listed = ", ".join(f"{count} {name}" for name, count in found.items() if count is not None)
-            yield Finding(OK, f"data: {root}: {listed}; image files not checked", "data check reads every image")
+            yield Finding(OK, f"data: {root}: {listed}; image files not checked", f"{command_line} reads every image")
             return
         report = check_config(config)
     except UserError as error:
         yield Finding(PROBLEM, f"data: {error}", _where_from(config))
         return
     counts = ", ".join(f"{split.images} {split.name}" for split in report.splits)
-    more = "detofa data check lists all"
     if report.fatal:
         rest = f" (and {len(report.fatal) - 1} more)" if len(report.fatal) > 1 else ""
         yield Finding(PROBLEM, f"data: {root}: {report.fatal[0]}{rest}", more)
     elif report.warnings:
-        yield Finding(WARNING, f"data: {root}: {counts}; {len(report.warnings)} warnings: {report.warnings[0]}", more)
+        warned = counted(len(report.warnings), "warning")
+        yield Finding(WARNING, f"data: {root}: {counts}; {warned}: {report.warnings[0]}", more)
     else:
         yield Finding(OK, f"data: {root}: {counts}, all files are complete")
 

@@ -367,8 +367,8 @@ def table(result: dict) -> str:
         lines.append(markdown_row([str(row["bucket"] + 1), *values, best]))
     lines += [
         "",
-        f"searched the space {result['space']} in {result['seconds']:.1f} seconds, of which {result['scoring_share']:.0%} for "
-        f"the scores of {result['scored']} paths; scores are comparable only within a FLOPs bucket"
+        f"the search of the space {result['space']} took {result['seconds']:.1f} seconds, {result['scoring_share']:.0%} of it "
+        f"for the scores of {result['scored']} paths; scores are comparable only within a FLOPs bucket"
         + ("" if result["flops_of"] == "detector" else "; all costs but FLOPs are of the whole detector")
         + (f"; the best paths of the buckets were compared by {result['compared_by']}" if "compared_by" in result else ""),
     ]

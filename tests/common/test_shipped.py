@@ -47,6 +47,14 @@ def test_the_nearest_shipped_config_is_suggested(name, near):
         configs.load(name)
 
 
+@pytest.mark.parametrize("suffix", [".json", ".yaml", ".yml"])
+def test_a_file_is_suggested_for_its_name(suffix, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"mine{suffix}").touch()
+    with pytest.raises(UserError, match=f"there is no config mine; did you mean mine{suffix}.$"):
+        configs.load("mine")
+
+
 def test_a_missing_file_is_not_taken_for_a_name():
     with pytest.raises(UserError, match="nowhere.json"):
         configs.load("nowhere.json")

@@ -19,7 +19,7 @@ def phases(*overrides):
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["optimizer.train.warmup_steps=5"], r"the 4 steps of the phase fullnet \(1 epochs of 4 steps\), got 5"),
+        (["optimizer.train.warmup_steps=5"], r"the 4 steps of the phase fullnet \(1 epoch of 4 steps\), got 5"),
         (["optimizer.train.warmup_steps=1000000000"], "the 4 steps of the phase fullnet .* got 1000000000"),
         (["optimizer.train.warmup_steps=3", "hparams.steps_per_epoch=2"], "the 2 steps of the phase fullnet .* got 3"),
         (

@@ -176,8 +176,9 @@ def test_a_broken_data_set_is_found(tmp_path):
     root = Path(shutil.copytree(tiny.digits(), tmp_path / "voc"))
     (root / "Annotations/train_00000.xml").unlink()
     config = configs.load(tiny.config_file(), [f"dataloader.voc.root={root}"])
-    (found,) = doctor.config_data(config)
+    (found,) = doctor.config_data(config, "tiny.json a=1")
     assert found.state == PROBLEM and "train_00000.xml: No such file" in found.text
+    assert found.todo == "detofa data check tiny.json a=1 lists all"
 
 
 def test_a_config_that_is_wrong_and_a_check_that_fails(tmp_path, monkeypatch):
