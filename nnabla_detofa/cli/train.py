@@ -87,8 +87,12 @@ def run(args: argparse.Namespace) -> int | None:
     if args.dry_run:
         from ..tools.dry_run import dry_run
 
+        args.wrong = 0
         for line in dry_run(config):
+            args.wrong += "checked: WRONG" in line
             print(line, flush=True)
+        if args.wrong:
+            print(f"checks that are WRONG above: {args.wrong}; correct your network or its cost_model before you train")
         return None
     if size == 1:
         from ..training.mini_batch import mini_batch
@@ -113,7 +117,7 @@ def after_run(args: argparse.Namespace) -> dict[str, str]:
     """Return the commands that follow a finished run or a dry run."""
     words = " ".join(map(shlex.quote, [args.file, *args.overrides]))
     if args.dry_run:
-        return {f"train {words}": "run it"}
+        return {} if args.wrong else {f"train {words}": "run it"}
     if not hasattr(args, "trained"):
         return {}  # rank 0 of the launched processes says it
     folder = shlex.quote(str(args.trained.output_path))

@@ -18,7 +18,8 @@ from .static_network import largest_difference
 
 TOLERANCE = 1e-3
 """Largest difference between a path and its static network, as in `largest_difference`; float32 gives about 1e-6."""
-WEIGHTED = ("Convolution", "Deconvolution", "Affine")
+CONVOLUTIONS = ("Convolution", "DepthwiseConvolution", "DeformableConvolution")
+DECONVOLUTIONS = ("Deconvolution", "DepthwiseDeconvolution")
 
 
 def graph_macs(output: nn.Variable) -> int:
@@ -28,9 +29,12 @@ def graph_macs(output: nn.Variable) -> int:
     def visit(function: nn.function.Function) -> None:
         nonlocal total
         kind = function.info.type_name
-        if kind in WEIGHTED:
-            pixels = {"Convolution": function.outputs[0].shape[2:], "Deconvolution": function.inputs[0].shape[2:]}
-            total += int(np.prod(function.inputs[1].shape) * np.prod(pixels.get(kind, ())))
+        if kind in CONVOLUTIONS:
+            total += _size(function.inputs[1]) * _size(function.outputs[0], 2)
+        elif kind in DECONVOLUTIONS:
+            total += _size(function.inputs[1]) * _size(function.inputs[0], 2)
+        elif kind == "Affine":
+            total += _size(function.inputs[1])
 
     output.visit(visit)
     return total
@@ -78,6 +82,10 @@ def network_checks(network: OfaResnet50, num_classes: int, cost: CostModel, path
         if most <= TOLERANCE
         else f"WRONG: the outputs of a path in the supernet differ by {most:.2g} from those of its static network"
     )
+
+
+def _size(variable: nn.Variable, first_axis: int = 0) -> int:
+    return int(np.prod(variable.shape[first_axis:], dtype=np.int64))
 
 
 def _value(cost: CostModel, name: str, path: Path) -> int:
