@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from ..networks.resnet50 import sort_middle_channels
+from ..networks.resnet50 import check_sortable, sort_middle_channels
 from ..space.pruning import UniformPaths
 from . import algorithm1
 from .algorithm1 import DetOFASearcher
@@ -23,6 +23,8 @@ class BaselineSearcher(DetOFASearcher):
     def run(self) -> dict:
         """Train and search; write the results to summary.json, and return them."""
         _, *supernet = self.training.values()
+        if any(phase.sorted_ratios for phase in supernet):
+            check_sortable(self.model)
         self.train_fullnet(self.space)
         if not supernet:
             return self.evaluate_subnets([])

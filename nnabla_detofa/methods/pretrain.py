@@ -18,7 +18,7 @@ from ..evaluation.reestimation import reestimate
 from ..networks import weights
 from ..networks.distillation import Distillation
 from ..networks.layers import GivenStatistics
-from ..networks.resnet50 import sort_middle_channels
+from ..networks.resnet50 import check_sortable, sort_middle_channels
 from ..path_filter.metrics import kendall_tau, per_bucket
 from ..runs.phases import TrainingPhase, training_phases
 from ..runs.run_folder import read_result, run_config
@@ -45,6 +45,8 @@ class PretrainSearcher(SupernetRunner):
         """Run all phases; write the results to summary.json, and return them."""
         hparams = self.hparams
         fullnet, *supernet = self.training.values()
+        if any(phase.sorted_ratios for phase in supernet):
+            check_sortable(self.model)
         with self.phase(fullnet.name):
             self.train_phase(fullnet, OnePath(self.space.largest), self.new_optimizer(fullnet))
         for phase in supernet:

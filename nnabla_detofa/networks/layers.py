@@ -240,7 +240,7 @@ class ConvBN(Mo.Module):
         super().__init__(name=name)
         if kernel % 2 == 0 and not self.output_axis:
             raise UserError(f"the kernel of the layer {name} must be odd, so that padding keeps the size, got {kernel}")
-        self._stride, self._relu, self._depthwise = (stride, stride), relu, depthwise
+        self._stride, self._relu, self.depthwise = (stride, stride), relu, depthwise
         shape = (1, outputs, 1, 1)
         fan = kernel * kernel * (1 if depthwise else outputs)
         weight = he_normal(rng, (outputs, 1 if depthwise else inputs, kernel, kernel), fan)
@@ -264,13 +264,13 @@ class ConvBN(Mo.Module):
 
         With `kernel`, only the middle of the largest kernel is used, as in OFA's elastic kernels.
         """
-        weight = kernels.leading(self.parameters["conv/conv/_W"], outputs, 1 if self._depthwise else x.shape[1])
+        weight = kernels.leading(self.parameters["conv/conv/_W"], outputs, 1 if self.depthwise else x.shape[1])
         return self.run(x, center(weight, kernel or weight.shape[2]), statistics)
 
     def run(self, x: nn.Variable, weight: nn.Variable, statistics: StatisticsSource) -> nn.Variable:
         """Apply the layer to x with a given weight (outputs, C, k, k), such as a slice of the layer's weight."""
         gamma, beta = (self.parameters[f"bn/bn/{key}"] for key in ("_gamma", "_beta"))
         pad = tuple(side // 2 for side in weight.shape[2:])
-        groups = weight.shape[0] if self._depthwise else 1
+        groups = weight.shape[0] if self.depthwise else 1
         convolve = partial(F.convolution, x, pad=pad, stride=self._stride, group=groups)
         return statistics(self, convolve, weight, gamma, beta, relu=self._relu)

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..backend.compat import F, Mo, Model, Optimizer, nn
+from ..common.errors import UserError
 from ..space.geometry import OFA_RESNET50, Geometry
 from ..space.paths import Path
 from ..space.search_space import ofa_resnet50
@@ -117,17 +118,32 @@ class Bottleneck(Mo.Module):
             the reordered parameters in the order of the operations, each with the axis and the permutation.
         """
         moved = []
-        # conv3 reads the output of conv2, and conv2 the output of conv1: two permutations, the later layers first.
-        for writer, reader in ((self.conv2, self.conv3), (self.conv1, self.conv2)):
+        # conv3 reads the output of conv2, and conv2 the output of conv1: two permutations, the later layers first. A
+        # depthwise conv2 keeps the order of its channels, so there is one permutation.
+        three = self.conv1, self.conv2, self.conv3
+        chains = (three,) if self.conv2.depthwise else (three[1:], three[:2])
+        for *writers, reader in chains:
             weight = reader.parameters["conv/conv/_W"]
             importance = np.abs(weight.d).sum(axis=(0, 2, 3))
             segment = np.searchsorted(np.sort(edges), np.arange(len(importance)), side="right")
             order = np.lexsort((-importance, segment))
-            moved += [(weight, 1, order), (writer.parameters["conv/conv/_W"], 0, order)]
-            moved += [(writer.parameters[f"bn/bn/{key}"], 1, order) for key in ("_beta", "_gamma", "_mean", "_var")]
-            for parameter, axis, _ in moved[-6:]:
+            sorting = [(weight, 1, order)]
+            for writer in writers:
+                sorting.append((writer.parameters["conv/conv/_W"], 0, order))
+                sorting += [(writer.parameters[f"bn/bn/{key}"], 1, order) for key in ("_beta", "_gamma", "_mean", "_var")]
+            for parameter, axis, _ in sorting:
                 parameter.d = parameter.d.take(order, axis)
+            moved += sorting
         return moved
+
+    def sort_obstacle(self) -> str:
+        """Return what keeps `sort_middle` from sorting the layer, such as further weights; empty if nothing does."""
+        if type(self).sort_middle is not Bottleneck.sort_middle:
+            return ""
+        further = sorted({*self.modules, *self.parameters} - {"conv1", "conv2", "conv3", "downsample"})
+        if further or type(self.conv2) is not ConvBN:
+            return f"{type(self).__name__} has {', '.join(further) or f'a middle layer {type(self.conv2).__name__}'}"
+        return ""
 
 
 class _Residual(Mo.Module):
@@ -227,6 +243,20 @@ class ElasticResNet50(LayeredBackbone):
         return F.max_pooling(x, (3, 3), stride=(2, 2), pad=(1, 1), ignore_border=True)
 
 
+def check_sortable(net: Model) -> None:
+    """Raise UserError if `sort_middle_channels` cannot sort the layers of a supernet."""
+    backbone = getattr(net, "backbone", net)
+    layers = backbone.blocks.modules.values() if isinstance(backbone, ElasticResNet50) else ()
+    obstacle = next(filter(None, (layer.sort_obstacle() for layer in layers)), "")
+    if not layers:
+        obstacle = f"the backbone {type(backbone).__name__} is not based on ElasticResNet50"
+    if obstacle:
+        raise UserError(
+            f"the middle channels cannot be sorted, since {obstacle}: override sort_middle in the class of the layers, or set "
+            "hparams.shrinking_sort=false (sort_channels=false in hparams.shrinking)"
+        )
+
+
 def sort_middle_channels(
     net: Model, ratios: Sequence[float], widths: Sequence[float] = (1.0,), optimizer: Optimizer | None = None
 ) -> None:
@@ -239,7 +269,11 @@ def sort_middle_channels(
         ratios: values of E that were trained before.
         widths: values of W that were trained before.
         optimizer: optimizer of the ongoing training, whose moments are reordered together with the weights.
+
+    Raises:
+        UserError: the layers cannot be sorted, see `check_sortable`.
     """
+    check_sortable(net)
     geometry, first = net.space.geometry, 0
     names = {id(parameter): name for name, parameter in net.get_parameters().items()}
     states = optimizer._solver.get_states() if optimizer else {}

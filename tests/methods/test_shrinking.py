@@ -20,8 +20,8 @@ from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.data.loader import Loader
 from nnabla_detofa.networks import weights
 from nnabla_detofa.networks.distillation import Distillation, distillation_loss
-from nnabla_detofa.networks.layers import BATCH
-from nnabla_detofa.networks.resnet50 import sort_middle_channels
+from nnabla_detofa.networks.layers import BATCH, ConvBN
+from nnabla_detofa.networks.resnet50 import Bottleneck, ElasticResNet50, sort_middle_channels
 from nnabla_detofa.networks.supernet import SearchNet
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPaths
 from nnabla_detofa.path_filter.model import PathFilter
@@ -185,6 +185,42 @@ def test_sorted_channels_change_no_path_of_a_smaller_width_that_was_trained():
     sort_middle_channels(net, (0.35,), (0.8, 1.0))
     for path, expected in zip(paths, before):
         np.testing.assert_allclose(logits(net, path), expected, atol=2e-3)
+
+
+class Depthwise(Bottleneck):
+    def middle_layer(self, name, plan, stride, rng):
+        return ConvBN(name, plan.middle, plan.middle, 3, rng, stride=stride, depthwise=True)
+
+
+class Gated(Depthwise):
+    def middle_layer(self, name, plan, stride, rng):
+        self.gate = ConvBN(f"{name}/gate", plan.middle, plan.middle, 1, rng)
+        return super().middle_layer(name, plan, stride, rng)
+
+
+def with_layers(monkeypatch, layers):
+    monkeypatch.setattr(ElasticResNet50, "layer_type", layers)
+    return small_net()
+
+
+def test_depthwise_layers_are_sorted(monkeypatch):
+    net = with_layers(monkeypatch, Depthwise)
+    largest = net.space.largest
+    before, weight = logits(net, largest), net.blocks[17].conv1.parameters["conv/conv/_W"]
+    unsorted = weight.d.copy()
+    sort_middle_channels(net, (0.35,))
+    np.testing.assert_allclose(logits(net, largest), before, atol=2e-3)
+    assert not np.array_equal(weight.d, unsorted)
+    importance = np.abs(net.blocks[17].conv3.parameters["conv/conv/_W"].d).sum(axis=(0, 2, 3))
+    assert (np.diff(importance) <= 0).all()
+
+
+def test_layers_with_weights_that_sorting_does_not_know_are_not_sorted(monkeypatch):
+    net = with_layers(monkeypatch, Gated)
+    with pytest.raises(UserError, match="Gated has gate: override sort_middle .* or set hparams.shrinking_sort=false"):
+        sort_middle_channels(net, (0.35,))
+    monkeypatch.setattr(Gated, "sort_middle", lambda self, edges: [])
+    sort_middle_channels(net, (0.35,))
 
 
 def test_moments_follow_the_channels_that_they_belong_to():
