@@ -13,6 +13,7 @@ import numpy as np
 
 from ..common.checked import listed
 from ..common.errors import UserError
+from ..common.reading import shown
 from .geometry import OFA_RESNET50, RESOLUTION, Choice, Geometry, HeadGeometry, is_count
 from .layer_costs import AdditiveCost, LayerCost, PeakCost
 from .paths import Path, PathBatch
@@ -135,7 +136,8 @@ class CostModel:
             if key not in backbones:
                 backbones[key] = model.backbone_tables()
             *tables, channels, size = backbones[key]
-            found.append((*tables, np.stack([model.head_cost(outputs, size) for outputs in channels])))
+            heads = [model.head_cost(outputs, size) for outputs in channels]
+            found.append((*tables, np.stack([_checked("head_cost", head, "[MACs, parameters, bytes]") for head in heads])))
 
         def joined(tables: Sequence[np.ndarray]) -> list[np.ndarray]:
             """Stack the tables of all combinations, for each measure, with an axis for each choice on which it depends."""
@@ -183,7 +185,8 @@ class CostModel:
             for w, out in enumerate(outs):
                 for e, ratio in enumerate(net.ratios):
                     mid = net.middle(out, ratio)
-                    inner = self.middle_cost(mid, after.area, ratio) + conv_cost(1, mid, out, after.area)
+                    middle = self.middle_cost(mid, after.area, ratio)
+                    inner = _checked("middle_cost", middle, "[MACs, parameters]") + conv_cost(1, mid, out, after.area)
                     other[w, e, :MEMORY] = conv_cost(1, out, mid, after.area) + inner
                     other[w, e, MEMORY] = _branch_peak(out * after.area, mid * after.area, mid * after.area, out * after.area)
                     for w_in, before in enumerate(ins):
@@ -272,6 +275,18 @@ def conv_cost(kernel: int, ins: int, outs: int, pixels: int, per_channel: int = 
 def peak_bytes(*numbers: int) -> int:
     """Return the largest of these numbers of float32 values, in bytes."""
     return 4 * max(numbers)
+
+
+def _checked(method: str, cost: Any, entries: str) -> np.ndarray:
+    """Return what a method of a subclass returned as an array, after a check of its shape and values."""
+    try:
+        numbers = np.asarray(cost, np.float64)
+        right = numbers.shape == (entries.count(",") + 1,) and np.isfinite(numbers).all() and (numbers >= 0).all()
+    except (TypeError, ValueError):
+        right = False
+    if not right:
+        raise UserError(f"{method} of the cost model must return {entries}, numbers of 0 or more, got {shown(cost)}")
+    return np.asarray(cost)
 
 
 def _branch_peak(x: int, one: int, two: int, y: int) -> int:

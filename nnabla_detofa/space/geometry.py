@@ -12,6 +12,7 @@ from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from ..common.errors import UserError
+from ..common.reading import shown, shown_names
 
 Choice = Any
 """Choice of a layer: E, or any value that can be hashed and ordered in a subclass of `Geometry`."""
@@ -112,11 +113,22 @@ class Geometry:
         self._check_named(owner)
         for name in ("depths", "widths", "ratios"):
             choices = getattr(self, name)
-            if not choices or list(choices) != sorted(set(choices)):
-                raise UserError(f"{name} of {owner} must be one or more numbers in ascending order, got {choices}")
+            try:
+                ascending = bool(choices) and list(choices) == sorted(set(choices))
+            except TypeError as error:
+                raise UserError(f"{name} of {owner} must be values that can be hashed and ordered: {error}") from error
+            if not ascending:
+                got = shown_names([str(choice) for choice in choices]) if choices else shown(choices)
+                raise UserError(f"{name} of {owner} must be one or more numbers in ascending order, got {got}")
         if not all(is_count(depth + 1) for depth in self.depths):
             raise UserError(f"depths of {owner} must be integers of 0 or more, got {self.depths}")
         ratios = tuple(map(self.expand_ratio, self.ratios))
+        for ratio in ratios:
+            if not isinstance(ratio, Real):
+                raise UserError(f"expand_ratio of {owner} must return a number for each choice, got {shown(ratio)}")
+        choices = list(map(str, self.ratios))
+        if len(set(choices)) < len(choices):
+            raise UserError(f"ratios of {owner} must be choices with different names (str), got {shown_names(choices)}")
         for name, numbers in (("widths", self.widths), ("ratios", ratios), ("width_scale", (self.width_scale,))):
             if not all(0 < number < math.inf for number in numbers):
                 raise UserError(f"{name} of {owner} must be positive and finite, got {', '.join(map(str, numbers))}")

@@ -349,3 +349,12 @@ def test_a_space_of_one_path():
     buckets = Buckets(fixed, CostModel(224))
     assert [buckets.count(bucket) for bucket in range(5)] == [1, 0, 0, 0, 1]
     assert list(buckets.sample(4, 3, np.random.default_rng(0))) == [A.largest] * 3
+
+
+@pytest.mark.parametrize("wrong", [None, 5, [1, 2, 3], [-1, 2], [float("nan"), 1], "ab", [None, 1]])
+@pytest.mark.parametrize("method", ["middle_cost", "head_cost"])
+def test_a_method_of_a_subclass_that_returns_nonsense_is_named(method, wrong):
+    wrong = wrong if method == "middle_cost" or wrong != [1, 2, 3] else [1, 2]
+    model = type("Odd", (CostModel,), {method: lambda self, *arguments: wrong})(64, 3, "detector")
+    with pytest.raises(UserError, match=rf"^{method} of the cost model must return \[MACs, parameters.*, got "):
+        _ = model.flops

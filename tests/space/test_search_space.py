@@ -217,7 +217,13 @@ def test_damaged_json_is_one_sentence(damage):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"depths": (0, 2, 1)}, r"depths of the geometry must be one or more numbers in ascending order, got \(0, 2, 1\)"),
+        ({"depths": (0, 2, 1)}, r"depths of the geometry must be one or more numbers in ascending order, got 0, 2, 1"),
+        ({"ratios": ([0.2], [0.3])}, "ratios of the geometry must be values that can be hashed and ordered: unhashable type"),
+        ({"ratios": (0.2, "0.3")}, "ratios of the geometry must be values that can be hashed and ordered: '<' not supported"),
+        (
+            {"ratios": ((0.2, 3), (0.2, 5))},
+            r"expand_ratio of the geometry must return a number for each choice, got \(0.2, 3\)",
+        ),
         ({"widths": (0.5, 0.5)}, "widths of the geometry must be one or more numbers in ascending order"),
         ({"ratios": ()}, "ratios of the geometry must be one or more numbers in ascending order"),
         ({"depths": (-1, 0)}, "depths of the geometry must be integers of 0 or more"),
@@ -255,3 +261,14 @@ def test_a_stem_must_be_a_choice_of_the_geometry():
     assert product_space("any order", (2, 0), (1.0, 0.65), (0.2,)) == product_space("any order", (0, 2), (0.65, 1.0), (0.2,))
     small = product_space("no stem depth left", (1,), (0.65,), (0.2,))
     assert small.stem_depths == (2,) and small.size() == 1
+
+
+def test_choices_of_one_name_are_rejected():
+    """The path filter could not tell them apart, because its tokens are their names."""
+
+    class Named(float):
+        def __str__(self):
+            return "E"
+
+    with pytest.raises(UserError, match="ratios of the geometry must be choices with different names .*, got E, E"):
+        Geometry(ratios=(Named(0.2), Named(0.3)))
