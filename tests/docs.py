@@ -91,9 +91,7 @@ def folder_like_a_checkout(folder: Path) -> Iterator[Command]:
     shutil.copytree(ROOT / "configs", folder / "configs")  # `export-weights` writes there
     for name in ("docs", "examples", "Makefile"):
         (folder / name).symlink_to(ROOT / name)
-    (folder / "results/demo").mkdir(parents=True)
-    for file in (ROOT / "results/demo").iterdir():
-        shutil.copy(file, folder / "results/demo")
+    shutil.copytree(ROOT / "results/demo", folder / "results/demo")
     (folder / "runs").mkdir()
     write_digits(folder / "data/digits", train=24, val=16, test=8, crops_train=64, crops_val=32)
     shutil.copytree(folder / "data/digits", folder / "data/cells")

@@ -29,10 +29,9 @@ def imported(key: str, name: str) -> Any:
         found = import_module(module)
     except Exception as error:  # whatever the module raises
         reason = short(f"{type(error).__name__}: {error}")
-        raise UserError(
-            f"{key} {name}: the module {module} cannot be imported ({reason}); install its package or add its folder to "
-            "PYTHONPATH"
-        ) from error
+        missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+        what = "install its package or add its folder to PYTHONPATH" if missing or not module else "the fault is in the module"
+        raise UserError(f"{key} {name}: the module {module} cannot be imported ({reason}); {what}") from error
     if not hasattr(found, attribute):
         raise UserError(f"{key} {name}: the module {module} has no class {attribute}{nearest(attribute, vars(found))}")
     return getattr(found, attribute)

@@ -42,6 +42,9 @@ class OfaResnet50:
     def __post_init__(self) -> None:
         if len(self.strides) != 4:
             raise UserError(f"strides must be 4 numbers, one for each stage, got {len(self.strides)}")
+        if not isinstance(self.geometry, Geometry):
+            found = type(self.geometry).__name__
+            raise UserError(f"geometry of {type(self).__name__} must be a property that returns a Geometry, got a {found}")
 
     @property
     def geometry(self) -> Geometry:

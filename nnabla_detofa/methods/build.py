@@ -15,6 +15,7 @@ from ..evaluation.images import Sets
 from ..networks import centernet, supernet
 from ..networks import weights as weights_files
 from ..space.costs import CostModel
+from ..space.search_space import SearchSpace
 
 Supernet = supernet.Classifier | centernet.Detector
 
@@ -91,4 +92,10 @@ def make_cost(config: Config, num_classes: int, image_size: int | tuple[int, int
     """
     network = config.network
     scope = config.hparams.cost_scope if isinstance(config.hparams, DetofaHparams) else "backbone"
-    return network.cost_model(image_size, num_classes, scope)
+    cost, space = network.cost_model(image_size, num_classes, scope), network.space
+    for member, found, kind in (("cost_model", cost, CostModel), ("space", space, SearchSpace)):
+        if not isinstance(found, kind):
+            raise UserError(
+                f"{member} of the network {config.network_name} must return a {kind.__name__}, got {type(found).__name__}"
+            )
+    return cost

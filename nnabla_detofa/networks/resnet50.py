@@ -95,7 +95,11 @@ class Bottleneck(Mo.Module):
     def __call__(self, x: nn.Variable, plan: LayerPlan, statistics: StatisticsSource) -> nn.Variable:
         """Apply the layer with the channels of `plan`: (B, plan.inputs, H, W) -> (B, plan.outputs, H', W')."""
         y = self.conv1(x, plan.middle, statistics)
-        y = self.middle(y, plan, statistics)
+        size = tuple(-(-side // self._stride) for side in y.shape[2:])
+        expected, y = (y.shape[0], plan.middle, *size), self.middle(y, plan, statistics)
+        if getattr(y, "shape", None) != expected:
+            got = getattr(y, "shape", type(y).__name__)
+            raise UserError(f"middle of {type(self).__name__} must return the shape {expected} for {plan.choice}, got {got}")
         y = self.conv3(y, plan.outputs, statistics)
         if "downsample" in self.modules:
             if self._stride > 1:

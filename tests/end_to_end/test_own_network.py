@@ -4,12 +4,13 @@ import json
 import sys
 from pathlib import Path
 
+import nnabla as nn
 import pytest
 from small import detofa_config
 
 from nnabla_detofa import config as configs
 from nnabla_detofa.common.errors import UserError
-from nnabla_detofa.methods.build import make_model
+from nnabla_detofa.methods.build import make_cost, make_model
 from nnabla_detofa.networks import weights
 
 NAME = "kernel_choice:KernelCenterNet"
@@ -42,6 +43,48 @@ def content(root, name: str = NAME, **settings) -> dict:
 def test_a_wrong_name_or_key_is_one_sentence(name, settings, words):
     with pytest.raises(UserError, match=words):
         configs.from_dict(content("digits", name, **settings), "own")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import no_such_package", "own_fault cannot be imported .ModuleNotFoundError: .*no_such_package.*; the fault is in"),
+        ("def x(:", "own_fault cannot be imported .SyntaxError: .*; the fault is in the module"),
+        ("raise ValueError(3)", "own_fault cannot be imported .ValueError: 3.; the fault is in the module"),
+    ],
+)
+def test_a_module_with_a_fault_is_not_called_missing(text, words, tmp_path, monkeypatch):
+    (tmp_path / "own_fault.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=words):
+        configs.from_dict(content("digits", "own_fault:Net"), "own")
+
+
+@pytest.mark.parametrize(
+    ("member", "found", "words"),
+    [
+        ("geometry", lambda self: 3, "geometry of KernelCenterNet must be a property that returns a Geometry, got a method"),
+        ("geometry", property(lambda self: None), "geometry of .* must be a property that returns a Geometry, got a NoneType"),
+        ("space", property(lambda self: []), "space of the network kernel_choice:.* must return a SearchSpace, got list"),
+        ("cost_model", lambda self, *arguments: None, "cost_model of the network .* must return a CostModel, got NoneType"),
+    ],
+)
+def test_a_member_that_returns_something_else_is_named(member, found, words, monkeypatch):
+    configs.from_dict(content("digits"), "own")  # imports the module
+    monkeypatch.setattr(sys.modules["kernel_choice"].KernelCenterNet, member, found)
+    with pytest.raises(UserError, match=words):
+        make_cost(configs.from_dict(content("digits"), "own"), 10, 64)
+
+
+@pytest.mark.parametrize("wrong", [lambda y: None, lambda y: y[:, :1], lambda y: y[:, :, 1:]])
+def test_a_middle_layer_of_another_shape_is_named(wrong, monkeypatch):
+    config = configs.from_dict(content("digits"), "own")
+    layers = sys.modules["kernel_choice"].KernelBottleneck
+    right = layers.middle
+    monkeypatch.setattr(layers, "middle", lambda self, *arguments: wrong(right(self, *arguments)))
+    net = make_model(config, 10)
+    with pytest.raises(UserError, match=r"middle of KernelBottleneck must return the shape \(1, .*, got "):
+        net(nn.Variable((1, 3, 64, 64)), net.space.largest)
 
 
 def test_its_keys_are_overridden_although_its_name_has_dots():

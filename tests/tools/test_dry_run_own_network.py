@@ -51,6 +51,7 @@ def test_wrong_costs_are_found(monkeypatch):
 
 
 def test_the_dry_run_ends_with_the_wrong_checks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "kernel_choice", kernel_choice)
     monkeypatch.setattr(kernel_choice.KernelCost, "middle_cost", CostModel.middle_cost)
     network = {"width_scale": 0.0625, "strides": [1, 2, 2, 1], "deconv_channels": [8, 8], "head_channels": 8}
     config = {
