@@ -187,7 +187,7 @@ def measure_latency_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="input size: side, or height and width (default: the config's)",
     )
-    parser.add_argument("--classes", type=int, metavar="N", help="number of classes (default: network.num_classes, or 20)")
+    parser.add_argument("--classes", type=int, metavar="N", help="number of classes (default: the config's, or 20)")
     parser.add_argument(
         "--repeats", type=int, default=20, metavar="N", help="timed passes of each layer (default: %(default)s)"
     )

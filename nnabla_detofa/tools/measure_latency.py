@@ -105,7 +105,10 @@ def read(file: FilePath, model: CostModel) -> Latency:
     expected = {"scope": model.scope, "num_classes": model.num_classes, "head": _head_filters(model)}
     for name, value in expected.items():
         if measured[name] != value:
-            raise UserError(f"the latency table {file} was measured with {name} {measured[name]}, but the run has {value}")
+            again = f"; measure again with --classes {value}" if name == "num_classes" else ""
+            raise UserError(
+                f"the latency table {file} was measured with {name} {measured[name]}, but the run has {value}{again}"
+            )
     return latency
 
 
@@ -120,13 +123,14 @@ def model_of(config: Config, image_size: tuple[int, int] | None = None, num_clas
     Args:
         config: the config.
         image_size: (height, width) in pixels; None is the config's size.
-        num_classes: number of classes; None is the config's number, or 20 if the config gives none.
+        num_classes: number of classes; None is the number that the config or its list of classes gives, or 20.
 
     Raises:
         UserError: the image size is not a multiple of the detector's stride, or is given although paths choose it.
     """
     network, side = config.network, config.dataloader.image_size
-    size, classes = image_size or (side, side), num_classes or network.num_classes or 20
+    named = len(getattr(config.dataloader, "classes", None) or ())
+    size, classes = image_size or (side, side), num_classes or network.num_classes or named or 20
     if image_size and network.geometry.resolutions:
         sides = ", ".join(map(str, network.geometry.resolutions))
         raise UserError(f"--image-size must be left out, since the network's paths choose among {sides} pixels")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from visit import count_macs
 
+from nnabla_detofa import config as configs
 from nnabla_detofa.backend.compat import Model
 from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
@@ -31,6 +32,15 @@ def counted():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "forward_time", lambda output, repeats, synchronize: count_macs(output))
         return measure(MODELS[0], 1, lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("network", "data", "given", "classes"),
+    [({}, {}, None, 20), ({}, {"classes": ["a", "b", "c"]}, None, 3), ({"num_classes": 4}, {}, None, 4), ({}, {}, 5, 5)],
+)
+def test_the_number_of_classes_is_the_configs(network, data, given, classes):
+    content = {"network": {"centernet_ofa_resnet50": network}, "dataloader": {"voc": {"root": "mine", "holdout": 1, **data}}}
+    assert latency.model_of(configs.from_dict(content, "mine"), num_classes=given).num_classes == classes
 
 
 def test_every_layer_is_in_its_place(counted, monkeypatch):
