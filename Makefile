@@ -158,7 +158,8 @@ neck-study: data/digits ## Pareto fronts with an elastic neck and without, equal
 	  $(BIN)/python -m nnabla_detofa train configs/digits_neck.json -o runs/neck/neck_$$seed --processes auto \
 	    args.seed=$$seed $(NECK_FLAGS) && \
 	  $(BIN)/python -m nnabla_detofa compare runs/neck/backbone_$$seed runs/neck/neck_$$seed \
-	    -o results/neck/seed_$$seed.png > results/neck/seed_$$seed.md || exit 1; \
+	    -o results/neck/seed_$$seed.png > results/neck/seed_$$seed.md && \
+	  sed -i '/^written: /,$$d' results/neck/seed_$$seed.md || exit 1; \
 	done
 
 # KEPT=1 looks for no runs and takes what results/<profile>/runs holds; above it starts only runs that are not held there

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import documented
+import numpy as np
 import pytest
 
 import docs
@@ -14,6 +15,7 @@ from nnabla_detofa import config as configs
 from nnabla_detofa.cli import program as cli
 from nnabla_detofa.cli import reference
 from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.paper.intervals import Values
 
 ROOT = documented.ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -200,3 +202,26 @@ def test_the_slurm_job_is_a_shell_script_with_a_command_that_parses():
 def test_what_a_function_returns_is_one_paragraph():
     lines = reference._described("Do it.\n\nReturns:\n    A value that takes\n    two lines.\n")
     assert lines == ["Do it.", "", "**Returns**", "", "A value that takes\ntwo lines.", ""]
+
+
+def test_the_page_of_the_elastic_neck_has_the_means_of_the_seeds():
+    files = sorted((ROOT / "results/neck").glob("seed_*.md"))
+    seeds = [re.findall(r"^\| ([\d.]+|fullnet) \| (\S+) \| (\S+) \| (\S+) \|$", file.read_text(), re.M) for file in files]
+    page = (ROOT / "docs/results/neck.md").read_text()
+    gaps = []
+    for rows in zip(*seeds):
+        (budget, *_), necks = rows[0], [float(row[2]) for row in rows]
+        budget = budget if budget == "fullnet" else f"{float(budget):.3f}"
+        if rows[0][1] == "-":
+            cells = ["-", f"{np.mean(necks):.1f}", "-"]
+        else:
+            backbones = [float(row[1]) for row in rows]
+            gap = np.array([float(row[3]) for row in rows])
+            each = "" if not gap.any() else f" ({', '.join(f'{value:.1f}' for value in gap)})"
+            cells = [f"{np.mean(backbones):.1f}", f"{np.mean(necks):.1f}", f"{gap.mean():.1f}{each}"]
+            gaps += [] if budget == "fullnet" else [gap]
+        assert f"| {budget} | {' | '.join(cells)} |" in page
+    mean, (low, high) = (found := Values(tuple(np.mean(gaps, axis=0)))).mean, found.interval
+    assert f"{-mean:.1f} points of AP50, with a 95% interval over the seeds from {-high:.1f} to {-low:.1f}" in " ".join(
+        page.split()
+    )
