@@ -8,10 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path as FilePath
 
 from ..backend.launch import can_launch, handling
@@ -26,7 +25,8 @@ from .run import Run, profile_folder
 def complete(runs: Sequence[Run], jobs: int, log: Callable[[str], None] = print, cores: int = 1) -> None:
     """Start or resume all runs that have not finished, and wait for them.
 
-    One seed is completed before the next. Its run of Algorithm 1 comes first, because others branch off it.
+    Each seed's run of Algorithm 1 comes before its other runs, because they branch off it. Earlier seeds come first, and a free
+    core takes a run of the next seed.
 
     Args:
         runs: the runs, as returned by `run.plan`.
@@ -57,15 +57,16 @@ def complete(runs: Sequence[Run], jobs: int, log: Callable[[str], None] = print,
     duration = f"about {minutes:.0f} minutes on two cores" if minutes else f"duration unknown to the profile {profile.name}"
     log(f"starting {len(missing)} of {len(runs)} runs, {duration}: {', '.join(run.name for run in missing)}")
     with ProgressBar(total=len(missing), desc="runs", unit="run") as bar:
-        for _, stage in groupby(sorted(missing, key=_order), _order):
-            for run in _execute(list(stage), runs, jobs, cores, bar.write):
-                bar.update()
-                bar.set_postfix_str(run.name)
+        for run in _execute(missing, runs, jobs, cores, bar.write):
+            bar.update()
+            bar.set_postfix_str(run.name)
 
 
-def _order(run: Run) -> tuple[int, bool]:
-    """Return a key whose order is that of the stages of `complete`."""
-    return run.seed, run.experiment != DETOFA
+def _ready(waiting: Sequence[Run], started: Iterable[Run]) -> list[Run]:
+    """Return the waiting runs that can start now, in the order of `complete`."""
+    trunks = {run.seed for run in (*waiting, *started) if run.experiment == DETOFA}
+    ready = [run for run in waiting if run.experiment == DETOFA or run.seed not in trunks]
+    return sorted(ready, key=lambda run: (run.seed, run.experiment != DETOFA))
 
 
 def _check_startable(run: Run) -> None:
@@ -100,10 +101,11 @@ def _execute(runs: Sequence[Run], all_runs: Sequence[Run], jobs: int, cores: int
     started: dict[Run, subprocess.Popen] = {}
     with _stopping_all(started) as stop:
         while waiting or started:
-            while waiting and len(started) < jobs:
-                run = waiting.pop(0)
+            while len(started) < jobs and (ready := _ready(waiting, started)):
+                run = ready[0]
+                waiting.remove(run)
                 trunks = [trunk for trunk in all_runs if trunk.finished]
-                share = max(1, cores // min(jobs, len(started) + 1 + len(waiting)))
+                share = max(1, cores // min(jobs, len(started) + len(ready)))
                 with stop.held():  # a process missing from `started` would outlive this one
                     started[run] = _start(run, share, trunks)
                 log(f"{run.name} has started; its output is in {console(run)}")

@@ -13,7 +13,7 @@ import pytest
 
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.paper import execution, experiments
-from nnabla_detofa.paper.experiments import DETOFA, OFA
+from nnabla_detofa.paper.experiments import COMPOFA, DETOFA, OFA, OFA_PS
 from nnabla_detofa.paper.run import Run, plan
 
 pytestmark = pytest.mark.thorough
@@ -37,20 +37,27 @@ def test_a_run_that_fails_is_named_with_its_last_words(profile):
         execution.complete(runs, 1, lambda line: None)
 
 
-def test_runs_side_by_side_share_the_cores_and_the_last_one_has_all(profile, monkeypatch):
+def test_runs_side_by_side_share_the_cores_and_a_run_alone_has_all(profile, monkeypatch):
     shares, done = [], SimpleNamespace(poll=lambda: 0, returncode=0)
     monkeypatch.setattr(execution, "_start", lambda run, share, trunks: shares.append(share) or done)
-    runs = plan(profile, ("voc",), [DETOFA, OFA, experiments.OFA_PS], 1, [])
-    assert len(list(execution._execute(runs, runs, 2, 4, lambda line: None))) == 3
-    assert shares == [2, 2, 4]
+    runs = plan(profile, ("voc",), [OFA, OFA_PS, COMPOFA], 1, [])
+    assert len(list(execution._execute(runs, runs, 2, 4, lambda line: None))) == 4
+    assert shares == [4, 2, 2, 4]
 
 
-def test_one_seed_is_completed_before_the_next_and_starts_with_algorithm_1(profile, monkeypatch):
+@pytest.mark.parametrize(
+    "jobs, expected",
+    [
+        (1, [(0, DETOFA), (0, OFA), (0, OFA_PS), (1, DETOFA), (1, OFA), (1, OFA_PS)]),
+        (2, [(0, DETOFA), (1, DETOFA), (0, OFA), (0, OFA_PS), (1, OFA), (1, OFA_PS)]),
+    ],
+)
+def test_algorithm_1_comes_first_and_a_free_core_takes_the_next_seed(profile, monkeypatch, jobs, expected):
     order, done = [], SimpleNamespace(poll=lambda: 0, returncode=0)
     monkeypatch.setattr(Run, "finished", False)
     monkeypatch.setattr(execution, "_start", lambda run, share, trunks: order.append((run.seed, run.experiment)) or done)
-    execution.complete(plan(profile, ("voc",), [OFA, DETOFA], 2, []), 2, lambda line: None)
-    assert order == [(0, DETOFA), (0, OFA), (1, DETOFA), (1, OFA)]
+    execution.complete(plan(profile, ("voc",), [OFA, DETOFA, OFA_PS], 2, []), jobs, lambda line: None)
+    assert order == expected
 
 
 def test_a_run_takes_its_cores_as_processes_where_the_numbers_stay_the_same(profile, monkeypatch):
