@@ -1,4 +1,4 @@
-"""Boxes of one photograph: python onnx_detect.py DETECTOR.onnx PHOTO [LEAST_SCORE]; with DETECTOR.onnx.json beside it."""
+"""Print the boxes in an image: python onnx_detect.py DETECTOR.onnx IMAGE [THRESHOLD]; needs DETECTOR.onnx.json too."""
 
 import json
 import sys
@@ -34,7 +34,7 @@ if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
     cv2.setLogLevel(2)  # errors: one sentence of ours is enough
-    if (photo := cv2.imread(sys.argv[2])) is None:
+    if (image := cv2.imread(sys.argv[2])) is None:
         sys.exit(f"error: OpenCV cannot read {sys.argv[2]} as an image")
-    for name, score, box in detect(sys.argv[1], photo, float([*sys.argv, 0.3][3])):
+    for name, score, box in detect(sys.argv[1], image, float([*sys.argv, 0.3][3])):
         print(name, f"{score:.2f}", *(f"{side:.1f}" for side in box))
