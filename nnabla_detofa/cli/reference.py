@@ -15,7 +15,7 @@ import nnabla_detofa
 
 from ..common.files import write_text
 from ..common.reading import parse_json
-from ..paper.claims import CLAIMS
+from ..paper.claims import CLAIMS, Claim
 from ..tools.report import COLUMNS, markdown_row
 from .commands import OTHER_NAMES
 from .program import _overview, _parser, all_commands
@@ -86,20 +86,21 @@ def demo_table() -> list[str]:
 def claims_table() -> list[str]:
     """The paper's claims with the verdicts of the study."""
     measured = parse_json(STUDY.read_text()) if STUDY.is_file() else {}
-    lines = [markdown_row(["", "claim", "paper", "here", "verdict"]), markdown_row(["---"] * 5)]
+    lines = [markdown_row(["", "claim", "in the paper", "verdict: what was measured, its mean and interval"])]
+    lines.append(markdown_row(["---"] * 4))
     for claim in CLAIMS:
         found = measured.get(claim.name) or []
         entries = found if isinstance(found, list) else [found]
-        here = "; ".join(f"{_number(entry)} {entry['unit']}" for entry in entries) or "not measured yet"
-        verdicts = ", ".join(dict.fromkeys(entry["verdict"] for entry in entries)) or "-"
-        lines.append(markdown_row([claim.name, claim.text, claim.source, here, verdicts]))
+        here = "<br>".join(f"**{entry['verdict']}**: {_number(entry, claim)}" for entry in entries) or "not measured yet"
+        lines.append(markdown_row([claim.name, claim.text, claim.source, here]))
     return lines
 
 
-def _number(entry: dict) -> str:
-    """Mean and interval of an entry of claims.json."""
+def _number(entry: dict, claim: Claim) -> str:
+    """What an entry of claims.json measures, its mean and interval."""
+    what = entry["claim"].removeprefix(f"{claim.text}: ").removesuffix(", mean over the budgets")
     interval = entry["interval"] and f" [{entry['interval'][0]:.2f}, {entry['interval'][1]:.2f}]"
-    return f"{entry['mean']:.2f}{interval or ''}"
+    return f"{what} {entry['mean']:.2f}{interval or ''}"
 
 
 def filled(readme: str) -> str:

@@ -23,11 +23,13 @@ from .controls import training_gain
 from .experiments import (
     COMPOFA,
     DETOFA,
+    DETOFA_LONG,
     OFA,
     OFA_PS,
     PATH_PRUNINGS,
     PRETRAININGS,
     STRATEGIES,
+    UNIFORM_LONG,
     Experiment,
     operation_ratios,
     path_ratios,
@@ -221,6 +223,7 @@ def pretraining(found: Evidence) -> list[Number]:
         *found.difference(fullnet, scratch, "above under large budgets (Fig. 7)"),
         *found.difference(scratch_ps, scratch, "up to 3.5"),
         *found.difference(supernet_ps, supernet, "alike (4.3)", "alike"),
+        *found.difference(supernet_ps, UNIFORM_LONG, "not given: equal numbers of steps", "alike"),
     ]
 
 
@@ -299,6 +302,7 @@ CLAIMS = (
         "4.2, Table 2, Figure 5",
         lambda found: [
             *found.difference(DETOFA, OFA_PS, "above under most budgets (Fig. 5)", "not below"),
+            *found.difference(DETOFA_LONG, OFA_PS, "not given: equal numbers of steps", "not below"),
             *costs(found),
         ],
     ),

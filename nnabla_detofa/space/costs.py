@@ -136,8 +136,8 @@ class CostModel:
             if key not in backbones:
                 backbones[key] = model.backbone_tables()
             *tables, channels, size = backbones[key]
-            heads = [model.head_cost(outputs, size) for outputs in channels]
-            found.append((*tables, np.stack([_checked("head_cost", head, "[MACs, parameters, bytes]") for head in heads])))
+            tops = [_checked("head_cost", model.head_cost(c, size), "[MACs, parameters, bytes]") for c in channels]
+            found.append((*tables, np.stack(tops)))
 
         def joined(tables: Sequence[np.ndarray]) -> list[np.ndarray]:
             """Stack the tables of all combinations, for each measure, with an axis for each choice on which it depends."""

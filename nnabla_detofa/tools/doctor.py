@@ -47,12 +47,14 @@ def examine(config_file: str | None = None, overrides: Sequence[str] = ()) -> It
             yield from check()
         except Exception as error:  # a failed check must not stop the others
             yield Finding(WARNING, f"the check {check.__name__} failed: {_message(error)}")
-    words = shlex.join([config_file or "", *overrides])
-    for needed in (config_data, weights, output, disk, memory) if config is not None else ():
+    data = partial(config_data, words=shlex.join([config_file or "", *overrides]))
+    needed: dict[str, Callable[[Any], Iterator[Finding]]] = {"config_data": data, "weights": weights, "output": output}
+    needed.update(disk=disk, memory=memory)
+    for name, check_config in needed.items() if config is not None else ():
         try:
-            yield from config_data(config, words) if needed is config_data else needed(config)
+            yield from check_config(config)
         except Exception as error:
-            yield Finding(PROBLEM, f"the check {needed.__name__} of {config_file} failed: {_message(error)}")
+            yield Finding(PROBLEM, f"the check {name} of {config_file} failed: {_message(error)}")
     yield from broken
 
 
