@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 from typing import Any, overload
 
 import numpy as np
@@ -66,10 +67,12 @@ class Path:
                 raise UserError(f"{key} of a path must be a list of {length} values, got {shown(values)}")
         ratios = [geometry.choice(value) for value in arch["e"]]
         allowed = {"d": geometry.depths, "e": geometry.ratios, "w": tuple(range(len(geometry.widths)))}
+        hint = {"d": "", "e": "", "w": f"; these are indices of the widths {listed(geometry.widths, 'and')}"}
         for key, choices in allowed.items():
             for value in ratios if key == "e" else arch[key]:
-                if isinstance(value, bool) or value not in choices:
-                    raise UserError(f"{key} of a path must hold only {listed(choices, 'or')}, got {shown(value)}")
+                width = key == "w" and not isinstance(value, Integral)  # 1.0 equals an index, but means the width
+                if isinstance(value, bool) or width or value not in choices:
+                    raise UserError(f"{key} of a path must hold only {listed(choices, 'or')}, got {shown(value)}{hint[key]}")
         if arch["d"][0] not in geometry.stem_depths:
             raise UserError(f"the stem's depth must be one of {geometry.stem_depths}, got {arch['d'][0]!r}")
         named = _named(arch.get("named", {}), geometry)

@@ -91,6 +91,8 @@ def test_ofa_notation_round_trip():
         ({"e": 0.35}, "e of a path must be a list of 18 values"),
         ({"w": [0, 1, 2, 0, 1, 3]}, "w of a path must hold only 0, 1 or 2, got 3"),
         ({"w": [0, 1, 2, 0, 1, True]}, "w of a path must hold only 0, 1 or 2, got True"),
+        ({"w": [1.0] * 6}, "w of a path must hold only 0, 1 or 2, got 1.0; these are indices of the widths 0.65, 0.8 and 1.0"),
+        ({"w": np.ones(6)}, "w of a path must hold only 0, 1 or 2, got "),
     ],
 )
 def test_from_ofa_names_what_is_wrong(change, message):
