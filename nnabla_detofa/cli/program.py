@@ -135,6 +135,8 @@ def find(argv: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
     name, *rest = argv
     place = OTHER_NAMES.get(name, (name,))
     if place[0] not in COMMANDS:
+        if Path(name).suffix in (".json", ".yaml", ".yml"):
+            raise UserError(f"{quote(short(name))} is not a command; to train with a config, write train before it")
         names = (*COMMANDS, *OTHER_NAMES)
         raise UserError(f"there is no command {quote(short(name))}{nearest(name, names)}; known are {', '.join(COMMANDS)}")
     group = COMMANDS[place[0]]

@@ -87,9 +87,10 @@ def run(args: argparse.Namespace) -> int | None:
     if args.dry_run:
         from ..tools.dry_run import dry_run
 
-        args.wrong = 0
+        args.wrong, args.missing = 0, False
         for line in dry_run(config):
             args.wrong += "checked: WRONG" in line
+            args.missing |= line.endswith("(missing)")
             print(line, flush=True)
         if args.wrong:
             print(f"checks that are WRONG above: {args.wrong}; correct your network or its cost_model before you train")
@@ -117,7 +118,8 @@ def after_run(args: argparse.Namespace) -> dict[str, str]:
     """Return the commands that follow a finished run or a dry run."""
     words = " ".join(map(shlex.quote, [args.file, *args.overrides]))
     if args.dry_run:
-        return {} if args.wrong else {f"train {words}": "run it"}
+        follows = {f"doctor {words}": "data or weights are missing"} if args.missing else {f"train {words}": "run it"}
+        return {} if args.wrong else follows
     if not hasattr(args, "trained"):
         return {}  # rank 0 of the launched processes says it
     folder = shlex.quote(str(args.trained.output_path))

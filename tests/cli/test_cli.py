@@ -78,7 +78,7 @@ FOUND = {"found": {"finished": True, "fine_tuning": None, "method": "detofa"}}
 LEFT = {  # what a command leaves for the commands that follow
     "init": {"written": Path("my config.yaml")},
     "search": {"written": Path("runs/a run/found_flops_90M.json")},
-    "train": {"trained": run_of("detofa")},
+    "train": {"trained": run_of("detofa"), "wrong": 0, "missing": False},
     "inspect": FOUND,
 }
 PLACEHOLDERS = {"BOUND": "90M", "FILE": "file", "N": "8"}
@@ -110,6 +110,9 @@ def test_every_command_ends_with_valid_commands_that_follow(place, command):
         ("image-count-study", "-f a.json --weights a.h5 --per-bucket 2", {}, ["train"]),
         ("train", "a.json", {"trained": run_of("fullnet")}, ["report", "detect"]),
         ("train", "a.json", {"trained": run_of("pretrain")}, ["export-weights"]),
+        ("train", "a.json --dry-run", {}, ["train"]),
+        ("train", "a.json --dry-run", {"missing": True}, ["doctor"]),
+        ("train", "a.json --dry-run", {"wrong": 1}, []),
         ("inspect", "run", {"found": FOUND["found"] | {"fine_tuning": {"run": "a"}}}, ["export"]),
         ("inspect", "run", {"found": FOUND["found"] | {"method": "pretrain"}}, ["export-weights"]),
         ("inspect", "run", {"found": FOUND["found"] | {"finished": False}}, []),  # its text says how to resume it
@@ -180,6 +183,9 @@ def test_the_nearest_known_name_is_suggested(line, near, capsys):
 def test_an_unknown_command_names_the_known_ones(capsys):
     assert cli.main(["zzz"]) == 2
     assert capsys.readouterr().err == f"error: there is no command zzz; known are {', '.join(cli.COMMANDS)}\n"
+    assert cli.main(["my config.yaml", "--dry-run"]) == 2
+    said = "'my config.yaml' is not a command; to train with a config, write train before it"
+    assert capsys.readouterr().err == f"error: {said}\n"
     assert cli.main(["data", "zzz"]) == 2
     assert capsys.readouterr().err == "error: there is no command data zzz; known are check, digits, to-coco\n"
 

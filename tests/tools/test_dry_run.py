@@ -42,6 +42,7 @@ def test_algorithm_1_without_data(tmp_path, monkeypatch, capsys):
     assert "batch size 32: 500 steps per epoch (assumed), 35000 in total" in text
     steps = text[text.index("one step of each phase") :]
     assert all(f"  {name}: a path of" in steps for name in ("fullnet", "warm-up", "fine-tuning"))
+    assert "doctor small.json  # data or weights are missing" in steps
 
 
 def test_pre_training_without_data_tries_the_teacher(tmp_path, monkeypatch, capsys):
