@@ -120,4 +120,9 @@ if __name__ == "__main__":
         "--output", type=Path, default=Path("runs/in_nnablanas"), help="log and checkpoint (default: %(default)s)"
     )
     parser.add_argument("--epochs", type=int, default=2, help="(default: %(default)s)")
-    main(**vars(parser.parse_args()))
+    arguments = parser.parse_args()
+    if not (arguments.checkout / "nnabla_nas/runner").is_dir():  # the installed nnabla-nas would be used instead
+        parser.error(f"{arguments.checkout} is not a checkout of NNablaNAS: it has no folder nnabla_nas/runner")
+    if not arguments.data.is_dir():
+        parser.error(f"the folder of images {arguments.data} does not exist; detofa data digits writes the default one")
+    main(**vars(arguments))

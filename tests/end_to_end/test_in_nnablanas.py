@@ -37,3 +37,12 @@ def test_its_searcher_trains_and_validates_our_supernet(tmp_path):
     assert done.returncode == 0, done.stderr
     log = (tmp_path / "out/log.txt").read_text()
     assert "loss/train" in log and log.count("error/valid=") == 2  # before and after training
+
+
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
+    command = [sys.executable, ROOT / "examples/in_nnablanas.py", tmp_path]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and f"{tmp_path} is not a checkout of NNablaNAS" in done.stderr
+    (tmp_path / "nnabla_nas/runner").mkdir(parents=True)
+    done = subprocess.run([*command, "--data", "nothing"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "the folder of images nothing does not exist" in done.stderr
