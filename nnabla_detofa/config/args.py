@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from .imported import IMPORT_PATH
+from .imported import IMPORT_PATH, with_colon
 from .values import Count, Natural, expand_home, text
 
 
@@ -26,7 +26,7 @@ class Args:
         print_frequency: number of training steps between two lines of the log.
     """
 
-    runner: Annotated[Literal["detofa", "pretrain", "fullnet", "ofa", "ofa_ps", "compofa"], IMPORT_PATH] = "detofa"
+    runner: Annotated[Literal["detofa", "pretrain", "fullnet", "ofa", "ofa_ps", "compofa"], IMPORT_PATH, with_colon] = "detofa"
     seed: Natural = 0
     context: Literal["auto", "cpu", "cudnn"] = "auto"
     device_id: Annotated[str, text] = "0"

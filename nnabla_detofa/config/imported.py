@@ -14,6 +14,13 @@ IMPORT_PATH = re.compile(r"[\w.]+:\w+")
 """Form of an import path."""
 
 
+def with_colon(value: Any) -> Any:
+    """Return a value, which must not be an import path with a dot in place of the colon."""
+    if isinstance(value, str) and re.fullmatch(r"[\w.]*\w\.\w+", value):
+        raise UserError(f"an import path has the form package.module:Class, got {short(value)}")
+    return value
+
+
 def imported(key: str, name: str) -> Any:
     """Return what an import path names.
 

@@ -148,6 +148,7 @@ def test_a_reader_that_returns_something_else_is_one_sentence(wrong, words, digi
         ("mine:Marcing", "voc", "args.runner mine:Marcing: the module mine has no class Marcing; did you mean Marking"),
         ("mine:Nothing", "voc", "Nothing must be a class based on a runner, such as nnabla_detofa.methods.algorithm1"),
         ("no_such_module:Runner", "voc", "args.runner no_such_module:Runner: the module no_such_module cannot be imported"),
+        ("mine.Marking", "voc", "args.runner: an import path has the form package.module:Class, got mine.Marking"),
         ("detof", "voc", "args.runner must be detofa, .*; did you mean detofa"),
         ("detofa", "mine:Square", "dataloader mine:Square: the module mine has no class Square; did you mean Squares"),
         ("detofa", "mine:Marking", "Marking must be a frozen dataclass based on nnabla_detofa.config.OwnData"),
