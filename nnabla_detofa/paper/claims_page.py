@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILE = "claims.json"
-NOT_RUN = "not run yet"
+NOT_RUN = "not measured yet"
 RULE = (
-    "Rule: a number is *reproduced* if its 95% t interval over seeds lies on the side of no effect that the paper claims, and "
-    "*not reproduced* if the interval lies on the other side, or within the margin around no effect "
-    f'({AP_MARGIN:g} points of AP, {PRECISION_MARGIN:g} of precision). Otherwise it is *not decidable* at this scale. For "at '
-    'least as good", the interval must lie above minus the margin; for "alike", within the margin. Seeds are paired: all '
-    "methods of a seed have the same data, initial weights and random numbers."
+    "Rule: a number is *reproduced* if its 95% t interval over seeds lies on the side of no effect that the paper claims, "
+    "however small the effect is. Otherwise it is *not reproduced* if the interval lies on the other side, or within the "
+    f"margin around no effect ({AP_MARGIN:g} points of AP, {PRECISION_MARGIN:g} of precision), and else *not decidable* at "
+    'this scale. For "at least as good", the interval must lie above minus the margin; for "alike", within the margin. Seeds '
+    "are paired: all methods of a seed have the same data, initial weights and random numbers."
 )
 
 

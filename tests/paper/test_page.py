@@ -120,7 +120,7 @@ def test_verdicts_come_first(folder, capsys):
     assert f"<td>C1</td><td><strong>not decidable</strong></td>{decided}" in verdicts
     assert "<td>older words: A &lt; C</td><td>+3.00 (single seed) points of AP</td><td>0.85</td>" in verdicts
     assert html.index('<h2 id="verdicts">') < html.index("<nav"), "nothing has to be scrolled away"
-    assert verdicts.count("<td>not run yet</td>") == 6 and verdicts.count("<img ") == 1
+    assert verdicts.count("<td>not measured yet</td>") == 6 and verdicts.count("<img ") == 1
     for damaged in ({"C1": []}, content | {"C3": [{}]}, []):
         (folder / "claims.json").write_text(json.dumps(damaged))
         assert "claims.json is damaged" in error(capsys)

@@ -219,7 +219,7 @@ def test_claims_are_paired_and_say_what_was_not_run(monkeypatch, tmp_path):
     assert [content[name] for name in ("C2", "C5", "C6")] == [[], [], []]
     text = page.read_text()
     assert "| [C1](#c1) |" in text and "| reproduced |" in text and "![C1](../results/C1.png)" in text
-    assert "| not run yet |" in text and text.endswith("Made by `make claims`.\n")
+    assert "| not measured yet |" in text and text.endswith("Made by `make claims`.\n")
     known = Known(profile, {"ofa": {0: [1.0] * 5}, "detofa": {0: [9.0] * 5}})
     claims_page.write(known, tmp_path / "results", page, command)
     one = json.loads((tmp_path / "results" / "claims.json").read_text())["C1"]
@@ -275,7 +275,7 @@ def test_two_seeds_go_from_runs_to_claims_and_results_need_no_runs(profile, fold
     assert first["values"] == pytest.approx(gains, abs=1e-3) and first["mean"] == pytest.approx(np.mean(gains), abs=1e-3)
     assert first["verdict"] in ("reproduced", "not reproduced", "not decidable") and len(first["interval"]) == 2
     page = Path("results/tinystudy/claims.md").read_text()
-    assert "| [C1](#c1) |" in page and "![C1](C1.png)" in page and "not run yet" in page
+    assert "| [C1](#c1) |" in page and "![C1](C1.png)" in page and "not measured yet" in page
     made = {path.name: path.read_bytes() for path in Path("results/tinystudy").glob("*.csv")}
     assert {"architectures.csv", "figure3.csv"} <= set(made)
     for gone in ("runs", "digits"):
