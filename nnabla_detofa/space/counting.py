@@ -63,7 +63,9 @@ def sample_within(
     """
     layers = layer_cost(cost)
     joint = _joint(space, layers)
-    found = joint.sample(low, high, n, rng) if joint.share(low, high) else None
+    found = None
+    if joint.share(low, high):
+        found = joint.sample(low, high, n, rng) if n else space.sample_many(rng, 0)
     if found is None or len(found) < n:
         raise UserError(
             f"the space {space.name} has no path from {layers.text(low)} up to (not including) {layers.text(high)}; "

@@ -233,3 +233,15 @@ def test_progressive_shrinking_starts_with_the_largest_values():
     first, second, *_, last = shrinking_stages(GEOMETRY)
     assert [len(values) for _, values in first.named] == [1, 1, 1, 1]
     assert dict(second.named)["heads"] == (0.75, 1.0) and last.named == GEOMETRY.named
+
+
+@pytest.mark.parametrize("limit", [counting.FEW_PARTS, 0])
+@pytest.mark.parametrize("space", [SPACE, PRUNED, ofa_resnet50(replace(GEOMETRY, named=()))])
+def test_no_paths_can_be_sampled(space, limit, monkeypatch):
+    """A config may ask for none, for example with heldout_paths_per_bucket=0."""
+    monkeypatch.setattr(counting, "FEW_PARTS", limit)
+    counting._joint.cache_clear()
+    cost = (COST if space.geometry.named else CostModel(64, 3, "detector", space.geometry, HeadGeometry(3, (16, 8), 8))).flops
+    rng, other = np.random.default_rng(0), np.random.default_rng(0)
+    assert len(sample_within(space, cost, -np.inf, np.inf, 0, rng)) == 0
+    assert rng.random() == other.random(), "and no random number is taken"
