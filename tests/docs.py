@@ -91,10 +91,12 @@ def folder_like_a_checkout(folder: Path) -> Iterator[Command]:
     shutil.copytree(ROOT / "configs", folder / "configs")  # `export-weights` writes there
     for name in ("docs", "examples", "Makefile"):
         (folder / name).symlink_to(ROOT / name)
-    shutil.copytree(ROOT / "results/demo", folder / "results/demo")
+    for name in ("demo", "study"):
+        shutil.copytree(ROOT / "results" / name, folder / "results" / name)
     (folder / "runs").mkdir()
     write_digits(folder / "data/digits", train=24, val=16, test=8, crops_train=64, crops_val=32)
-    shutil.copytree(folder / "data/digits", folder / "data/cells")
+    for name in ("cells", "digits_400"):
+        shutil.copytree(folder / "data/digits", folder / "data" / name)
     classes = json.loads((ROOT / "configs/bccd_detofa.json").read_text())["dataloader"]["voc"]["classes"]
     for file in (folder / "data/cells/Annotations").iterdir():
         text = re.sub(r"<name>(\d)</name>", lambda name: f"<name>{classes[int(name[1]) % 3]}</name>", file.read_text())
@@ -158,7 +160,7 @@ def _shorter(words: list[str]) -> list[str]:
     tool = re.match(rf"({TOOL})|\.venv/bin/mpirun .*?({TOOL})", shlex.join(words))
     place, _ = place_and_arguments(shlex.split(shlex.join(words)[tool.end() :])) if tool else (("make",), [])
     if place == ("data", "digits"):
-        return ["--root", "data/made"]
+        return [] if "--root" in words else ["--root", "data/made"]
     if place != ("train",):
         return shlex.split(MORE.get(place[-1], ""))
     if "pretrain" in " ".join(words):
