@@ -57,7 +57,7 @@ class CpuAdam:
                 state.t += 1
                 correction = np.float32(math.sqrt(1 - beta2**state.t) / (1 - beta1**state.t))
                 arrays = (parameter.data, parameter.grad, state.pstate["mean"].data, state.pstate["var"].data)
-                self._update(np.float32(rate) * correction, *(array.cast(np.float32).reshape(-1) for array in arrays))
+                self._update(np.float32(rate) * correction, *map(_flat, arrays))
 
     def _update(self, rate: np.float32, weights: np.ndarray, grad: np.ndarray, mean: np.ndarray, var: np.ndarray) -> None:
         beta1, beta2, epsilon = (np.float32(value) for value in (0.9, 0.999, 1e-8))
@@ -75,3 +75,11 @@ class CpuAdam:
             np.multiply(rate, m, out=change)
             change /= scale
             w -= change
+
+
+def _flat(array: nn.NdArray) -> np.ndarray:
+    """Return a writable view of a float32 array with one axis.
+
+    `NdArray.data` takes half the time of `cast`, but what is written into it is lost while the array waits to be zeroed.
+    """
+    return (array.cast(np.float32) if array.zeroing or array.dtype != np.float32 else array.data).reshape(-1)

@@ -106,10 +106,12 @@ class Leading(CpuFunction):
         self, inputs: Variables, outputs: Variables, propagate_down: Sequence[bool], accum: Sequence[bool]
     ) -> None:
         if propagate_down[0]:
-            gradient = inputs[0].g
-            if not accum[0]:
-                gradient[...] = 0
-            gradient[self._part] += outputs[0].g
+            gradient, (rows, columns) = inputs[0].g, self._part
+            if accum[0]:
+                gradient[rows, columns] += outputs[0].g
+            else:
+                gradient[rows, columns] = outputs[0].g
+                gradient[rows, columns.stop :] = gradient[rows.stop :] = 0
 
 
 class Patches(CpuFunction):

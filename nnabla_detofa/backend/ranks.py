@@ -222,8 +222,11 @@ class MpiCommunicator(Communicator):
             self._sum(packed)
             if division:
                 packed /= self.n_procs
-            for array, part in zip(group, np.split(packed[: ends[-1]], ends[:-1])):
-                array.data = part.reshape(array.shape)
+            for array, value, part in zip(group, values, np.split(packed[: ends[-1]], ends[:-1])):
+                if array.zeroing:  # what is written into a view would be lost
+                    array.data = part.reshape(array.shape)
+                else:
+                    value[:] = part
 
     def _sum(self, values: np.ndarray) -> None:
         """Replace the values by their sums over ranks, added in rank order.

@@ -97,31 +97,32 @@ def branch(run: Run, trunks: Sequence[Run]) -> SharedPhases | None:
     """
     records = ("seconds", "ledger")
     common = [
-        (shared, trunk)
+        (shared, folder)
         for trunk in trunks
-        if (shared := shared_phases(run.config, trunk.config))
-        and all((trunk.folder / name).exists() for name in (*shared.files, *(f"{name}.json" for name in records)))
+        if (folder := trunk.folder_with_weights)
+        and (shared := shared_phases(run.config, trunk.config))
+        and all((folder / name).exists() for name in (*shared.files, *(f"{name}.json" for name in records)))
     ]
     if run.folder.exists() or not common:
         return None
-    shared, trunk = max(common, key=lambda pair: len(pair[0].phases))
-    seconds = read_result(trunk.folder, "seconds", result_files.seconds)
-    ledger = read_result(trunk.folder, "ledger", result_files.ledger)
+    shared, folder = max(common, key=lambda pair: len(pair[0].phases))
+    seconds = read_result(folder, "seconds", result_files.seconds)
+    ledger = read_result(folder, "ledger", result_files.ledger)
     ledger["phases"] = {phase: entry for phase, entry in ledger["phases"].items() if phase in shared.phases}
     fresh = run.folder.with_name(run.folder.name + ".part")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     for name in shared.files:
-        source = trunk.folder / name
+        source = folder / name
         if source.is_dir():
             shutil.copytree(source, fresh / name)
         else:
             shutil.copy(source, fresh / name)
     write_json(fresh / "seconds.json", {phase: seconds[phase] for phase in shared.phases if phase in seconds})
     write_json(fresh / "ledger.json", ledger)
-    if (trunk.folder / provenance.FILE).exists():  # the trunk's code and weights made the shared phases
-        shutil.copy(trunk.folder / provenance.FILE, fresh / provenance.FILE)
-    write_json(fresh / "shared.json", {"from": str(trunk.folder), "phases": list(shared.phases)})
+    if (folder / provenance.FILE).exists():  # the trunk's code and weights made the shared phases
+        shutil.copy(folder / provenance.FILE, fresh / provenance.FILE)
+    write_json(fresh / "shared.json", {"from": str(folder), "phases": list(shared.phases)})
     write_json(fresh / "config.json", run.config.to_dict())
     os.replace(fresh, run.folder)
     return shared

@@ -149,6 +149,14 @@ class Run:
         return _is_finished(self.folder, self.config)
 
     @property
+    def folder_with_weights(self) -> FilePath | None:
+        """Folder that can hold the run's weights, which archives lack; None if the run's results are read from an archive and
+        its usual folder has no finished run."""
+        if not self.archive:
+            return self.folder
+        return self.usual_folder if _is_finished(self.usual_folder, self.config) else None
+
+    @property
     def location(self) -> str:
         """Where a reader finds the run: its folder, or its archive."""
         return str(self.archive or self.folder)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from nnabla_detofa import config as configs
 from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
-from nnabla_detofa.paper import branching, table2
+from nnabla_detofa.paper import archives, branching, table2
 from nnabla_detofa.paper import run as paper_run
 from nnabla_detofa.paper.branching import shared_phases
 from nnabla_detofa.paper.experiments import OFA, PATH_PRUNINGS
@@ -63,6 +64,19 @@ def test_no_branch_starts_from_a_run_whose_files_are_gone(done, profile):
     assert branching.branch(run, [ours]) is None and not run.folder.exists()
     (ours.folder / "elsewhere").rename(weights)
     assert branching.branch(run, [ours]).phases[-1] == "path filter"
+    shutil.rmtree(run.folder)
+
+
+def test_a_branch_starts_from_the_weights_of_a_run_whose_results_are_read_from_its_archive(done, profile, tmp_path):
+    kept = replace(profile, archives=tmp_path)
+    files = archives.run_files(done[0].folder)
+    (ours, run) = (
+        run for run in plan(kept, ("voc",), PATH_PRUNINGS, 1, []) if run.experiment.name in ("detofa", "paths-uniform")
+    )
+    archives.pack(archives.archive(tmp_path, ours.name), files)
+    assert ours.archive and ours.finished and ours.folder != done[0].folder
+    assert branching.branch(run, [ours]).phases[-1] == "path filter"
+    assert json.loads((run.folder / "shared.json").read_text())["from"] == str(done[0].folder)
     shutil.rmtree(run.folder)
 
 

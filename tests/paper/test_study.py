@@ -29,6 +29,7 @@ from nnabla_detofa.paper import (
     results,
     table2,
 )
+from nnabla_detofa.paper import run as paper_run
 from nnabla_detofa.paper.execution import complete
 from nnabla_detofa.paper.experiments import COMPOFA, CONTROLS, DETOFA, OFA, OFA_PS
 from nnabla_detofa.paper.intervals import Values, verdict
@@ -292,7 +293,8 @@ def test_two_seeds_go_from_runs_to_claims_and_results_need_no_runs(profile, fold
             shutil.move(f"{gone}-gone", gone)
 
 
-def test_a_study_continues_on_another_machine_from_the_archives_of_equal_runs(profile, tmp_path):
+def test_a_study_continues_on_another_machine_from_the_archives_of_equal_runs(profile, tmp_path, monkeypatch):
+    monkeypatch.setattr(paper_run, "RUNS", tmp_path)  # other tests have finished such runs
     kept = replace(profile, archives=tmp_path / "runs")
     (run, other) = plan(kept, ("voc",), [DETOFA], 2, ())
     assert run.archive is None and not run.finished and run.folder == run.usual_folder
