@@ -160,7 +160,8 @@ def _shorter(words: list[str]) -> list[str]:
     tool = re.match(rf"({TOOL})|\.venv/bin/mpirun .*?({TOOL})", shlex.join(words))
     place, _ = place_and_arguments(shlex.split(shlex.join(words)[tool.end() :])) if tool else (("make",), [])
     if place == ("data", "digits"):
-        return [] if "--root" in words else ["--root", "data/made"]
+        root = words[words.index("--root") + 1] if "--root" in words else "data/digits"
+        return ["--root", f"{root}_made"]  # the folder itself has the 48 images
     if place != ("train",):
         return shlex.split(MORE.get(place[-1], ""))
     if "pretrain" in " ".join(words):

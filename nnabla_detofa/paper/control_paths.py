@@ -132,25 +132,26 @@ def control_paths(run: Run, detofa: Mapping | None) -> list[ControlPath]:
 def measured(run: Run, paths: Sequence[ControlPath]) -> list[dict]:
     """Return control paths with their AP on the test images, evaluating those that are not stored yet.
 
-    If results are made from archives, only stored paths are returned.
+    Of a run whose results are read from an archive, paths are evaluated only if its weights exist, too.
 
     Returns:
         Dictionaries with the keys "kind", "place", "path" (in OFA's notation), "ap" and its standard error "se" (in points).
     """
-    if run.archive:
-        file = run.folder / FILE
-        return read_json(file, "the controls") if file.is_file() else []
+    folder = run.folder_with_weights if run.profile.starts_runs else None
+    if run.archive and not folder:
+        return _stored(run.folder / FILE)
+    assert folder is not None
     file, geometry = stored_file(run), run.config.network.geometry
-    known: list[dict] = read_json(file, "the controls") if file.is_file() else []
-    if known and file.stat().st_mtime < (run.folder / "summary.json").stat().st_mtime:
+    known = _stored(file)
+    if known and file.stat().st_mtime < (folder / "summary.json").stat().st_mtime:
         known = []  # the run was restarted since
     done = [(entry["kind"], entry["place"], Path.from_ofa(entry["path"], geometry)) for entry in known]
     missing = [item for item in paths if (item.kind, item.place, item.path) not in done]
     if not missing:
         return known
-    model, sets, _ = open_supernet(run.config, final_weights(run.folder, run.config))
+    model, sets, _ = open_supernet(run.config, final_weights(folder, run.config))
     if not isinstance(sets, DetectionSets):
-        raise UserError(f"{run.folder} must be a run that trains detectors, got args.runner={run.config.args.runner}")
+        raise UserError(f"{folder} must be a run that trains detectors, got args.runner={run.config.args.runner}")
     hparams, metric = run.hparams, run.dataloader.ap_metric
     images = EvaluationImages.choose(sets, hparams, run.seed).statistics_batches()
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -167,6 +168,10 @@ def measured(run: Run, paths: Sequence[ControlPath]) -> list[dict]:
             write_json(file, known)
             bar.update()
     return known
+
+
+def _stored(file: FilePath) -> list[dict]:
+    return read_json(file, "the controls") if file.is_file() else []
 
 
 def stored_file(run: Run) -> FilePath:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..common.errors import UserError
 from ..common.files import write_json
+from ..common.reading import read_json
 from ..runs.provenance import revision
 from . import archives, claims_page, control_paths, standard_errors, table3
 from .claims import Evidence
@@ -135,6 +136,9 @@ def known_experiments(profile: Profile) -> list[Experiment]:
 def collect(profile: Profile, seeds: int) -> list[FilePath]:
     """Archive the small files of the profile's finished runs, what was measured of them, and the filter studies.
 
+    A run that was repeated with the same results keeps the files of its archive, so the times of a method's seeds stay those of
+    the machine that first ran them.
+
     Returns:
         The archives that are new or have changed.
     """
@@ -145,7 +149,9 @@ def collect(profile: Profile, seeds: int) -> list[FilePath]:
                 run = Run(profile, key, experiment, seed)
                 if run.finished:
                     file = archives.archive(folder, run.name)
-                    changed += [file] * archives.pack(file, archives.run_files(run.folder) | dict(_measured(run, file)))
+                    before = archives.unpacked(file)
+                    kept = before if _results(before) == _results(run.folder) else run.folder
+                    changed += [file] * archives.pack(file, archives.run_files(kept) | dict(_measured(run, before)))
         first = Run(profile, key, DETOFA, 0)
         if files := archives.study_files(study_folder(first)):
             file = archives.archive(folder, study_name(first))
@@ -153,14 +159,20 @@ def collect(profile: Profile, seeds: int) -> list[FilePath]:
     return changed
 
 
-def _measured(run: Run, file: FilePath) -> Iterator[tuple[str, FilePath]]:
+def _results(folder: FilePath) -> dict | None:
+    """Return what a run found, without times; None if the folder has no finished run."""
+    file = folder / "summary.json"
+    if not file.is_file():
+        return None
+    return {key: value for key, value in read_json(file, "the summary").items() if key != "seconds"}
+
+
+def _measured(run: Run, before: FilePath) -> Iterator[tuple[str, FilePath]]:
     """Yield files that belong to a run but are not in its folder.
 
-    What cannot be measured now is taken from the run's archive, `file`, if that is of the same run.
+    What cannot be measured now is taken from the files of the run's archive, `before`, if that is of the same run.
     """
-    before = archives.unpacked(file)
-    same = (before / "summary.json").is_file()
-    same = same and (before / "summary.json").read_bytes() == (run.folder / "summary.json").read_bytes()
+    same = _results(before) == _results(run.folder)
     facts = profile_folder(run.profile) / "facts" / f"{run.folder.name}.json"
     if (images := training_images(run)) is not None:
         facts.parent.mkdir(parents=True, exist_ok=True)

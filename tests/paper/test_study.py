@@ -293,6 +293,36 @@ def test_two_seeds_go_from_runs_to_claims_and_results_need_no_runs(profile, fold
             shutil.move(f"{gone}-gone", gone)
 
 
+def test_a_repeated_run_keeps_the_times_of_its_archive_and_gives_it_control_paths(profile, tmp_path, monkeypatch):
+    monkeypatch.setattr(profiles.Profile, "results", tmp_path)
+    (run,) = plan(profile, ("voc",), [DETOFA], 1, ())
+    complete([run], 1, lambda line: None)
+    archived = replace(profile, archives=tmp_path / "runs")
+    file = archives.archive(archived.archives, run.name)
+    older = tmp_path / "older"
+    shutil.copytree(run.folder, older)
+    for name in ("summary", "seconds"):
+        content = json.loads((older / f"{name}.json").read_text())
+        (content["seconds"] if name == "summary" else content)["search"] = 1e6
+        (older / f"{name}.json").write_text(json.dumps(content))
+    archives.pack(file, archives.run_files(older))
+    control_paths.stored_file(run).unlink(missing_ok=True)
+    (again,) = plan(archived, ("voc",), [DETOFA], 1, ())
+    assert again.archive and again.folder != run.folder
+    (elsewhere,) = plan(replace(archived, starts_runs=False), ("voc",), [DETOFA], 1, ())
+    assert control_paths.results_of([elsewhere])[0].measured == []
+    assert len(control_paths.results_of([again])[0].measured) == 1 + 2 * control_paths.RANDOM_PATHS
+    assert file in results.collect(profile, 1)
+    kept = archives.unpacked(file)
+    assert json.loads((kept / "seconds.json").read_text())["search"] == 1e6 and (kept / "controls.json").is_file()
+    content = json.loads((older / "summary.json").read_text())
+    content["subnets"] = []  # another result: the archive is replaced
+    (older / "summary.json").write_text(json.dumps(content))
+    archives.pack(file, archives.run_files(older))
+    assert file in results.collect(profile, 1)
+    assert json.loads((archives.unpacked(file) / "seconds.json").read_text())["search"] < 1e6
+
+
 def test_a_study_continues_on_another_machine_from_the_archives_of_equal_runs(profile, tmp_path, monkeypatch):
     monkeypatch.setattr(paper_run, "RUNS", tmp_path)  # other tests have finished such runs
     kept = replace(profile, archives=tmp_path / "runs")
