@@ -226,6 +226,11 @@ class Detector(Model):
             counts: if these images are a part of a larger batch, the `counts` of the whole batch; the losses of the parts
                 then add up to the loss of the batch.
         """
+        if not isinstance(outputs, Outputs):
+            raise UserError(
+                f"heads of {type(self).__name__} must return an Outputs for CenterNet's losses, got {type(outputs).__name__}; "
+                "other heads also need the method losses"
+            )
         return detection_loss(outputs, TargetVariables(*targets), *(counts or ()))
 
     def counts(self, targets: Sequence[np.ndarray]) -> tuple[int, int]:

@@ -127,10 +127,24 @@ def build(
         losses = objective(outputs, images, targets)
     else:
         losses = net.losses(outputs, targets, counts) if counts else net.losses(outputs, targets)
+        _check_losses(net, losses)
     for loss in losses:
         loss.persistent = True
     total = losses[0] / parts if parts > 1 and not counts else losses[0]
     return Graph(inputs, (total, *losses), parts if counts else 1)
+
+
+def _check_losses(net: Mo.Module, losses: Any) -> None:
+    """Raise UserError unless `losses` can be those of a network, which may be the user's own."""
+    names = net.loss_names
+    listed = isinstance(losses, (tuple, list))
+    if not listed or [getattr(loss, "shape", None) for loss in losses] != [()] * len(names):
+        got = (
+            ", ".join(f"{getattr(loss, 'shape', type(loss).__name__)}" for loss in losses) if listed else type(losses).__name__
+        )
+        raise UserError(
+            f"losses of {type(net).__name__} must return one scalar variable for each of loss_names {list(names)}, got {got}"
+        )
 
 
 def load(graph: Graph, batch: Sequence[AnyArray]) -> None:

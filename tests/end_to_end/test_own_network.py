@@ -12,8 +12,11 @@ from nnabla_detofa import config as configs
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.methods.build import make_cost, make_model
 from nnabla_detofa.networks import weights
+from nnabla_detofa.training.loop import build
 
 NAME = "kernel_choice:KernelCenterNet"
+INPUTS = ((3, 64, 64), (10, 16, 16), (5, 2), (5, 2), (5,), (5,))
+"""Shapes of an image and its targets, see `TargetVariables`."""
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +88,34 @@ def test_a_middle_layer_of_another_shape_is_named(wrong, monkeypatch):
     net = make_model(config, 10)
     with pytest.raises(UserError, match=r"middle of KernelBottleneck must return the shape \(1, .*, got "):
         net(nn.Variable((1, 3, 64, 64)), net.space.largest)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "got"),
+    [
+        (lambda found: None, "NoneType"),
+        (lambda found: found[0], "Variable"),
+        (lambda found: found[:2], r"\(\), \(\)$"),
+        (lambda found: (*found[:3], 0.5), "float"),
+        (lambda found: (*found[:3], nn.Variable((2, 1))), r"\(2, 1\)"),
+    ],
+)
+def test_other_losses_than_loss_names_are_named(wrong, got, monkeypatch):
+    net = make_model(configs.from_dict(content("digits"), "own"), 10)
+    right = type(net).losses
+    monkeypatch.setattr(type(net), "losses", lambda self, *arguments: wrong(right(self, *arguments)))
+    inputs = [nn.Variable((1, *shape)) for shape in INPUTS]
+    with pytest.raises(UserError, match=rf"losses of \w+ must return one scalar .* of loss_names .*, got .*{got}"):
+        build(net, net.space.largest, inputs)
+
+
+@pytest.mark.parametrize("wrong", [lambda found: None, lambda found: found[0], tuple])
+def test_other_heads_without_losses_are_named(wrong, monkeypatch):
+    net = make_model(configs.from_dict(content("digits"), "own"), 10)
+    right = type(net).heads
+    monkeypatch.setattr(type(net), "heads", lambda self, *arguments: wrong(right(self, *arguments)))
+    with pytest.raises(UserError, match=r"heads of \w+ must return an Outputs for .*, got .*; other heads also"):
+        build(net, net.space.largest, [nn.Variable((1, *shape)) for shape in INPUTS])
 
 
 def test_its_keys_are_overridden_although_its_name_has_dots():

@@ -24,14 +24,21 @@ FIRST = "input_stem.0.conv.conv.weight"
 LINEAR = "classifier.linear.linear.weight"
 
 
+@pytest.fixture(scope="module")
+def reference():
+    """Load the reference before the first test that needs it, whose memory it would count as."""
+    reference_net()
+    reference_tensors()
+
+
 @pytest.fixture
-def no_new_networks(monkeypatch):
+def no_new_networks(reference, monkeypatch):
     """Conversions take the names and shapes from the reference's network, instead of making such a network each."""
     monkeypatch.setattr(import_ofa, "Classifier", {10: reference_net()}.get)
 
 
 @pytest.mark.thorough
-def test_a_checkpoint_of_many_gpus_becomes_a_network_with_the_references_logits(tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_of_many_gpus_becomes_a_network_with_the_references_logits(reference, tmp_path, monkeypatch, capsys):
     state = {f"module.{name}": array for name, array in reference_tensors().items()}
     state["module.input_stem.0.bn.bn.num_batches_tracked"] = np.array(7)
     monkeypatch.setattr(import_ofa, "read_checkpoint", lambda file: state)
