@@ -152,7 +152,7 @@ def _shorter(words: list[str]) -> list[str]:
     """What is appended to make a command short."""
     if any(re.match(r"examples/\w+\.py", word) for word in words) or "--help" in words:
         return []
-    few = ["optimizer.train.warmup_steps=0"] if "digits" in " ".join(words) else []  # the 48 images make few steps
+    few = ["optimizer.train.warmup_steps=0"] if re.search("digits|cells", " ".join(words)) else []  # 48 images make few steps
     if "--dry-run" in words:
         return few
     if re.search(DRY, " ".join(words)):
