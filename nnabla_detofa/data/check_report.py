@@ -16,7 +16,7 @@ from ..common.errors import UserError
 from ..common.reading import one_line
 from ..config import VocData
 from .images import ImageHeader, inspect_image, read_image
-from .object_warnings import alike, crowded, thin, undetectable
+from .object_warnings import alike, crowded, thin, undetectable, untrained
 from .objects import NORMALIZED, check_boxes
 from .sets import heard
 
@@ -114,6 +114,9 @@ def warn_with_defaults(report: DataReport, key: str, opened: Callable[[str], Any
     """Add warnings about the objects of each split that a config with default settings would drop."""
     if not report.fatal:
         report.warnings += alike(sorted({name for split in report.splits for name in split.objects}))
+        splits = {split.name.rpartition("/")[2]: split for split in report.splits}
+        if {"train", "test"} <= set(splits):
+            report.warnings += untrained(splits["train"].objects, splits["test"].objects)
     for split in () if report.fatal else report.splits:
         with heard(quiet=True):  # the report already has these warnings
             dataset = report.attempt(opened, split.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,9 +31,7 @@ def object_warnings(sets: DetectionSets, key: str) -> list[str]:
         np.bincount(np.concatenate([part.objects(i)[1] for i in range(len(part))]), minlength=len(sets.classes))
         for part in (sets.train, sets.test)
     ]
-    for name, trained, tested in zip(sets.classes, *counts):
-        if tested and not trained:
-            texts.append(f"class {name} has no object to learn from in train, and {tested} in test")
+    texts += untrained(*(dict(zip(sets.classes, count)) for count in counts))
     if not any(len(sets.val.objects(index)[0]) for index in range(len(sets.val))):
         texts.append(f"{key}: no image of val has an object, so the losses of paths are not informative")
     smallest = sets.at(min(sets.resolutions, default=None))
@@ -45,6 +43,15 @@ def object_warnings(sets: DetectionSets, key: str) -> list[str]:
             f"{'smallest resolution' if sets.resolutions else f'{key}.image_size'} leaves out fewer"
         )
     return texts + undetectable("test", sets.test)
+
+
+def untrained(train: Mapping[str, int], test: Mapping[str, int]) -> list[str]:
+    """Return a warning for each class with objects in test but none in train, from the numbers of objects by class."""
+    return [
+        f"class {name} has no object to learn from in train, and {count} in test"
+        for name, count in test.items()
+        if count and not train.get(name)
+    ]
 
 
 def alike(classes: Sequence[str]) -> list[str]:

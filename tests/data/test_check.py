@@ -148,7 +148,8 @@ def test_a_holdout_must_leave_images(voc):
 def test_a_class_that_is_only_tested(voc):
     for file in voc.glob("Annotations/train_*.xml"):
         file.write_text(file.read_text().replace("<name>7</name>", "<name>1</name>"))
-    assert any(text.startswith("class 7 has no object to learn from") for text in check_config(config_of(voc)).warnings)
+    for report in (check_config(config_of(voc)), check_voc(voc, ("train", "val", "test"))):
+        assert any(text.startswith("class 7 has no object to learn from in train, and ") for text in report.warnings)
 
 
 def test_damage_in_the_middle_needs_a_whole_look(voc):
