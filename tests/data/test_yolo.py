@@ -337,7 +337,7 @@ def test_init_writes_a_config(tmp_path):
 )
 def test_a_line_of_a_list_is_a_name(layout, names, text):
     for name in names:
-        layout.add("train", name, "0 0.5 0.5 0.25 0.5\n")
+        layout.add("train", name, "0 0.5 0.5 0.25 0.5\n1 0.5 0.5 0.5 0.25\n")  # test has both classes, too
     (layout.root / "list.txt").write_bytes(text.encode())
     layout.describe(f"train: list.txt\nval: images/val\ntest: images/test\n{NAMES}")
     assert YOLODataset(layout.root, "train").image_ids == tuple(f"images/train/{name}.png" for name in names)
