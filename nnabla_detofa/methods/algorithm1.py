@@ -69,7 +69,8 @@ class DetOFASearcher(SubnetSearcher):
 
         with self.phase("operation pruning"):
             rng, paths = self.rng("operation scores"), hparams.paths_per_operation
-            scores = operation_scores(space, scorer, self.cost.stage_flops, paths, rng, map_operations=self.comm.map)
+            mapped = self.log.watched(self.comm.map, "operation pruning", "operation")
+            scores = operation_scores(space, scorer, self.cost.stage_flops, paths, rng, map_operations=mapped)
             rng, ratios = self.rng("operation pruning"), (pruning.r_op, pruning.r_op1, pruning.r_op2)
             pruned = prune_operations(scores, pruning.strategy, space.largest, rng, *ratios, hparams.buckets)
             smaller = space.without(pruned.removed)
@@ -91,7 +92,8 @@ class DetOFASearcher(SubnetSearcher):
         hparams = self.hparams
         with self.phase("path thresholds"):
             rng, paths = self.rng("path thresholds"), hparams.threshold_paths
-            thresholds = path_thresholds(scorer, space, self.buckets, hparams.r_path, paths, rng, self.comm.map)
+            mapped = self.log.watched(self.comm.map, "path thresholds", "bucket")
+            thresholds = path_thresholds(scorer, space, self.buckets, hparams.r_path, paths, rng, mapped)
         self.results["thresholds"] = [float(t) if np.isfinite(t) else None for t in thresholds]
         self.log("thresholds: " + ", ".join(f"{t:.4f}" for t in thresholds))
         return thresholds

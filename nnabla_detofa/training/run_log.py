@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -73,6 +73,18 @@ class RunLog:
     def progress(self, name: str, total: int, done: int = 0, unit: str = "step") -> ProgressBar:
         """Create a progress bar with the remaining time; ranks other than 0 show none."""
         return ProgressBar(total=total, initial=done, desc=name, unit=unit, disable=self._rank > 0)
+
+    def watched(self, mapping: Callable, name: str, unit: str) -> Callable[[Callable, Iterable], Iterator]:
+        """Return `mapping`, a `map` of the items that it is called with, with a progress bar."""
+
+        def mapped(function: Callable, items: Iterable) -> Iterator:
+            items = list(items)
+            with self.progress(name, len(items), unit=unit) as bar:
+                for result in mapping(function, items):
+                    bar.update()
+                    yield result
+
+        return mapped
 
     def close(self) -> None:
         """Close the log files; raise the first write error of TensorBoard's thread, if any."""
