@@ -85,7 +85,8 @@ def expanded(targets: Sequence[str]) -> list[str]:
     for target in targets:
         if target not in groups and target not in groups["all"]:
             known = (*groups["all"], *groups)
-            raise UserError(f"there is no target {shlex.quote(target)}{nearest(target, known)}; known are {', '.join(known)}")
+            own = "; detofa paper results claims makes the claims" if target == "claims" else nearest(target, known)
+            raise UserError(f"there is no target {shlex.quote(target)}{own}; known are {', '.join(known)}")
     return list(dict.fromkeys(name for target in targets for name in groups.get(target, [target])))
 
 

@@ -26,6 +26,7 @@ from ..backend.process_state import restored_state
 from ..common.checked import nearest
 from ..common.errors import UserError
 from ..common.reading import one_line, short
+from ..common.shipped import SUFFIXES
 from ..common.version import __version__
 from . import neighbor
 from .commands import COMMANDS, DEFAULT, OTHER_NAMES, SECTIONS
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a file name may contain bytes or characters that cannot be encoded
     called = Path(sys.argv[0]).name
     program = called if called in ("detofa", "nnabla_nas") else "python -m nnabla_detofa"
+    if argv[:1] == ["help"] and len(argv) > 1:
+        argv = [*argv[1:], "--help"]
     if not argv or argv[0] in ("-h", "--help", "help"):
         return _print_overview(_overview(program), bool(argv))
     if argv[0] == "--version":
@@ -237,7 +240,11 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (--?[^\s=]+)", message)
         if unknown:
-            message += nearest(unknown[1], self._option_string_actions)
+            options = [option.removeprefix("--") for option in self._option_string_actions if option.startswith("--")]
+            hint = nearest(unknown[1].removeprefix("--"), options).replace("you mean ", "you mean --")
+            if not hint and any(action.dest == "overrides" for action in self._actions):
+                hint = "; keys of the config are set by key=value, such as hparams.epochs=3"
+            message += hint
         message = message.replace(", key=value", "")  # argparse takes it for required
         raise UserError(f"{message}; see {self.command} --help")
 
@@ -268,7 +275,9 @@ def check_runs_exist(args: argparse.Namespace) -> None:
     named = vars(args).get("runs") or [vars(args).get("run")]
     for run in named:
         if isinstance(run, str) and not Path(run, "config.json").is_file() and not (vars(args).get("file") and "=" in run):
-            raise UserError(f"{run} is not the folder of a run: config.json is missing")
+            reason = "it is a file" if Path(run).is_file() else "config.json is missing"
+            config = f"; to use a config, write -f {run}" if "file" in vars(args) and run.endswith(SUFFIXES) else ""
+            raise UserError(f"{run} is not the folder of a run: {reason}{config}")
 
 
 @contextmanager

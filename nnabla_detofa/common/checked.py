@@ -58,7 +58,7 @@ def read(kind: Any, value: Any, where: str, interval: str = "") -> Any:
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{where} must be a list, got {kind_of(value)}")
+            raise UserError(f"{where} must be a list, got {string_or_kind(value)}")
         if parts[-1] is Ellipsis:
             parts = parts[:1] * len(value)
         if len(value) != len(parts):
@@ -71,7 +71,7 @@ def read(kind: Any, value: Any, where: str, interval: str = "") -> Any:
 
 def _section(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
-        raise UserError(f"{where} must be a mapping, got {kind_of(value)}")
+        raise UserError(f"{where} must be a mapping, got {string_or_kind(value)}")
     fields = {entry.name: entry for entry in dataclasses.fields(kind)}
     check_keys(where, value, fields)
     for name, entry in fields.items():
@@ -130,7 +130,10 @@ def check_keys(where: str, content: Mapping, known: Iterable[str]) -> None:
 
 def nearest(value: Any, known: Iterable[str]) -> str:
     """Return the end of an error message about an unknown name: the nearest known name, or "" if none is near."""
-    found = difflib.get_close_matches(value, list(known), n=1) if isinstance(value, str) and len(value) < 100 else []
+    if not isinstance(value, str) or len(value) >= 100:
+        return ""
+    cutoff = 0.6 if len(value) > 3 else 0.7  # one letter of three is no typing error: gpu is not cpu
+    found = difflib.get_close_matches(value, list(known), 1, cutoff)
     return f"; did you mean {found[0]}?" if found else ""
 
 
@@ -149,3 +152,8 @@ def kind_of(value: Any) -> str:
     """Return the type of a value in words, for errors about values of the wrong type."""
     kinds = {dict: "a mapping", list: "a list", str: "a string", bool: "a boolean", type(None): "nothing"}
     return kinds.get(type(value)) or shown(value)
+
+
+def string_or_kind(value: Any) -> str:
+    """Return a string itself, and the type of another value, for errors about a key whose value has the wrong type."""
+    return shown(value) if isinstance(value, str) else kind_of(value)

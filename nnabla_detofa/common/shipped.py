@@ -6,7 +6,7 @@ configs/ in both cases.
 
 from __future__ import annotations
 
-from os.path import exists, isfile  # unlike pathlib's, these return False for names that are too long
+from os.path import exists, isdir, isfile  # unlike pathlib's, these return False for names that are too long
 from pathlib import Path
 
 from .checked import nearest
@@ -49,7 +49,7 @@ def find_config(name: str | Path) -> Path:
     """Return the file of a config: a path, or the name of a shipped config, such as "digits_detofa".
 
     Raises:
-        UserError: `name` has no suffix of a config file, and no shipped config has this name.
+        UserError: `name` is a folder, or has no suffix of a config file, and no shipped config has this name.
     """
     path = shipped(name)
     if isfile(path) or path.suffix in SUFFIXES:
@@ -61,7 +61,12 @@ def find_config(name: str | Path) -> Path:
         if files := [f"{name}{suffix}" for suffix in SUFFIXES if isfile(Path(f"{name}{suffix}"))]:
             raise UserError(f"there is no config {name}; did you mean {files[0]}?")
         own = [stem for stem, file in known.items() if file.parent.name == "configs"]
-        raise UserError(f"there is no config {name}{nearest(str(name), known)}; shipped are {', '.join(own)}, and baselines")
+        if not isdir(path):
+            near = nearest(str(name), known)
+            raise UserError(f"there is no config {name}{near}; shipped are {', '.join(own)}, and baselines")
+    if isdir(path):
+        own_config = f"; the config of this run is {path / 'config.json'}" if isfile(path / "config.json") else ""
+        raise UserError(f"a config must be a .json or .yaml file, got the folder {name}{own_config}")
     return path
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..common.checked import check_keys, kind_of, listed, read
+from ..common.checked import check_keys, listed, read, string_or_kind
 from ..common.errors import UserError
 from ..common.reading import MAX_LEVELS, parse_json, shown
 from ..common.shipped import find_config, locate
@@ -70,7 +70,7 @@ def overridden(content: dict[str, Any], override: str) -> dict[str, Any]:
     key, equals, source = override.partition("=")
     names = _names(key)
     if not equals or not all(names) or len(names) > MAX_LEVELS:
-        raise UserError(f"an override must look like hparams.epochs=3, got {shown(override)}")
+        raise UserError(f"an override must look like hparams.epochs=3, without spaces, got {shown(override)}")
     value = _override_value(source)
     for name in reversed(names):
         value = {name: value}
@@ -151,7 +151,8 @@ def _one_entry(
     """Return the name and the checked settings of the only entry of `section`."""
     entries = content.get(section)
     if not isinstance(entries, Mapping) or len(entries) != 1:
-        got = listed(entries, "and") if isinstance(entries, Mapping) and entries else kind_of(entries) if entries else "none"
+        named = listed(entries, "and") if isinstance(entries, Mapping) and entries else string_or_kind(entries)
+        got = named if entries else "none"
         raise UserError(f"{section} must have exactly one entry, {listed(usable, 'or')}, got {got}")
     ((name, settings),) = entries.items()
     if section == "network" and isinstance(name, str) and ":" in name:

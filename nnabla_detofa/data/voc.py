@@ -221,7 +221,9 @@ def list_split(root: Path, split: str) -> ListedSplit:
     tree = root.joinpath(*folders)
     list_file = tree / "ImageSets" / "Main" / f"{name}.txt"
     if ".." in folders or not list_file.is_file():
-        raise UserError(f"split {split!r} of {root} must be one of: {', '.join(split_names(root)) or f'none found ({LAYOUT})'}")
+        if not (known := split_names(root)):
+            raise UserError(f"{root} must contain a dataset in VOC layout ({LAYOUT}), but has no split, and so no {split!r}")
+        raise UserError(f"split {split!r} of {root} must be one of: {', '.join(known)}")
     folder = tree / "JPEGImages"
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; it must contain the images of a dataset in VOC layout ({LAYOUT})")

@@ -135,6 +135,8 @@ def read_description(root: Path, name: str = DESCRIPTION) -> Description:
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; it must contain a dataset in YOLO's layout ({LAYOUT})")
     file = root / name
+    if not file.exists():
+        raise UserError(f"{root} must contain a dataset in YOLO's layout ({LAYOUT}), but has no {name}")
     text = read_text(file, "the description of the dataset")
     try:
         content = parse_yaml(text)

@@ -65,6 +65,9 @@ def read_checkpoint(file: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
         UserError: PyTorch is missing or too old, the file is missing or unreadable, or it contains no state dict.
     """
+    file = FilePath(file)
+    if not file.is_file():
+        raise UserError(f"the checkpoint {file} does not exist")
     try:
         import torch
     except ImportError as error:
@@ -75,9 +78,6 @@ def read_checkpoint(file: str | os.PathLike) -> dict[str, np.ndarray]:
     version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
     if version < (2, 6) or "weights_only" not in inspect.signature(torch.load).parameters:
         raise UserError(f"reading a checkpoint needs PyTorch 2.6 or later, which runs no code in it, got {torch.__version__}")
-    file = FilePath(file)
-    if not file.is_file():
-        raise UserError(f"the checkpoint {file} does not exist")
     try:
         loaded = torch.load(file, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:  # PyTorch's message suggests running the code in the file

@@ -44,6 +44,12 @@ BUDGETS = (0.4, 0.6, 0.8)
 """Budgets, as fractions of the way from the cheapest to the most expensive path."""
 SPLITS = {"train": ("train", "trainval", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 """Part of a config -> last parts of the names of splits, without years, the preferred one first."""
+HOW_TO_SPLIT = {
+    "voc": "list the images of the missing one in ImageSets/Main/<split>.txt",
+    "coco": "add annotations/instances_<split>.json and the images of the missing one",
+    "yolo": "name the images of the missing one in data.yaml",
+}
+"""What to do in each layout if a split is missing."""
 SHARES = {"test": 0.15, "val": 0.15}
 """Shares of the images that `write_splits` puts into these splits; the others are for training."""
 
@@ -84,7 +90,7 @@ def write_config(
         first, *more = report.fatal
         all_of_them = f"; detofa data check --{kind} {shlex.quote(str(root))} lists all {len(report.fatal)} problems"
         raise UserError(f"{root} is not ready for training: {first}{all_of_them if more else ''}")
-    chosen = choose_splits(root, named)
+    chosen = choose_splits(root, named, kind)
     small, held_out = size == "small", "val" not in chosen.parts
     if kind == "yolo" and held_out:
         chosen = Chosen({**chosen.parts, "val": None}, chosen.notes)  # the default names a split
@@ -118,7 +124,7 @@ def _checked(kind: str, root: Path) -> tuple[DataReport, dict[str, Any]]:
     return check_coco(root, splits), {name: vars(places) for name, places in splits.items()}
 
 
-def choose_splits(root: Path, named: Mapping[str, Any]) -> Chosen:
+def choose_splits(root: Path, named: Mapping[str, Any], kind: str) -> Chosen:
     """Choose the splits for training, for the evaluation of paths and for the test by their names.
 
     Raises:
@@ -138,7 +144,7 @@ def choose_splits(root: Path, named: Mapping[str, Any]) -> Chosen:
     if "train" not in parts or "test" not in parts:
         raise UserError(
             f"{root} must have a split to train on and one to test on, such as train and test, got {listed(named, 'and')}; "
-            "detofa init --voc FOLDER --make-splits writes them for a VOC tree"
+            f"{HOW_TO_SPLIT[kind]}"
         )
     return Chosen(parts, notes)
 

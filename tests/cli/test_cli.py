@@ -281,3 +281,41 @@ def test_the_program_as_a_module_and_help_needs_no_nnabla():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "usage: python -m nnabla_detofa train" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        (["train", "a.json", "--epochs", "3"], "unrecognized arguments: --epochs 3; keys of the config are set by key=value"),
+        (["train", "a.json", "--dryrun"], "; did you mean --dry-run?; "),
+        (["inspect", "none", "--xyz"], "unrecognized arguments: --xyz; see "),
+        (["train", "a.json", "hparams.epochs", "=", "3"], "hparams.epochs=3, without spaces, got 'hparams.epochs'"),
+        (["train", "a.json", "args.context=gpu"], "args.context must be auto, cpu or cudnn, got 'gpu'\n"),
+        (["train", "a.json", "hparams.search.budgets=3G"], "hparams.search.budgets must be a list, got '3G'\n"),
+        (["train", "a_run"], "file, got the folder a_run; the config of this run is a_run/config.json\n"),
+        (["measure-latency", "a_folder/inner", "-o", "x.json"], "a .json or .yaml file, got the folder a_folder/inner\n"),
+        (["evaluate-paths", "a.json", "--per-bucket", "1", "-o", "x"], "it is a file; to use a config, write -f a.json\n"),
+        (["report", "a.json"], "a.json is not the folder of a run: it is a file\n"),
+        (["paper", "claims"], "no target claims; detofa paper results claims makes the claims; known are "),
+        (["import-ofa", "none.pth", "-o", "x.h5"], "the checkpoint none.pth does not exist"),
+        (["init", "--yolo", "a_run"], "a_run must contain a dataset in YOLO's layout (data.yaml, "),
+        (["data", "to-coco", "--voc", "a_run"], "a_run must contain a dataset in VOC layout ("),
+    ],
+)
+def test_a_mistake_of_a_newcomer_is_one_helpful_sentence(line, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("a.json").write_text('{"network": {"centernet_ofa_resnet50": {}}, "dataloader": {"voc": {"holdout": 10}}}')
+    Path("a_run").mkdir()
+    Path("a_folder/inner").mkdir(parents=True)
+    Path("a_run/config.json").write_text("{}")
+    assert cli.main(line) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert said in err
+
+
+def test_help_of_a_command_by_the_word_help(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["help", "data", "check"])
+    assert end.value.code == 0
+    assert "detofa data check [-h]" in capsys.readouterr().out

@@ -71,7 +71,7 @@ def test_each_data_set_has_its_own(name, expected):
         ({"mean": [0.5, 0.5], "std": [1, 1, 1]}, r"dataloader.voc.normalization.mean must be a list of 3 values, got 2"),
         ({"mean": [103.5, 0.5, 0.5], "std": [1, 1, 1]}, r"normalization.mean\[0\] must be in \[0, 1\], got 103.5"),
         ({"mean": [0.5, 0.5, 0.5], "std": [1, 0, 1]}, r"normalization.std\[1\] must be in \[0.001, 1\], got 0"),
-        ("imagenet", "normalization must be a mapping, got a string"),
+        ("imagenet", "normalization must be a mapping, got 'imagenet'"),
     ],
 )
 def test_a_bad_value_is_named(entry, message):

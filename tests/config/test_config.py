@@ -114,7 +114,7 @@ def test_runners_are_the_same_everywhere():
         ("dataloader.voc.root=3", "dataloader.voc.root must be a string, got 3"),
         ("dataloader.coco.holdout=3", "dataloader must have exactly one entry, voc, coco or yolo, got voc and coco"),
         ("about=[1]", "about[0] must be a string, got 1"),
-        ("epochs", "an override must look like hparams.epochs=3, got 'epochs'"),
+        ("epochs", "an override must look like hparams.epochs=3, without spaces, got 'epochs'"),
         ("hparams..epochs=3", "an override must look like hparams.epochs=3"),
     ],
 )

@@ -193,7 +193,7 @@ def cases() -> Iterator[Case]:
     yield Case("VOC annotation", "8 GB of nothing", RUN, ("train0.xml", "at most"), sparse(XML), PARTS)
     yield Case("split file", "missing", RUN, ("'train'", "test, val"), removed(SPLIT), PARTS)
     yield Case("split file", "a folder", RUN, ("'train'", "test, val"), a_folder(SPLIT), PARTS)
-    yield Case("split file", "no splits at all", RUN, ("'train'", "none found"), removed("voc/ImageSets"), PARTS)
+    yield Case("split file", "no splits at all", RUN, ("'train'", "has no split"), removed("voc/ImageSets"), PARTS)
     yield Case("split file", "8 GB of nothing", RUN, ("train.txt", "at most"), sparse(SPLIT), PARTS)
     yield Case("image", "missing", RUN, ("train0.jpg", "missing"), removed(JPG), PARTS)
     yield Case("image", "a folder", RUN, ("train0.jpg", "not a file"), a_folder(JPG), PARTS)

@@ -80,7 +80,7 @@ def cases() -> Iterator[Case]:
     }.items():
         yield Case(kind, f"a listed image: {name}", RUN, ("list.txt", "missing"), listed(line), PARTS)
     yield Case(kind, "a list not in UTF-8", RUN, ("list.txt", "UTF-8"), listed(b"\xff\xfe\xfa"), PARTS)
-    yield Case(kind, "no data.yaml", RUN, ("data.yaml", "No such file"), without_description, PARTS)
+    yield Case(kind, "no data.yaml", RUN, ("data.yaml", "has no data.yaml"), without_description, PARTS)
     yield Case(kind, "no labels", RUN, ("no label file", "labels/train/train0.txt"), without_labels, PARTS)
     yield Case(kind, "a device instead of labels", RUN, ("train0.txt", "not a file"), with_device, PARTS)
     broken = put("yolo/images/train/train0.jpg", b"text")

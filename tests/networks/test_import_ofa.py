@@ -107,7 +107,9 @@ def test_what_does_not_fit_is_named(change, message, no_new_networks):
         convert(tensors)
 
 
-def test_without_pytorch_or_with_an_old_one_a_sentence_says_what_to_install(monkeypatch, capsys):
+def test_without_pytorch_or_with_an_old_one_a_sentence_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ofa.pth").touch()
     monkeypatch.setitem(sys.modules, "torch", None)
     assert cli.main(["import-ofa", "ofa.pth", "-o", "w.h5"]) == 2
     error = capsys.readouterr().err

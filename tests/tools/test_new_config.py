@@ -162,13 +162,14 @@ def test_any_name_of_a_folder_is_written_as_it_is(voc, folder, name):
     ],
 )
 def test_splits_are_chosen_by_their_names(tmp_path, names, parts):
-    assert new_config.choose_splits(tmp_path, {name: [name] for name in names}).parts == parts
+    assert new_config.choose_splits(tmp_path, {name: [name] for name in names}, "voc").parts == parts
 
 
 @pytest.mark.parametrize("names", [["trainval"], ["test"], ["all"]])
 def test_a_test_split_is_needed(tmp_path, names):
-    with pytest.raises(UserError, match="must have a split to train on and one to test on"):
-        new_config.choose_splits(tmp_path, {name: [name] for name in names})
+    for kind, missing in (("voc", "ImageSets/Main"), ("coco", "annotations/"), ("yolo", "data.yaml")):
+        with pytest.raises(UserError, match=f"must have a split to train on and one to test on.*got {names[0]}; .*{missing}"):
+            new_config.choose_splits(tmp_path, {name: [name] for name in names}, kind)
 
 
 def test_the_input_is_large_enough_for_the_objects():
