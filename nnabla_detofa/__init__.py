@@ -43,13 +43,17 @@ def train(config, output=None, overrides=(), restart=False):
     Raises:
         UserError: the config, the data or the weights cannot be used. User input is checked before training starts.
     """
+    import re
     from pathlib import Path
 
     from . import config as configs
     from .backend.compat import Device, own_modes
     from .backend.process_state import restored_state
     from .cli.train import runner_of
+    from .common.errors import UserError
 
+    if isinstance(output, (list, tuple)) or re.match(r"(args|network|dataloader|optimizer|hparams)\.[^/]*=", str(output)):
+        raise UserError(f"output must be a folder, got {output}: pass key=value strings as overrides=[...]")
     loaded = configs.load(config, overrides)
     with restored_state(), own_modes():
         device = Device.open(loaded.args.context, loaded.args.device_id)

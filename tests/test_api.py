@@ -12,7 +12,9 @@ import pytest
 import tiny
 
 import nnabla_detofa
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.networks import centernet, supernet, weights
+from nnabla_detofa.tools.detect import check_image
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,24 @@ def test_the_example_of_a_function_holds(name, folder, monkeypatch, tmp_path):
     assert example.examples, f"{name} has no example"
     result = doctest.DocTestRunner(LogAside()).run(example)
     assert result.failed == 0 and result.attempted == len(example.examples)
+
+
+@pytest.mark.parametrize(
+    "arguments, options, message",
+    [
+        (["digits_detofa", "hparams.epochs=3"], {}, "output must be a folder, got hparams.epochs=3: pass key=value strings as"),
+        (["digits_detofa", ["hparams.epochs=3"]], {}, "output must be a folder"),
+        (["digits_detofa"], {"overrides": "hparams.epochs=3"}, "overrides must be a list, such as .*, got 'hparams.epochs=3'"),
+    ],
+)
+def test_overrides_in_the_wrong_place_are_an_error(arguments, options, message):
+    with pytest.raises(UserError, match=message):
+        nnabla_detofa.train(*arguments, **options)
+
+
+def test_a_file_that_opencv_could_not_read_is_named_as_the_cause():
+    with pytest.raises(UserError, match="got NoneType, which cv2.imread returns for a file that it cannot read"):
+        check_image(None)
 
 
 def test_no_function_is_named_like_a_module():

@@ -12,6 +12,8 @@ from ..common.checked import nearest
 from ..common.errors import UserError
 from .shared import check_numbers, check_output_file, check_output_folder, device_arguments
 
+PROFILE_HELP = "demo, bccd, study, plateau, paper, or a .json file (default: %(default)s)"
+
 
 def table1_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -38,7 +40,7 @@ def reproduce_arguments(parser: argparse.ArgumentParser) -> None:
         "tables, figures or all",
     )
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="override a key of the configs")
-    parser.add_argument("--profile", default="demo", help="demo, bccd, study, paper, or a .json file (default: %(default)s)")
+    parser.add_argument("--profile", default="demo", help=PROFILE_HELP)
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="run the seeds 0 to N - 1 (default: %(default)s)")
     parser.add_argument("--kept", action="store_true", help="do not repeat runs that have an archive in results/<profile>/runs")
     parser.add_argument("--jobs", type=int, metavar="N", help="simultaneous runs (default: one for each core, or one on a GPU)")
@@ -100,7 +102,7 @@ def after_table1(args: argparse.Namespace) -> dict[str, str]:
 
 
 def filter_study_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--profile", default="demo", help="demo, bccd, study, paper, or a .json file (default: %(default)s)")
+    parser.add_argument("--profile", default="demo", help=PROFILE_HELP)
     parser.add_argument("--kept", action="store_true", help="do not repeat what the archive among the results holds")
     parser.add_argument(
         "--choose",
@@ -143,7 +145,7 @@ def results_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="targets, such as table2, figure5 or controls, or claims (default: all of them, and the page)",
     )
-    parser.add_argument("--profile", default="demo", help="demo, bccd, study, paper, or a .json file (default: %(default)s)")
+    parser.add_argument("--profile", default="demo", help=PROFILE_HELP)
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="look for seeds 0 to N - 1 (default: %(default)s)")
     parser.add_argument("--kept", action="store_true", help="do not look for runs: use the archives in results/<profile>/runs")
 
@@ -186,7 +188,7 @@ def after_pilot(args: argparse.Namespace) -> dict[str, str]:
 
 
 def page_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--profile", default="demo", help="demo, bccd, study, paper, or a .json file (default: %(default)s)")
+    parser.add_argument("--profile", default="demo", help=PROFILE_HELP)
     parser.add_argument("--results", metavar="FOLDER", help="folder of the results (default: results/<profile>)")
     parser.add_argument("-o", "--output", metavar="FILE", help="file of the page (default: report.html among the results)")
 

@@ -40,7 +40,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """
     path = find_config(path)
     content = read_config(path)
-    for override in overrides:
+    for override in _as_list(overrides):
         content = overridden(content, override)
     return from_dict(_with_files_found(content, path.parent), path.stem)
 
@@ -56,9 +56,16 @@ def _with_files_found(content: Any, folder: Path, key: str = "") -> Any:
 def from_run(content: Mapping[str, Any], name: str, overrides: Iterable[str] = ()) -> Config:
     """Check the content of a run's config.json, with some values replaced; see `from_dict` and `older.completed`."""
     content = older.completed(content)
-    for override in overrides:
+    for override in _as_list(overrides):
         content = overridden(content, override)
     return from_dict(content, name)
+
+
+def _as_list(overrides: Iterable[str]) -> Iterable[str]:
+    """Return overrides unchanged; a single string, whose characters would be taken for overrides, is a UserError."""
+    if isinstance(overrides, str):
+        raise UserError(f"overrides must be a list, such as ['hparams.epochs=3'], got {shown(overrides)}")
+    return overrides
 
 
 def overridden(content: dict[str, Any], override: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ def check_image(image: np.ndarray) -> None:
     """Raise UserError if an array is not an image (H, W, 3) of uint8 with at least one pixel."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        got += ", which cv2.imread returns for a file that it cannot read" if image is None else ""
         raise UserError(f"an image must be an array (height, width, 3) of uint8, channels blue, green, red, got {got}")
     if not image.size:
         raise UserError(f"an image must have at least one pixel, got {image.shape}")
