@@ -127,7 +127,7 @@ tables: table1 ## All tables
 figures: ## All figures
 paper: table1 ## All tables and figures
 
-# PROFILE=demo, bccd or paper; SEEDS=3 for the seeds 0, 1 and 2 where several seeds count; SET="key=value ..." overrides keys
+# PROFILE=demo, bccd, study, plateau or paper; SEEDS=3 for the seeds 0, 1 and 2 where several seeds count; SET="key=value ..." overrides keys
 # of the data sets' configs. They reach the program as they are, quotes and all.
 export SET
 # A string as one word of the shell, with any characters.
