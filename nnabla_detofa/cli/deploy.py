@@ -76,7 +76,8 @@ def detect_arguments(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         metavar="FOLDER",
-        help="folder for the pictures and detections.json, with boxes in pixels of the images (default: RUN/detections)",
+        help="folder for the pictures and detections.json, with boxes in pixels of the images (default: RUN/detections, or "
+        "detections for an exported detector)",
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from ..backend.compat import Device, nn
+from ..common.checked import counted
 from ..common.errors import UserError
 from ..common.reading import shown_names
 from ..config import CocoData, Config, DetofaHparams, Filter, ImageFolderData, PretrainHparams, Solver, VocData
@@ -242,11 +243,12 @@ def phase_lines(facts: DataFacts, phases: tuple[TrainingPhase, ...]) -> Iterator
     for number, phase in enumerate(phases, 1):
         per_epoch, schedule = phase.steps_per_epoch(facts.train), phase.schedule(facts.train)
         epochs = len(phase.epochs)
-        yield f"  {number}. {phase.name}: {epochs} epochs, {phase.paths}"
+        yield f"  {number}. {phase.name}: {counted(epochs, 'epoch')}, {phase.paths}"
         yield f"     batch size {phase.batch_size}: {per_epoch} steps per epoch{assumed}, {epochs * per_epoch} in total"
         yield f"     {_solver(phase, per_epoch)}"
         if len(phase.epochs) < phase.schedule_epochs:
-            yield f"     epochs {phase.epochs.start} to {phase.epochs.stop} of a schedule of {phase.schedule_epochs} epochs"
+            all_epochs = counted(phase.schedule_epochs, "epoch")
+            yield f"     epochs {phase.epochs.start} to {phase.epochs.stop} of a schedule of {all_epochs}"
         if epochs:
             first, last = phase.epochs.start * per_epoch, phase.epochs.stop * per_epoch - 1
             rates = [schedule.get_learning_rate(step) for step in (first, last)]
@@ -267,11 +269,12 @@ def _solver(phase: TrainingPhase, per_epoch: int) -> str:
     solver: Solver = phase.solver
     kinds = {
         "step": f"x {solver.gamma:g} at epochs {', '.join(map(str, solver.milestones))}",
-        "cosine": f"cosine to 0 over {phase.schedule_epochs} epochs",
+        "cosine": f"cosine to 0 over {counted(phase.schedule_epochs, 'epoch')}",
         "constant": "constant",
     }
     warm = solver.warmup_steps + phase.warmup_epochs * per_epoch
-    warm_up = f"with a warm-up of {warm} steps ({warm / per_epoch:.3g} epochs)" if warm else "without warm-up"
+    in_epochs = "1 epoch" if warm == per_epoch else f"{warm / per_epoch:.3g} epochs"
+    warm_up = f"with a warm-up of {warm} steps ({in_epochs})" if warm else "without warm-up"
     return f"{solver.name}, rate {solver.lr:g} {warm_up}, {kinds[solver.schedule]}, weight decay {solver.weight_decay:g}"
 
 

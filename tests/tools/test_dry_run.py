@@ -56,7 +56,11 @@ def test_pre_training_without_data_tries_the_teacher(tmp_path, monkeypatch, caps
     text = printed(tmp_path, monkeypatch, capsys, content)
     assert "1281167 training images" in text and "one of 32, 48" in text and "input (1, 3, 48, 48)" in text
     assert "batch size 512: 2502 steps per epoch (assumed), 7506 in total" in text
-    assert "2. depth: 3 epochs" in text and "distillation from the frozen fullnet, weight 1" in text
+    assert (
+        "1. fullnet: 1 epoch, " in text
+        and "2. depth: 3 epochs" in text
+        and "distillation from the frozen fullnet, weight 1" in text
+    )
     assert "weights of the teacher" in text and "m = 2000 paths per bucket" in text
     assert "  depth with the teacher: a path of" in text and "  again with the teacher: a path of" in text
 
