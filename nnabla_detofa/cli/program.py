@@ -276,8 +276,10 @@ def check_runs_exist(args: argparse.Namespace) -> None:
     for run in named:
         if isinstance(run, str) and not Path(run, "config.json").is_file() and not (vars(args).get("file") and "=" in run):
             reason = "it is a file" if Path(run).is_file() else "config.json is missing"
-            config = f"; to use a config, write -f {run}" if "file" in vars(args) and run.endswith(SUFFIXES) else ""
-            raise UserError(f"{run} is not the folder of a run: {reason}{config}")
+            hint = f"; to use a config, write -f {run}" if "file" in vars(args) and run.endswith(SUFFIXES) else ""
+            if isinstance(vars(args).get("images"), list) and Path(run).is_file():  # the command is detect
+                hint = "; a detector in a file must be exported as .nnp"
+            raise UserError(f"{run} is not the folder of a run: {reason}{hint}")
 
 
 @contextmanager

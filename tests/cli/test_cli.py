@@ -296,6 +296,7 @@ def test_the_program_as_a_module_and_help_needs_no_nnabla():
         (["measure-latency", "a_folder/inner", "-o", "x.json"], "a .json or .yaml file, got the folder a_folder/inner\n"),
         (["evaluate-paths", "a.json", "--per-bucket", "1", "-o", "x"], "it is a file; to use a config, write -f a.json\n"),
         (["report", "a.json"], "a.json is not the folder of a run: it is a file\n"),
+        (["detect", "a.json", "b.jpg"], "a run: it is a file; a detector in a file must be exported as .nnp\n"),
         (["paper", "claims"], "no target claims; detofa paper results claims makes the claims; known are "),
         (["import-ofa", "none.pth", "-o", "x.h5"], "the checkpoint none.pth does not exist"),
         (["init", "--yolo", "a_run"], "a_run must contain a dataset in YOLO's layout (data.yaml, "),
