@@ -186,7 +186,7 @@ COMMANDS: Mapping[str, Command | Group] = {
         "time the layers of a config's supernet on this device",
         search.measure_latency_arguments,
         search.measure_latency,
-        ("configs/digits_detofa.json -o latency.json", "configs/voc_detofa.json -c cudnn -o latency.json"),
+        ("configs/digits_detofa.json --classes 10 -o latency.json", "configs/voc_detofa.json -c cudnn -o latency.json"),
         search.after_measure_latency,
     ),
     "evaluate-paths": Command(

@@ -235,6 +235,8 @@ def measure_latency(args: argparse.Namespace) -> None:
         f"rank correlation {'-' if correlation is None else f'{correlation:.3f}'}, "
         f"{min(found['measured_ms']):.3g} to {max(found['measured_ms']):.3g} ms"
     )
+    if args.classes is None:
+        print(f"the head was measured with {model.num_classes} classes; --classes sets the number, which must be the run's")
     print(f"written: {args.output}")
 
 

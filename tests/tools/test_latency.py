@@ -123,7 +123,11 @@ def test_the_command_measures_this_device(config, tmp_path, capsys):
     file = tmp_path / "latency.json"
     line = ["measure-latency", "-f", config, "-o", str(file), "-c", "cpu", "--image-size", "64", "96", "--repeats", "1"]
     assert main([*line, "--paths", "4", "--classes", "3"]) == 0
-    assert "4 random paths on cpu: mean relative error" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "4 random paths on cpu: mean relative error" in said and "--classes" not in said
+    assert main([*line, "--paths", "2"]) == 0
+    assert "the head was measured with 20 classes; --classes sets the number" in capsys.readouterr().out
+    assert main([*line, "--paths", "4", "--classes", "3"]) == 0
     table = read(file, MODELS[0])
     assert (table.stem > 0).all() and all((t > 0).all() for t in table.first) and (table.head > 0).all()
     assert len(json.loads(file.read_text())["validation"]["measured_ms"]) == 4
