@@ -99,8 +99,8 @@ def claims_table() -> list[str]:
 def _number(entry: dict, claim: Claim) -> str:
     """What an entry of claims.json measures, its mean and interval."""
     what = entry["claim"].removeprefix(f"{claim.text}: ").removesuffix(", mean over the budgets")
-    interval = entry["interval"] and f" [{entry['interval'][0]:.2f}, {entry['interval'][1]:.2f}]"
-    return f"{what} {entry['mean']:.2f}{interval or ''}"
+    interval = f"[{entry['interval'][0]:.2f}, {entry['interval'][1]:.2f}]" if entry["interval"] else "(one seed)"
+    return f"{what} {entry['mean']:.2f} {interval}"
 
 
 def filled(readme: str) -> str:
