@@ -132,8 +132,9 @@ def nearest(value: Any, known: Iterable[str]) -> str:
     """Return the end of an error message about an unknown name: the nearest known name, or "" if none is near."""
     if not isinstance(value, str) or len(value) >= 100:
         return ""
-    cutoff = 0.6 if len(value) > 3 else 0.7  # one letter of three is no typing error: gpu is not cpu
-    found = difflib.get_close_matches(value, list(known), 1, cutoff)
+    if len(value) <= 3:  # gpu is no misspelled cpu
+        known = [name for name in known if name[:1] == value[:1]]
+    found = difflib.get_close_matches(value, list(known), n=1)
     return f"; did you mean {found[0]}?" if found else ""
 
 
