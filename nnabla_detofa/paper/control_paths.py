@@ -132,15 +132,15 @@ def control_paths(run: Run, detofa: Mapping | None) -> list[ControlPath]:
 def measured(run: Run, paths: Sequence[ControlPath]) -> list[dict]:
     """Return control paths with their AP on the test images, evaluating those that are not stored yet.
 
-    Of a run whose results are read from an archive, paths are evaluated only if its weights exist, too.
+    Of a run whose results are read from an archive, paths are evaluated only if its weights exist, too, and the profile starts
+    runs.
 
     Returns:
         Dictionaries with the keys "kind", "place", "path" (in OFA's notation), "ap" and its standard error "se" (in points).
     """
-    folder = run.folder_with_weights if run.profile.starts_runs else None
-    if run.archive and not folder:
+    folder = None if run.archive and not run.profile.starts_runs else run.folder_with_weights
+    if folder is None:
         return _stored(run.folder / FILE)
-    assert folder is not None
     file, geometry = stored_file(run), run.config.network.geometry
     known = _stored(file)
     if known and file.stat().st_mtime < (folder / "summary.json").stat().st_mtime:

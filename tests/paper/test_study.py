@@ -311,6 +311,9 @@ def test_a_repeated_run_keeps_the_times_of_its_archive_and_gives_it_control_path
     assert again.archive and again.folder != run.folder
     (elsewhere,) = plan(replace(archived, starts_runs=False), ("voc",), [DETOFA], 1, ())
     assert control_paths.results_of([elsewhere])[0].measured == []
+    (by_hand,) = plan(replace(profile, starts_runs=False), ("voc",), [DETOFA], 1, ())  # as the paper's profile, no archives
+    assert len(control_paths.results_of([by_hand])[0].measured) == 1 + 2 * control_paths.RANDOM_PATHS
+    control_paths.stored_file(run).unlink()
     assert len(control_paths.results_of([again])[0].measured) == 1 + 2 * control_paths.RANDOM_PATHS
     assert file in results.collect(profile, 1)
     kept = archives.unpacked(file)
