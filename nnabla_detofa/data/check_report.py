@@ -114,9 +114,11 @@ def warn_with_defaults(report: DataReport, key: str, opened: Callable[[str], Any
     """Add warnings about the objects of each split that a config with default settings would drop."""
     if not report.fatal:
         report.warnings += alike(sorted({name for split in report.splits for name in split.objects}))
-        splits = {split.name.rpartition("/")[2]: split for split in report.splits}
-        if {"train", "test"} <= set(splits):
-            report.warnings += untrained(splits["train"].objects, splits["test"].objects)
+        parts: dict[str, Counter[str]] = {}  # VOC has a train of several years
+        for split in report.splits:
+            parts.setdefault(split.name.rpartition("/")[2], Counter()).update(split.objects)
+        if {"train", "test"} <= set(parts):
+            report.warnings += untrained(parts["train"], parts["test"])
     for split in () if report.fatal else report.splits:
         with heard(quiet=True):  # the report already has these warnings
             dataset = report.attempt(opened, split.name)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from nnabla_detofa import config as configs
 from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.check import check_coco, check_config, check_voc
+from nnabla_detofa.data.check_report import DataReport, Split, warn_with_defaults
 from nnabla_detofa.data.coco import COCODataset, write_coco
 from nnabla_detofa.data.sets import eval_batches, open_sets
 
@@ -150,6 +152,23 @@ def test_a_class_that_is_only_tested(voc):
         file.write_text(file.read_text().replace("<name>7</name>", "<name>1</name>"))
     for report in (check_config(config_of(voc)), check_voc(voc)):
         assert any(text.startswith("class 7 has no object to learn from in train, and ") for text in report.warnings)
+
+
+def test_the_training_splits_of_all_years_count():
+    report = DataReport("two years")
+    for name, objects in (
+        ("VOC2012/trainval", {"cat": 1}),
+        ("VOC2007/train", {"dog": 1}),
+        ("VOC2007/test", {"cat": 1, "dog": 2}),
+    ):
+        report.splits.append(Split(name, objects=Counter(objects)))
+    report.splits.append(Split("VOC2012/test", objects=Counter({"cow": 3})))
+    warn_with_defaults(report, "dataloader.voc", lambda name: report.attempt(_unreadable))
+    assert report.warnings == ["class c has no object to learn from in train, and 3 in test"]
+
+
+def _unreadable():
+    raise UserError("not read in this test")
 
 
 def test_damage_in_the_middle_needs_a_whole_look(voc):
