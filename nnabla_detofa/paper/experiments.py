@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..config import DetofaHparams
-from .profiles import RATIOS
+from .profiles import RATIOS, Profile
 
 FULLNET, LONGER = "{fullnet}", "{longer}"
 """Placeholders in `Experiment.overrides`."""
@@ -51,6 +51,11 @@ OFA_PS = Experiment("ofa-ps", "OFA (w/ PS)", ("args.runner=ofa_ps",))
 COMPOFA = Experiment("compofa", "CompOFA*", ("args.runner=compofa",))
 METHODS = (OFA_PS, OFA, COMPOFA, DETOFA)
 """Methods of Table 2 and Figure 5."""
+
+
+def methods_of(profile: Profile) -> tuple[Experiment, ...]:
+    """Return the methods that a profile compares, in the order of `METHODS`."""
+    return tuple(method for method in METHODS if method.name in profile.methods)
 
 
 def _pretrained(name: str, title: str, weights: str) -> tuple[Experiment, Experiment]:

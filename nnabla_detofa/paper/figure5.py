@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from .budget_figures import budget_figure, search_note
-from .experiments import METHODS
+from .experiments import methods_of
 
 TARGET = budget_figure(
     "figure5",
     "Figure 5: best path of each method under each budget",
     ("voc", "coco"),
-    lambda profile: [("", METHODS)],
+    lambda profile: [("", methods_of(profile))],
     "on average, DetOFA is 0.85 points above OFA on Pascal VOC and 0.45 on COCO; CompOFA* performs well only under large "
     "budgets; the best paths are 0.5 and 1.0 points below the fullnet.",
     search_note,

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 from .. import config as configs
 from ..common.checked import check_keys, kind_of, listed, read
@@ -24,6 +24,8 @@ ShippedFile = Annotated[str, lambda value: str(shipped(value)) if isinstance(val
 
 RATIOS = {"path_ratios": 0.25, "operation_ratios": 0.3}
 """Keys with the ratios of Figure 10 -> the ratio of Algorithm 1 itself, which must be among them."""
+Method = Literal["ofa-ps", "ofa", "compofa", "detofa"]
+"""Name of the experiment of a method in Table 2 and Figure 5."""
 PARTS = ("whole run", "branch", "filter study")
 """Parts of the work whose duration a profile may state in `minutes`."""
 
@@ -134,6 +136,7 @@ class Profile:
         starts_runs: whether missing runs are started; otherwise their commands are printed.
         filter_study: sizes of the filter study.
         minutes: duration of parts of the work on two cores, announced before they start.
+        methods: the methods that Table 2 and Figure 5 compare, among them "detofa".
         path_ratios, operation_ratios: shares of each FLOPs bucket that Figure 10 prunes.
         archives: folder of archives from which results are made: all results if the profile does not start runs, else those
             of runs that have an archive with an equal config; None: no archives are read.
@@ -146,6 +149,7 @@ class Profile:
     starts_runs: bool
     filter_study: FilterStudySizes
     minutes: Mapping[str, float]
+    methods: tuple[Method, ...] = get_args(Method)
     path_ratios: tuple[Share, ...] = (0.0, 0.2, 0.25, 0.3, 0.4)
     operation_ratios: tuple[Share, ...] = (0.0, 0.2, 0.3, 0.4)
     archives: FilePath | None = None
@@ -212,7 +216,7 @@ def load(name: str) -> Profile:
 
 
 def _profile(name: str, source: str, content: Mapping[str, Any]) -> Profile:
-    check_keys("", content, ("about", "data_sets", "starts_runs", "filter_study", "minutes", *RATIOS))
+    check_keys("", content, ("about", "data_sets", "starts_runs", "filter_study", "minutes", "methods", *RATIOS))
     data_sets, minutes = content.get("data_sets"), content.get("minutes", {})
     if not isinstance(data_sets, dict) or not data_sets:
         raise UserError("data_sets must map the key of each data set to its title, config, pretraining and needs")
@@ -224,6 +228,9 @@ def _profile(name: str, source: str, content: Mapping[str, Any]) -> Profile:
     if not isinstance(minutes, dict):
         raise UserError(f"minutes must map parts of the work to numbers, got {kind_of(minutes)}")
     check_keys("minutes", minutes, PARTS)
+    methods = read(tuple[Method, ...], content.get("methods", list(Profile.methods)), "methods")
+    if "detofa" not in methods or len(set(methods)) != len(methods):
+        raise UserError(f"methods must include detofa, and each method once, got {shown(list(methods))}")
     ratios = {name: _ratios(content.get(name, getattr(Profile, name)), name) for name in RATIOS}
     return Profile(
         name,
@@ -233,6 +240,7 @@ def _profile(name: str, source: str, content: Mapping[str, Any]) -> Profile:
         read(bool, content.get("starts_runs", True), "starts_runs"),
         read(FilterStudySizes, content.get("filter_study", {}), "filter_study"),
         {key: read(configs.Positive, value, f"minutes.{key}") for key, value in minutes.items()},
+        methods=methods,
         path_ratios=ratios["path_ratios"],
         operation_ratios=ratios["operation_ratios"],
     )

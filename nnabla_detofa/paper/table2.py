@@ -13,7 +13,7 @@ from ..common.seeds import rng_for
 from ..runs.cost_ledger import KINDS
 from ..runs.phases import phase_names, training_phases
 from ..tools.report import markdown_row
-from .experiments import METHODS, Experiment
+from .experiments import Experiment, methods_of
 from .method_costs import COLUMNS, Cost, StepCost, StepTime, cost_of_runs, estimate, steps_for_ratio
 from .profiles import DataSet
 from .run import Run
@@ -73,7 +73,7 @@ def write(request: Request, target: Target, runs: Sequence[Run]) -> list[FilePat
     """Write Table 2 from the ledgers of finished runs; methods without one are estimated from a training step."""
     found, lines = Collected(), []
     for key, data_set in request.profile.chosen(target.keys).items():
-        for experiment in METHODS:
+        for experiment in methods_of(request.profile):
             found.add(request, experiment, key, data_set, runs)
         costs = [cost for cost in found.costs if cost.key == key]
         paper_sets = [key] if data_set.title == PAPER_DATA_SETS.get(key) else [*PAPER_DATA_SETS]
@@ -205,7 +205,7 @@ TARGET = Target(
     "table2",
     "Table 2: cost of each method",
     ("voc", "coco"),
-    METHODS,
+    methods_of,
     write,
     paper="DetOFA costs 30% less than OFA (w/ PS) on Pascal VOC, and 63% less on COCO.",
     runs="optional",

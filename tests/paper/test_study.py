@@ -22,6 +22,7 @@ from nnabla_detofa.paper import (
     claims_page,
     control_paths,
     experiments,
+    figure5,
     intervals,
     method_costs,
     pilot,
@@ -145,6 +146,22 @@ def test_ratios_of_a_profile_hold_the_methods_own(tmp_path):
         (tmp_path / "p.json").write_text(json.dumps(content | {name: value}))
         with pytest.raises(UserError, match=f"{name} must be in ascending order and include"):
             profiles.load(str(tmp_path / "p.json"))
+
+
+@pytest.mark.parametrize("value", [["ofa", "compofa"], ["detofa", "detofa"], ["detofa", "ofa-long"], "detofa", []])
+def test_methods_of_a_profile_are_known_and_hold_our_own(tmp_path, value):
+    content = json.loads((REPOSITORY / "configs/profiles/study.json").read_text())
+    (tmp_path / "p.json").write_text(json.dumps(content | {"methods": value}))
+    with pytest.raises(UserError, match="methods"):
+        profiles.load(str(tmp_path / "p.json"))
+
+
+@pytest.mark.parametrize("target", [figure5.TARGET, table2.TARGET], ids=lambda target: target.name)
+def test_a_profile_may_compare_fewer_methods(tmp_path, target):
+    content = json.loads((REPOSITORY / "configs/profiles/study.json").read_text())
+    (tmp_path / "p.json").write_text(json.dumps(content | {"methods": ["detofa", "ofa"]}))
+    names = [experiment.name for experiment in target.of(profiles.load(str(tmp_path / "p.json")))]
+    assert names == ["ofa", "detofa"] and set(names) < {experiment.name for experiment in target.of(profiles.load("study"))}
 
 
 def test_steps_per_epoch_do_not_depend_on_the_images():
