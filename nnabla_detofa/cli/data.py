@@ -105,6 +105,8 @@ def check(args: argparse.Namespace) -> None:
             from .. import config as configs
 
             report = check.check_config(configs.load(args.file, args.overrides), args.whole, bar.update)
+    if len(report.splits) == 1 and not (args.splits or args.file):
+        report.warnings.append(f"{report.splits[0].name} is the only split: a config needs one to train on and one to test on")
     print(report)
     if report.fatal:
         raise UserError(f"{report.source}, is not ready for training")

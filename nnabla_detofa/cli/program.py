@@ -230,6 +230,10 @@ class _Parser(argparse.ArgumentParser):
 
     command = ""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # argparse would take the value -3M for an option
+
     def print_help(self, file: Any = None) -> None:
         try:
             super().print_help(file)

@@ -154,6 +154,16 @@ def test_a_class_that_is_only_tested(voc):
         assert any(text.startswith("class 7 has no object to learn from in train, and ") for text in report.warnings)
 
 
+def test_a_tree_with_one_split_lacks_another_unless_it_was_asked_for(voc, capsys):
+    for file in (voc / "ImageSets/Main").iterdir():
+        if file.name != "train.txt":
+            file.unlink()
+    assert main(["data", "check", "--voc", str(voc)]) == 0
+    assert "warning: train is the only split: a config needs one to train on and one to test on" in capsys.readouterr().out
+    assert main(["data", "check", "--voc", str(voc), "--splits", "train"]) == 0
+    assert "ready for training, no warnings" in capsys.readouterr().out
+
+
 def test_the_training_splits_of_all_years_count():
     report = DataReport("two years")
     objects = {"VOC2012/train": "a", "VOC2007/train": "b", "VOC2007/test": "abb", "VOC2012/test": "ccc"}

@@ -290,6 +290,10 @@ def test_a_config_opens_the_data_and_the_check_accepts_it(layout, capsys):
     assert main(["data", "check", "--yolo", str(layout.root)]) == 2
     out, err = capsys.readouterr()
     assert "train_0.txt line 1" in out and "is not ready for training" in err
+    layout.label("0 0.5 0.5 0.25 0.5\n")
+    layout.describe(f"train: images/train\n{NAMES}")
+    assert main(["data", "check", "--yolo", str(layout.root)]) == 0
+    assert "train is the only split" in capsys.readouterr().out
 
 
 def test_the_check_finds_damage_and_what_is_not_used(layout):

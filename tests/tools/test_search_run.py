@@ -292,6 +292,12 @@ def test_a_folder_that_is_not_a_finished_run(tmp_path, capsys):
     assert capsys.readouterr().err.endswith("is not the folder of a run: config.json is missing\n")
 
 
+@pytest.mark.parametrize("value", ["-3M", "-.5G", "-3"])
+def test_a_negative_budget_is_named(folder, value, capsys):
+    assert main(["search", str(folder), "-c", "cpu", "--flops", value]) == 2
+    assert value in capsys.readouterr().err
+
+
 def test_parameters_and_memory_are_the_detectors_whatever_the_flops_are_of(tmp_path, model):
     run = load_run(write_run(tmp_path / "run", model, cost_scope="backbone"))
     found = find(run, {"flops": 0.5e6}, by_score=True, generations=0)
