@@ -64,36 +64,43 @@ def method_table(groups: dict[str, list[RunResults]]) -> list[str]:
     header += ["random paths, final weights"]
     lines = [markdown_row(header), markdown_row(["---"] + ["---:"] * 5)]
     for runs in groups.values():
-        cells: list[Values | None] = [
-            Values(tuple(run.found.mean() for run in runs)),
-            Values(tuple(run.fullnet for run in runs)),
-        ]
-        cells += [_values(runs, LARGEST), _values(runs, RANDOM)]
         steps = "-" if runs[0].steps is None else str(runs[0].steps)
-        lines.append(markdown_row([runs[0].title, steps, *(cell.text(1, False) if cell else "-" for cell in cells)]))
+        found, fullnet = Values(tuple(run.found.mean() for run in runs)), Values(tuple(run.fullnet for run in runs))
+        cells = [found.text(1, False), fullnet.text(1, False), _cell(runs, LARGEST), _cell(runs, RANDOM)]
+        lines.append(markdown_row([runs[0].title, steps, *cells]))
     return lines
 
 
-def _values(runs: Sequence[RunResults], kind: str) -> Values | None:
-    found = [run.of(kind) for run in runs]
-    return Values(tuple(values.mean() for values in found)) if all(map(len, found)) else None
+def _cell(runs: Sequence[RunResults], kind: str) -> str:
+    """Return the mean AP of a kind of control paths, for the seeds for which they were evaluated."""
+    done = [run for run in runs if len(run.of(kind))]
+    return Values(tuple(run.of(kind).mean() for run in done)).text(1, False) + _seeds(done, runs) if done else "-"
+
+
+def _seeds(some: Sequence[RunResults], runs: Sequence[RunResults]) -> str:
+    """Return the seeds of some runs in parentheses; empty if they are all runs."""
+    return "" if len(some) == len(runs) else f" (seed{'s' * (len(some) > 1)} {', '.join(str(run.seed) for run in some)})"
 
 
 def random_table(groups: dict[str, list[RunResults]]) -> list[str]:
-    """Return Markdown lines: mean AP of the random paths of each FLOPs bucket, and of the subnets found for its budget."""
+    """Return Markdown lines: mean AP of the random paths of each FLOPs bucket, and of the subnets found for its budget.
+
+    A row has only the seeds for which random paths were evaluated; methods without any are left out.
+    """
     places = range(1, 1 + max(len(run.found) for runs in groups.values() for run in runs))
     lines = [
         markdown_row(["AP: mean of random paths; found", *(f"bucket {place}" for place in places)]),
         markdown_row(["---"] + ["---:"] * len(places)),
     ]
     for runs in groups.values():
-        cells = []
-        for place in places:
-            sampled = np.concatenate([run.of(RANDOM, place) for run in runs])
-            found = np.mean([run.found[place - 1] for run in runs])
-            cells.append(f"{f'{sampled.mean():.1f}' if len(sampled) else '-'}; {found:.1f}")
-        lines.append(markdown_row([runs[0].title, *cells]))
-    return lines
+        if done := [run for run in runs if len(run.of(RANDOM))]:
+            cells = []
+            for place in places:
+                sampled = np.concatenate([run.of(RANDOM, place) for run in done])
+                found = np.mean([run.found[place - 1] for run in done])
+                cells.append(f"{f'{sampled.mean():.1f}' if len(sampled) else '-'}; {found:.1f}")
+            lines.append(markdown_row([runs[0].title + _seeds(done, runs), *cells]))
+    return lines if len(lines) > 2 else ["No random paths were evaluated."]
 
 
 def paired(one: Sequence[RunResults], other: Sequence[RunResults]) -> Values:
@@ -140,7 +147,8 @@ def training_and_choice(detofa: Sequence[RunResults], ofa: Sequence[RunResults])
             Values(tuple(choice)),
         ),
     ):
-        lines.append(f"- {what}: {gain.text() if gain and gain.values else 'not measured'}")
+        one = " (one seed)" if gain and len(gain.values) == 1 else ""
+        lines.append(f"- {what}: {gain.text() + one if gain and gain.values else 'not measured'}")
     return lines
 
 

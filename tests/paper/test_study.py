@@ -21,6 +21,7 @@ from nnabla_detofa.paper import (
     claims,
     claims_page,
     control_paths,
+    controls,
     experiments,
     figure5,
     intervals,
@@ -169,6 +170,22 @@ def test_steps_per_epoch_do_not_depend_on_the_images():
     fullnet, *_ = training_phases(configs.load(base, ["hparams.steps_per_epoch=7"]))
     assert [fullnet.steps_per_epoch(images) for images in (8, 400)] == [7, 7] and fullnet.schedule(400).steps == 5 * 7
     assert training_phases(configs.load(base))[0].steps_per_epoch(400) == 50
+
+
+def test_a_row_of_controls_has_only_the_seeds_whose_paths_were_evaluated_and_names_them():
+    def of(seed, found, aps):
+        paths = [{"kind": control_paths.RANDOM, "place": 1, "ap": ap} for ap in aps]
+        return control_paths.RunResults("DetOFA", "detofa", seed, 9, np.array([found]), 50.0, paths)
+
+    both, one, none = (
+        [of(0, 80.0, [70.0, 72.0]), of(1, 90.0, [75.0])],
+        [of(0, 80.0, []), of(1, 90.0, [75.0])],
+        [of(0, 80.0, [])],
+    )
+    assert controls.random_table({"detofa": both})[2:] == ["| DetOFA | 72.3; 85.0 |"]
+    assert controls.random_table({"detofa": one})[2:] == ["| DetOFA (seed 1) | 75.0; 90.0 |"]
+    assert controls.random_table({"detofa": none}) == ["No random paths were evaluated."]
+    assert controls.method_table({"detofa": one})[2].endswith("| - | 75.0 (seed 1) |")
 
 
 # --- Archives ---------------------------------------------------------------------------------------------------------
