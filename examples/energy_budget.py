@@ -1,8 +1,8 @@
 """Other constraints for the search: energy as a function of paths, and a bound on two costs taken together.
 
-A constraint is a name, a function of a `PathBatch` (three arrays of small integers, thousands of paths at once) and a bound. It
-is kept exactly, whatever the function is. Where the cost adds up over layers, as energy does here, an `AdditiveCost` lets the
-search draw its first paths straight from inside the bound; a plain function is tried on drawn paths.
+A constraint is a name, a function of a `PathBatch` (three arrays of small integers, thousands of paths at once) and a bound. No
+path of the result is above the bound, whatever the function is. Where the cost adds up over layers, as energy does here, an
+`AdditiveCost` lets the search sample its first paths within the bound; for a plain function, sampled paths are tested.
 
     python examples/energy_budget.py [--millijoules E] [--generations N]
 """

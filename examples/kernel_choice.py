@@ -1,7 +1,7 @@
 """A new choice in the search space: every layer chooses, beside its E, whether its middle convolution is 3x3 or 5x5.
 
-What a layer chooses becomes a pair (E, K). To be written are what the pair means for channels (geometry), for FLOPs (costs) and
-for weights (supernet). Sampling, exact counts, path filter, pruning, evolution and all commands take it as it is.
+What a layer chooses becomes a pair (E, K). This file defines what the pair means for channels (geometry), for FLOPs (costs) and
+for weights (supernet). Sampling, exact counts, path filter, pruning, evolution and all commands need no change.
 
     PYTHONPATH=examples nnabla_nas -f examples/kernel_choice.json
 """

@@ -42,7 +42,13 @@ def _block(text: str) -> list[str]:
 
 def python_page() -> str:
     """The docstrings of the public functions."""
-    lines = ["# Python", "", "Written by `make reference` from docstrings. [The guide](../guide/python.md) has examples.", ""]
+    lines = [
+        "# Python",
+        "",
+        "Written by `make reference` from docstrings. [The guide](../guide/python.md) has more examples; in those here, "
+        "`configs/demo.json` is a small config, and `runs/demo` its finished run.",
+        "",
+    ]
     lines += [inspect.getdoc(nnabla_detofa) or "", ""]
     for name in nnabla_detofa.__all__:
         function = getattr(nnabla_detofa, name)

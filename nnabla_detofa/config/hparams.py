@@ -16,20 +16,25 @@ class Filter:
 
     Attributes:
         weights: file (.h5) of a pre-trained path filter.
-        dim, heads, layers, feed_forward: size of the transformer.
+        dim: dimensions of a token's embedding.
+        heads: attention heads of a layer.
+        layers: encoder layers of the transformer.
+        feed_forward: dimensions of a layer's hidden feed-forward units.
         stem_tokens: the input contains three tokens of the stem in addition to those of the 18 layers.
         block_encoding: encode the index of the block in addition to the index of the layer.
         encoding: exponent of the positional encoding: 2i / max_l with "paper", 2i / dim with "transformer".
         pooling: how the tokens are reduced to one vector: "mean" or "concat" (paper is silent).
         linear_skip: add a linear function of the one-hot tokens to the logit, initialized by ridge regression (ours).
-        ensemble: number of members, which differ in their initial weights, their split and their mini-batches. The score is
-            the mean of their logits, standardized inside each FLOPs bucket (ours; the paper has one).
+        ensemble: number of members, which differ in their split and mini-batches and, without pre-training, in their initial
+            weights. The score is the mean of their logits, standardized inside each FLOPs bucket (ours; the paper has one).
         margin: the ranking loss compares "score"s, which are sigmoids (paper), or "logit"s (ours).
         pairs: pairs in the ranking loss: "bounded": both paths are in the same FLOPs bucket (paper); "all": the paper's loss
             that is not FLOPs-bounded; "both": each of these with half the weight (ours).
         regression: weight of the squared error between the logit and the standardized loss, in addition to the ranking loss
             (ours; paper: 0).
-        lr, epochs, batch_size: learning rate, epochs and batch size of Adam (paper is silent).
+        lr: learning rate of Adam (paper is silent).
+        epochs: maximum number of epochs (paper is silent).
+        batch_size: number of paths in a mini-batch (paper is silent).
         patience: number of epochs without a better validation loss after which training stops.
         weight_decay: share of each weight that every update subtracts (paper is silent).
         dropout: dropout rate of the pooled vector (paper is silent).
@@ -68,7 +73,8 @@ class OperationPruning:
     Attributes:
         strategy: "flops", "flops_score_bucket" or "flops_score_all", as in the paper; or "none".
         r_op: share of the operations of each FLOPs bucket that "flops" and "flops_score_bucket" prune.
-        r_op1, r_op2: shares that "flops_score_all" prunes: of all operations, then of those of each FLOPs bucket.
+        r_op1: share of all operations that "flops_score_all" prunes first.
+        r_op2: share of the remaining operations of each FLOPs bucket that "flops_score_all" prunes then.
     """
 
     strategy: Literal["flops", "flops_score_bucket", "flops_score_all", "none"] = "flops_score_all"

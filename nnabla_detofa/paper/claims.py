@@ -314,7 +314,7 @@ CLAIMS = (
         "4.3, Figures 7 and A1",
         pretraining,
     ),
-    Claim("C5", "the path filter finds the weakest paths", "4.4, Table 3", held_out_precision),
+    Claim("C5", "the path filter finds the weakest paths as precisely as in the paper", "4.4, Table 3", held_out_precision),
     Claim(
         "C6",
         "block encoding, FLOPs-bounded loss and pre-training each improve the path filter",

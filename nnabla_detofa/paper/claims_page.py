@@ -21,7 +21,8 @@ RULE = (
     "Rule: a number is *reproduced* if its 95% t interval over seeds lies on the side of no effect that the paper claims, "
     "however small the effect is. Otherwise it is *not reproduced* if the interval lies on the other side, or within the "
     f"margin around no effect ({AP_MARGIN:g} points of AP, {PRECISION_MARGIN:g} of precision), and else *not decidable* at "
-    'this scale. For "at least as good", the interval must lie above minus the margin; for "alike", within the margin. Seeds '
+    'this scale. For "at least as good", the interval must lie above minus the margin; for "alike", within the margin. C5 is '
+    'tested as "at least as good" as 0.79, the paper\'s precision. Seeds '
     "are paired: all methods of a seed have the same data, initial weights and random numbers."
 )
 

@@ -97,7 +97,7 @@ def peak_bytes(loss: nn.Variable, parameters: Iterable[nn.Variable]) -> int:
 class StepMemory(NamedTuple):
     """Memory of a training step on one device in bytes, estimated from the graph.
 
-    On a null GPU, which only counts allocations, the estimates are 4 to 7% below the peaks (`make test-null-gpu`).
+    On a null GPU, which only counts allocations, the estimates are 5 to 8% below the peaks (`make test-null-gpu`).
 
     Attributes:
         image: peak of the largest path's values and gradients for one image.

@@ -175,9 +175,9 @@ def test_costs_of_table_2():
         return PAPER[method][key][0]
 
     saved = [100 * (1 - total("detofa", key) / total("ofa-ps", key)) for key in ("voc", "coco")]
-    assert "Table 2 gives {:.1f}% and {:.1f}%".format(*saved) in PAGE
+    assert "DetOFA costs {:.1f}% and {:.1f}% less than OFA with PS".format(*saved) in PAGE
     more = [100 * (total("detofa", key) / total("ofa", key) - 1) for key in ("voc", "coco")]
-    assert "ours costs {:.0f}% and {:.0f}% more".format(*more) in PAGE
+    assert "but {:.0f}% and {:.0f}% more than OFA without PS".format(*more) in PAGE
     for key in ("voc", "coco"):
         assert f"{total('ofa-ps', key) / total('ofa', key):.2f}" == "3.00"
     training = {key: PAPER["detofa"][key][0] - PAPER["detofa"][key][1] for key in ("voc", "coco")}
