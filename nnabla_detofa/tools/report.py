@@ -201,12 +201,13 @@ def draw_detections(run: FilePath, summary: dict) -> Figure:
     detections = read_result(run, f"{detector}_detections")
     with reading(run / f"{detector}_detections.json"):
         found = {entry["image"]: entry for entry in detections}
-    figure, panels = figures.subplots(2, 3, figsize=(10, 7))
+    chosen = np.linspace(0, len(sets.test) - 1, min(SHOWN_IMAGES, len(sets.test))).round().astype(int)
+    samples = [sets.test.load(int(index)) for index in chosen]
+    aspect = float(np.median([sample.image.shape[0] / sample.image.shape[1] for sample in samples]))
+    figure, panels = figures.subplots(2, 3, figsize=(10, 0.6 + 6.6 * min(max(aspect, 0.3), 2.0)))
     for panel in panels.flat:
         panel.axis("off")
-    chosen = np.linspace(0, len(sets.test) - 1, min(SHOWN_IMAGES, len(sets.test))).round().astype(int)
-    for panel, index in zip(panels.flat, chosen):
-        sample = sets.test.load(int(index))
+    for panel, sample in zip(panels.flat, samples):
         if (entry := found.get(sample.image_id)) is None:
             raise UserError(f"{run}/{detector}_detections.json is damaged: it lacks the test image {sample.image_id}")
         _draw_image(panel, sample, entry, sets.classes)
