@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..common.errors import UserError
 from ..common.progress import ProgressBar
 from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..runs.run_folder import final_weights, searched_space
@@ -15,10 +16,17 @@ of one bucket or of all five."""
 
 
 def random_paths(run: Run) -> EvaluatedPaths:
-    """Evaluate random paths of a run's final supernet, sampled from the space that it trained; stored paths are reused."""
+    """Evaluate random paths of a run's final supernet, sampled from the space that it trained; stored paths are reused.
+
+    Raises:
+        UserError: the run is an archive, and the archives do not have its random paths.
+    """
     weights, space = final_weights(run.folder, run.config), searched_space(run.folder, run.config)
     name = f"random_{run.experiment.name}"
-    if not run.archive and not (study_folder(run) / f"{name}.jsonl").exists():
+    stored = (study_folder(run) / f"{name}.jsonl").exists()
+    if run.archive and not stored:
+        raise UserError(f"the archives of {run.profile.name} do not have the random paths of {run.name}")
+    if not stored:
         ProgressBar.write(f"{run.name}: evaluating up to {RANDOM_PATHS * run.hparams.buckets} random paths, {_duration(run)}")
     return evaluated(run, run.config, weights, name, RANDOM_PATHS, [], space, ap=True)
 
