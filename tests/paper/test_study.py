@@ -35,6 +35,7 @@ from nnabla_detofa.paper import run as paper_run
 from nnabla_detofa.paper.execution import complete
 from nnabla_detofa.paper.experiments import COMPOFA, CONTROLS, DETOFA, OFA, OFA_PS
 from nnabla_detofa.paper.intervals import Values, verdict
+from nnabla_detofa.paper.random_paths import random_paths
 from nnabla_detofa.paper.run import Run, plan
 from nnabla_detofa.runs.phases import training_phases
 
@@ -345,6 +346,8 @@ def test_a_repeated_run_keeps_the_times_of_its_archive_and_gives_it_control_path
     assert again.archive and again.folder != run.folder
     (elsewhere,) = plan(replace(archived, starts_runs=False), ("voc",), [DETOFA], 1, ())
     assert control_paths.results_of([elsewhere])[0].measured == []
+    with pytest.raises(UserError, match=f"the archives of tinystudy do not have the random paths of {run.name}"):
+        random_paths(elsewhere)
     (by_hand,) = plan(replace(profile, starts_runs=False), ("voc",), [DETOFA], 1, ())  # as the paper's profile, no archives
     assert len(control_paths.results_of([by_hand])[0].measured) == 1 + 2 * control_paths.RANDOM_PATHS
     control_paths.stored_file(run).unlink()
