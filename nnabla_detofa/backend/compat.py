@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from ..common.errors import UserError
+from ..common.files import real
 from . import cuda_libraries
 from .launch import launched, launched_here
 from .ranks import Communicator, MpiCommunicator, NnablaCommunicator
@@ -283,7 +284,7 @@ def hydra_state(output_dir: str | Path) -> Iterator[Path]:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf, open_dict
 
-    folder = Path(output_dir).resolve()
+    folder = real(Path(output_dir))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

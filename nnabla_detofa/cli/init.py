@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from ..common.errors import UserError
+from ..common.files import real
 from .shared import check_output_file
 
 LAYOUTS = {
@@ -39,7 +40,7 @@ def init(args: argparse.Namespace) -> None:
     """Look at a dataset and write a config for it."""
     kind = next(name for name in LAYOUTS if getattr(args, name))
     root = Path(getattr(args, kind))
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", root.resolve().name).lstrip("-")  # a leading dash would look like an option
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", real(root).name).lstrip("-")  # a leading dash would look like an option
     file = Path(args.output or f"{name or kind}.yaml")
     if file.suffix not in (".yaml", ".yml"):
         raise UserError(f"--output must end in .yaml, got {file}")

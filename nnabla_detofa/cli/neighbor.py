@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..backend import cuda_libraries
 from ..common.errors import UserError
+from ..common.files import real
 from ..common.reading import short
 
 PARTS = ("main.py", "conf/config.yaml", "nnabla_nas/utils/cli/cli.py")
@@ -68,7 +69,7 @@ def _checkout() -> Path | None:
     """Find a source checkout of NNablaNAS: the working folder, or the one from which nnabla-nas is installed."""
     found = importlib.util.find_spec("nnabla_nas")
     places = [Path(), *(Path(place).parent for place in (found and found.submodule_search_locations) or ())]
-    return next((place.resolve() for place in places if all((place / part).is_file() for part in PARTS)), None)
+    return next((real(place) for place in places if all((place / part).is_file() for part in PARTS)), None)
 
 
 def _cuda_missing() -> str:

@@ -16,7 +16,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from shlex import quote
 from typing import Any, NoReturn
@@ -62,8 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         return _print_overview(_overview(program), bool(argv))
     if argv[0] == "--version":
-        print(__version__)
-        return 0
+        return _print_overview(__version__, True)
     if program == "nnabla_nas" and neighbor.is_meant(argv, _parser(program, (DEFAULT,))._option_string_actions):
         try:
             return neighbor.hand_over(argv)
@@ -203,7 +202,8 @@ def _failed(message: str, status: int) -> int:
     """Print the message and return the status; with several ranks, end all ranks."""
     if launch.launched()[1] > 1:
         launch.end(message, status)
-    print(message, file=sys.stderr)
+    with suppress(OSError):  # such as a full disk: the status still tells
+        print(message, file=sys.stderr, flush=True)
     return status
 
 
@@ -320,11 +320,14 @@ def _wrapped(line: str) -> str:
 
 
 def _print_overview(text: str, requested: bool) -> int:
-    """Print the help of the program or of a group, and return the exit status: 2 if it was not requested."""
+    """Print the version, or the help of the program or of a group, and return the exit status: 2 if it was not requested."""
     try:
         print(text, file=sys.stdout if requested else sys.stderr, flush=True)
     except BrokenPipeError:
         _leave_closed_pipe()
+    except OSError as error:  # such as a full disk
+        _leave_closed_pipe()
+        return _failed(f"error: the output cannot be written: {error.strerror}", 2)
     return 0 if requested else 2
 
 

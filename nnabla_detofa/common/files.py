@@ -31,7 +31,7 @@ def write_bytes(file: str | os.PathLike, content: bytes) -> None:
             content is unchanged.
     """
     file = FilePath(file)
-    fresh = file.with_name(file.name + ".new")
+    fresh = file.with_name(_fresh_name(file.name))
     with naming(file):
         if file.exists() and not file.is_file():  # a pipe or a device cannot be replaced
             file.write_bytes(content)
@@ -48,6 +48,16 @@ def write_bytes(file: str | os.PathLike, content: bytes) -> None:
             with suppress(OSError):
                 fresh.unlink()  # free the space on a full disk
             raise
+
+
+def real(path: FilePath) -> FilePath:
+    """Return an absolute path without links; unlike `Path.resolve`, links that form a loop are no error."""
+    return FilePath(os.path.realpath(path))
+
+
+def _fresh_name(name: str) -> str:
+    """Return the name of the temporary file of a file; names have at most 255 bytes."""
+    return f"{name}.new" if len(os.fsencode(name)) <= 251 else f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.new"
 
 
 def check_writable(file: str | os.PathLike) -> None:

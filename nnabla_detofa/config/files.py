@@ -10,6 +10,7 @@ import yaml
 
 from ..common.checked import kind_of
 from ..common.errors import UserError
+from ..common.files import real
 from ..common.reading import check_depth, parse_json, read_text, short, shown, too_deep
 from ..common.shipped import shipped_configs
 from . import older
@@ -74,7 +75,7 @@ def read_config(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """
     content = _parse(path)
     content.pop("$schema", None)  # for editors
-    if path.resolve() in above:
+    if real(path) in above:
         raise UserError(f"the config {path} is based on itself, through {above[-1]}")
     if len(above) > MAX_BASES:
         raise UserError(f"the config {above[0]} must have at most {MAX_BASES} nested bases")
@@ -85,7 +86,7 @@ def read_config(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(
             f"base must be the path of a config, relative to {path.name}, or the name of a shipped one, got {shown(base)}"
         )
-    below = read_config(shipped_configs().get(base, path.parent / base), (*above, path.resolve()))
+    below = read_config(shipped_configs().get(base, path.parent / base), (*above, real(path)))
     below.pop("about", None)  # it describes the base
     for section in ("network", "dataloader"):
         entries, based = content.get(section), below.get(section)

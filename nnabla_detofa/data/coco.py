@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from ..common.errors import UserError
-from ..common.files import naming
+from ..common.files import naming, real
 from ..common.progress import ProgressBar
 from ..common.reading import read_bytes, short, shown
 from ..config.files import without_duplicates
@@ -241,7 +241,7 @@ def read_annotation(entry: Any, where: str) -> Annotation:
     if entry.get("iscrowd", 0) not in (0, 1):
         raise UserError(f"{where}: iscrowd must be 0 or 1, got {shown(entry['iscrowd'])}")
     if not _is_number(entry.get("area", 0.0)) or entry.get("area", 0.0) < 0:
-        raise UserError(f"{where}: area must be a number of 0 or more, got {shown(entry['area'])}")
+        raise UserError(f"{where}: area must be a number from 0 to 1e9, got {shown(entry['area'])}")
     if "id" in entry and not is_integer(entry["id"]):
         raise UserError(f"{where} must have a unique integer id, got {shown(entry['id'])}")
     category, image = entry.get("category_id"), entry.get("image_id")
@@ -310,7 +310,7 @@ def write_coco(voc: Path, root: Path, splits: Sequence[str]) -> Path:
     reader = VOCReader()
     classes = VOCDataset(voc, splits, reader=reader).classes
     datasets = {split: VOCDataset(voc, split, classes, reader=reader) for split in splits}
-    place = root.resolve()  # follow a link to an empty folder
+    place = real(root)  # follow a link to an empty folder
     place.parent.mkdir(parents=True, exist_ok=True)
     total = sum(map(len, datasets.values()))
     with (

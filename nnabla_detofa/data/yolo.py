@@ -151,7 +151,7 @@ def read_description(root: Path, name: str = DESCRIPTION) -> Description:
         raise UserError(f"{file}: nc must be the number of names, {len(names)}, got {shown(content['nc'])}")
     folder = file.parent
     inner = content.get("path")
-    if isinstance(inner, str) and is_below(inner) and (folder / inner).is_dir():
+    if isinstance(inner, str) and is_below(inner) and os.path.isdir(folder / inner):
         folder /= inner  # other values are relative to a folder of the tool that wrote them, and `root` says where it is
     splits = {
         str(key): _paths(value, f"{key} in {file}")
@@ -162,9 +162,20 @@ def read_description(root: Path, name: str = DESCRIPTION) -> Description:
 
 
 def _names_images(folder: Path, value: Any) -> bool:
-    """Return whether the value of an unusual key is a path, or a list of paths, that exist."""
+    """Return whether the value of an unusual key is a path, or a list of paths, of folders or of lists of images."""
     paths = value if isinstance(value, list) else [value]
-    return all(isinstance(path, str) and _found(folder, path) is not None for path in paths)
+    places = [_found(folder, path) if isinstance(path, str) else None for path in paths]
+    return all(place is not None and (place.is_dir() or _lists_images(place, folder)) for place in places)
+
+
+def _lists_images(file: Path, folder: Path) -> bool:
+    """Return whether the first line of a file names an existing image."""
+    try:
+        first = next(iter(listed_names(file)), "")
+    except UserError:  # not a text file
+        return False
+    beside = Listing(folder if first.lstrip().startswith("/") else file.parent)
+    return bool(first) and (beside.find(first) or beside.find(first.strip())) is not None
 
 
 def _class_names(names: Any, file: Path) -> tuple[str, ...]:
@@ -233,7 +244,7 @@ def list_split(about: Description, split: str) -> ListedSplit:
         place = _found(about.folder, text)
         if place is None:
             raise UserError(
-                f"{split} in {about.file} must be an existing folder or file below {about.folder}, got {shown(text)}"
+                f"{split} in {about.file} must be an existing folder or file inside {about.folder}, got {shown(text)}"
             )
         images: list[Path] = []
         if place.is_dir():
@@ -332,6 +343,6 @@ def files_below(folder: Path) -> list[Path]:
 def _found(folder: Path, path: str) -> Path | None:
     """Return the folder or file that a path of the description names; None if it does not exist."""
     for tried in (below(path, folder), path.removeprefix("../")):  # Roboflow writes ../train/images for train/images
-        if is_below(tried) and (folder / tried).exists():
+        if is_below(tried) and os.path.exists(folder / tried):  # False for a text that is too long for a name
             return folder / tried
     return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
@@ -48,7 +49,8 @@ def read(file: str | os.PathLike) -> dict[str, np.ndarray]:
         parameter name -> array.
 
     Raises:
-        UserError: the file is missing, is not HDF5, has no parameters, is too large, or contains anything but finite numbers.
+        UserError: the file is missing, is not HDF5, has no parameters, is too large, is damaged, or contains anything but
+            finite numbers.
     """
     file = FilePath(file)
     if not file.is_file():
@@ -64,6 +66,11 @@ def read(file: str | os.PathLike) -> dict[str, np.ndarray]:
             found[current_name(name)] = array = item[...]
             if not _finite(array):
                 raise UserError(f"the parameter {name} in {file} must contain only finite numbers")
+            if CHECKSUM in item.attrs and item.attrs[CHECKSUM] != _checksum(array):
+                raise UserError(
+                    f"the parameter {name} in {file} is damaged: restore an intact copy (or delete the parameter's attribute "
+                    f"{CHECKSUM}, if you changed its values yourself)"
+                )
 
     try:
         with h5py.File(file, "r") as opened:
@@ -75,6 +82,10 @@ def read(file: str | os.PathLike) -> dict[str, np.ndarray]:
     if not found:
         raise UserError(f"the weights file {file} contains no parameters")
     return found
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).data)
 
 
 def _finite(array: np.ndarray) -> bool:
@@ -105,6 +116,8 @@ def _check_item(item: h5py.Dataset, name: str, file: FilePath, most: int) -> Non
         raise UserError(f"the parameter {name} in {file} declares {item.nbytes} bytes, but the file stores only {stored}")
 
 
+CHECKSUM = "crc32"
+"""Attribute of each parameter in a weights file: the checksum of its values; older files and those of NNabla have none."""
 NETWORK, SETTINGS = "network", "network_settings"
 """Attributes of a weights file: the name of the network, such as the import path of its class, and its settings as JSON. The
 files of the paper's networks have none."""
@@ -132,7 +145,8 @@ def write(
     file.parent.mkdir(parents=True, exist_ok=True)
     with new_hdf5(file) as opened:
         for index, (name, variable) in enumerate(parameters.items()):
-            add_array(opened, name, variable.d, index=index, need_grad=variable.need_grad)
+            array = variable.d
+            add_array(opened, name, array, index=index, need_grad=variable.need_grad, **{CHECKSUM: _checksum(array)})
         if strides is not None:
             opened.attrs[STRIDES] = list(strides)
         if normalization is not None:
@@ -236,6 +250,7 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, dtype: np.typi
         for name, array in arrays.items():
             data = ours.create_dataset(name, data=array.astype(dtype))
             data.attrs.update(theirs[name if name in theirs else older_name(name)].attrs)
+            data.attrs[CHECKSUM] = _checksum(data[...])
 
 
 def fill(parameters: Mapping[str, nn.Variable], arrays: Mapping[str, np.ndarray], source: str) -> None:

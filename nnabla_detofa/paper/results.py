@@ -52,7 +52,7 @@ def make_results(
         The Markdown files of the targets and of the claims, and the page.
 
     Raises:
-        UserError: a name is unknown, or there are no archives.
+        UserError: a name is unknown, a named target cannot be made, or there are no archives.
     """
     for name in names:
         if name not in (*TARGETS, CLAIMS):
@@ -70,7 +70,12 @@ def make_results(
     made: list[FilePath] = []
     for name in TARGETS:
         if not names or name in names:
-            made += _make_target(name, Request(archived, profile.results, seeds), log)
+            try:
+                made += _make_target(name, Request(archived, profile.results, seeds))
+            except UserError as error:
+                if names:
+                    raise UserError(f"{name} cannot be made: {error}") from error
+                log(f"skipping {name}: {error}")
     if (not names or CLAIMS in names) and len(profile.data_sets) == 1:
         made += write_claims(archived, seeds)
     if not names and made:
@@ -79,19 +84,19 @@ def make_results(
     return made
 
 
-def _make_target(name: str, request: Request, log: Callable[[str], None]) -> list[FilePath]:
-    """Make a target with as many seeds as have archived runs, and return its Markdown files; none if that is impossible."""
+def _make_target(name: str, request: Request) -> list[FilePath]:
+    """Make a target with as many seeds as have archived runs, and return its Markdown files.
+
+    Raises:
+        UserError: an archive or one of its files is missing, or it is damaged.
+    """
     target = TARGETS[name]
     while request.seeds and not all(run.finished for run in request.runs(target)) and target.runs != "none":
         request = replace(request, seeds=request.seeds - 1)
     if not request.seeds:
-        log(f"skipping {name}: not all of its runs are archived")
-        return []
-    try:
-        return target.write(request, target, request.runs(target))
-    except UserError as error:
-        log(f"skipping {name}: {error}")
-        return []
+        lacking = next(run.name for run in replace(request, seeds=1).runs(target) if not run.finished)
+        raise UserError(f"there is no archive file {archives.archive(request.profile.results / 'runs', lacking)} of its run")
+    return target.write(request, target, request.runs(target))
 
 
 def write_claims(archived: Profile, seeds: int) -> list[FilePath]:

@@ -63,9 +63,8 @@ def recorded(run: FilePath) -> dict:
     file = run / FILE
     if not file.exists():
         return {"code": [], "weights": {}}
-    content = read_json(file, "the run's provenance")
     try:
-        return result_files.provenance(content)
+        return result_files.provenance(read_json(file, "the run's provenance"))
     except UserError as error:
         raise UserError(f"{file} is damaged ({error}): remove it to continue without this record") from error
 

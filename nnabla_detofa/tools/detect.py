@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..common.drawing import Detection, draw, in_pixels
 from ..common.errors import UserError
-from ..common.files import write_bytes
+from ..common.files import real, write_bytes
 from ..data.images import check_whole, read_image
 from ..evaluation.detections import BoxDetector, detect_images
 from .evaluate import OpenDetector, default_detector, open_detector
@@ -100,7 +100,7 @@ def find_images(given: Iterable[FilePath], note: Callable[[str], None]) -> list[
     for place in given:
         if not place.exists():
             raise UserError(f"images must be existing files or folders, got {place}")
-        inside = sorted(file for file in place.iterdir() if file.is_file()) if place.is_dir() else [place]
+        inside = sorted(file for file in place.iterdir() if not file.is_dir()) if place.is_dir() else [place]
         for folder in sorted(place.iterdir()) if place.is_dir() else ():
             if folder.is_dir() and folder not in given and any(folder.iterdir()) and not folder.name.startswith("."):
                 note(f"{folder} is skipped: folders inside a folder are not searched; name it to include its images")
@@ -203,7 +203,7 @@ def check_files(files: Sequence[FilePath], folder: FilePath) -> None:
     Raises:
         UserError: no file is a JPEG or PNG image, or `folder` contains one of the files.
     """
-    if any(folder.resolve() in (file.resolve().parent, file.parent.resolve()) for file in files):
+    if any(real(folder) in (real(file).parent, real(file.parent)) for file in files):
         raise UserError(f"--output must not be a folder of the images, which would be overwritten, got {folder}")
     reasons = []
     for file in files:

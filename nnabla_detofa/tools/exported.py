@@ -147,6 +147,11 @@ def load_exported(file: str | FilePath) -> ExportedDetector:
         shapes = network.inputs["image"].shape, network.outputs[about.outputs[0]].shape[:2]
         if shapes != (about.shape, (about.shape[0], len(about.classes))):
             raise ValueError(f"its metadata do not describe it: it has the shapes {shapes}")
+        cells = network.outputs[about.outputs[0]].shape[2:]
+        if decoder is _centernet and cells != tuple(side // about.stride for side in about.shape[2:]):
+            raise ValueError(
+                f"its metadata do not describe it: stride is {about.stride}, but its heatmap has the shape {cells}"
+            )
         return ExportedDetector(str(file), about, decoder, network)
     except Exception as error:  # the reader raises errors of many kinds for a damaged archive
         raise UserError(f"{found} is damaged, or was not written by export ({error}): export the detector again") from error

@@ -14,7 +14,7 @@ import numpy as np
 from ..common import figures
 from ..common.drawing import class_colors
 from ..common.errors import UserError
-from ..common.files import whole_text, write_bytes, write_text, written_together
+from ..common.files import real, whole_text, write_bytes, write_text, written_together
 from ..common.reading import one_line
 from ..data.dataset import Sample
 from ..data.sets import DetectionSets, open_sets
@@ -60,7 +60,7 @@ def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
             missing, or `output` is the run's own folder. Nothing is written in these cases.
     """
     check_has_subnets(run, run_config(run), "a report")
-    if output.resolve() == run.resolve():
+    if real(output) == real(run):
         raise UserError(f"--output must not be the folder of the run, got {output}")
     summary = read_result(run, "summary", result_files.bounded)
     with reading(run / "summary.json"):
@@ -173,6 +173,11 @@ def draw_scores(run: FilePath, summary: dict) -> Figure:
     """Plot the path scores of the held-out paths against their measured losses, with one color per FLOPs bucket."""
     paths = EvaluatedPaths.read(run / "held_out_paths.jsonl", run_config(run).network.geometry)
     scores = np.array(read_result(run, "scores", result_files.scores))
+    if len(scores) != len(paths):
+        raise UserError(
+            f"{run / 'held_out_paths.jsonl'} has {len(paths)} paths, but scores.json has {len(scores)} scores: one of them is "
+            "damaged; restore it"
+        )
     figure, axes = figures.subplots(figsize=(5.5, 4))
     for bucket, tau in enumerate(summary["kendall_tau"]):
         inside = paths.buckets == bucket

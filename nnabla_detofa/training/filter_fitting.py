@@ -83,7 +83,10 @@ def fit_filter(
 
     def begin() -> tuple[bool, dict[str, np.ndarray]]:
         if file.exists():
-            return True, PathFilter.load(file, type(start.tokenizer.geometry)).get_weights()
+            try:
+                return True, PathFilter.load(file, type(start.tokenizer.geometry)).get_weights()
+            except UserError as error:
+                raise UserError(f"{error}; remove {file} to fit the path filter again") from error
         if transferred:
             how = transfer(fitted, paths.batch, paths.buckets, paths.losses, run.rng(f"{name}, fresh weights"))
             run.log(f"{name}: {how}")

@@ -43,6 +43,15 @@ def run(program, *arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, **options)
 
 
+@pytest.mark.parametrize("line", [["--help"], ["--version"], ["paper", "--help"], ["train", "--help"], ["train", "nosuch"]])
+def test_a_full_disk_for_the_output_is_no_defect(line):
+    stream = "stderr" if line[-1] == "nosuch" else "stdout"
+    with open("/dev/full", "w") as full:
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: full}
+        done = subprocess.run([sys.executable, "-m", "nnabla_detofa", *line], text=True, **streams)
+    assert done.returncode == 2 and "Traceback" not in (done.stderr or "")
+
+
 @pytest.mark.thorough
 def test_commands_work_without_a_home_folder_and_a_user(tmp_path):
     folder, image = tiny.detofa_run(), next((tiny.digits() / "JPEGImages").iterdir())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from faulty import the_error
 
 import nnabla_detofa
 from nnabla_detofa.cli import main
@@ -113,6 +114,24 @@ def test_files_of_one_result_replace_the_old_ones(tmp_path):
     with pytest.raises(OSError) as caught, files.written_together(tmp_path / "missing"):
         pass
     assert caught.value.filename == str(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("length", [251, 252, 255])
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path, length):
+    files.write_text(tmp_path / ("n" * length), "text")
+    assert [file.name for file in tmp_path.iterdir()] == ["n" * length]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["init", "--voc", "loop"], ["init", "--coco", "loop"], ["data", "to-coco", "--voc", "loop", "--root", "loop"],
+     ["detect", "configs/weights/digits_detector.nnp", "a.png", "-o", "loop"], ["train", "digits_detofa", "-o", "loop"]],
+)  # fmt: skip
+def test_links_that_form_a_loop_are_one_sentence(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    os.symlink("loop", "loop")
+    assert main(command) == 2
+    the_error(capsys.readouterr().err)
 
 
 def test_devices_and_pipes_are_written_and_stay_what_they_are(tmp_path):

@@ -217,7 +217,7 @@ WRONG_DESCRIPTIONS = {
     f"train: images/train\nnc: 3\n{NAMES}": "nc must be the number of names, 2, got 3",
     f"val: images/val\n{NAMES}": r"split 'train' not found in .*data.yaml \(found: val\)",
     f"train: images/nothing\n{NAMES}": "train in .*data.yaml must be an existing folder or file .* got 'images/nothing'",
-    f"train: /etc\n{NAMES}": "must be an existing folder or file below .* got '/etc'",
+    f"train: /etc\n{NAMES}": "must be an existing folder or file inside .* got '/etc'",
     f"train: images/train\nkpt_shape: [17, 2]\n{NAMES}": "key points .kpt_shape. are not supported",
     f"train: 3\n{NAMES}": "train in .*data.yaml must be a path or a list of paths, got 3",
     f"train: [images/train, 3]\n{NAMES}": "train in .*data.yaml must be a path or a list of paths, got 3",
@@ -244,6 +244,27 @@ def test_wrong_descriptions(layout, text):
         assert str(raised) == str(error.value)
     else:
         assert str(error.value) in report.fatal
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"description: {'Cells in our laboratory. ' * 20}",
+        "terms: terms.txt",
+        "photo: images/train/train_0.png",
+        "path: " + "x" * 300,
+    ],
+)
+def test_keys_that_name_no_images_are_ignored(layout, line):
+    (layout.root / "terms.txt").write_text("All rights reserved.\n")
+    layout.describe(f"train: images/train\n{line}\n{NAMES}")
+    assert check_yolo(layout.root).fatal == [] and len(YOLODataset(layout.root, "train"))
+
+
+def test_a_long_text_for_a_split_is_named(layout):
+    layout.describe(f"train: {'x' * 300}\n{NAMES}")
+    with pytest.raises(UserError, match="train in .*data.yaml must be an existing folder or file inside .* got 'xxx"):
+        YOLODataset(layout.root, "train")
 
 
 def test_no_description(tmp_path):

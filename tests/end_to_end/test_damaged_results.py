@@ -41,6 +41,15 @@ def test_results_that_a_run_goes_on_with_are_checked_at_its_start(tmp_path, caps
     assert differing(tiny.detofa_run(), folder) == []
 
 
+def test_a_report_names_the_file_of_an_incomplete_copy(tmp_path, capsys):
+    folder = shutil.copytree(tiny.detofa_run(), tmp_path / "run")
+    lines = (folder / "held_out_paths.jsonl").read_text().splitlines(keepends=True)
+    (folder / "held_out_paths.jsonl").write_text("".join(lines[:-1]))
+    assert main(["report", str(folder)]) == 2
+    error = the_error(capsys.readouterr().err)
+    assert re.search(r"held_out_paths.jsonl has \d+ paths, but scores.json has \d+ scores: one of them is damaged", error), error
+
+
 def test_a_ledger_of_another_device_begins_anew(tmp_path, capsys):
     """Core seconds are not added to GPU seconds."""
     folder = shutil.copytree(tiny.short_run(), tmp_path / "run")

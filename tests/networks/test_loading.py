@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import shutil
 
 import h5py
 import nnabla as nn
@@ -96,6 +97,19 @@ def test_the_width_is_found(scale):
 def test_what_does_not_fit_is_one_sentence(files, file, arguments, message):
     with pytest.raises(UserError, match=message):
         load_supernet(files[0] / f"{file}.h5", **arguments)
+
+
+@pytest.mark.parametrize("task", ["classification", "detection"])
+def test_a_changed_number_is_noticed(files, tmp_path, task):
+    """A flipped bit on a disk leaves a file that HDF5 reads."""
+    damaged = shutil.copy(files[0] / f"{task}.h5", tmp_path)
+    with h5py.File(damaged, "r+") as opened:
+        opened["backbone" if task == "detection" else "."]["blocks/2/conv1/conv/conv/_W"][0, 0] *= 1.5
+    with pytest.raises(UserError, match="blocks/2/conv1/conv/conv/_W in .*h5 is damaged: restore an intact copy"):
+        weights.read(damaged)
+    with h5py.File(damaged, "r+") as opened:
+        del opened["backbone" if task == "detection" else "."]["blocks/2/conv1/conv/conv/_W"].attrs[weights.CHECKSUM]
+    weights.read(damaged)
 
 
 def test_a_path_cut_out_is_no_supernet(files, tmp_path):

@@ -383,6 +383,13 @@ def test_a_study_continues_on_another_machine_from_the_archives_of_equal_runs(pr
 def test_an_unknown_result_and_a_profile_without_runs_are_named(profile, capsys):
     assert main(["results", "figure77", "--profile", "tinystudy.json"]) == 2
     assert "unknown result figure77; known are table2, " in capsys.readouterr().err
+    capsys.readouterr()
+    Path("results/few/runs").mkdir(parents=True)
+    with pytest.raises(UserError, match="table2 cannot be made: there is no archive file results/few/runs/.*tar.xz of its run"):
+        results.make_results(replace(profile, name="few"), ["table2"], collecting=False)
+    lines = []
+    assert results.make_results(replace(profile, name="few"), collecting=False, log=lines.append)
+    assert any(line.startswith("skipping table2: there is no archive file results/few/runs/") for line in lines)
     empty = replace(profile, name="empty")
     with pytest.raises(UserError, match="there are no archives in results/empty/runs"):
         results.make_results(empty, collecting=False)

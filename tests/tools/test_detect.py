@@ -125,6 +125,13 @@ def test_files_that_must_not_be_given(photographs, tmp_path):
     assert "contains no file" in notes[0]
 
 
+def test_a_broken_link_is_named(photographs):
+    (photographs / "e.jpg").symlink_to("/nowhere/e.jpg")
+    notes = []
+    found = [file.name for file, _ in detect.read_images(find_images([photographs], notes.append), notes.append)]
+    assert found == ["a.png", "b.bmp"] and any("e.jpg" in note for note in notes)
+
+
 def test_a_folder_inside_a_folder_is_named(photographs):
     (photographs / "subfolder/e.png").write_bytes((photographs / "a.png").read_bytes())
     notes = []

@@ -184,6 +184,7 @@ def exported(opened, run, tmp_path_factory):
         (lambda about: about.clear(), "a value is missing"),
         (lambda about: about.update(classes=3), "classes must be a list"),
         (lambda about: about.update(classes=["a"]), "its metadata do not describe it"),
+        (lambda about: about.update(stride=8), "stride is 8, but its heatmap has the shape"),
         (lambda about: about.update(stride=0), "(stride must be in [1, 64], got 0)"),
         (lambda about: about.update(outputs={"heatmap": 1}), "outputs must be a list of 3 values"),
         (lambda about: about["input"].update(shape=[10**9, 3, 64, 64]), "shape[0] must be in [1, 1024], got 1000000000"),
