@@ -55,6 +55,7 @@ NOT_RUN = {
     r"import-ofa": "needs PyTorch and a checkpoint",
     r"(reproduce|paper) (?!results|page|table1)": "minutes to hours of runs",
     r"runs/digits_ofa": "needs a baseline's run",
+    r"runs/profiles/": "needs a profile's run",
 }
 """What a command contains -> why it is only parsed, with its config loaded."""
 DRY = r"baselines/|digits_pretrain_"
