@@ -169,13 +169,18 @@ def _names_images(folder: Path, value: Any) -> bool:
 
 
 def _lists_images(file: Path, folder: Path) -> bool:
-    """Return whether the first line of a file names an existing image."""
+    """Return whether a line of a file names an existing image."""
     try:
-        first = next(iter(listed_names(file)), "")
+        lines = listed_names(file)
     except UserError:  # not a text file
         return False
-    beside = Listing(folder if first.lstrip().startswith("/") else file.parent)
-    return bool(first) and (beside.find(first) or beside.find(first.strip())) is not None
+    return any(_listed_image(line, file.parent, folder) for line in lines)
+
+
+def _listed_image(line: str, *folders: Path) -> bool:
+    """Return whether a line names an image, relative to one of `folders` or absolute."""
+    places = [folder / name for folder in folders for name in (line, line.strip())]
+    return Path(line.strip()).suffix.lower() in EXTENSIONS and any(map(os.path.isfile, places))
 
 
 def _class_names(names: Any, file: Path) -> tuple[str, ...]:

@@ -64,13 +64,13 @@ def read(file: str | os.PathLike) -> dict[str, np.ndarray]:
             _check_item(item, name, file, left)
             left -= item.nbytes
             found[current_name(name)] = array = item[...]
-            if not _finite(array):
-                raise UserError(f"the parameter {name} in {file} must contain only finite numbers")
-            if CHECKSUM in item.attrs and item.attrs[CHECKSUM] != _checksum(array):
+            if CHECKSUM in item.attrs and not np.array_equal(item.attrs[CHECKSUM], _checksum(array)):
                 raise UserError(
                     f"the parameter {name} in {file} is damaged: restore an intact copy (or delete the parameter's attribute "
                     f"{CHECKSUM}, if you changed its values yourself)"
                 )
+            if not _finite(array):
+                raise UserError(f"the parameter {name} in {file} must contain only finite numbers")
 
     try:
         with h5py.File(file, "r") as opened:

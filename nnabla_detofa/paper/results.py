@@ -57,6 +57,8 @@ def make_results(
     for name in names:
         if name not in (*TARGETS, CLAIMS):
             raise UserError(f"unknown result {name}; known are {', '.join(TARGETS)} and {CLAIMS}")
+    if CLAIMS in names and len(profile.data_sets) != 1:
+        raise UserError(f"claims need a profile with one data set; {profile.name} has {len(profile.data_sets)}")
     folder = profile.results / "runs"
     if collecting:
         changed = collect(profile, seeds)

@@ -66,7 +66,9 @@ def recorded(run: FilePath) -> dict:
     try:
         return result_files.provenance(read_json(file, "the run's provenance"))
     except UserError as error:
-        raise UserError(f"{file} is damaged ({error}): remove it to continue without this record") from error
+        raise UserError(
+            f"{file} is damaged or unreadable ({error}): restore it, or remove it to continue without this record"
+        ) from error
 
 
 def record(run: FilePath, config: Config) -> None:

@@ -33,8 +33,8 @@ DESCRIPTIONS: dict[str, tuple] = {
     "no train": (SPLITS.replace("train:", "training:") + NAMES, "'train'", "val, test"),
     "a split that is a number": (SPLITS.replace("train: images/train", "train: 3") + NAMES, "train", "a path", "3"),
     "a split that is missing": (SPLITS.replace("images/val", "images/x") + NAMES, "val", "existing", "'images/x'"),
-    "a split that climbs": (SPLITS.replace("images/val", "../../secret.txt") + NAMES, "val", "below", "'../../secret.txt'"),
-    "an absolute split": (SPLITS.replace("images/val", "/etc/passwd") + NAMES, "val", "below", "'/etc/passwd'"),
+    "a split that climbs": (SPLITS.replace("images/val", "../../secret.txt") + NAMES, "val", "inside", "'../../secret.txt'"),
+    "an absolute split": (SPLITS.replace("images/val", "/etc/passwd") + NAMES, "val", "inside", "'/etc/passwd'"),
     "a folder without images": (SPLITS.replace("images/val", "labels/val") + NAMES, "val", "at least one"),
 }
 

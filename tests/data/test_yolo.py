@@ -252,11 +252,13 @@ def test_wrong_descriptions(layout, text):
         f"description: {'Cells in our laboratory. ' * 20}",
         "terms: terms.txt",
         "photo: images/train/train_0.png",
+        "terms: folder.txt",
         "path: " + "x" * 300,
     ],
 )
 def test_keys_that_name_no_images_are_ignored(layout, line):
     (layout.root / "terms.txt").write_text("All rights reserved.\n")
+    (layout.root / "folder.txt").write_text("images/train\n")
     layout.describe(f"train: images/train\n{line}\n{NAMES}")
     assert check_yolo(layout.root).fatal == [] and len(YOLODataset(layout.root, "train"))
 

@@ -144,7 +144,9 @@ def test_a_fine_tuning_has_its_weights_elsewhere(config):
 @pytest.mark.parametrize("content", ["{", "[]", '{"code": [1], "weights": {}}', '{"code": [], "weights": {"net.h5": 1}}'])
 def test_a_damaged_file_is_named(config, content):
     (Path("run") / provenance.FILE).write_text(content)
-    with pytest.raises(UserError, match="provenance.json is damaged .*: remove it to continue without this record"):
+    with pytest.raises(
+        UserError, match="provenance.json is damaged or unreadable .*: restore it, or remove it to continue without this record"
+    ):
         provenance.check_inputs_unchanged(Path("run"), config)
 
 
