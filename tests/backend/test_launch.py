@@ -55,6 +55,7 @@ import os, signal, sys, time
 from nnabla_detofa.backend.launch import handling
 def stop(number, frame):
     raise KeyboardInterrupt
+signal.signal(signal.SIGHUP, lambda number, frame: None)  # both the terminal and a shell may send one
 with handling(stop):
     try:
         print("ready", flush=True)
@@ -63,6 +64,7 @@ with handling(stop):
     except KeyboardInterrupt:
         print("saved", flush=True)
         open(sys.argv[1], "w").close()
+os._exit(0)
 """
 
 
