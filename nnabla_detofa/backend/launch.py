@@ -66,33 +66,20 @@ def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
     """Handle the `STOP_SIGNALS` with `handler` inside the block.
 
     A handler may raise KeyboardInterrupt. If the signal arrives while NNabla is calling back into Python, that surfaces as
-    some other exception, so after a signal every exception that leaves the block counts as Stopped. After SIGHUP, output to
-    the closed terminal is discarded. Python allows only the main thread to set handlers: in another thread the signals keep
-    their handlers.
+    some other exception, so after a signal every exception that leaves the block counts as Stopped. Python allows only the
+    main thread to set handlers: in another thread the signals keep their handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    terminals = [stream for stream in (1, 2) if os.isatty(stream)]
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
         received.append(number)
         handler(number, frame)
 
-    def hang_up(number: int, frame: FrameType | None) -> None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in terminals:
-            os.dup2(nowhere, stream)
-        os.close(nowhere)
-        receive(number, frame)
-
-    handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]] = dict.fromkeys(STOP_SIGNALS, receive)
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-        del handlers[signal.SIGHUP]
-    else:
-        handlers[signal.SIGHUP] = hang_up
-    before = {number: signal.signal(number, chosen) for number, chosen in handlers.items()}
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    before = {n: signal.signal(n, receive) for n in STOP_SIGNALS if not (ignored and n == signal.SIGHUP)}
     try:
         yield
     except Exception as error:

@@ -51,10 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exception: a defect. With several ranks, its traceback is printed instead, and all ranks end with status 1.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    _open_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file name may contain bytes or characters that cannot be encoded
+    _prepare_streams()
     called = Path(sys.argv[0]).name
     program = called if called in ("detofa", "nnabla_nas") else "python -m nnabla_detofa"
     if argv[:1] == ["help"] and len(argv) > 1:
@@ -253,8 +250,25 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.command} --help")
 
 
-def _open_streams() -> None:
-    """Open closed standard streams to the null device; otherwise, files opened later would take their descriptors."""
+class _Terminal(io.FileIO):
+    """A terminal whose output is discarded after it was closed: the run in it is stopped by SIGHUP, or goes on if disowned."""
+
+    def write(self, data: Any) -> int | None:
+        """Write some of `data`, and return how many bytes; all of them if the terminal is gone."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return memoryview(data).nbytes
+
+
+def _prepare_streams() -> None:
+    """Make the standard streams ready for any output.
+
+    Closed streams are opened to the null device; otherwise, files opened later would take their descriptors. What cannot be
+    encoded, as in a file name, is escaped. What is printed after the terminal is gone is discarded.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -262,6 +276,13 @@ def _open_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # open() returns the lowest free descriptor, which is `number`
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
+        stream = getattr(sys, name)
+        if number and isinstance(stream, io.TextIOWrapper):
+            if stream.isatty():
+                terminal = io.BufferedWriter(_Terminal(stream.fileno(), "w", closefd=False))
+                stream = io.TextIOWrapper(terminal, stream.encoding, line_buffering=True)
+                setattr(sys, name, stream)
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _check_surroundings() -> None:

@@ -1,7 +1,6 @@
-"""Launchers and the signals that they send: ranks, cores, what stops a run, and a terminal that is gone."""
+"""Launchers and the signals that they send: ranks, cores and what stops a run."""
 
 import os
-import pty
 import re
 import shutil
 import signal
@@ -48,37 +47,6 @@ def test_a_hang_up_beside_another_signal_is_no_second_one(order):
         assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
-
-
-PROGRAM = """
-import os, signal, sys, time
-from nnabla_detofa.backend.launch import handling
-def stop(number, frame):
-    raise KeyboardInterrupt
-with handling(stop):
-    try:
-        print("ready", flush=True)
-        while True:
-            time.sleep(0.1)
-    except KeyboardInterrupt:
-        print("saved", flush=True)
-        open(sys.argv[1], "w").close()
-os._exit(0)
-"""
-
-
-def test_what_is_printed_after_the_terminal_is_gone_goes_nowhere(tmp_path):
-    """It would raise, and what is to be saved would not be."""
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "saved")]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
-    written = b""
-    while not written.endswith(b"ready\r\n"):  # in the middle of its write the program would get an error before the signal
-        written += os.read(ours, 100)
-    os.close(ours)
-    os.close(theirs)
-    process.send_signal(signal.SIGHUP)
-    assert process.wait() == 0 and (tmp_path / "saved").exists()
 
 
 INTERRUPTED = """

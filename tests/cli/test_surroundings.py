@@ -1,7 +1,9 @@
 """Commands without a home folder, open streams, a working folder or a reader; and how they say what is wrong at once."""
 
 import os
+import pty
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -50,6 +52,39 @@ def test_a_full_disk_for_the_output_is_no_defect(line):
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: full}
         done = subprocess.run([sys.executable, "-m", "nnabla_detofa", *line], text=True, **streams)
     assert done.returncode == 2 and "Traceback" not in (done.stderr or "")
+
+
+TERMINAL = """
+import sys, time
+from nnabla_detofa.backend.launch import handling
+from nnabla_detofa.cli import program
+def stop(number, frame):
+    raise KeyboardInterrupt
+program._prepare_streams()
+end = time.monotonic() + 60
+with handling(stop):
+    try:
+        while time.monotonic() < end:
+            print("o" * 10_000, file=sys.stderr)
+            print("o" * 10_000, flush=True)
+    except KeyboardInterrupt:
+        print("saved", flush=True)
+        open(sys.argv[1], "w").close()
+"""
+
+
+@pytest.mark.parametrize("seconds", [0, 0.3])  # disowned, it goes on meanwhile
+def test_what_is_printed_after_the_terminal_is_gone_goes_nowhere(tmp_path, seconds):
+    """It would raise, and what is to be saved would not be."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", TERMINAL, str(tmp_path / "saved")]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    assert b"ooo" in os.read(ours, 100)
+    os.close(ours)
+    os.close(theirs)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait() == 0 and (tmp_path / "saved").exists()
 
 
 @pytest.mark.thorough
