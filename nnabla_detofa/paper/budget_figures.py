@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import cycle
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
@@ -101,10 +102,10 @@ def curve_of(experiment: Experiment, runs: Sequence[Run]) -> Curve:
 
 
 def colors_of(titles: Sequence[str]) -> dict[str, str]:
-    """Return a color for each title: the methods of Figure 5 have the same color in all figures."""
+    """Return a color for each title: the methods of Figure 5 have the same color in all figures. Beyond ten, they repeat."""
     methods = {experiment.title: f"C{number}" for number, experiment in enumerate(METHODS)}
     colors = {title: methods[title] for title in titles if title in methods}
-    free = iter(f"C{number}" for number in range(10) if f"C{number}" not in colors.values())
+    free = cycle([f"C{number}" for number in range(10) if f"C{number}" not in colors.values()])
     return {title: colors.get(title) or next(free) for title in dict.fromkeys(titles)}
 
 
@@ -217,7 +218,8 @@ def draw(axes: Axes, curves: Sequence[Curve], measure: str, colors: Mapping[str,
         shift = (number + 0.5) / len(curves) - 0.5 if seeds > 1 else 0
         places = (curve.budgets + 0.03 * shift * np.ptp(curve.budgets)) / 1e9
         bars = spread if seeds > 1 else None
-        axes.errorbar(places, curve.mean, yerr=bars, marker="o", color=colors[curve.title], label=curve.title)
+        marker = "osD^"[number // 10 % 4]
+        axes.errorbar(places, curve.mean, yerr=bars, marker=marker, color=colors[curve.title], label=curve.title)
     groups = by_fullnet(curves)
     for group in groups:
         color, label = ("0.6", "fullnet") if len(groups) == 1 else (colors[group[0].title], f"fullnet of {group[0].title}, …")

@@ -133,22 +133,22 @@ def measured(run: Run, paths: Sequence[ControlPath]) -> list[dict]:
     """Return control paths with their AP on the test images, evaluating those that are not stored yet.
 
     Of a run whose results are read from an archive, paths are evaluated only if its weights exist, too, and the profile starts
-    runs.
+    runs; otherwise only kinds of which all paths are stored are returned.
 
     Returns:
         Dictionaries with the keys "kind", "place", "path" (in OFA's notation), "ap" and its standard error "se" (in points).
     """
     folder = None if run.archive and not run.profile.starts_runs else run.folder_with_weights
     if folder is None:
-        return _stored(run.folder / FILE)
+        return _asked(_stored(run.folder / FILE), paths, run)
     file, geometry = stored_file(run), run.config.network.geometry
     known = _stored(file)
-    if known and file.stat().st_mtime < (folder / "summary.json").stat().st_mtime:
-        known = []  # the run was restarted since
-    done = [(entry["kind"], entry["place"], Path.from_ofa(entry["path"], geometry)) for entry in known]
-    missing = [item for item in paths if (item.kind, item.place, item.path) not in done]
+    if known and not run.is_older_than(file):
+        known = []
+    done = [_item(entry, run) for entry in known]
+    missing = [item for item in paths if item not in done]
     if not missing:
-        return known
+        return _asked(known, paths, run)
     model, sets, _ = open_supernet(run.config, final_weights(folder, run.config))
     if not isinstance(sets, DetectionSets):
         raise UserError(f"{folder} must be a run that trains detectors, got args.runner={run.config.args.runner}")
@@ -167,7 +167,22 @@ def measured(run: Run, paths: Sequence[ControlPath]) -> list[dict]:
             known.append({**place, "ap": round(points(ap), 3), "se": error and round(error, 3)})
             write_json(file, known)
             bar.update()
-    return known
+    return _asked(known, paths, run)
+
+
+def _asked(entries: Sequence[dict], paths: Sequence[ControlPath], run: Run) -> list[dict]:
+    """Return the stored entries of the given paths, without the kinds of which one is missing.
+
+    Other entries belong to subnets of an earlier run of Algorithm 1.
+    """
+    known = {_item(entry, run): entry for entry in entries}
+    lacking = {item.kind for item in paths if item not in known}
+    return [known[item] for item in paths if item.kind not in lacking]
+
+
+def _item(entry: Mapping, run: Run) -> ControlPath:
+    """Return the control path of a stored entry."""
+    return ControlPath(entry["kind"], entry["place"], Path.from_ofa(entry["path"], run.config.network.geometry))
 
 
 def _stored(file: FilePath) -> list[dict]:

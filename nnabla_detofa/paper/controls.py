@@ -110,45 +110,42 @@ def paired(one: Sequence[RunResults], other: Sequence[RunResults]) -> Values:
     return differences([run.found.mean() for run in both], [others[run.seed] for run in both])
 
 
-def training_gain(detofa: Sequence[RunResults], ofa: Sequence[RunResults], kind: str = RANDOM) -> Values | None:
-    """Return the mean AP of the same paths under the weights of DetOFA minus under the weights of OFA (w/o PS), seed by seed.
+def training_gain(detofa: Sequence[RunResults], ofa: Sequence[RunResults], kind: str = RANDOM) -> dict[int, float]:
+    """Return the mean AP of the same paths under the weights of DetOFA minus under the weights of OFA (w/o PS), by seed.
 
     Args:
-        detofa, ofa: runs of the two methods.
+        detofa, ofa: runs of the two methods. Seeds whose paths were not evaluated under both are omitted.
         kind: `RANDOM`, or `FOUND_BY_DETOFA` for the subnets that DetOFA found.
-
-    Returns:
-        The differences; None if the paths were not evaluated.
     """
     others = {run.seed: run for run in ofa}
-    gains = []
+    gains = {}
     for run in detofa:
         theirs = others[run.seed].of(kind) if run.seed in others else np.array([])
         own = run.of(RANDOM) if kind == RANDOM else run.found
         if len(theirs) == len(own) and len(own):
-            gains.append(float(np.mean(own - theirs)))
-    return Values(tuple(gains)) if gains else None
+            gains[run.seed] = float(np.mean(own - theirs))
+    return gains
 
 
 def training_and_choice(detofa: Sequence[RunResults], ofa: Sequence[RunResults]) -> list[str]:
     """Return Markdown lines: the gains from training, and from the choice of paths in the supernet of OFA (w/o PS)."""
     others = {run.seed: run for run in ofa}
-    choice = [
-        float(others[run.seed].of(FOUND_BY_DETOFA).mean() - others[run.seed].found.mean())
+    choice = {
+        run.seed: float(others[run.seed].of(FOUND_BY_DETOFA).mean() - others[run.seed].found.mean())
         for run in detofa
         if run.seed in others and len(others[run.seed].of(FOUND_BY_DETOFA))
-    ]
+    }
     lines = []
-    for what, gain in (
+    for what, gains in (
         ("Training: the same random paths, supernet of DetOFA minus supernet of OFA (w/o PS)", training_gain(detofa, ofa)),
         ("Training: the subnets that DetOFA found, likewise", training_gain(detofa, ofa, FOUND_BY_DETOFA)),
         (
             "Choice of paths: subnets found by DetOFA minus those found by OFA (w/o PS), both in the supernet of OFA (w/o PS)",
-            Values(tuple(choice)),
+            choice,
         ),
     ):
-        one = " (one seed)" if gain and len(gain.values) == 1 else ""
-        lines.append(f"- {what}: {gain.text() + one if gain and gain.values else 'not measured'}")
+        one = " (one seed)" if len(gains) == 1 else ""
+        lines.append(f"- {what}: {Values(tuple(gains.values())).text() + one if gains else 'not measured'}")
     return lines
 
 

@@ -112,13 +112,10 @@ def operation_ratios(ratios: Sequence[float]) -> tuple[Experiment, ...]:
     return tuple(map(of, ratios))
 
 
-PATH_RATIOS = path_ratios((0, 0.2, 0.25, 0.3, 0.4))
-OPERATION_RATIOS = operation_ratios((0, 0.2, 0.3, 0.4))
-"""Ratios of Figure 10, unless a profile sets others."""
 PATH_PRUNINGS = (
     replace(OFA, title="None"),
     Experiment("paths-uniform", "Prune (Uniform)", _pruning("none", "uniform")),
-    replace(OPERATION_RATIOS[0], title="Prune (Score)"),
+    replace(operation_ratios([0])[0], title="Prune (Score)"),
 )
 """Kinds of path pruning that Figure A2 compares, all without operation pruning."""
 

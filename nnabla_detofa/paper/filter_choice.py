@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..common.errors import UserError
 from ..common.files import whole_text, write_text
 from ..config import Filter
 from ..evaluation.forked import map_forked
@@ -147,13 +148,20 @@ def choose(
         on_group: called with the results so far when a group of all pilots is complete.
 
     Raises:
-        UserError: there are stored results of other paths or options.
+        UserError: there are stored results of other paths or options, or too few pilots or paths.
     """
+    if len(given) < 2:
+        raise UserError(f"options are chosen on all pilots but one, which needs two or more pilots, got {len(given)}")
     grid = candidates(next(iter(given.values())).options, all(inputs.pretraining for inputs in given.values()))
     parts: dict[str, dict] = {name: {} for name in REFERENCES}
     parts |= {name: _parts(item, count) for item in grid for name, count in item.rows.items()}
     stores = {seed: _store(folder / f"{seed}_options", inputs, per_bucket, parts) for seed, inputs in given.items()}
     groups = group_count(given, per_bucket)
+    if not groups:
+        raise UserError(
+            f"the options are compared on groups of {per_bucket} paths of each FLOPs bucket, which the pilots do not have yet: "
+            "first run detofa paper filter-study to its end"
+        )
 
     def work(job: tuple[int, int, Candidate | None]) -> dict[str, list[float]]:
         seed, group, item = job

@@ -42,7 +42,7 @@ from .filter_study import (
 )
 from .filter_tables import markdown_table, option_list
 from .profiles import Profile
-from .run import Run, profile_folder
+from .run import Run, check_config, profile_folder
 from .study_paths import evaluated_into, noise_of, pretraining_paths
 
 if TYPE_CHECKING:
@@ -165,11 +165,15 @@ def pilot_paths(run: Run, per_bucket: int, device: Device) -> tuple[EvaluatedPat
 
     Returns:
         The paths to fit to, which may be more, the test paths, and the noise of their losses.
+
+    Raises:
+        UserError: the stored pilot has another config.
     """
     sizes, config = run.profile.filter_study, replace(run.config, hparams=replace(run.hparams, filter=Filter()))
     folder = pilots_folder(run.profile, run.key) / f"{run.seed}"
     supernet, files = folder / "run", (folder / "fit.jsonl", folder / "test.jsonl")  # a run needs a folder of its own
     weights = supernet / "warm_up" / "weights.h5"
+    check_config(config, supernet)
     counts, geometry = (per_bucket, sizes.test_paths_per_bucket), config.network.geometry
     if not all(_holds(file, count, run) for file, count in zip(files, counts)):
         if not weights.exists():

@@ -21,7 +21,8 @@ from ..training.loop import OnePath, new_optimizer, train
 from .run import detection_hparams
 
 OVERHEAD = ("path evaluation", "path filter")
-"""Kinds of work that only Algorithm 1 has. The paper counts lines 4 and 5 as overhead (section 4.2); we count lines 4 to 7."""
+"""Kinds of work that only Algorithm 1 has. The paper counts lines 4 and 5 as overhead (section 4.2); we count lines 4 to 7.
+Path pruning (lines 12 and 13) is part of the training time."""
 COLUMNS = ("fullnet", "training", *OVERHEAD, "search's filter", "search")
 ESTIMATED = "estimated "
 EVALUATION_SHARE = 1 / 3
@@ -182,47 +183,49 @@ def _evaluated_images(hparams: DetofaHparams, facts: DataFacts) -> int:
 
 @dataclass(frozen=True)
 class StepCost:
-    """Cost of a method in training steps of its own supernet, which does not depend on the speed of the device.
+    """Cost of a method in training steps of a reference method: a unit that hardly depends on the device.
 
     Attributes:
         title: title of the method.
         experiment: name of the experiment.
-        steps: training steps of the supernet, without the fullnet's.
-        overhead: time of lines 4 to 7, in steps.
-        search: time of the search by path scores, in steps.
+        steps: training steps of the method's own supernet, without the fullnet's.
+        training: their time, in steps of the reference.
+        overhead: time of lines 4 to 7, likewise.
+        search: time of the search by path scores, likewise.
     """
 
     title: str
     experiment: str
     steps: int
+    training: float
     overhead: float
     search: float
 
     @property
     def total(self) -> float:
         """Steps that Table 2 counts."""
-        return self.steps + self.overhead + self.search
+        return self.training + self.overhead + self.search
 
     @classmethod
-    def of(cls, cost: Cost, steps: int) -> StepCost:
-        """Convert a method's hours to steps.
+    def of(cls, cost: Cost, steps: int, step: float) -> StepCost:
+        """Convert a method's hours.
 
-        Raises:
-            UserError: the hours contain no training.
+        Args:
+            cost: the hours.
+            steps: training steps of the method's supernet.
+            step: hours of a training step of the reference.
         """
-        if not cost.hours["training"]:
-            raise UserError(f"the cost of {cost.title} cannot be given in training steps: its ledger has no training time")
-        step = cost.hours["training"] / steps
-        return cls(cost.title, cost.experiment, steps, cost.overhead / step, cost.hours["search"] / step)
+        parts = (cost.hours["training"], cost.overhead, cost.hours["search"])
+        return cls(cost.title, cost.experiment, steps, *(hours / step for hours in parts))
 
 
 def steps_for_ratio(detofa: StepCost, shrinking: StepCost, ratio: float) -> float | None:
     """Return the training steps at which DetOFA costs `ratio` times as much as OFA (w/ PS).
 
     The steps of OFA (w/ PS) grow in proportion; overhead and search are constant. The result is None if no number of steps has
-    that ratio, because OFA (w/ PS) trains for at most 1 / ratio times as many steps.
+    that ratio, because the training of DetOFA alone costs at least `ratio` times as much as that of OFA (w/ PS).
     """
-    times = shrinking.steps / detofa.steps
-    if ratio * times <= 1:
+    gained = (ratio * shrinking.training - detofa.training) / detofa.steps  # with each step of DetOFA
+    if gained <= 0:
         return None
-    return max(0.0, (detofa.overhead + detofa.search - ratio * shrinking.search) / (ratio * times - 1))
+    return max(0.0, (detofa.overhead + detofa.search - ratio * shrinking.search) / gained)

@@ -41,6 +41,7 @@ from ..space.search_space import SearchSpace
 from ..tools.report import markdown_row
 from ..training.loop import OnePath
 from .profiles import Profile
+from .run import check_config
 
 SEED = 9
 ROOM = 2.0
@@ -281,9 +282,14 @@ def run_pilot(
 
 
 def measure(profile: Profile, grid: Grid, cell: Cell, device: Device) -> Outcome:
-    """Run a cell, or read the results of an earlier run."""
+    """Run a cell, or read the results of an earlier run.
+
+    Raises:
+        UserError: the earlier run has another config.
+    """
     config, folder = cell_config(profile, cell, grid.data(cell)), FOLDER / profile.name / cell.name
     file = folder / "pilot.json"
+    check_config(config, folder)
     if not file.is_file():
         algorithm1.run(config, device, folder, searcher=PilotSearcher)
     return Outcome.of(cell, read_json(file, "the pilot's cell"), config.hparams.fullnet_epochs * cell.steps_per_epoch)

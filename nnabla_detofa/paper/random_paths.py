@@ -19,7 +19,7 @@ def random_paths(run: Run) -> EvaluatedPaths:
     """Evaluate random paths of a run's final supernet, sampled from the space that it trained; stored paths are reused.
 
     Raises:
-        UserError: the run is an archive, and the archives do not have its random paths.
+        UserError: the run is an archive, and the archives do not have random paths of its supernet.
     """
     weights, space = final_weights(run.folder, run.config), searched_space(run.folder, run.config)
     name = f"random_{run.experiment.name}"
@@ -28,7 +28,11 @@ def random_paths(run: Run) -> EvaluatedPaths:
         raise UserError(f"the archives of {run.profile.name} do not have the random paths of {run.name}")
     if not stored:
         ProgressBar.write(f"{run.name}: evaluating up to {RANDOM_PATHS * run.hparams.buckets} random paths, {_duration(run)}")
-    return evaluated(run, run.config, weights, name, RANDOM_PATHS, [], space, ap=True)
+    found = evaluated(run, run.config, weights, name, RANDOM_PATHS, [], space, ap=True)
+    before = EvaluatedPaths.read(run.folder / "paths_again.jsonl", run.config.network.geometry)
+    if run.archive and len(before) and found.header["weights"] != before.header["weights"]:
+        raise UserError(f"the random paths of {run.name} in the archives of {run.profile.name} are of another supernet")
+    return found
 
 
 def _duration(run: Run) -> str:

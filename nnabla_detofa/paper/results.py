@@ -15,6 +15,7 @@ import numpy as np
 
 from ..common.errors import UserError
 from ..common.files import write_json
+from ..common.progress import ProgressBar
 from ..common.reading import read_json
 from ..runs.provenance import revision
 from . import archives, claims_page, control_paths, standard_errors, table3
@@ -96,8 +97,11 @@ def _make_target(name: str, request: Request) -> list[FilePath]:
     while request.seeds and not all(run.finished for run in request.runs(target)) and target.runs != "none":
         request = replace(request, seeds=request.seeds - 1)
     if not request.seeds:
-        lacking = next(run.name for run in replace(request, seeds=1).runs(target) if not run.finished)
-        raise UserError(f"there is no archive file {archives.archive(request.profile.results / 'runs', lacking)} of its run")
+        lacking = next(run for run in replace(request, seeds=1).runs(target) if not run.finished)
+        file = archives.archive(request.profile.results / "runs", lacking.name)
+        if file.is_file():
+            raise UserError(f"the run in {file} has another config: repeat it with {lacking.command}, or restore its config")
+        raise UserError(f"there is no archive file {file} of its run")
     return target.write(request, target, request.runs(target))
 
 
@@ -118,9 +122,13 @@ def evidence(archived: Profile, seeds: int) -> Evidence:
     key = next(iter(archived.data_sets))
 
     def precisions_of(run: Run) -> dict[str, np.ndarray]:
-        if not all_fits_stored(run, "filter_study"):
+        try:
+            if not all_fits_stored(run, "filter_study"):
+                return {}
+            results = study(run, "filter_study", detection_paths(run))
+        except UserError as error:
+            ProgressBar.write(f"no filter study of {run.name} for the claims: {error}")
             return {}
-        results = study(run, "filter_study", detection_paths(run))
         rows = [name for name in table3.PAPER if name in results.scores]
         return {title(name): weakest_of(results, name, RATIO)[:, PRECISION] for name in rows}
 
@@ -128,7 +136,7 @@ def evidence(archived: Profile, seeds: int) -> Evidence:
         runs = [Run(archived, key, experiment, seed) for seed in range(seeds)]
         return [item for item in results_of([run for run in runs if run.finished]) if item.measured]
 
-    return Evidence(archived, key, (), precisions_of, controls_of)
+    return Evidence(archived, key, precisions_of, controls_of)
 
 
 def known_experiments(profile: Profile) -> list[Experiment]:
@@ -143,8 +151,8 @@ def known_experiments(profile: Profile) -> list[Experiment]:
 def collect(profile: Profile, seeds: int) -> list[FilePath]:
     """Archive the small files of the profile's finished runs, what was measured of them, and the filter studies.
 
-    A run that was repeated with the same results keeps the files of its archive, so the times of a method's seeds stay those of
-    the machine that first ran them.
+    A run that was repeated with the same config and results keeps the files of its archive, so the times of a method's seeds
+    stay those of the machine that first ran them. A filter study replaces an archived one only if it has all of its files.
 
     Returns:
         The archives that are new or have changed.
@@ -157,11 +165,11 @@ def collect(profile: Profile, seeds: int) -> list[FilePath]:
                 if run.finished:
                     file = archives.archive(folder, run.name)
                     before = archives.unpacked(file)
-                    kept = before if _results(before) == _results(run.folder) else run.folder
+                    kept = before if run.is_equal(before) and _results(before) == _results(run.folder) else run.folder
                     changed += [file] * archives.pack(file, archives.run_files(kept) | dict(_measured(run, before)))
         first = Run(profile, key, DETOFA, 0)
-        if files := archives.study_files(study_folder(first)):
-            file = archives.archive(folder, study_name(first))
+        file, files = archives.archive(folder, study_name(first)), archives.study_files(study_folder(first))
+        if files and files.keys() >= archives.study_files(archives.unpacked(file)).keys():
             changed += [file] * archives.pack(file, files)
     return changed
 
@@ -177,20 +185,21 @@ def _results(folder: FilePath) -> dict | None:
 def _measured(run: Run, before: FilePath) -> Iterator[tuple[str, FilePath]]:
     """Yield files that belong to a run but are not in its folder.
 
-    What cannot be measured now is taken from the files of the run's archive, `before`, if that is of the same run.
+    What is not measured yet, or only in part, is taken from the files of the run's archive, `before`, if that is of the same
+    run.
     """
-    same = _results(before) == _results(run.folder)
     facts = profile_folder(run.profile) / "facts" / f"{run.folder.name}.json"
     if (images := training_images(run)) is not None:
         facts.parent.mkdir(parents=True, exist_ok=True)
         write_json(facts, {"training images": images})
     standard_errors.standard_errors_of(run)
+    same = _results(before) == _results(run.folder)
     for name, made in (
         (FACTS, facts),
         (standard_errors.FILE, standard_errors.stored_file(run)),
         (control_paths.FILE, control_paths.stored_file(run)),
     ):
-        if made.is_file():
-            yield name, made
-        elif same and (before / name).is_file():
-            yield name, before / name
+        found = [made] if made.is_file() and run.is_older_than(made) else []
+        found += [before / name] if same and (before / name).is_file() else []
+        if found:
+            yield name, max(found, key=lambda file: len(read_json(file, "what was measured of a run")))

@@ -109,11 +109,16 @@ class Run:
         if not self.profile.archives:
             return None
         file = archives.archive(self.profile.archives, self.name)
-        return file if not self.profile.starts_runs or self._is_equal(archives.unpacked(file)) else None
+        return file if not self.profile.starts_runs or self.is_equal(archives.unpacked(file)) else None
 
-    def _is_equal(self, folder: FilePath) -> bool:
+    def is_equal(self, folder: FilePath) -> bool:
         """Return whether a folder has the files of a complete run with an equal config; weights and data do not count."""
         return (folder / "summary.json").exists() and _hash(folder / "config.json") == self.config.config_hash
+
+    def is_older_than(self, file: FilePath) -> bool:
+        """Return whether a file with what was measured of the run was written after its end, so not for an earlier run."""
+        folder = self.folder_with_weights or self.folder
+        return file.stat().st_mtime >= (folder / "summary.json").stat().st_mtime
 
     @cached_property
     def folder(self) -> FilePath:
@@ -145,7 +150,7 @@ class Run:
     def finished(self) -> bool:
         """Whether the run is complete."""
         if self.archive:  # its initial weights and data need not exist here
-            return self._is_equal(self.folder)
+            return self.is_equal(self.folder)
         return _is_finished(self.folder, self.config)
 
     @property
@@ -191,6 +196,13 @@ def _is_finished(folder: FilePath, config: configs.Config) -> bool:
 def _is_of(folder: FilePath, config: configs.Config) -> bool:
     """Return whether a folder holds a run of a config that started from the current weights and data."""
     return _hash(folder / "config.json") == config.config_hash and not provenance.changed_inputs(folder, config)
+
+
+def check_config(config: configs.Config, folder: FilePath) -> None:
+    """Raise UserError if a folder holds a run of another config."""
+    file = folder / "config.json"
+    if file.is_file() and _hash(file) != config.config_hash:
+        raise UserError(f"{folder} holds a run of another config: restore that config, or move or remove the folder")
 
 
 def _hash(file: FilePath) -> str | None:

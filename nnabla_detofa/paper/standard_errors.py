@@ -48,8 +48,8 @@ def standard_errors_of(run: Run) -> dict[str, float]:
     file, metric = stored_file(run), run.dataloader.ap_metric
     names = [name for name in _detectors(run) if (run.folder / f"{name}_detections.json").is_file()]
     known: dict[str, float] = read_json(file, "the standard errors") if file.is_file() else {}
-    if known and file.stat().st_mtime < (run.folder / "summary.json").stat().st_mtime:
-        known = {}  # the run was restarted since
+    if known and not run.is_older_than(file):
+        known = {}
     if set(names) <= set(known) or metric == "coco" or not FilePath(run.dataloader.root).exists():
         return known
     sets = open_sets(run.config)

@@ -79,19 +79,22 @@ def write(request: Request, target: Target, runs: Sequence[Run]) -> list[FilePat
         paper_sets = [key] if data_set.title == PAPER_DATA_SETS.get(key) else [*PAPER_DATA_SETS]
         lines += [f"## {data_set.title}", "", *table(costs, paper_sets), ""]
         if in_steps := step_costs(costs, [run for run in found.finished if run.key == key]):
-            lines += ["In training steps of each method's own supernet:", "", *step_table(in_steps), ""]
+            lines += [f"In training steps of {in_steps[0].title}, whose time is the unit:", "", *step_table(in_steps), ""]
     write_csv(csv_file(request, target), found.costs)
     return write_markdown(request, target, [*lines, *notes(request, found)])
 
 
 def step_costs(costs: Sequence[Cost], runs: Sequence[Run]) -> list[StepCost]:
-    """Convert the costs of finished runs to training steps, as far as the number of steps is known."""
-    found = []
-    for cost in costs:
-        run = next((run for run in runs if run.experiment.name == cost.experiment), None)
-        if run and cost.hours["training"] and (steps := supernet_steps(run)):
-            found.append(StepCost.of(cost, steps))
-    return found
+    """Convert the costs of finished runs to training steps of OFA (w/ PS), or else of the first method.
+
+    Methods whose number of steps is unknown, or that were timed on another kind of device, are omitted; the reference is first.
+    """
+    steps = {run.experiment.name: supernet_steps(run) for run in runs}
+    known = [(cost, count) for cost in costs if cost.hours["training"] and (count := steps.get(cost.experiment))]
+    known.sort(key=lambda item: item[0].experiment != "ofa-ps")
+    reference, count = known[0] if known else (None, 0)
+    same = [item for item in known if reference and item[0].unit == reference.unit]
+    return [StepCost.of(cost, own, reference.hours["training"] / count) for cost, own in same if reference]
 
 
 def missing_phases(run: Run, ledger: Mapping) -> str:
@@ -141,11 +144,11 @@ def _hours(hours: float) -> str:
 def step_table(costs: Sequence[StepCost]) -> list[str]:
     """Return Markdown lines: the costs in training steps, and the training length at which the paper's ratio is reached."""
     reference = next((cost for cost in costs if cost.experiment == "ofa-ps"), None)
-    header = ["method", "training steps", "lines 4 to 7", "search", "total, in training steps", TO_SHRINKING]
-    lines = [markdown_row(header), markdown_row(["---"] + ["---:"] * 5)]
+    header = ["method", "number of training steps", "training", "lines 4 to 7", "search", "total", TO_SHRINKING]
+    lines = [markdown_row(header), markdown_row(["---"] + ["---:"] * 6)]
     for cost in costs:
         ratio = f"{cost.total / reference.total:.2f}" if reference else "-"
-        parts = [str(cost.steps), *(f"{value:.0f}" for value in (cost.overhead, cost.search, cost.total)), ratio]
+        parts = [str(cost.steps), *(f"{value:.0f}" for value in (cost.training, cost.overhead, cost.search, cost.total)), ratio]
         lines.append(markdown_row([cost.title, *parts]))
     detofa = next((cost for cost in costs if cost.experiment == "detofa"), None)
     if detofa and reference:

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from nnabla_detofa.paper.budget_curves import Curve, by_fullnet
-from nnabla_detofa.paper.budget_figures import draw, fullnets, gains, ranking, table
+from nnabla_detofa.paper.budget_figures import colors_of, draw, fullnets, gains, ranking, table
 
 
 def curve(title: str, ap, fullnet) -> Curve:
@@ -52,3 +52,8 @@ def test_error_bars_of_one_budget_are_side_by_side():
         np.testing.assert_allclose(found, places)
         assert axes.get_title() == ("digits (mean and range of 2 seeds)" if len(curves) == 2 else "digits (one seed)")
         plt.close(figure)
+
+
+def test_there_are_colors_for_any_number_of_curves():
+    titles = [f"r = {number}" for number in range(14)]
+    assert list(colors_of(titles)) == titles

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from test_filter_study import TINY, evaluated
 
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.paper import filter_choice, filter_curves
 from nnabla_detofa.paper.filter_study import StudyInputs, run
 from nnabla_detofa.paper.profiles import load
@@ -53,6 +54,13 @@ def test_the_grid_changes_one_option_of_one_member(few):
     assert first.options == TINY and first.rows == {SINGLE: 1, "config's options, 2 members": 2}
     assert [(*item.rows,) for item in others] == [("margin score",), ("not pre-trained",)]  # TINY has pairs "both" already
     assert all(item.options.ensemble == 1 for item in others) and not others[-1].setting.pretraining
+
+
+def test_too_few_pilots_or_paths_give_no_choice(pilots, few, tmp_path):
+    with pytest.raises(UserError, match="needs two or more pilots, got 1"):
+        filter_choice.choose({1: pilots[1]}, 10, tmp_path)
+    with pytest.raises(UserError, match="groups of 30 paths of each FLOPs bucket, which the pilots do not have yet"):
+        filter_choice.choose(pilots, 30, tmp_path)
 
 
 def test_a_stopped_choice_continues_and_repeats_itself(pilots, few, tmp_path):

@@ -14,7 +14,7 @@ from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data import content
 from nnabla_detofa.paper import branching, budget_figures, execution, experiments, profiles
 from nnabla_detofa.paper.budget_curves import Curve
-from nnabla_detofa.paper.experiments import DETOFA, OFA, PATH_PRUNINGS, PATH_RATIOS, STRATEGIES
+from nnabla_detofa.paper.experiments import DETOFA, OFA, PATH_PRUNINGS, STRATEGIES, operation_ratios, path_ratios
 from nnabla_detofa.paper.run import Run, plan
 from nnabla_detofa.paper.study_paths import study_folder
 from nnabla_detofa.runs.run_folder import searched_space
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.thorough
 
 def test_every_experiment_is_one_change_of_ours(profile):
     """Overrides are accepted by the schema, no two experiments are the same run, and equal titles mean equal runs."""
-    groups = (STRATEGIES, PATH_RATIOS, PATH_PRUNINGS, experiments.OPERATION_RATIOS)
+    groups = (STRATEGIES, path_ratios(profile.path_ratios), PATH_PRUNINGS, operation_ratios(profile.operation_ratios))
     runs = plan(profile, ("voc",), [experiment for group in groups for experiment in group], 2, [])
     hashes = [run.config.config_hash for run in runs]
     assert len(set(hashes)) == len(hashes) == 2 * 12
@@ -38,7 +38,7 @@ def test_what_experiments_and_seeds_differ_in_cannot_be_replaced(profile):
     for override in ("hparams.r_path=0.3", "hparams.operation_pruning.r_op=0.2", "args.seed=1", "args.runner=ofa"):
         key, value = override.split("=")
         with pytest.raises(UserError, match=rf"{key} must be .* got {value}"):
-            plan(profile, ("voc",), PATH_RATIOS, 2, [override])
+            plan(profile, ("voc",), STRATEGIES, 2, [override])
 
 
 def test_what_changes_no_result_changes_no_folder(profile):
