@@ -126,7 +126,7 @@ class CommonHparams:
     Attributes:
         batch_size: number of images per training step, over all ranks.
         mini_batch: number of images per forward pass of a rank, over which batch normalization computes its statistics; null:
-            all images of a step.
+            batch_size, or the share of a rank of it.
         steps_per_epoch: number of training steps that count as an epoch; batches still cover all images in turn. null: the
             number of batches in the dataset (ours: keeps the paper's ratios of epochs with any number of steps).
         buckets: number of FLOPs buckets.
@@ -283,8 +283,8 @@ class PretrainHparams(CommonHparams):
         names = [phase.name.lower().replace("-", " ").replace("_", " ") for phase in self.shrinking]
         if len(set(names)) < len(names):
             raise UserError(f"shrinking must have a different name for each phase, got {', '.join(names)}")
+        mini = self.mini_batch or self.batch_size
         for phase in self.shrinking:
-            if self.mini_batch and phase.batch_size and phase.batch_size % self.mini_batch:
-                raise UserError(
-                    f"mini_batch must divide the {phase.batch_size} images of a step of {phase.name}, got {self.mini_batch}"
-                )
+            if phase.batch_size and phase.batch_size % mini:
+                how = "mini_batch" if self.mini_batch else "mini_batch, which is batch_size if it is null,"
+                raise UserError(f"{how} must divide the {phase.batch_size} images of a step of {phase.name}, got {mini}")

@@ -19,7 +19,7 @@ from ..networks import weights
 from ..networks.distillation import Distillation
 from ..networks.layers import GivenStatistics
 from ..networks.resnet50 import check_sortable, sort_middle_channels
-from ..path_filter.metrics import kendall_tau, per_bucket
+from ..path_filter.metrics import taus_of
 from ..runs.phases import TrainingPhase, training_phases
 from ..runs.run_folder import read_result, run_config
 from ..space.paths import Path, PathBatch
@@ -68,7 +68,7 @@ class PretrainSearcher(SupernetRunner):
                 paths = self.validate_paths("paths", sampled)
             scorer = self.fit_filter("path filter", self.new_filter(), paths, self.filter_is_given)
             scores = scorer(paths.batch)
-            self.results["kendall_tau_on_fitted_paths"] = per_bucket(kendall_tau, scores, paths.losses, paths.buckets)
+            self.results["kendall_tau_on_fitted_paths"] = taus_of(scores, paths.losses, paths.buckets)
         self.results["seconds"] = self.costs.seconds
         self.files.write("summary", self.results)
         return self.results

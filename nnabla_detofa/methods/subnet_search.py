@@ -10,7 +10,7 @@ from ..common.errors import UserError
 from ..evaluation.metrics import AP_TITLES, ap_keys
 from ..evolution import between, search
 from ..path_filter.evaluated_paths import EvaluatedPaths
-from ..path_filter.metrics import baseline_scores, kendall_tau, per_bucket
+from ..path_filter.metrics import baseline_scores, taus_of
 from ..path_filter.model import PathFilter, PathScorer
 from ..runs.result_files import found_paths
 from ..space.costs import CostModel, cost_range
@@ -90,10 +90,10 @@ class SubnetSearcher(DetectorRunner):
         self.results["kendall_tau_of_baselines"] = taus
 
     def _taus(self, scores: np.ndarray, paths: EvaluatedPaths) -> list[float | None]:
-        """Compute Kendall's tau of scores and losses in each bucket; None if undefined (under two paths, or equal scores)."""
-        found = per_bucket(kendall_tau, scores, paths.losses, paths.buckets)
-        values = [found.get(bucket, np.nan) for bucket in range(self.hparams.buckets)]
-        return [None if np.isnan(value) else round(value, 4) for value in values]
+        """Compute Kendall's tau of scores and losses in each bucket; None if undefined."""
+        found = taus_of(scores, paths.losses, paths.buckets)
+        taus = [found.get(bucket) for bucket in range(self.hparams.buckets)]
+        return [None if tau is None else round(tau, 4) for tau in taus]
 
     # --- Search -----------------------------------------------------------------------------------------------------
 

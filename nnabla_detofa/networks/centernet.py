@@ -246,9 +246,10 @@ class Detector(Model):
         """Return the loss by which paths of several resolutions are compared: `loss`, with sizes in one unit (`size_unit`).
 
         The heatmap's loss is divided by the number of centers and the others by that of objects, not of cells, and offsets are
-        shares of a cell at every resolution. Heads with other `losses` than CenterNet's are compared by their `loss`.
+        shares of a cell at every resolution. Subclasses with `losses` or a `loss` of their own are compared by their `loss`.
         """
-        if type(self).losses is not Detector.losses or self.size_unit(path) == 1:
+        own = any(getattr(type(self), name) is not getattr(Detector, name) for name in ("losses", "loss"))
+        if own or self.size_unit(path) == 1:
             return self.loss(outputs, targets)
         return total(*self.losses(outputs, targets)[1:], self.size_unit(path))
 

@@ -44,6 +44,12 @@ def per_bucket(measure: Measure, scores: np.ndarray, losses: np.ndarray, buckets
     return {int(b): measure(scores[buckets == b], losses[buckets == b]) for b in np.unique(buckets)}
 
 
+def taus_of(scores: np.ndarray, losses: np.ndarray, buckets: np.ndarray) -> dict[int, float | None]:
+    """Return Kendall's tau of each bucket for a JSON file: None if it is undefined (fewer than two paths, or equal values)."""
+    found = per_bucket(kendall_tau, scores, losses, buckets)
+    return {bucket: None if math.isnan(tau) else tau for bucket, tau in found.items()}
+
+
 def over_buckets(
     measure: Measure, scores: np.ndarray, losses: np.ndarray, buckets: np.ndarray, min_paths: int = MIN_PATHS
 ) -> float:

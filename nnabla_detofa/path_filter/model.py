@@ -258,7 +258,7 @@ class PathFilter:
             return
         for row, logits in enumerate(self.logits(batch, buckets)):
             inside = [logits[buckets == bucket] for bucket in range(self.settings["buckets"])]
-            spreads = np.array([values.std() if len(values) > 1 else 0.0 for values in inside])
+            spreads = np.array([values.std() if len(values) and np.ptp(values) else 0.0 for values in inside])
             usual = spreads[spreads > 0].mean() if (spreads > 0).any() else 1.0
             self._means.d[row] = [values.mean() if len(values) else logits.mean() for values in inside]
             self._spreads.d[row] = np.where(spreads > 0, spreads, usual)

@@ -107,7 +107,6 @@ class Convolution:
         for stage in range(self.geometry.stages):
             self.boundaries.append(self._convolved(stage, self.boundaries[-1], np.float64))
         self.least, self.total = self._head(self.boundaries[-1], np.float64)
-        self.running = np.concatenate([[0.0], np.cumsum(self.total)])
 
     def _stage(self, stage: int) -> Iterator[Stage]:
         pairs, columns = self.space.pairs[stage], len(self.part.columns[stage + 1])
@@ -163,7 +162,7 @@ class Convolution:
     def share(self, low: int, high: int) -> float:
         """Return the probability of low <= cost < high, or an upper bound with a `slack`."""
         start, stop = self._cells(low - self.slack, high)
-        return float(self.running[stop] - self.running[start]) if self.total[start:stop].any() else 0.0
+        return float(self.total[start:stop].sum())
 
     def count(self, low: int, high: int) -> int:
         """Return the exact number of paths with low <= cost < high.
@@ -196,12 +195,10 @@ class Convolution:
     def sample(self, low: int, high: int, n: int, rng: np.random.Generator) -> PathBatch:
         """Sample `n` paths with low <= cost < high, except for the `slack`."""
         start, stop = self._cells(low - self.slack, high)
-        target = self.running[start] + rng.random(n) * (self.running[stop] - self.running[start])
-        cell = np.clip(np.searchsorted(self.running, target, side="right") - 1, start, stop - 1)
-        occupied = np.flatnonzero(self.total)  # rounding may select an empty cell beside the right one
-        cell = occupied[np.clip(np.searchsorted(occupied, cell), 0, len(occupied) - 1)]
-        cell = np.where(cell < stop, cell, occupied[occupied < stop].max(initial=0))
-        rest = self.least + cell * self.unit
+        occupied = start + np.flatnonzero(self.total[start:stop])
+        running = np.cumsum(self.total[occupied])  # of these cells alone: a difference of two sums near 1 would lose rare costs
+        cell = np.searchsorted(running, rng.random(n) * running[-1], side="right")
+        rest = self.least + occupied[np.minimum(cell, len(occupied) - 1)] * self.unit
         geometry, part = self.geometry, self.part
         columns = [np.zeros(n, np.intp) for _ in part.columns]
         widths = np.empty((n, geometry.stages + 2), np.int8)

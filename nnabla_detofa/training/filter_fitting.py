@@ -54,6 +54,11 @@ def given_filter(options: Filter, buckets: int, geometry: Geometry) -> PathFilte
     ours, theirs = Tokenizer(geometry, options.stem_tokens), loaded.tokenizer
     if ours.vocabulary != theirs.vocabulary or ours.blocks.tolist() != theirs.blocks.tolist():
         raise UserError(f"the path filter in {options.weights} was trained for another search space than this run's")
+    if loaded.settings["linear_skip"] and not options.linear_skip:
+        raise UserError(
+            f"the path filter in {options.weights} has a linear skip, without which its other weights rank nothing: set "
+            "hparams.filter.linear_skip=true, or pre-train a filter without one"
+        )
     return loaded.extended(options.ensemble, options.linear_skip)
 
 

@@ -181,6 +181,21 @@ def test_a_pre_training_without_paths_has_no_mini_batches_of_them():
     with_overrides(pretrain_config("data"), "hparams.filter.batch_size=5", "hparams.paths=0")
 
 
+@pytest.mark.parametrize(
+    "mini, phase, wrong",
+    [(None, 24, "mini_batch, which is batch_size if it is null,"), (None, 8, "mini_batch"), (16, 8, "mini_batch"), (8, 24, "")],
+)
+def test_every_phase_s_batch_is_divided_alike(mini, phase, wrong):
+    content = pretrain_config("data")
+    entry = {"name": "depth", "depths": [0, 2], "widths": [1.0], "ratios": [0.35], "epochs": 1, "batch_size": phase}
+    content["hparams"] |= {"batch_size": 16, "mini_batch": mini, "shrinking": [entry]}
+    if not wrong:
+        configs.from_dict(content, "c")
+        return
+    with pytest.raises(UserError, match=rf"{wrong}.* must divide the {phase} images of a step of depth, got 16"):
+        configs.from_dict(content, "c")
+
+
 @pytest.mark.parametrize("warmup, epochs, allowed", [(3, 2, False), (1000, 999, False), (2, 2, True), (3, 0, True)])
 def test_a_warm_up_longer_than_its_phase_is_rejected(warmup, epochs, allowed):
     phase = {"name": "depth", "depths": [0, 2], "widths": [1.0], "ratios": [0.35], "epochs": epochs, "warmup_epochs": warmup}

@@ -1,6 +1,7 @@
 """The path filter: tokens, positional encodings, invariances, gradients, files."""
 
 import json
+from dataclasses import replace
 
 import h5py
 import nnabla as nn
@@ -8,10 +9,13 @@ import numpy as np
 import pytest
 
 from nnabla_detofa.common.errors import UserError
+from nnabla_detofa.config import Filter
 from nnabla_detofa.path_filter.model import PathFilter, PathScorer
 from nnabla_detofa.path_filter.tokens import Tokenizer, positional_encoding
+from nnabla_detofa.space.geometry import OFA_RESNET50
 from nnabla_detofa.space.paths import Path
 from nnabla_detofa.space.search_space import ofa_resnet50
+from nnabla_detofa.training.filter_fitting import TRANSFERRED_SETTINGS, given_filter
 
 SPACE = ofa_resnet50()
 SMALL = {"dim": 16, "heads": 2, "layers": 1, "feed_forward": 16}
@@ -108,6 +112,24 @@ def test_a_score_is_the_mean_of_the_standardized_logits():
         expected = np.mean([(row - row.mean()) / row.std() for row in inside], axis=0)
         np.testing.assert_allclose(scores[buckets == bucket], expected, atol=1e-4)
     assert np.isfinite(path_filter.score(batch, np.full(40, 4))).all()
+
+
+def test_equal_logits_have_no_spread(monkeypatch):
+    """The deviation of seven times 0.1 in single precision is 7.5e-9; divided by that, a new path would get a huge score."""
+    path_filter = make(ensemble=2)
+    logits = np.repeat([[0.1] * 7 + [1.0, 3.0]], 2, axis=0).astype(np.float32)
+    monkeypatch.setattr(path_filter, "logits", lambda batch, buckets: logits)
+    path_filter.standardize(None, np.array([0] * 7 + [1] * 2))
+    np.testing.assert_allclose(path_filter._spreads.d[:, :2], 1.0)
+
+
+def test_a_filter_without_the_skip_that_it_was_trained_with_is_refused(tmp_path):
+    """Its transformer was trained for what the skip leaves over, and ranks nothing alone."""
+    make(linear_skip=True).save(tmp_path / "f.h5")
+    options = Filter(weights=str(tmp_path / "f.h5"), **{name: make().settings[name] for name in TRANSFERRED_SETTINGS})
+    with pytest.raises(UserError, match=r"f\.h5 has a linear skip.*: set hparams\.filter\.linear_skip=true"):
+        given_filter(options, 5, OFA_RESNET50)
+    assert given_filter(replace(options, linear_skip=True), 5, OFA_RESNET50).settings["linear_skip"]
 
 
 def test_a_filter_begins_with_the_weights_of_one_with_fewer_members_and_no_skip():

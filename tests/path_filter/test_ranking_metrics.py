@@ -12,6 +12,7 @@ from nnabla_detofa.path_filter.metrics import (
     over_buckets,
     per_bucket,
     spearman_rho,
+    taus_of,
     weakest,
 )
 from nnabla_detofa.path_filter.tokens import Tokenizer
@@ -26,6 +27,11 @@ def test_measures_by_hand():
     found = weakest(scores, losses, 0.5)
     assert (found.accuracy, found.precision, found.recall, found.share_of_right) == (1.0, 1.0, 1.0, 0.5)
     assert np.isnan(kendall_tau(scores[:1], losses[:1]))
+
+
+def test_an_undefined_tau_is_none_in_a_file():
+    losses, buckets = np.array([1.0, 2.0, 3.0, 4.0, 4.0]), np.array([0, 0, 2, 3, 3])
+    assert taus_of(np.arange(5.0), losses, buckets) == {0: -1.0, 2: None, 3: None}
 
 
 def test_the_weakest_by_hand_with_thresholds():

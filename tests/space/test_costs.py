@@ -358,3 +358,14 @@ def test_a_method_of_a_subclass_that_returns_nonsense_is_named(method, wrong):
     model = type("Odd", (CostModel,), {method: lambda self, *arguments: wrong})(64, 3, "detector")
     with pytest.raises(UserError, match=rf"^{method} of the cost model must return \[MACs, parameters.*, got "):
         _ = model.flops
+
+
+@pytest.mark.thorough
+def test_the_rarest_costs_are_sampled_in_their_proportions():
+    """The last bucket has 1e-14 of the paths: a difference of two sums near 1 would leave a few of its costs."""
+    deep = Geometry(base_depths=(6, 6, 8, 6), width_scale=1 / 16)
+    model = CostModel(32, 10, "backbone", deep)
+    buckets = Buckets(ofa_resnet50(deep), model, 12)
+    assert 0 < buckets.share(11) < 1e-12 and sum(map(buckets.share, range(12))) == pytest.approx(1)
+    costs = model.flops(buckets.sample(11, 400, np.random.default_rng(0)))
+    assert (buckets.index(costs) == 11).all() and len(np.unique(costs)) > 200

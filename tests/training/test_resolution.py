@@ -202,6 +202,14 @@ def test_compared_losses_measure_sizes_in_one_unit():
     assert losses == pytest.approx([0.2, 0.2], rel=1e-3)  # weight 0.1, half of the coordinates are wrong by 4
 
 
+@pytest.mark.parametrize("path", [LITTLE, LARGE])
+@pytest.mark.parametrize("method, result", [("loss", "own"), ("losses", ["own"])])
+def test_a_loss_of_your_own_compares_paths_at_every_resolution(path, method, result):
+    net = type("Own", (Detector,), {method: lambda self, outputs, targets: result})(HEAD, SMALL, rng=np.random.default_rng(0))
+    net.space = SPACE
+    assert net.compared_loss(None, None, path) == "own"
+
+
 def test_costs_are_those_of_graphs_at_the_paths_own_resolution():
     cost, net = CostModel(64, 2, "detector", SMALL, HEAD), detector()
     for path in SPACE.sample_many(np.random.default_rng(0), 6):
