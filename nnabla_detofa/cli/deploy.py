@@ -1,6 +1,7 @@
 """Commands that use a detector: evaluate, detect, export."""
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -89,7 +90,7 @@ def detect(args: argparse.Namespace) -> None:
     if output.exists() and not output.is_dir():
         raise UserError(f"--output must be a folder, and {output} is a file")
     check_output_folder(output)
-    overrides = [text for text in args.images if re.match(r"[a-z_]+\.[\w.]+=", text) and not Path(text).exists()]
+    overrides = [text for text in args.images if re.match(r"[a-z_]+\.[\w.:]+=", text) and not os.path.exists(text)]
 
     def note(text: str) -> None:
         print(text, file=sys.stderr)

@@ -27,7 +27,7 @@ def table1(args: argparse.Namespace) -> None:
     from ..paper.table1 import write
 
     files = write(Path(args.output))
-    print(files[0].read_text())
+    print(files[0].read_text("utf-8"))
     print(f"written: {', '.join(map(str, files))}")
 
 
@@ -73,7 +73,7 @@ def reproduce(args: argparse.Namespace) -> None:
         [name for name in targets if name != "table1"],
         Request(profile, output, args.seeds, tuple(overrides), args.jobs or cores, cores),
     ):
-        print(file.read_text())
+        print(file.read_text("utf-8"))
         written = [file.with_suffix(suffix) for suffix in (".md", ".csv", ".png")]
         print(f"written: {', '.join(str(path) for path in written if path.exists())}")  # some tables have no picture
 
@@ -128,7 +128,7 @@ def filter_study(args: argparse.Namespace) -> None:
 
     def written(files: list[Path]) -> None:
         filter_curves.archive_points(profile, output)
-        print(f"{files[0].read_text()}\nwritten: {', '.join(map(str, files))}")
+        print(f"{files[0].read_text('utf-8')}\nwritten: {', '.join(map(str, files))}")
 
     if args.kept or args.choose:
         filter_curves.restore_points(profile, output)
@@ -179,7 +179,7 @@ def pilot(args: argparse.Namespace) -> None:
 
     profile = load(args.profile)
     file = run_pilot(profile, GRID, Device.open(args.context, args.device_id), args.all)
-    print(f"{file.read_text()}\nwritten: {file}")
+    print(f"{file.read_text('utf-8')}\nwritten: {file}")
 
 
 def after_pilot(args: argparse.Namespace) -> dict[str, str]:

@@ -91,7 +91,7 @@ def demo_table() -> list[str]:
 
 def claims_table() -> list[str]:
     """The paper's claims with the verdicts of the study."""
-    measured = parse_json(STUDY.read_text()) if STUDY.is_file() else {}
+    measured = parse_json(STUDY.read_text("utf-8")) if STUDY.is_file() else {}
     lines = [markdown_row(["", "claim", "in the paper", "verdict: what was measured, its mean and interval"])]
     lines.append(markdown_row(["---"] * 4))
     for claim in CLAIMS:

@@ -24,7 +24,7 @@ def report(args: argparse.Namespace) -> None:
     from ..tools.report import write_report
 
     files = write_report(Path(args.run), output)
-    print((output / "table.md").read_text())
+    print((output / "table.md").read_text("utf-8"))
     print(f"written: {', '.join(map(str, files))}")
 
 

@@ -98,7 +98,7 @@ def check_writable_file(file: Path, named: Path | None = None) -> None:
 
 
 RUNS_RESULTS = re.compile(
-    r"(config|provenance|seconds|ledger|mini_batch|origin|operations|scores|search|summary)\.json|log\.txt|.*\.h5|"
+    r"(config|provenance|seconds|ledger|mini_batch|origin|operations|scores|search|state|summary)\.json|log\.txt|.*\.h5|"
     r"(fullnet|subnet_\d+|before|finetuned)(_detections)?\.json|(paths|paths_again|held_out_paths|winners)\.jsonl"
 )
 """Files in which a run keeps its results."""
@@ -110,10 +110,18 @@ def check_output_file(output: str | Path | None) -> None:
         return
     if Path(output).is_dir() or not Path(output).absolute().parent.is_dir():
         raise UserError(f"--output must be a file in an existing folder, got {output}")
-    folder = Path(output).absolute().parent
-    if RUNS_RESULTS.fullmatch(Path(output).name) and Path(output).exists() and (folder / "config.json").is_file():
-        raise UserError(f"--output must not replace a result of the run in {folder}, got {output}: choose another name")
+    check_replaces_no_result(output)
     check_writable_file(Path(output))
+
+
+def check_replaces_no_result(output: str | Path) -> None:
+    """Raise a UserError if an output file is a run's own result."""
+    folder = Path(output).absolute().parent
+    if RUNS_RESULTS.fullmatch(Path(output).name) and Path(output).exists():
+        is_phase = (folder.parent / "seconds.json").is_file()  # weights and states of phases are one level below
+        run = folder if (folder / "config.json").is_file() else folder.parent if is_phase else None
+        if run:
+            raise UserError(f"--output must not replace a result of the run in {run}, got {output}: choose another name")
 
 
 def check_output_folder(output: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..backend import launch
 from ..common.errors import UserError
-from .shared import check_output_folder, config_arguments, count_or_auto, detector_arguments
+from .shared import check_output_folder, check_replaces_no_result, config_arguments, count_or_auto, detector_arguments
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -188,6 +188,7 @@ def import_ofa(args: argparse.Namespace) -> None:
     if Path(args.output).is_dir():
         raise UserError(f"the weights file to write must be a file, and {args.output} is a folder")
     check_output_folder(Path(args.output).parent)
+    check_replaces_no_result(args.output)
     found = import_checkpoint(args.checkpoint, args.output, args.keep_channels)
     print(f"{found.placed + found.dropped} tensors read, {found.placed} placed, {found.dropped} dropped (num_batches_tracked)")
     print(f"{found.classes} classes")

@@ -50,8 +50,10 @@ def read(kind: Any, value: Any, where: str, interval: str = "") -> Any:
                 interval = extra
         return read(parts[0], value, where, interval)
     if origin in (Union, types.UnionType):
-        (inner,) = [part for part in parts if part is not types.NoneType]
-        return None if value is None else read(inner, value, where)
+        inner = [part for part in parts if part is not types.NoneType]
+        if len(inner) > 1:
+            raise UserError(_unknown(kind, where))
+        return None if value is None else read(inner[0], value, where)
     if origin is Literal:
         if value not in parts:
             raise UserError(f"{where} must be {listed(parts, 'or')}, got {shown(value)}{nearest(value, parts)}")
@@ -98,6 +100,8 @@ def _is_instance(value: Any) -> bool:
 
 def _scalar(kind: type, value: Any, where: str, interval: str) -> Any:
     names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+    if kind not in names:
+        raise UserError(_unknown(kind, where))
     accepted: Any = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{where} must be {names[kind]}{f' in {interval}' if interval else ''}, got {shown(value)}")
@@ -110,6 +114,12 @@ def _scalar(kind: type, value: Any, where: str, interval: str) -> Any:
     if kind is str and any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
         raise UserError(f"{where} must be text without zero bytes and surrogate characters, got {shown(value)}")
     return kind(value)
+
+
+def _unknown(kind: Any, where: str) -> str:
+    """Return the message about a field of a dataclass that a config cannot hold."""
+    kinds = "int, float, bool, str, Literal, tuple, a dataclass, or one of these | None"
+    return f"{where} must be declared as {kinds}, and its class declares {short(str(kind))}"
 
 
 def _inside(value: float, interval: str) -> bool:
@@ -144,8 +154,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def listed(names: Iterable[Any], last: str) -> str:
-    """Join names as in a sentence, such as "a, b and c"; `last` is "and" or "or"."""
-    *head, tail = map(str, names)
+    """Join names as in a sentence, such as "a, b and c"; `last` is "and" or "or". No names are "none"."""
+    *head, tail = [str(name) for name in names] or ["none"]
     return f"{', '.join(head)} {last} {tail}" if head else tail
 
 

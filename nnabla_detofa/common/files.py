@@ -56,8 +56,8 @@ def real(path: FilePath) -> FilePath:
 
 
 def _fresh_name(name: str) -> str:
-    """Return the name of the temporary file of a file; names have at most 255 bytes."""
-    return f"{name}.new" if len(os.fsencode(name)) <= 251 else f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.new"
+    """Return the name of the temporary file of a file, which no user chooses; names have at most 255 bytes."""
+    return f".{name}.new" if len(os.fsencode(name)) <= 250 else f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.new"
 
 
 def check_writable(file: str | os.PathLike) -> None:

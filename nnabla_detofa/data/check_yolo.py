@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ..common.errors import UserError
 from . import yolo
 from .check_report import DataReport, ImageInspector, Split, finished, usual_order, valid_boxes, warn_with_defaults
 from .dataset import unknown_class
@@ -38,6 +39,8 @@ def check_yolo(
     """
     about = yolo.read_description(Path(root), description)
     keys = splits or {name: name for name in sorted(about.splits, key=usual_order)}
+    if not keys:
+        raise UserError(f"{about.file} must name the images of one or more splits, such as train, val and test, but names none")
     report = yolo_report(about, keys, classes, whole, on_image)
 
     def opened(name: str) -> yolo.YOLODataset:

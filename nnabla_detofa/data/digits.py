@@ -142,7 +142,7 @@ def _write_tree(root: Path, settings: dict) -> None:
             rng = np.random.default_rng((seed, number, 1, i))
             _write_crop(root / "classification" / split, i, source, settings["crop_size"], rng)
     lists = root / "ImageSets" / "Main"
-    (lists / "trainval.txt").write_text((lists / "train.txt").read_text() + (lists / "val.txt").read_text())
+    (lists / "trainval.txt").write_text((lists / "train.txt").read_text("utf-8") + (lists / "val.txt").read_text("utf-8"))
     (root / "settings.json").write_text(json.dumps(settings, indent=1) + "\n")
 
 
@@ -155,7 +155,7 @@ def _is_made(root: Path, settings: dict, overwrite: bool) -> bool:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
-        found = json.loads((root / "settings.json").read_text())
+        found = json.loads((root / "settings.json").read_text("utf-8"))
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict) or found.get("data set") != settings["data set"]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -191,7 +192,8 @@ def _class_names(names: Any, file: Path) -> tuple[str, ...]:
         names = [names[index] for index in range(len(names))]
     if not isinstance(names, list) or not names:
         raise UserError(f"{file}: names must be a list of class names, or a mapping from 0, 1, ... to them, got {shown(names)}")
-    texts = [composed(str(name)) if isinstance(name, (str, int)) and not isinstance(name, bool) else "" for name in names]
+    numbers = [isinstance(name, int) and not isinstance(name, bool) and abs(name) <= sys.maxsize for name in names]
+    texts = [composed(str(name)) if number or isinstance(name, str) else "" for name, number in zip(names, numbers)]
     for index, text in enumerate(texts):
         if not text.strip() or text in texts[:index]:
             raise UserError(f"{file}: names must be unique strings, got {shown(names[index])} for class {index}")

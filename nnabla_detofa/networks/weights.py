@@ -118,6 +118,8 @@ def _check_item(item: h5py.Dataset, name: str, file: FilePath, most: int) -> Non
 
 CHECKSUM = "crc32"
 """Attribute of each parameter in a weights file: the checksum of its values; older files and those of NNabla have none."""
+MAX_ATTRIBUTE = 60_000
+"""Bytes of an attribute; HDF5 allows 64 KiB for one of fixed length."""
 NETWORK, SETTINGS = "network", "network_settings"
 """Attributes of a weights file: the name of the network, such as the import path of its class, and its settings as JSON. The
 files of the paper's networks have none."""
@@ -151,7 +153,23 @@ def write(
             opened.attrs[STRIDES] = list(strides)
         if normalization is not None:
             opened.attrs[NORMALIZATION] = np.array([normalization.mean, normalization.std])
-        opened.attrs.update(attributes)
+        for key, text in attributes.items():
+            value = text.encode()  # of fixed length: a flipped bit in HDF5's heap of longer texts can stop a reader for good
+            opened.attrs[key] = np.bytes_(value) if len(value) < MAX_ATTRIBUTE else text
+
+
+def attributes_of(file: str | os.PathLike, *names: str) -> list[Any]:
+    """Return attributes of a weights file, text as a string; None for those that it lacks.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with h5py.File(file, "r") as opened:
+            found = [opened.attrs.get(name) for name in names]
+            return [value.decode() if isinstance(value, bytes) else value for value in found]
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the weights file {file} cannot be read as HDF5 ({short(str(error))})") from error
 
 
 _LINKS, _OPTIONS, _SCALAR = h5p.create(h5p.LINK_CREATE), h5p.create(h5p.DATASET_CREATE), h5s.create(h5s.SCALAR)
@@ -183,8 +201,7 @@ def strides_of(file: str | os.PathLike) -> tuple[int, ...] | None:
     Raises:
         UserError: they are not a list of integers.
     """
-    with h5py.File(file, "r") as opened:
-        stored = opened.attrs.get(STRIDES)
+    (stored,) = attributes_of(file, STRIDES)
     if stored is None:
         return None
     if np.ndim(stored) != 1 or np.asarray(stored).dtype.kind not in "iu":
@@ -198,11 +215,7 @@ def normalization_of(file: str | os.PathLike) -> Normalization:
     Raises:
         UserError: the file cannot be read, or the stored values are not a valid mean and standard deviation.
     """
-    try:
-        with h5py.File(file, "r") as opened:
-            stored = opened.attrs.get(NORMALIZATION)
-    except OSError as error:
-        raise UserError(f"the weights file {file} cannot be read as HDF5 ({short(str(error))})") from error
+    (stored,) = attributes_of(file, NORMALIZATION)
     if stored is None:
         return UNRECORDED
     if np.shape(stored) != (2, 3) or np.asarray(stored).dtype.kind != "f":
@@ -217,8 +230,7 @@ def network_of(file: str | os.PathLike) -> tuple[str, Any] | None:
     Raises:
         UserError: it records no valid settings.
     """
-    with h5py.File(file, "r") as opened:
-        name, settings = opened.attrs.get(NETWORK), opened.attrs.get(SETTINGS)
+    name, settings = attributes_of(file, NETWORK, SETTINGS)
     if name is None:
         return None
     try:
@@ -229,8 +241,7 @@ def network_of(file: str | os.PathLike) -> tuple[str, Any] | None:
 
 def check_network(net: Mo.Module, file: str | os.PathLike) -> None:
     """Raise UserError if a weights file holds another network than `net`, or the network of another search space."""
-    with h5py.File(file, "r") as opened:
-        stored = opened.attrs.get(NETWORK)
+    (stored,) = attributes_of(file, NETWORK)
     own = getattr(net, NETWORK, None)
     if stored != own:
         names = [shown(name) if name else "one of this package" for name in (stored, own)]

@@ -208,7 +208,7 @@ def check_config(config: configs.Config, folder: FilePath) -> None:
 def _hash(file: FilePath) -> str | None:
     """Return the `Config.config_hash` of a run's config.json, or None if it is not a valid config."""
     try:
-        content = parse_json(file.read_text())
+        content = parse_json(file.read_text("utf-8"))
         return configs.from_run(content, file.parent.name).config_hash if isinstance(content, dict) else None
     except (OSError, ValueError, UserError):
         return None

@@ -182,12 +182,12 @@ def notes(request: Request, found: Collected) -> list[str]:
         ]
     lines += [
         "The paper's 0.383 and 1.150 GPU days have the ratio of 70 to 210 epochs: they omit the 70 epochs of the fullnet and "
-        "the work for a search. The total here is accordingly the sum of training, the search by path scores and, for DetOFA, "
-        "the overhead: lines 4 to 7 of Algorithm 1 (in section 4.2 of the paper, lines 4 and 5). It omits the fullnet and the "
-        "search's filter (section 3.3) with the evaluation of the paths that it is fitted to, which every method needs here. "
-        "The evaluation of the fullnet's AP is part of the column fullnet. The evaluation of the subnets' AP and of the "
-        "held-out paths, which only the tables need, is not counted. A run that branched off another one includes the time of "
-        "the phases that they share.",
+        "the work for a search. The total here is accordingly the sum of training, the search by path scores (with the "
+        "validation losses of the best path of each bucket) and, for DetOFA, the overhead: lines 4 to 7 of Algorithm 1 (in "
+        "section 4.2 of the paper, lines 4 and 5). It omits the fullnet and the search's filter (section 3.3) with the "
+        "evaluation of the paths that it is fitted to, which every method needs here. The evaluation of the fullnet's AP is "
+        "part of the column fullnet. The evaluation of the subnets' AP and of the held-out paths, which only the tables need, "
+        "is not counted. A run that branched off another one includes the time of the phases that they share.",
     ]
     if found.finished:
         lines += ["", f"Runs (mean over several seeds): {runs_and_code(found.finished)}."]

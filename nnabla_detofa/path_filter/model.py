@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import h5py
 import numpy as np
 
 from ..backend.compat import F, Mo, Parameter, nn
@@ -322,8 +321,7 @@ class PathFilter:
             UserError: the file is missing, damaged or not a path filter, or it has other settings.
         """
         arrays = weights.read(file)
-        with h5py.File(file, "r") as opened:
-            text = opened.attrs.get("path_filter")
+        (text,) = weights.attributes_of(file, "path_filter")
         try:
             settings = parse_json(text)
             kind = geometry_type or type(expected.get("geometry", OFA_RESNET50))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -27,11 +28,11 @@ BEFORE = ".before"
 """Subfolder to which `--restart` moves the previous run while it checks the new one. Its config is moved last."""
 DISCARDED = ".gone"
 """Name to which `BEFORE` is renamed before it is removed."""
-OWN_FILES = {LOCK, BEFORE, DISCARDED, f"{CONFIG}.new"}
+OWN_FILES = {LOCK, BEFORE, DISCARDED, f".{CONFIG}.new"}
 MINI_BATCH = "mini_batch.json"
 """File of a run whose mini-batches, over which batch normalization computes its statistics, are not those of one process. It
 is written before the run's config, so every folder from which the run can be resumed contains it."""
-EARLY_FILES = {MINI_BATCH, f"{MINI_BATCH}.new"}
+EARLY_FILES = {MINI_BATCH, f".{MINI_BATCH}.new"}
 """Files of a run that was killed before its config was written."""
 RUNS_ARGS = {"runner", "seed", "context", "device_id", "type_config"}
 """Keys of `args` that the config.json of every run has."""
@@ -141,15 +142,17 @@ def check(folder: FilePath, config: configs.Config, restart: bool) -> None:
             raise UserError(f"args.output_path {folder} holds files that are not a run: choose a new or empty folder")
         return
     try:
-        before = parse_json(file.read_text())
+        before = parse_json(file.read_text("utf-8"))
     except ValueError:
         before = {}
     if not _is_complete(before):
         raise UserError(f"args.output_path {folder} holds a config.json that is not a run's: choose another folder")
     changed = [key for key in differences(configs.completed(before), config.to_dict()) if not configs.without_effect(key)]
     if changed and not restart:
+        places = all(re.fullmatch(r".*\.(weights|root)", key) for key in changed)
+        hint = "start it from the folder where it was started if the files are the same, " if places else ""
         raise UserError(
-            f"{folder} holds a run with another config (differing: {', '.join(changed)}): "
+            f"{folder} holds a run with another config (differing: {', '.join(changed)}): {hint}"
             "choose another -o, or pass --restart to discard that run"
         )
 

@@ -45,7 +45,9 @@ def equal_choice(value: Any, choices: tuple[Any, ...]) -> Any:
         return value
     if value in choices:
         return choices[choices.index(value)]
-    numbers = [choice for choice in choices if isinstance(choice, Real) and isinstance(value, Real)]
+    if not isinstance(value, Real) or isinstance(value, int):
+        return value  # equal integers are the same choice, and long ones are no float
+    numbers = [choice for choice in choices if isinstance(choice, Real)]
     return next((choice for choice in numbers if math.isclose(choice, value, rel_tol=1e-6)), value)  # 0.2 in float32
 
 
@@ -157,6 +159,7 @@ class Geometry:
         if not ascending or any(len(choices.values) > MAX_VALUES for choices in named):
             raise UserError(f"values of a named choice of {owner} must be 1 to {MAX_VALUES}, in ascending order, got {named}")
         object.__setattr__(self, "named", named)
+        _check_counts(owner, strides=self.strides)
         if not all(is_count(side) and side % self.total_stride == 0 for side in self.resolutions):
             raise UserError(
                 f"resolutions of {owner} must be multiples of {self.total_stride}, the stride of the backbone, got "

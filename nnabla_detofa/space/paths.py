@@ -59,6 +59,8 @@ class Path:
         """
         stages, per_stage = geometry.stages, geometry.layers_per_stage
         lengths = {"d": stages + 1, "e": geometry.layers, "w": stages + 2}
+        if not isinstance(arch, Mapping):
+            raise UserError(f"a path in OFA's notation must be a mapping with the keys d, e and w, got {shown(arch)}")
         for key, length in lengths.items():
             if key not in arch:
                 raise UserError(f"a path in OFA's notation has the keys d, e and w; {key} is missing")

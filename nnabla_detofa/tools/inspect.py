@@ -89,7 +89,7 @@ def _last_written(run: FilePath) -> float:
 
 def _read_log(run: FilePath) -> str:
     """Return the content of all logs, or an empty string."""
-    return "".join(file.read_text(errors="replace") for file in _logs(run))
+    return "".join(file.read_text("utf-8", "replace") for file in _logs(run))
 
 
 def _logs(run: FilePath) -> list[FilePath]:

@@ -107,11 +107,11 @@ def _say_detectors(page: _Page, detectors: Sequence[Mapping]) -> None:
     """Add the table of detectors."""
     page.say()
     page.say("detectors (FLOPs are multiply-accumulates; AP is on the test split)")
-    columns = ap_keys(detectors[0])
+    columns = ap_keys({key: None for row in detectors for key in row})
     rows = [["", "budget [G]", "GFLOPs", "M params", *(AP_TITLES[column] for column in columns)]]
     for row in detectors:
         budget = "" if row["budget"] is None else f"{row['budget'] / 1e9:.4g}"
-        aps = ["-" if row[column] is None else f"{row[column]:.3f}" for column in columns]
+        aps = ["-" if row.get(column) is None else f"{row[column]:.3f}" for column in columns]
         rows.append([row["name"], budget, f"{row['flops'] / 1e9:.4g}", f"{row['params'] / 1e6:.4g}", *aps])
     if any(pixels := [str(row.get("path", {}).get("named", {}).get(RESOLUTION, "")) for row in detectors]):
         rows = [[*row, cell] for row, cell in zip(rows, ["pixels", *pixels])]

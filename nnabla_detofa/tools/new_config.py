@@ -153,7 +153,7 @@ def write_splits(root: Path) -> list[Path]:
     """Write ImageSets/Main/train.txt, val.txt and test.txt of a VOC tree that has none, by a fixed random order.
 
     Raises:
-        UserError: one of the files exists, or there are fewer than 10 annotations.
+        UserError: one of the files exists, there are fewer than 10 annotations, or the name of one is not UTF-8.
     """
     folder = root / "ImageSets" / "Main"
     files = {name: folder / f"{name}.txt" for name in ("train", *SHARES)}
@@ -164,6 +164,8 @@ def write_splits(root: Path) -> list[Path]:
     names = sorted(file.relative_to(below).with_suffix("").as_posix() for file in found)
     if len(names) < 10:
         raise UserError(f"--make-splits needs at least 10 annotations in {root / 'Annotations'}, got {len(names)}")
+    if wrong := [name for name in names if any("\ud800" <= char <= "\udfff" for char in name)]:
+        raise UserError(f"{below / wrong[0]}.xml must have a name in UTF-8: rename it and its image")
     order = [names[index] for index in np.random.default_rng(0).permutation(len(names))]
     chosen = {}
     for name, share in SHARES.items():

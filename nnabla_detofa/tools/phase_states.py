@@ -117,7 +117,7 @@ def _steps_per_epoch(run: FilePath, config: Config, phase: TrainingPhase, phases
 def _saved_step(folder: FilePath) -> int | None:
     """Return the step of the state.json in a folder, or None."""
     try:
-        return int(parse_json((folder / "state.json").read_text())["step"])
+        return int(parse_json((folder / "state.json").read_text("utf-8"))["step"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 

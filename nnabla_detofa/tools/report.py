@@ -42,6 +42,10 @@ SHOWN_SCORE = 0.3  # lowest score of a detection in the figure
 SHOWN_IMAGES = 6
 
 
+COPIED = ("summary.json", "config.json")
+"""Files of a run that its report contains."""
+
+
 def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
     """Write the report of a finished run of Algorithm 1 or of a baseline.
 
@@ -57,11 +61,15 @@ def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
 
     Raises:
         UserError: the run has not finished or is a pre-training or a fine-tuning, one of its files is damaged, its data are
-            missing, or `output` is the run's own folder. Nothing is written in these cases.
+            missing, or `output` is a run's folder or holds another config.json or summary.json than an earlier report's.
+            Nothing is written in these cases.
     """
     check_has_subnets(run, run_config(run), "a report")
     if real(output) == real(run):
         raise UserError(f"--output must not be the folder of the run, got {output}")
+    others = [name for name in COPIED if (output / name).exists()]
+    if others and not (output / "table.md").exists():
+        raise UserError(f"--output must not replace files that are no report, and {output} holds {others[0]}: choose another")
     summary = read_result(run, "summary", result_files.bounded)
     with reading(run / "summary.json"):
         columns, rows = table_rows(summary)
@@ -72,7 +80,7 @@ def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
     command = shlex.join(["detofa", "report", str(run), "-o", str(output)])
     output.mkdir(parents=True, exist_ok=True)
     with written_together(output) as fresh:
-        for name in ("summary.json", "config.json"):
+        for name in COPIED:
             write_bytes(fresh / name, (run / name).read_bytes())
         write_text(
             fresh / "table.md",
@@ -82,7 +90,7 @@ def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
             csv.writer(opened).writerows([columns, *rows])
         for name, figure in drawn.items():
             figures.save(figure, fresh / name, dpi=110, bbox_inches="tight")
-    return [output / name for name in ("summary.json", "config.json", "table.md", "table.csv", *drawn)]
+    return [output / name for name in (*COPIED, "table.md", "table.csv", *drawn)]
 
 
 def table_rows(summary: dict) -> tuple[Sequence[str], list[tuple[str, ...]]]:

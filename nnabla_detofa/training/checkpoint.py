@@ -147,7 +147,7 @@ def _checked_state(place: FilePath) -> dict:
     Raises:
         UserError: a file differs from the one that was written.
     """
-    state = parse_json((place / STATE).read_text())
+    state = parse_json((place / STATE).read_text("utf-8"))
     if not isinstance(state, dict):
         raise UserError(f"{STATE} must be a mapping, got {kind_of(state)}")
     if state.pop("digest", None) != (_digest(state) if "digests" in state else None):

@@ -56,7 +56,7 @@ class ResultFiles:
 
         def read() -> Any:
             try:
-                return check(parse_json(file.read_text())) if file.exists() else default
+                return check(parse_json(file.read_text("utf-8"))) if file.exists() else default
             except ValueError as error:
                 raise UserError(f"{file} is damaged ({error}): remove it to {remedy}") from error
 

@@ -24,6 +24,8 @@ class RunLog:
 
     def __init__(self, monitor: Any, rank: int):
         self._monitor, self._rank = monitor, rank
+        if rank == 0:  # NNablaNAS opens it in the encoding of the locale, in which a class name may not exist
+            monitor.file.reconfigure(encoding="utf-8", errors="backslashreplace")
 
     def __call__(self, message: str) -> None:
         self._monitor.info(f"{message}\n")

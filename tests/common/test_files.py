@@ -15,6 +15,7 @@ import nnabla_detofa
 from nnabla_detofa.cli import main
 from nnabla_detofa.cli.shared import check_output_file
 from nnabla_detofa.common import files
+from nnabla_detofa.common.errors import UserError
 
 WRITERS = {"files.py", "digits.py", "coco.py", "evaluated_paths.py"}
 """The one that writes; those whose files lie in a new folder that is renamed when it is whole; one that appends."""
@@ -190,13 +191,30 @@ def test_a_target_that_cannot_be_written_is_rejected_before_the_work(command, tm
         (["evaluate-paths", "RUN", "--per-bucket", "1", "-o"], "paths.jsonl"),
         (["image-count-study", "RUN", "--per-bucket", "1", "-o"], "log.txt"),
         (["measure-latency", "-f", "CONFIG", "-o"], "config.json"),
+        (["import-ofa", "FILE", "-o"], "supernet.h5"),
     ],
 )
 def test_a_result_of_a_run_is_not_replaced_by_another_command(command, name, tmp_path, capsys):
     for file in ("config.json", name):
         (tmp_path / file).write_text("{}")
-    words = {"RUN": tmp_path, "CONFIG": tiny.config_file()}
+    words = {"RUN": tmp_path, "CONFIG": tiny.config_file(), "FILE": __file__}
     assert main([*(str(words.get(word, word)) for word in command), str(tmp_path / name)]) == 2
     assert f"--output must not replace a result of the run in {tmp_path}, got" in capsys.readouterr().err
     assert (tmp_path / name).read_text() == "{}"
     check_output_file(tmp_path / f"my_{name}")
+
+
+@pytest.mark.parametrize("name", ["weights.h5", "state.json"])
+def test_neither_is_one_of_a_phase(tmp_path, name):
+    (tmp_path / "fullnet").mkdir()
+    (tmp_path / "fullnet" / name).write_text("{}")
+    check_output_file(tmp_path / "fullnet" / name)  # of no run
+    (tmp_path / "seconds.json").write_text("{}")
+    with pytest.raises(UserError, match=f"must not replace a result of the run in {tmp_path}, got"):
+        check_output_file(tmp_path / "fullnet" / name)
+
+
+def test_a_file_of_the_user_s_own_is_no_temporary_file(tmp_path):
+    (tmp_path / "a.json.new").write_text("mine")
+    files.write_json(tmp_path / "a.json", {})
+    assert {file.name for file in tmp_path.iterdir()} == {"a.json", "a.json.new"}

@@ -92,6 +92,13 @@ PATHS: dict[str, tuple] = {
     "a path with another depth": (line(2, in_path(d=[0, 1, 2, 3, 4])), "line 3", "3", "0, 1 or 2"),
     "a path with another width": (line(2, in_path(w=[0, 1, 2, 3, 4, 5])), "line 3", "3", "0, 1 or 2"),
     "a path with an infinite ratio": (line(2, in_path(e=[float("inf")] * 18)), "line 3", "inf"),
+    "a path with a ratio of 400 digits": (line(2, in_path(e=[10**400] * 18)), "line 3", "e of a path"),
+    "a path that is a number": (line(2, values(path=5)), "line 3"),
+    "a stride of 0 with resolutions": (
+        line(0, in_geometry(strides=[0, 2, 2, 2], named=[["resolution", [128]]])),
+        "line 1",
+        "strides",
+    ),
     "a path of a million values": (line(2, in_path(d=[0] * 10**6)), "line 3", "5 values"),
     "no loss": (line(2, values(loss=...)), "line 3", "loss"),
     "a loss of NaN": (line(2, values(loss=float("nan"))), "line 3", "loss", "nan"),

@@ -23,6 +23,7 @@ DESCRIPTIONS: dict[str, tuple] = {
     "a Python call": ("names: !!python/object/apply:os.system [touch ../canary]", "cannot be parsed"),
     "an alias": ("names: &a [*a]", "alias"),
     "a key twice": (NAMES + SPLITS + NAMES, "names", "duplicated"),
+    "a name of 5,000 digits": (SPLITS + f"names: [!!int 0x{'f' * 4200}, dog]", "names must be unique strings", "16800 bits"),
     "no names": (SPLITS, "names must be a list"),
     "names that are a string": (SPLITS + "names: cat", "names must be a list", "'cat'"),
     "names with a gap": (SPLITS + "names: {0: cat, 2: dog}", "keys of names", "[0, 2]"),

@@ -1,5 +1,6 @@
 """What training or evaluation leaves out of a data set is said before, in the check and in the run, with what to set."""
 
+import io
 import json
 import logging
 import re
@@ -236,13 +237,20 @@ def data_facts_problem(config: configs.Config) -> str:
 
 
 def test_the_warnings_of_a_run_are_in_its_log(tmp_path):
-    lines = []
+    """Whatever its locale: the names of classes are the user's."""
+    lines, written = [], io.TextIOWrapper(io.BytesIO(), "ascii", write_through=True)
+
+    def info(text: str, view: bool = True) -> None:
+        lines.append((text, view))
+        written.write(text)
+
     runner = SimpleNamespace(
-        sets=SimpleNamespace(classes=("cat", "dog"), warnings=("one thing", "another")),
-        log=RunLog(SimpleNamespace(info=lambda text, view=True: lines.append((text, view))), rank=0),
+        sets=SimpleNamespace(classes=("\u732b", "dog \ud800"), warnings=("one thing", "another")),
+        log=RunLog(SimpleNamespace(info=info, file=written), rank=0),
     )
     SupernetRunner.log_data(runner)
-    assert lines == [("classes: cat, dog\n", True), ("one thing\n", False), ("another\n", False)]
+    assert lines == [("classes: \u732b, dog \ud800\n", True), ("one thing\n", False), ("another\n", False)]
+    assert written.buffer.getvalue().decode().startswith("classes: \u732b, dog \\ud800\n")
 
 
 # --- Sizes ------------------------------------------------------------------------------------------------------------

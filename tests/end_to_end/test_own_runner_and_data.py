@@ -1,5 +1,6 @@
 """A runner and a reader of data that a config names by their import paths run, and errors in their names are one sentence."""
 
+import dataclasses
 import json
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ from small import detofa_config
 
 from nnabla_detofa import config as configs
 from nnabla_detofa.cli.program import main
+from nnabla_detofa.common import checked
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.check import check_config
 from nnabla_detofa.data.content import content_digest, forget_digests
@@ -158,6 +160,13 @@ def test_a_reader_that_returns_something_else_is_one_sentence(wrong, words, digi
 def test_a_wrong_name_is_one_sentence(runner, data, words):
     with pytest.raises(UserError, match=words):
         configs.from_dict(content(runner, data, **({"holdout": 1} if data == "voc" else {})), "mine")
+
+
+@pytest.mark.parametrize("kind", [list[int], Path, int | str, dict, object])
+def test_a_field_that_a_config_cannot_hold_is_named(kind):
+    made = dataclasses.make_dataclass("Made", [("odd", kind)], frozen=True)
+    with pytest.raises(UserError, match=r"^data\.odd must be declared as int, float, .*, and its class declares "):
+        checked.read(made, {"odd": 3}, "data")
 
 
 def test_its_keys_are_overridden_although_its_name_has_dots():

@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 
 from nnabla_detofa import config as configs
 from nnabla_detofa.cli.program import main
+from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.data.coco import write_coco
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPaths
 from nnabla_detofa.space.geometry import Geometry
@@ -113,6 +114,16 @@ def test_the_report_is_written_from_files_alone(finished, tmp_path):
     assert table.count("| subnet") == 6 and "rejected paths" in table
     assert f"Made by `detofa report {finished} -o {tmp_path / 'report'}` at " in table
     assert (tmp_path / "report" / "config.json").read_text() == (finished / "config.json").read_text()
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json"])
+def test_a_report_replaces_an_earlier_one_and_nothing_else(finished, tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match=f"and {tmp_path} holds {name}: choose another"):
+        write_report(finished, tmp_path)
+    assert (tmp_path / name).read_text() == "{}"
+    (tmp_path / "table.md").touch()
+    write_report(finished, tmp_path)
 
 
 def test_tensorboard_shows_the_run(finished):

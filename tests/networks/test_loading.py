@@ -112,6 +112,22 @@ def test_a_changed_number_is_noticed(files, tmp_path, task):
     weights.read(damaged)
 
 
+@pytest.mark.parametrize("names", [("strides",), ("normalization",), ("network", "network_settings")])
+def test_an_attribute_that_cannot_be_read_is_one_sentence(files, tmp_path, monkeypatch, names):
+    def damaged(self, name, default=None):
+        raise OSError("Can't synchronously read data (actual len exceeds EOA)")
+
+    monkeypatch.setattr(h5py.AttributeManager, "get", damaged)
+    with pytest.raises(UserError, match="cannot be read as HDF5 .*actual len"):
+        weights.attributes_of(files[0] / "detection.h5", *names)
+
+
+def test_the_settings_of_a_network_are_read_as_they_were_written(tmp_path):
+    for text in ('{"a": "\u732b"}', "x" * 70_000):
+        weights.write(tmp_path / "w.h5", {}, network_settings=text)
+        assert weights.attributes_of(tmp_path / "w.h5", "network_settings", "strides") == [text, None]
+
+
 def test_a_path_cut_out_is_no_supernet(files, tmp_path):
     net = files[1]["classification"]
     smallest = {"d": [0] * 5, "e": [0.2] * 18, "w": [0] * 6}

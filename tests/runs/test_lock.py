@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,19 @@ def test_a_config_of_the_users_own_is_no_run(tmp_path, args):
         ):
             held.commit()
         assert {file.name: file.read_text() for file in tmp_path.iterdir()} == before
+
+
+def test_where_only_places_differ_the_folder_of_the_start_is_meant(tmp_path):
+    settings = configs.load(tiny.config_file())
+    with lock.locked_run(tmp_path / "run", settings) as held:
+        held.commit()
+    for change, hint in (
+        (replace(settings.dataloader, root="elsewhere"), True),
+        (replace(settings.dataloader, val="a"), False),
+    ):
+        with pytest.raises(UserError, match="holds a run with another config") as raised:
+            lock.check(tmp_path / "run", replace(settings, dataloader=change), restart=False)
+        assert ("start it from the folder where it was started" in str(raised.value)) is hint
 
 
 @pytest.mark.parametrize("folder", [b"caf\xe9", b"runs/\xff/a", b"caf\xe9/run"])

@@ -235,6 +235,8 @@ def test_the_command(photographs, tmp_path, capsys):
         (["--threshold", "2"], "--threshold must be in [0, 1], got 2"),
         (["--detector", "subnet_9"], "fullnet, subnet_1, subnet_2 or a JSON file with a path, got 'subnet_9'"),
         (["dataloader.voc.root=nowhere"], "nowhere is not a folder"),
+        ([f"dataloader.voc.root={'n' * 300}"], "nnn"),
+        (["dataloader.my:Data.root=nowhere"], "dataloader"),
         (["nowhere.png"], "existing files or folders, got nowhere.png"),
         (["-o", __file__], "--output must be a folder"),
     ],

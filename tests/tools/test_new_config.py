@@ -1,5 +1,6 @@
 """A config for a user's own data: `detofa init`."""
 
+import os
 import re
 import shutil
 
@@ -123,6 +124,15 @@ def test_splits_are_written_for_a_tree_without(voc, folder, capsys):
     assert len(set(sum(names.values(), []))) == 32
     assert main(["init", "--voc", "bare", "--make-splits", "--force"]) == 2
     assert "--make-splits is for data without splits" in capsys.readouterr().err
+
+
+def test_no_splits_are_written_if_a_name_cannot_be(voc, folder):
+    shutil.copytree(voc, "bare")
+    shutil.rmtree("bare/ImageSets")
+    (folder / "bare/Annotations/train_00001.xml").rename(os.fsdecode(b"bare/Annotations/caf\xe9.xml"))
+    with pytest.raises(UserError, match="must have a name in UTF-8: rename it and its image"):
+        new_config.write_splits(folder / "bare")
+    assert not (folder / "bare/ImageSets").exists()
 
 
 def test_splits_are_written_all_or_none(voc, folder, monkeypatch):
