@@ -87,7 +87,7 @@ def coco_report(
         report.splits.append(split)
         file, folder = root / places.annotations, root / places.images
         content = report.attempt(coco.read_annotations, file)
-        categories = content and report.attempt(coco.read_categories, content["categories"], file)
+        categories = content and report.attempt(coco.read_categories, content, file)
         if not categories:
             continue
         known = set(map(composed, categories.values() if classes is None else classes))

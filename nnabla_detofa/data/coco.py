@@ -65,7 +65,7 @@ class COCODataset(DetectionDataset):
         content = read_annotations(file)
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder; it must contain the images that {file} lists; {ORIGIN}")
-        names = read_categories(content["categories"], file)
+        names = read_categories(content, file)
         classes = tuple(names.values()) if classes is None else tuple(classes)
         label_of = {composed(name): label for label, name in enumerate(classes)}
         for name in names.values():
@@ -149,12 +149,23 @@ def read_annotations(file: Path) -> Mapping[str, list]:
     return content
 
 
-def read_categories(entries: list, file: Path) -> dict[int, str]:
-    """Check the elements of `categories`, and map ids to names, sorted by id; raises UserError if one is invalid."""
+def read_categories(content: Mapping[str, list], file: Path) -> dict[int, str]:
+    """Check the elements of `categories`, and map ids to names, sorted by id; raises UserError if one is invalid.
+
+    Of two categories with the same name, one without annotations is left out: Roboflow exports a single class also as its own
+    supercategory.
+    """
+    ids = (entry.get("category_id") for entry in content["annotations"] if isinstance(entry, dict))
+    used = {key for key in ids if is_integer(key)}
     found: dict[int, str] = {}
-    for number, entry in enumerate(entries):
+    for number, entry in enumerate(content["categories"]):
         key, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
         name = composed(name) if isinstance(name, str) else None
+        twin = next((other for other, known in found.items() if known == name), None)
+        if is_integer(key) and key not in found and twin is not None and not {key, twin} <= used:
+            if key not in used:
+                continue
+            del found[twin]
         if not is_integer(key) or not (name and name.strip()) or key in found or name in found.values():
             raise UserError(f"categories[{number}] of {file} must have a unique id and a unique name, got {shown(entry)}")
         found[key] = name

@@ -20,7 +20,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -350,6 +350,7 @@ def files_below(folder: Path) -> list[Path]:
 def _found(folder: Path, path: str) -> Path | None:
     """Return the folder or file that a path of the description names; None if it does not exist."""
     for tried in (below(path, folder), path.removeprefix("../")):  # Roboflow writes ../train/images for train/images
-        if is_below(tried) and os.path.exists(folder / tried):  # False for a text that is too long for a name
+        inside = is_below(tried) or PurePath(tried) == PurePath(".")
+        if inside and os.path.exists(folder / tried):  # False for a text that is too long for a name
             return folder / tried
     return None

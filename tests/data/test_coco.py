@@ -47,6 +47,17 @@ def opened(tmp_path, content):
     return opened
 
 
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_category_without_annotations_may_have_the_name_of_another(opened, content, number):
+    """As Roboflow exports a single class: with id 0, and again as its own supercategory."""
+    content["categories"].insert(number, {"id": 0, "name": "cat", "supercategory": "none"})
+    dataset = opened()
+    assert dataset.classes == ("cat", "toothbrush") and dataset.load(1).labels.tolist() == [1, 0, 0]
+    content["annotations"][0]["category_id"] = 0
+    with pytest.raises(UserError, match="must have a unique id and a unique name"):
+        opened()
+
+
 def test_a_file_by_hand(opened, caplog):
     dataset = opened()
     assert (len(dataset), dataset.classes, dataset.image_ids) == (2, ("cat", "toothbrush"), ("b.jpg", "a.jpg"))

@@ -156,10 +156,10 @@ def test_absolute_names_outside_the_dataset_are_rejected(layout, name):
 def test_labels_next_to_images(tmp_path):
     layout = Layout(tmp_path / "set")
     shutil.copytree(layout.root / "images/train", layout.root / "flat")
-    for file in (layout.root / "labels/train").iterdir():
-        shutil.copy(file, layout.root / "flat")
+    shutil.copytree(layout.root / "labels/train", layout.root / "flat", dirs_exist_ok=True)
     expected = objects(YOLODataset(layout.root, "train"))
-    assert objects(YOLODataset(layout.describe(f"train: flat\n{NAMES}").root, "train")) == expected
+    for text in ("train: flat", "path: flat\ntrain: ."):
+        assert objects(YOLODataset(layout.describe(f"{text}\n{NAMES}").root, "train")) == expected
 
 
 def test_images_without_labels_have_no_objects(layout):
