@@ -5,7 +5,9 @@ This module imports neither nnabla nor anything else that is slow to import. Com
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import io
 import os
 import re
 import shutil
@@ -19,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..common.errors import UserError
 
@@ -61,17 +63,42 @@ class Stopped(KeyboardInterrupt):
     """Raised on all ranks at the same point when the run is stopped; an argument says what was saved just before."""
 
 
+class _Terminal(io.FileIO):
+    """A terminal whose output is discarded after it was closed: the run in it is stopped by SIGHUP, or goes on if disowned."""
+
+    def write(self, data: Any, /) -> int:
+        """Write some of `data`, and return how many bytes; all of them if the terminal is gone."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return memoryview(data).nbytes
+
+
+def outlive_terminal() -> None:
+    """Let this process discard what it prints after its terminal was closed, where it would get errors."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        is_terminal = isinstance(stream, io.TextIOWrapper) and stream.isatty()
+        if is_terminal and not isinstance(getattr(stream.buffer, "raw", None), _Terminal):
+            terminal = io.BufferedWriter(_Terminal(stream.fileno(), "w", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(terminal, stream.encoding, stream.errors, line_buffering=True))
+
+
 @contextmanager
 def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Handle the `STOP_SIGNALS` with `handler` inside the block.
 
     A handler may raise KeyboardInterrupt. If the signal arrives while NNabla is calling back into Python, that surfaces as
-    some other exception, so after a signal every exception that leaves the block counts as Stopped. Python allows only the
-    main thread to set handlers: in another thread the signals keep their handlers.
+    some other exception, so after a signal every exception that leaves the block counts as Stopped. Output to a closed terminal
+    is discarded (`outlive_terminal`). Python allows only the main thread to set handlers: in another thread the signals keep
+    their handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    outlive_terminal()
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:

@@ -250,19 +250,6 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.command} --help")
 
 
-class _Terminal(io.FileIO):
-    """A terminal whose output is discarded after it was closed: the run in it is stopped by SIGHUP, or goes on if disowned."""
-
-    def write(self, data: Any) -> int | None:
-        """Write some of `data`, and return how many bytes; all of them if the terminal is gone."""
-        try:
-            return super().write(data)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            return memoryview(data).nbytes
-
-
 def _prepare_streams() -> None:
     """Make the standard streams ready for any output.
 
@@ -278,11 +265,8 @@ def _prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
         stream = getattr(sys, name)
         if number and isinstance(stream, io.TextIOWrapper):
-            if stream.isatty():
-                terminal = io.BufferedWriter(_Terminal(stream.fileno(), "w", closefd=False))
-                stream = io.TextIOWrapper(terminal, stream.encoding, line_buffering=True)
-                setattr(sys, name, stream)
             stream.reconfigure(errors="backslashreplace")
+    launch.outlive_terminal()
 
 
 def _check_surroundings() -> None:

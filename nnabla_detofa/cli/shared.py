@@ -98,7 +98,8 @@ def check_writable_file(file: Path, named: Path | None = None) -> None:
 
 
 RUNS_RESULTS = re.compile(
-    r"(config|provenance|seconds|ledger|mini_batch|origin|operations|scores|search|state|summary)\.json|log\.txt|.*\.h5|"
+    r"(config|provenance|seconds|ledger|mini_batch|origin|operations|scores|search|shared|state|summary)\.json|"
+    r"log(\.\d+)?\.txt|.*\.h5|"
     r"(fullnet|subnet_\d+|before|finetuned)(_detections)?\.json|(paths|paths_again|held_out_paths|winners)\.jsonl"
 )
 """Files in which a run keeps its results."""
@@ -116,12 +117,20 @@ def check_output_file(output: str | Path | None) -> None:
 
 def check_replaces_no_result(output: str | Path) -> None:
     """Raise a UserError if an output file is a run's own result."""
-    folder = Path(output).absolute().parent
-    if RUNS_RESULTS.fullmatch(Path(output).name) and Path(output).exists():
-        is_phase = (folder.parent / "seconds.json").is_file()  # weights and states of phases are one level below
-        run = folder if (folder / "config.json").is_file() else folder.parent if is_phase else None
+    name = Path(output).name
+    if RUNS_RESULTS.fullmatch(name) and Path(output).exists():
+        folder = Path(os.path.realpath(Path(output).parent))
+        phases = (folder.parent, folder.parent.parent)  # of weights and states: RUN/fullnet and RUN/checkpoint/fullnet
+        run = next((place for place in phases if (place / "seconds.json").is_file()), None)
+        if (folder / "config.json").is_file() and (not name.endswith(".h5") or _has_begun(folder)):
+            run = folder
         if run:
             raise UserError(f"--output must not replace a result of the run in {run}, got {output}: choose another name")
+
+
+def _has_begun(folder: Path) -> bool:
+    """Return whether a folder has files that only a run has; config.json alone may be the user's own."""
+    return any((folder / name).is_file() for name in ("provenance.json", "seconds.json", "summary.json"))
 
 
 def check_output_folder(output: Path) -> None:

@@ -135,7 +135,8 @@ def check_keys(where: str, content: Mapping, known: Iterable[str]) -> None:
     for key in content:
         if key not in known:
             hint = nearest(key, known) or f"; known are {listed(known, 'and')}"
-            raise UserError(f"{where}.{short(str(key))} is not a key{hint}".removeprefix("."))
+            name = short(key) if isinstance(key, str) else shown(key)
+            raise UserError(f"{where}.{name} is not a key{hint}".removeprefix("."))
 
 
 def nearest(value: Any, known: Iterable[str]) -> str:

@@ -126,7 +126,7 @@ class CommonHparams:
     Attributes:
         batch_size: number of images per training step, over all ranks.
         mini_batch: number of images per forward pass of a rank, over which batch normalization computes its statistics; null:
-            batch_size, or the share of a rank of it.
+            batch_size divided by the number of ranks.
         steps_per_epoch: number of training steps that count as an epoch; batches still cover all images in turn. null: the
             number of batches in the dataset (ours: keeps the paper's ratios of epochs with any number of steps).
         buckets: number of FLOPs buckets.

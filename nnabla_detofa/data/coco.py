@@ -158,16 +158,19 @@ def read_categories(content: Mapping[str, list], file: Path) -> dict[int, str]:
     ids = (entry.get("category_id") for entry in content["annotations"] if isinstance(entry, dict))
     used = {key for key in ids if is_integer(key)}
     found: dict[int, str] = {}
+    seen: set[int] = set()
     for number, entry in enumerate(content["categories"]):
         key, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
         name = composed(name) if isinstance(name, str) else None
         twin = next((other for other, known in found.items() if known == name), None)
-        if is_integer(key) and key not in found and twin is not None and not {key, twin} <= used:
-            if key not in used:
-                continue
-            del found[twin]
-        if not is_integer(key) or not (name and name.strip()) or key in found or name in found.values():
+        alone = twin is None or not (is_integer(key) and key in used and twin in used)
+        if not is_integer(key) or not (name and name.strip()) or key in seen or not alone:
             raise UserError(f"categories[{number}] of {file} must have a unique id and a unique name, got {shown(entry)}")
+        seen.add(key)
+        if twin is not None and key not in used:
+            continue
+        if twin is not None:
+            del found[twin]
         found[key] = name
     if not found:
         raise UserError(f"{file} must have at least one category")

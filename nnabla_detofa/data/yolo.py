@@ -155,7 +155,7 @@ def read_description(root: Path, name: str = DESCRIPTION) -> Description:
     if isinstance(inner, str) and is_below(inner) and os.path.isdir(folder / inner):
         folder /= inner  # other values are relative to a folder of the tool that wrote them, and `root` says where it is
     splits = {
-        str(key): _paths(value, f"{key} in {file}")
+        (name := key if isinstance(key, str) else shown(key)): _paths(value, f"{name} in {file}")
         for key, value in content.items()
         if value and (key in SPLITS or (key not in NOT_SPLITS and _names_images(folder, value)))
     }
@@ -166,7 +166,7 @@ def _names_images(folder: Path, value: Any) -> bool:
     """Return whether the value of an unusual key is a path, or a list of paths, of folders or of lists of images."""
     paths = value if isinstance(value, list) else [value]
     places = [_found(folder, path) if isinstance(path, str) else None for path in paths]
-    return all(place is not None and (place.is_dir() or _lists_images(place, folder)) for place in places)
+    return all(place not in (None, folder) and (place.is_dir() or _lists_images(place, folder)) for place in places)
 
 
 def _lists_images(file: Path, folder: Path) -> bool:
@@ -350,7 +350,7 @@ def files_below(folder: Path) -> list[Path]:
 def _found(folder: Path, path: str) -> Path | None:
     """Return the folder or file that a path of the description names; None if it does not exist."""
     for tried in (below(path, folder), path.removeprefix("../")):  # Roboflow writes ../train/images for train/images
-        inside = is_below(tried) or PurePath(tried) == PurePath(".")
+        inside = is_below(tried) or (PurePath(path) == PurePath(tried) == PurePath("."))
         if inside and os.path.exists(folder / tried):  # False for a text that is too long for a name
             return folder / tried
     return None

@@ -153,9 +153,14 @@ def write(
             opened.attrs[STRIDES] = list(strides)
         if normalization is not None:
             opened.attrs[NORMALIZATION] = np.array([normalization.mean, normalization.std])
-        for key, text in attributes.items():
-            value = text.encode()  # of fixed length: a flipped bit in HDF5's heap of longer texts can stop a reader for good
-            opened.attrs[key] = np.bytes_(value) if len(value) < MAX_ATTRIBUTE else text
+        _set_attributes(opened, attributes)
+
+
+def _set_attributes(opened: h5py.File, attributes: Mapping[str, Any]) -> None:
+    """Set attributes of a file, texts with a fixed length: a flipped bit in HDF5's heap of others can hang a reader."""
+    for key, value in attributes.items():
+        text = value.encode() if isinstance(value, str) else b""
+        opened.attrs[key] = np.bytes_(text) if 0 < len(text) < MAX_ATTRIBUTE else value
 
 
 def attributes_of(file: str | os.PathLike, *names: str) -> list[Any]:
@@ -255,9 +260,12 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, dtype: np.typi
         UserError: the source cannot be read.
     """
     arrays, target = read(source), FilePath(target)
+    with h5py.File(source, "r") as theirs:
+        names = list(theirs.attrs)
+    attributes = dict(zip(names, attributes_of(source, *names)))
     target.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(source, "r") as theirs, new_hdf5(target) as ours:
-        ours.attrs.update(theirs.attrs)
+        _set_attributes(ours, attributes)
         for name, array in arrays.items():
             data = ours.create_dataset(name, data=array.astype(dtype))
             data.attrs.update(theirs[name if name in theirs else older_name(name)].attrs)

@@ -52,6 +52,19 @@ def study_files(folder: FilePath) -> dict[str, FilePath]:
     return {str(file.relative_to(folder)): file for file in kept}
 
 
+def as_complete(files: Mapping[str, FilePath], before: Mapping[str, FilePath]) -> bool:
+    """Return whether the files of a filter study are as many as those of an archived one, and as long where they grow.
+
+    The file of Figure 4 does not count, since its name depends on the supernet.
+    """
+
+    def lines(file: FilePath) -> int:
+        return file.read_bytes().count(b"\n") if file.suffix == ".jsonl" else 0
+
+    needed = {name: file for name, file in before.items() if not name.startswith("figure4_")}
+    return bool(files) and all(name in files and lines(files[name]) >= lines(file) for name, file in needed.items())
+
+
 def pack(file: FilePath, files: Mapping[str, FilePath]) -> bool:
     """Write an archive; equal content gives equal bytes.
 

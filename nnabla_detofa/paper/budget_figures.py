@@ -218,7 +218,7 @@ def draw(axes: Axes, curves: Sequence[Curve], measure: str, colors: Mapping[str,
         shift = (number + 0.5) / len(curves) - 0.5 if seeds > 1 else 0
         places = (curve.budgets + 0.03 * shift * np.ptp(curve.budgets)) / 1e9
         bars = spread if seeds > 1 else None
-        marker = "osD^"[number // 10 % 4]
+        marker = "osD^"[[colors[earlier.title] for earlier in curves[:number]].count(colors[curve.title]) % 4]
         axes.errorbar(places, curve.mean, yerr=bars, marker=marker, color=colors[curve.title], label=curve.title)
     groups = by_fullnet(curves)
     for group in groups:

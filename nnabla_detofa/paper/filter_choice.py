@@ -155,13 +155,13 @@ def choose(
     grid = candidates(next(iter(given.values())).options, all(inputs.pretraining for inputs in given.values()))
     parts: dict[str, dict] = {name: {} for name in REFERENCES}
     parts |= {name: _parts(item, count) for item in grid for name, count in item.rows.items()}
-    stores = {seed: _store(folder / f"{seed}_options", inputs, per_bucket, parts) for seed, inputs in given.items()}
     groups = group_count(given, per_bucket)
     if not groups:
         raise UserError(
             f"the options are compared on groups of {per_bucket} paths of each FLOPs bucket, which the pilots do not have yet: "
             "first run detofa paper filter-study to its end"
         )
+    stores = {seed: _store(folder / f"{seed}_options", inputs, per_bucket, parts) for seed, inputs in given.items()}
 
     def work(job: tuple[int, int, Candidate | None]) -> dict[str, list[float]]:
         seed, group, item = job
@@ -190,7 +190,8 @@ def choose(
 
 def group_count(given: Mapping[int, StudyInputs], per_bucket: int) -> int:
     """Return how many disjoint groups the paths of every pilot give."""
-    return min(int(np.bincount(inputs.train.buckets).min()) // per_bucket for inputs in given.values())
+    counts = (np.bincount(inputs.train.buckets, minlength=inputs.buckets) for inputs in given.values())
+    return min(int(count.min()) // per_bucket for count in counts)
 
 
 def _parts(item: Candidate, count: int) -> dict:

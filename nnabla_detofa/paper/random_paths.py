@@ -29,8 +29,8 @@ def random_paths(run: Run) -> EvaluatedPaths:
     if not stored:
         ProgressBar.write(f"{run.name}: evaluating up to {RANDOM_PATHS * run.hparams.buckets} random paths, {_duration(run)}")
     found = evaluated(run, run.config, weights, name, RANDOM_PATHS, [], space, ap=True)
-    before = EvaluatedPaths.read(run.folder / "paths_again.jsonl", run.config.network.geometry)
-    if run.archive and len(before) and found.header["weights"] != before.header["weights"]:
+    own = run.folder / "paths_again.jsonl"
+    if run.archive and own.is_file() and found.header["weights"] != EvaluatedPaths.read(own, found.geometry).header["weights"]:
         raise UserError(f"the random paths of {run.name} in the archives of {run.profile.name} are of another supernet")
     return found
 

@@ -62,7 +62,7 @@ def make_results(
         raise UserError(f"claims need a profile with one data set; {profile.name} has {len(profile.data_sets)}")
     folder = profile.results / "runs"
     if collecting:
-        changed = collect(profile, seeds)
+        changed = collect(profile, seeds, log)
         log(f"{len(changed)} new or changed archives in {folder}: {', '.join(file.name for file in changed) or '-'}")
     if not folder.is_dir():
         raise UserError(
@@ -100,7 +100,10 @@ def _make_target(name: str, request: Request) -> list[FilePath]:
         lacking = next(run for run in replace(request, seeds=1).runs(target) if not run.finished)
         file = archives.archive(request.profile.results / "runs", lacking.name)
         if file.is_file():
-            raise UserError(f"the run in {file} has another config: repeat it with {lacking.command}, or restore its config")
+            again = replace(lacking, profile=replace(lacking.profile, starts_runs=True, archives=None)).command
+            raise UserError(
+                f"{file} has no finished run of the present config: restore that config, or repeat the run with {again}"
+            )
         raise UserError(f"there is no archive file {file} of its run")
     return target.write(request, target, request.runs(target))
 
@@ -148,11 +151,11 @@ def known_experiments(profile: Profile) -> list[Experiment]:
     return list(once.values())
 
 
-def collect(profile: Profile, seeds: int) -> list[FilePath]:
+def collect(profile: Profile, seeds: int, log: Callable[[str], None] = print) -> list[FilePath]:
     """Archive the small files of the profile's finished runs, what was measured of them, and the filter studies.
 
     A run that was repeated with the same config and results keeps the files of its archive, so the times of a method's seeds
-    stay those of the machine that first ran them. A filter study replaces an archived one only if it has all of its files.
+    stay those of the machine that first ran them. A filter study replaces an archived one only if it is as complete.
 
     Returns:
         The archives that are new or have changed.
@@ -169,8 +172,10 @@ def collect(profile: Profile, seeds: int) -> list[FilePath]:
                     changed += [file] * archives.pack(file, archives.run_files(kept) | dict(_measured(run, before)))
         first = Run(profile, key, DETOFA, 0)
         file, files = archives.archive(folder, study_name(first)), archives.study_files(study_folder(first))
-        if files and files.keys() >= archives.study_files(archives.unpacked(file)).keys():
+        if archives.as_complete(files, archives.study_files(archives.unpacked(file))):
             changed += [file] * archives.pack(file, files)
+        elif files:
+            log(f"{file} is kept, because the filter study in {study_folder(first)} is less complete")
     return changed
 
 

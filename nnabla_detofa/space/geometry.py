@@ -47,7 +47,7 @@ def equal_choice(value: Any, choices: tuple[Any, ...]) -> Any:
         return choices[choices.index(value)]
     if not isinstance(value, Real) or isinstance(value, int):
         return value  # equal integers are the same choice, and long ones are no float
-    numbers = [choice for choice in choices if isinstance(choice, Real)]
+    numbers = [choice for choice in choices if isinstance(choice, Real) and not isinstance(choice, int)]
     return next((choice for choice in numbers if math.isclose(choice, value, rel_tol=1e-6)), value)  # 0.2 in float32
 
 

@@ -69,7 +69,10 @@ def write_report(run: FilePath, output: FilePath) -> list[FilePath]:
         raise UserError(f"--output must not be the folder of the run, got {output}")
     others = [name for name in COPIED if (output / name).exists()]
     if others and not (output / "table.md").exists():
-        raise UserError(f"--output must not replace files that are no report, and {output} holds {others[0]}: choose another")
+        raise UserError(
+            f"--output must be a new folder or one with an earlier report, and {output} holds {others[0]} but no table.md: "
+            "choose another folder"
+        )
     summary = read_result(run, "summary", result_files.bounded)
     with reading(run / "summary.json"):
         columns, rows = table_rows(summary)

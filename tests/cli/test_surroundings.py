@@ -57,10 +57,8 @@ def test_a_full_disk_for_the_output_is_no_defect(line):
 TERMINAL = """
 import sys, time
 from nnabla_detofa.backend.launch import handling
-from nnabla_detofa.cli import program
 def stop(number, frame):
     raise KeyboardInterrupt
-program._prepare_streams()
 end = time.monotonic() + 60
 with handling(stop):
     try:

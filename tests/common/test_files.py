@@ -195,7 +195,7 @@ def test_a_target_that_cannot_be_written_is_rejected_before_the_work(command, tm
     ],
 )
 def test_a_result_of_a_run_is_not_replaced_by_another_command(command, name, tmp_path, capsys):
-    for file in ("config.json", name):
+    for file in ("config.json", "seconds.json", name):
         (tmp_path / file).write_text("{}")
     words = {"RUN": tmp_path, "CONFIG": tiny.config_file(), "FILE": __file__}
     assert main([*(str(words.get(word, word)) for word in command), str(tmp_path / name)]) == 2
@@ -209,9 +209,15 @@ def test_neither_is_one_of_a_phase(tmp_path, name):
     (tmp_path / "fullnet").mkdir()
     (tmp_path / "fullnet" / name).write_text("{}")
     check_output_file(tmp_path / "fullnet" / name)  # of no run
+    (tmp_path / "config.json").write_text("{}")
+    check_output_file(tmp_path / "weights.h5")  # beside a config of the user's own
     (tmp_path / "seconds.json").write_text("{}")
-    with pytest.raises(UserError, match=f"must not replace a result of the run in {tmp_path}, got"):
-        check_output_file(tmp_path / "fullnet" / name)
+    (tmp_path / "checkpoint/fullnet").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("fullnet")
+    for folder in ("fullnet", "checkpoint/fullnet", "link"):
+        (tmp_path / folder / name).write_text("{}")
+        with pytest.raises(UserError, match=f"must not replace a result of the run in {tmp_path}, got"):
+            check_output_file(tmp_path / folder / name)
 
 
 def test_a_file_of_the_user_s_own_is_no_temporary_file(tmp_path):

@@ -119,7 +119,7 @@ def test_the_report_is_written_from_files_alone(finished, tmp_path):
 @pytest.mark.parametrize("name", ["config.json", "summary.json"])
 def test_a_report_replaces_an_earlier_one_and_nothing_else(finished, tmp_path, name):
     (tmp_path / name).write_text("{}")
-    with pytest.raises(UserError, match=f"and {tmp_path} holds {name}: choose another"):
+    with pytest.raises(UserError, match=f"and {tmp_path} holds {name} but no table.md: choose another"):
         write_report(finished, tmp_path)
     assert (tmp_path / name).read_text() == "{}"
     (tmp_path / "table.md").touch()

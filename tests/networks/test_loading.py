@@ -126,6 +126,8 @@ def test_the_settings_of_a_network_are_read_as_they_were_written(tmp_path):
     for text in ('{"a": "\u732b"}', "x" * 70_000):
         weights.write(tmp_path / "w.h5", {}, network_settings=text)
         assert weights.attributes_of(tmp_path / "w.h5", "network_settings", "strides") == [text, None]
+        with h5py.File(tmp_path / "w.h5") as opened:
+            assert opened.attrs.get_id("network_settings").get_type().is_variable_str() is (len(text) > 60_000)
 
 
 def test_a_path_cut_out_is_no_supernet(files, tmp_path):

@@ -83,9 +83,9 @@ def test_a_filter_study_that_was_only_begun_replaces_no_complete_one(tmp_path, m
     monkeypatch.setattr(results, "known_experiments", lambda profile: [])
     begun = tmp_path / "begun"
     monkeypatch.setattr(results, "study_folder", lambda run: begun)
-    for name in ("test.jsonl", "filter_study/scores.jsonl"):
+    for name in ("test.jsonl", "figure4_1234.json", "filter_study/scores.jsonl"):
         (tmp_path / "whole" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "whole" / name).write_text(name)
+        (tmp_path / "whole" / name).write_text("one\ntwo\n" * ("scores" in name))
     profile = profiles.load("study")
     file = archives.archive(tmp_path / "results" / "runs", results.study_name(Run(profile, "digits", results.DETOFA, 0)))
     archives.pack(file, archives.study_files(tmp_path / "whole"))
@@ -93,7 +93,10 @@ def test_a_filter_study_that_was_only_begun_replaces_no_complete_one(tmp_path, m
     (begun / "test.jsonl").write_text("new")
     assert results.collect(profile, 0) == []
     (begun / "filter_study").mkdir()
-    (begun / "filter_study/scores.jsonl").write_text("new")
+    (begun / "filter_study/scores.jsonl").write_text("a header\n")
+    lines = []
+    assert results.collect(profile, 0, lines.append) == [] and "is kept, because" in lines[0]
+    (begun / "filter_study/scores.jsonl").write_text("a header\na fit\n")
     assert results.collect(profile, 0) == [file]
     assert (archives.unpacked(file) / "test.jsonl").read_text() == "new"
 

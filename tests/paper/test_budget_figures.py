@@ -54,6 +54,10 @@ def test_error_bars_of_one_budget_are_side_by_side():
         plt.close(figure)
 
 
-def test_there_are_colors_for_any_number_of_curves():
+def test_any_number_of_curves_can_be_told_apart():
     titles = [f"r = {number}" for number in range(14)]
-    assert list(colors_of(titles)) == titles
+    curves = [Curve(title, np.ones(2), np.ones((1, 2)), np.ones((1, 2)), np.ones(1)) for title in (titles[0], *titles[9:])]
+    axes = plt.figure().subplots()
+    draw(axes, curves, "AP50", colors_of(titles))
+    looks = [(line.get_color(), line.get_marker()) for line in axes.lines if line.get_marker() != "None"]
+    assert len(set(looks)) == len(curves)

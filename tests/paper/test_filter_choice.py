@@ -61,6 +61,7 @@ def test_too_few_pilots_or_paths_give_no_choice(pilots, few, tmp_path):
         filter_choice.choose({1: pilots[1]}, 10, tmp_path)
     with pytest.raises(UserError, match="groups of 30 paths of each FLOPs bucket, which the pilots do not have yet"):
         filter_choice.choose(pilots, 30, tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_stopped_choice_continues_and_repeats_itself(pilots, few, tmp_path):
