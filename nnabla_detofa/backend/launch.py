@@ -64,7 +64,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class _Terminal(io.FileIO):
-    """A terminal whose output is discarded after it was closed: the run in it is stopped by SIGHUP, or goes on if disowned."""
+    """A terminal whose output is discarded once it is closed: the run in it is stopped by SIGHUP, or continues if disowned."""
 
     def write(self, data: Any, /) -> int:
         """Write some of `data`, and return how many bytes; all of them if the terminal is gone."""

@@ -71,7 +71,7 @@ with handling(stop):
 """
 
 
-@pytest.mark.parametrize("seconds", [0, 0.3])  # disowned, it goes on meanwhile
+@pytest.mark.parametrize("seconds", [0, 0.3])  # disowned, it continues meanwhile
 def test_what_is_printed_after_the_terminal_is_gone_goes_nowhere(tmp_path, seconds):
     """It would raise, and what is to be saved would not be."""
     ours, theirs = pty.openpty()
