@@ -144,6 +144,6 @@ def shown(value: Any) -> str:
 def _leaf(value: Any) -> str:
     if isinstance(value, (dict, list, tuple)) and value:
         return {dict: "{...}", list: "[...]", tuple: "(...)"}.get(type(value), "...")
-    if isinstance(value, int) and value.bit_length() > 1000:
-        return f"an integer of {value.bit_length()} bits"  # Python refuses to print very long ones
+    if isinstance(value, int) and value.bit_length() > 10_000:
+        return f"an integer of {value.bit_length()} bits"  # Python refuses to print more than 4,300 digits
     return short(repr(value[:200] if isinstance(value, (str, bytes)) else value))
