@@ -120,8 +120,10 @@ def check_replaces_no_result(output: str | Path) -> None:
     name = Path(output).name
     if RUNS_RESULTS.fullmatch(name) and Path(output).exists():
         folder = Path(os.path.realpath(Path(output).parent))
-        phases = (folder.parent, folder.parent.parent)  # of weights and states: RUN/fullnet and RUN/checkpoint/fullnet
-        run = next((place for place in phases if (place / "seconds.json").is_file()), None)
+        of_phase = (folder.parent, folder.parent.parent) if name in ("weights.h5", "state.json") else ()
+        run = next(
+            (place for place in of_phase if (place / "seconds.json").is_file()), None
+        )  # RUN/fullnet, RUN/checkpoint/fullnet
         if (folder / "config.json").is_file() and (not name.endswith(".h5") or _has_begun(folder)):
             run = folder
         if run:

@@ -157,7 +157,7 @@ def write(
 
 
 def _set_attributes(opened: h5py.File, attributes: Mapping[str, Any]) -> None:
-    """Set attributes of a file, texts with a fixed length: a flipped bit in HDF5's heap of others can hang a reader."""
+    """Set attributes of a file. Strings get a fixed length, because damage in HDF5's heap of others can hang a reader."""
     for key, value in attributes.items():
         text = value.encode() if isinstance(value, str) else b""
         opened.attrs[key] = np.bytes_(text) if 0 < len(text) < MAX_ATTRIBUTE else value

@@ -53,7 +53,7 @@ def study_files(folder: FilePath) -> dict[str, FilePath]:
 
 
 def as_complete(files: Mapping[str, FilePath], before: Mapping[str, FilePath]) -> bool:
-    """Return whether the files of a filter study are as many as those of an archived one, and as long where they grow.
+    """Return whether a filter study has all files of an archived one, and in JSON lines at least as many lines.
 
     The file of Figure 4 does not count, since its name depends on the supernet.
     """

@@ -155,7 +155,7 @@ def collect(profile: Profile, seeds: int, log: Callable[[str], None] = print) ->
     """Archive the small files of the profile's finished runs, what was measured of them, and the filter studies.
 
     A run that was repeated with the same config and results keeps the files of its archive, so the times of a method's seeds
-    stay those of the machine that first ran them. A filter study replaces an archived one only if it is as complete.
+    stay those of the machine that first ran them. A filter study replaces an archived one only if it lacks nothing.
 
     Returns:
         The archives that are new or have changed.

@@ -91,10 +91,12 @@ def step_costs(costs: Sequence[Cost], runs: Sequence[Run]) -> list[StepCost]:
     """
     steps = {run.experiment.name: supernet_steps(run) for run in runs}
     known = [(cost, count) for cost in costs if cost.hours["training"] and (count := steps.get(cost.experiment))]
+    if not known:
+        return []
     known.sort(key=lambda item: item[0].experiment != "ofa-ps")
-    reference, count = known[0] if known else (None, 0)
-    same = [item for item in known if reference and item[0].unit == reference.unit]
-    return [StepCost.of(cost, own, reference.hours["training"] / count) for cost, own in same if reference]
+    reference, count = known[0]
+    step = reference.hours["training"] / count
+    return [StepCost.of(cost, own, step) for cost, own in known if cost.unit == reference.unit]
 
 
 def missing_phases(run: Run, ledger: Mapping) -> str:

@@ -214,6 +214,8 @@ def test_neither_is_one_of_a_phase(tmp_path, name):
     (tmp_path / "seconds.json").write_text("{}")
     (tmp_path / "checkpoint/fullnet").mkdir(parents=True)
     (tmp_path / "link").symlink_to("fullnet")
+    (tmp_path / "fullnet/search.json").write_text("{}")
+    check_output_file(tmp_path / "fullnet/search.json")  # such a name is a run's own only in its folder
     for folder in ("fullnet", "checkpoint/fullnet", "link"):
         (tmp_path / folder / name).write_text("{}")
         with pytest.raises(UserError, match=f"must not replace a result of the run in {tmp_path}, got"):
