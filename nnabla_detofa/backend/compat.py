@@ -8,6 +8,7 @@ Modules that build networks import nnabla-nas from here, so that a plain `import
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import logging
@@ -32,21 +33,26 @@ from .ranks import Communicator, MpiCommunicator, NnablaCommunicator
 logger = logging.getLogger(__name__)
 
 NETWORKS = "nnabla_nas.contrib.classification.ofa.networks"
+CACHE_SIZES = (48 << 10, 2 << 20, 32 << 20)
+"""Bytes of the first, second, and third level of the cache that matrix products on the CPU assume."""
+EIGEN_CACHE_SIZES = "ZN5Eigen8internal20manage_caching_sizesENS_6ActionEPlS2_S2_E12m_cacheSizes"
 VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 """CUDA_VISIBLE_DEVICES when this module was imported: None makes all GPUs visible, an empty string none."""
 
 
 def repair() -> None:
-    """Speed up the installed nnabla and make the installed nnabla-nas importable; a second call changes nothing.
+    """Speed up the installed nnabla, fix its bits, and make the installed nnabla-nas importable; a second call changes nothing.
 
     - Every function call of nnabla 1.39, and every access to an array, first tries to import `nnabla.nnabla` or
       `nnabla.nnabla_ext`, which do not exist. The search of the path takes half of the time to build a supernet's graph.
       Substitute modules return at once what nnabla's second import finds.
+    - The sums in matrix products, and so in convolutions, have the same order on every processor; see `fix_order_of_sums`.
     - The wheel of nnabla-nas 0.15 lacks the package `contrib.classification.ofa.networks` that its own `contrib`
       imports. Empty modules replace it; a complete installation (a source checkout) is not changed.
     """
     _stand_in("nnabla.nnabla", "nnabla", ("_variable", "variable", "functions"))
     _stand_in("nnabla.nnabla_ext", "nnabla_ext", ("cpu",))
+    fix_order_of_sums()
     found = importlib.util.find_spec("nnabla_nas")
     if found is None or NETWORKS in sys.modules:
         return
@@ -62,6 +68,29 @@ def repair() -> None:
         module = ModuleType(f"{NETWORKS}.{name}", package.__doc__)
         sys.modules[module.__name__] = module
         setattr(package, name, module)
+
+
+def fix_order_of_sums(cache_sizes: Sequence[int] = CACHE_SIZES) -> bool:
+    """Make matrix products on the CPU add up in the same order on every processor.
+
+    NNabla computes them with Eigen, which adds up products in blocks whose length depends on the size of the processor's
+    first-level cache. With other caches, weights would differ in the last bits after one step of training, and as much as
+    those of another seed after a few hundred.
+
+    Args:
+        cache_sizes: bytes of the three levels of the cache that Eigen assumes from now on.
+
+    Returns:
+        Whether the installed build of NNabla has the variable in which Eigen stores them; otherwise nothing is changed.
+    """
+    library = ctypes.CDLL(nnabla_library.__file__)
+    try:
+        sizes = (ctypes.c_ssize_t * 3).in_dll(library, f"_Z{EIGEN_CACHE_SIZES}")
+        initialized = ctypes.c_byte.in_dll(library, f"_ZGV{EIGEN_CACHE_SIZES}")
+    except ValueError:
+        return False
+    sizes[:], initialized.value = list(cache_sizes), 1
+    return True
 
 
 def _stand_in(name: str, existing: str, parts: Sequence[str]) -> None:
@@ -102,6 +131,7 @@ def _own_logging_only() -> Iterator[None]:
 
 with _own_logging_only():
     import nnabla as nn
+    import nnabla._init as nnabla_library
 
     repair()
     import nnabla.functions as F
