@@ -23,8 +23,8 @@ RULE = (
     f"margin around no effect ({AP_MARGIN:g} points of AP, {PRECISION_MARGIN:g} of precision or of a ratio of costs), and else "
     '*not decidable* at this scale, as always with one seed. For "at least as good", the interval must lie above minus the '
     'margin; for "alike", within the margin. C5 is tested as "at least as good" as 0.79, the paper\'s precision. C6 has one '
-    "supernet, of seed 0, and thus no interval. Seeds are paired: all methods of a seed have the same data, initial "
-    "weights and random numbers."
+    "value for the supernet of each seed, the mean over several fits. Seeds are paired: all methods of a seed have the same "
+    "data, initial weights and random numbers."
 )
 
 

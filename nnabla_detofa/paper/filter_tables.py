@@ -20,8 +20,9 @@ from ..path_filter.metrics import MIN_PATHS
 from ..tools.report import markdown_row
 from . import filter_study
 from .filter_scores import MEASURES, PRECISION, mean, precision_interval, stem_groups, stem_share, weakest_of
-from .filter_study import BASELINES, EXTENSIONS, SETTINGS, StudyInputs, StudyResults, as_in_paper
+from .filter_study import BASELINES, EXTENSIONS, SETTINGS, Setting, StudyInputs, StudyResults, as_in_paper
 from .run import Run
+from .score_file import stored_fits
 from .study_paths import study_folder
 
 if TYPE_CHECKING:
@@ -42,23 +43,24 @@ COLUMNS = (
 # --- The study --------------------------------------------------------------------------------------------------------
 
 
-def study(run: Run, name: str, inputs: StudyInputs) -> StudyResults:
-    """Fit the filter with every setting and the profile's number of seeds; stored fits are reused.
+def study(run: Run, name: str, inputs: StudyInputs, settings: Sequence[Setting] = SETTINGS) -> StudyResults:
+    """Fit the filter with several settings and the profile's number of seeds; stored fits are reused.
 
     Args:
         run: run to which the study belongs.
         name: name of the study's folder.
         inputs: the paths.
+        settings: the settings; those that the paths do not allow are omitted.
     """
-    seeds = range(run.profile.filter_study.seeds)
-    with ProgressBar(total=len(inputs.settings) * len(seeds), desc=name, unit="fit") as bar:
+    seeds, possible = range(run.profile.filter_study.seeds), set(settings) & set(inputs.settings)
+    with ProgressBar(total=len(possible) * len(seeds), desc=name, unit="fit") as bar:
 
         def on_fit(outcome: str) -> None:
             bar.write(outcome)
             bar.update()
 
         on_cpu = nn.get_current_context().backend == ["cpu:float"]
-        return filter_study.run(inputs, seeds, study_folder(run) / name, on_fit, cores() if on_cpu else 1)
+        return filter_study.run(inputs, seeds, study_folder(run) / name, on_fit, cores() if on_cpu else 1, settings)
 
 
 def prepare_studies(run: Run, names: Sequence[str]) -> None:
@@ -74,24 +76,23 @@ def prepare_studies(run: Run, names: Sequence[str]) -> None:
     if run.archive and not all(all_fits_stored(run, name) for name in names):
         raise UserError(f"the archives of {run.profile.name} do not have all fits of the filter study")
     minutes = run.profile.minutes.get("filter study")
-    left = sum(1 - _stored_lines(run, name) / (1 + _fits(run)) for name in names)
+    left = sum(len(_missing_fits(run, name, SETTINGS)) / len(_fits(run, SETTINGS)) for name in names)
     if minutes and left > 0:
         ProgressBar.write(f"filter study, including its paths: at most about {left * minutes / 2:.0f} minutes on two cores")
 
 
-def all_fits_stored(run: Run, name: str) -> bool:
-    """Return whether all fits of a filter study are stored."""
-    return _stored_lines(run, name) > _fits(run)
+def all_fits_stored(run: Run, name: str, settings: Sequence[Setting] = SETTINGS) -> bool:
+    """Return whether all fits of a filter study with some settings are stored."""
+    return not _missing_fits(run, name, settings)
 
 
-def _fits(run: Run) -> int:
-    return run.profile.filter_study.seeds * (len(SETTINGS) + len(BASELINES))
+def _missing_fits(run: Run, name: str, settings: Sequence[Setting]) -> set[tuple[str, int]]:
+    return _fits(run, settings) - stored_fits(study_folder(run) / name / "scores.jsonl")
 
 
-def _stored_lines(run: Run, name: str) -> int:
-    """Return the number of lines of a study's scores.jsonl: a header and one for each fit."""
-    file = study_folder(run) / name / "scores.jsonl"
-    return file.read_bytes().count(b"\n") if file.is_file() else 0
+def _fits(run: Run, settings: Sequence[Setting]) -> set[tuple[str, int]]:
+    names = (*BASELINES, *(setting.name for setting in settings))
+    return {(name, seed) for name in names for seed in range(run.profile.filter_study.seeds)}
 
 
 # --- Cells ------------------------------------------------------------------------------------------------------------

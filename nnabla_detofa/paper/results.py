@@ -23,13 +23,12 @@ from .claims import Evidence
 from .control_paths import RunResults, results_of
 from .experiments import DETOFA, Experiment
 from .filter_scores import PRECISION, RATIO, title, weakest_of
-from .filter_tables import all_fits_stored, study
 from .page import write_page
 from .profiles import Profile
 from .reproduce import TARGETS
 from .run import Run, profile_folder
 from .run_results import FACTS, training_images
-from .study_paths import detection_paths, study_folder, study_name
+from .study_paths import study_folder, study_name
 from .target import Request
 
 CLAIMS = "claims"
@@ -126,14 +125,12 @@ def evidence(archived: Profile, seeds: int) -> Evidence:
 
     def precisions_of(run: Run) -> dict[str, np.ndarray]:
         try:
-            if not all_fits_stored(run, "filter_study"):
-                return {}
-            results = study(run, "filter_study", detection_paths(run))
+            found = table3.studies_of([run])
         except UserError as error:
             ProgressBar.write(f"no filter study of {run.name} for the claims: {error}")
             return {}
-        rows = [name for name in table3.PAPER if name in results.scores]
-        return {title(name): weakest_of(results, name, RATIO)[:, PRECISION] for name in rows}
+        names = [row.name for row in table3.ROWS]
+        return {title(name): weakest_of(results, name, RATIO)[:, PRECISION] for results in found.values() for name in names}
 
     def controls_of(experiment: Experiment) -> list[RunResults]:
         runs = [Run(archived, key, experiment, seed) for seed in range(seeds)]
@@ -170,12 +167,12 @@ def collect(profile: Profile, seeds: int, log: Callable[[str], None] = print) ->
                     before = archives.unpacked(file)
                     kept = before if run.is_equal(before) and _results(before) == _results(run.folder) else run.folder
                     changed += [file] * archives.pack(file, archives.run_files(kept) | dict(_measured(run, before)))
-        first = Run(profile, key, DETOFA, 0)
-        file, files = archives.archive(folder, study_name(first)), archives.study_files(study_folder(first))
-        if archives.as_complete(files, archives.study_files(archives.unpacked(file))):
-            changed += [file] * archives.pack(file, files)
-        elif files:
-            log(f"{file} is kept, because the filter study in {study_folder(first)} is less complete")
+        for studied in (Run(profile, key, DETOFA, seed) for seed in range(seeds)):
+            file, files = archives.archive(folder, study_name(studied)), archives.study_files(study_folder(studied))
+            if archives.as_complete(files, archives.study_files(archives.unpacked(file))):
+                changed += [file] * archives.pack(file, files)
+            elif files:
+                log(f"{file} is kept, because the filter study in {study_folder(studied)} is less complete")
     return changed
 
 

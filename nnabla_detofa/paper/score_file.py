@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path as FilePath
 
 import numpy as np
@@ -15,6 +16,16 @@ from ..common.reading import parse_json, whole_lines
 
 FORMAT = "scores of the filter study, version 2"
 START = b'{"format": "scores of the filter study'
+
+
+def stored_fits(file: FilePath) -> set[tuple[str, int]]:
+    """Return the settings or baselines and seeds whose scores a file has, without checking what else it has."""
+    found = set()
+    for line in whole_lines(file.read_bytes()).splitlines()[1:] if file.is_file() else []:
+        with suppress(ValueError, TypeError, KeyError):  # `ScoreFile` says what is damaged
+            entry = parse_json(line.decode())
+            found.add((entry["name"], entry["seed"]))
+    return found
 
 
 class ScoreFile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path as FilePath
 
 import numpy as np
@@ -41,8 +42,9 @@ def study_folder(run: Run) -> FilePath:
 
 
 def study_name(run: Run) -> str:
-    """Return the name of the study's folder and archive."""
-    return f"{run.key}-filter{run.suffix}"
+    """Return the name of the study's folder and archive, which has no number for seed 0."""
+    seed = f"-{run.seed}" if run.seed else ""
+    return f"{run.key}-filter{seed}{run.suffix}"
 
 
 def detection_paths(run: Run) -> StudyInputs:
@@ -96,13 +98,13 @@ def own_scores(run: Run, test: EvaluatedPaths) -> np.ndarray | None:
 
 
 def pretraining_paths(run: Run) -> EvaluatedPaths:
-    """Return the paths of the classification supernet that the filter is pre-trained on."""
+    """Return the paths of the classification supernet that the filter is pre-trained on, which are those of seed 0."""
     source = run.data_set.pretraining
     config, _ = source.load()
     if source.paths is not None:
         return EvaluatedPaths.read(source.paths, config.network.geometry)
     count = run.profile.filter_study.pretraining_paths_per_bucket
-    return evaluated(run, config, source.supernet, "pretraining", count, [])
+    return evaluated(replace(run, seed=0), config, source.supernet, "pretraining", count, [])
 
 
 def noise_of(config: configs.Config, weights: str | FilePath, paths: EvaluatedPaths) -> float:

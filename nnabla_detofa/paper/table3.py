@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ from .filter_study import CONFIGURED, FLOPS, PRUNED_BY, RANDOM, RIDGE, SETTINGS,
 from .filter_tables import (
     COLUMNS,
     RECALL,
+    all_fits_stored,
     markdown_table,
     measure_cells,
     measure_values,
@@ -40,6 +41,7 @@ from .filter_tables import (
     study,
     write_files,
 )
+from .intervals import differences
 from .run import Run
 from .run_results import runs_and_code
 from .study_paths import classification_paths, detection_paths
@@ -48,11 +50,15 @@ from .target import Request, Target, weights_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+ROWS = SETTINGS[:4]
+"""Settings that are rows in the paper."""
+PARTS = ("block encoding", "the FLOPs-bounded loss", "pre-training")
+"""Parts of the filter that each row has in addition to the row before."""
 PAPER = {
-    SETTINGS[0].name: (0.680, 0.340, 0.123),
-    SETTINGS[1].name: (0.720, 0.420, 0.134),
-    SETTINGS[2].name: (0.720, 0.430, 0.137),
-    SETTINGS[3].name: (0.890, 0.790, 0.212),
+    ROWS[0].name: (0.680, 0.340, 0.123),
+    ROWS[1].name: (0.720, 0.420, 0.134),
+    ROWS[2].name: (0.720, 0.430, 0.137),
+    ROWS[3].name: (0.890, 0.790, 0.212),
 }
 """Setting -> accuracy, precision and the column called recall, with the rows as interpreted in `READING`."""
 READING = (
@@ -66,7 +72,13 @@ ORDERS: dict[str, tuple[str, Measure]] = {"Kendall's tau": ("tau", kendall_tau),
 
 
 def write_table(
-    results: StudyResults, folder: FilePath, supernet: str, origin: str, rng: np.random.Generator, name: str = "table3"
+    results: StudyResults,
+    folder: FilePath,
+    supernet: str,
+    origin: str,
+    rng: np.random.Generator,
+    name: str = "table3",
+    others: Mapping[int, StudyResults] | None = None,
 ) -> list[FilePath]:
     """Write Table 3: each setting, for the weakest 25% of each FLOPs bucket, and Kendall's tau and Spearman's rho.
 
@@ -76,21 +88,24 @@ def write_table(
         supernet, origin: see `filter_tables.notes`.
         rng: draws the bootstrap's paths, the same for every row.
         name: stem of the files.
+        others: results for the supernets of other seeds, with the settings of `ROWS`.
 
     Returns:
         The Markdown, CSV and PNG files.
     """
-    names = row_names(results)
+    names, supernets = row_names(results), {0: results, **(others or {})}
     limits = precision_limits(results, names, rng, RATIO)
     rows = [(title(row), *measure_cells(results, row, RATIO, limits[row], PAPER.get(row, ()))) for row in names]
     heading = f"# Table 3: finding the weakest {RATIO:.0%} of the paths of each FLOPs bucket, {results.inputs.label}"
     lines = [heading, "", *markdown_table(("setting", *COLUMNS), rows), *order_tables(results, names)]
-    lines += ["", *comparisons(results, rng), "", *notes(results, supernet, origin), f"- {READING}", f"- {RECALL}", ""]
+    lines += ["", *comparisons(results, rng), *supernet_lines(supernets), ""]
+    lines += [*notes(results, supernet, origin), f"- {READING}", f"- {RECALL}", ""]
     values: list[dict[str, str | float]] = [
         {
             "setting": title(row),
             **measure_values(results, row, RATIO, limits[row], PAPER.get(row, ())),
             **order_values(results, row),
+            **(supernet_values(supernets, row) if others else {}),
         }
         for row in names
     ]
@@ -145,12 +160,54 @@ def comparisons(results: StudyResults, rng: np.random.Generator) -> list[str]:
                 f"- {subject} {relation} {title(rival)} in precision for the weakest {RATIO:.0%}: "
                 f"{gain:+.2f} (95% interval {low:+.2f} to {high:+.2f}{sure})."
             )
-    rows = [setting.name for setting in SETTINGS[:4] if setting in results.inputs.settings]
-    for before, after, part in zip(rows, rows[1:], ("block encoding", "the FLOPs-bounded loss", "pre-training")):
+    rows = [setting.name for setting in ROWS if setting in results.inputs.settings]
+    for before, after, part in zip(rows, rows[1:], PARTS):
         gain, low, high = precision_gain(results, after, before, rng)
         paper = PAPER[after][1] - PAPER[before][1]
         lines.append(f"- Gain in precision from {part}: {gain:+.2f} ({low:+.2f} to {high:+.2f}); in the paper {paper:+.2f}.")
     return lines
+
+
+def supernet_lines(supernets: Mapping[int, StudyResults]) -> list[str]:
+    """Return Markdown lines: precision and Kendall's tau for the supernet of each seed, and the gain of each part.
+
+    A value is the mean over the fits to one supernet. The intervals are t intervals over the supernets.
+
+    Args:
+        supernets: results by the seed of the supernet; with fewer than two there are no lines.
+    """
+    if len(supernets) < 2:
+        return []
+    seeds = [f"seed {seed}" for seed in supernets]
+    columns = [f"{measure}, {of}" for measure in ("precision", "tau") for of in (*seeds, "mean")]
+    names = [name for name in row_names(supernets[0]) if all(name in results.scores for results in supernets.values())]
+    rows = []
+    for name in names:
+        values = [value for measured in _of_supernets(supernets, name) for value in (*measured, mean(measured))]
+        rows.append((title(name), *map(number, values)))
+    pairs = [(before.name, after.name, f"Gain from {part}") for before, after, part in zip(ROWS, ROWS[1:], PARTS)]
+    pairs.append((RIDGE, PRUNED_BY, "The run's own filter minus the ridge regression"))
+    gains = []
+    for before, after, what in pairs:
+        if before in names and after in names:
+            both = map(differences, _of_supernets(supernets, after), _of_supernets(supernets, before))
+            precision, tau = (values.text() for values in both)
+            gains.append(f"- {what}, over the supernets: precision {precision}, tau {tau}.")
+    return ["", *markdown_table(("mean over the fits to one supernet", *columns), rows), "", *gains]
+
+
+def supernet_values(supernets: Mapping[int, StudyResults], name: str) -> dict[str, float]:
+    """Return a row's values of `supernet_lines` for the CSV file."""
+    having = {seed: results for seed, results in supernets.items() if name in results.scores}
+    precisions, taus = _of_supernets(having, name)
+    row = {f"precision_supernet_{seed}": value for seed, value in zip(having, precisions)}
+    return row | {f"tau_supernet_{seed}": value for seed, value in zip(having, taus)}
+
+
+def _of_supernets(supernets: Mapping[int, StudyResults], name: str) -> tuple[list[float], list[float]]:
+    """Return a row's precision and Kendall's tau for each supernet."""
+    precisions = [mean(weakest_of(results, name, RATIO)[:, PRECISION]) for results in supernets.values()]
+    return precisions, [mean(order_over_buckets(results, name, kendall_tau)) for results in supernets.values()]
 
 
 def draw(results: StudyResults, names: Sequence[str], limits: dict[str, tuple[float, float]]) -> Figure:
@@ -174,16 +231,29 @@ def draw(results: StudyResults, names: Sequence[str], limits: dict[str, tuple[fl
 
 
 def write(request: Request, target: Target, runs: Sequence[Run]) -> list[FilePath]:
-    """Write Table 3 for the detection supernet after warm-up, as in the paper, and for the classification supernet."""
-    run, files = runs[0], []
+    """Write Table 3 for the detection supernet after warm-up, as in the paper, and for the classification supernet.
+
+    The detection supernets of further seeds are studied with the settings of the paper's rows alone.
+    """
+    run, files, origin = runs[0], [], request.origin(target)
     prepare_studies(run, ("filter_study", "filter_study_classification"))
     for suffix, inputs, supernet in (
         ("", detection_paths(run), runs_and_code([run])),
         ("_classification", classification_paths(run), weights_file(run.data_set.pretraining.supernet)),
     ):
-        results, origin = study(run, f"filter_study{suffix}", inputs), request.origin(target)
-        files += write_table(results, request.output, supernet, origin, rng_for(0, "bootstrap"), target.name + suffix)
+        results, others = study(run, f"filter_study{suffix}", inputs), {} if suffix else studies_of(runs[1:])
+        rng, name = rng_for(0, "bootstrap"), target.name + suffix
+        files += write_table(results, request.output, supernet, origin, rng, name, others)
     return [file for file in files if file.suffix == ".md"]
+
+
+def studies_of(runs: Sequence[Run]) -> dict[int, StudyResults]:
+    """Return the results for the detection supernets of runs by seed, with the settings of `ROWS`.
+
+    Runs whose results are read from an archive are omitted if their study is not archived.
+    """
+    found = [run for run in runs if not run.archive or all_fits_stored(run, "filter_study", ROWS)]
+    return {run.seed: study(run, "filter_study", detection_paths(run), ROWS) for run in found}
 
 
 TARGET = Target(
@@ -192,7 +262,6 @@ TARGET = Target(
     ("voc",),
     (DETOFA,),
     write,
-    one_seed=True,
     evaluates=True,
     names_data=False,
 )

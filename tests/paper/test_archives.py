@@ -91,14 +91,25 @@ def test_a_filter_study_that_was_only_begun_replaces_no_complete_one(tmp_path, m
     archives.pack(file, archives.study_files(tmp_path / "whole"))
     begun.mkdir()
     (begun / "test.jsonl").write_text("new")
-    assert results.collect(profile, 0) == []
+    assert results.collect(profile, 1) == []
     (begun / "filter_study").mkdir()
     (begun / "filter_study/scores.jsonl").write_text("a header\n")
     lines = []
-    assert results.collect(profile, 0, lines.append) == [] and "is kept, because" in lines[0]
+    assert results.collect(profile, 1, lines.append) == [] and "is kept, because" in lines[0]
     (begun / "filter_study/scores.jsonl").write_text("a header\na fit\n")
-    assert results.collect(profile, 0) == [file]
+    assert results.collect(profile, 1) == [file]
     assert (archives.unpacked(file) / "test.jsonl").read_text() == "new"
+
+
+def test_the_filter_study_of_each_seed_is_archived(tmp_path, monkeypatch):
+    monkeypatch.setattr(profiles.Profile, "results", tmp_path / "results")
+    monkeypatch.setattr(results, "known_experiments", lambda profile: [])
+    monkeypatch.setattr(results, "study_folder", lambda run: tmp_path / str(run.seed))
+    for seed in (0, 2):
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "test.jsonl").write_text("")
+    names = [file.name for file in results.collect(profiles.load("study"), 3)]
+    assert names == ["digits-filter.tar.xz", "digits-filter-2.tar.xz"]
 
 
 def test_only_whole_sets_of_the_present_control_paths_count():

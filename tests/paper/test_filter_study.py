@@ -13,9 +13,19 @@ import small
 
 from nnabla_detofa.common.errors import UserError
 from nnabla_detofa.config import Filter
-from nnabla_detofa.paper import archives, filter_curves, filter_scores, filter_study, study_paths, table3, table_a3
+from nnabla_detofa.paper import (
+    archives,
+    filter_curves,
+    filter_scores,
+    filter_study,
+    filter_tables,
+    study_paths,
+    table3,
+    table_a3,
+)
 from nnabla_detofa.paper.filter_study import EVERYTHING, SETTINGS, StudyInputs, StudyResults, run
 from nnabla_detofa.paper.profiles import load
+from nnabla_detofa.paper.score_file import stored_fits
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
 from nnabla_detofa.path_filter.metrics import kendall_tau, over_buckets
 from nnabla_detofa.path_filter.model import PathFilter
@@ -224,6 +234,49 @@ def test_too_few_test_paths_decide_nothing(inputs, tmp_path):
         if file.suffix != ".png":
             assert "nan" not in file.read_text()
     assert "Undecided" in files[0].read_text() and "better" not in files[0].read_text().lower()
+
+
+def test_table_3_compares_the_supernets_of_several_seeds(inputs, tmp_path):
+    """By hand: perfect and reversed scores have precision 1 and 0, and tau 1 and -1; fits to a supernet are averaged first."""
+    right = -inputs.test.losses
+    rows = dict.fromkeys((row.name for row in table3.ROWS), right)
+
+    def of(**scores):
+        return StudyResults(inputs, (0, 1), {name: np.atleast_2d(row) for name, row in (rows | scores).items()})
+
+    first = results_of(inputs, all_three=right)
+    first.scores.update(dict.fromkeys(rows, right[None]))
+    others = {1: of(none=-right), 2: of(none=np.stack([right, -right]))}
+    files = table3.write_table(first, tmp_path, "theirs", "make it", np.random.default_rng(0), others=others)
+    text = files[0].read_text()
+    assert "| none | 1.00 | 0.00 | 0.50 | 0.50 | 1.00 | -1.00 | 0.00 | 0.00 |" in text
+    gain = "precision +0.50 [-0.74, +1.74] (+0.00, +1.00, +0.50), tau +1.00"
+    assert f"- Gain from block encoding, over the supernets: {gain}" in text
+    assert "- Gain from pre-training, over the supernets: precision +0.00 [+0.00, +0.00] (+0.00, +0.00, +0.00)" in text
+    found = {row["setting"]: row for row in csv.DictReader(files[1].open())}
+    assert [found["none"][f"precision_supernet_{seed}"] for seed in (0, 1, 2)] == ["1", "0", "0.5"]
+    assert found["FLOPs alone"]["precision_supernet_1"] == ""  # only the paper's rows are fitted to the other supernets
+    alone = table3.write_table(first, tmp_path, "theirs", "make it", np.random.default_rng(0))
+    assert "over the supernets" not in alone[0].read_text() and "supernet_0" not in alone[1].read_text()
+
+
+def test_stored_fits_are_counted_by_name_and_seed(inputs, tmp_path, monkeypatch):
+    """A study of some settings is complete without the others; as many lines of other settings do not make it so."""
+    assert stored_fits(tmp_path / "scores.jsonl") == set()
+    store = filter_study.score_file(tmp_path, inputs)
+    store.append("none", 1, {}, np.zeros(24))
+    with open(store.file, "a") as opened:
+        opened.write('{"name": "all three", "se')
+    assert stored_fits(store.file) == {("none", 1)}
+    monkeypatch.setattr(filter_tables, "study_folder", lambda run: tmp_path.parent)
+    one_seed = SimpleNamespace(profile=SimpleNamespace(filter_study=SimpleNamespace(seeds=1)))
+    store = filter_study.score_file(tmp_path, inputs)
+    for name in [*filter_study.BASELINES, *(row.name for row in table3.ROWS[:-1]), "another", "and another"]:
+        store.append(name, 0, {}, np.zeros(24))
+    assert not filter_tables.all_fits_stored(one_seed, tmp_path.name, table3.ROWS)
+    store.append(table3.ROWS[-1].name, 0, {}, np.zeros(24))
+    assert filter_tables.all_fits_stored(one_seed, tmp_path.name, table3.ROWS)
+    assert not filter_tables.all_fits_stored(one_seed, tmp_path.name)
 
 
 def test_table_a3_by_hand(inputs, tmp_path):

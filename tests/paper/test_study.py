@@ -235,6 +235,29 @@ def test_claims_are_paired_and_say_what_was_not_run(monkeypatch, tmp_path):
     assert one["interval"] is None and one["verdict"] == "not decidable" and "not decidable: single seed" in page.read_text()
 
 
+def test_parts_of_the_filter_are_compared_supernet_by_supernet():
+    """By hand: fits to one supernet are averaged first; a supernet without a study is left out."""
+    rows = ("none", "block encoding", "bounded", "all three")
+    gains = {0: [0.1, 0.2, 0.3], 1: [0.2, 0.2, 0.3], 2: []}
+
+    class Studied(Known):
+        def runs(self, experiment):
+            return {seed: seed for seed in gains}
+
+    def precisions_of(seed):
+        levels = np.cumsum([0, *gains[seed]])
+        return {row: level + np.array([-0.05, 0.05]) for row, level in zip(rows, levels)} if gains[seed] else {}
+
+    found = Studied(None, {})
+    found.precisions_of = precisions_of
+    first, second, third = claims.filter_parts(found)
+    assert first.name == "precision: block encoding minus none" and first.paper == "+0.08" and first.seeds == (0, 1)
+    assert first.values.values == pytest.approx((0.1, 0.2)) and first.verdict == "not decidable"
+    assert second.verdict == third.verdict == "reproduced"  # the same gain twice
+    found.precisions_of = lambda seed: {}
+    assert claims.filter_parts(found) == []
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder to work in: data, a config and a profile of its own."""
