@@ -10,6 +10,8 @@ import numpy as np
 
 from ..common import figures
 from ..common.errors import UserError
+from ..common.files import write_json
+from ..common.reading import read_json
 from ..common.seeds import rng_for
 from ..methods.build import make_cost
 from ..path_filter.model import PathFilter, PathScorer
@@ -23,6 +25,7 @@ from .profiles import Pretraining
 from .run import Run
 from .run_results import operations_of, runs_and_code
 from .scored_operations import ScoredOperations, write_csv
+from .study_paths import study_folder
 from .target import Request, Target, csv_file, picture_line, save_picture, write_markdown
 
 if TYPE_CHECKING:
@@ -30,11 +33,37 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
+FILE = "figure8.json"
+"""Name in the folder of the filter study, and in its archive."""
 DISTINCT = 0.1
 """Least difference of two means of four correlations that is called a difference."""
 
 
-def pretrained_operations(pretraining: Pretraining, count: int) -> ScoredOperations:
+def measured_operations(run: Run) -> list[ScoredOperations]:
+    """Return operation scores by the pre-trained path filter, and then by the run's path filter for each stem depth.
+
+    They are stored in the folder of the run's filter study, since archives hold no path filters.
+
+    Raises:
+        UserError: results are made from archives, which lack the scores.
+    """
+    file, geometry = study_folder(run) / FILE, run.config.network.geometry
+    if not run.archive:
+        after = same_stem_operations(run, title_after(run))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, [pretrained_operations(run.data_set.pretraining, run.hparams.paths_per_operation), *after])
+    elif not file.is_file():
+        raise UserError(f"the archives of {run.profile.name} do not have the operation scores of Figure 8 for {run.name}")
+    contents = read_json(file, "the operation scores of Figure 8")
+    return [ScoredOperations.from_json(content["title"], geometry, content) for content in contents]
+
+
+def title_after(run: Run) -> str:
+    """Return the title of the run's supernet."""
+    return f"{run.data_set.title}, after warm-up"
+
+
+def pretrained_operations(pretraining: Pretraining, count: int) -> dict:
     """Compute operation scores with the pre-trained path filter, over `count` paths of its own supernet."""
     config, hparams = pretraining.load()
     space = config.network.space
@@ -42,25 +71,24 @@ def pretrained_operations(pretraining: Pretraining, count: int) -> ScoredOperati
     cost = make_cost(config, 1, config.dataloader.image_size)  # the backbone's FLOPs do not depend on the classes
     scorer = PathScorer(path_filter, cost.flops, Buckets(space, cost.flops, hparams.buckets).index)
     found = operation_scores(space, scorer, cost.stage_flops, count, rng_for(config.args.seed, "operation scores"))
-    return ScoredOperations.from_json(f"{config.name}, before transfer", space.geometry, found.to_json() | {"removed": []})
+    return {"title": f"{config.name}, before transfer", **found.to_json(), "removed": []}
 
 
-def same_stem_operations(run: Run, title: str, count: int) -> list[ScoredOperations]:
-    """Compute operation scores with the run's path filter, over `count` paths of each stem depth separately."""
+def same_stem_operations(run: Run, title: str) -> list[dict]:
+    """Compute operation scores with the run's path filter, over paths of each stem depth separately."""
     searched, geometry = load_run(run.folder), run.config.network.geometry
     scorer = PathScorer(
         PathFilter.load(run.folder / "path_filter.h5", type(run.config.network.geometry)),
         searched.costs["flops"],
         searched.buckets.index,
     )
-    side = run.config.dataloader.image_size
+    side, count = run.config.dataloader.image_size, run.hparams.paths_per_operation
     stage_flops = make_cost(run.config, len(trained_classes(run.folder)), (side, side)).stage_flops
     nets = []
     for depth in geometry.stem_depths:
         rng = rng_for(run.config.args.seed, "operation scores")
         found = operation_scores(searched.buckets.space, scorer, stage_flops, count, rng, depth)
-        scored = found.to_json() | {"removed": []}
-        nets.append(ScoredOperations.from_json(f"{title}, stem depth {depth}", geometry, scored))
+        nets.append({"title": f"{title}, stem depth {depth}", **found.to_json(), "removed": []})
     return nets
 
 
@@ -128,19 +156,14 @@ def _draw_stage(panel: Axes, net: ScoredOperations, stage: int) -> AxesImage:
 def write(request: Request, target: Target, runs: Sequence[Run]) -> list[FilePath]:
     """Write Figure 8 from the pre-trained filter on the classification supernet, and from the run of seed 0."""
     run, count = runs[0], runs[0].hparams.paths_per_operation
-    if run.archive:
-        raise UserError("Figure 8 needs the path filters, which are not archived: make it where the run is")
-    after = f"{run.data_set.title}, after warm-up"
-    supernets = [
-        pretrained_operations(run.data_set.pretraining, count),
-        ScoredOperations.from_json(after, run.config.network.geometry, operations_of(run)),
-    ]
-    save_picture(request, target, draw(supernets))
-    write_csv(csv_file(request, target), supernets)
+    before, *same_stem = measured_operations(run)
+    after = ScoredOperations.from_json(title_after(run), run.config.network.geometry, operations_of(run))
+    save_picture(request, target, draw([before, after]))
+    write_csv(csv_file(request, target), [before, after])
     lines = [
-        *table([*supernets, *same_stem_operations(run, after, count)]),
+        *table([before, after, *same_stem]),
         "",
-        comparison(*supernets),
+        comparison(before, after),
         "",
         picture_line(target),
         "",

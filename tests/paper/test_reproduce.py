@@ -6,13 +6,14 @@ import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
-from nnabla_detofa.paper import experiments, profiles, reproduce
+from nnabla_detofa.paper import archives, experiments, figure8, profiles, reproduce
 from nnabla_detofa.paper.reproduce import TARGETS
 from nnabla_detofa.paper.run import plan
 from nnabla_detofa.paper.target import Request, data_note
@@ -164,6 +165,18 @@ def test_the_filters_tables_and_figure_8(done, folder, tmp_path):
     assert len(before) > 8
     assert main(["reproduce", "tableA3", "--profile", "small.json", "-o", str(tmp_path)]) == 0
     assert before == {file: file.stat().st_mtime_ns for file in study.rglob("*") if file.is_file()}
+
+
+def test_figure_8_is_made_from_an_archive_without_path_filters(done, tmp_path, monkeypatch):
+    monkeypatch.setattr(figure8, "study_folder", lambda run: tmp_path / "study")
+    monkeypatch.setattr(figure8, "pretrained_operations", lambda *_: figure8.same_stem_operations(done[0], "before")[0])
+    archived = SimpleNamespace(archive=tmp_path, config=done[0].config, profile=done[0].profile, name="tiny")
+    with pytest.raises(UserError, match="the archives of small do not have the operation scores of Figure 8 for tiny"):
+        figure8.measured_operations(archived)
+    live = figure8.measured_operations(done[0])
+    assert [*archives.study_files(tmp_path / "study")] == [figure8.FILE] and len(live) == 3
+    for one, other in zip(live, figure8.measured_operations(archived), strict=True):
+        assert one.title == other.title and one.correlations() == other.correlations()
 
 
 def test_figure_7_starts_from_the_fullnets_weights(done, folder, tmp_path):
