@@ -143,7 +143,7 @@ pilot: data/digits ## Choose the regime of the study on a grid (PROFILE=study); 
 
 study: data/digits data/digits_1600 ## The study: methods and controls of seeds 0 to 2, variants of VARIANT_SEEDS=1, results (hours)
 	$(BIN)/python -m nnabla_detofa paper table2 figure5 architectures --profile study --seeds 3 $(if $(KEPT),--kept)
-	$(BIN)/python -m nnabla_detofa paper controls --profile study --seeds 3 $(if $(KEPT),--kept)
+	$(BIN)/python -m nnabla_detofa paper controls table3 --profile study --seeds 3 $(if $(KEPT),--kept)
 	$(BIN)/python -m nnabla_detofa paper results claims --profile study
 	$(BIN)/python -m nnabla_detofa paper $(TABLES) $(FIGURES) --profile study --seeds $(call quoted,$(VARIANT_SEEDS)) $(if $(KEPT),--kept)
 	$(BIN)/python -m nnabla_detofa paper results --profile study

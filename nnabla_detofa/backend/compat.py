@@ -41,7 +41,7 @@ VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def repair() -> None:
-    """Speed up the installed nnabla, fix its bits, and make the installed nnabla-nas importable; a second call changes nothing.
+    """Speed up the installed nnabla, fix its bits, and make the installed nnabla-nas importable; calls can be repeated.
 
     - Every function call of nnabla 1.39, and every access to an array, first tries to import `nnabla.nnabla` or
       `nnabla.nnabla_ext`, which do not exist. The search of the path takes half of the time to build a supernet's graph.

@@ -219,7 +219,7 @@ def _scores(inputs: StudyInputs, item: Candidate | None, folder: FilePath) -> di
     """Return the (n,) scores of a candidate's rows, or without one of the references."""
     if item is None:
         return {name: scores for name, scores in filter_study.baselines(inputs, 0).items() if name in REFERENCES}
-    path_filter, _ = filter_study.fitted(replace(inputs, options=item.options), item.setting, 0, folder)
+    path_filter, _ = filter_study.fitted(replace(inputs, options=item.options), item.setting, 0, folder.parent)
     batch, buckets, skip = inputs.test.batch, inputs.test.buckets, item.options.linear_skip
     return {name: path_filter.extended(count, skip).score(batch, buckets) for name, count in item.rows.items()}
 

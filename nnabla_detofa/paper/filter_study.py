@@ -202,11 +202,12 @@ def run(
     progress: Callable[[str], None] = lambda text: None,
     processes: int = 1,
     settings: Sequence[Setting] | None = None,
+    pretrained_in: FilePath | None = None,
 ) -> StudyResults:
     """Fit the filter with every setting and seed, and score the test paths.
 
-    Scores are stored in scores.jsonl in the folder, and pre-trained filters beside the folder; both are reused. For one seed,
-    all settings have the same initial weights, validation split and mini-batches, so they differ only by their parts.
+    Scores are stored in scores.jsonl in the folder; they and pre-trained filters are reused. For one seed, all settings have
+    the same initial weights, validation split and mini-batches, so they differ only by their parts.
 
     Args:
         inputs: the paths.
@@ -215,6 +216,8 @@ def run(
         progress: called with a line of text for each finished setting and seed.
         processes: number of forked processes that share the fits, for the CPU.
         settings: settings of the filter, as far as the paths allow them; None: all of `SETTINGS`.
+        pretrained_in: folder of the pre-trained filters, which studies of other supernets can share; None: that around the
+            study's folder.
 
     Raises:
         UserError: the folder has scores of other paths or options, or is damaged; or the seeds are not distinct.
@@ -236,7 +239,7 @@ def run(
                 jobs.setdefault((seed, setting.pretrained if setting.pretraining else setting.name), []).append(setting)
 
     def work(job: tuple[int, str]) -> list[tuple[np.ndarray, str]]:
-        found = [fitted(inputs, setting, job[0], folder) for setting in jobs[job]]
+        found = [fitted(inputs, setting, job[0], pretrained_in or folder.parent) for setting in jobs[job]]
         return [(path_filter.score(inputs.test.batch, inputs.test.buckets), text) for path_filter, text in found]
 
     for (seed, _), group, results in zip(jobs, jobs.values(), map_forked(work, list(jobs), min(processes, len(jobs)))):
@@ -305,11 +308,11 @@ def fresh(inputs: StudyInputs, setting: Setting, seed: int) -> PathFilter:
 
 
 def pretrained(inputs: StudyInputs, setting: Setting, seed: int, folder: FilePath) -> PathFilter:
-    """Return a setting's filter fitted to the classification supernet's paths; it is stored beside `folder` and reused.
+    """Return a setting's filter fitted to the classification supernet's paths; it is stored in `folder` and reused.
 
     One filter is fitted, and every member of an ensemble starts from it, as in the runs of Algorithm 1.
     """
-    file = folder.parent / f"pretrained_{setting.pretrained}_seed{seed}_{inputs.pretraining_digest}.h5"
+    file = folder / f"pretrained_{setting.pretrained}_seed{seed}_{inputs.pretraining_digest}.h5"
     if file.exists():
         path_filter = PathFilter.load(file, type(inputs.test.geometry))
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
@@ -53,30 +54,32 @@ def study(run: Run, name: str, inputs: StudyInputs, settings: Sequence[Setting] 
         settings: the settings; those that the paths do not allow are omitted.
     """
     seeds, possible = range(run.profile.filter_study.seeds), set(settings) & set(inputs.settings)
-    with ProgressBar(total=len(possible) * len(seeds), desc=name, unit="fit") as bar:
+    with ProgressBar(total=len(possible) * len(seeds), desc=f"{name} of seed {run.seed}", unit="fit") as bar:
 
         def on_fit(outcome: str) -> None:
             bar.write(outcome)
             bar.update()
 
         on_cpu = nn.get_current_context().backend == ["cpu:float"]
-        return filter_study.run(inputs, seeds, study_folder(run) / name, on_fit, cores() if on_cpu else 1, settings)
+        folder, pretrained_in = study_folder(run) / name, study_folder(replace(run, seed=0))
+        return filter_study.run(inputs, seeds, folder, on_fit, cores() if on_cpu else 1, settings, pretrained_in)
 
 
-def prepare_studies(run: Run, names: Sequence[str]) -> None:
+def prepare_studies(run: Run, names: Sequence[str], settings: Sequence[Setting] = SETTINGS) -> None:
     """Announce how long the missing fits of some studies take.
 
     Args:
         run: run to which the studies belong.
         names: names of the studies' folders.
+        settings: settings of the fits.
 
     Raises:
         UserError: results are made from archives, which lack fits.
     """
-    if run.archive and not all(all_fits_stored(run, name) for name in names):
-        raise UserError(f"the archives of {run.profile.name} do not have all fits of the filter study")
+    if run.archive and not all(all_fits_stored(run, name, settings) for name in names):
+        raise UserError(f"the archives of {run.profile.name} do not have all fits of the filter study of seed {run.seed}")
     minutes = run.profile.minutes.get("filter study")
-    left = sum(len(_missing_fits(run, name, SETTINGS)) / len(_fits(run, SETTINGS)) for name in names)
+    left = sum(len(_missing_fits(run, name, settings)) / len(_fits(run, SETTINGS)) for name in names)
     if minutes and left > 0:
         ProgressBar.write(f"filter study, including its paths: at most about {left * minutes / 2:.0f} minutes on two cores")
 
@@ -174,7 +177,7 @@ def notes(results: StudyResults, supernet: str, origin: str) -> list[str]:
     missing = "" if inputs.pretraining else " There are no pre-training paths, so the settings with pre-training are missing."
     paper = as_in_paper(inputs.options)
     return [
-        f"- Supernet: {inputs.label}; paths: {counts}.{missing} One supernet: {supernet}.",
+        f"- Supernet: {inputs.label}; paths: {counts}.{missing} From {supernet}.",
         f"- The filter is fitted with {len(results.seeds)} seeds ({', '.join(map(str, results.seeds))}). Cells have the mean "
         "over the seeds and, if they differ, the range in parentheses. Other supernets may differ more. The interval is a "
         "bootstrap interval of the mean over the seeds, over test paths resampled inside each bucket.",

@@ -15,7 +15,6 @@ import numpy as np
 
 from ..common.errors import UserError
 from ..common.files import write_json
-from ..common.progress import ProgressBar
 from ..common.reading import read_json
 from ..runs.provenance import revision
 from . import archives, claims_page, control_paths, standard_errors, table3
@@ -124,11 +123,7 @@ def evidence(archived: Profile, seeds: int) -> Evidence:
     key = next(iter(archived.data_sets))
 
     def precisions_of(run: Run) -> dict[str, np.ndarray]:
-        try:
-            found = table3.studies_of([run])
-        except UserError as error:
-            ProgressBar.write(f"no filter study of {run.name} for the claims: {error}")
-            return {}
+        found = table3.studies_of([run])
         names = [row.name for row in table3.ROWS]
         return {title(name): weakest_of(results, name, RATIO)[:, PRECISION] for results in found.values() for name in names}
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..common import figures
+from ..common.errors import UserError
+from ..common.progress import ProgressBar
 from ..common.seeds import rng_for
 from ..path_filter.metrics import Measure, kendall_tau, spearman_rho
 from .experiments import DETOFA
@@ -30,7 +33,6 @@ from .filter_study import CONFIGURED, FLOPS, PRUNED_BY, RANDOM, RIDGE, SETTINGS,
 from .filter_tables import (
     COLUMNS,
     RECALL,
-    all_fits_stored,
     markdown_table,
     measure_cells,
     measure_values,
@@ -191,8 +193,9 @@ def supernet_lines(supernets: Mapping[int, StudyResults]) -> list[str]:
     for before, after, what in pairs:
         if before in names and after in names:
             both = map(differences, _of_supernets(supernets, after), _of_supernets(supernets, before))
-            precision, tau = (values.text() for values in both)
+            precision, tau = ("undecided" if math.isnan(values.mean) else values.text() for values in both)
             gains.append(f"- {what}, over the supernets: precision {precision}, tau {tau}.")
+    gains.append("- The other tables are about the supernet of seed 0 alone.")
     return ["", *markdown_table(("mean over the fits to one supernet", *columns), rows), "", *gains]
 
 
@@ -235,25 +238,34 @@ def write(request: Request, target: Target, runs: Sequence[Run]) -> list[FilePat
 
     The detection supernets of further seeds are studied with the settings of the paper's rows alone.
     """
-    run, files, origin = runs[0], [], request.origin(target)
+    run, rng = runs[0], rng_for(0, "bootstrap")
     prepare_studies(run, ("filter_study", "filter_study_classification"))
-    for suffix, inputs, supernet in (
-        ("", detection_paths(run), runs_and_code([run])),
-        ("_classification", classification_paths(run), weights_file(run.data_set.pretraining.supernet)),
-    ):
-        results, others = study(run, f"filter_study{suffix}", inputs), {} if suffix else studies_of(runs[1:])
-        rng, name = rng_for(0, "bootstrap"), target.name + suffix
-        files += write_table(results, request.output, supernet, origin, rng, name, others)
+    results, others = study(run, "filter_study", detection_paths(run)), studies_of(runs[1:])
+    supernets, origin = runs_and_code(runs[: 1 + len(others)]), replace(request, seeds=1 + len(others)).origin(target)
+    files = write_table(results, request.output, supernets, origin, rng, target.name, others)
+    results, supernet = study(run, "filter_study_classification", classification_paths(run)), run.data_set.pretraining.supernet
+    name, origin = f"{target.name}_classification", replace(request, seeds=1).origin(target)
+    files += write_table(results, request.output, weights_file(supernet), origin, rng, name)
     return [file for file in files if file.suffix == ".md"]
 
 
 def studies_of(runs: Sequence[Run]) -> dict[int, StudyResults]:
     """Return the results for the detection supernets of runs by seed, with the settings of `ROWS`.
 
-    Runs whose results are read from an archive are omitted if their study is not archived.
+    If results are read from archives, the first run whose study is missing or is of another supernet ends the list, with a
+    message.
     """
-    found = [run for run in runs if not run.archive or all_fits_stored(run, "filter_study", ROWS)]
-    return {run.seed: study(run, "filter_study", detection_paths(run), ROWS) for run in found}
+    found = {}
+    for run in runs:
+        try:
+            prepare_studies(run, ("filter_study",), ROWS)
+            found[run.seed] = study(run, "filter_study", detection_paths(run), ROWS)
+        except UserError as error:
+            if not run.archive:
+                raise
+            ProgressBar.write(f"without the filter study of {run.name} and later seeds: {error}")
+            break
+    return found
 
 
 TARGET = Target(

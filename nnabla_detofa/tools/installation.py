@@ -82,6 +82,12 @@ def python() -> Iterator[Finding]:
         )
 
 
+def _order_of_sums_is_fixed() -> bool:
+    from ..backend.compat import fix_order_of_sums
+
+    return fix_order_of_sums()
+
+
 def packages() -> Iterator[Finding]:
     """Compare the versions of required packages with requirements.lock and setup.py, and import each."""
     lock, needed = locked(), required()
@@ -108,6 +114,8 @@ def packages() -> Iterator[Finding]:
         yield Finding(WARNING, f"versions that differ from requirements.lock: {', '.join(other)}", INSTALL)
     if not lock:
         yield Finding(WARNING, "requirements.lock not found; versions are not compared with it")
+    if not broken and not missing and not _order_of_sums_is_fixed():
+        yield Finding(WARNING, "sums of this build of NNabla, and so results, depend on the processor", INSTALL)
     if not (missing or unfit or broken or other):
         yield Finding(
             OK, f"packages: all {len(needed)} are installed" + (" in the versions of requirements.lock" if lock else "")

@@ -83,6 +83,7 @@ def test_repair_twice_is_repair_once():
     assert {name: module for name, module in sys.modules.items() if name.startswith("nnabla")} == before
 
 
+@pytest.mark.skipif(not compat.fix_order_of_sums(), reason="this build of NNabla hides the sizes of the cache")
 def test_matrix_products_have_the_same_bits_on_every_processor():
     """Eigen adds up in an order that depends on the cache, unless its size is given; the hash is of an AMD EPYC."""
     rng = np.random.default_rng(0)

@@ -23,8 +23,10 @@ from nnabla_detofa.paper import (
     table3,
     table_a3,
 )
+from nnabla_detofa.paper.experiments import DETOFA
 from nnabla_detofa.paper.filter_study import EVERYTHING, SETTINGS, StudyInputs, StudyResults, run
 from nnabla_detofa.paper.profiles import load
+from nnabla_detofa.paper.run import Run
 from nnabla_detofa.paper.score_file import stored_fits
 from nnabla_detofa.path_filter.evaluated_paths import EvaluatedPath, EvaluatedPaths
 from nnabla_detofa.path_filter.metrics import kendall_tau, over_buckets
@@ -118,7 +120,7 @@ def test_a_stopped_study_goes_on_and_settings_share_what_was_pre_trained(inputs,
 def test_all_members_start_from_one_pre_trained_filter(inputs, tmp_path):
     several = dataclasses.replace(inputs, options=dataclasses.replace(TINY, ensemble=3))
     (setting,) = (setting for setting in SETTINGS if setting.name == filter_study.CONFIGURED)
-    found = filter_study.pretrained(several, setting, 0, tmp_path / "study")
+    found = filter_study.pretrained(several, setting, 0, tmp_path)
     logits = found.logits(inputs.test.batch, inputs.test.buckets)
     assert logits.shape == (3, 24) and (logits == logits[0]).all()
     (file,) = tmp_path.glob("pretrained_*.h5")
@@ -228,8 +230,9 @@ def test_too_few_test_paths_decide_nothing(inputs, tmp_path):
     """A quarter of one path in each bucket is none: there is no precision, nor who beats whom."""
     few = StudyInputs("made up", inputs.train, evaluated(tmp_path, "few", 50, 2), TINY, inputs.pretraining, buckets=2)
     results = results_of(few, all_three=np.zeros((1, 2)))
-    files = table3.write_table(results, tmp_path, "theirs", "make it", np.random.default_rng(0))
+    files = table3.write_table(results, tmp_path, "theirs", "make it", np.random.default_rng(0), others={1: results})
     files += table_a3.write_table(results, tmp_path, "theirs", "make it", np.random.default_rng(0))
+    assert "over the supernets: precision undecided, tau undecided" in files[0].read_text()
     for file in files:
         if file.suffix != ".png":
             assert "nan" not in file.read_text()
@@ -258,6 +261,17 @@ def test_table_3_compares_the_supernets_of_several_seeds(inputs, tmp_path):
     assert found["FLOPs alone"]["precision_supernet_1"] == ""  # only the paper's rows are fitted to the other supernets
     alone = table3.write_table(first, tmp_path, "theirs", "make it", np.random.default_rng(0))
     assert "over the supernets" not in alone[0].read_text() and "supernet_0" not in alone[1].read_text()
+
+
+def test_all_seeds_share_what_belongs_to_the_classification_supernet(inputs, tmp_path, monkeypatch):
+    first, third = (Run(load("study"), "digits", DETOFA, seed) for seed in (0, 2))
+    monkeypatch.setattr(study_paths, "evaluated", lambda run, *_: study_paths.study_name(run))
+    assert study_paths.pretraining_paths(third) == study_paths.study_name(first) == "digits-filter"
+    assert study_paths.study_name(third) == "digits-filter-2"
+    settings = (SETTINGS[3], SETTINGS[7])  # both pre-trained
+    for seed in ("digits-filter", "digits-filter-2"):
+        run(inputs, (0,), tmp_path / seed / "study", settings=settings, pretrained_in=tmp_path / "digits-filter")
+    assert [file.parent.name for file in tmp_path.rglob("pretrained_*.h5")] == ["digits-filter"]
 
 
 def test_stored_fits_are_counted_by_name_and_seed(inputs, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 
 from nnabla_detofa.cli.program import main
 from nnabla_detofa.common.errors import UserError
-from nnabla_detofa.paper import archives, experiments, figure8, profiles, reproduce
+from nnabla_detofa.paper import archives, experiments, figure8, profiles, reproduce, table3
 from nnabla_detofa.paper.reproduce import TARGETS
 from nnabla_detofa.paper.run import plan
 from nnabla_detofa.paper.target import Request, data_note
@@ -165,6 +165,38 @@ def test_the_filters_tables_and_figure_8(done, folder, tmp_path):
     assert len(before) > 8
     assert main(["reproduce", "tableA3", "--profile", "small.json", "-o", str(tmp_path)]) == 0
     assert before == {file: file.stat().st_mtime_ns for file in study.rglob("*") if file.is_file()}
+
+
+def test_supernets_without_a_fitting_study_in_the_archives_end_the_list(monkeypatch, capsys):
+    def paths(run):
+        if run.seed == 2:
+            raise UserError("of another supernet")
+        return f"paths of seed {run.seed}"
+
+    monkeypatch.setattr(table3, "prepare_studies", lambda run, names, settings: None)
+    monkeypatch.setattr(table3, "detection_paths", paths)
+    monkeypatch.setattr(table3, "study", lambda run, name, inputs, settings: (inputs, settings))
+    archived = [SimpleNamespace(seed=seed, archive="a", name=f"run-{seed}") for seed in (1, 2, 3)]
+    assert table3.studies_of(archived) == {1: ("paths of seed 1", table3.ROWS)}
+    assert "without the filter study of run-2 and later seeds: of another supernet" in "".join(capsys.readouterr())
+    with pytest.raises(UserError, match="of another supernet"):
+        table3.studies_of([SimpleNamespace(seed=2, archive=None)])
+
+
+@pytest.mark.parametrize("studied", [0, 2])
+def test_table_3_names_the_seeds_that_it_has(studied, tmp_path, monkeypatch):
+    """Some of the requested seeds may lack a study, and the classification supernet has none of their own."""
+    written = []
+    for name in ("prepare_studies", "study", "detection_paths", "classification_paths"):
+        monkeypatch.setattr(table3, name, lambda *_: None)
+    monkeypatch.setattr(table3, "studies_of", lambda runs: dict.fromkeys(range(1, 1 + studied)))
+    monkeypatch.setattr(table3, "runs_and_code", lambda runs: f"{len(runs)} runs")
+    monkeypatch.setattr(table3, "weights_file", lambda file: "weights")
+    monkeypatch.setattr(table3, "write_table", lambda *given: written.append(given[2:4]) or [])
+    request = Request(profiles.load("study"), tmp_path, seeds=3)
+    table3.write(request, table3.TARGET, request.runs(table3.TARGET))
+    (supernets, origin), (_, classification) = written
+    assert supernets == f"{1 + studied} runs" and f"--seeds {1 + studied} " in origin and "--seeds 1 " in classification
 
 
 def test_figure_8_is_made_from_an_archive_without_path_filters(done, tmp_path, monkeypatch):

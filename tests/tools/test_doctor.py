@@ -41,6 +41,13 @@ def test_without_any_package_it_still_speaks():
         assert "nnabla" in done.stdout and "make setup" in done.stdout
 
 
+def test_a_build_whose_sums_depend_on_the_processor_is_reported(monkeypatch):
+    monkeypatch.setattr(installation, "_order_of_sums_is_fixed", lambda: False)
+    assert (
+        one(installation.packages(), "sums of this build of NNabla, and so results, depend on the processor").state == WARNING
+    )
+
+
 def test_a_missing_and_a_broken_package(monkeypatch):
     version = installation.installed
     monkeypatch.setattr(installation, "installed", lambda name: None if name == "tqdm" else version(name))
