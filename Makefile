@@ -47,7 +47,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 check: lint ## Check style and types, and run the tests but those that take seconds
 	$(PYTEST) -m "not slow and not thorough"
 
-test: $(READY) ## Run the tests (5 minutes)
+test: $(READY) ## Run the tests (5 to 10 minutes)
 	$(PYTEST) -m "not slow"
 
 test-slow: $(READY) ## Run the tests that take minutes (6 in all)
