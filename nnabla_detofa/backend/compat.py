@@ -74,8 +74,8 @@ def fix_order_of_sums(cache_sizes: Sequence[int] = CACHE_SIZES) -> bool:
     """Make matrix products on the CPU add up in the same order on every processor.
 
     NNabla computes them with Eigen, which adds up products in blocks whose length depends on the size of the processor's
-    first-level cache. With other caches, weights would differ in the last bits after one step of training, and as much as
-    those of another seed after a few hundred.
+    first-level cache. With other caches, weights would differ in the last bits after one step of training, and as much as with
+    another seed after a few hundred.
 
     Args:
         cache_sizes: bytes of the three levels of the cache that Eigen assumes from now on.

@@ -98,7 +98,7 @@ def own_scores(run: Run, test: EvaluatedPaths) -> np.ndarray | None:
 
 
 def pretraining_paths(run: Run) -> EvaluatedPaths:
-    """Return the paths of the classification supernet that the filter is pre-trained on, which are those of seed 0."""
+    """Return the paths of the classification supernet that the filter is pre-trained on; all seeds share them."""
     source = run.data_set.pretraining
     config, _ = source.load()
     if source.paths is not None:
