@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING
@@ -11,7 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..common import figures
+from ..common.errors import UserError
 from ..common.files import whole_text
+from ..common.seeds import rng_for
+from ..methods.build import make_cost
+from ..space.counting import sample_within
 from ..space.geometry import Geometry
 from ..space.paths import Path
 from ..tools.report import markdown_row
@@ -24,6 +30,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+RANDOM_PATHS = 1000
+"""Random paths for each budget."""
+
+
 @dataclass(frozen=True, eq=False)
 class Architectures:
     """Subnets found by the runs of one experiment.
@@ -31,7 +41,7 @@ class Architectures:
     Attributes:
         title: title of the experiment.
         budgets: (b,) bounds on the FLOPs of a subnet.
-        depths: (seeds, b, stages) choice of D.
+        depths: (seeds, b, stages) choice of D; for random paths, the samples take the place of the seeds.
         widths: (seeds, b, stages) choice of W.
         ratios: (seeds, b, stages) mean E of a stage's layers.
     """
@@ -46,13 +56,38 @@ class Architectures:
     def of(cls, title: str, summaries: Sequence[Mapping], geometry: Geometry) -> Architectures:
         """Return the subnets of an experiment from the content of summary.json of the run of each seed."""
         paths = [[Path.from_ofa(subnet["path"], geometry) for subnet in summary["subnets"]] for summary in summaries]
+        return cls.of_paths(title, [subnet["budget"] for subnet in summaries[0]["subnets"]], paths)
+
+    @classmethod
+    def of_paths(cls, title: str, budgets: Sequence[float], paths: Sequence[Sequence[Path]]) -> Architectures:
+        """Return the architectures of paths: for each seed or sample, one for each budget."""
         return cls(
             title,
-            np.array([subnet["budget"] for subnet in summaries[0]["subnets"]]),
+            np.array(budgets),
             np.array([[path.stage_depths for path in found] for found in paths], float),
             np.array([[path.stage_widths for path in found] for found in paths], float),
             np.array([[[np.mean(ratios) for ratios in path.expand_ratios] for path in found] for found in paths], float),
         )
+
+
+def random_architectures(run: Run) -> Architectures:
+    """Sample paths of the whole space A to compare with the found subnets.
+
+    Each sample has a path for each budget, whose FLOPs are at most the budget and above the next smaller one. Budgets without
+    such a path are left out.
+    """
+    config, found = run.config, summary_of(run)["subnets"]
+    space, side = config.network.space, config.dataloader.image_size
+    flops = make_cost(config, 1, (side, side)).flops
+    first = found[0]
+    offset = first["flops"] - float(flops([Path.from_ofa(first["path"], space.geometry)])[0])  # of the other classes
+    budgets, rng = sorted({float(subnet["budget"]) for subnet in found}), rng_for(0, "architectures")
+    samples = {}
+    for low, high in zip((-math.inf, *budgets), budgets):
+        with suppress(UserError):  # no path
+            above, at_most = np.nextafter((low - offset, high - offset), math.inf)
+            samples[high] = list(sample_within(space, flops, float(above), float(at_most), RANDOM_PATHS, rng))
+    return Architectures.of_paths("random paths", list(samples), list(zip(*samples.values())))
 
 
 def table(found: Architectures) -> list[str]:
@@ -68,7 +103,8 @@ def table(found: Architectures) -> list[str]:
 
 def draw(groups: Sequence[Architectures], title: str) -> Figure:
     """Plot D and W against the budgets, with one line for each stage and one row of panels for each experiment."""
-    figure, axes = figures.subplots(len(groups), 2, figsize=(9, 3.4 * len(groups)), squeeze=False, layout="constrained")
+    size = (9, 3.4 * len(groups))
+    figure, axes = figures.subplots(len(groups), 2, figsize=size, squeeze=False, sharey="col", layout="constrained")
     for row, found in zip(axes, groups):
         for panel, values, name in zip(row, (found.depths, found.widths), ("depth D", "width W")):
             for stage, line in enumerate(values.mean(0).T, 1):
@@ -99,12 +135,17 @@ def write(request: Request, target: Target, runs: Sequence[Run]) -> list[FilePat
         for experiment in (OFA, DETOFA)
         if (own := [run for run in runs if run.experiment.name == experiment.name])
     ]
-    save_picture(request, target, draw(groups, data_set.title))
     write_csv(csv_file(request, target), groups)
+    groups.append(random_architectures(runs[0]))
+    save_picture(request, target, draw(groups, data_set.title))
     lines = []
     for group in groups:
-        lines += [f"## {group.title}", "", *table(group), ""]
-    lines += [picture_line(target), "", f"Means over the seeds. Runs: {runs_and_code(runs)}."]
+        lines += [f"## {group.title[0].upper()}{group.title[1:]}", "", *table(group), ""]
+    about = (
+        f"Means over the seeds, or over {RANDOM_PATHS:,} random paths of the space A for each budget, whose FLOPs are above "
+        "the next smaller budget."
+    )
+    lines += [picture_line(target), "", f"{about} Runs: {runs_and_code(runs)}."]
     return write_markdown(request, target, lines)
 
 

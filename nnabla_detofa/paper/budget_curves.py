@@ -20,7 +20,8 @@ class Curve:
         budgets: (b,) bounds on the FLOPs of a subnet.
         flops, ap: (seeds, b) FLOPs and AP, in points, of the subnet found for each budget.
         fullnet: (seeds,) AP of the largest path after line 2, in points.
-        errors: (seeds, b) standard errors of AP over the test images, in points; None if unknown.
+        errors: (seeds, b + 1) standard errors over the test images, in points: of the fullnet, then of the subnets. Seeds for
+            which they are unknown have NaN.
     """
 
     title: str
@@ -28,7 +29,7 @@ class Curve:
     flops: np.ndarray
     ap: np.ndarray
     fullnet: np.ndarray
-    errors: np.ndarray | None = None
+    errors: np.ndarray
 
     @classmethod
     def of(cls, title: str, summaries: Sequence[Mapping], errors: Sequence[Mapping[str, float]] = ()) -> Curve:
@@ -37,7 +38,7 @@ class Curve:
         Args:
             title: title of the experiment.
             summaries: content of summary.json of the run of each seed.
-            errors: standard errors of each run, as returned by `standard_errors.standard_errors_of`; may be empty.
+            errors: standard errors of each run, as returned by `standard_errors.standard_errors_of`, or none.
 
         Raises:
             UserError: the runs have different budgets.
@@ -51,7 +52,7 @@ class Curve:
             np.array([[subnet["flops"] for subnet in found] for found in subnets]),
             np.array([[points(subnet) for subnet in found] for found in subnets]),
             np.array([points(summary["fullnet"]) for summary in summaries]),
-            _errors(errors, len(subnets[0])),
+            _errors(errors or [{}] * len(summaries), len(subnets[0])),
         )
 
     @property
@@ -59,11 +60,22 @@ class Curve:
         """(b,) mean AP over the seeds."""
         return self.ap.mean(axis=0)
 
+    @property
+    def over_budgets(self) -> np.ndarray:
+        """(seeds,) mean AP over the budgets."""
+        return self.ap.mean(axis=1)
 
-def _errors(errors: Sequence[Mapping[str, float]], budgets: int) -> np.ndarray | None:
-    names = [f"subnet_{number}" for number in range(1, budgets + 1)]
-    complete = bool(errors) and all(name in one for one in errors for name in names)
-    return np.array([[one[name] for name in names] for one in errors]) if complete else None
+    @property
+    def known_errors(self) -> np.ndarray:
+        """Seeds whose standard errors are known."""
+        return np.flatnonzero(~np.isnan(self.errors).any(axis=1))
+
+
+def _errors(errors: Sequence[Mapping[str, float]], budgets: int) -> np.ndarray:
+    """Return (seeds, budgets + 1) standard errors; a seed that lacks one has NaN for all."""
+    names = ["fullnet", *(f"subnet_{number}" for number in range(1, budgets + 1))]
+    complete = [all(name in one for name in names) for one in errors]
+    return np.array([[one[name] if has else np.nan for name in names] for one, has in zip(errors, complete)], float)
 
 
 def by_fullnet(curves: Sequence[Curve]) -> list[list[Curve]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path as FilePath
@@ -18,8 +19,8 @@ from ..runs.run_folder import metric, searched_space
 from ..space.paths import Path
 from ..tools.report import markdown_row
 from .budget_curves import Curve, by_fullnet, with_range
-from .experiments import DETOFA, METHODS, Experiment
-from .intervals import Values
+from .experiments import METHODS, Experiment
+from .intervals import differences
 from .profiles import Profile
 from .run import Run
 from .run_results import runs_and_code, summary_of
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 Panels = Sequence[tuple[str, Sequence[Experiment]]]
 """Title and experiments of each panel of a figure."""
+FAR = 5.0
+"""Points of AP below the curves from which a fullnet may be left out of a picture."""
 INDEPENDENT_BUDGETS = (
     "Each budget is searched independently, and a subnet found for a smaller budget is not a candidate for a larger one, so AP "
     "can decrease when the budget increases."
@@ -85,10 +88,8 @@ def write(
             heading = ": ".join(part for part in (data_set.title, title) if part)
             draw(panel, curves, measure, colors, heading)
             lines += [f"## {heading}", "", table(curves, measure), "", ranking(curves), ""]
-            if group[-1].name == DETOFA.name:
-                lines += [gains(curves), ""]
-            lines += [fullnets(curves), ""]
-            everything += [Curve(f"{heading}: {c.title}", c.budgets, c.flops, c.ap, c.fullnet) for c in curves]
+            lines += [differences_table(curves), "", fullnets(curves), ""]
+            everything += [replace(curve, title=f"{heading}: {curve.title}") for curve in curves]
     save_picture(request, target, figure)
     write_csv(csv_file(request, target), everything)
     lines += [picture_line(target), "", " ".join(filter(None, (note(runs), INDEPENDENT_BUDGETS))), ""]
@@ -126,11 +127,16 @@ def table(curves: Sequence[Curve], measure: str) -> str:
     ]
     for curve in curves:
         cells = [with_range(column) for column in curve.ap.T]
-        lines.append(markdown_row([curve.title, *cells, with_range(curve.ap.mean(axis=1))]))
-        if curve.errors is not None:
-            shown = [f"{error:.1f}" for error in curve.errors.mean(axis=0)]
-            lines.append(markdown_row(["standard error over the test images", *shown, ""]))
+        lines.append(markdown_row([curve.title, *cells, with_range(curve.over_budgets)]))
+        if len(known := curve.known_errors):
+            shown = [f"{error:.1f}" for error in curve.errors[known, 1:].mean(axis=0)]
+            lines.append(markdown_row([f"standard error over the test images{_seeds(known, curve)}", *shown, ""]))
     return "\n".join(lines)
+
+
+def _seeds(some: np.ndarray, curve: Curve) -> str:
+    """Return seeds in parentheses; empty if they are all seeds of the curve."""
+    return "" if len(some) == len(curve.ap) else f" (seed{'s' * (len(some) > 1)} {', '.join(map(str, some))})"
 
 
 def ranking(curves: Sequence[Curve]) -> str:
@@ -140,34 +146,44 @@ def ranking(curves: Sequence[Curve]) -> str:
     seeds = len(curves[0].ap)
     if seeds == 1:
         return f"Mean AP over the budgets here: {ranked}. Single seed; variance unknown."
-    spread = np.mean([curve.ap.mean(axis=1).std(ddof=1) for curve in curves])
+    spread = np.mean([curve.over_budgets.std(ddof=1) for curve in curves])
     return f"Mean AP over the budgets here: {ranked}; its standard deviation over the {seeds} seeds is {spread:.1f} on average."
 
 
-def gains(curves: Sequence[Curve]) -> str:
-    """Compare the last curve with each other curve and with its fullnet in a sentence, seed by seed.
+def differences_table(curves: Sequence[Curve]) -> str:
+    """Return a Markdown table of the mean AP over the budgets by seed, and of the differences between curves.
 
-    For several seeds, each difference has its mean, 95% t interval and values.
+    Seeds are paired. With several seeds, a difference has its mean and 95% t interval.
     """
-    *others, last = curves
-    mean = last.ap.mean(axis=1)
-    against = ", ".join(f"{_difference(mean - other.ap.mean(axis=1))} compared with {other.title}" for other in others)
-    best = _difference(last.ap.max(axis=1) - last.fullnet)
-    title = last.title[0].upper() + last.title[1:]
-    return f"{title}, mean over the budgets: {against}. Its best subnet: {best} compared with its fullnet."
+    seeds = [f"seed {seed}" for seed in range(len(curves[0].ap))]
+    columns = [
+        "AP, mean over the budgets",
+        *seeds,
+        *(f"minus {curve.title}" for curve in curves[:-1]),
+        "best subnet minus fullnet",
+    ]
+    lines = [markdown_row(columns), markdown_row(["---"] + ["---:"] * (len(columns) - 1))]
+    for number, curve in enumerate(curves):
+        gains = [difference_text(curve.over_budgets, other.over_budgets) for other in curves[:number]]
+        cells = [*(f"{ap:.1f}" for ap in curve.over_budgets), *gains, *[""] * (len(curves) - 1 - number)]
+        lines.append(markdown_row([curve.title, *cells, difference_text(curve.ap.max(axis=1), curve.fullnet)]))
+    return "\n".join(lines)
 
 
-def _difference(values: np.ndarray) -> str:
-    return Values(tuple(map(float, values))).text()
+def difference_text(one: np.ndarray, other: np.ndarray) -> str:
+    """Format the mean of `one` minus `other`, (seeds,) each, with its interval if there are several seeds."""
+    return differences(one.tolist(), other.tolist()).text(each=False)
 
 
 def fullnets(curves: Sequence[Curve]) -> str:
     """Give the AP of the fullnets in a sentence."""
     groups = by_fullnet(curves)
+    known = [curve.errors[place, 0] for curve in curves for place in curve.known_errors]
+    error = f"; standard error over the test images {np.mean(known):.1f}" if known else ""
     if len(groups) == 1:
-        return f"AP of the fullnet (Algorithm 1, line 2): {with_range(curves[0].fullnet)}."
+        return f"AP of the fullnet (Algorithm 1, line 2): {with_range(curves[0].fullnet)}{error}."
     each = "; ".join(f"{', '.join(c.title for c in group)} {with_range(group[0].fullnet)}" for group in groups)
-    return f"AP of the fullnets (Algorithm 1, line 2): {each}."
+    return f"AP of the fullnets (Algorithm 1, line 2): {each}{error}."
 
 
 def searched_in_a(runs: Sequence[Run]) -> list[str]:
@@ -203,7 +219,10 @@ def write_csv(file: FilePath, curves: Sequence[Curve]) -> None:
 
 
 def draw(axes: Axes, curves: Sequence[Curve], measure: str, colors: Mapping[str, str], title: str = "") -> None:
-    """Plot the curves, and their fullnets as dotted lines; error bars span the seeds, side by side so that none hides another.
+    """Plot the curves, and their fullnets as dotted lines; error bars are side by side so that none hides another.
+
+    The bars span the seeds, or with one seed a standard error over the test images to each side. A fullnet that is far below
+    the curves is only named in the legend, so that the curves have the space.
 
     Args:
         axes: the panel.
@@ -214,20 +233,31 @@ def draw(axes: Axes, curves: Sequence[Curve], measure: str, colors: Mapping[str,
     """
     seeds = len(curves[0].ap)
     for number, curve in enumerate(curves):
-        spread = np.stack([curve.mean - curve.ap.min(axis=0), curve.ap.max(axis=0) - curve.mean])
-        shift = (number + 0.5) / len(curves) - 0.5 if seeds > 1 else 0
+        shift = (number + 0.5) / len(curves) - 0.5
         places = (curve.budgets + 0.03 * shift * np.ptp(curve.budgets)) / 1e9
-        bars = spread if seeds > 1 else None
         marker = "osD^"[[colors[earlier.title] for earlier in curves[:number]].count(colors[curve.title]) % 4]
-        axes.errorbar(places, curve.mean, yerr=bars, marker=marker, color=colors[curve.title], label=curve.title)
+        axes.errorbar(places, curve.mean, yerr=error_bars(curve), marker=marker, color=colors[curve.title], label=curve.title)
+    low, high = min(curve.ap.min() for curve in curves), max(curve.ap.max() for curve in curves)
     groups = by_fullnet(curves)
     for group in groups:
         color, label = ("0.6", "fullnet") if len(groups) == 1 else (colors[group[0].title], f"fullnet of {group[0].title}, …")
-        axes.axhline(float(group[0].fullnet.mean()), color=color, linestyle=":", label=label)
-    over = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
+        ap = float(group[0].fullnet.mean())
+        if low - ap > max(high - low, FAR):
+            axes.plot([], [], color=color, linestyle=":", label=f"{label}: {ap:.1f}, below")
+        else:
+            axes.axhline(ap, color=color, linestyle=":", label=label)
+    one = "one seed; bars: standard error" if error_bars(curves[0]) is not None else "one seed"
+    over = f"mean and range of {seeds} seeds" if seeds > 1 else one
     axes.set(xlabel="budget [GFLOPs, multiply-accumulates]", ylabel=f"{measure} [points]", title=f"{title} ({over})")
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     axes.grid(alpha=0.3)
+
+
+def error_bars(curve: Curve) -> np.ndarray | None:
+    """Return (2, b) lengths of the error bars below and above the means; None if one seed has no standard errors."""
+    if len(curve.ap) > 1:
+        return np.stack([curve.mean - curve.ap.min(axis=0), curve.ap.max(axis=0) - curve.mean])
+    return np.stack([curve.errors[0, 1:]] * 2) if len(curve.known_errors) else None
 
 
 # --- Notes ------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -34,7 +34,7 @@ from .experiments import (
     operation_ratios,
     path_ratios,
 )
-from .intervals import Direction, Values, verdict
+from .intervals import Direction, Values, differences, verdict
 from .method_costs import cost_of_runs
 from .profiles import Profile
 from .run import Run
@@ -44,6 +44,9 @@ AP_MARGIN = 0.5
 """Points of AP within which a difference counts as none. The paper's smallest difference, 0.45 on COCO, would need more runs;
 its 0.85 on Pascal VOC does not."""
 PRECISION_MARGIN = 0.05
+PAPER_PRECISION = "0.79"
+CONTROL = "control"
+"""Mark of numbers that the paper does not have, instead of the paper's number."""
 MAX_SEEDS = 20
 
 
@@ -103,8 +106,8 @@ class Evidence:
     Attributes:
         profile: the scale.
         key: key of the data set.
-        precisions_of: function of a run that returns (fits,) precisions by row of Table 3, in the paper's order; empty without
-            a filter study.
+        precisions_of: function of a run that returns (fits,) precisions by row of Table 3: the paper's rows in its order, then
+            the run's own filter; empty without a filter study.
         controls_of: function of an experiment that returns the results of the runs whose control paths were evaluated.
     """
 
@@ -151,6 +154,14 @@ class Evidence:
         values = Values(tuple(float((first[seed] - second[seed])[part].mean()) for seed in seeds))
         return [Number(f"{one.title} minus {other.title}, {budgets}", paper, values, direction, seeds=seeds)] if seeds else []
 
+    def small_minus_large(self, one: Experiment, other: Experiment, paper: str, direction: Direction) -> list[Number]:
+        """Return the difference of `difference` under the two smallest budgets minus that under the two largest."""
+        budgets = "two smallest budgets minus two largest"
+        small = self.difference(one, other, paper, direction, slice(0, 2), budgets)
+        large = self.difference(one, other, paper, direction, slice(-2, None), budgets)
+        both = zip(small, large)
+        return [replace(n, values=differences(n.values.values, m.values.values)) for n, m in both]
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -190,33 +201,51 @@ def same_paths(found: Evidence) -> list[Number]:
     """Return the difference in AP of DetOFA and OFA (w/o PS) on the same random paths, if they were evaluated."""
     gains = training_gain(found.controls_of(DETOFA), found.controls_of(OFA))
     name = "DetOFA minus OFA (w/o PS), the same random paths under both supernets"
-    return [Number(name, "not given", _of_seeds(gains), seeds=tuple(gains))] if gains else []
+    return [Number(name, CONTROL, _of_seeds(gains), seeds=tuple(gains))] if gains else []
 
 
 def pretraining(found: Evidence) -> list[Number]:
     """Return differences between initial weights (Figures 7 and A1)."""
-    supernet, supernet_ps, fullnet, _, scratch, scratch_ps = PRETRAININGS
+    supernet, supernet_ps, fullnet, fullnet_ps, scratch, scratch_ps = PRETRAININGS
     return [
         *found.difference(supernet, scratch, "6.55 on Pascal VOC, 1.85 on COCO"),
         *found.difference(supernet, fullnet, "above (Fig. 7)"),
+        *found.small_minus_large(supernet, fullnet, "above 0 (Fig. 7)", "above"),
         *found.difference(fullnet, scratch, "above under large budgets (Fig. 7)"),
         *found.difference(scratch_ps, scratch, "up to 3.5"),
         *found.difference(supernet_ps, supernet, "alike (4.3)", "alike"),
-        *found.difference(supernet_ps, UNIFORM_LONG, "not given: equal numbers of steps", "alike"),
+        *found.difference(supernet_ps, UNIFORM_LONG, f"{CONTROL}, with equal steps", "alike"),
+        *found.difference(fullnet_ps, fullnet, CONTROL, "alike"),
     ]
 
 
-def held_out_precision(found: Evidence) -> list[Number]:
-    """Return the precision for the weakest 25% of each bucket of the held-out paths, by the filter of the search."""
-    values = {}
+def filter_precision(found: Evidence) -> list[Number]:
+    """Return the precision for the weakest 25% of each bucket, of three filters.
+
+    These are the filter of the search on the held-out paths, and on the test paths of the filter study the paper's filter with
+    all its parts and the filter that the run pruned with.
+    """
+    held_out = {}
     for seed, run in found.runs(DETOFA).items():
         with suppress(UserError):
             paths = EvaluatedPaths.read(run.folder / "held_out_paths.jsonl", run.config.network.geometry)
             scores = np.array(read_result(run.folder, "scores", result_files.scores), float)
             if len(paths):
-                values[seed] = weakest(scores, paths.losses, 0.25, paths.buckets).precision
-    name = "precision for the weakest 25% of the held-out paths"
-    return [_precision(name, "0.79", values, "not below", 0.79)] if values else []
+                held_out[seed] = weakest(scores, paths.losses, 0.25, paths.buckets).precision
+    name = "precision for the weakest 25% of the held-out paths, filter of the search"
+    numbers = [_precision(name, PAPER_PRECISION, held_out, "not below", float(PAPER_PRECISION))] if held_out else []
+    studied = _studied(found)
+    for row in list(next(iter(studied.values()), ()))[3:]:
+        values = {seed: float(np.mean(each[row])) for seed, each in studied.items() if row in each}
+        name = f"precision for the weakest 25% of the test paths, {row}"
+        numbers.append(_precision(name, PAPER_PRECISION, values, "not below", float(PAPER_PRECISION)))
+    return numbers
+
+
+def _studied(found: Evidence) -> dict[int, dict[str, np.ndarray]]:
+    """Return the precisions of `Evidence.precisions_of` by seed, for the runs that have a filter study."""
+    studied = {seed: found.precisions_of(run) for seed, run in found.runs(DETOFA).items()}
+    return {seed: precisions for seed, precisions in studied.items() if precisions}
 
 
 def filter_parts(found: Evidence) -> list[Number]:
@@ -224,8 +253,7 @@ def filter_parts(found: Evidence) -> list[Number]:
 
     Fits to the same paths agree more than those to the paths of other supernets, so they are not values of their own.
     """
-    studied = {seed: found.precisions_of(run) for seed, run in found.runs(DETOFA).items()}
-    supernets = {seed: precisions for seed, precisions in studied.items() if precisions}
+    supernets = _studied(found)
     names = list(next(iter(supernets.values()), ()))
     numbers = []
     for before, after, paper in zip(names, names[1:], ("+0.08", "+0.01", "+0.36")):
@@ -242,33 +270,53 @@ def _precision(
 
 def small_budgets(found: Evidence) -> list[Number]:
     """Return differences between CompOFA* and DetOFA under the two smallest budgets, the two largest, and between these."""
-    detofa, other = found.aps(DETOFA), found.aps(COMPOFA)
-    seeds = tuple(sorted(detofa.keys() & other.keys()))
-    if not seeds:
-        return []
-    small = found.difference(COMPOFA, DETOFA, "weaker (Fig. 5)", "below", slice(0, 2), "two smallest budgets")
-    large = found.difference(COMPOFA, DETOFA, "performs well (Fig. 5)", "not below", slice(-2, None), "two largest budgets")
-    gaps = [other[seed] - detofa[seed] for seed in seeds]
-    values = Values(tuple(float(gap[:2].mean() - gap[-2:].mean()) for gap in gaps))
-    name = "CompOFA* minus DetOFA, two smallest budgets minus two largest"
-    return [*small, *large, Number(name, "below 0 (Fig. 5)", values, "below", seeds=seeds)]
+    return [
+        *found.difference(COMPOFA, DETOFA, "weaker (Fig. 5)", "below", slice(0, 2), "two smallest budgets"),
+        *found.difference(COMPOFA, DETOFA, "performs well (Fig. 5)", "not below", slice(-2, None), "two largest budgets"),
+        *found.small_minus_large(COMPOFA, DETOFA, "below 0 (Fig. 5)", "below"),
+    ]
 
 
 def pruning(found: Evidence) -> list[Number]:
     """Return differences between strategies and ratios of pruning (Figures 9 and 10)."""
     flops, per_bucket, all_scores = STRATEGIES
-    numbers = [
-        *found.difference(all_scores, per_bucket, "best (Fig. 9)"),
-        *found.difference(per_bucket, flops, "slightly better (Fig. 9)"),
-    ]
     paths, operations = path_ratios(found.profile.path_ratios), operation_ratios(found.profile.operation_ratios)
-    for experiments, what in ((paths, "paths"), (operations, "operations")):
-        own = next(one for one in experiments if one.name == DETOFA.name)
-        for other in (experiments[0], experiments[-1]):
-            if other is not own:
-                differences = found.difference(own, other, "above (Fig. 10)")
-                numbers += [Number(f"{what} pruned: {n.name}", n.paper, n.values, seeds=n.seeds) for n in differences]
-    return numbers
+    too_much = "above: weaker with r = 0.4, the largest tried (Fig. 10)"
+    return [
+        *found.difference(all_scores, per_bucket, "best (Fig. 9)"),
+        *found.difference(all_scores, flops, "best (Fig. 9)"),
+        *found.difference(per_bucket, flops, "slightly better (Fig. 9)"),
+        *_ratios(found, "paths", paths, 0, "above under every budget (Fig. 10)"),
+        *_ratios(found, "paths", paths, -1, too_much),
+        *_ratios(found, "operations", operations, 0, "above (Fig. 10)"),
+        *_ratios(found, "operations", operations, 0, "above: worst with r = 0 (Fig. 10)", slice(0, 1), "smallest budget"),
+        *_ratios(found, "operations", operations, -1, too_much),
+    ]
+
+
+def _ratios(
+    found: Evidence,
+    what: str,
+    experiments: Sequence[Experiment],
+    other: int,
+    paper: str,
+    part: slice = slice(None),
+    budgets: str = "mean over the budgets",
+) -> list[Number]:
+    """Return the difference between DetOFA's own pruning ratio and another one.
+
+    Args:
+        found: the evidence.
+        what: what is pruned.
+        experiments: experiments by ratio.
+        other: index of the other ratio.
+        paper, part, budgets: see `Evidence.difference`.
+    """
+    own = next(one for one in experiments if one.name == DETOFA.name)
+    if experiments[other] is own:
+        return []
+    numbers = found.difference(own, experiments[other], paper, "above", part, budgets)
+    return [replace(number, name=f"{what} pruned: {number.name}") for number in numbers]
 
 
 CLAIMS = (
@@ -284,7 +332,7 @@ CLAIMS = (
         "4.2, Table 2, Figure 5",
         lambda found: [
             *found.difference(DETOFA, OFA_PS, "above under most budgets (Fig. 5)", "not below"),
-            *found.difference(DETOFA_LONG, OFA_PS, "not given: equal numbers of steps", "not below"),
+            *found.difference(DETOFA_LONG, OFA_PS, f"{CONTROL}, with equal steps", "not below"),
             *costs(found),
         ],
     ),
@@ -296,7 +344,7 @@ CLAIMS = (
         "4.3, Figures 7 and A1",
         pretraining,
     ),
-    Claim("C5", "the path filter finds the weakest paths as precisely as in the paper", "4.4, Table 3", held_out_precision),
+    Claim("C5", "the path filter finds the weakest paths as precisely as in the paper", "4.4, Table 3", filter_precision),
     Claim(
         "C6",
         "block encoding, FLOPs-bounded loss and pre-training each improve the path filter",

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from ..common import figures
 from ..common.files import write_json, write_text
 from ..tools.report import markdown_row
-from .claims import AP_MARGIN, CLAIMS, PRECISION_MARGIN, Claim, Evidence, Number
+from .claims import AP_MARGIN, CLAIMS, CONTROL, PRECISION_MARGIN, Claim, Evidence, Number
+from .intervals import NOT_DECIDABLE, NOT_REPRODUCED, verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,10 +23,19 @@ RULE = (
     "however small the effect is. Otherwise it is *not reproduced* if the interval lies on the other side, or within the "
     f"margin around no effect ({AP_MARGIN:g} points of AP, {PRECISION_MARGIN:g} of precision or of a ratio of costs), and else "
     '*not decidable* at this scale, as always with one seed. For "at least as good", the interval must lie above minus the '
-    'margin; for "alike", within the margin. C5 is tested as "at least as good" as 0.79, the paper\'s precision. C6 has one '
-    "value for the supernet of each seed, the mean over several fits. Seeds are paired: all methods of a seed have the same "
-    "data, initial weights and random numbers."
+    'margin; for "alike", within the margin. C5 is tested as "at least as good" as 0.79, the paper\'s precision. C6, '
+    "and C5 on test paths, have one value for the supernet of each seed, the mean over several fits. Seeds are paired: all "
+    "methods of a seed have the same data, initial weights and random numbers."
 )
+NOTES = (
+    f"Numbers marked as *{CONTROL}* are not in the paper; their verdict says whether they agree with the claim. The intervals "
+    "are not corrected for the number of comparisons: of twenty without an effect, one is expected to exclude no effect. A "
+    "number that is not decidable has the number of seeds that would decide it if mean and deviation stayed the same.\n\n"
+    "In the pictures, each point is a seed, and the diamond and the bar are the mean and its interval. The vertical line is no "
+    "effect, and the gray band the margin."
+)
+MOST_SEEDS = 100
+"""Seeds up to which `seeds_to_decide` looks."""
 
 
 def outcome(numbers: Sequence[Number]) -> str:
@@ -62,8 +72,8 @@ def write(found: Evidence, output: FilePath, page: FilePath, origin: str) -> lis
     titles = ", ".join(data_set.title for data_set in found.profile.data_sets.values())
     head = [markdown_row(["", "claim", "in the paper", "verdict"]), markdown_row(["---"] * 4), *rows]
     page.parent.mkdir(parents=True, exist_ok=True)
-    whole = [f"# The paper's claims on {titles}", "", *head, "", RULE, "", *lines, f"Made by {origin}.", ""]
-    write_text(page, "\n".join(whole))
+    top = [f"# The paper's claims on {titles}", "", *head, "", RULE, "", NOTES, ""]
+    write_text(page, "\n".join([*top, *lines, f"Made by {origin}.", ""]))
     return [page, output / FILE]
 
 
@@ -78,8 +88,27 @@ def section(claim: Claim, numbers: Sequence[Number]) -> list[str]:
 
 
 def verdict_text(number: Number) -> str:
-    """Return the verdict on a number, with the reason if there is only one seed."""
-    return f"{number.verdict}: single seed" if number.values.interval is None else number.verdict
+    """Return the verdict on a number with the reason."""
+    interval = number.values.interval
+    if interval is None:
+        return f"{number.verdict}: single seed"
+    if number.verdict == NOT_DECIDABLE:
+        count = seeds_to_decide(number)
+        return f"{number.verdict}: needs {f'about {count}' if count else f'more than {MOST_SEEDS}'} seeds"
+    if number.verdict == NOT_REPRODUCED:
+        inside = max(abs(end - number.no_effect) for end in interval) <= number.margin
+        reason = "within the margin" if inside else "unlike" if number.direction == "alike" else "the opposite effect"
+        return f"{number.verdict}: {reason}"
+    return number.verdict
+
+
+def seeds_to_decide(number: Number) -> int | None:
+    """Return how many seeds with the mean and deviation of these would decide a number; None if more than `MOST_SEEDS`."""
+    for count in range(len(number.values.values) + 1, MOST_SEEDS + 1):
+        interval = number.values.interval_of(count)
+        if verdict(interval, number.direction, number.no_effect, number.margin) != NOT_DECIDABLE:
+            return count
+    return None
 
 
 def draw(claim: Claim, numbers: Sequence[Number]) -> Figure:

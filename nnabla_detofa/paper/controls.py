@@ -32,6 +32,7 @@ PAIRS = (
     (OFA_PS, UNIFORM_LONG),
     (DETOFA_LONG, OFA_PS),
     (DETOFA_LONG, UNIFORM_LONG),
+    (UNIFORM_LONG, UNIFORM_RESTARTS),
 )
 """Pairs of experiments whose differences are shown, the first minus the second."""
 
@@ -55,6 +56,10 @@ def tables(results: Sequence[RunResults]) -> list[str]:
     if {DETOFA.name, OFA.name} <= set(groups):
         lines += ["", "## Gains from training and from the choice of paths", ""]
         lines += training_and_choice(groups[DETOFA.name], groups[OFA.name])
+    errors = [entry["se"] for run in results for entry in run.measured if entry["se"] is not None]
+    if errors:
+        mean = f"The AP of a control path has a standard error over the test images of {np.mean(errors):.1f} on average"
+        lines += ["", f"{mean} (`controls.csv` has each)."]
     return [*lines, "", "## Random paths and found subnets", "", *random_table(groups)]
 
 
@@ -163,15 +168,21 @@ def write_csv(file: FilePath, results: Sequence[RunResults]) -> None:
 
 
 def draw(results: Sequence[RunResults]) -> Figure:
-    """Plot the mean AP of the found subnets against the training steps, with one point for each run."""
-    figure, axes = figures.subplots(figsize=(6.5, 4.5), layout="constrained")
+    """Plot the mean AP of the found subnets against the training steps, with one point for each run.
+
+    Methods are side by side, so that none hides another.
+    """
+    figure, axes = figures.subplots(figsize=(7.5, 4.5), layout="constrained")
+    lengths = sorted({run.steps for run in results if run.steps is not None})
     for number, runs in enumerate(by_experiment(results).values()):
-        steps = [run.steps if run.steps is not None else np.nan for run in runs]
-        aps = [run.found.mean() for run in runs]
-        axes.scatter(steps, aps, s=26, color=f"C{number}", label=runs[0].title)
+        if (steps := runs[0].steps) is not None:
+            alike = list(dict.fromkeys(run.name for run in results if run.steps == steps))
+            place = lengths.index(steps) + 0.8 * ((alike.index(runs[0].name) + 0.5) / len(alike) - 0.5)
+            axes.scatter([place] * len(runs), [run.found.mean() for run in runs], s=26, color=f"C{number}", label=runs[0].title)
+    axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
     axes.set(xlabel="training steps of the supernet", ylabel="AP of the found subnets, mean over the budgets [points]")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3, axis="y")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 

@@ -58,6 +58,12 @@ def methods_of(profile: Profile) -> tuple[Experiment, ...]:
     return tuple(method for method in METHODS if method.name in profile.methods)
 
 
+def left_out(profile: Profile) -> str:
+    """Return a sentence that names the paper's methods that a profile does not compare; empty if there are none."""
+    titles = [method.title for method in METHODS if method.name not in profile.methods]
+    return f"Not compared here: {', '.join(titles)}." if titles else ""
+
+
 def _pretrained(name: str, title: str, weights: str) -> tuple[Experiment, Experiment]:
     """Return OFA without and with progressive shrinking from other initial weights; no pre-trained path filter fits them."""
     start = (f"network.centernet_ofa_resnet50.weights={weights}", "hparams.filter.weights=null")

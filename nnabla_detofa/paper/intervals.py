@@ -36,20 +36,31 @@ class Values:
     @property
     def interval(self) -> tuple[float, float] | None:
         """The 95% t interval of the mean; None for a single seed."""
-        count = len(self.values)
-        if count < 2:
-            return None
+        return self.interval_of(len(self.values)) if len(self.values) > 1 else None
+
+    def interval_of(self, count: int) -> tuple[float, float]:
+        """Return the 95% t interval that `count` values with the mean and the deviation of these would have.
+
+        Args:
+            count: number of values, at least 2.
+        """
         half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1) * np.std(self.values, ddof=1) / count**0.5)
         return self.mean - half, self.mean + half
 
-    def text(self, digits: int = 2, sign: bool = True) -> str:
-        """Format as "+1.50 [-4.85, +7.85] (+1.00, +2.00)": mean, interval and values; or only the mean for a single seed."""
+    def text(self, digits: int = 2, sign: bool = True, each: bool = True) -> str:
+        """Format as "+1.50 [-4.85, +7.85] (+1.00, +2.00)"; only the mean for a single seed.
+
+        Args:
+            digits: decimals.
+            sign: write the sign of positive numbers.
+            each: append the values.
+        """
         form = f"{'+' if sign else ''}.{digits}f"
         if self.interval is None:
             return f"{self.mean:{form}}"
         low, high = self.interval
-        each = ", ".join(f"{value:{form}}" for value in self.values)
-        return f"{self.mean:{form}} [{low:{form}}, {high:{form}}] ({each})"
+        values = f" ({', '.join(f'{value:{form}}' for value in self.values)})" if each else ""
+        return f"{self.mean:{form}} [{low:{form}}, {high:{form}}]{values}"
 
 
 def verdict(interval: tuple[float, float] | None, direction: Direction, no_effect: float, margin: float) -> str:

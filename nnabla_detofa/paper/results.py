@@ -22,6 +22,7 @@ from .claims import Evidence
 from .control_paths import RunResults, results_of
 from .experiments import DETOFA, Experiment
 from .filter_scores import PRECISION, RATIO, title, weakest_of
+from .filter_study import PRUNED_BY
 from .page import write_page
 from .profiles import Profile
 from .reproduce import TARGETS
@@ -124,8 +125,13 @@ def evidence(archived: Profile, seeds: int) -> Evidence:
 
     def precisions_of(run: Run) -> dict[str, np.ndarray]:
         found = table3.studies_of([run])
-        names = [row.name for row in table3.ROWS]
-        return {title(name): weakest_of(results, name, RATIO)[:, PRECISION] for results in found.values() for name in names}
+        names = (*(row.name for row in table3.ROWS), PRUNED_BY)
+        return {
+            title(name): weakest_of(results, name, RATIO)[:, PRECISION]
+            for results in found.values()
+            for name in names
+            if name in results.scores
+        }
 
     def controls_of(experiment: Experiment) -> list[RunResults]:
         runs = [Run(archived, key, experiment, seed) for seed in range(seeds)]

@@ -13,7 +13,7 @@ from ..common.seeds import rng_for
 from ..runs.cost_ledger import KINDS
 from ..runs.phases import phase_names, training_phases
 from ..tools.report import markdown_row
-from .experiments import Experiment, methods_of
+from .experiments import Experiment, left_out, methods_of
 from .method_costs import COLUMNS, Cost, StepCost, StepTime, cost_of_runs, estimate, steps_for_ratio
 from .profiles import DataSet
 from .run import Run
@@ -166,7 +166,8 @@ def step_table(costs: Sequence[StepCost]) -> list[str]:
 
 def notes(request: Request, found: Collected) -> list[str]:
     """Return the Markdown lines below the tables."""
-    lines = []
+    missing = left_out(request.profile)
+    lines = [missing, ""] if missing else []
     if found.incomplete:
         lines += [f"Seeds without a finished run: {'; '.join(found.incomplete)}.", ""]
     if found.lost:
@@ -192,7 +193,8 @@ def notes(request: Request, found: Collected) -> list[str]:
         "is not counted. A run that branched off another one includes the time of the phases that they share.",
     ]
     if found.finished:
-        lines += ["", f"Runs (mean over several seeds): {runs_and_code(found.finished)}."]
+        over = "Runs, of which the costs are means over the seeds" if any(run.seed for run in found.finished) else "Runs"
+        lines += ["", f"{over}: {runs_and_code(found.finished)}."]
     return lines
 
 

@@ -4,12 +4,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from nnabla_detofa.paper.budget_curves import Curve, by_fullnet
-from nnabla_detofa.paper.budget_figures import colors_of, draw, fullnets, gains, ranking, table
+from nnabla_detofa.paper.budget_figures import colors_of, differences_table, draw, fullnets, ranking, table
 
 
-def curve(title: str, ap, fullnet) -> Curve:
-    ap = np.array(ap, float)
-    return Curve(title, np.array([1e9, 2e9]), np.full(ap.shape, 10**9), ap, np.array(fullnet, float))
+def curve(title: str, ap, fullnet, errors=()) -> Curve:
+    subnets = [[{"budget": 1e9 * place, "flops": 10**9, "ap50": one / 100} for place, one in enumerate(row, 1)] for row in ap]
+    summaries = [{"subnets": found, "fullnet": {"ap50": one / 100}} for found, one in zip(subnets, fullnet, strict=True)]
+    return Curve.of(title, summaries, errors)
 
 
 ONE = curve("OFA", [[50, 60], [54, 64]], [70, 72])  # means 55 and 59
@@ -17,12 +18,24 @@ OURS = curve("ours", [[52, 62], [54, 66]], [70, 72])  # means 57 and 60
 SCRATCH = curve("scratch", [[20, 30], [20, 30]], [40, 42])
 
 
-def test_gains_compare_seeds_with_their_like():
-    says = gains([ONE, OURS])
-    assert says.startswith("Ours, mean over the budgets: +1.50 [-4.85, +7.85] (+2.00, +1.00) compared with OFA.")
-    assert says.endswith("Its best subnet: -7.00 [-19.71, +5.71] (-8.00, -6.00) compared with its fullnet.")
-    one_seed = [curve(c.title, c.ap[:1], c.fullnet[:1]) for c in (ONE, OURS)]
-    assert gains(one_seed).startswith("Ours, mean over the budgets: +2.00 compared with OFA.")
+def test_differences_compare_seeds_with_their_like():
+    head, _, one, ours = differences_table([ONE, OURS]).splitlines()
+    assert head == "| AP, mean over the budgets | seed 0 | seed 1 | minus OFA | best subnet minus fullnet |"
+    assert one == "| OFA | 55.0 | 59.0 |  | -9.00 [-21.71, +3.71] |"  # 60 - 70 and 64 - 72
+    assert ours == "| ours | 57.0 | 60.0 | +1.50 [-4.85, +7.85] | -7.00 [-19.71, +5.71] |"
+    one_seed = [curve("OFA", [[50, 60]], [70]), curve("ours", [[52, 62]], [70])]
+    assert differences_table(one_seed).endswith("| ours | 57.0 | +2.00 | -8.00 |")
+
+
+def test_standard_errors_are_those_of_the_seeds_that_have_them_and_their_seeds_are_named():
+    known = {"fullnet": 0.7, "subnet_1": 0.4, "subnet_2": 0.6}
+    row = "| standard error over the test images{} | 0.4 | 0.6 |  |"
+    for errors, seeds in (([known, known], ""), ([{}, known], " (seed 1)"), ([{"subnet_1": 9}, known], " (seed 1)")):
+        some = curve("OFA", [[50, 60], [54, 64]], [70, 72], errors)
+        assert row.format(seeds) in table([some], "AP50").splitlines()
+        assert fullnets([some]).endswith("71.0 (70.0 to 72.0); standard error over the test images 0.7.")
+    for errors in ([], [{}, {}]):
+        assert "standard error" not in table([curve("OFA", [[50, 60], [54, 64]], [70, 72], errors)], "AP50")
 
 
 def test_means_ranges_and_deviation_are_over_seeds():
@@ -43,6 +56,25 @@ def test_another_start_has_a_fullnet_of_its_own():
     plt.close(figure)
 
 
+def test_a_fullnet_far_below_the_curves_leaves_them_the_space():
+    for fullnet, shown in (([55, 55], True), ([40, 40], False)):
+        axes = plt.figure().subplots()
+        draw(axes, [curve("OFA", [[60, 62], [61, 63]], fullnet)], "AP50", {"OFA": "C0"})
+        labels = [line.get_label() for line in axes.lines if line.get_linestyle() == ":"]
+        assert labels == (["fullnet"] if shown else ["fullnet: 40.0, below"]) and (axes.get_ylim()[0] < 56) == shown
+        plt.close("all")
+
+
+def test_the_bars_of_one_seed_are_its_standard_errors():
+    known = {"fullnet": 0.7, "subnet_1": 0.4, "subnet_2": 0.6}
+    axes = plt.figure().subplots()
+    draw(axes, [curve("OFA", [[50, 60]], [70], [known])], "AP50", {"OFA": "C0"}, "digits")
+    (bars,) = axes.containers
+    np.testing.assert_allclose([segment[:, 1] for segment in bars.lines[2][0].get_segments()], [[49.6, 50.4], [59.4, 60.6]])
+    assert axes.get_title() == "digits (one seed; bars: standard error)"
+    plt.close("all")
+
+
 def test_error_bars_of_one_budget_are_side_by_side():
     both = [ONE, OURS]
     for curves, places in ((both, [[0.9925, 1.9925], [1.0075, 2.0075]]), ([curve("OFA", [[50, 60]], [70])], [[1, 2]])):
@@ -56,7 +88,7 @@ def test_error_bars_of_one_budget_are_side_by_side():
 
 def test_any_number_of_curves_can_be_told_apart():
     titles = [f"r = {number}" for number in range(14)]
-    curves = [Curve(title, np.ones(2), np.ones((1, 2)), np.ones((1, 2)), np.ones(1)) for title in (titles[0], *titles[9:])]
+    curves = [curve(title, [[1, 1]], [1]) for title in (titles[0], *titles[9:])]
     axes = plt.figure().subplots()
     draw(axes, curves, "AP50", colors_of(titles))
     looks = [(line.get_color(), line.get_marker()) for line in axes.lines if line.get_marker() != "None"]

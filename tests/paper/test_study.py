@@ -17,8 +17,6 @@ from nnabla_detofa.data.digits import write_digits
 from nnabla_detofa.evaluation.metrics import bootstrap_ap, voc_ap, voc_matches
 from nnabla_detofa.paper import (
     archives,
-    claims,
-    claims_page,
     control_paths,
     controls,
     experiments,
@@ -191,72 +189,6 @@ def test_a_row_of_controls_has_only_the_seeds_whose_paths_were_evaluated_and_nam
 
 
 # --- From runs to verdicts --------------------------------------------------------------------------------------------
-
-
-class Known(claims.Evidence):
-    """Evidence of given APs: experiment -> seed -> AP under each budget."""
-
-    def __init__(self, profile, known):
-        super().__init__(profile, "digits", lambda run: {}, lambda experiment: [])
-        self.known = known
-
-    def runs(self, experiment):
-        return {}
-
-    def aps(self, experiment):
-        return {seed: np.array(aps, float) for seed, aps in self.known.get(experiment.name, {}).items()}
-
-
-def test_claims_are_paired_and_say_what_was_not_run(monkeypatch, tmp_path):
-    """By hand: ours above OFA by 2, 3, 4 on average; CompOFA* worse by 4 for small budgets and alike for large ones."""
-    monkeypatch.chdir(REPOSITORY)
-    profile = profiles.load("study")
-    ofa = {seed: [60.0, 62, 64, 66, 68] for seed in (0, 1, 2, 3)}
-    ours = {seed: [60.0 + 2 + seed, 64 + seed, 66 + seed, 68 + seed, 70 + seed] for seed in (0, 1, 2)}
-    compofa = {seed: np.array(ours[seed]) - [4, 4, 2, 0, 0] for seed in (0, 1)}
-    known = Known(profile, {"ofa": ofa, "detofa": ours, "compofa": compofa})
-    page, command = tmp_path / "docs" / "page.md", "`make claims`"
-    claims_page.write(known, tmp_path / "results", page, command)
-    content = json.loads((tmp_path / "results" / "claims.json").read_text())
-    one = content["C1"]
-    assert one["values"] == [2, 3, 4] and one["seeds"] == [0, 1, 2] and one["mean"] == 3
-    assert one["interval"] == pytest.approx([3 - 2.4841, 3 + 2.4841], abs=1e-3) and one["verdict"] == "reproduced"
-    small, large, gap = content["C3"]
-    assert small["values"] == [-4, -4] and small["verdict"] == "reproduced"
-    assert large["values"] == [0, 0] and large["verdict"] == "reproduced"
-    assert gap["values"] == [-4, -4] and gap["verdict"] == "reproduced"
-    assert [content[name] for name in ("C2", "C5", "C6")] == [[], [], []]
-    text = page.read_text()
-    assert "| [C1](#c1) |" in text and "| reproduced |" in text and "![C1](../results/C1.png)" in text
-    assert "| not measured yet |" in text and text.endswith("Made by `make claims`.\n")
-    known = Known(profile, {"ofa": {0: [1.0] * 5}, "detofa": {0: [9.0] * 5}})
-    claims_page.write(known, tmp_path / "results", page, command)
-    one = json.loads((tmp_path / "results" / "claims.json").read_text())["C1"]
-    assert one["interval"] is None and one["verdict"] == "not decidable" and "not decidable: single seed" in page.read_text()
-
-
-def test_parts_of_the_filter_are_compared_supernet_by_supernet():
-    """By hand: fits to one supernet are averaged first; a supernet without a study is left out."""
-    rows = ("none", "block encoding", "bounded", "all three")
-    gains = {0: [0.1, 0.2, 0.3], 1: [0.2, 0.2, 0.3], 2: []}
-
-    class Studied(Known):
-        def runs(self, experiment):
-            return {seed: seed for seed in gains}
-
-    def precisions_of(seed):
-        levels = np.cumsum([0, *gains[seed]])
-        spread = np.array([-0.01, 0.01])  # of two fits
-        return {row: level + number * spread for number, (row, level) in enumerate(zip(rows, levels))} if gains[seed] else {}
-
-    found = Studied(None, {})
-    found.precisions_of = precisions_of
-    first, second, third = claims.filter_parts(found)
-    assert first.name == "precision: block encoding minus none" and first.paper == "+0.08" and first.seeds == (0, 1)
-    assert first.values.values == pytest.approx((0.1, 0.2)) and first.verdict == "not decidable"
-    assert second.verdict == third.verdict == "reproduced"  # the same gain twice
-    found.precisions_of = lambda seed: {}
-    assert claims.filter_parts(found) == []
 
 
 @pytest.fixture(scope="module")
