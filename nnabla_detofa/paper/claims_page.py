@@ -97,8 +97,8 @@ def verdict_text(number: Number) -> str:
         return f"{number.verdict}: needs {f'about {count}' if count else f'more than {MOST_SEEDS}'} seeds"
     if number.verdict == NOT_REPRODUCED:
         inside = max(abs(end - number.no_effect) for end in interval) <= number.margin
-        reason = "within the margin" if inside else "unlike" if number.direction == "alike" else "the opposite effect"
-        return f"{number.verdict}: {reason}"
+        other = {"alike": "unlike", "not below": "below"}.get(number.direction, "the opposite effect")
+        return f"{number.verdict}: {'within the margin' if inside else other}"
     return number.verdict
 
 

@@ -119,7 +119,7 @@ def number(values, direction="above", **kwargs):
         (number((-2.0, -2.1)), "not reproduced: the opposite effect"),
         (number((2.0, 2.1), "below"), "not reproduced: the opposite effect"),
         (number((0.10, 0.11, 0.09, -0.1)), "not reproduced: within the margin"),
-        (number((0.5, 0.51), "not below", no_effect=0.79, margin=0.05), "not reproduced: the opposite effect"),
+        (number((0.5, 0.51), "not below", no_effect=0.79, margin=0.05), "not reproduced: below"),
         (number((8.0, 8.1), "alike"), "not reproduced: unlike"),
         (number((2.0, 2.1)), "reproduced"),
     ],
