@@ -1,6 +1,6 @@
 """Controls of the comparison: gains from more training steps, from training, and from the choice of paths.
 
-The methods and `experiments.CONTROLS` are compared by their found subnets and by `control_paths`. The paper has no controls.
+The methods and the controls are compared by their found subnets and by `control_paths`. The paper has no controls.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ from ..common import figures
 from ..common.files import whole_text
 from ..tools.report import markdown_row
 from .control_paths import FOUND_BY_DETOFA, LARGEST, RANDOM, RANDOM_PATHS, RunResults, results_of
-from .experiments import CONTROLS, DETOFA, DETOFA_LONG, METHODS, OFA, OFA_PS, UNIFORM_LONG, UNIFORM_RESTARTS
+from .experiments import (
+    CONTROLS,
+    DETOFA,
+    DETOFA_LONG,
+    FROM_SCRATCH,
+    METHODS,
+    OFA,
+    OFA_PS,
+    UNIFORM_LONG,
+    UNIFORM_RESTARTS,
+)
 from .intervals import Values, differences
 from .run import Run
 from .run_results import runs_and_code
@@ -25,6 +35,7 @@ from .target import Request, Target, csv_file, picture_line, save_picture, write
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+EXPERIMENTS = (*METHODS, *CONTROLS, *FROM_SCRATCH)
 PAIRS = (
     (DETOFA, OFA),
     (DETOFA, OFA_PS),
@@ -33,6 +44,7 @@ PAIRS = (
     (DETOFA_LONG, OFA_PS),
     (DETOFA_LONG, UNIFORM_LONG),
     (UNIFORM_LONG, UNIFORM_RESTARTS),
+    *((FROM_SCRATCH[one], FROM_SCRATCH[other]) for one, other in ((1, 0), (2, 0), (1, 2))),
 )
 """Pairs of experiments whose differences are shown, the first minus the second."""
 
@@ -188,9 +200,9 @@ def draw(results: Sequence[RunResults]) -> Figure:
 
 def write(request: Request, target: Target, runs: Sequence[Run]) -> list[FilePath]:
     """Write the controls; missing control paths are evaluated."""
-    ordered = [run for experiment in (*METHODS, *CONTROLS) for run in runs if run.experiment.name == experiment.name]
+    ordered = [run for experiment in EXPERIMENTS for run in runs if run.experiment.name == experiment.name]
     results = results_of(ordered)
-    save_picture(request, target, draw(results))
+    save_picture(request, target, draw([run for run in results if run.name not in {one.name for one in FROM_SCRATCH}]))
     write_csv(csv_file(request, target), results)
     lines = [
         *tables(results),
@@ -208,7 +220,7 @@ TARGET = Target(
     "controls",
     "Controls: gains from more steps, from training and from the choice of paths",
     ("voc",),
-    (*METHODS, *CONTROLS),
+    EXPERIMENTS,
     write,
     evaluates=True,
     names_data=False,

@@ -64,12 +64,16 @@ def left_out(profile: Profile) -> str:
     return f"Not compared here: {', '.join(titles)}." if titles else ""
 
 
+def _start(weights: str) -> tuple[str, str]:
+    """Return overrides that set the initial weights; no pre-trained path filter fits them."""
+    return f"network.centernet_ofa_resnet50.weights={weights}", "hparams.filter.weights=null"
+
+
 def _pretrained(name: str, title: str, weights: str) -> tuple[Experiment, Experiment]:
-    """Return OFA without and with progressive shrinking from other initial weights; no pre-trained path filter fits them."""
-    start = (f"network.centernet_ofa_resnet50.weights={weights}", "hparams.filter.weights=null")
+    """Return OFA without and with progressive shrinking from other initial weights."""
     return (
-        Experiment(f"{name}-ofa", f"{title} (w/o PS)", ("args.runner=ofa", *start)),
-        Experiment(f"{name}-ofa-ps", f"{title} (w/ PS)", ("args.runner=ofa_ps", *start)),
+        Experiment(f"{name}-ofa", f"{title} (w/o PS)", ("args.runner=ofa", *_start(weights))),
+        Experiment(f"{name}-ofa-ps", f"{title} (w/ PS)", ("args.runner=ofa_ps", *_start(weights))),
     )
 
 
@@ -142,3 +146,8 @@ UNIFORM_LONG = Experiment("uniform-long", "uniform paths, steps of PS, one sched
 DETOFA_LONG = Experiment("detofa-long", "DetOFA, steps of PS", (LONGER,))
 CONTROLS = (UNIFORM_RESTARTS, UNIFORM_LONG, DETOFA_LONG)
 """Controls that are not in the paper: they measure the gain from the additional steps of progressive shrinking."""
+SCRATCH_LONG = Experiment(
+    "scratch-ofa-long", "Scratch, uniform paths, steps of PS", ("args.runner=ofa", LONGER, *_start("null"))
+)
+FROM_SCRATCH = (*PRETRAININGS[4:], SCRATCH_LONG)
+"""Training from scratch without and with progressive shrinking, and the control that has its additional steps."""

@@ -30,7 +30,7 @@ from nnabla_detofa.paper import (
 )
 from nnabla_detofa.paper import run as paper_run
 from nnabla_detofa.paper.execution import complete
-from nnabla_detofa.paper.experiments import COMPOFA, CONTROLS, DETOFA, OFA, OFA_PS
+from nnabla_detofa.paper.experiments import COMPOFA, CONTROLS, DETOFA, FROM_SCRATCH, OFA, OFA_PS
 from nnabla_detofa.paper.intervals import Values, verdict
 from nnabla_detofa.paper.random_paths import random_paths
 from nnabla_detofa.paper.run import Run, plan
@@ -132,7 +132,8 @@ def test_the_study_has_the_papers_proportions(monkeypatch):
     n = 448
     assert steps(DETOFA) == steps(OFA) == steps(COMPOFA) == [n, n // 14, n - n // 14]
     assert steps(OFA_PS) == steps(CONTROLS[0]) == [n, n, n // 14, n - n // 14, n // 14, n - n // 14]
-    assert [sum(steps(control)) for control in CONTROLS] == [4 * n] * 3
+    assert [sum(steps(control)) for control in (*CONTROLS, *FROM_SCRATCH)] == [4 * n] * 3 + [2 * n, 4 * n, 4 * n]
+    assert all(Run(profile, "digits", one, 0).config.network.weights is None for one in FROM_SCRATCH)
     uniform = training_phases(Run(profile, "digits", CONTROLS[0], 0).config)
     assert {phase.space.name for phase in uniform} == {"A"} and not any(phase.sorted_ratios for phase in uniform)
     shrinking = training_phases(Run(profile, "digits", OFA_PS, 0).config)
