@@ -23,7 +23,7 @@ STUDIES := $(TABLES) $(FIGURES) $(BESIDE) tables figures paper
 
 .NOTPARALLEL: # what needs both cores takes both
 .PHONY: help setup setup-cuda setup-export check test test-null-gpu test-gpu test-slow test-faults test-export parity lint reference \
-    demo neck-study pretrain evaluation-study table1 filter-study report results claims pilot study docs notebook test-docs test-page bench $(STUDIES) data/digits data/digits_1600 \
+    demo neck-study pretrain evaluation-study table1 filter-study report results claims pilot study docs notebook test-docs test-page bench $(STUDIES) data/digits data/digits_400 data/digits_1600 \
     clean
 
 help: ## This list
@@ -133,6 +133,7 @@ export SET
 # A string as one word of the shell, with any characters.
 quoted = '$(subst ','\'',$(1))'
 DATA_OF_study := data/digits data/digits_1600
+DATA_OF_plateau := data/digits data/digits_400
 DATA_OF_demo := data/digits
 DATA_OF_bccd := data/digits
 $(STUDIES): $(or $(DATA_OF_$(PROFILE)),$(READY))
@@ -185,8 +186,8 @@ test-page: $(READY) ## Open that page in Chromium at the widths of a phone and a
 data/digits: $(READY) # written once; a set that is there is only checked
 	$(BIN)/python -m nnabla_detofa data digits --root data/digits
 
-data/digits_1600: $(READY)
-	$(BIN)/python -m nnabla_detofa data digits --root data/digits_1600 --train 1600 --val 256 --test 2000 --no-crops
+data/digits_400 data/digits_1600: $(READY)
+	$(BIN)/python -m nnabla_detofa data digits --root $@ --train $(@:data/digits_%=%) --val 256 --test 2000 --no-crops
 
 # ONLY="P1 P3" takes these measures alone; UPSTREAM=folder of NNablaNAS' sources adds P2.
 bench: data/digits ## Measure the speed of each part relative to its bound; writes results/bench.json (some minutes)
