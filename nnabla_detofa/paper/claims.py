@@ -211,6 +211,7 @@ def pretraining(found: Evidence) -> list[Number]:
     return [
         *found.difference(supernet, scratch, "6.55 on Pascal VOC, 1.85 on COCO"),
         *found.difference(supernet, fullnet, "above (Fig. 7)"),
+        *found.difference(supernet_ps, fullnet_ps, "above (Fig. 7)"),
         *found.small_minus_large(supernet, fullnet, "above 0 (Fig. 7)", "above"),
         *found.difference(fullnet, scratch, "above under large budgets (Fig. 7)"),
         *found.difference(scratch_ps, scratch, "up to 3.5"),
