@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-RANDOM_PATHS = 1000
-"""Random paths for each budget."""
+RANDOM_PATHS, NEAR = 500, 0.01
+"""Random paths for each found subnet, and the largest relative difference of their FLOPs from those of the subnet."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,24 +69,27 @@ class Architectures:
         )
 
 
-def random_architectures(run: Run) -> Architectures:
-    """Sample paths of the whole space A to compare with the found subnets.
+def random_architectures(title: str, runs: Sequence[Run]) -> Architectures:
+    """Sample paths of the whole space A with the FLOPs of the subnets that runs found, to within `NEAR`.
 
-    Each sample has a path for each budget, whose FLOPs are at most the budget and above the next smaller one. Budgets without
-    such a path are left out.
+    Args:
+        title: title of the result.
+        runs: runs of one experiment.
+
+    Raises:
+        UserError: the space is too large to count its paths.
     """
-    config, found = run.config, summary_of(run)["subnets"]
+    config, rng = runs[0].config, rng_for(0, "architectures")
     space, side = config.network.space, config.dataloader.image_size
     flops = make_cost(config, 1, (side, side)).flops
-    first = found[0]
-    offset = first["flops"] - float(flops([Path.from_ofa(first["path"], space.geometry)])[0])  # of the other classes
-    budgets, rng = sorted({float(subnet["budget"]) for subnet in found}), rng_for(0, "architectures")
-    samples = {}
-    for low, high in zip((-math.inf, *budgets), budgets):
-        with suppress(UserError):  # no path
-            above, at_most = np.nextafter((low - offset, high - offset), math.inf)
-            samples[high] = list(sample_within(space, flops, float(above), float(at_most), RANDOM_PATHS, rng))
-    return Architectures.of_paths("random paths", list(samples), list(zip(*samples.values())))
+    samples = []
+    for run in runs:
+        found = summary_of(run)["subnets"]
+        own = flops([Path.from_ofa(subnet["path"], space.geometry) for subnet in found])  # of one class
+        ranges = [((1 - NEAR) * cost, (1 + NEAR) * cost) for cost in own.tolist()]
+        samples.append([list(sample_within(space, flops, low, high, RANDOM_PATHS, rng)) for low, high in ranges])
+    budgets = [subnet["budget"] for subnet in found]
+    return Architectures.of_paths(title, budgets, [paths for each in samples for paths in zip(*each)])
 
 
 def table(found: Architectures) -> list[str]:
@@ -136,15 +138,17 @@ def write(request: Request, target: Target, runs: Sequence[Run]) -> list[FilePat
         if (own := [run for run in runs if run.experiment.name == experiment.name])
     ]
     write_csv(csv_file(request, target), groups)
-    groups.append(random_architectures(runs[0]))
+    detofa = [run for run in runs if run.experiment.name == DETOFA.name]
+    with suppress(UserError):  # the space is too large to count
+        groups.append(random_architectures("Random paths", detofa))
     save_picture(request, target, draw(groups, data_set.title))
     lines = []
     for group in groups:
-        lines += [f"## {group.title[0].upper()}{group.title[1:]}", "", *table(group), ""]
-    about = (
-        f"Means over the seeds, or over {RANDOM_PATHS:,} random paths of the space A for each budget, whose FLOPs are above "
-        "the next smaller budget."
-    )
+        lines += [f"## {group.title}", "", *table(group), ""]
+    about = "Means over the seeds."
+    if len(groups) > 2:
+        near = f"FLOPs that differ by at most {NEAR:.0%}"
+        about += f" For each of DetOFA's subnets, there are {RANDOM_PATHS} random paths of the space A, with {near}."
     lines += [picture_line(target), "", f"{about} Runs: {runs_and_code(runs)}."]
     return write_markdown(request, target, lines)
 

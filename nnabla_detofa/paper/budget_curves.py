@@ -17,7 +17,7 @@ class Curve:
 
     Attributes:
         title: title of the experiment.
-        budgets: (b,) bounds on the FLOPs of a subnet.
+        budgets: (b,) bounds on the FLOPs of a subnet, ascending.
         flops, ap: (seeds, b) FLOPs and AP, in points, of the subnet found for each budget.
         fullnet: (seeds,) AP of the largest path after line 2, in points.
         errors: (seeds, b + 1) standard errors over the test images, in points: of the fullnet, then of the subnets. Seeds for
@@ -43,16 +43,18 @@ class Curve:
         Raises:
             UserError: the runs have different budgets.
         """
-        subnets = [summary["subnets"] for summary in summaries]
-        if len({tuple(subnet["budget"] for subnet in found) for found in subnets}) > 1:
+        given = [[subnet["budget"] for subnet in summary["subnets"]] for summary in summaries]
+        if any(budgets != given[0] for budgets in given):
             raise UserError(f"the runs of {title} must have the same budgets for all seeds")
+        order = sorted(range(len(given[0])), key=lambda place: given[0][place])
+        subnets = [[summary["subnets"][place] for place in order] for summary in summaries]
         return cls(
             title,
             np.array([subnet["budget"] for subnet in subnets[0]]),
             np.array([[subnet["flops"] for subnet in found] for found in subnets]),
             np.array([[points(subnet) for subnet in found] for found in subnets]),
             np.array([points(summary["fullnet"]) for summary in summaries]),
-            _errors(errors or [{}] * len(summaries), len(subnets[0])),
+            _errors(errors or [{}] * len(summaries), order),
         )
 
     @property
@@ -71,9 +73,9 @@ class Curve:
         return np.flatnonzero(~np.isnan(self.errors).any(axis=1))
 
 
-def _errors(errors: Sequence[Mapping[str, float]], budgets: int) -> np.ndarray:
-    """Return (seeds, budgets + 1) standard errors; a seed that lacks one has NaN for all."""
-    names = ["fullnet", *(f"subnet_{number}" for number in range(1, budgets + 1))]
+def _errors(errors: Sequence[Mapping[str, float]], order: Sequence[int]) -> np.ndarray:
+    """Return (seeds, b + 1) standard errors, with the subnets in the given order; a seed that lacks one has NaN for all."""
+    names = ["fullnet", *(f"subnet_{place + 1}" for place in order)]
     complete = [all(name in one for name in names) for one in errors]
     return np.array([[one[name] if has else np.nan for name in names] for one, has in zip(errors, complete)], float)
 

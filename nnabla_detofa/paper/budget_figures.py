@@ -178,12 +178,14 @@ def difference_text(one: np.ndarray, other: np.ndarray) -> str:
 def fullnets(curves: Sequence[Curve]) -> str:
     """Give the AP of the fullnets in a sentence."""
     groups = by_fullnet(curves)
-    known = [curve.errors[place, 0] for curve in curves for place in curve.known_errors]
-    error = f"; standard error over the test images {np.mean(known):.1f}" if known else ""
-    if len(groups) == 1:
-        return f"AP of the fullnet (Algorithm 1, line 2): {with_range(curves[0].fullnet)}{error}."
-    each = "; ".join(f"{', '.join(c.title for c in group)} {with_range(group[0].fullnet)}" for group in groups)
-    return f"AP of the fullnets (Algorithm 1, line 2): {each}{error}."
+    each = []
+    for group in groups:
+        curve = max(group, key=lambda one: len(one.known_errors))
+        text = with_range(curve.fullnet)
+        if len(known := curve.known_errors):
+            text += f", standard error over the test images{_seeds(known, curve)} {curve.errors[known, 0].mean():.1f}"
+        each.append(text if len(groups) == 1 else f"{', '.join(one.title for one in group)} {text}")
+    return f"AP of the fullnet{'s' * (len(groups) > 1)} (Algorithm 1, line 2): {'; '.join(each)}."
 
 
 def searched_in_a(runs: Sequence[Run]) -> list[str]:
@@ -202,7 +204,11 @@ def searched_in_a(runs: Sequence[Run]) -> list[str]:
 def seeds_and_runs(request: Request, runs: Sequence[Run]) -> str:
     """Describe the seeds and the runs of a figure."""
     seeds = ", ".join(str(seed) for seed in range(request.seeds))
-    about = "AP in points on the test images, of the subnet found for each budget, which is not fine-tuned."
+    about = (
+        "AP in points on the test images, of the subnet found for each budget, which is not fine-tuned. Differences are paired "
+        "by seed; with several seeds, they have the mean and in brackets its 95% t interval. The best subnet is the one with "
+        "the highest AP on the test images, so its difference is an upper limit."
+    )
     return f"{about} Seeds: {seeds}. Runs: {runs_and_code(runs)}."
 
 
@@ -246,7 +252,8 @@ def draw(axes: Axes, curves: Sequence[Curve], measure: str, colors: Mapping[str,
             axes.plot([], [], color=color, linestyle=":", label=f"{label}: {ap:.1f}, below")
         else:
             axes.axhline(ap, color=color, linestyle=":", label=label)
-    one = "one seed; bars: standard error" if error_bars(curves[0]) is not None else "one seed"
+    bars = [error_bars(curve) is not None for curve in curves]
+    one = f"one seed{'; bars: standard error' * any(bars)}{', where known' * (any(bars) and not all(bars))}"
     over = f"mean and range of {seeds} seeds" if seeds > 1 else one
     axes.set(xlabel="budget [GFLOPs, multiply-accumulates]", ylabel=f"{measure} [points]", title=f"{title} ({over})")
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)

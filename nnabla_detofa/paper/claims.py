@@ -7,9 +7,12 @@ paper has no such verdicts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import count
 
 import numpy as np
 
@@ -35,6 +38,8 @@ from .experiments import (
     operation_ratios,
     path_ratios,
 )
+from .filter_scores import title
+from .filter_study import PRUNED_BY, SETTINGS
 from .intervals import Direction, Values, differences, verdict
 from .method_costs import cost_of_runs
 from .profiles import Profile
@@ -45,10 +50,15 @@ AP_MARGIN = 0.5
 """Points of AP within which a difference counts as none. The paper's smallest difference, 0.45 on COCO, would need more runs;
 its 0.85 on Pascal VOC does not."""
 PRECISION_MARGIN = 0.05
-PAPER_PRECISION = "0.79"
+PAPER_PRECISION = 0.79
+PAPER_ROWS = [setting.name for setting in SETTINGS[:4]]
+"""Rows of Table 3 in the paper, in its order."""
+SMALL, LARGE = slice(0, 2), slice(-2, None)
+"""The two smallest and the two largest budgets."""
 CONTROL = "control"
 """Mark of numbers that the paper does not have, instead of the paper's number."""
-MAX_SEEDS = 20
+MIN_BUDGETS = 4
+"""Budgets from which the two smallest and the two largest are different ones."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +117,8 @@ class Evidence:
     Attributes:
         profile: the scale.
         key: key of the data set.
-        precisions_of: function of a run that returns (fits,) precisions by row of Table 3: the paper's rows in its order, then
-            the run's own filter; empty without a filter study.
+        precisions_of: function of a run that returns (fits,) precisions by title of a row of Table 3; empty without a filter
+            study.
         controls_of: function of an experiment that returns the results of the runs whose control paths were evaluated.
     """
 
@@ -121,7 +131,7 @@ class Evidence:
     def runs(self, experiment: Experiment) -> dict[int, Run]:
         """Return the finished runs of an experiment by seed, up to the first missing seed."""
         found = {}
-        for seed in range(MAX_SEEDS):
+        for seed in count():
             run = Run(self.profile, self.key, experiment, seed)
             if not run.finished:
                 break
@@ -129,8 +139,13 @@ class Evidence:
         return found
 
     def aps(self, experiment: Experiment) -> dict[int, np.ndarray]:
-        """Return the (b,) AP of the found subnets, in points, by seed."""
-        return {seed: subnet_points(summary_of(run)) for seed, run in self.runs(experiment).items()}
+        """Return the (b,) AP of the found subnets, in points, from the smallest budget to the largest, by seed."""
+        found = {}
+        for seed, run in self.runs(experiment).items():
+            summary = summary_of(run)
+            order = np.argsort([subnet["budget"] for subnet in summary["subnets"]], kind="stable")
+            found[seed] = subnet_points(summary)[order]
+        return found
 
     def difference(
         self,
@@ -141,27 +156,36 @@ class Evidence:
         part: slice = slice(None),
         budgets: str = "mean over the budgets",
     ) -> list[Number]:
-        """Return the AP of `one` minus the AP of `other`, for the seeds that both have; empty if there are none.
+        """Return the AP of `one` minus the AP of `other`, for the seeds that both have.
 
         Args:
             one, other: the experiments.
             paper: the paper's number, in words.
             direction: see `intervals.verdict`.
-            part: budgets over which the AP is averaged.
+            part: budgets over which the AP is averaged, of those from the smallest to the largest.
             budgets: description of `part`.
+
+        Returns:
+            The number in a list, which is empty if there are no such seeds, or too few budgets for a part of them.
         """
         first, second = self.aps(one), self.aps(other)
-        seeds = tuple(sorted(first.keys() & second.keys()))
+        enough = 1 if part == slice(None) else MIN_BUDGETS
+        seeds = tuple(seed for seed in sorted(first.keys() & second.keys()) if len(first[seed]) >= enough)
         values = Values(tuple(float((first[seed] - second[seed])[part].mean()) for seed in seeds))
         return [Number(f"{one.title} minus {other.title}, {budgets}", paper, values, direction, seeds=seeds)] if seeds else []
 
     def small_minus_large(self, one: Experiment, other: Experiment, paper: str, direction: Direction) -> list[Number]:
-        """Return the difference of `difference` under the two smallest budgets minus that under the two largest."""
+        """Return how much larger `difference` is under the two smallest budgets than under the two largest."""
         budgets = "two smallest budgets minus two largest"
-        small = self.difference(one, other, paper, direction, slice(0, 2), budgets)
-        large = self.difference(one, other, paper, direction, slice(-2, None), budgets)
-        both = zip(small, large)
-        return [replace(n, values=differences(n.values.values, m.values.values)) for n, m in both]
+        small = self.difference(one, other, paper, direction, SMALL, budgets)
+        large = self.difference(one, other, paper, direction, LARGE, budgets)
+        return [replace(n, values=differences(n.values.values, m.values.values)) for n, m in zip(small, large)]
+
+    @cached_property
+    def studied(self) -> dict[int, dict[str, np.ndarray]]:
+        """Precisions of `precisions_of` by seed, for the runs of DetOFA that have a filter study."""
+        precisions = {seed: self.precisions_of(run) for seed, run in self.runs(DETOFA).items()}
+        return {seed: rows for seed, rows in precisions.items() if rows}
 
 
 @dataclass(frozen=True)
@@ -213,12 +237,11 @@ def pretraining(found: Evidence) -> list[Number]:
         *found.difference(supernet, fullnet, "above (Fig. 7)"),
         *found.difference(supernet_ps, fullnet_ps, "above (Fig. 7)"),
         *found.small_minus_large(supernet, fullnet, "above 0 (Fig. 7)", "above"),
-        *found.difference(fullnet, scratch, "above under large budgets (Fig. 7)"),
+        *found.difference(fullnet, scratch, "above (Fig. 7)", "above", LARGE, "two largest budgets"),
         *found.difference(scratch_ps, scratch, "up to 3.5"),
         *found.difference(scratch_ps, SCRATCH_LONG, f"{CONTROL}, with equal steps"),
         *found.difference(supernet_ps, supernet, "alike (4.3)", "alike"),
         *found.difference(supernet_ps, UNIFORM_LONG, f"{CONTROL}, with equal steps", "alike"),
-        *found.difference(fullnet_ps, fullnet, CONTROL, "alike"),
     ]
 
 
@@ -235,20 +258,12 @@ def filter_precision(found: Evidence) -> list[Number]:
             scores = np.array(read_result(run.folder, "scores", result_files.scores), float)
             if len(paths):
                 held_out[seed] = weakest(scores, paths.losses, 0.25, paths.buckets).precision
-    name = "precision for the weakest 25% of the held-out paths, filter of the search"
-    numbers = [_precision(name, PAPER_PRECISION, held_out, "not below", float(PAPER_PRECISION))] if held_out else []
-    studied = _studied(found)
-    for row in list(next(iter(studied.values()), ()))[3:]:
-        values = {seed: float(np.mean(each[row])) for seed, each in studied.items() if row in each}
-        name = f"precision for the weakest 25% of the test paths, {row}"
-        numbers.append(_precision(name, PAPER_PRECISION, values, "not below", float(PAPER_PRECISION)))
-    return numbers
-
-
-def _studied(found: Evidence) -> dict[int, dict[str, np.ndarray]]:
-    """Return the precisions of `Evidence.precisions_of` by seed, for the runs that have a filter study."""
-    studied = {seed: found.precisions_of(run) for seed, run in found.runs(DETOFA).items()}
-    return {seed: precisions for seed, precisions in studied.items() if precisions}
+    what, other = "precision for the weakest 25% of the", f"{PAPER_PRECISION}, with pre-training"
+    numbers = [_precision(f"{what} held-out paths, filter of the search", other, held_out, "not below", PAPER_PRECISION)]
+    for row, paper in ((title(PAPER_ROWS[-1]), str(PAPER_PRECISION)), (title(PRUNED_BY), other)):
+        values = {seed: float(np.mean(each[row])) for seed, each in found.studied.items() if row in each}
+        numbers.append(_precision(f"{what} test paths, {row}", paper, values, "not below", PAPER_PRECISION))
+    return [number for number in numbers if number.seeds]
 
 
 def filter_parts(found: Evidence) -> list[Number]:
@@ -256,26 +271,27 @@ def filter_parts(found: Evidence) -> list[Number]:
 
     Fits to the same paths agree more than those to the paths of other supernets, so they are not values of their own.
     """
-    supernets = _studied(found)
-    names = list(next(iter(supernets.values()), ()))
-    numbers = []
-    for before, after, paper in zip(names, names[1:], ("+0.08", "+0.01", "+0.36")):
-        gains = {seed: float(np.mean(each[after] - each[before])) for seed, each in supernets.items()}
+    rows, numbers = [title(name) for name in PAPER_ROWS], []
+    for before, after, paper in zip(rows, rows[1:], ("+0.08", "+0.01", "+0.36")):
+        both = {seed: each for seed, each in found.studied.items() if before in each and after in each}
+        gains = {seed: float(np.mean(each[after] - each[before])) for seed, each in both.items()}
         numbers.append(_precision(f"precision: {after} minus {before}", paper, gains))
-    return numbers
+    return [number for number in numbers if number.seeds]
 
 
 def _precision(
     name: str, paper: str, values: Mapping[int, float], direction: Direction = "above", no_effect: float = 0.0
 ) -> Number:
-    return Number(name, paper, _of_seeds(values), direction, no_effect, PRECISION_MARGIN, tuple(values), "precision")
+    """Return a number of precisions, without the seeds whose precision is undecided (NaN)."""
+    known = {seed: value for seed, value in values.items() if not math.isnan(value)}
+    return Number(name, paper, _of_seeds(known), direction, no_effect, PRECISION_MARGIN, tuple(known), "precision")
 
 
 def small_budgets(found: Evidence) -> list[Number]:
     """Return differences between CompOFA* and DetOFA under the two smallest budgets, the two largest, and between these."""
     return [
-        *found.difference(COMPOFA, DETOFA, "weaker (Fig. 5)", "below", slice(0, 2), "two smallest budgets"),
-        *found.difference(COMPOFA, DETOFA, "performs well (Fig. 5)", "not below", slice(-2, None), "two largest budgets"),
+        *found.difference(COMPOFA, DETOFA, "weaker (Fig. 5)", "below", SMALL, "two smallest budgets"),
+        *found.difference(COMPOFA, DETOFA, "performs well (Fig. 5)", "not below", LARGE, "two largest budgets"),
         *found.small_minus_large(COMPOFA, DETOFA, "below 0 (Fig. 5)", "below"),
     ]
 
@@ -284,16 +300,16 @@ def pruning(found: Evidence) -> list[Number]:
     """Return differences between strategies and ratios of pruning (Figures 9 and 10)."""
     flops, per_bucket, all_scores = STRATEGIES
     paths, operations = path_ratios(found.profile.path_ratios), operation_ratios(found.profile.operation_ratios)
-    too_much = "above: weaker with r = 0.4, the largest tried (Fig. 10)"
+    too_much = "above: r = 0.4 is weaker (Fig. 10)"
     return [
         *found.difference(all_scores, per_bucket, "best (Fig. 9)"),
         *found.difference(all_scores, flops, "best (Fig. 9)"),
         *found.difference(per_bucket, flops, "slightly better (Fig. 9)"),
         *_ratios(found, "paths", paths, 0, "above under every budget (Fig. 10)"),
-        *_ratios(found, "paths", paths, -1, too_much),
+        *_ratios(found, "paths", paths, max(found.profile.path_ratios), too_much),
         *_ratios(found, "operations", operations, 0, "above (Fig. 10)"),
         *_ratios(found, "operations", operations, 0, "above: worst with r = 0 (Fig. 10)", slice(0, 1), "smallest budget"),
-        *_ratios(found, "operations", operations, -1, too_much),
+        *_ratios(found, "operations", operations, max(found.profile.operation_ratios), too_much),
     ]
 
 
@@ -301,24 +317,23 @@ def _ratios(
     found: Evidence,
     what: str,
     experiments: Sequence[Experiment],
-    other: int,
+    ratio: float,
     paper: str,
     part: slice = slice(None),
     budgets: str = "mean over the budgets",
 ) -> list[Number]:
-    """Return the difference between DetOFA's own pruning ratio and another one.
+    """Return the difference between DetOFA's own pruning ratio and another one, if it is among the experiments.
 
     Args:
         found: the evidence.
         what: what is pruned.
         experiments: experiments by ratio.
-        other: index of the other ratio.
+        ratio: the other ratio.
         paper, part, budgets: see `Evidence.difference`.
     """
     own = next(one for one in experiments if one.name == DETOFA.name)
-    if experiments[other] is own:
-        return []
-    numbers = found.difference(own, experiments[other], paper, "above", part, budgets)
+    others = [one for one in experiments if one is not own and one.title == f"r = {ratio:g}"]
+    numbers = [number for other in others for number in found.difference(own, other, paper, "above", part, budgets)]
     return [replace(number, name=f"{what} pruned: {number.name}") for number in numbers]
 
 
@@ -357,7 +372,7 @@ CLAIMS = (
     Claim(
         "C7",
         "pruning paths by score is better than uniform pruning, and uniform pruning is better than none",
-        "D.3, Figure A2",
+        "D.1, Figure A2",
         lambda found: [
             *found.difference(PATH_PRUNINGS[2], PATH_PRUNINGS[1], "best (Fig. A2)"),
             *found.difference(PATH_PRUNINGS[1], PATH_PRUNINGS[0], "better (Fig. A2)"),

@@ -23,16 +23,17 @@ RULE = (
     "however small the effect is. Otherwise it is *not reproduced* if the interval lies on the other side, or within the "
     f"margin around no effect ({AP_MARGIN:g} points of AP, {PRECISION_MARGIN:g} of precision or of a ratio of costs), and else "
     '*not decidable* at this scale, as always with one seed. For "at least as good", the interval must lie above minus the '
-    'margin; for "alike", within the margin. C5 is tested as "at least as good" as 0.79, the paper\'s precision. C6, '
-    "and C5 on test paths, have one value for the supernet of each seed, the mean over several fits. Seeds are paired: all "
-    "methods of a seed have the same data, initial weights and random numbers."
+    'margin; for "alike", within the margin. C5 is tested as "at least as good" as the paper\'s precision, 0.79. Its numbers '
+    "on test paths, and those of C6, have one value for the supernet of each seed, the mean over the fits. Seeds are paired: "
+    "all methods of a seed have the same data and random numbers and, except where C4 compares them, the same initial weights."
 )
 NOTES = (
     f"Numbers marked as *{CONTROL}* are not in the paper; their verdict says whether they agree with the claim. The intervals "
     "are not corrected for the number of comparisons: of twenty without an effect, one is expected to exclude no effect. A "
-    "number that is not decidable has the number of seeds that would decide it if mean and deviation stayed the same.\n\n"
-    "In the pictures, each point is a seed, and the diamond and the bar are the mean and its interval. The vertical line is no "
-    "effect, and the gray band the margin."
+    "number that is not decidable has the number of seeds that would decide it if mean and deviation stayed the same, and the "
+    "verdict that it would have then.\n\n"
+    "In the pictures, each point is a seed, and the diamond and the bar are the mean and its interval. The vertical line is "
+    "the value without an effect (in C5 the paper's precision), and the gray band the margin."
 )
 MOST_SEEDS = 100
 """Seeds up to which `seeds_to_decide` looks."""
@@ -93,21 +94,26 @@ def verdict_text(number: Number) -> str:
     if interval is None:
         return f"{number.verdict}: single seed"
     if number.verdict == NOT_DECIDABLE:
-        count = seeds_to_decide(number)
-        return f"{number.verdict}: needs {f'about {count}' if count else f'more than {MOST_SEEDS}'} seeds"
+        decided = seeds_to_decide(number)
+        reason = f"about {decided[0]} seeds for {decided[1]}" if decided else f"{MOST_SEEDS} seeds would not decide it"
+        return f"{number.verdict}: {reason}"
     if number.verdict == NOT_REPRODUCED:
-        inside = max(abs(end - number.no_effect) for end in interval) <= number.margin
-        other = {"alike": "unlike", "not below": "below"}.get(number.direction, "the opposite effect")
-        return f"{number.verdict}: {'within the margin' if inside else other}"
+        low, high = interval[0] - number.no_effect, interval[1] - number.no_effect
+        small = number.direction in ("above", "below") and low <= 0 <= high
+        reason = {"alike": "they differ", "not below": "it is lower"}.get(number.direction, "the opposite effect")
+        return f"{number.verdict}: {'within the margin' if small else reason}"
     return number.verdict
 
 
-def seeds_to_decide(number: Number) -> int | None:
-    """Return how many seeds with the mean and deviation of these would decide a number; None if more than `MOST_SEEDS`."""
-    for count in range(len(number.values.values) + 1, MOST_SEEDS + 1):
-        interval = number.values.interval_of(count)
-        if verdict(interval, number.direction, number.no_effect, number.margin) != NOT_DECIDABLE:
-            return count
+def seeds_to_decide(number: Number) -> tuple[int, str] | None:
+    """Return how many seeds with the mean and deviation of these would decide a number, and the verdict.
+
+    The result is None if more than `MOST_SEEDS` would be needed.
+    """
+    for seeds in range(len(number.values.values) + 1, MOST_SEEDS + 1):
+        found = verdict(number.values.interval_of(seeds), number.direction, number.no_effect, number.margin)
+        if found != NOT_DECIDABLE:
+            return seeds, found
     return None
 
 

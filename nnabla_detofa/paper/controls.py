@@ -35,6 +35,7 @@ from .target import Request, Target, csv_file, picture_line, save_picture, write
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SCRATCH, SCRATCH_PS, SCRATCH_LONG = FROM_SCRATCH
 EXPERIMENTS = (*METHODS, *CONTROLS, *FROM_SCRATCH)
 PAIRS = (
     (DETOFA, OFA),
@@ -44,7 +45,9 @@ PAIRS = (
     (DETOFA_LONG, OFA_PS),
     (DETOFA_LONG, UNIFORM_LONG),
     (UNIFORM_LONG, UNIFORM_RESTARTS),
-    *((FROM_SCRATCH[one], FROM_SCRATCH[other]) for one, other in ((1, 0), (2, 0), (1, 2))),
+    (SCRATCH_PS, SCRATCH),
+    (SCRATCH_LONG, SCRATCH),
+    (SCRATCH_PS, SCRATCH_LONG),
 )
 """Pairs of experiments whose differences are shown, the first minus the second."""
 
@@ -187,15 +190,21 @@ def draw(results: Sequence[RunResults]) -> Figure:
     figure, axes = figures.subplots(figsize=(7.5, 4.5), layout="constrained")
     lengths = sorted({run.steps for run in results if run.steps is not None})
     for number, runs in enumerate(by_experiment(results).values()):
-        if (steps := runs[0].steps) is not None:
-            alike = list(dict.fromkeys(run.name for run in results if run.steps == steps))
-            place = lengths.index(steps) + 0.8 * ((alike.index(runs[0].name) + 0.5) / len(alike) - 0.5)
-            axes.scatter([place] * len(runs), [run.found.mean() for run in runs], s=26, color=f"C{number}", label=runs[0].title)
+        known = [run for run in runs if run.steps is not None]
+        places = [_place(run, [other for other in results if other.steps == run.steps]) for run in known]
+        points = [lengths.index(run.steps) + place for run, place in zip(known, places) if run.steps is not None]
+        axes.scatter(points, [run.found.mean() for run in known], s=26, color=f"C{number}", label=runs[0].title)
     axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
     axes.set(xlabel="training steps of the supernet", ylabel="AP of the found subnets, mean over the budgets [points]")
     axes.grid(alpha=0.3, axis="y")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
+
+
+def _place(run: RunResults, alike: Sequence[RunResults]) -> float:
+    """Return the place of a run's method among the methods with as many steps, from -0.4 to 0.4."""
+    names = list(dict.fromkeys(other.name for other in alike))
+    return 0.8 * ((names.index(run.name) + 0.5) / len(names) - 0.5)
 
 
 def write(request: Request, target: Target, runs: Sequence[Run]) -> list[FilePath]:
@@ -211,7 +220,7 @@ def write(request: Request, target: Target, runs: Sequence[Run]) -> list[FilePat
         "",
         "AP in points on the test images. With several seeds: mean, 95% t interval in brackets, and the value of each seed. "
         f"The random paths are {RANDOM_PATHS} of each FLOPs bucket of the search space A, the same for all methods of a seed. "
-        f"PS is OFA's progressive shrinking. Runs: {runs_and_code(runs)}.",
+        f"PS is OFA's progressive shrinking. The picture does not have training from scratch. Runs: {runs_and_code(runs)}.",
     ]
     return write_markdown(request, target, lines)
 

@@ -193,7 +193,7 @@ def notes(request: Request, found: Collected) -> list[str]:
         "is not counted. A run that branched off another one includes the time of the phases that they share.",
     ]
     if found.finished:
-        over = "Runs, of which the costs are means over the seeds" if any(run.seed for run in found.finished) else "Runs"
+        over = "Runs, of which the costs are means over the seeds" if len({run.seed for run in found.finished}) > 1 else "Runs"
         lines += ["", f"{over}: {runs_and_code(found.finished)}."]
     return lines
 

@@ -33,7 +33,12 @@ def test_standard_errors_are_those_of_the_seeds_that_have_them_and_their_seeds_a
     for errors, seeds in (([known, known], ""), ([{}, known], " (seed 1)"), ([{"subnet_1": 9}, known], " (seed 1)")):
         some = curve("OFA", [[50, 60], [54, 64]], [70, 72], errors)
         assert row.format(seeds) in table([some], "AP50").splitlines()
-        assert fullnets([some]).endswith("71.0 (70.0 to 72.0); standard error over the test images 0.7.")
+        assert fullnets([some]).endswith(f"71.0 (70.0 to 72.0), standard error over the test images{seeds} 0.7.")
+        assert fullnets([ONE, some]) == fullnets([some, ONE]) == fullnets([some])  # the same fullnet, measured once
+    other = curve("scratch", [[20, 30]], [40], [{"fullnet": 0.1, "subnet_1": 1, "subnet_2": 1}])
+    one = curve("OFA", [[50, 60]], [70], [known])
+    wanted = "OFA 70.0, standard error over the test images 0.7; scratch 40.0, standard error over the test images 0.1."
+    assert fullnets([one, other]).endswith(wanted)
     for errors in ([], [{}, {}]):
         assert "standard error" not in table([curve("OFA", [[50, 60], [54, 64]], [70, 72], errors)], "AP50")
 
@@ -73,6 +78,24 @@ def test_the_bars_of_one_seed_are_its_standard_errors():
     np.testing.assert_allclose([segment[:, 1] for segment in bars.lines[2][0].get_segments()], [[49.6, 50.4], [59.4, 60.6]])
     assert axes.get_title() == "digits (one seed; bars: standard error)"
     plt.close("all")
+
+
+def test_bars_that_are_known_for_some_curves_only_say_so():
+    known = {"fullnet": 0.7, "subnet_1": 0.4, "subnet_2": 0.6}
+    both = [curve("OFA", [[50, 60]], [70], [known]), curve("ours", [[50, 60]], [70])]
+    for curves in (both, both[::-1]):
+        axes = plt.figure().subplots()
+        draw(axes, curves, "AP50", {"OFA": "C0", "ours": "C1"}, "digits")
+        assert axes.get_title() == "digits (one seed; bars: standard error, where known)"
+        plt.close("all")
+
+
+def test_budgets_ascend_in_any_order_of_the_config():
+    subnets = [{"budget": budget, "flops": budget, "ap50": budget / 100} for budget in (80, 60, 70)]
+    errors = {"fullnet": 1, "subnet_1": 0.8, "subnet_2": 0.6, "subnet_3": 0.7}
+    one = Curve.of("OFA", [{"subnets": subnets, "fullnet": {"ap50": 0.9}}], [errors])
+    assert one.budgets.tolist() == [60, 70, 80] and one.errors.tolist() == [[1, 0.6, 0.7, 0.8]]
+    np.testing.assert_allclose(one.ap, [[60, 70, 80]])
 
 
 def test_error_bars_of_one_budget_are_side_by_side():
