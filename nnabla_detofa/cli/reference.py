@@ -105,8 +105,8 @@ def claims_table() -> list[str]:
 def _number(entry: dict, claim: Claim) -> str:
     """What an entry of claims.json measures, its mean and interval."""
     what = entry["claim"].removeprefix(f"{claim.text}: ").removesuffix(", mean over the budgets")
-    interval = f"[{entry['interval'][0]:.2f}, {entry['interval'][1]:.2f}]" if entry["interval"] else "(one seed)"
-    return f"{what} {entry['mean']:.2f} {interval}"
+    mean, *ends = (f"{round(value, 2) + 0.0:.2f}" for value in (entry["mean"], *(entry["interval"] or ())))
+    return f"{what} {mean} {f'[{ends[0]}, {ends[1]}]' if ends else '(one seed)'}"
 
 
 def filled(readme: str) -> str:

@@ -56,11 +56,12 @@ class Values:
             each: append the values.
         """
         form = f"{'+' if sign else ''}.{digits}f"
+        mean, *values = (round(value, digits) + 0.0 for value in (self.mean, *self.values))  # + 0.0: no negative zero
         if self.interval is None:
-            return f"{self.mean:{form}}"
-        low, high = self.interval
-        values = f" ({', '.join(f'{value:{form}}' for value in self.values)})" if each else ""
-        return f"{self.mean:{form}} [{low:{form}}, {high:{form}}]{values}"
+            return f"{mean:{form}}"
+        low, high = (round(end, digits) + 0.0 for end in self.interval)
+        listed = f" ({', '.join(f'{value:{form}}' for value in values)})" if each else ""
+        return f"{mean:{form}} [{low:{form}}, {high:{form}}]{listed}"
 
 
 def verdict(interval: tuple[float, float] | None, direction: Direction, no_effect: float, margin: float) -> str:
