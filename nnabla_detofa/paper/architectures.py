@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 RANDOM_PATHS, NEAR = 500, 0.01
-"""Random paths for each found subnet, and the largest relative difference of their FLOPs from those of the subnet."""
+"""Random paths for each found subnet, and how much their FLOPs may differ, relative to the subnet's."""
 
 
 @dataclass(frozen=True, eq=False)

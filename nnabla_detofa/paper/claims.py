@@ -21,6 +21,7 @@ from ..path_filter.evaluated_paths import EvaluatedPaths
 from ..path_filter.metrics import weakest
 from ..runs import result_files
 from ..runs.run_folder import read_result
+from . import table3
 from .control_paths import RunResults
 from .controls import training_gain
 from .experiments import (
@@ -39,7 +40,7 @@ from .experiments import (
     path_ratios,
 )
 from .filter_scores import title
-from .filter_study import PRUNED_BY, SETTINGS
+from .filter_study import PRUNED_BY
 from .intervals import Direction, Values, differences, verdict
 from .method_costs import cost_of_runs
 from .profiles import Profile
@@ -50,9 +51,9 @@ AP_MARGIN = 0.5
 """Points of AP within which a difference counts as none. The paper's smallest difference, 0.45 on COCO, would need more runs;
 its 0.85 on Pascal VOC does not."""
 PRECISION_MARGIN = 0.05
-PAPER_PRECISION = 0.79
-PAPER_ROWS = [setting.name for setting in SETTINGS[:4]]
+PAPER_ROWS = [row.name for row in table3.ROWS]
 """Rows of Table 3 in the paper, in its order."""
+PAPER_PRECISION = table3.PAPER[PAPER_ROWS[-1]][1]
 SMALL, LARGE = slice(0, 2), slice(-2, None)
 """The two smallest and the two largest budgets."""
 CONTROL = "control"
@@ -258,7 +259,7 @@ def filter_precision(found: Evidence) -> list[Number]:
             scores = np.array(read_result(run.folder, "scores", result_files.scores), float)
             if len(paths):
                 held_out[seed] = weakest(scores, paths.losses, 0.25, paths.buckets).precision
-    what, other = "precision for the weakest 25% of the", f"{PAPER_PRECISION}, with pre-training"
+    what, other = "precision for the weakest 25% of the", f"{PAPER_PRECISION:g}, with pre-training"
     numbers = [_precision(f"{what} held-out paths, filter of the search", other, held_out, "not below", PAPER_PRECISION)]
     for row, paper in ((title(PAPER_ROWS[-1]), str(PAPER_PRECISION)), (title(PRUNED_BY), other)):
         values = {seed: float(np.mean(each[row])) for seed, each in found.studied.items() if row in each}

@@ -24,7 +24,7 @@ RULE = (
     f"margin around no effect ({AP_MARGIN:g} points of AP, {PRECISION_MARGIN:g} of precision or of a ratio of costs), and else "
     '*not decidable* at this scale, as always with one seed. For "at least as good", the interval must lie above minus the '
     'margin; for "alike", it must lie within the margin, and the number is not reproduced if it lies outside. C5 is tested as '
-    '"at least as good" as the paper\'s precision, 0.79. Its numbers on test paths, and those of C6, have one value for the '
+    '"at least as good" as the paper\'s precision, 0.79. On test paths, and in C6, there is one value for the '
     "supernet of each seed, the mean over the fits if there are several. Seeds are paired: all methods of a seed have the same "
     "data and random numbers and, except where C4 compares them, the same initial weights."
 )
@@ -32,7 +32,8 @@ NOTES = (
     f"Numbers marked as *{CONTROL}* are not in the paper; their verdict says whether they agree with the claim. The intervals "
     "are not corrected for the number of comparisons: if no number had an effect, about one interval in twenty would still "
     "exclude it by chance. A number that is not decidable has the number of seeds that would decide it if mean and deviation "
-    "stayed the same, and the verdict that it would have then: a rough guess, since the deviation is that of a few seeds.\n\n"
+    "stayed the same, and the verdict that it would have then. This is a rough guess, since the "
+    "deviation of a few seeds varies.\n\n"
     "In the pictures, each point is a seed, and the diamond and the bar are the mean and its interval. The vertical line is "
     "the value without an effect (in C5 the paper's precision), and the gray band the margin."
 )
